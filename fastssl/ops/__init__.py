@@ -1,0 +1,1 @@
+"""The contract of each op: schema, fake, autograd, input checks. One file, one op."""

@@ -1,0 +1,81 @@
+"""Refusals in words: op, argument, expected, got. Run before any kernel; read no tensor data on a GPU."""
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _kind(value) -> str:
+    return type(value).__name__
+
+
+def check_matrix(op: str, name: str, value: Tensor, letters: str) -> None:
+    """A float matrix with at least one row and one column."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor ({letters}), got {_kind(value)}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    if value.dim() != 2:
+        raise ValueError(f"{op}: {name} must be 2-D ({letters}), got shape {tuple(value.shape)}")
+    if value.shape[0] == 0 or value.shape[1] == 0:
+        raise ValueError(f"{op}: {name} must have at least one row and one column ({letters}), got shape {tuple(value.shape)}")
+
+
+def check_like(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Same dtype and device."""
+    if value.dtype != other.dtype:
+        raise TypeError(f"{op}: {other_name} and {name} must have the same dtype, got {other.dtype} and {value.dtype}")
+    if value.device != other.device:
+        raise ValueError(f"{op}: {other_name} and {name} must be on the same device, got {other.device} and {value.device}")
+
+
+def check_views(op: str, names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:
+    """Two views of one batch: equal shape (B, D), dtype and device."""
+    for name, value in zip(names, (z0, z1), strict=True):
+        check_matrix(op, name, value, "B, D")
+    if z0.shape != z1.shape:
+        raise ValueError(
+            f"{op}: {names[0]} and {names[1]} must have the same shape (B, D), got {tuple(z0.shape)} and {tuple(z1.shape)}"
+        )
+    check_like(op, names[1], z1, names[0], z0)
+
+
+def check_vector(op: str, name: str, value: Tensor, length: int, dtypes: tuple, like_name: str, like: Tensor) -> None:
+    """A 1-D tensor of a given length, one of the dtypes, on the device of ``like``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor of shape ({length},), got {_kind(value)}")
+    if value.dtype not in dtypes:
+        wanted = "an integer dtype" if dtypes is INTEGERS else "a float dtype"
+        raise TypeError(f"{op}: {name} must have {wanted}, got {value.dtype}")
+    if tuple(value.shape) != (length,):
+        raise ValueError(f"{op}: {name} must have shape ({length},), one for each row of {like_name}, got {tuple(value.shape)}")
+    if value.device != like.device:
+        raise ValueError(f"{op}: {like_name} and {name} must be on the same device, got {like.device} and {value.device}")
+
+
+def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) -> None:
+    """A finite number (not 0 unless ``zero``) or a one-element float tensor on the device of ``like``.
+
+    A tensor's value is looked at only on the CPU and outside a compiled graph: on a GPU it would be a sync.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.dtype.is_floating_point:
+            raise ValueError(f"{op}: {name} must be a number or a one-element float tensor, got {value.dtype} {tuple(value.shape)}")
+        if value.device != like.device:
+            raise ValueError(f"{op}: {name} must be on the device of the embeddings, {like.device}, got {value.device}")
+        if torch.compiler.is_compiling() or value.device.type != "cpu":
+            return
+        value = float(value.detach())
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {_kind(value)}")
+    if not math.isfinite(value) or (value == 0 and not zero):
+        raise ValueError(f"{op}: {name} must be finite{'' if zero else ' and not 0'}, got {value}")
+
+
+def check_choice(op: str, name: str, value, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,57 @@
+"""Contract of the op that turns two views into the rows of a contrastive loss: one pass over the data each way.
+
+    z = [a / |a| ; b / |b|]  (2B, D)        dot_i = <z_i, z_{B+i}>  (B,)
+    G_i = dz_i + ddot_i z_partner(i)        da_i = (G_i - z_i <z_i, G_i>) / |a_i|
+
+|.| is clamped from below at eps = 1e-12, as in ``torch.nn.functional.normalize``. Bytes: forward reads 2BD and writes
+2BD elements; backward reads 4BD and writes 2BD.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._register import define_op, refuse_functorch
+
+EPS = 1e-12
+
+
+def _accumulator(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _fake_fwd(a, b, eps):
+    rows = a.shape[0] + b.shape[0]
+    return a.new_empty((rows, a.shape[1])), _accumulator(a, rows), _accumulator(a, a.shape[0])
+
+
+def _fake_bwd(dz, ddot, z, norm, eps):
+    half = z.shape[0] // 2
+    return z.new_empty((half, z.shape[1])), z.new_empty((half, z.shape[1]))
+
+
+_fwd = define_op("normalize_pair_fwd", "(Tensor a, Tensor b, float eps) -> (Tensor, Tensor, Tensor)", _fake_fwd, "normalize")
+_bwd = define_op(
+    "normalize_pair_bwd", "(Tensor dz, Tensor ddot, Tensor z, Tensor norm, float eps) -> (Tensor, Tensor)", _fake_bwd, "normalize"
+)
+
+
+class _NormalizePair(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, b):
+        z, norm, dot = _fwd(a, b, EPS)
+        ctx.save_for_backward(z, norm)
+        return z, dot
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dz, ddot):
+        z, norm = ctx.saved_tensors
+        da, db = _bwd(dz, ddot, z, norm, EPS)
+        return da if ctx.needs_input_grad[0] else None, db if ctx.needs_input_grad[1] else None
+
+
+def normalize_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a, b (B, D), already checked -> z (2B, D) unit rows in their dtype, dot (B,) float32 (float64 for float64)."""
+    refuse_functorch("normalize_pair")
+    return _NormalizePair.apply(a, b)

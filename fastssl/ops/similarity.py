@@ -1,0 +1,181 @@
+"""Contract of the masked similarity log-sum-exp, the op under every softmax loss.
+
+    s_ij  = scale * <x_i, y_j> + y_bias_j                                x (N, D), y (M, D)
+    lse_i = log sum_{j : x_id_i != y_id_j} exp(s_ij)                     -inf where every column is excluded
+
+With upstream gradient g_i and p_ij = exp(s_ij - lse_i):
+
+    dx_i = scale g_i sum_j p_ij y_j    dy_j = scale sum_i g_i p_ij x_i    dbias_j = sum_i g_i p_ij
+    dscale = sum_i g_i sum_j p_ij <x_i, y_j>
+
+Four schedules, U = 2 N M D FLOP:
+
+    symmetric   y is x                   forward U/2 to U, backward 3U/2 to 2U: the weight g_i p_ij + g_j p_ji is symmetric
+    two-sided   y or y_bias needs grad   forward U, backward 3U to 4U
+    one-pass    only x or scale does     forward 2U, also emits mean_i = sum_j p_ij y_j; backward 0, nothing of y is saved
+    no-grad     nothing does             forward U
+
+Saved for the backward: x, y and lse (one-pass: mean). No N x M matrix exists in any of them.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector
+from ._register import define_op, refuse_functorch
+
+_OP = "similarity_lse"
+_COMMON = "Tensor x, Tensor? y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id, Tensor? y_bias"
+
+
+def _accumulator(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias):
+    return _accumulator(x, x.shape[0])
+
+
+def _fake_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias):
+    return _accumulator(x, x.shape[0]), _accumulator(x, *x.shape)
+
+
+def _fake_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need):
+    dx = x.new_empty(x.shape if need[0] else (0,))
+    dy = x.new_empty(y.shape if need[1] and y is not None else (0,))
+    dbias = _accumulator(x, 0) if y_bias is None else y_bias.new_empty(y_bias.shape if need[2] else (0,))
+    return dx, dy, dbias, (_accumulator(x) if need[3] else _accumulator(x, 0))
+
+
+_fwd = define_op("similarity_fwd", f"({_COMMON}) -> Tensor", _fake_fwd, "similarity")
+_one_pass = define_op("similarity_one_pass", f"({_COMMON}) -> (Tensor, Tensor)", _fake_one_pass, "similarity")
+_bwd = define_op(
+    "similarity_bwd",
+    f"(Tensor dlse, Tensor lse, {_COMMON}, bool[4] need) -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_bwd,
+    "similarity",
+)
+
+
+def _scale_gradient(dscale: Tensor, scale: float, scale_factor: Tensor) -> Tensor:
+    return (dscale * scale).to(scale_factor.dtype).reshape(scale_factor.shape)
+
+
+class _TwoSided(torch.autograd.Function):
+    """Symmetric (y is None) and two-sided: the backward recomputes the similarities tile by tile."""
+
+    @staticmethod
+    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias):
+        lse = _fwd(x, y, scale, scale_factor, x_id, y_id, y_bias)
+        ctx.save_for_backward(lse, x, y, scale_factor, x_id, y_id, y_bias)
+        ctx.scale = scale
+        return lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dlse):
+        lse, x, y, scale_factor, x_id, y_id, y_bias = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        need = (wants[0], wants[1], wants[6], wants[3])
+        dx, dy, dbias, dscale = _bwd(dlse, lse, x, y, ctx.scale, scale_factor, x_id, y_id, y_bias, need)
+        return (
+            dx if need[0] else None,
+            dy if need[1] else None,
+            None,
+            _scale_gradient(dscale, ctx.scale, scale_factor) if need[3] else None,
+            None,
+            None,
+            dbias if need[2] else None,
+        )
+
+
+class _OnePass(torch.autograd.Function):
+    """y and y_bias are constants: the forward leaves mean_i, and the backward never sees y."""
+
+    @staticmethod
+    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias):
+        lse, mean = _one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias)
+        ctx.save_for_backward(mean, x if ctx.needs_input_grad[3] else None, scale_factor)
+        ctx.scale, ctx.dtype = scale, x.dtype
+        return lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dlse):
+        mean, x, scale_factor = ctx.saved_tensors
+        dx = dscale = None
+        if ctx.needs_input_grad[0]:
+            factor = ctx.scale if scale_factor is None else ctx.scale * scale_factor.reshape(()).to(mean.dtype)
+            dx = (mean * (dlse * factor)[:, None]).to(ctx.dtype)
+        if ctx.needs_input_grad[3]:
+            dots = (mean * x.to(mean.dtype)).sum(1)
+            dscale = _scale_gradient((dots * dlse).sum(), ctx.scale, scale_factor)
+        return dx, None, None, dscale, None, None, None
+
+
+def _check(x, y, scale, x_id, y_id, y_bias) -> None:
+    check_matrix(_OP, "x", x, "N, D")
+    check_matrix(_OP, "y", y, "M, D")
+    check_like(_OP, "y", y, "x", x)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"{_OP}: x and y must have the same width D, got {tuple(x.shape)} and {tuple(y.shape)}")
+    check_scalar(_OP, "scale", scale, x)
+    if y_bias is not None:
+        check_vector(_OP, "y_bias", y_bias, y.shape[0], FLOATS, "y", y)
+    if x_id is None and y_id is None:
+        return
+    if x_id is None or (y_id is None and y is not x):
+        missing, given = ("x_id", "y_id") if x_id is None else ("y_id", "x_id")
+        raise ValueError(f"{_OP}: {given} was given without {missing}; excluding equal ids needs both (y_id may be left out when y is x)")
+    check_vector(_OP, "x_id", x_id, x.shape[0], INTEGERS, "x", x)
+    if y_id is not None:
+        check_vector(_OP, "y_id", y_id, y.shape[0], INTEGERS, "y", y)
+
+
+def similarity_lse(
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    x_id: Tensor | None = None,
+    y_id: Tensor | None = None,
+    y_bias: Tensor | None = None,
+) -> Tensor:
+    """Row-wise log-sum-exp of scaled similarities, equal ids excluded, without the (N, M) matrix.
+
+    ``lse_i = log sum_{j: x_id_i != y_id_j} exp(scale * <x_i, y_j> + y_bias_j)``
+
+    Args:
+        x: (N, D) float32, bfloat16, float16 or float64.
+        y: (M, D), the dtype and device of ``x``. Passing ``x`` itself selects the symmetric schedule, 2U to 3U FLOP in all.
+        scale: number or one-element float tensor (1 / temperature); a tensor may need a gradient.
+        x_id: (N,) integers. Column j is left out of row i where ``x_id[i] == y_id[j]``.
+        y_id: (M,) integers; left out, with ``y is x``, it is ``x_id``.
+        y_bias: (M,) float, added to the logits of each column.
+
+    Returns:
+        lse (N,), float32 (float64 for float64 input); ``-inf``, with gradient 0, for a row with every column excluded.
+
+    Memory is O((N + M) D). Differentiable once in x, y, scale and y_bias. If neither ``y`` nor ``y_bias`` needs a
+    gradient, nothing of ``y`` is kept for the backward, so it may be overwritten in place at once (a queue).
+
+    Raises:
+        TypeError, ValueError: a wrong type, dtype, shape, device, or a non-finite scale.
+        NotImplementedError: under torch.func transforms.
+    """
+    _check(x, y, scale, x_id, y_id, y_bias)
+    refuse_functorch(_OP)
+    factor, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+    symmetric = y is x and (y_id is None or y_id is x_id)
+    if symmetric:
+        args = (x, None, scale, factor, x_id, None, y_bias)
+    else:
+        args = (x, y, scale, factor, x_id, x_id if y_id is None else y_id, y_bias)
+    if not torch.is_grad_enabled():
+        return _fwd(*args)
+    column_gradient = y.requires_grad or (y_bias is not None and y_bias.requires_grad)
+    row_gradient = x.requires_grad or (factor is not None and factor.requires_grad)
+    if column_gradient or (symmetric and row_gradient):
+        return _TwoSided.apply(*args)
+    return _OnePass.apply(*args) if row_gradient else _fwd(*args)

@@ -1,0 +1,75 @@
+"""The masked similarity log-sum-exp in plain PyTorch.
+
+    s_ij  = scale * <x_i, y_j> + y_bias_j                                x (N, D), y (M, D)
+    lse_i = log sum_{j : x_id_i != y_id_j} exp(s_ij)
+
+Stores the (N, M) matrix: the oracle of every kernel, and the fallback where none is built. ``y=None`` means ``y = x``.
+"""
+
+import torch
+from torch import Tensor
+
+
+def accumulator_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def effective_scale(scale: float, scale_factor: Tensor | None, dtype: torch.dtype) -> float | Tensor:
+    return scale if scale_factor is None else scale * scale_factor.reshape(()).to(dtype)
+
+
+def _logits(x, y, scale, scale_factor, x_id, y_id, y_bias):
+    dtype = accumulator_dtype(x)
+    x, y = x.to(dtype), (x if y is None else y).to(dtype)
+    s = effective_scale(scale, scale_factor, dtype) * (x @ y.T)
+    if y_bias is not None:
+        s = s + y_bias.to(dtype)
+    if x_id is not None:
+        s = s.masked_fill(x_id[:, None] == (x_id if y_id is None else y_id)[None, :], float("-inf"))
+    return x, y, s
+
+
+def _softmax(s, lse):
+    """exp(s - lse), 0 in a row whose every column is excluded."""
+    return torch.exp(s - lse.masked_fill(lse == float("-inf"), 0.0)[:, None])
+
+
+def similarity_fwd(
+    x: Tensor,  # (N, D)
+    y: Tensor | None,  # (M, D)
+    scale: float,
+    scale_factor: Tensor | None,  # one element
+    x_id: Tensor | None,  # (N,)
+    y_id: Tensor | None,  # (M,)
+    y_bias: Tensor | None,  # (M,)
+) -> Tensor:  # lse (N,)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.logsumexp(_logits(x, y, scale, scale_factor, x_id, y_id, y_bias)[2], dim=1)
+
+
+def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias) -> tuple[Tensor, Tensor]:
+    """lse (N,) and mean (N, D), mean_i = sum_j p_ij y_j: all that the gradient of x needs."""
+    with torch.autocast(x.device.type, enabled=False):
+        _, y, s = _logits(x, y, scale, scale_factor, x_id, y_id, y_bias)
+        lse = torch.logsumexp(s, dim=1)
+        return lse, _softmax(s, lse) @ y
+
+
+def similarity_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need) -> tuple[Tensor, ...]:
+    """(dx, dy, dbias, dscale); a gradient that ``need`` does not ask for is an empty tensor."""
+    with torch.autocast(x.device.type, enabled=False):
+        xf, yf, s = _logits(x, y, scale, scale_factor, x_id, y_id, y_bias)
+        weight = dlse[:, None] * _softmax(s, lse)
+        factor = effective_scale(scale, scale_factor, xf.dtype)
+        none = xf.new_empty(0)
+        own = weight @ yf
+        if y is None:
+            dx = factor * (own + weight.T @ xf) if need[0] else none
+            dy = none
+        else:
+            dx = factor * own if need[0] else none
+            dy = factor * (weight.T @ xf) if need[1] else none
+        dbias = weight.sum(0) if need[2] else none
+        dscale = (xf * own).sum() if need[3] else none
+        like = x.dtype
+        return dx.to(like), dy.to(like), dbias if y_bias is None else dbias.to(y_bias.dtype), dscale

@@ -1,0 +1,29 @@
+"""Error against error: a kernel may be at most twice as wrong as eager PyTorch in the same dtype.
+
+    ||ours - f64|| <= 2 ||eager - f64|| + atol ||f64||            and nothing is NaN where f64 is not
+"""
+
+import torch
+from torch import Tensor
+
+#: floor of the rule, relative to the norm of the truth: a few units in the last place of what is stored.
+FLOOR = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    """||got - truth|| / ||truth|| over the finite truth; infinite values must agree exactly."""
+    got, truth = got.detach().double().flatten(), truth.detach().double().flatten()
+    finite = truth.isfinite()
+    if not torch.equal(got[~finite], truth[~finite]):
+        return float("inf")
+    difference = (got - truth)[finite].norm()
+    size = truth[finite].norm()
+    return float("inf") if difference.isnan() else float(difference / size) if size > 0 else float(difference)
+
+
+def assert_no_worse(name: str, got: Tensor, eager: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """Raise AssertionError where ``got`` breaks the rule; ``dtype`` is the dtype of the inputs."""
+    ours, theirs = relative_error(got, truth), relative_error(eager, truth)
+    theirs = theirs if theirs < float("inf") else 0.0
+    limit = 2.0 * theirs + FLOOR[dtype]
+    assert ours <= limit, f"{name}: error {ours:.2e} against float64 is over {limit:.2e} (eager {dtype}: {theirs:.2e})"
