@@ -1,0 +1,67 @@
+// One vector register of floats, and one double, as the compiler's own vector type: the same source for every ISA.
+// Included once per ISA by rows.cpp, inside that ISA's target region and namespace, with FASTSSL_WIDTH floats a register.
+// No include guard: each inclusion makes new functions.
+
+struct FloatLane {
+  using T = float;
+  static constexpr int W = FASTSSL_WIDTH;
+  typedef float V __attribute__((vector_size(4 * FASTSSL_WIDTH), aligned(4), may_alias));
+  typedef int32_t I __attribute__((vector_size(4 * FASTSSL_WIDTH), aligned(4), may_alias));
+
+  static inline V load(const T* p) { return *reinterpret_cast<const V*>(p); }
+  static inline void store(T* p, V v) { *reinterpret_cast<V*>(p) = v; }
+  static inline V all(T a) { return a - V{}; }
+  static inline V max(V a, V b) { return a > b ? a : b; }
+  static inline I load_id(const int32_t* p) { return *reinterpret_cast<const I*>(p); }
+  static inline V replace_equal(V s, I id, int32_t other, T with) { return id == other ? all(with) : s; }
+
+  // Horizontal sum and maximum in a fixed tree order.
+  static inline T sum(V v) {
+    T a[W];
+    store(a, v);
+    for (int n = W / 2; n > 0; n /= 2)
+      for (int i = 0; i < n; i++) a[i] += a[i + n];
+    return a[0];
+  }
+  static inline T max(V v) {
+    T a[W];
+    store(a, v);
+    for (int n = W / 2; n > 0; n /= 2)
+      for (int i = 0; i < n; i++) a[i] = a[i] > a[i + n] ? a[i] : a[i + n];
+    return a[0];
+  }
+
+  // 2^t for t <= 127, 0 below -126 (so that excluded entries, t = -inf, vanish), NaN for NaN; 0.7 ulp.
+  // t = n + f, |f| <= 1/2; 2^f by a minimax polynomial of degree 6 (relative error 1.9e-9), 2^n in the exponent bits.
+  static inline V exp2(V t) {
+    const V kRound = all(12582912.0f);  // 1.5 * 2^23: adding it leaves n in the low bits
+    const V shifted = t + kRound;
+    const V f = t - (shifted - kRound);
+    V p = all(0x1.41d334p-13f);
+    p = p * f + all(0x1.5f456ap-10f);
+    p = p * f + all(0x1.3b2dbcp-7f);
+    p = p * f + all(0x1.c6aed4p-5f);
+    p = p * f + all(0x1.ebfbdap-3f);
+    p = p * f + all(0x1.62e430p-1f);
+    p = p * f + all(1.0f);
+    const V power = (V)((I)p + ((I)shifted << 23));
+    return t < all(-126.0f) ? all(0.0f) : power;
+  }
+};
+
+struct DoubleLane {
+  using T = double;
+  static constexpr int W = 1;
+  using V = double;
+  using I = int32_t;
+
+  static inline V load(const T* p) { return *p; }
+  static inline void store(T* p, V v) { *p = v; }
+  static inline V all(T a) { return a; }
+  static inline V max(V a, V b) { return a > b ? a : b; }
+  static inline I load_id(const int32_t* p) { return *p; }
+  static inline V replace_equal(V s, I id, int32_t other, T with) { return id == other ? with : s; }
+  static inline T sum(V v) { return v; }
+  static inline T max(V v) { return v; }
+  static inline V exp2(V t) { return std::exp2(t); }
+};

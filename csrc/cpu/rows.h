@@ -1,0 +1,40 @@
+// Element functions of the similarity kernels: what happens to a tile of base-2 logits between two matrix products.
+//   S (m, n) row-major with leading dimension ld >= n; n is a multiple of the vector width, entries beyond the matrix at -inf.
+//   Row vectors have m entries, column vectors n. Weights rw, cw are 2^bias (1 without), u = g 2^-lse or g, v likewise.
+// Bounded forms hold where |logit| <= 40 is proved: no maximum is needed, 2^S stays in float range, and one exponential
+// serves rows and columns. Online forms hold for any logits. Rows<T> is one ISA's set of functions for float or double.
+#pragma once
+#include <cstdint>
+
+namespace fastssl {
+
+template <class T>
+struct Rows {
+  int width;  // n and ld are padded to a multiple of it
+
+  // S = -inf where row_id == column_id
+  void (*exclude)(T* S, int m, int n, int ld, const int32_t* row_id, const int32_t* column_id);
+  // S += bias of the column
+  void (*add_bias)(T* S, int m, int n, int ld, const T* bias);
+  // row_sum_i += sum_j 2^S cw_j;  column_sum_j = sum_i 2^S rw_i (unless null)
+  void (*sum_bounded)(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum);
+  // the same with running maxima: (max, sum) of rows and, unless null, of columns are updated
+  void (*sum_online)(const T* S, int m, int n, int ld, T* row_max, T* row_sum, T* column_max, T* column_sum);
+  // S = 2^S (u_i cw_j + rw_i v_j), the second term only with v
+  void (*weight_bounded)(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v);
+  // S = u_i 2^(S - row_lse_i) + v_j 2^(S - column_lse_j), the second term only with v
+  void (*weight_online)(T* S, int m, int n, int ld, const T* row_lse, const T* column_lse, const T* u, const T* v);
+  // S = 2^S cw_j, row_sum_i += sum_j
+  void (*soft_bounded)(T* S, int m, int n, int ld, const T* cw, T* row_sum);
+  // S = 2^(S - new max_i), row_sum_i = row_sum_i factor_i + sum_j, factor_i = 2^(old max_i - new max_i)
+  void (*soft_online)(T* S, int m, int n, int ld, T* row_max, T* row_sum, T* factor);
+  // sum_j = sum_i S_ij
+  void (*column_sum)(const T* S, int m, int n, int ld, T* sum);
+  // <a, b>, in a fixed order
+  T (*dot)(const T* a, const T* b, int64_t n);
+};
+
+template <class T>
+const Rows<T>& rows();  // of the ISA in use
+
+}  // namespace fastssl

@@ -1,0 +1,168 @@
+// The element functions of rows.h for one ISA. Included by rows.cpp after lanes.h, in the same target region.
+// The row loop is outside and the column loop inside, so S is read once; column sums stay in a buffer of n <= a tile.
+
+template <class L>
+struct RowFunctions {
+  using T = typename L::T;
+  using V = typename L::V;
+  static constexpr int W = L::W;
+  static constexpr T kInf = std::numeric_limits<T>::infinity();
+
+  // A row with nothing in it yet has maximum -inf; subtracting 0 then keeps 2^(-inf) = 0 instead of NaN.
+  static inline T finite(T top) { return top == -kInf ? T(0) : top; }
+
+  static void exclude(T* S, int m, int n, int ld, const int32_t* row_id, const int32_t* column_id) {
+    for (int i = 0; i < m; i++)
+      for (int j = 0; j < n; j += W) {
+        T* s = S + int64_t(i) * ld + j;
+        L::store(s, L::replace_equal(L::load(s), L::load_id(column_id + j), row_id[i], -kInf));
+      }
+  }
+
+  static void add_bias(T* S, int m, int n, int ld, const T* bias) {
+    for (int i = 0; i < m; i++)
+      for (int j = 0; j < n; j += W) {
+        T* s = S + int64_t(i) * ld + j;
+        L::store(s, L::load(s) + L::load(bias + j));
+      }
+  }
+
+  template <bool kColumns>
+  static void sum_bounded_as(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum) {
+    if (kColumns)
+      for (int j = 0; j < n; j++) column_sum[j] = 0;
+    for (int i = 0; i < m; i++) {
+      const T* s = S + int64_t(i) * ld;
+      const V r = L::all(rw[i]);
+      V total = L::all(0);
+      for (int j = 0; j < n; j += W) {
+        const V e = L::exp2(L::load(s + j));
+        total = total + e * L::load(cw + j);
+        if (kColumns) L::store(column_sum + j, L::load(column_sum + j) + e * r);
+      }
+      row_sum[i] += L::sum(total);
+    }
+  }
+  static void sum_bounded(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum) {
+    (column_sum ? sum_bounded_as<true> : sum_bounded_as<false>)(S, m, n, ld, rw, cw, row_sum, column_sum);
+  }
+
+  template <bool kColumns>
+  static void sum_online_as(const T* S, int m, int n, int ld, T* row_max, T* row_sum, T* column_max, T* column_sum) {
+    if (kColumns)
+      for (int j = 0; j < n; j += W) {
+        const V old = L::load(column_max + j);
+        V top = old;
+        for (int i = 0; i < m; i++) top = L::max(top, L::load(S + int64_t(i) * ld + j));
+        L::store(column_max + j, top);
+        const V base = top == L::all(-kInf) ? L::all(0) : top;
+        L::store(column_sum + j, L::load(column_sum + j) * L::exp2(old - base));
+      }
+    for (int i = 0; i < m; i++) {
+      const T* s = S + int64_t(i) * ld;
+      V top_v = L::all(-kInf);
+      for (int j = 0; j < n; j += W) top_v = L::max(top_v, L::load(s + j));
+      const T tile_top = L::max(top_v);
+      const T top = row_max[i] > tile_top ? row_max[i] : tile_top;
+      const V base = L::all(finite(top));
+      V total = L::all(0);
+      for (int j = 0; j < n; j += W) {
+        const V t = L::load(s + j);
+        total = total + L::exp2(t - base);
+        if (kColumns) {
+          const V c = L::load(column_max + j);
+          L::store(column_sum + j, L::load(column_sum + j) + L::exp2(t - (c == L::all(-kInf) ? L::all(0) : c)));
+        }
+      }
+      row_sum[i] = row_sum[i] * std::exp2(row_max[i] - finite(top)) + L::sum(total);
+      row_max[i] = top;
+    }
+  }
+  static void sum_online(const T* S, int m, int n, int ld, T* row_max, T* row_sum, T* column_max, T* column_sum) {
+    (column_max ? sum_online_as<true> : sum_online_as<false>)(S, m, n, ld, row_max, row_sum, column_max, column_sum);
+  }
+
+  template <bool kBoth>
+  static void weight_bounded_as(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v) {
+    for (int i = 0; i < m; i++) {
+      T* s = S + int64_t(i) * ld;
+      const V own = L::all(u[i]), r = L::all(rw[i]);
+      for (int j = 0; j < n; j += W) {
+        V factor = own * L::load(cw + j);
+        if (kBoth) factor = factor + r * L::load(v + j);
+        L::store(s + j, L::exp2(L::load(s + j)) * factor);
+      }
+    }
+  }
+  static void weight_bounded(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v) {
+    (v ? weight_bounded_as<true> : weight_bounded_as<false>)(S, m, n, ld, rw, cw, u, v);
+  }
+
+  template <bool kBoth>
+  static void weight_online_as(T* S, int m, int n, int ld, const T* row_lse, const T* column_lse, const T* u, const T* v) {
+    for (int i = 0; i < m; i++) {
+      T* s = S + int64_t(i) * ld;
+      const V own = L::all(u[i]), lse = L::all(row_lse[i]);
+      for (int j = 0; j < n; j += W) {
+        const V t = L::load(s + j);
+        V w = own * L::exp2(t - lse);
+        if (kBoth) w = w + L::load(v + j) * L::exp2(t - L::load(column_lse + j));
+        L::store(s + j, w);
+      }
+    }
+  }
+  static void weight_online(T* S, int m, int n, int ld, const T* row_lse, const T* column_lse, const T* u, const T* v) {
+    (v ? weight_online_as<true> : weight_online_as<false>)(S, m, n, ld, row_lse, column_lse, u, v);
+  }
+
+  static void soft_bounded(T* S, int m, int n, int ld, const T* cw, T* row_sum) {
+    for (int i = 0; i < m; i++) {
+      T* s = S + int64_t(i) * ld;
+      V total = L::all(0);
+      for (int j = 0; j < n; j += W) {
+        const V e = L::exp2(L::load(s + j)) * L::load(cw + j);
+        L::store(s + j, e);
+        total = total + e;
+      }
+      row_sum[i] += L::sum(total);
+    }
+  }
+
+  static void soft_online(T* S, int m, int n, int ld, T* row_max, T* row_sum, T* factor) {
+    for (int i = 0; i < m; i++) {
+      T* s = S + int64_t(i) * ld;
+      V top_v = L::all(-kInf);
+      for (int j = 0; j < n; j += W) top_v = L::max(top_v, L::load(s + j));
+      const T tile_top = L::max(top_v);
+      const T top = row_max[i] > tile_top ? row_max[i] : tile_top;
+      const V base = L::all(finite(top));
+      V total = L::all(0);
+      for (int j = 0; j < n; j += W) {
+        const V e = L::exp2(L::load(s + j) - base);
+        L::store(s + j, e);
+        total = total + e;
+      }
+      factor[i] = std::exp2(row_max[i] - finite(top));
+      row_sum[i] = row_sum[i] * factor[i] + L::sum(total);
+      row_max[i] = top;
+    }
+  }
+
+  static void column_sum(const T* S, int m, int n, int ld, T* sum) {
+    for (int j = 0; j < n; j++) sum[j] = 0;
+    for (int i = 0; i < m; i++)
+      for (int j = 0; j < n; j += W) L::store(sum + j, L::load(sum + j) + L::load(S + int64_t(i) * ld + j));
+  }
+
+  static T dot(const T* a, const T* b, int64_t n) {
+    V total = L::all(0);
+    int64_t k = 0;
+    for (; k + W <= n; k += W) total = total + L::load(a + k) * L::load(b + k);
+    T sum = L::sum(total);
+    for (; k < n; k++) sum += a[k] * b[k];
+    return sum;
+  }
+
+  static constexpr Rows<T> table = {W,          exclude,        add_bias,      sum_bounded,  sum_online, weight_bounded,
+                                    weight_online, soft_bounded, soft_online, column_sum, dot};
+};

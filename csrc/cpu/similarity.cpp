@@ -1,0 +1,241 @@
+// The masked similarity log-sum-exp on the CPU.                                             x (N, D), y (M, D), U = 2 N M D FLOP
+//   s_ij  = scale <x_i, y_j> + bias_j          lse_i = log sum_{j: x_id_i != y_id_j} exp(s_ij)
+//   W_ij  = g_i exp(s_ij - lse_i)              dx = scale W y,  dy = scale W^T x,  dbias = W^T 1
+//   y is x:  W_ij = g_i p_ij + g_j p_ji is symmetric, so both sums of a row come from each unordered pair of tiles once.
+//
+// Tiles of logits that fit a core's L2, matrix products by torch's BLAS, exponentials in base 2 between them:
+//   symmetric   forward U/2, backward 3U/2 over the upper triangle of tiles, in tournament rounds
+//   two-sided   forward U by rows x column splits, backward 3U in Latin-square rounds
+//   one-pass    2U: lse and mean_i = sum_j p_ij y_j together, as flash attention with V = Y
+// Memory above inputs and outputs: one tile a thread, O(N + M) vectors, and for few rows the partial sums of the column
+// splits. Sums are formed in an order that depends on the shape alone, never on the number of threads.
+#include "cpu/similarity.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace fastssl::similarity {
+namespace {
+
+constexpr int kTile = 256;       // rows and columns of a tile: 256 KB of floats, a quarter of the smallest current L2
+constexpr int64_t kTasks = 16;   // blocks that a sweep is cut into at least, to feed that many threads
+constexpr int kLeast = 32;       // rows of a block below which a matrix product is mostly overhead
+
+Blocks blocks_of(int64_t rows, int64_t least_count) {
+  const int64_t wanted = std::max((rows + kTile - 1) / kTile, std::min(least_count, (rows + kLeast - 1) / kLeast));
+  return {rows, std::max<int64_t>(1, wanted)};
+}
+
+// For a triangle an even number of blocks: a batch of pairs is then cut at its middle, where ids begin anew.
+Blocks triangle_blocks(int64_t rows) {
+  Blocks blocks = blocks_of(rows, kTasks);
+  blocks.count += blocks.count % 2 && blocks.count > 1;
+  return blocks;
+}
+
+template <class T>
+T lse_of(T top, T sum) {  // natural units from base-2 maximum and sum
+  return sum > 0 || std::isnan(sum) ? T(kLn2) * (top + std::log2(sum)) : -std::numeric_limits<T>::infinity();
+}
+
+template <class T>
+void forward_symmetric(const Problem<T>& p, T* lse) {
+  const auto& f = rows<T>();
+  const Blocks blocks = triangle_blocks(p.x.rows);
+  const IdRange ids(p.x.id, blocks);
+  const T kInf = std::numeric_limits<T>::infinity();
+  std::vector<T> top(p.x.rows + kPad, p.bounded ? T(0) : -kInf), sum(p.x.rows + kPad, T(0));
+  Workspace<T> work(blocks.longest(), blocks.longest());
+  tournament(blocks.count, [&](int64_t I, int64_t J) {
+    const int64_t i0 = blocks.start(I), j0 = blocks.start(J);
+    const int m = blocks.length(I), n = blocks.length(J), ld = work.ld();
+    T *S = work.tile(), *column_sum = work.column(0), *column_max = work.column(1);
+    const int wide = logits(p, i0, m, j0, n, ids.meets(I, ids, J), S, ld);
+    const bool both = I != J;
+    if (p.bounded) {
+      f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.x.weight.data() + j0, &sum[i0], both ? column_sum : nullptr);
+      for (int j = 0; both && j < n; j++) sum[j0 + j] += column_sum[j];
+      return;
+    }
+    if (both) {
+      std::copy_n(&top[j0], n, column_max), std::copy_n(&sum[j0], n, column_sum);
+      std::fill(column_max + n, column_max + wide, -kInf), std::fill(column_sum + n, column_sum + wide, T(0));
+    }
+    f.sum_online(S, m, wide, ld, &top[i0], &sum[i0], both ? column_max : nullptr, column_sum);
+    if (both) std::copy_n(column_max, n, &top[j0]), std::copy_n(column_sum, n, &sum[j0]);
+  });
+  for (int64_t i = 0; i < p.x.rows; i++) lse[i] = lse_of(top[i], sum[i]);
+}
+
+// Rows x column splits; each cell owns its rows' partial (max, sum[, mean]), merged in the order of the splits.
+struct Grid {
+  Blocks rows, columns;  // blocks of rows; tiles of columns
+  int64_t splits;
+  Grid(int64_t n, int64_t m) : rows(blocks_of(n, 1)), columns(blocks_of(m, 1)) {
+    splits = std::min(columns.count, (kTasks + rows.count - 1) / rows.count);
+  }
+  template <class Visit>  // visit(row block, split, first column tile, last + 1)
+  void run(const Visit& visit) const {
+    at::parallel_for(0, rows.count * splits, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        const int64_t I = t / splits, split = t % splits;
+        visit(I, split, split * columns.count / splits, (split + 1) * columns.count / splits);
+      }
+    });
+  }
+};
+
+// lse, and with kMean the mean of y under the softmax as well.
+template <class T, bool kMean>
+void sweep_rows(const Problem<T>& p, T* lse, T* mean) {
+  const auto& f = rows<T>();
+  const Grid grid(p.x.rows, p.y.rows);
+  const IdRange x_ids(p.x.id, grid.rows), y_ids(p.y.id, grid.columns);
+  const int64_t N = p.x.rows, D = p.D, S_count = grid.splits;
+  const T kInf = std::numeric_limits<T>::infinity();
+  std::vector<T> top(S_count * N, p.bounded ? T(0) : -kInf), sum(S_count * N, T(0));
+  std::unique_ptr<T[]> parts(kMean && S_count > 1 ? new T[S_count * N * D] : nullptr);
+  Workspace<T> work(grid.rows.longest(), grid.columns.longest());
+  grid.run([&](int64_t I, int64_t split, int64_t first, int64_t last) {
+    const int64_t i0 = grid.rows.start(I);
+    const int m = grid.rows.length(I), ld = work.ld();
+    T *S = work.tile(), *row_top = &top[split * N + i0], *row_sum = &sum[split * N + i0], *factor = work.row(0);
+    T* out = !kMean ? nullptr : (parts ? parts.get() + split * N * D : mean) + i0 * D;
+    for (int64_t J = first; J < last; J++) {
+      const int64_t j0 = grid.columns.start(J);
+      const int n = grid.columns.length(J);
+      const int wide = logits(p, i0, m, j0, n, x_ids.meets(I, y_ids, J), S, ld);
+      const T* cw = p.y.weight.data() + j0;
+      if (!p.bounded && !p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
+      if (!kMean) {
+        if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, cw, row_sum, nullptr);
+        else f.sum_online(S, m, wide, ld, row_top, row_sum, nullptr, nullptr);
+        continue;
+      }
+      if (p.bounded) f.soft_bounded(S, m, wide, ld, cw, row_sum);
+      else f.soft_online(S, m, wide, ld, row_top, row_sum, factor);
+      for (int i = 0; !p.bounded && J > first && i < m; i++)
+        if (factor[i] != T(1))
+          for (int64_t d = 0; d < D; d++) out[i * D + d] *= factor[i];
+      gemm(Op::kPlain, Op::kPlain, m, D, n, T(1), S, ld, p.y.row(j0), p.y.ld, T(J > first), out, int(D));
+    }
+  });
+  at::parallel_for(0, N, 1 + (1 << 14) / D, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      T best = -kInf, total = 0;
+      for (int64_t s = 0; s < S_count; s++) best = std::max(best, top[s * N + i]);
+      const T base = best == -kInf ? T(0) : best;
+      for (int64_t s = 0; s < S_count; s++) total += sum[s * N + i] * std::exp2(top[s * N + i] - base);
+      lse[i] = lse_of(best, total);
+      if (!kMean) continue;
+      T* out = mean + i * D;
+      for (int64_t s = 0; s < S_count; s++) {
+        const T share = total > 0 || std::isnan(total) ? std::exp2(top[s * N + i] - base) / total : T(0);
+        const T* part = parts ? parts.get() + (s * N + i) * D : out;
+        for (int64_t d = 0; d < D; d++) out[d] = (s ? out[d] : T(0)) + share * part[d];
+      }
+    }
+  });
+}
+
+// What the weights of a tile need of each row, in the form of the bounded or of the online functions.
+template <class T>
+struct RowState {
+  std::vector<T> u, lse2;  // padded
+  RowState(const Problem<T>& p, const T* lse, const T* g) : u(p.x.rows + kPad), lse2(p.x.rows + kPad) {
+    const T kInf = std::numeric_limits<T>::infinity();
+    for (int64_t i = 0; i < p.x.rows; i++) {
+      const bool empty = lse[i] == -kInf;  // every column excluded: weight 0
+      lse2[i] = empty ? kInf : lse[i] * T(kLog2e);
+      u[i] = empty ? T(0) : p.bounded ? g[i] * std::exp2(-lse2[i]) : g[i];
+    }
+  }
+};
+
+template <class T>
+void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T* dz) {
+  const auto& f = rows<T>();
+  const Blocks blocks = triangle_blocks(p.x.rows);
+  const IdRange ids(p.x.id, blocks);
+  const int D = p.D;
+  Workspace<T> work(blocks.longest(), blocks.longest());
+  tournament(blocks.count, [&](int64_t I, int64_t J) {
+    const int64_t i0 = blocks.start(I), j0 = blocks.start(J);
+    const int m = blocks.length(I), n = blocks.length(J), ld = work.ld();
+    T* S = work.tile();
+    const int wide = logits(p, i0, m, j0, n, ids.meets(I, ids, J), S, ld);
+    const T *u = &state.u[i0], *v = &state.u[j0], *w = p.x.weight.data();
+    if (p.bounded) f.weight_bounded(S, m, wide, ld, w + i0, w + j0, u, v);
+    else f.weight_online(S, m, wide, ld, &state.lse2[i0], &state.lse2[j0], u, v);
+    gemm(Op::kPlain, Op::kPlain, m, D, n, T(1), S, ld, p.x.row(j0), p.x.ld, T(1), dz + i0 * D, D);
+    if (I != J) gemm(Op::kTransposed, Op::kPlain, n, D, m, T(1), S, ld, p.x.row(i0), p.x.ld, T(1), dz + j0 * D, D);
+  });
+}
+
+template <class T>
+void backward_two_sided(const Problem<T>& p, const RowState<T>& state, const Gradients<T>& out) {
+  const auto& f = rows<T>();
+  const int64_t groups = blocks_of(std::min(p.x.rows, p.y.rows), kTasks).count;
+  const Blocks row_groups{p.x.rows, groups}, column_groups{p.y.rows, groups};
+  const int D = p.D, tile_m = std::min(kTile, row_groups.longest()), tile_n = std::min(kTile, column_groups.longest());
+  const IdRange x_ids(p.x.id, row_groups), y_ids(p.y.id, column_groups);
+  Workspace<T> work(tile_m, tile_n);
+  latin_square(groups, [&](int64_t I, int64_t J) {
+    T *S = work.tile(), *sums = work.column(0);
+    const int ld = work.ld();
+    const bool ids_meet = x_ids.meets(I, y_ids, J);
+    for (int64_t i0 = row_groups.start(I); i0 < row_groups.start(I + 1); i0 += tile_m)
+      for (int64_t j0 = column_groups.start(J); j0 < column_groups.start(J + 1); j0 += tile_n) {
+        const int m = int(std::min<int64_t>(tile_m, row_groups.start(I + 1) - i0));
+        const int n = int(std::min<int64_t>(tile_n, column_groups.start(J + 1) - j0));
+        const int wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
+        const T* u = &state.u[i0];
+        if (p.bounded) {
+          f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, nullptr);
+        } else {
+          if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
+          f.weight_online(S, m, wide, ld, &state.lse2[i0], nullptr, u, nullptr);
+        }
+        if (out.own) gemm(Op::kPlain, Op::kPlain, m, D, n, T(1), S, ld, p.y.row(j0), p.y.ld, T(1), out.own + i0 * D, D);
+        if (out.other) gemm(Op::kTransposed, Op::kPlain, n, D, m, T(1), S, ld, p.x.row(i0), p.x.ld, T(1), out.other + j0 * D, D);
+        if (!out.dbias) continue;
+        f.column_sum(S, m, wide, ld, sums);
+        for (int j = 0; j < n; j++) out.dbias[j0 + j] += sums[j];
+      }
+  });
+}
+
+// Unbounded logits with a bias differ by role (s_ij + b_j against s_ij + b_i): no symmetric weight, so each role on its own.
+template <class T>
+bool triangular(const Problem<T>& p) {
+  return p.symmetric && (p.bounded || p.y.bias.empty());
+}
+
+}  // namespace
+
+template <class T>
+void forward(const Problem<T>& p, T* lse) {
+  if (triangular(p)) forward_symmetric(p, lse);
+  else sweep_rows<T, false>(p, lse, nullptr);
+}
+
+template <class T>
+void one_pass(const Problem<T>& p, T* lse, T* mean) {
+  sweep_rows<T, true>(p, lse, mean);
+}
+
+template <class T>
+void backward(const Problem<T>& p, const T* lse, const T* g, const Gradients<T>& out) {
+  const RowState<T> state(p, lse, g);
+  if (triangular(p) && !out.dbias && !out.other) backward_symmetric(p, state, out.own);
+  else backward_two_sided(p, state, out);
+}
+
+template void forward(const Problem<float>&, float*);
+template void forward(const Problem<double>&, double*);
+template void one_pass(const Problem<float>&, float*, float*);
+template void one_pass(const Problem<double>&, double*, double*);
+template void backward(const Problem<float>&, const float*, const float*, const Gradients<float>&);
+template void backward(const Problem<double>&, const double*, const double*, const Gradients<double>&);
+
+}  // namespace fastssl::similarity

@@ -1,0 +1,106 @@
+// What the schedules of the similarity log-sum-exp share: the problem, ids made comparable in 32 bits, tiles of logits.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "cpu/rows.h"
+#include "cpu/schedule.h"
+
+namespace fastssl::similarity {
+
+constexpr int kPad = 16;  // widest vector, in floats: leading dimensions and column buffers are multiples of it
+constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+inline int padded(int64_t n) { return int((n + kPad - 1) / kPad * kPad); }
+
+// Rows of one side: x (N, D) or y (M, D), with what belongs to each row.
+template <class T>
+struct Side {
+  const T* data;
+  int64_t rows;
+  int ld;
+  std::vector<int32_t> id;  // empty: nothing is excluded
+  std::vector<T> bias;      // base-2 logits; empty: none
+  std::vector<T> weight;    // 2^bias, padded; ones without bias
+
+  const T* row(int64_t i) const { return data + i * ld; }
+};
+
+template <class T>
+struct Problem {
+  Side<T> x, y;
+  bool symmetric;  // y is x
+  int D;
+  T scale2;      // scale * log2(e)
+  bool bounded;  // |scale| max|x| max|y| + max|bias| <= 40 is proved, in nats
+  std::array<at::Tensor, 2> keep;  // own the rows
+
+  bool has_id() const { return !x.id.empty(); }
+};
+
+// Smallest and largest id of each block: blocks whose ranges are disjoint need no comparison of ids.
+struct IdRange {
+  std::vector<std::pair<int32_t, int32_t>> range;
+  IdRange(const std::vector<int32_t>& id, const Blocks& blocks) {
+    if (id.empty()) return;
+    for (int64_t b = 0; b < blocks.count; b++) {
+      auto [lo, hi] = std::minmax_element(id.begin() + blocks.start(b), id.begin() + blocks.start(b + 1));
+      range.emplace_back(*lo, *hi);
+    }
+  }
+  bool meets(int64_t b, const IdRange& other, int64_t c) const {
+    return !range.empty() && range[b].first <= other.range[c].second && other.range[c].first <= range[b].second;
+  }
+};
+
+// One thread's buffers, allocated once for a whole sweep: a tile and some padded column vectors.
+template <class T>
+class Workspace {
+ public:
+  static constexpr int kVectors = 4;
+  Workspace(int tile_rows, int tile_columns)
+      : ld_(padded(tile_columns)), stride_(int64_t(tile_rows) * ld_ + kVectors * (ld_ + tile_rows)), rows_(tile_rows),
+        data_(new T[size_t(at::get_num_threads()) * stride_]) {}
+  int ld() const { return ld_; }
+  T* tile() { return data_.get() + at::get_thread_num() * stride_; }
+  T* column(int k) { return tile() + int64_t(rows_) * ld_ + int64_t(k) * ld_; }
+  T* row(int k) { return tile() + int64_t(rows_) * ld_ + int64_t(kVectors) * ld_ + int64_t(k) * rows_; }
+
+ private:
+  int ld_;
+  int64_t stride_, rows_;
+  std::unique_ptr<T[]> data_;
+};
+
+// S = scale2 x_I y_J^T for m rows from i0 and n columns from j0, excluded entries and the padding at -inf. Returns the padded n.
+template <class T>
+int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
+  const T kInf = std::numeric_limits<T>::infinity();
+  gemm(Op::kPlain, Op::kTransposed, m, n, p.D, p.scale2, p.x.row(i0), p.x.ld, p.y.row(j0), p.y.ld, T(0), S, ld);
+  const int width = rows<T>().width, wide = (n + width - 1) / width * width;
+  if (wide > n)
+    for (int i = 0; i < m; i++) std::fill(S + int64_t(i) * ld + n, S + int64_t(i) * ld + wide, -kInf);
+  if (ids_meet) rows<T>().exclude(S, m, wide, ld, p.x.id.data() + i0, p.y.id.data() + j0);
+  return wide;
+}
+
+template <class T>
+void forward(const Problem<T>& p, T* lse);
+template <class T>
+void one_pass(const Problem<T>& p, T* lse, T* mean);
+
+// Zeroed accumulators of the gradients without the factor `scale`: own (N, D) = g_i sum_j p_ij y_j; other (M, D) =
+// sum_i g_i p_ij x_i, null if not wanted; dbias (M,), null if not wanted. Symmetric without dbias: own takes both sums.
+template <class T>
+struct Gradients {
+  T *own, *other, *dbias;
+};
+template <class T>
+void backward(const Problem<T>& p, const T* lse, const T* g, const Gradients<T>& out);
+
+}  // namespace fastssl::similarity

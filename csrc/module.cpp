@@ -1,0 +1,30 @@
+// fastssl._C: importing it registers the C++ kernels; the module itself tells how it was built and which ISA is in use.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "C++ kernels of fastssl; loading this module registers them with torch.";
+  m.def(
+      "build_info",
+      [] {
+        py::dict info;
+#if defined(__clang__)
+        info["compiler"] = "clang " __clang_version__;
+#else
+        info["compiler"] = "gcc " __VERSION__;
+#endif
+        info["torch"] = TORCH_VERSION;
+        info["cxx_standard"] = __cplusplus / 100 % 100;
+        return info;
+      },
+      "Compiler, torch version and C++ standard this module was built with.");
+  m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
+  m.def(
+      "isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");
+  m.def("set_isa", &fastssl::isa::use, py::arg("name"), "Use another instruction set; ValueError if this machine lacks it.");
+}

@@ -1,0 +1,86 @@
+"""Builds fastssl._C (C++ kernels, pybind11) and, where there are CUDA sources and nvcc, fastssl/_cuda.so, with ninja.
+
+FASTSSL_BUILD=auto|cuda|cpu|none chooses: "auto" builds what the compilers here allow and falls back to pure Python with a
+warning, "cuda" and "cpu" fail if they can't, "none" installs pure Python.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+CUDA_ARCHITECTURES = ("80", "90a", "100a", "120")
+CHOICE = os.environ.get("FASTSSL_BUILD", "auto")
+if CHOICE not in ("auto", "cuda", "cpu", "none"):
+    sys.exit(f"FASTSSL_BUILD must be auto, cuda, cpu or none, got {CHOICE!r}")
+
+
+def cpp_extension():
+    """The extension and its build command, or None for pure Python."""
+    if CHOICE == "none":
+        return None
+    compiler = os.environ.get("CXX", "g++")
+    reason = None if shutil.which(compiler.split()[0]) else f"no C++ compiler ({compiler})"
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        reason = "torch is not importable here (build with --no-build-isolation)"
+    if reason:
+        if CHOICE != "auto":
+            sys.exit(f"FASTSSL_BUILD={CHOICE}: {reason}")
+        print(f"warning: {reason}; installing fastssl without C++ kernels", file=sys.stderr)
+        return None
+    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp"))
+    headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl"))
+    extension = CppExtension(
+        "fastssl._C",
+        sources,
+        depends=headers,
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=["-O3", "-std=c++20", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas"],
+    )
+    return extension, BuildExtension
+
+
+def build_cuda() -> None:
+    """csrc/cuda/*.cu to fastssl/_cuda.so by nvcc and ninja: stable ABI only, so it needs no CUDA build of torch."""
+    sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
+    nvcc = shutil.which("nvcc")
+    if CHOICE == "cuda" and not nvcc:
+        sys.exit("FASTSSL_BUILD=cuda: nvcc is not on PATH")
+    if CHOICE in ("cpu", "none") or not nvcc or not sources:
+        return
+    import torch.utils.cpp_extension as cpp
+
+    build = ROOT / "build" / "cuda"
+    build.mkdir(parents=True, exist_ok=True)
+    codes = " ".join(f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES)
+    includes = " ".join(f"-I{path}" for path in (*cpp.include_paths(), ROOT / "csrc"))
+    flags = f"-O3 -std=c++20 -Xcompiler -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA {includes} {codes}"
+    objects = [build / f"{source.stem}.o" for source in sources]
+    lines = [
+        f"rule nvcc\n  command = {nvcc} -MMD -MF $out.d {flags} -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        f"rule link\n  command = {nvcc} -shared $in -o $out",
+        *(f"build {out}: nvcc {source}" for out, source in zip(objects, sources, strict=True)),
+        f"build {ROOT / 'fastssl' / '_cuda.so'}: link {' '.join(map(str, objects))}",
+    ]
+    (build / "build.ninja").write_text("\n".join(lines) + "\n")
+    subprocess.run(["ninja", "-C", str(build)], check=True)
+
+
+cpp = cpp_extension()
+if cpp is None:
+    setup()
+else:
+    extension, BuildExtension = cpp
+
+    class Build(BuildExtension):
+        def run(self):
+            super().run()
+            build_cuda()
+
+    setup(ext_modules=[extension], cmdclass={"build_ext": Build})
