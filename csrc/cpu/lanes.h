@@ -47,6 +47,7 @@ struct FloatLane {
     const V power = (V)((I)p + ((I)shifted << 23));
     return t < all(-126.0f) ? all(0.0f) : power;
   }
+  static inline V exp(V x) { return exp2(x * all(1.44269504f)); }  // for x <= 0: the product's rounding then costs nothing
 };
 
 struct DoubleLane {
@@ -64,4 +65,5 @@ struct DoubleLane {
   static inline T sum(V v) { return v; }
   static inline T max(V v) { return v; }
   static inline V exp2(V t) { return std::exp2(t); }
+  static inline V exp(V x) { return std::exp(x); }
 };

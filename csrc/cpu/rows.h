@@ -1,8 +1,10 @@
-// Element functions of the similarity kernels: what happens to a tile of base-2 logits between two matrix products.
+// Element functions of the similarity kernels: what happens to a tile of logits between two matrix products.
 //   S (m, n) row-major with leading dimension ld >= n; n is a multiple of the vector width, entries beyond the matrix at -inf.
-//   Row vectors have m entries, column vectors n. Weights rw, cw are 2^bias (1 without), u = g 2^-lse or g, v likewise.
-// Bounded forms hold where |logit| <= 40 is proved: no maximum is needed, 2^S stays in float range, and one exponential
-// serves rows and columns. Online forms hold for any logits. Rows<T> is one ISA's set of functions for float or double.
+//   Row vectors have m entries, column vectors n.
+// Bounded forms hold where |logit| <= 40 is proved: logits are in base 2, no maximum is needed, 2^S stays in float range, and
+// one exponential serves rows and columns; a bias is a weight rw, cw = e^bias (1 without), u = g e^-lse and v likewise.
+// Online forms hold for any logits, in natural units: s - lse is then exact where one logit dominates, however large it is;
+// u = g and v likewise. Rows<T> is one ISA's set of functions for float or double.
 #pragma once
 #include <cstdint>
 
@@ -22,11 +24,11 @@ struct Rows {
   void (*sum_online)(const T* S, int m, int n, int ld, T* row_max, T* row_sum, T* column_max, T* column_sum);
   // S = 2^S (u_i cw_j + rw_i v_j), the second term only with v
   void (*weight_bounded)(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v);
-  // S = u_i 2^(S - row_lse_i) + v_j 2^(S - column_lse_j), the second term only with v
+  // S = u_i e^(S - row_lse_i) + v_j e^(S - column_lse_j), the second term only with v
   void (*weight_online)(T* S, int m, int n, int ld, const T* row_lse, const T* column_lse, const T* u, const T* v);
   // S = 2^S cw_j, row_sum_i += sum_j
   void (*soft_bounded)(T* S, int m, int n, int ld, const T* cw, T* row_sum);
-  // S = 2^(S - new max_i), row_sum_i = row_sum_i factor_i + sum_j, factor_i = 2^(old max_i - new max_i)
+  // S = e^(S - new max_i), row_sum_i = row_sum_i factor_i + sum_j, factor_i = e^(old max_i - new max_i)
   void (*soft_online)(T* S, int m, int n, int ld, T* row_max, T* row_sum, T* factor);
   // sum_j = sum_i S_ij
   void (*column_sum)(const T* S, int m, int n, int ld, T* sum);

@@ -8,7 +8,7 @@ struct RowFunctions {
   static constexpr int W = L::W;
   static constexpr T kInf = std::numeric_limits<T>::infinity();
 
-  // A row with nothing in it yet has maximum -inf; subtracting 0 then keeps 2^(-inf) = 0 instead of NaN.
+  // A row with nothing in it yet has maximum -inf; subtracting 0 then keeps e^(-inf) = 0 instead of NaN.
   static inline T finite(T top) { return top == -kInf ? T(0) : top; }
 
   static void exclude(T* S, int m, int n, int ld, const int32_t* row_id, const int32_t* column_id) {
@@ -56,7 +56,7 @@ struct RowFunctions {
         for (int i = 0; i < m; i++) top = L::max(top, L::load(S + int64_t(i) * ld + j));
         L::store(column_max + j, top);
         const V base = top == L::all(-kInf) ? L::all(0) : top;
-        L::store(column_sum + j, L::load(column_sum + j) * L::exp2(old - base));
+        L::store(column_sum + j, L::load(column_sum + j) * L::exp(old - base));
       }
     for (int i = 0; i < m; i++) {
       const T* s = S + int64_t(i) * ld;
@@ -68,13 +68,13 @@ struct RowFunctions {
       V total = L::all(0);
       for (int j = 0; j < n; j += W) {
         const V t = L::load(s + j);
-        total = total + L::exp2(t - base);
+        total = total + L::exp(t - base);
         if (kColumns) {
           const V c = L::load(column_max + j);
-          L::store(column_sum + j, L::load(column_sum + j) + L::exp2(t - (c == L::all(-kInf) ? L::all(0) : c)));
+          L::store(column_sum + j, L::load(column_sum + j) + L::exp(t - (c == L::all(-kInf) ? L::all(0) : c)));
         }
       }
-      row_sum[i] = row_sum[i] * std::exp2(row_max[i] - finite(top)) + L::sum(total);
+      row_sum[i] = row_sum[i] * std::exp(row_max[i] - finite(top)) + L::sum(total);
       row_max[i] = top;
     }
   }
@@ -105,8 +105,8 @@ struct RowFunctions {
       const V own = L::all(u[i]), lse = L::all(row_lse[i]);
       for (int j = 0; j < n; j += W) {
         const V t = L::load(s + j);
-        V w = own * L::exp2(t - lse);
-        if (kBoth) w = w + L::load(v + j) * L::exp2(t - L::load(column_lse + j));
+        V w = own * L::exp(t - lse);
+        if (kBoth) w = w + L::load(v + j) * L::exp(t - L::load(column_lse + j));
         L::store(s + j, w);
       }
     }
@@ -138,11 +138,11 @@ struct RowFunctions {
       const V base = L::all(finite(top));
       V total = L::all(0);
       for (int j = 0; j < n; j += W) {
-        const V e = L::exp2(L::load(s + j) - base);
+        const V e = L::exp(L::load(s + j) - base);
         L::store(s + j, e);
         total = total + e;
       }
-      factor[i] = std::exp2(row_max[i] - finite(top));
+      factor[i] = std::exp(row_max[i] - finite(top));
       row_sum[i] = row_sum[i] * factor[i] + L::sum(total);
       row_max[i] = top;
     }

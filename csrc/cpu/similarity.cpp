@@ -3,12 +3,12 @@
 //   W_ij  = g_i exp(s_ij - lse_i)              dx = scale W y,  dy = scale W^T x,  dbias = W^T 1
 //   y is x:  W_ij = g_i p_ij + g_j p_ji is symmetric, so both sums of a row come from each unordered pair of tiles once.
 //
-// Tiles of logits that fit a core's L2, matrix products by torch's BLAS, exponentials in base 2 between them:
+// Tiles of logits that fit a core's L2, matrix products by torch's BLAS, exponentials between them:
 //   symmetric   forward U/2, backward 3U/2 over the upper triangle of tiles, in tournament rounds
 //   two-sided   forward U by rows x column splits, backward 3U in Latin-square rounds
 //   one-pass    2U: lse and mean_i = sum_j p_ij y_j together, as flash attention with V = Y
 // Memory above inputs and outputs: one tile a thread, O(N + M) vectors, and for few rows the partial sums of the column
-// splits. Sums are formed in an order that depends on the shape alone, never on the number of threads.
+// splits. Sums are formed in an order that the shape and the number of threads fix: the same call gives the same bits.
 #include "cpu/similarity.h"
 
 #include <cmath>
@@ -17,25 +17,28 @@
 namespace fastssl::similarity {
 namespace {
 
-constexpr int kTile = 256;       // rows and columns of a tile: 256 KB of floats, a quarter of the smallest current L2
-constexpr int64_t kTasks = 16;   // blocks that a sweep is cut into at least, to feed that many threads
-constexpr int kLeast = 32;       // rows of a block below which a matrix product is mostly overhead
+constexpr int kTile = 256;   // rows and columns of a tile: 256 KB of floats, a quarter of the smallest current L2
+constexpr int kLeast = 64;   // rows of a block below which a matrix product is mostly overhead
 
+// As many tasks at a time as keep every thread busy while one is late.
+int64_t enough_tasks() { return 2 * at::get_num_threads(); }
+
+// Blocks of at most kTile rows; at least `least_count` of them as long as they keep kLeast rows.
 Blocks blocks_of(int64_t rows, int64_t least_count) {
-  const int64_t wanted = std::max((rows + kTile - 1) / kTile, std::min(least_count, (rows + kLeast - 1) / kLeast));
+  const int64_t wanted = std::max((rows + kTile - 1) / kTile, std::min(least_count, rows / kLeast));
   return {rows, std::max<int64_t>(1, wanted)};
 }
 
 // For a triangle an even number of blocks: a batch of pairs is then cut at its middle, where ids begin anew.
 Blocks triangle_blocks(int64_t rows) {
-  Blocks blocks = blocks_of(rows, kTasks);
+  Blocks blocks = blocks_of(rows, enough_tasks());
   blocks.count += blocks.count % 2 && blocks.count > 1;
   return blocks;
 }
 
 template <class T>
-T lse_of(T top, T sum) {  // natural units from base-2 maximum and sum
-  return sum > 0 || std::isnan(sum) ? T(kLn2) * (top + std::log2(sum)) : -std::numeric_limits<T>::infinity();
+T lse_of(T top, T sum) {
+  return sum > 0 || std::isnan(sum) ? top + std::log(sum) : -std::numeric_limits<T>::infinity();
 }
 
 template <class T>
@@ -72,7 +75,7 @@ struct Grid {
   Blocks rows, columns;  // blocks of rows; tiles of columns
   int64_t splits;
   Grid(int64_t n, int64_t m) : rows(blocks_of(n, 1)), columns(blocks_of(m, 1)) {
-    splits = std::min(columns.count, (kTasks + rows.count - 1) / rows.count);
+    splits = std::min(columns.count, (enough_tasks() + rows.count - 1) / rows.count);
   }
   template <class Visit>  // visit(row block, split, first column tile, last + 1)
   void run(const Visit& visit) const {
@@ -125,12 +128,12 @@ void sweep_rows(const Problem<T>& p, T* lse, T* mean) {
       T best = -kInf, total = 0;
       for (int64_t s = 0; s < S_count; s++) best = std::max(best, top[s * N + i]);
       const T base = best == -kInf ? T(0) : best;
-      for (int64_t s = 0; s < S_count; s++) total += sum[s * N + i] * std::exp2(top[s * N + i] - base);
+      for (int64_t s = 0; s < S_count; s++) total += sum[s * N + i] * std::exp(top[s * N + i] - base);
       lse[i] = lse_of(best, total);
       if (!kMean) continue;
       T* out = mean + i * D;
       for (int64_t s = 0; s < S_count; s++) {
-        const T share = total > 0 || std::isnan(total) ? std::exp2(top[s * N + i] - base) / total : T(0);
+        const T share = total > 0 || std::isnan(total) ? std::exp(top[s * N + i] - base) / total : T(0);
         const T* part = parts ? parts.get() + (s * N + i) * D : out;
         for (int64_t d = 0; d < D; d++) out[d] = (s ? out[d] : T(0)) + share * part[d];
       }
@@ -141,13 +144,13 @@ void sweep_rows(const Problem<T>& p, T* lse, T* mean) {
 // What the weights of a tile need of each row, in the form of the bounded or of the online functions.
 template <class T>
 struct RowState {
-  std::vector<T> u, lse2;  // padded
-  RowState(const Problem<T>& p, const T* lse, const T* g) : u(p.x.rows + kPad), lse2(p.x.rows + kPad) {
+  std::vector<T> u, lse;  // padded
+  RowState(const Problem<T>& p, const T* given_lse, const T* g) : u(p.x.rows + kPad), lse(p.x.rows + kPad) {
     const T kInf = std::numeric_limits<T>::infinity();
     for (int64_t i = 0; i < p.x.rows; i++) {
-      const bool empty = lse[i] == -kInf;  // every column excluded: weight 0
-      lse2[i] = empty ? kInf : lse[i] * T(kLog2e);
-      u[i] = empty ? T(0) : p.bounded ? g[i] * std::exp2(-lse2[i]) : g[i];
+      const bool empty = given_lse[i] == -kInf;  // every column excluded: weight 0
+      lse[i] = empty ? kInf : given_lse[i];
+      u[i] = empty ? T(0) : p.bounded ? g[i] * std::exp(-lse[i]) : g[i];
     }
   }
 };
@@ -166,7 +169,7 @@ void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T* dz) {
     const int wide = logits(p, i0, m, j0, n, ids.meets(I, ids, J), S, ld);
     const T *u = &state.u[i0], *v = &state.u[j0], *w = p.x.weight.data();
     if (p.bounded) f.weight_bounded(S, m, wide, ld, w + i0, w + j0, u, v);
-    else f.weight_online(S, m, wide, ld, &state.lse2[i0], &state.lse2[j0], u, v);
+    else f.weight_online(S, m, wide, ld, &state.lse[i0], &state.lse[j0], u, v);
     gemm(Op::kPlain, Op::kPlain, m, D, n, T(1), S, ld, p.x.row(j0), p.x.ld, T(1), dz + i0 * D, D);
     if (I != J) gemm(Op::kTransposed, Op::kPlain, n, D, m, T(1), S, ld, p.x.row(i0), p.x.ld, T(1), dz + j0 * D, D);
   });
@@ -175,7 +178,7 @@ void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T* dz) {
 template <class T>
 void backward_two_sided(const Problem<T>& p, const RowState<T>& state, const Gradients<T>& out) {
   const auto& f = rows<T>();
-  const int64_t groups = blocks_of(std::min(p.x.rows, p.y.rows), kTasks).count;
+  const int64_t groups = blocks_of(std::min(p.x.rows, p.y.rows), enough_tasks()).count;
   const Blocks row_groups{p.x.rows, groups}, column_groups{p.y.rows, groups};
   const int D = p.D, tile_m = std::min(kTile, row_groups.longest()), tile_n = std::min(kTile, column_groups.longest());
   const IdRange x_ids(p.x.id, row_groups), y_ids(p.y.id, column_groups);
@@ -194,7 +197,7 @@ void backward_two_sided(const Problem<T>& p, const RowState<T>& state, const Gra
           f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, nullptr);
         } else {
           if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
-          f.weight_online(S, m, wide, ld, &state.lse2[i0], nullptr, u, nullptr);
+          f.weight_online(S, m, wide, ld, &state.lse[i0], nullptr, u, nullptr);
         }
         if (out.own) gemm(Op::kPlain, Op::kPlain, m, D, n, T(1), S, ld, p.y.row(j0), p.y.ld, T(1), out.own + i0 * D, D);
         if (out.other) gemm(Op::kTransposed, Op::kPlain, n, D, m, T(1), S, ld, p.x.row(i0), p.x.ld, T(1), out.other + j0 * D, D);
@@ -205,7 +208,8 @@ void backward_two_sided(const Problem<T>& p, const RowState<T>& state, const Gra
   });
 }
 
-// Unbounded logits with a bias differ by role (s_ij + b_j against s_ij + b_i): no symmetric weight, so each role on its own.
+// Unbounded logits with a bias differ by role (s_ij + b_j against s_ij + b_i), and so does the gradient of a bias: then each
+// role of a row is computed on its own.
 template <class T>
 bool triangular(const Problem<T>& p) {
   return p.symmetric && (p.bounded || p.y.bias.empty());
@@ -226,9 +230,13 @@ void one_pass(const Problem<T>& p, T* lse, T* mean) {
 
 template <class T>
 void backward(const Problem<T>& p, const T* lse, const T* g, const Gradients<T>& out) {
+  if (!out.own && !out.other && !out.dbias) return;
   const RowState<T> state(p, lse, g);
-  if (triangular(p) && !out.dbias && !out.other) backward_symmetric(p, state, out.own);
-  else backward_two_sided(p, state, out);
+  if (!p.symmetric) return backward_two_sided(p, state, out);
+  if (triangular(p) && !out.dbias) return backward_symmetric(p, state, out.own);
+  std::vector<T> other(out.own ? p.x.rows * p.D : 0, T(0));  // the two roles of a row, apart
+  backward_two_sided(p, state, {out.own, out.own ? other.data() : nullptr, out.dbias});
+  for (size_t k = 0; k < other.size(); k++) out.own[k] += other[k];
 }
 
 template void forward(const Problem<float>&, float*);

@@ -25,8 +25,8 @@ struct Side {
   int64_t rows;
   int ld;
   std::vector<int32_t> id;  // empty: nothing is excluded
-  std::vector<T> bias;      // base-2 logits; empty: none
-  std::vector<T> weight;    // 2^bias, padded; ones without bias
+  std::vector<T> bias;      // empty: none
+  std::vector<T> weight;    // e^bias, padded; ones without bias
 
   const T* row(int64_t i) const { return data + i * ld; }
 };
@@ -36,7 +36,7 @@ struct Problem {
   Side<T> x, y;
   bool symmetric;  // y is x
   int D;
-  T scale2;      // scale * log2(e)
+  double scale;
   bool bounded;  // |scale| max|x| max|y| + max|bias| <= 40 is proved, in nats
   std::array<at::Tensor, 2> keep;  // own the rows
 
@@ -77,11 +77,11 @@ class Workspace {
   std::unique_ptr<T[]> data_;
 };
 
-// S = scale2 x_I y_J^T for m rows from i0 and n columns from j0, excluded entries and the padding at -inf. Returns the padded n.
+// S = scale x_I y_J^T, in base 2 if bounded, for m rows from i0 and n columns from j0, excluded entries and the padding at -inf. Returns the padded n.
 template <class T>
 int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
   const T kInf = std::numeric_limits<T>::infinity();
-  gemm(Op::kPlain, Op::kTransposed, m, n, p.D, p.scale2, p.x.row(i0), p.x.ld, p.y.row(j0), p.y.ld, T(0), S, ld);
+  gemm(Op::kPlain, Op::kTransposed, m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), p.x.row(i0), p.x.ld, p.y.row(j0), p.y.ld, T(0), S, ld);
   const int width = rows<T>().width, wide = (n + width - 1) / width * width;
   if (wide > n)
     for (int i = 0; i < m; i++) std::fill(S + int64_t(i) * ld + n, S + int64_t(i) * ld + wide, -kInf);
@@ -94,8 +94,8 @@ void forward(const Problem<T>& p, T* lse);
 template <class T>
 void one_pass(const Problem<T>& p, T* lse, T* mean);
 
-// Zeroed accumulators of the gradients without the factor `scale`: own (N, D) = g_i sum_j p_ij y_j; other (M, D) =
-// sum_i g_i p_ij x_i, null if not wanted; dbias (M,), null if not wanted. Symmetric without dbias: own takes both sums.
+// Zeroed accumulators of the gradients without the factor `scale`, null if not wanted: own (N, D) = g_i sum_j p_ij y_j;
+// other (M, D) = sum_i g_i p_ij x_i; dbias (M,) = sum_i g_i p_ij. Symmetric: own takes both sums.
 template <class T>
 struct Gradients {
   T *own, *other, *dbias;

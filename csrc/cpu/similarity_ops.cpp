@@ -73,7 +73,7 @@ Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptT
   const Tensor x_rows = as_rows(x), y_rows = p.symmetric ? x_rows : as_rows(*y);
   p.keep = {x_rows, y_rows};
   p.D = int(x.size(1));
-  p.scale2 = T(scale * kLog2e);
+  p.scale = scale;
   p.x = {x_rows.const_data_ptr<T>(), x_rows.size(0), row_stride(x_rows), {}, {}, {}};
   p.y = {y_rows.const_data_ptr<T>(), y_rows.size(0), row_stride(y_rows), {}, {}, {}};
   if (x_id.has_value()) set_ids(p.x.id, p.y.id, *x_id, y_id.has_value() ? *y_id : *x_id);
@@ -87,8 +87,8 @@ Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptT
       const T bias = given.const_data_ptr<T>()[j];
       const double size = std::abs(double(bias));
       largest_bias = largest_bias >= size ? largest_bias : size;
-      p.y.bias[j] = bias * T(kLog2e);
-      p.y.weight[j] = std::exp2(p.y.bias[j]);
+      p.y.bias[j] = bias;
+      p.y.weight[j] = std::exp(bias);
     }
     if (p.symmetric) p.x.weight = p.y.weight;
   }
@@ -141,11 +141,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
   const auto options = x.options().dtype(compute_dtype(x));
   const auto [need_x, need_y, need_bias, need_scale] = need;
   const bool symmetric = !y.has_value(), with_bias = need_bias && y_bias.has_value();
-  const bool apart = symmetric && with_bias;  // the bias needs the one-sided weight: both roles of x on their own
   const double s = effective(scale, factor);
   Tensor own = need_x || need_scale ? at::zeros(x.sizes(), options) : at::empty({0}, options);
   Tensor other = (!symmetric && need_y) ? at::zeros(y->sizes(), options) : at::empty({0}, options);
-  if (apart && need_x) other = at::zeros(x.sizes(), options);
   Tensor dbias = with_bias ? at::zeros(y_bias->sizes(), options) : at::empty({0}, options);
   Tensor dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
   const Tensor g = dlse.to(options.dtype()).contiguous(), top = lse.contiguous();
@@ -156,9 +154,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
     backward(p, top.const_data_ptr<T>(), g.const_data_ptr<T>(), Gradients<T>{data(own), data(other), data(dbias)});
     if (!need_scale) return;
     const T total = scale_gradient(p, own.const_data_ptr<T>());
-    *dscale.mutable_data_ptr<T>() = symmetric && !apart ? total / 2 : total;  // own holds both roles of each row
+    *dscale.mutable_data_ptr<T>() = symmetric ? total / 2 : total;  // symmetric: own holds both roles of each row
   });
-  if (apart && need_x) own.add_(other);
   Tensor dx = need_x ? own.mul_(s).to(x.scalar_type()) : at::empty({0}, x.options());
   Tensor dy = !symmetric && need_y ? other.mul_(s).to(x.scalar_type()) : at::empty({0}, x.options());
   if (y_bias.has_value()) dbias = dbias.to(y_bias->scalar_type());

@@ -72,7 +72,7 @@ def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) 
         value = float(value.detach())
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {_kind(value)}")
-    if not math.isfinite(value) or (value == 0 and not zero):
+    if not -math.inf < value < math.inf or (value == 0 and not zero):  # math.isfinite cannot be traced on a dynamic float
         raise ValueError(f"{op}: {name} must be finite{'' if zero else ' and not 0'}, got {value}")
 
 

@@ -1,5 +1,6 @@
 """One way to declare an op: schema and fake here, one implementation for each dispatch key. No op is named in this file."""
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -51,3 +52,35 @@ def refuse_functorch(op: str) -> None:
     """torch.func around an autograd.Function gives silent zeros when compiled (torch 2.13): refuse it in words."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(f"{op}: torch.func transforms (grad, vmap, jacrev) are not supported; use torch.autograd")
+
+
+class _Refuse(torch.autograd.Function):
+    """A gradient as a function of all that it depends on, whose derivative raises."""
+
+    @staticmethod
+    def forward(ctx, op, gradient, *sources):
+        ctx.op = op
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(f"{ctx.op}: second derivatives are not implemented")
+
+
+def first_derivative_only(op: str):
+    """For a Function's backward: differentiating its result raises. torch's ``once_differentiable`` lets it pass in silence,
+    as a constant, where the upstream gradient is one. The Function must save its differentiable inputs or outputs."""
+
+    def decorate(backward):
+        @functools.wraps(backward)
+        def guarded(ctx, *upstream):
+            with torch.no_grad():
+                gradients = backward(ctx, *upstream)
+            if not torch.is_grad_enabled():
+                return gradients
+            sources = [t for t in (*ctx.saved_tensors, *upstream) if t is not None and t.requires_grad]
+            return tuple(None if g is None else _Refuse.apply(op, g, *sources) for g in gradients)
+
+        return guarded
+
+    return decorate

@@ -9,9 +9,8 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ._register import define_op, refuse_functorch
+from ._register import define_op, first_derivative_only, refuse_functorch
 
 EPS = 1e-12
 
@@ -44,7 +43,7 @@ class _NormalizePair(torch.autograd.Function):
         return z, dot
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("normalize_pair")
     def backward(ctx, dz, ddot):
         z, norm = ctx.saved_tensors
         da, db = _bwd(dz, ddot, z, norm, EPS)

@@ -20,10 +20,9 @@ Saved for the backward: x, y and lse (one-pass: mean). No N x M matrix exists in
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector
-from ._register import define_op, refuse_functorch
+from ._register import define_op, first_derivative_only, refuse_functorch
 
 _OP = "similarity_lse"
 _COMMON = "Tensor x, Tensor? y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id, Tensor? y_bias"
@@ -73,7 +72,7 @@ class _TwoSided(torch.autograd.Function):
         return lse
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only(_OP)
     def backward(ctx, dlse):
         lse, x, y, scale_factor, x_id, y_id, y_bias = ctx.saved_tensors
         wants = ctx.needs_input_grad
@@ -96,18 +95,18 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias):
         lse, mean = _one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias)
-        ctx.save_for_backward(mean, x if ctx.needs_input_grad[3] else None, scale_factor)
-        ctx.scale, ctx.dtype = scale, x.dtype
+        ctx.save_for_backward(mean, x, scale_factor)
+        ctx.scale = scale
         return lse
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only(_OP)
     def backward(ctx, dlse):
         mean, x, scale_factor = ctx.saved_tensors
         dx = dscale = None
         if ctx.needs_input_grad[0]:
             factor = ctx.scale if scale_factor is None else ctx.scale * scale_factor.reshape(()).to(mean.dtype)
-            dx = (mean * (dlse * factor)[:, None]).to(ctx.dtype)
+            dx = (mean * (dlse * factor)[:, None]).to(x.dtype)
         if ctx.needs_input_grad[3]:
             dots = (mean * x.to(mean.dtype)).sum(1)
             dscale = _scale_gradient((dots * dlse).sum(), ctx.scale, scale_factor)

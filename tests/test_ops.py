@@ -1,0 +1,174 @@
+"""Every case of the table x every property that all ops promise."""
+
+import math
+
+import pytest
+import torch
+
+from fastssl.testing.cases import CASES
+from fastssl.testing.compare import assert_no_worse
+
+ROWS = [pytest.param(case, shape, id=f"{case.name}-{'x'.join(map(str, shape))}") for case in CASES.values() for shape in case.shapes]
+MIDDLE = [pytest.param(case, case.shapes[-2], id=case.name) for case in CASES.values()]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def leaves(inputs, dtype=None):
+    return {name: (t if dtype is None else t.to(dtype)).detach().clone().requires_grad_() for name, t in inputs.items()}
+
+
+def gradients(call, inputs, dtype=None):
+    """Output and gradients, under an upstream gradient that is not constant; rows at -inf are left out."""
+    inputs = leaves(inputs, dtype)
+    out = call(**inputs)
+    upstream = torch.linspace(0.5, 1.5, out.numel(), dtype=torch.float64).reshape(out.shape).to(out.dtype)
+    rows = out.isfinite()
+    (out * upstream)[rows].sum().backward()
+    return out.detach(), {name: t.grad for name, t in inputs.items()}
+
+
+def check(case, inputs, dtype, **kwargs):
+    def run(call, as_dtype=None):
+        return gradients(lambda **t: call(**t, **kwargs), inputs, as_dtype)
+
+    (out, grads), (eager, eager_grads), (truth, true_grads) = run(case.ours), run(case.eager), run(case.eager, torch.float64)
+    assert_no_worse(case.name, out, eager, truth, torch.float32)
+    for name, grad in grads.items():
+        assert grad.dtype == inputs[name].dtype and grad.shape == inputs[name].shape
+        assert_no_worse(f"{case.name} d{name}", grad, eager_grads[name], true_grads[name], dtype)
+
+
+@pytest.mark.parametrize("case, shape", ROWS)
+def test_value_and_gradients_on_every_isa(case, shape, isa):
+    check(case, case.inputs(shape), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case, shape", ROWS)
+def test_value_and_gradients_in_every_dtype(case, shape, dtype):
+    check(case, case.inputs(shape, dtype), dtype)
+
+
+@pytest.mark.parametrize("case, shape", MIDDLE)
+def test_no_output_is_left_unwritten(case, shape, poisoned):
+    out, grads = gradients(case.ours, case.inputs(shape))
+    assert not out.isnan().any() and not any(g.isnan().any() for g in grads.values())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_gradcheck(case):
+    inputs = leaves(case.inputs((4, 5, 3) if "similarity" in case.name else (4, 3), torch.float64))
+    assert torch.autograd.gradcheck(lambda *t: case.ours(**dict(zip(inputs, t, strict=True))), tuple(inputs.values()))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_same_bits_twice(case):
+    inputs = case.inputs((700, 900, 40) if "similarity" in case.name else (350, 40))
+    first, second = (gradients(case.ours, inputs) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(first[1][name], second[1][name]) for name in inputs)
+
+
+def spoil(t, how):
+    """The same values in another layout."""
+    if t.dim() != 2:
+        return t
+    if how == "transposed":
+        return t.t().contiguous().t()
+    if how == "row-strided":
+        return torch.cat([t, t.new_full(t.shape, math.nan)], 1)[:, : t.shape[1]]
+    if how == "misaligned":
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+    if how == "huge stride":  # 2^20 elements from row to row
+        wide = t.new_empty(t.shape[0], 1 << 20)[:, : t.shape[1]]
+        return wide.copy_(t)
+    raise ValueError(how)
+
+
+@pytest.mark.parametrize("how", ["transposed", "row-strided", "misaligned", "huge stride"])
+@pytest.mark.parametrize("case, shape", MIDDLE)
+def test_layouts(case, shape, how):
+    inputs = {name: t.detach() for name, t in case.inputs((9, 7, 5) if "similarity" in case.name else (6, 5)).items()}
+    spoilt = {name: spoil(t, how) for name, t in inputs.items()}
+    plain, other = (gradients(lambda **t: case.ours(**{n: spoil(v, h) if h else v for n, v in t.items()}), inputs) for h in (None, how))
+    torch.testing.assert_close(case.ours(**spoilt), case.ours(**inputs))
+    torch.testing.assert_close(other[0], plain[0])
+    for name in inputs:
+        torch.testing.assert_close(other[1][name], plain[1][name])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_compiled_whole_with_dynamic_shapes(case):
+    torch._dynamo.reset()
+    compiled = torch.compile(case.ours, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in (6, 9, 14):
+        inputs = case.inputs((size, size + 1, 5) if "similarity" in case.name else (size, 5))
+        (out, grads), (want, want_grads) = gradients(compiled, inputs), gradients(case.ours, inputs)
+        torch.testing.assert_close(out, want)
+        for name in inputs:
+            torch.testing.assert_close(grads[name], want_grads[name])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_compiled_by_inductor(case):
+    torch._dynamo.reset()
+    inputs = case.inputs((9, 8, 5) if "similarity" in case.name else (9, 5))
+    (out, grads), (want, want_grads) = gradients(torch.compile(case.ours, fullgraph=True), inputs), gradients(case.ours, inputs)
+    torch.testing.assert_close(out, want)
+    for name in inputs:
+        torch.testing.assert_close(grads[name], want_grads[name])
+
+
+@pytest.mark.parametrize("case, shape", MIDDLE)
+def test_under_autocast_the_given_dtype_is_used(case, shape):
+    inputs = case.inputs(shape)
+    plain = gradients(case.ours, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, grads = gradients(case.ours, inputs)
+    assert out.dtype == torch.float32 and torch.equal(out, plain[0])
+    assert all(torch.equal(grads[name], plain[1][name]) for name in inputs)
+
+
+@pytest.mark.parametrize("case, shape", MIDDLE)
+def test_activation_checkpointing(case, shape):
+    def checkpointed(**t):
+        return torch.utils.checkpoint.checkpoint(lambda *v: case.ours(**dict(zip(t, v, strict=True))), *t.values(), use_reentrant=False)
+
+    inputs = case.inputs(shape)
+    (out, grads), (want, want_grads) = gradients(checkpointed, inputs), gradients(case.ours, inputs)
+    assert torch.equal(out, want) and all(torch.equal(grads[name], want_grads[name]) for name in inputs)
+
+
+@pytest.mark.parametrize("case, shape", MIDDLE)
+def test_backward_twice_and_second_derivative(case, shape):
+    inputs = leaves(case.inputs(shape))
+    total = case.ours(**inputs).sum()
+    first, second = (torch.autograd.grad(total, list(inputs.values()), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    grads = torch.autograd.grad(total, list(inputs.values()), create_graph=True)
+    for grad in grads:
+        with pytest.raises(NotImplementedError, match="second derivatives are not implemented"):
+            torch.autograd.grad(grad.sum() + total, list(inputs.values()), retain_graph=True)
+
+
+@pytest.mark.parametrize("case, shape", MIDDLE)
+def test_torch_func_is_refused_in_words(case, shape):
+    inputs = case.inputs(shape)
+    with pytest.raises(NotImplementedError, match=r"torch\.func"):
+        torch.func.grad(lambda t: case.ours(**t).sum())(inputs)
+
+
+@pytest.mark.parametrize("case, shape", MIDDLE)
+def test_under_no_grad_only_forward_ops_run(case, shape):
+    class Names(torch.utils._python_dispatch.TorchDispatchMode):
+        seen = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen += (str(func),)
+            return func(*args, **(kwargs or {}))
+
+    inputs = leaves(case.inputs(shape))
+    with torch.no_grad(), Names() as names:
+        out = case.ours(**inputs)
+    ours = {name for name in names.seen if name.startswith("fastssl")}
+    assert not out.requires_grad and ours <= {"fastssl.similarity_fwd.default", "fastssl.normalize_pair_fwd.default"} and ours
