@@ -24,7 +24,6 @@ PYBIND11_MODULE(_C, m) {
       },
       "Compiler, torch version and C++ standard this module was built with.");
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
-  m.def(
-      "isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");
+  m.def("isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");
   m.def("set_isa", &fastssl::isa::use, py::arg("name"), "Use another instruction set; ValueError if this machine lacks it.");
 }

@@ -128,7 +128,9 @@ def test_any_norm_and_any_scale(size, scale, symmetric, isa):
         wide = x.detach().double().requires_grad_()
         return run(eager_lse, wide, wide if symmetric else y.detach().double().requires_grad_())
 
-    for name, got, eager, truth in zip("lse dx dy".split(), run(similarity_lse, x, y), run(eager_lse, x, y), double(), strict=False):
+    for name, got, eager, truth in zip(
+        ["lse", "dx", "dy"], run(similarity_lse, x, y), run(eager_lse, x, y), double(), strict=False
+    ):
         assert_no_worse(name, got, eager, truth, torch.float32)
 
 
@@ -203,7 +205,11 @@ BAD = {
     "integer x": (TypeError, "x must be float32.*got torch.int64", lambda: similarity_lse(X.long(), Y)),
     "one dimension": (ValueError, r"y must be 2-D \(M, D\), got shape \(15,\)", lambda: similarity_lse(X, Y.flatten())),
     "no rows": (ValueError, r"x must have at least one row.*\(0, 3\)", lambda: similarity_lse(X[:0], Y)),
-    "no columns": (ValueError, r"x must have at least one row and one column.*\(4, 0\)", lambda: similarity_lse(X[:, :0], Y[:, :0])),
+    "no columns": (
+        ValueError,
+        r"x must have at least one row and one column.*\(4, 0\)",
+        lambda: similarity_lse(X[:, :0], Y[:, :0]),
+    ),
     "widths differ": (ValueError, r"same width D, got \(4, 3\) and \(5, 2\)", lambda: similarity_lse(X, Y[:, :2])),
     "dtypes differ": (TypeError, "same dtype, got torch.float32 and torch.float64", lambda: similarity_lse(X, Y.double())),
     "devices differ": (ValueError, "same device, got cpu and meta", lambda: similarity_lse(X, Y.to("meta"))),
@@ -211,8 +217,16 @@ BAD = {
     "NaN scale tensor": (ValueError, "scale must be finite, got nan", lambda: similarity_lse(X, Y, scale=torch.tensor(math.nan))),
     "scale of two": (ValueError, "one-element float tensor", lambda: similarity_lse(X, Y, scale=torch.ones(2))),
     "scale as text": (TypeError, "scale must be a number.*got str", lambda: similarity_lse(X, Y, scale="1")),
-    "short ids": (ValueError, r"x_id must have shape \(4,\).*got \(3,\)", lambda: similarity_lse(X, Y, x_id=torch.arange(3), y_id=torch.arange(5))),
-    "float ids": (TypeError, "y_id must have an integer dtype", lambda: similarity_lse(X, Y, x_id=torch.arange(4), y_id=torch.rand(5))),
+    "short ids": (
+        ValueError,
+        r"x_id must have shape \(4,\).*got \(3,\)",
+        lambda: similarity_lse(X, Y, x_id=torch.arange(3), y_id=torch.arange(5)),
+    ),
+    "float ids": (
+        TypeError,
+        "y_id must have an integer dtype",
+        lambda: similarity_lse(X, Y, x_id=torch.arange(4), y_id=torch.rand(5)),
+    ),
     "one id": (ValueError, "x_id was given without y_id", lambda: similarity_lse(X, Y, x_id=torch.arange(4))),
     "ids of columns alone": (ValueError, "y_id was given without x_id", lambda: similarity_lse(X, X, y_id=torch.arange(4))),
     "ids elsewhere": (ValueError, "same device", lambda: similarity_lse(X, X, x_id=torch.arange(4, device="meta"))),

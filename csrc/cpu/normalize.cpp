@@ -88,8 +88,8 @@ std::tuple<Tensor, Tensor> normalize_pair_bwd(const Tensor& dz_given, const Tens
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "normalize_pair_bwd", [&] {
     using A = Accumulator<scalar_t>;
     scalar_t* const out[2] = {da.mutable_data_ptr<scalar_t>(), db.mutable_data_ptr<scalar_t>()};
-    backward<A>(dz.const_data_ptr<scalar_t>(), ddot.const_data_ptr<A>(), z.const_data_ptr<scalar_t>(),
-                norm.const_data_ptr<A>(), A(eps), B, D, out);
+    backward<A>(dz.const_data_ptr<scalar_t>(), ddot.const_data_ptr<A>(), z.const_data_ptr<scalar_t>(), norm.const_data_ptr<A>(),
+                A(eps), B, D, out);
   });
   return {da, db};
 }

@@ -163,6 +163,6 @@ struct RowFunctions {
     return sum;
   }
 
-  static constexpr Rows<T> table = {W,          exclude,        add_bias,      sum_bounded,  sum_online, weight_bounded,
-                                    weight_online, soft_bounded, soft_online, column_sum, dot};
+  static constexpr Rows<T> table = {
+      W, exclude, add_bias, sum_bounded, sum_online, weight_bounded, weight_online, soft_bounded, soft_online, column_sum, dot};
 };

@@ -17,8 +17,8 @@
 namespace fastssl::similarity {
 namespace {
 
-constexpr int kTile = 256;   // rows and columns of a tile: 256 KB of floats, a quarter of the smallest current L2
-constexpr int kLeast = 64;   // rows of a block below which a matrix product is mostly overhead
+constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, a quarter of the smallest current L2
+constexpr int kLeast = 64;  // rows of a block below which a matrix product is mostly overhead
 
 // As many tasks at a time as keep every thread busy while one is late.
 int64_t enough_tasks() { return 2 * at::get_num_threads(); }

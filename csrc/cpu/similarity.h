@@ -37,7 +37,7 @@ struct Problem {
   bool symmetric;  // y is x
   int D;
   double scale;
-  bool bounded;  // |scale| max|x| max|y| + max|bias| <= 40 is proved, in nats
+  bool bounded;                    // |scale| max|x| max|y| + max|bias| <= 40 is proved, in nats
   std::array<at::Tensor, 2> keep;  // own the rows
 
   bool has_id() const { return !x.id.empty(); }
@@ -64,7 +64,9 @@ class Workspace {
  public:
   static constexpr int kVectors = 4;
   Workspace(int tile_rows, int tile_columns)
-      : ld_(padded(tile_columns)), stride_(int64_t(tile_rows) * ld_ + kVectors * (ld_ + tile_rows)), rows_(tile_rows),
+      : ld_(padded(tile_columns)),
+        stride_(int64_t(tile_rows) * ld_ + kVectors * (ld_ + tile_rows)),
+        rows_(tile_rows),
         data_(new T[size_t(at::get_num_threads()) * stride_]) {}
   int ld() const { return ld_; }
   T* tile() { return data_.get() + at::get_thread_num() * stride_; }
@@ -77,11 +79,13 @@ class Workspace {
   std::unique_ptr<T[]> data_;
 };
 
-// S = scale x_I y_J^T, in base 2 if bounded, for m rows from i0 and n columns from j0, excluded entries and the padding at -inf. Returns the padded n.
+// S = scale x_I y_J^T, in base 2 if bounded, for m rows from i0 and n columns from j0, excluded entries and the padding at -inf.
+// Returns the padded n.
 template <class T>
 int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
   const T kInf = std::numeric_limits<T>::infinity();
-  gemm(Op::kPlain, Op::kTransposed, m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), p.x.row(i0), p.x.ld, p.y.row(j0), p.y.ld, T(0), S, ld);
+  gemm(Op::kPlain, Op::kTransposed, m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), p.x.row(i0), p.x.ld, p.y.row(j0), p.y.ld,
+       T(0), S, ld);
   const int width = rows<T>().width, wide = (n + width - 1) / width * width;
   if (wide > n)
     for (int i = 0; i < m; i++) std::fill(S + int64_t(i) * ld + n, S + int64_t(i) * ld + wide, -kInf);

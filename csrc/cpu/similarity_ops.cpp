@@ -120,8 +120,7 @@ std::tuple<Tensor, Tensor> similarity_one_pass(const Tensor& x, const OptTensor&
   Tensor lse = at::empty({x.size(0)}, options), mean = at::empty(x.sizes(), options);
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    one_pass(problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias), lse.mutable_data_ptr<T>(),
-             mean.mutable_data_ptr<T>());
+    one_pass(problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias), lse.mutable_data_ptr<T>(), mean.mutable_data_ptr<T>());
   });
   return {lse, mean};
 }

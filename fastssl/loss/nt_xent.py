@@ -128,11 +128,13 @@ class NTXentLoss(nn.Module):
         gather_distributed: without effect in one process. Negatives from several are not there yet.
     """
 
-    def __init__(self, temperature: float | Tensor = 0.5, memory_bank_size: int | Sequence[int] = 0, gather_distributed: bool = False):
+    def __init__(
+        self, temperature: float | Tensor = 0.5, memory_bank_size: int | Sequence[int] = 0, gather_distributed: bool = False
+    ):
         super().__init__()
         if not isinstance(temperature, Tensor) and abs(temperature) < 1e-8:
             raise ValueError(f"NTXentLoss: temperature must be at least 1e-8 in size, got {temperature}")
-        size = memory_bank_size if isinstance(memory_bank_size, int) else tuple(memory_bank_size)[0]
+        size = memory_bank_size if isinstance(memory_bank_size, int) else next(iter(memory_bank_size))
         if size != 0:
             raise NotImplementedError(f"NTXentLoss: memory_bank_size={memory_bank_size} is not there yet; use 0")
         _refuse_gather("NTXentLoss", gather_distributed)

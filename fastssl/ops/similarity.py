@@ -126,7 +126,9 @@ def _check(x, y, scale, x_id, y_id, y_bias) -> None:
         return
     if x_id is None or (y_id is None and y is not x):
         missing, given = ("x_id", "y_id") if x_id is None else ("y_id", "x_id")
-        raise ValueError(f"{_OP}: {given} was given without {missing}; excluding equal ids needs both (y_id may be left out when y is x)")
+        raise ValueError(
+            f"{_OP}: {given} was given without {missing}; excluding equal ids needs both (y_id may be left out when y is x)"
+        )
     check_vector(_OP, "x_id", x_id, x.shape[0], INTEGERS, "x", x)
     if y_id is not None:
         check_vector(_OP, "y_id", y_id, y.shape[0], INTEGERS, "y", y)

@@ -1,0 +1,75 @@
+"""``fastssl info``: versions, compilers, instruction sets, and which implementation serves each op here and why."""
+
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from ._version import __version__
+from .ops import normalize, similarity  # noqa: F401  declare their ops
+from .ops._register import _C, OWNERS, why_not_cpp, why_not_triton
+
+CUDA_LIBRARY = Path(__file__).parent / "_cuda.so"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpp_lines() -> list[str]:
+    if _C is None:
+        return [f"C++ kernels     not built or not loadable: {why_not_cpp}"]
+    build = _C.build_info()
+    isas = ", ".join(f"[{name}]" if name == _C.isa() else name for name in _C.isas())
+    return [
+        f"C++ kernels     {build['compiler']}, C++{build['cxx_standard']}, for torch {build['torch']}",
+        f"CPU             {platform.machine()}, {torch.get_num_threads()} threads, instruction sets {isas}",
+    ]
+
+
+def _gpu_lines() -> list[str]:
+    kernels = (
+        f"CUDA C++        {'built: ' + str(CUDA_LIBRARY) if CUDA_LIBRARY.exists() else 'none: no op has a CUDA C++ kernel yet'}"
+    )
+    if not torch.cuda.is_available():
+        reason = "this torch is built without CUDA" if torch.version.cuda is None else "no usable GPU"
+        return [kernels, f"GPU             none: {reason}"]
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        gpus.append(f"GPU {index}           {torch.cuda.get_device_name(index)}, sm_{major}{minor}")
+    return [kernels, *gpus]
+
+
+def _why(key: str, owner: str) -> str:
+    if key == "CPU" and owner == "reference":
+        return f"no C++: {why_not_cpp or 'the op has no C++ kernel'}"
+    if key == "CUDA" and owner == "reference":
+        return f"no Triton: {why_not_triton}"
+    return "no CUDA C++ kernel for it" if key == "CUDA" else ""
+
+
+def report() -> str:
+    """The whole text that ``fastssl info`` prints."""
+    lines = [
+        f"fastssl         {__version__}, Python {sys.version.split()[0]}",
+        f"torch           {torch.__version__}, Triton {_version('triton')}, numpy {_version('numpy')}",
+        *_cpp_lines(),
+        *_gpu_lines(),
+        "",
+        f"{'op':22}{'CPU':12}CUDA",
+    ]
+    for op, owners in OWNERS.items():
+        reasons = [f"{key}: {why}" for key, owner in owners.items() if (why := _why(key, owner))]
+        lines.append(f"{op:22}{owners['CPU']:12}{owners['CUDA']:12}{'; '.join(reasons)}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    print(report())
+    return 0
