@@ -1,0 +1,137 @@
+"""The correctness gate: no implementation is timed before its loss and gradients agree with float64 on the same inputs.
+
+Ours: at most twice as wrong as eager PyTorch in the same dtype (``fastssl.testing.compare``). Peers: close enough to be the same
+objective, ``SAME_OBJECTIVE``; how exact they are is printed beside their time. A small batch is compared everywhere; where the
+N x N matrix of the eager form is too large for float64, the truth is made in blocks, and for very large N the gradient is
+compared on sampled rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastssl.testing.compare import FLOOR, relative_error
+
+#: A peer's relative error above which it computes something else. float32 leaves room for TF32 matrix products.
+SAME_OBJECTIVE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
+#: Rows up to which the eager form itself is run in float64, and up to which a blocked truth covers every gradient row.
+EAGER_ROWS, FULL_ROWS, SAMPLED_ROWS = 4096, 16384, 256
+#: Rows up to which float64 similarities of all rows are affordable on a CPU; beyond, float32 (errors near 1e-7).
+DOUBLE_ROWS = 32768
+_BLOCK_ELEMENTS = 1 << 25
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Loss and gradients in float64 on the CPU; ``rows[name]`` are the compared gradient rows, or None for all."""
+
+    loss: Tensor
+    grads: dict[str, Tensor]
+    rows: dict[str, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Errors:
+    loss: float
+    grad: float
+
+
+def step(call: Callable, inputs: dict[str, Tensor]) -> Tensor:
+    """One forward and backward with fresh gradients; a vector result is summed. Returns the detached result."""
+    for tensor in inputs.values():
+        tensor.grad = None
+    out = call(**inputs)
+    (out if out.dim() == 0 else out.sum()).backward()
+    return out.detach()
+
+
+def leaves(inputs: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    return {name: t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for name, t in inputs.items()}
+
+
+def eager_truth(call: Callable, inputs: dict[str, Tensor]) -> Truth:
+    wide = leaves(inputs, torch.float64)
+    loss = step(call, wide)
+    return Truth(loss.cpu(), {name: t.grad.cpu() for name, t in wide.items()}, dict.fromkeys(wide))
+
+
+def _row_lse(z: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """log sum_{j != i} exp(scale <z_i, z_j>) of unit rows z (N, D) float64, in blocks; the shift is the bound scale."""
+    n, product = len(z), z.to(dtype)
+    total = torch.empty(n, dtype=torch.float64, device=z.device)
+    block = min(n, max(1, _BLOCK_ELEMENTS // n))
+    buffer = torch.empty(block, n, dtype=dtype, device=z.device)
+    shift = torch.full((1,), -abs(scale), dtype=dtype, device=z.device)
+    for lo in range(0, n, block):
+        rows = product[lo : lo + block]
+        s = torch.addmm(shift, rows, product.T, alpha=scale, out=buffer[: len(rows)]).exp_()
+        s.diagonal(lo).zero_()
+        total[lo : lo + block] = s.sum(1)
+    return total.log() + abs(scale)
+
+
+def pair_truth(inputs: dict[str, Tensor], temperature: float, full_rows: int = FULL_ROWS, sampled: int = SAMPLED_ROWS) -> Truth:
+    """NT-Xent of z0, z1 (B, D) by hand, O(N) memory.
+
+    G_i = (1 / N tau) (sum_j (p_ij + p_ji) z_j - 2 z_p(i)),  p_ij = exp(s_ij - lse_i),  then the derivative of normalize.
+    """
+    raw = torch.cat([inputs["z0"], inputs["z1"]]).detach().double()
+    z, n, scale = F.normalize(raw, dim=1), len(raw), 1.0 / temperature
+    exact = z.is_cuda or n <= DOUBLE_ROWS
+    lse = _row_lse(z, scale, torch.float64 if exact else torch.float32)
+    partner = torch.arange(n, device=z.device).roll(n // 2)
+    loss = (lse - scale * (z * z[partner]).sum(1)).mean()
+    generator = torch.Generator().manual_seed(n)
+    rows = torch.arange(n) if n <= full_rows else torch.randperm(n, generator=generator)[:sampled].sort().values
+    picked = rows.to(z.device)
+    gradient = torch.empty(len(rows), z.shape[1], dtype=torch.float64, device=z.device)
+    block = max(1, _BLOCK_ELEMENTS // n)
+    for lo in range(0, len(rows), block):
+        i = picked[lo : lo + block]
+        s = (z[i] @ z.T).mul_(scale)
+        weight = (s - lse[i, None]).exp_().add_((s - lse[None, :]).exp_())
+        weight[torch.arange(len(i), device=z.device), i] = 0.0
+        g = (weight @ z - 2.0 * z[partner[i]]) * (scale / n)
+        along = (g * z[i]).sum(1, keepdim=True)
+        gradient[lo : lo + block] = (g - along * z[i]) / raw[i].norm(dim=1, keepdim=True).clamp_min(1e-12)
+    half, gradient = n // 2, gradient.cpu()
+    first = rows < half
+    kept = {"z0": rows[first], "z1": rows[~first] - half}
+    return Truth(loss.cpu(), {"z0": gradient[first], "z1": gradient[~first]}, kept if n > full_rows else dict.fromkeys(kept))
+
+
+def truth_of(work, shape, inputs: dict[str, Tensor]) -> Truth:
+    """Raises ValueError above the size for which a float64 truth is affordable."""
+    rows = work.rows(shape)
+    if work.truth is not None and rows > EAGER_ROWS:
+        return work.truth(inputs, **work.constants)
+    device = next(iter(inputs.values())).device.type
+    if rows > work.largest[device]:
+        raise ValueError(f"{work.name}: no float64 truth for {rows} rows on {device} (limit {work.largest[device]})")
+    return eager_truth(lambda **t: work.case.eager(**t, **work.constants), inputs)
+
+
+def errors(call: Callable, inputs: dict[str, Tensor], truth: Truth) -> Errors:
+    """Relative errors of the loss and, the largest one, of the gradients; a missing gradient counts as infinite."""
+    loss = relative_error(step(call, inputs).cpu(), truth.loss)
+    worst = 0.0
+    for name, exact in truth.grads.items():
+        got, rows = inputs[name].grad, truth.rows[name]
+        if got is None or got.shape != inputs[name].shape:
+            return Errors(loss, float("inf"))
+        got = got.cpu()
+        worst = max(worst, relative_error(got if rows is None else got[rows], exact))
+    return Errors(loss, worst)
+
+
+def verdict(found: Errors, dtype: torch.dtype, eager: Errors | None = None) -> str:
+    """Empty when the gate is passed; otherwise what is wrong. ``eager`` selects the strict rule for our own code."""
+    for what in ("loss", "grad"):
+        error = getattr(found, what)
+        limit = SAME_OBJECTIVE[dtype] if eager is None else 2.0 * min(getattr(eager, what), 1.0) + FLOOR[dtype]
+        if not error <= limit:
+            return f"{what} is {error:.1e} from float64, over {limit:.1e}"
+    return ""

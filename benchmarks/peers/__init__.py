@@ -1,0 +1,109 @@
+"""One adaptor for each library: which works it can do, how it is called, and where it must not be tried.
+
+An adaptor module has one ``PEER``. It imports its library only inside ``forms``' builders, so an absent library is a row with
+a reason. A form takes the work's constants and returns ``call(**inputs) -> loss`` with the objective of ``case.eager``.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+#: In the order of the tables; each is a module of this package.
+NAMES = (
+    "eager",
+    "compile",
+    "lightly",
+    "pytorch_metric_learning",
+    "info_nce_pytorch",
+    "linear_cross_entropy",
+    "memeff",
+    "inf_cl",
+    "cut_cross_entropy",
+    "liger",
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """``forms[work](constants) -> call``; "*" serves every work and gets the work itself as second argument.
+
+    ``differs[work]``: why this library has no equal objective for the work. ``max_rows[device]``: rows N above which it is
+    not tried, for memory or time. ``distribution`` and ``module``: what pip and import call it; None: part of torch.
+    """
+
+    name: str
+    forms: dict[str, Callable]
+    distribution: str | None = None
+    module: str | None = None
+    differs: dict[str, str] = field(default_factory=dict)
+    max_rows: dict[str, int] = field(default_factory=dict)
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    needs_compile: bool = False
+
+    def version(self) -> str:
+        return importlib.metadata.version(self.distribution) if self.distribution else torch.__version__
+
+    def absent(self) -> str:
+        """Empty where the library can be imported; otherwise the reason."""
+        if self.module is None or importlib.util.find_spec(self.module) is not None:
+            return ""
+        return f"{self.distribution} is not installed"
+
+    def unfit(self, work, shape, device: str) -> tuple[str, str]:
+        """(status, reason) where the work is not tried: "absent", "other objective" or "too large"; ("", "") where it is."""
+        if work.name in self.differs:
+            return "other objective", self.differs[work.name]
+        if work.name not in self.forms and "*" not in self.forms:
+            return "other objective", f"has no {work.name}"
+        if device not in self.devices:
+            return "absent", f"runs on {' and '.join(self.devices)} only"
+        if reason := self.absent():
+            return "absent", reason
+        limit = self.max_rows.get(device)
+        if limit is not None and work.rows(shape) > limit:
+            return "too large", f"not tried above N = {limit} rows on this device"
+        return "", ""
+
+    def build(self, work) -> Callable:
+        if work.name in self.forms:
+            return self.forms[work.name](**work.constants)
+        return self.forms["*"](work)
+
+
+def load(name: str) -> Peer:
+    if name not in NAMES:
+        raise ValueError(f"bench: unknown peer {name!r}; choose from {', '.join(NAMES)}")
+    return importlib.import_module(f"{__name__}.{name}").PEER
+
+
+def ready_torchvision() -> str:
+    """Makes ``import torchvision`` work where its operators can't load: "real", or "stub" with nms declared, not implemented.
+
+    lightly imports torchvision for its transforms. Call before importing lightly; calling again does nothing.
+    """
+    try:
+        importlib.import_module("torchvision")
+        declared = getattr(ready_torchvision, "declared", False)
+        return "stub" if declared else "real"
+    except ImportError:
+        raise
+    except RuntimeError:  # "operator torchvision::nms does not exist"
+        for name in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    ready_torchvision.declared = True
+    importlib.import_module("torchvision")
+    return "stub"
+
+
+def implementation(name: str, work) -> Callable:
+    """``call(**inputs) -> loss`` of "fastssl" or of a peer, the work's constants bound."""
+    return partial(work.case.ours, **work.constants) if name == "fastssl" else load(name).build(work)

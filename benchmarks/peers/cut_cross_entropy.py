@@ -1,0 +1,28 @@
+"""ml-cross-entropy (Apple): ``linear_cross_entropy(e, c, targets, reduction=, filter_eps=)`` in Triton.
+
+``filter_eps=None``: the default skips small gradients, another computation. bfloat16 or float16 in practice.
+NT-Xent as in ``linear_cross_entropy``: the self column taken out of its row likelihoods. Signature read in the 25.1.1 wheel and at
+commit d42911f; this adaptor has not run.
+"""
+
+from . import Peer
+from .linear_cross_entropy import in_batch, nt_xent_by_self_target
+
+
+def _rows(reduction: str):
+    from cut_cross_entropy import linear_cross_entropy
+
+    return lambda x, columns, target: linear_cross_entropy(x, columns, target, reduction=reduction, filter_eps=None)
+
+
+PEER = Peer(
+    "cut_cross_entropy",
+    {
+        "nt_xent": lambda temperature: lambda z0, z1: nt_xent_by_self_target(_rows("none"), z0, z1, temperature),
+        "info_nce": lambda temperature: lambda z0, z1: in_batch(_rows("mean"), z0, z1, temperature),
+    },
+    distribution="cut-cross-entropy",
+    module="cut_cross_entropy",
+    differs={"dcl": "cannot leave out the positive column"},
+    devices=("cuda",),
+)

@@ -1,0 +1,38 @@
+"""Inf-CL: ``cal_inf_loss(q, k, scale=, head_dim=)``, one direction, mean over rows, online maximum; TF32 even for float32.
+
+Does not normalise. ``head_dim`` must be a power of two from 16 to 256 that divides D (its default of 256 fails for D = 128).
+``cal_ring_loss`` has no maximum shift and is not used. Signature read in the 1.2.1 wheel; this adaptor has not run.
+"""
+
+import torch.nn.functional as F
+
+from . import Peer
+
+
+def _head_dim(d: int) -> int:
+    for width in (256, 128, 64, 32, 16):
+        if d % width == 0:
+            return width
+    raise ValueError(f"inf_cl: D must be a multiple of 16, got {d}")
+
+
+def _info_nce(temperature: float):
+    from inf_cl import cal_inf_loss
+
+    def call(z0, z1):
+        q, k = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
+        return cal_inf_loss(q, k, scale=1.0 / temperature, head_dim=_head_dim(q.shape[1])).mean()
+
+    return call
+
+
+_REASON = "one direction over the other view only; no self mask"
+
+PEER = Peer(
+    "inf_cl",
+    {"info_nce": _info_nce},
+    distribution="inf_cl",
+    module="inf_cl",
+    differs={"nt_xent": _REASON, "dcl": _REASON},
+    devices=("cuda",),
+)

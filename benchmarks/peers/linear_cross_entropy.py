@@ -1,0 +1,52 @@
+"""torch's chunked ``F.linear_cross_entropy`` (2.13 and later): rows against a "weight" of all columns, no N x M matrix.
+
+    in-batch InfoNCE   linear_cross_entropy(q / tau, k, arange)
+    NT-Xent            it cannot leave out the diagonal, so the self column is taken out afterwards: with the target of row i
+                       set to i, nll_i = lse_i - s_ii, and log(exp(lse_i) - exp(s_ii)) = s_ii + log(expm1(nll_i))
+
+The second form is exact in real arithmetic and loses digits as the self-similarity dominates (small tau); the gate decides.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from . import Peer
+
+
+def nt_xent_by_self_target(row_nll, z0, z1, temperature: float):
+    """NT-Xent from ``row_nll(x, columns, target) -> (N,)`` negative log-likelihoods, mean over the 2B rows."""
+    z = F.normalize(torch.cat([z0, z1]), dim=1)
+    rows = torch.arange(len(z), device=z.device)
+    nll = row_nll(z / temperature, z, rows).to(torch.promote_types(z.dtype, torch.float32))
+    wide = z.to(nll.dtype)
+    own = (wide * wide).sum(1) / temperature
+    positive = (wide * wide.roll(len(z0), 0)).sum(1) / temperature
+    return (own + torch.log(torch.expm1(nll)) - positive).mean()
+
+
+def in_batch(mean_nll, z0, z1, temperature: float):
+    """In-batch InfoNCE from ``mean_nll(x, columns, target)``."""
+    q, k = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
+    return mean_nll(q / temperature, k, torch.arange(len(q), device=q.device))
+
+
+def _chunked(reduction: str):
+    options = torch.nn.LinearCrossEntropyOptions()
+    return lambda x, columns, target: F.linear_cross_entropy(x, columns, target, reduction=reduction, options=options)
+
+
+class _TorchPeer(Peer):
+    def absent(self) -> str:
+        there = hasattr(torch.nn, "LinearCrossEntropyOptions")
+        return "" if there else f"torch {torch.__version__} has no chunked linear_cross_entropy"
+
+
+PEER = _TorchPeer(
+    "linear_cross_entropy",
+    {
+        "nt_xent": lambda temperature: lambda z0, z1: nt_xent_by_self_target(_chunked("none"), z0, z1, temperature),
+        "info_nce": lambda temperature: lambda z0, z1: in_batch(_chunked("mean"), z0, z1, temperature),
+    },
+    differs={"dcl": "cannot leave out the positive column"},
+    max_rows={"cpu": 16384},
+)

@@ -1,0 +1,49 @@
+"""pytest-benchmark entry: NT-Xent at small shapes, about a minute; every implementation passes the gate before it is timed.
+
+    pytest benchmarks        prints a table for each shape
+
+The full comparison, with memory, limit and targets, is ``fastssl bench nt_xent``.
+"""
+
+import time
+from functools import cache
+
+import pytest
+import torch
+
+from benchmarks import gate, runner
+from benchmarks.peers import NAMES
+from benchmarks.registry import WORKS, shape_name
+
+WORK = WORKS["nt_xent"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SECONDS = 0.5
+
+
+@cache
+def _prepared(shape):
+    """Inputs and truth of a shape, once for all implementations."""
+    return runner.prepare(WORK, shape, runner.Options(device=DEVICE))
+
+
+@pytest.mark.parametrize("name", (runner.OURS, *NAMES))
+@pytest.mark.parametrize("shape", WORK.quick, ids=shape_name)
+def test_nt_xent(benchmark, shape, name):
+    torch._dynamo.reset()
+    prepared = _prepared(shape)
+    entry, call = runner.admit(prepared, name)
+    if entry["status"] in ("absent", "other objective", "too large"):
+        pytest.skip(f"{name}: {entry['status']}: {entry['reason']}")
+    assert call is not None, f"{name}: {entry['status']}: {entry['reason']}"
+    benchmark.group = f"NT-Xent, forward + backward, {shape_name(shape)} ({WORK.axes})"
+    benchmark.extra_info |= {"grad_error": entry["grad_error"], "limit_flops": WORK.case.flops(shape)}
+
+    def turn():
+        gate.step(call, prepared.inputs)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    start = time.perf_counter()
+    turn()
+    rounds = int(SECONDS / max(time.perf_counter() - start, 1e-6))
+    benchmark.pedantic(turn, rounds=min(max(rounds, 3), 200), iterations=1, warmup_rounds=1 if rounds > 3 else 0)

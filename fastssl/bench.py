@@ -1,0 +1,126 @@
+"""``fastssl bench``: runs the benchmarks of a source checkout, compares with the peers, prints tables and targets."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def _benchmarks():
+    """The ``benchmarks`` package beside ``fastssl``; ImportError in words where this is no source checkout."""
+    if not (_ROOT / "benchmarks" / "registry.py").is_file():
+        raise ImportError(f"bench: no benchmarks folder beside {_ROOT / 'fastssl'}; run it from a source checkout of fastssl")
+    if str(_ROOT) not in sys.path:
+        sys.path.insert(0, str(_ROOT))
+    found = importlib.import_module("benchmarks")
+    if Path(found.__file__).resolve().parent != _ROOT / "benchmarks":
+        raise ImportError(f"bench: another package named benchmarks hides this checkout's: {found.__file__}")
+    return found
+
+
+def _parser(works: tuple[str, ...], peers: tuple[str, ...]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastssl bench", description=__doc__)
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"default: all of {', '.join(works)}")
+    parser.add_argument("--list", action="store_true", help="works, shapes, and peers with the reason where one is absent")
+    parser.add_argument("--shapes", nargs="+", metavar="BxD", help="for example 4096x128; default: the work's own")
+    parser.add_argument("--scale", action="store_true", help="add the work's very large shapes (minutes each)")
+    parser.add_argument("--quick", action="store_true", help="only the work's small shapes")
+    parser.add_argument("--peers", nargs="+", metavar="PEER", choices=(*peers, "none"), help=f"of {', '.join(peers)}; or none")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), help="default: float32; bfloat16 on cuda")
+    parser.add_argument("--rounds", type=int, default=7, help="least number of turns")
+    parser.add_argument("--budget", type=float, default=20.0, metavar="SECONDS", help="of turns for each case")
+    parser.add_argument("--no-memory", action="store_true", help="skip peak memory (a process for each implementation)")
+    parser.add_argument("--graphs", action="store_true", help="on cuda: also time replays of CUDA graphs")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write result files and pictures there")
+    parser.add_argument("--save", action="store_true", help="write them to benchmarks/results/<device>")
+    return parser
+
+
+def _list(registry, peers) -> None:
+    for work in registry.WORKS.values():
+        print(f"{work.name}: {work.title}\n  {work.axes}: {', '.join(map(registry.shape_name, work.shapes + work.scale))}")
+    print("peers:")
+    for name in peers.NAMES:
+        peer = peers.load(name)
+        reason = peer.absent()
+        state = f"absent: {reason}" if reason else f"{peer.version()}, {' and '.join(peer.devices)}"
+        print(f"  {name:26}{', '.join(peer.forms).replace('*', 'every work'):26}{state}")
+
+
+def _options(args, runner, peers):
+    import torch
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("bench: --device cuda, but this torch sees no GPU")
+    chosen = peers.NAMES if args.peers is None else tuple(p for p in args.peers if p != "none")
+    dtype = args.dtype or ("bfloat16" if device == "cuda" else "float32")
+    return runner.Options(
+        device=device,
+        dtype=getattr(torch, dtype),
+        peers=chosen,
+        rounds=args.rounds,
+        budget_s=args.budget,
+        memory=not args.no_memory,
+        graphs=args.graphs,
+    )
+
+
+def _shapes(args, registry, work, device: str):
+    if args.shapes:
+        return tuple(registry.parse_shape(text, work) for text in args.shapes)
+    usual = work.quick if args.quick else work.gpu if device == "cuda" else work.shapes
+    return usual + (work.scale if args.scale else ())
+
+
+def _write(found: dict, folder: Path, runner, plots) -> None:
+    path = runner.save(found, folder)
+    print(f"wrote {path}")
+    merged = runner.read(path)
+    for picture in plots.draw(merged, folder):
+        print(f"wrote {picture}")
+
+
+def run(args) -> int:
+    """0, or 1 where our own code failed its gate or did not run."""
+    from benchmarks import machine, peers, plots, registry, report, runner
+
+    if args.list:
+        _list(registry, peers)
+        return 0
+    options = _options(args, runner, peers)
+    unknown = [name for name in args.works if name not in registry.WORKS]
+    if unknown:
+        raise ValueError(f"bench: unknown work {unknown[0]!r}; choose from {', '.join(registry.WORKS)}")
+    folders = [args.out] if args.out else []
+    folders += [report.RESULTS / machine.slug(options.device)] if args.save else []
+    bad = False
+    for name in args.works or registry.WORKS:
+        work = registry.WORKS[name]
+        print(report.machine_line(machine.describe(options.device)), flush=True)
+        for shape in _shapes(args, registry, work, options.device):
+            found = runner.result(work, options.device, [runner.run_case(work, shape, options)])
+            print("\n" + report.case_table(found, found["cases"][0]) + "\n", flush=True)
+            bad |= found["cases"][0]["entries"][0]["status"] != "ok"
+            for folder in folders:
+                _write(found, folder, runner, plots)
+    return int(bad)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``fastssl bench [WORK ...]``; the exit status is 1 where our own code fails, 2 for a wrong command."""
+    try:
+        _benchmarks()
+        from benchmarks import peers, registry
+
+        return run(_parser(tuple(registry.WORKS), peers.NAMES).parse_args(argv))
+    except (ImportError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""The benchmark machinery: what may be printed as a speed, what memory measures, and that results become tables."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import gate, gpu, machine, memory, peers, plots, report, runner, timing, tune
+from benchmarks.peers import Peer
+from benchmarks.registry import WORKS, Target, parse_shape
+from fastssl import bench
+from fastssl.testing.compare import relative_error
+
+NT_XENT = WORKS["nt_xent"]
+SHAPE = (24, 16)
+FAST = runner.Options(peers=("eager",), rounds=3, budget_s=0.2, memory=False)
+needs_proc = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
+QUIET = lambda text: None  # noqa: E731
+
+
+class _WrongGradient(torch.autograd.Function):
+    """Identity whose gradient is 1 % too long."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return 1.01 * g
+
+
+def _broken(name, work):
+    call = peers.implementation("fastssl", work)
+    return lambda z0, z1: call(_WrongGradient.apply(z0), z1) if name == "eager" else call(z0, z1)
+
+
+def test_gate_refuses_a_wrong_gradient_and_prints_no_time():
+    case = runner.run_case(NT_XENT, SHAPE, FAST, QUIET, build=_broken)
+    ours, wrong = case["entries"]
+    assert ours["status"] == "ok" and ours["ms"] > 0
+    assert wrong["status"] == "wrong" and "grad" in wrong["reason"]
+    assert not {"ms", "flop_per_s", "share_of_limit", "times_ours", "peak_mb"} & wrong.keys()
+    assert report.entry_row(wrong)[1:6] == ("",) * 5
+
+
+def test_gate_holds_our_own_code_to_the_strict_rule():
+    error = gate.Errors(loss=1e-7, grad=1e-4)
+    assert gate.verdict(error, torch.float32) == ""
+    assert "grad" in gate.verdict(error, torch.float32, eager=gate.Errors(1e-7, 1e-7))
+    assert gate.verdict(gate.Errors(float("nan"), 0.0), torch.float32)
+
+
+def test_gate_refuses_missing_gradients_and_failures():
+    prepared = runner.prepare(NT_XENT, SHAPE, FAST)
+    detached = lambda z0, z1: NT_XENT.case.eager(z0, z1.detach(), **NT_XENT.constants)  # noqa: E731
+    assert gate.errors(detached, prepared.inputs, prepared.truth).grad == float("inf")
+
+    def fails(name, work):
+        raise RuntimeError("no kernel\nfor this")
+
+    entry, call = runner.admit(prepared, "eager", build=fails)
+    assert call is None and entry["status"] == "failed" and entry["reason"] == "RuntimeError: no kernel"
+
+
+@pytest.mark.parametrize("full_rows", (1000, 20))
+def test_blocked_truth_is_eager_in_float64(full_rows):
+    inputs = gate.leaves(NT_XENT.case.inputs((45, 7)))
+    exact = gate.eager_truth(partial(NT_XENT.case.eager, temperature=0.1), inputs)
+    truth = gate.pair_truth(inputs, 0.1, full_rows=full_rows, sampled=16)
+    assert relative_error(truth.loss, exact.loss) < 1e-13
+    for name, grad in truth.grads.items():
+        rows = truth.rows[name]
+        assert (rows is None) == (full_rows == 1000)
+        assert relative_error(grad, exact.grads[name] if rows is None else exact.grads[name][rows]) < 1e-12
+
+
+@pytest.mark.parametrize("name", [n for n in peers.NAMES if n != "compile"])
+@pytest.mark.parametrize("work", WORKS.values(), ids=lambda w: w.name)
+def test_installed_peers_have_the_works_objective(work, name):
+    peer = peers.load(name)
+    status, reason = peer.unfit(work, SHAPE, "cpu")
+    if status:
+        pytest.skip(f"{status}: {reason}")
+    pytest.importorskip(peer.module or "torch")
+    inputs = gate.leaves(work.case.inputs(SHAPE))
+    found = gate.errors(peer.build(work), inputs, gate.truth_of(work, SHAPE, inputs))
+    assert gate.verdict(found, torch.float32) == ""
+
+
+def test_absent_and_unequal_peers_are_listed_with_a_reason():
+    absent = Peer("nobody", {"*": None}, distribution="no-such-library", module="no_such_library")
+    assert absent.unfit(NT_XENT, SHAPE, "cpu") == ("absent", "no-such-library is not installed")
+    assert peers.load("memeff").unfit(NT_XENT, SHAPE, "cpu")[0] == "other objective"
+    assert peers.load("inf_cl").unfit(WORKS["info_nce"], SHAPE, "cpu") == ("absent", "runs on cuda only")
+    assert peers.load("pytorch_metric_learning").max_rows["cpu"] == 512
+    assert replace(absent, module=None, max_rows={"cpu": 47}).unfit(NT_XENT, SHAPE, "cpu")[0] == "too large"
+    for name in peers.NAMES:
+        peer = peers.load(name)
+        assert peer.name == name and peer.__class__.__mro__[-2] is Peer
+        for work in WORKS.values():
+            assert work.name in peer.forms or "*" in peer.forms or peer.unfit(work, SHAPE, "cpu")[1]
+    with pytest.raises(ValueError, match="unknown peer 'lightning'"):
+        peers.load("lightning")
+
+
+def test_torchvision_stub_works_twice():
+    pytest.importorskip("lightly")
+    first = peers.ready_torchvision()
+    assert peers.ready_torchvision() == first and first in ("real", "stub")
+    assert "torchvision" in sys.modules and hasattr(torch.ops.torchvision, "nms")
+
+
+@needs_proc
+def test_memory_finds_a_known_allocation():
+    assert memory.rise_mb(lambda: torch.ones(48_000_000)) == pytest.approx(192, abs=8)
+    assert memory.rise_mb(lambda: None) < 4
+
+
+@needs_proc
+def test_memory_in_a_fresh_process_counts_the_matrix_of_eager():
+    eager, reason = memory.measure(NT_XENT, (1024, 32), torch.float32, "eager")
+    assert reason == ""
+    assert 2 * 16.8 < eager < 8 * 16.8, "eager keeps between 2 and 8 matrices of 2048 x 2048 float32"
+    assert memory.measure(NT_XENT, (8, 8), torch.float32, "eager", timeout_s=0.01) == (None, "no result in 0 s")
+
+
+def test_flops_bytes_and_limit_by_hand():
+    shape = (4096, 128)
+    u = 2 * 8192 * 8192 * 128
+    assert NT_XENT.sweep_flops(shape) == u and NT_XENT.case.flops(shape) == 2 * u
+    assert NT_XENT.case.bytes(shape, 4) == 2 * (2 * 4096 * 128 * 4)
+    assert NT_XENT.predicted_ms((32768, 128), 790e12) == pytest.approx(4.2, abs=0.05)
+    info_nce = WORKS["info_nce"]
+    assert info_nce.case.flops((256, 64)) == 4 * (2 * 256 * 256 * 64) == 4 * info_nce.sweep_flops((256, 64))
+    call, factor = timing.product_call((40, 40, 8), torch.float32)
+    assert call().shape == (40, 40) and factor == 1
+
+
+def test_turns_are_shared_and_spread():
+    assert timing.plan_turns(0.01, 2.0, 7) == 200 and timing.plan_turns(0.1, 2.0, 7) == 20
+    assert timing.plan_turns(1.0, 2.0, 7) == 7 and timing.plan_turns(5.0, 2.0, 7) == 4 and timing.plan_turns(60.0, 2.0, 7) == 3
+    assert [sum(timing.plays(turn, turns, 20) for turn in range(20)) for turns in (1, 3, 7, 20)] == [1, 3, 7, 20]
+    calls = {"a": lambda: None, "b": lambda: torch.ones(10)}
+    times = timing.take_turns(calls, "cpu", 0.05, 5)
+    assert all(t.p20 <= t.ms <= t.p80 and t.rounds >= 5 for t in times.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "got", "met"),
+    (("times_faster", 2, "3", True), ("times_faster", 4, "3", False), ("times_limit", 1.15, "2", False), ("ms", 10, "10", True)),
+)
+def test_targets_are_judged(kind, value, got, met):
+    entries = {"fastssl": {"status": "ok", "ms": 10.0, "peak_mb": 10.0}, "eager": {"status": "ok", "ms": 30.0}}
+    judged = runner.judge(Target(SHAPE, kind, value, "eager"), entries, limit_ms=5.0)
+    assert (judged["got"], judged["met"]) == (got, met)
+    undecided = runner.judge(Target(SHAPE, "times_faster", 2, "lightly"), entries, limit_ms=5.0)
+    assert undecided["met"] is None and undecided["got"] == "not measured"
+
+
+def test_results_round_trip_into_tables_pictures_and_the_readme(tmp_path):
+    options = replace(FAST, peers=("eager", "memeff"))
+    for shape in (SHAPE, (48, 16)):
+        case = runner.run_case(NT_XENT, shape, options, QUIET)
+        path = runner.save(runner.result(NT_XENT, "cpu", [case]), tmp_path / "cpu-test")
+    found = runner.read(path)
+    assert [case["shape"] for case in found["cases"]] == [[24, 16], [48, 16]] and found["machine"]["threads"] >= 1
+    assert json.loads(path.read_text())["cases"][1] == json.loads(json.dumps(case))
+    text = report.work_report(found)
+    assert "### NT-Xent (SimCLR), forward + backward, 24 x 16" in text and "- memeff: other objective:" in text
+    assert f"{report.number(case['entries'][0]['ms'])} (" in text
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
+    assert report.update_readme(readme, report.readme_block(tmp_path))
+    assert not report.update_readme(readme, report.readme_block(tmp_path))
+    assert "24 x 16" in readme.read_text() and "old" not in readme.read_text() and readme.read_text().endswith("after\n")
+    with pytest.raises(ValueError, match="must hold <!-- bench:start -->"):
+        report.update_readme(path, "")
+    pytest.importorskip("matplotlib")
+    (picture,) = plots.draw(found, tmp_path / "pictures")
+    assert picture.stat().st_size > 20_000
+
+
+def test_old_result_files_are_refused(tmp_path):
+    (tmp_path / "old.json").write_text('{"schema": 0}')
+    with pytest.raises(ValueError, match="has schema 0"):
+        runner.read(tmp_path / "old.json")
+
+
+def test_command_line_words(capsys, monkeypatch, tmp_path):
+    assert bench.main(["--list"]) == 0 and "pytorch_metric_learning" in capsys.readouterr().out
+    assert bench.main(["triplets"]) == 2 and "unknown work 'triplets'" in capsys.readouterr().err
+    assert bench.main(["nt_xent", "--shapes", "12"]) == 2 and "must read like 256x128" in capsys.readouterr().err
+    out = ["--out", str(tmp_path), "--peers", "none", "--no-memory", "--budget", "0.1"]
+    assert bench.main(["nt_xent", "--shapes", "16x8", "--device", "cpu", *out]) == 0 and (tmp_path / "nt_xent.json").exists()
+    monkeypatch.setattr(bench, "_ROOT", tmp_path)
+    assert bench.main(["--list"]) == 2 and "no benchmarks folder beside" in capsys.readouterr().err
+    assert parse_shape("4096X128", NT_XENT) == (4096, 128)
+
+
+def test_device_slug_has_no_odd_characters(monkeypatch):
+    assert machine.slug("cpu").startswith("cpu-")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200 (SXM)")
+    assert machine.slug("cuda") == "nvidia-h200-sxm"
+
+
+def test_gpu_command_keeps_earlier_stages_when_one_fails(tmp_path, monkeypatch, capsys):
+    def broken(run):
+        raise OSError("no driver")
+
+    monkeypatch.setitem(gpu.ACTIONS, "tests", broken)
+    monkeypatch.setattr(gpu, "_cases", lambda run: [("nt_xent", (16, 8), "float32")])
+    status = gpu.main(["--out", str(tmp_path), "--device", "cpu", "--peers", "eager", "--stages", "bench", "tests", "summary"])
+    assert status == 1 and (tmp_path / "nt_xent.json").exists()
+    summary = (tmp_path / "summary.md").read_text()
+    assert "OSError: no driver" in summary and "16 x 8" in summary
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_gpu_step_is_stopped_at_its_limit(tmp_path):
+    run = gpu.Run(tmp_path)
+    assert not run.step("sleep", [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(30)"], 2)
+    assert run.steps[0][1] == "stopped after 2 s" and "begun" in (tmp_path / "log.txt").read_text()
+
+
+def test_tuner_tries_each_candidate_on_each_question():
+    @dataclass(frozen=True)
+    class Config:
+        rows: int
+
+    class Kernels:
+        CANDIDATES = {"fwd": [Config(1), Config(2)], "bwd": [Config(2), Config(0)]}
+
+        @staticmethod
+        def pick_config(kind, width):
+            return Config(1)
+
+    def ours(z0, z1, **constants):
+        rows = [Kernels.pick_config(kind, width=z0.shape[1]).rows for kind in ("fwd", "bwd")]
+        if 0 in rows:
+            raise RuntimeError("out of resources")
+        return NT_XENT.case.eager(z0, z1, **constants) * (1.5 if rows == [1, 2] else 1.0)
+
+    work = replace(NT_XENT, case=replace(NT_XENT.case, ours=ours))
+    configs = tune.candidates(Kernels)
+    assert configs == [Config(1), Config(2), Config(0)]
+    assert tune.neighbours(Config(4)) == [Config(2), Config(8)] and tune.neighbours(Config(1)) == [Config(2)]
+    usual = Kernels.pick_config
+    forward, backward = tune.tune([Kernels], configs, work, work.case.inputs(SHAPE), float("inf"))
+    assert forward["usual"] == {"rows": 1} and forward["not_tried"] == 0 and len(forward["candidates"]) == 2
+    assert "ms" in forward["candidates"][0] and "out of resources" in forward["candidates"][1]["failed"]
+    assert "wrong" in backward["candidates"][0] and Kernels.pick_config is usual
+    assert "best other {'rows': 2}" in tune.best_line(forward) and "no other candidate ran" in tune.best_line(backward)
