@@ -32,9 +32,14 @@ Tensor as_rows(const Tensor& x) {
 int row_stride(const Tensor& x) { return int(x.size(0) == 1 ? x.size(1) : x.stride(0)); }
 
 std::vector<int32_t> to_int32(const Tensor& id) {  // padded; empty if an id does not fit
-  const Tensor wide = id.to(at::kLong).contiguous();
+  std::vector<int32_t> out(id.numel() + kPad, 0);
+  if (id.scalar_type() != at::kLong) {
+    const Tensor narrow = id.to(at::kInt).contiguous();
+    std::copy_n(narrow.const_data_ptr<int32_t>(), id.numel(), out.begin());
+    return out;
+  }
+  const Tensor wide = id.contiguous();
   const int64_t* from = wide.const_data_ptr<int64_t>();
-  std::vector<int32_t> out(wide.numel() + kPad, 0);
   for (int64_t i = 0; i < wide.numel(); i++) {
     out[i] = int32_t(from[i]);
     if (out[i] != from[i]) return {};

@@ -40,7 +40,7 @@ def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, g
         z = torch.cat([z0, z1])
         wide = torch.promote_types(z0.dtype, torch.float32)
         dot = (z0.to(wide) * z1.to(wide)).sum(1)
-    pair = torch.arange(z0.shape[0], device=z0.device).repeat(2)
+    pair = torch.arange(z0.shape[0], dtype=torch.int32, device=z0.device).repeat(2)
     scale = 1.0 / temperature
     return z, similarity_lse(z, z, scale=scale, x_id=pair), (scale * dot).repeat(2)
 

@@ -1,0 +1,342 @@
+"""The masked similarity log-sum-exp in Triton: forward, one-pass and backward as tiles that stream columns past owned rows.
+
+    s2_ij  = log2(e) (scale <x_i, y_j> + y_bias_j),  -inf where x_id_i = y_id_j      x (N, D), y (M, D); base 2, so exp2 only
+    lse_i  = ln(2) log2 sum_j 2^s2_ij                mean_i = sum_j 2^(s2_ij - l_i) y_j,   l_i = log2(e) lse_i
+    out_a  = scale sum_b (OWN g_a 2^(s2_ab - l_a) + STREAM g_b 2^(s2_ba - l_b)) b
+
+One backward kernel owns rows a and streams rows b: dx is OWN with (a, b) = (x, y), dy is STREAM with (a, b) = (y, x), and the
+symmetric gradient is both at once. Its STREAM weights summed over b are dy_bias, and sum_a <a, out_a / scale> is dscale (twice
+it when symmetric). Nothing is accumulated by atomics: columns are split in a fixed way, partials merged in a fixed order.
+
+U = 2 N M D FLOP: forward U, one-pass 2U, backward 2U for each owner (symmetric 2U in all, two-sided 4U).
+Bytes: each program reads its rows once and the M columns of its split once, out of L2; N M is never stored.
+Where a tile cannot hold a row (D > 256, float32 D > 128) ``similarity_chunked`` takes over.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastssl.reference import similarity as reference
+
+from . import on_device
+from . import similarity_chunked as chunked
+from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, tile_fits
+from .similarity_merge import INF, LOG2E, finish, load_scale, merge, row_terms, to_lse
+
+
+@triton.jit
+def _signed_unit(scale):
+    """(sign, unit > 0) with sign * unit = log2(e) scale: the sign goes into the owned rows, exactly, so that a maximum of raw
+    dots is a maximum of logits; at scale 0 the rows become 0 and -inf * unit stays -inf."""
+    scale2 = scale * LOG2E
+    zero = tl.abs(scale2) < 1e-37
+    sign = tl.where(zero, 0.0, tl.where(scale2 < 0, -1.0, 1.0))
+    return sign, tl.where(zero, 1.0, tl.abs(scale2))
+
+
+@triton.jit
+def _load_rows(ptr, first, count, D, stride, ROWS: tl.constexpr, BD: tl.constexpr, EVEN_ROWS: tl.constexpr, EVEN_D: tl.constexpr):
+    """(ROWS, BD) from row ``first`` on, zeros outside (count, D); the base is 64-bit, the offsets within a tile 32-bit."""
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, BD)
+    tile = ptr + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + dims[None, :])
+    if EVEN_ROWS and EVEN_D:
+        return tl.load(tile)
+    elif EVEN_ROWS:
+        return tl.load(tile, mask=dims[None, :] < D, other=0.0)
+    elif EVEN_D:
+        return tl.load(tile, mask=first + rows[:, None] < count, other=0.0)
+    return tl.load(tile, mask=(first + rows[:, None] < count) & (dims[None, :] < D), other=0.0)
+
+
+@triton.jit
+def _dots(a, b, a_id, b_id_ptr, cols, count, EVEN: tl.constexpr, PRECISION: tl.constexpr):
+    """(BM, BN) raw dots; -inf at excluded columns and outside the matrix."""
+    s = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    if b_id_ptr is not None:
+        b_id = tl.load(b_id_ptr + cols, mask=cols < count, other=0)  # (BN,)
+        s = tl.where(a_id[:, None] == b_id[None, :], -INF, s)
+    if not EVEN:
+        s = tl.where(cols[None, :] < count, s, -INF)
+    return s
+
+
+@triton.jit
+def _load_ids(id_ptr, rows, count):
+    return tl.load(id_ptr + rows, mask=rows < count, other=0) if id_ptr is not None else rows
+
+
+@triton.jit
+def _load_bias(bias_ptr, rows, count):
+    """Base-2 bias of some rows of y, (rows,)."""
+    return tl.load(bias_ptr + rows, mask=rows < count, other=0.0).to(tl.float32) * LOG2E
+
+
+@triton.jit
+def similarity_fwd_kernel(
+    x_ptr, y_ptr, x_id_ptr, y_id_ptr, bias_ptr, factor_ptr, lse_ptr, sum_ptr, mean_ptr,
+    N, M, D, s_x, s_y, scale, split_len,
+    EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """lse (N,), and mean (N, D) where mean_ptr is given; with sum_ptr, one split's partial (maximum, sum, sum of 2^. y)."""
+    first = tl.program_id(0) * BM
+    split = tl.program_id(1)
+    rows = first + tl.arange(0, BM)
+    dims = tl.arange(0, BD)
+    sign, unit = _signed_unit(load_scale(scale, factor_ptr))
+    x = _load_rows(x_ptr, first, N, D, s_x, BM, BD, False, EVEN_D)  # (BM, BD)
+    x = (x * sign).to(x_ptr.dtype.element_ty)
+    x_id = _load_ids(x_id_ptr, rows, N)
+    top = tl.full((BM,), -INF, tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    acc = tl.zeros((BM, BD), tl.float32)
+    lo = split * split_len
+    for start in range(lo, tl.minimum(lo + split_len, M), BN):
+        cols = start + tl.arange(0, BN)
+        y = _load_rows(y_ptr, start, M, D, s_y, BN, BD, EVEN_M, EVEN_D)  # (BN, BD)
+        s = _dots(x, y, x_id, y_id_ptr, cols, M, EVEN_M, PRECISION)
+        if bias_ptr is not None:
+            s = s * unit + _load_bias(bias_ptr, cols, M)[None, :]
+            new = tl.maximum(top, tl.max(s, 1))
+        else:
+            new = tl.maximum(top, tl.max(s, 1) * unit)
+        safe = tl.where(new == -INF, 0.0, new)
+        p = tl.exp2(s - safe[:, None]) if bias_ptr is not None else tl.exp2(s * unit - safe[:, None])
+        fix = tl.exp2(top - safe)
+        total = total * fix + tl.sum(p, 1)
+        if mean_ptr is not None:
+            acc = tl.dot(p.to(y.dtype), y, acc * fix[:, None], input_precision=PRECISION)
+        top = new
+    inside = rows < N
+    if sum_ptr is not None:
+        at = split.to(tl.int64) * N + rows
+        tl.store(lse_ptr + at, top, mask=inside)
+        tl.store(sum_ptr + at, total, mask=inside)
+    else:
+        at = rows.to(tl.int64)
+        tl.store(lse_ptr + at, to_lse(top, total), mask=inside)
+        acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    if mean_ptr is not None:
+        tl.store(mean_ptr + at[:, None] * D + dims[None, :], acc, mask=inside[:, None] & (dims[None, :] < D))
+
+
+@triton.jit
+def _row_owner_sweep(
+    acc, total, a, a_id, l_a, w_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_ptr, w_ptr, lo, hi, NB, D, s_b, unit, centre,
+    OWN: tl.constexpr, STREAM: tl.constexpr, NARROW: tl.constexpr, WEIGHTS_ONLY: tl.constexpr,
+    EVEN_B: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """acc (BM, BD) += sum_b w_ab b and total (BM,) += sum_b (STREAM term) over the streamed rows lo..hi. NARROW: w_a and w_ptr
+    hold v, and l is not read."""
+    for start in range(lo, hi, BN):
+        cols = start + tl.arange(0, BN)
+        b = _load_rows(b_ptr, start, NB, D, s_b, BN, BD, EVEN_B, EVEN_D)  # (BN, BD)
+        s = _dots(a, b, a_id, b_id_ptr, cols, NB, EVEN_B, PRECISION) * unit
+        if STREAM:
+            w_b = tl.load(w_ptr + cols, mask=cols < NB, other=0.0)  # (BN,)
+        if NARROW:
+            w = tl.exp2(s - centre) * (w_a[:, None] + w_b[None, :])
+        else:
+            if STREAM:
+                l_b = tl.load(l_ptr + cols, mask=cols < NB, other=INF)  # (BN,)
+                w = w_b[None, :] * tl.exp2(s + bias_a[:, None] - l_b[None, :])
+                total += tl.sum(w, 1)
+            if OWN:
+                if bias_ptr is not None:
+                    s += _load_bias(bias_ptr, cols, NB)[None, :]
+                own = w_a[:, None] * tl.exp2(s - l_a[:, None])
+                w = w + own if STREAM else own
+        if not WEIGHTS_ONLY:
+            acc = tl.dot(w.to(b.dtype), b, acc, input_precision=PRECISION)
+    return acc, total
+
+
+@triton.jit
+def similarity_bwd_kernel(
+    a_ptr, b_ptr, a_id_ptr, b_id_ptr, bias_ptr, l_ptr, w_ptr, v_ptr, stats_ptr, factor_ptr, out_ptr, dbias_ptr,
+    NA, NB, D, s_a, s_b, scale, split_len, OWN: tl.constexpr, STREAM: tl.constexpr, FINAL: tl.constexpr,
+    EVEN_B: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """out (NA, D) and dbias (NA,) of the owned rows; unless FINAL, one split's sums before scale and 1 / gain.
+
+    Symmetric and without bias, while all l lie within 64 of each other (base 2), both terms share one exponential:
+    w = 2^(s - c) (v_a + v_b), v = g 2^(c - l), c in the middle; s <= min(l_a, l_b), so nothing overflows.
+    """
+    first = tl.program_id(0) * BM
+    split = tl.program_id(1)
+    rows = first + tl.arange(0, BM)
+    dims = tl.arange(0, BD)
+    inside = rows < NA
+    scale = load_scale(scale, factor_ptr)
+    sign, unit = _signed_unit(scale)
+    ungain = tl.load(stats_ptr + 2)
+    a = _load_rows(a_ptr, first, NA, D, s_a, BM, BD, False, EVEN_D)  # (BM, BD)
+    a = (a * sign).to(a_ptr.dtype.element_ty)
+    a_id = _load_ids(a_id_ptr, rows, NA)
+    acc = tl.zeros((BM, BD), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    l_a = total
+    w_a = total
+    bias_a = total
+    if OWN:
+        l_a = tl.load(l_ptr + rows, mask=inside, other=INF)  # (BM,)
+        w_a = tl.load(w_ptr + rows, mask=inside, other=0.0)
+    if STREAM and bias_ptr is not None:
+        bias_a = _load_bias(bias_ptr, rows, NA)
+    lo = split * split_len
+    hi = tl.minimum(lo + split_len, NB)
+    WEIGHTS_ONLY: tl.constexpr = out_ptr is None
+    narrow = tl.load(stats_ptr + 1) > 0.0
+    SHARED: tl.constexpr = OWN and STREAM and bias_ptr is None
+    if SHARED and narrow:
+        v_a = tl.load(v_ptr + rows, mask=inside, other=0.0)  # (BM,)
+        acc, total = _row_owner_sweep(
+            acc, total, a, a_id, l_a, v_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_ptr, v_ptr, lo, hi, NB, D, s_b, unit,
+            tl.load(stats_ptr), OWN, STREAM, SHARED, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
+        )  # fmt: skip
+    else:
+        acc, total = _row_owner_sweep(
+            acc, total, a, a_id, l_a, w_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_ptr, w_ptr, lo, hi, NB, D, s_b, unit,
+            0.0, OWN, STREAM, False, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
+        )  # fmt: skip
+    at = split.to(tl.int64) * NA + rows
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + at, (total * ungain if FINAL else total).to(dbias_ptr.dtype.element_ty), mask=inside)
+    if out_ptr is not None:
+        out = (acc * (scale * ungain) if FINAL else acc).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + at[:, None] * D + dims[None, :], out, mask=inside[:, None] & (dims[None, :] < D))
+
+
+def _rows(t: Tensor) -> Tensor:
+    """Last dimension dense, and 128 rows within the 32-bit offsets of a tile."""
+    return t if t.stride(1) == 1 and t.stride(0) < 1 << 23 else t.contiguous()
+
+
+def _dense(t: Tensor | None) -> Tensor | None:
+    return t if t is None else t.contiguous()
+
+
+def _sides(x, y, x_id, y_id, y_bias):
+    """The operands as the kernels take them; y None means x."""
+    x, x_id = _rows(x), _dense(x_id)
+    return x, x if y is None else _rows(y), x_id, x_id if y is None else _dense(y_id), _dense(y_bias)
+
+
+def _plan(kernel: str, rows: int, columns: int, x: Tensor, precision: str) -> tuple[TileConfig, int, int, dict]:
+    """config, splits, columns of each, and the constants that forward and backward share."""
+    facts = device_facts(x.device)
+    width = x.shape[1]
+    config = pick_config(kernel, facts.arch, x.dtype, width, precision)
+    splits, length = pick_splits(rows, columns, config, facts.num_sms)
+    bd = triton.next_power_of_2(max(width, 16))
+    options = {
+        "EVEN_D": width == bd, "PRECISION": precision, "BM": config.block_m, "BN": config.block_n, "BD": bd,
+        "num_warps": config.num_warps, "num_stages": config.num_stages,
+    }  # fmt: skip
+    return config, splits, length, options
+
+
+def _precision(x: Tensor) -> str:
+    return float32_precision() if x.dtype == torch.float32 else "ieee"
+
+
+def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, want_mean: bool) -> tuple[Tensor, Tensor | None]:
+    x, y, x_id, y_id, y_bias = _sides(x, y, x_id, y_id, y_bias)
+    (n, d), m = x.shape, y.shape[0]
+    precision = _precision(x)
+    if not tile_fits(n, m, d, x.dtype, precision):
+        with torch.autocast(x.device.type, enabled=False):
+            return chunked.forward(x, y, scale, scale_factor, x_id, y_id, y_bias, want_mean)
+    config, splits, length, options = _plan("one_pass" if want_mean else "fwd", n, m, x, precision)
+    new = {"dtype": torch.float32, "device": x.device}
+    lse = torch.empty(n, **new)
+    mean = torch.empty((n, d), **new) if want_mean else None
+    top, total, acc = lse, None, mean
+    if splits > 1:
+        top, total = torch.empty((2, splits, n), **new)
+        acc = torch.empty((splits, n, d), **new) if want_mean else None
+    similarity_fwd_kernel[(triton.cdiv(n, config.block_m), splits)](
+        x, y, x_id, y_id, y_bias, scale_factor, top, total, acc, n, m, d, x.stride(0), y.stride(0), scale, length,
+        EVEN_M=m % config.block_n == 0, **options,
+    )  # fmt: skip
+    if splits > 1:
+        merge(top, total, acc, lse, mean)
+    return lse, mean
+
+
+def similarity_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias) -> Tensor:
+    """lse (N,); x (N, D), y (M, D) or None for x."""
+    if x.dtype == torch.float64:
+        return reference.similarity_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias)
+    with on_device(x):
+        return _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, False)[0]
+
+
+def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias) -> tuple[Tensor, Tensor]:
+    """lse (N,) and mean (N, D), float32."""
+    if x.dtype == torch.float64:
+        return reference.similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias)
+    with on_device(x):
+        return _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, True)
+
+
+def _row_owner(own, stream, a, b, a_id, b_id, y_bias, terms, stats, scale, scale_factor, out, dbias, dots) -> None:
+    """One sweep that fills out (NA, D), dbias (NA,) and dots (NA,), those that are given; a (NA, D), b (NB, D)."""
+    (na, d), nb = a.shape, b.shape[0]
+    precision = _precision(a)
+    config, splits, length, options = _plan("bwd", na, nb, a, precision)
+    new = {"dtype": torch.float32, "device": a.device}
+    final = splits == 1 and dots is None
+    weighted = out is not None or dots is not None
+    part = out if final else torch.empty((splits, na, d), **new) if weighted else None
+    part_bias = dbias if final or dbias is None else torch.empty((splits, na, 1), **new)
+    similarity_bwd_kernel[(triton.cdiv(na, config.block_m), splits)](
+        a, b, a_id, b_id, y_bias, *terms, stats, scale_factor, part, part_bias, na, nb, d, a.stride(0), b.stride(0), scale, length,
+        OWN=own, STREAM=stream, FINAL=final, EVEN_B=nb % config.block_n == 0, **options,
+    )  # fmt: skip
+    if final:
+        return
+    if weighted:
+        finish(part, stats, scale, scale_factor, out, a, dots, 0.5 if own and stream else 1.0)
+    if dbias is not None:
+        finish(part_bias, stats, 1.0, None, dbias)
+
+
+def similarity_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need) -> tuple[Tensor, ...]:
+    """(dx, dy, dbias, dscale); a gradient that ``need`` does not ask for is an empty tensor."""
+    if x.dtype == torch.float64:
+        return reference.similarity_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need)
+    symmetric = y is None
+    x, y, x_id, y_id, y_bias = _sides(x, y, x_id, y_id, y_bias)
+    need_x, need_y, need_bias, need_scale = need[0], need[1] and not symmetric, need[2] and y_bias is not None, need[3]
+    device = x.device
+    dx = torch.empty(x.shape, dtype=x.dtype, device=device) if need_x else None
+    dy = torch.empty(y.shape, dtype=x.dtype, device=device) if need_y else None
+    dbias = torch.empty(y_bias.shape, dtype=y_bias.dtype, device=device) if need_bias else None
+    sweep_y = not symmetric and (need_y or need_bias)
+    sweep_x = need_x or (need_scale and not sweep_y) or (symmetric and need_bias)
+    with on_device(x):
+        if not tile_fits(x.shape[0], y.shape[0], x.shape[1], x.dtype, _precision(x)):
+            dots_of_x = need_x or not need_y
+            dots = torch.empty((x if dots_of_x else y).shape[0], dtype=torch.float32, device=device) if need_scale else None
+            wanted = (need_x, need_y, need_bias, need_scale)
+            outputs = (dx, dy, dbias, dots)
+            with torch.autocast(device.type, enabled=False):
+                chunked.backward(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, symmetric, wanted, outputs)
+        else:
+            dots = torch.empty((x if sweep_x else y).shape[0], dtype=torch.float32, device=device) if need_scale else None
+            shared = (y_bias, *row_terms(lse, dlse, x.dtype), scale, scale_factor)
+            if sweep_x:
+                _row_owner(True, symmetric, x, y, x_id, y_id, *shared, dx, dbias if symmetric else None, dots)
+            if sweep_y:
+                _row_owner(False, True, y, x, y_id, x_id, *shared, dy, dbias, None if sweep_x else dots)
+    empty = torch.empty(0, dtype=torch.float32, device=device)
+    none = torch.empty(0, dtype=x.dtype, device=device)
+    return (
+        none if dx is None else dx,
+        none if dy is None else dy,
+        dbias if need_bias else empty if y_bias is None else empty.to(y_bias.dtype),
+        dots.sum() if need_scale else empty,
+    )

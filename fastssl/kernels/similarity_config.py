@@ -1,0 +1,139 @@
+"""Tiles, splits and chunks of ``similarity_lse`` as pure functions of shape, dtype and device. Nothing here is timed: the tables
+hold what compiles without spilling (tests/test_triton_compile.py proves it), chosen by arithmetic, to be tuned on a GPU.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    block_m: int  # owned rows of a program
+    block_n: int  # columns it streams at a time
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    arch: int  # compute capability, 90 = Hopper
+    num_sms: int
+
+
+_HALVES, _TF32, _IEEE = "16-bit", "tf32", "ieee"
+
+# (kernel, family, arithmetic, widest D) -> tile. The register file is the wall: acc (block_m, D) and S (block_m, block_n) are
+# float32 in registers, 64 each a thread at 128 x 128 with 8 warps; int64 ids of the columns and l, g take 4 more for each 8 of
+# block_n. Families: 80 (163 KiB of shared memory), 90 and 100 (227 KiB), 0 = anything else, kept under the 99 KiB of sm_86,
+# sm_89 and sm_120.
+_TABLE: dict[tuple[str, int, str, int], TileConfig] = {
+    # forward: no accumulator, so S takes 128 x 128; three stages hide the loads, 160 KiB at D = 256 with half the columns.
+    ("fwd", 90, _HALVES, 128): TileConfig(128, 128, 8, 3),
+    ("fwd", 90, _HALVES, 256): TileConfig(128, 64, 8, 3),
+    ("fwd", 100, _HALVES, 128): TileConfig(128, 128, 8, 2),
+    ("fwd", 100, _HALVES, 256): TileConfig(128, 64, 8, 2),
+    ("fwd", 80, _HALVES, 128): TileConfig(128, 64, 4, 3),  # 65 KiB: two programs on an SM
+    ("fwd", 80, _HALVES, 256): TileConfig(64, 64, 4, 2),  # 128 rows with bias spill 8 bytes
+    ("fwd", 0, _HALVES, 128): TileConfig(64, 64, 4, 2),
+    ("fwd", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
+    # one-pass: acc and p live together; 128 columns spill 56 bytes with ids and bias.
+    ("one_pass", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
+    ("one_pass", 90, _HALVES, 256): TileConfig(128, 32, 8, 3),
+    ("one_pass", 100, _HALVES, 128): TileConfig(128, 64, 8, 2),
+    ("one_pass", 100, _HALVES, 256): TileConfig(64, 32, 8, 2),  # 64 columns spill 8 bytes, 128 rows 136
+    ("one_pass", 80, _HALVES, 128): TileConfig(128, 64, 8, 2),
+    ("one_pass", 80, _HALVES, 256): TileConfig(64, 64, 8, 2),
+    ("one_pass", 0, _HALVES, 128): TileConfig(64, 32, 4, 2),
+    ("one_pass", 0, _HALVES, 256): TileConfig(64, 32, 8, 2),
+    # backward: acc, S and two loops (one exponential or two) in a kernel; 128 x 64 takes 204 to 246 registers on sm_90.
+    ("bwd", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
+    ("bwd", 90, _HALVES, 256): TileConfig(64, 64, 8, 2),
+    ("bwd", 100, _HALVES, 128): TileConfig(128, 64, 8, 2),
+    ("bwd", 100, _HALVES, 256): TileConfig(128, 32, 8, 2),
+    ("bwd", 80, _HALVES, 128): TileConfig(128, 32, 8, 3),
+    ("bwd", 80, _HALVES, 256): TileConfig(64, 32, 8, 2),
+    ("bwd", 0, _HALVES, 128): TileConfig(64, 32, 8, 2),
+    ("bwd", 0, _HALVES, 256): TileConfig(32, 32, 4, 2),  # ptxas gives 8 warps 128 registers here and spills 8 bytes
+    # float32 stops at D = 128. tf32: twice the bytes of 16 bits, and Hopper wants the second operand transposed in registers.
+    **{("fwd", family, _TF32, 128): TileConfig(64, 64, 8, 2) for family in (80, 90, 100)},
+    **{("one_pass", family, _TF32, 128): TileConfig(64, 32, 8, 2) for family in (80, 90)},
+    **{("bwd", family, _TF32, 128): TileConfig(64, 32, 8, 2) for family in (80, 90)},
+    ("one_pass", 100, _TF32, 128): TileConfig(64, 32, 4, 2),  # 8 warps leave 8 bytes on the stack
+    ("bwd", 100, _TF32, 128): TileConfig(64, 32, 4, 2),
+    ("fwd", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
+    ("one_pass", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
+    ("bwd", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
+    # ieee: no matrix unit; Triton unrolls the whole product into registers, which 64 rows or 32 columns overflow by kilobytes.
+    **{("fwd", family, _IEEE, 128): TileConfig(32, 32, 8, 2) for family in (80, 90, 100, 0)},
+    **{("one_pass", family, _IEEE, 128): TileConfig(32, 16, 8, 2) for family in (80, 90, 100, 0)},
+    **{("bwd", family, _IEEE, 128): TileConfig(32, 16, 8, 2) for family in (80, 90, 100)},
+    ("bwd", 0, _IEEE, 128): TileConfig(16, 16, 4, 2),
+}
+
+#: every configuration that ``pick_config`` can return, with where it is used.
+ALL_CONFIGS = tuple((*key, config) for key, config in _TABLE.items())
+
+WIDEST = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 128}
+
+# Above this many logits (16 MB of float32) the vendor's SGEMM on chunks beats an ieee product without matrix units.
+_IEEE_TILE_LOGITS = 1 << 22
+
+
+def float32_precision() -> str:
+    """Triton's input_precision for float32, as torch is set: "highest" means no rounding of the operands."""
+    return _IEEE if torch.get_float32_matmul_precision() == "highest" else _TF32
+
+
+def tile_fits(rows: int, columns: int, width: int, dtype: torch.dtype, precision: str) -> bool:
+    """Whether the tile kernels take this shape; otherwise the chunks do."""
+    slow = dtype == torch.float32 and precision == _IEEE and rows * columns > _IEEE_TILE_LOGITS
+    return width <= WIDEST[dtype] and not slow
+
+
+@functools.lru_cache(maxsize=256)
+def pick_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precision: str = _IEEE) -> TileConfig:
+    """kernel "fwd", "one_pass" or "bwd"; arch the compute capability (90); precision matters for float32 only."""
+    family = 80 if arch == 80 else arch // 10 * 10 if arch // 10 in (9, 10) else 0
+    arithmetic = precision if dtype == torch.float32 else _HALVES
+    return _TABLE[kernel, family, arithmetic, 128 if width <= 128 else 256]
+
+
+@functools.lru_cache(maxsize=1024)
+def pick_splits(rows: int, columns: int, config: TileConfig, num_sms: int) -> tuple[int, int]:
+    """(number of splits, columns of each): the fewest within 5 % of the least time, counted in tiles.
+
+    Time = waves of programs x (tiles of a split + 3 for writing and merging partials, where there are any). Registers allow
+    8 warps on an SM at once. 256 rows x 65,536 columns: 64 splits fill 128 of 132 SMs; 65,536 rows: one.
+    """
+    slots = num_sms * max(1, 8 // config.num_warps)
+    blocks, tiles = -(-rows // config.block_m), -(-columns // config.block_n)
+    costs = {}
+    for wanted in range(1, min(tiles, max(1, 8 * slots // blocks)) + 1):
+        length = -(-tiles // wanted)
+        splits = -(-tiles // length)
+        costs.setdefault(splits, (-(-blocks * splits // slots) * (length + (3 if splits > 1 else 0)), length))
+    least = min(cost for cost, _ in costs.values())
+    splits = min(splits for splits, (cost, _) in costs.items() if cost <= 1.05 * least)
+    return splits, costs[splits][1] * config.block_n
+
+
+def chunk_shape(rows: int, columns: int) -> tuple[int, int]:
+    """(R, C) of a chunk of S: 4 R C <= 32 MB, so that it stays in an L2 of 40 to 60 MB; up to 2,048 rows first, then as many
+    columns as fit, since each chunk adds (R + C) D float32 sums."""
+    most = 1 << 23
+    r = min(rows, 2048)
+    c = min(columns, max(1024, most // r // 1024 * 1024))
+    return min(rows, max(r, most // c // 1024 * 1024)), c
+
+
+@functools.lru_cache(maxsize=64)
+def _cuda_facts(index: int) -> DeviceFacts:
+    properties = torch.cuda.get_device_properties(index)
+    return DeviceFacts(10 * properties.major + properties.minor, properties.multi_processor_count)
+
+
+def device_facts(device: torch.device) -> DeviceFacts:
+    """Cached; a CPU (Triton's interpreter) counts as a small Hopper."""
+    return _cuda_facts(device.index) if device.type == "cuda" else DeviceFacts(90, 4)

@@ -1,0 +1,27 @@
+"""Every Triton configuration compiled offline, without a GPU: no spills, shared memory within the limit, matrix instructions.
+
+Runs ``triton_compile.py`` in a process of its own, where TRITON_INTERPRET is not set.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def environment():
+    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+
+
+@pytest.mark.parametrize("part", ["fwd", "one_pass", "bwd", "other"])
+def test_compiles_without_spills(part, environment):
+    command = [sys.executable, "-m", "tests.triton_compile", part]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-4000:]}"

@@ -1,0 +1,171 @@
+"""Compile kernels for sm_80, sm_90, sm_100 and sm_120 and read what the assembler says of them. ``test_triton_compile.py`` runs it.
+
+python tests/triton_compile.py fwd|one_pass|bwd|other [--all]      --all: every variant of every configuration, minutes
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastssl.kernels import normalize, similarity, similarity_chunked, similarity_merge
+from fastssl.kernels.similarity_config import ALL_CONFIGS
+
+OBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+SHARED_KIB = {80: 163, 90: 227, 100: 227, 120: 99}
+TARGET = {80: 80, 90: 90, 100: 100, 0: 120}  # family -> the architecture that stands for it
+MATRIX = {80: ("mma.sync",), 90: ("wgmma",), 100: ("tcgen05.mma", "mma.sync"), 120: ("mma.sync",)}
+TYPES = {"16-bit": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
+
+# The heaviest variants: what a pointer of None leaves out costs less. "plain" is the one that NT-Xent trains with.
+FWD = {"plain": ("bias", "factor", "sum"), "heavy": ()}
+BWD = {"plain": ("bias", "factor", "dbias"), "heavy": (), "stream": (), "own": ("dbias",)}
+
+
+def compile_one(kernel, pointers: dict, numbers: dict, constants: dict, target: int, warps: int, stages: int):
+    """pointers: name -> type or None; numbers: name -> (type, divisible by 16). Returns the compiled kernel."""
+    signature, constexprs, attributes = {}, dict(constants), {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in numbers:
+            signature[name], divisible = numbers[name]
+            if divisible:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        elif pointers[name] is None:
+            signature[name], constexprs[name] = "constexpr", None
+        else:
+            signature[name], attributes[(index,)] = pointers[name], [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps, "num_stages": stages})
+
+
+def resources(compiled) -> tuple[int, int]:
+    """(registers, bytes of stack and local memory) of a thread."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([OBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text).groups())
+    return registers, stack + local
+
+
+def verdict(name: str, compiled, target: int, matrix: bool | None) -> bool:
+    """Print one line, and whether nothing is wrong; matrix: instructions wanted, forbidden, or None for either."""
+    registers, spilled = resources(compiled)
+    kib = compiled.metadata.shared / 1024
+    ptx = compiled.asm["ptx"]
+    found = [i for i in ("wgmma", "tcgen05.mma", "mma.sync") if i in ptx]
+    wrong = ["spills"] * (spilled > 0) + ["too much shared memory"] * (kib > SHARED_KIB[target])
+    if matrix is not None:
+        wrong += ["matrix instructions"] * (matrix != any(i in found for i in MATRIX[target]))
+    said = " ".join([*(found or ["-"]), *wrong])
+    print(f"{name} sm_{target}: {registers} registers, {spilled} B spilled, {kib:.0f} KiB, {said}", flush=True)
+    return not wrong
+
+
+def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: int, config, even: bool, ones: bool = False) -> bool:
+    """``ones``: one row, one column, D = 1, which Triton compiles in as constants."""
+    data, target = TYPES[arithmetic], TARGET[family]
+    ids, real = "*i64", "*fp32"
+    numbers = dict.fromkeys(("N", "M", "NA", "NB"), ("i32", False)) | {"scale": ("fp32", False)}
+    numbers |= dict.fromkeys(("D", "s_x", "s_y", "s_a", "s_b", "split_len"), ("i32", True))
+    precision = "ieee" if arithmetic == "16-bit" else arithmetic
+    constants = {"EVEN_D": True, "PRECISION": precision, "BM": config.block_m, "BN": config.block_n, "BD": width}
+    if kernel == "bwd":
+        function = similarity.similarity_bwd_kernel
+        pointers = dict.fromkeys(("l_ptr", "w_ptr", "v_ptr", "stats_ptr", "factor_ptr", "dbias_ptr", "bias_ptr"), real)
+        pointers |= {"a_ptr": data, "b_ptr": data, "a_id_ptr": ids, "b_id_ptr": ids, "out_ptr": data}
+        constants |= {"EVEN_B": even, "OWN": variant != "stream", "STREAM": variant != "own", "FINAL": True}
+        absent = BWD[variant]
+    else:
+        function = similarity.similarity_fwd_kernel
+        pointers = dict.fromkeys(("bias_ptr", "factor_ptr", "lse_ptr", "sum_ptr"), real)
+        pointers |= {
+            "x_ptr": data,
+            "y_ptr": data,
+            "x_id_ptr": ids,
+            "y_id_ptr": ids,
+            "mean_ptr": real if kernel == "one_pass" else None,
+        }
+        constants |= {"EVEN_M": even}
+        absent = FWD[variant]
+    pointers |= {f"{name}_ptr": None for name in absent}
+    if ones:
+        constants |= {k: 1 for k in numbers if k in function.arg_names and k not in ("scale", "split_len")} | {"EVEN_D": False}
+    compiled = compile_one(function, pointers, numbers, constants, target, config.num_warps, config.num_stages)
+    name = f"{kernel} {arithmetic} {config.block_m}x{config.block_n}x{width} {variant}{'' if even else ' ragged'}"
+    return verdict(name, compiled, target, arithmetic != "ieee")
+
+
+def tile_cases(kernel: str, everything: bool) -> list[bool]:
+    """Each configuration in its training variant and in its heaviest; one-sided backwards for sm_90 only, unless ``everything``."""
+    good = []
+    for name, family, arithmetic, width, config in ALL_CONFIGS:
+        if name != kernel:
+            continue
+        for variant in BWD if kernel == "bwd" else FWD:
+            for even in (True, False) if everything else (variant == "plain",):
+                if everything or family == 90 or variant in FWD:
+                    good.append(tile_case(kernel, variant, family, arithmetic, width, config, even))
+    return good
+
+
+def small_cases() -> list[bool]:
+    """The kernels around the tiles, and normalize_pair; memory-bound, no matrix instructions."""
+    real, half, ids = "*fp32", "*bf16", "*i64"
+    whole = lambda *names: dict.fromkeys(names, ("i32", False))  # noqa: E731
+    number = lambda *names: dict.fromkeys(names, ("fp32", False))  # noqa: E731
+    merge, chunk = similarity_merge, similarity_chunked
+    reals = lambda *names: {f"{name}_ptr": real for name in names}  # noqa: E731
+    cases = [
+        (
+            merge.row_terms_kernel, reals("lse", "g", "l", "w", "v", "stats"),
+            whole("N", "s_g"), {"NORMALISE": True, "BLOCK": 4096}, 16,
+        ),
+        (merge.merge_kernel, reals("top", "sum", "acc", "lse", "mean"), whole("N", "D", "SPLITS"), {"BM": 8, "BD": 256}, 4),
+        (
+            merge.finish_kernel, reals("part", "stats", "factor", "dot") | {"a_ptr": half, "out_ptr": half},
+            whole("N", "D", "s_a", "SPLITS") | number("scale", "dot_scale"), {"BM": 8, "BD": 256}, 4,
+        ),
+        (
+            chunk.chunk_rows_kernel, reals("s", "bias", "factor", "top", "sum") | {"x_id_ptr": ids, "y_id_ptr": ids, "p_ptr": half},
+            whole("C") | number("scale"), {"BLOCK": 1024}, 4,
+        ),
+        (
+            chunk.chunk_weights_kernel,
+            reals("s", "bias", "row_bias", "factor", "row_l", "row_w", "col_l", "col_w", "dbias")
+            | {"w_ptr": half, "x_id_ptr": ids, "y_id_ptr": ids},
+            whole("R", "C") | number("scale"), {"SYMMETRIC": True, "BM": 32, "BN": 128}, 4,
+        ),
+    ]  # fmt: skip
+    for width in (128, 8192):
+        bm, bd, warps = normalize.tile_shape(width)
+        tile = {"BM": bm, "BD": bd}
+        pointers = reals("norm", "dot", "ddot") | dict.fromkeys(("a_ptr", "b_ptr", "z_ptr", "dz_ptr", "da_ptr", "db_ptr"), half)
+        numbers = whole("B", "D", "s_a", "s_b", "s_dz", "s_ddot", "s_z") | number("eps")
+        pair = (normalize.normalize_pair_fwd_kernel, normalize.normalize_pair_bwd_kernel)
+        cases += [(kernel, pointers, numbers, tile, warps) for kernel in pair]
+    good = [
+        tile_case(kernel, "heavy", 90, "16-bit", 16, config, False, True)
+        for kernel, family, arithmetic, width, config in ALL_CONFIGS
+        if (family, arithmetic, width) == (90, "16-bit", 128)
+    ]
+    for kernel, pointers, numbers, constants, warps in cases:
+        ones = {k: 1 for k in numbers if numbers[k][0] == "i32" and k in kernel.arg_names}
+        compiled = compile_one(kernel, pointers, numbers, constants | ones, 90, warps, 3)
+        good.append(verdict(f"{kernel.fn.__name__} of ones", compiled, 90, False))
+        for target in (80, 90, 100):
+            compiled = compile_one(kernel, pointers, numbers, constants, target, warps, 3)
+            good.append(verdict(kernel.fn.__name__, compiled, target, False))
+    return good
+
+
+if __name__ == "__main__":
+    part = sys.argv[1]
+    sys.exit(not all(small_cases() if part == "other" else tile_cases(part, "--all" in sys.argv)))
