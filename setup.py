@@ -41,7 +41,9 @@ def cpp_extension():
         sources,
         depends=headers,
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=["-O3", "-std=c++20", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas"],
+        # Without -fopenmp at::parallel_for is a serial loop, in silence.
+        extra_compile_args=["-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas"],
+        extra_link_args=["-fopenmp"],
     )
     return extension, BuildExtension
 

@@ -2,7 +2,6 @@
 //   z = [a/|a| ; b/|b|], dot_i = <z_i, z_{B+i}>;   G_i = dz_i + ddot_i z_partner(i),  da_i = (G_i - z_i <z_i, G_i>) / |a_i|
 // Forward reads 2BD and writes 2BD elements, backward reads 4BD and writes 2BD. 16-bit rows are widened one at a time.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -10,6 +9,7 @@
 #include <vector>
 
 #include "cpu/rows.h"
+#include "cpu/schedule.h"
 
 namespace fastssl::normalize {
 namespace {

@@ -9,6 +9,10 @@
 #include <utility>
 #include <vector>
 
+#ifndef INTRA_OP_PARALLEL
+#error "at::parallel_for is a serial loop in this build: compile with -fopenmp"
+#endif
+
 namespace fastssl {
 
 // `count` blocks that split `size` rows as evenly as whole rows allow.
@@ -19,50 +23,61 @@ struct Blocks {
   int longest() const { return int((size + count - 1) / count); }
 };
 
-// Runs rounds x width tasks; task (r, k) uses the two slots pair(r, k), and in each round every slot that occurs occurs once.
-// visit(a, b) may add to what belongs to slots a and b without locks or copies: a task waits until both slots have finished
-// their tasks of the rounds before, so each slot's sums are formed in the order of the rounds whatever the number of threads.
-// There is no barrier: threads claim tasks in order, so the oldest unfinished task can always go on.
-template <class Pair, class Visit>
-void in_rounds(int64_t rounds, int64_t width, int64_t slots, const Pair& pair, const Visit& visit) {
-  std::atomic<int64_t> next{0};
+using Pairs = std::vector<std::pair<int64_t, int64_t>>;
+
+// visit(a, b) for every pair, by all threads, as if in the given order: a task waits until every earlier task that shares one
+// of its two slots has finished. So visit may add to what belongs to slots a and b without locks or copies, and each slot's
+// sums are formed in the order of the list whatever the number of threads. There is no barrier: threads claim tasks in
+// order, so the oldest unfinished task can always go on, and lists in which neighbours share no slot rarely wait.
+template <class Visit>
+void in_order(const Pairs& pairs, int64_t slots, const Visit& visit) {
   std::vector<std::atomic<int64_t>> finished(slots);
-  for (auto& slot : finished) slot.store(0, std::memory_order_relaxed);
-  auto wait = [&](int64_t slot, int64_t round) {
-    for (int spins = 0; finished[slot].load(std::memory_order_acquire) < round; spins++)
+  Pairs before(pairs.size());  // how many earlier tasks have a, have b
+  std::vector<int64_t> seen(slots, 0);
+  for (size_t t = 0; t < pairs.size(); t++) {
+    const auto [a, b] = pairs[t];
+    before[t] = {seen[a], seen[b]};
+    seen[a]++;
+    if (a != b) seen[b]++;
+  }
+  auto wait = [&](int64_t slot, int64_t count) {
+    for (int spins = 0; finished[slot].load(std::memory_order_acquire) < count; spins++)
       if (spins > 1000) std::this_thread::yield();
   };
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), width);
+  std::atomic<size_t> next{0};
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), int64_t(pairs.size()));
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < rounds * width;) {
-      const int64_t round = t / width;
-      const auto [a, b] = pair(round, t % width);
-      wait(a, round), wait(b, round);
+    for (size_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < pairs.size();) {
+      const auto [a, b] = pairs[t];
+      wait(a, before[t].first), wait(b, before[t].second);
       visit(a, b);
-      finished[a].store(round + 1, std::memory_order_release);
-      finished[b].store(round + 1, std::memory_order_release);
+      finished[a].store(before[t].first + 1, std::memory_order_release);
+      if (a != b) finished[b].store(before[t].second + 1, std::memory_order_release);
     }
   });
 }
 
-// Every unordered pair {I, J} of blocks once, I <= J and I = J included, as the rounds of a tournament (circle method).
-template <class Visit>
-void tournament(int64_t count, const Visit& visit) {
-  const int64_t players = count + count % 2, circle = players - 1;  // with an odd count the block that rests meets itself
-  auto meet = [=](int64_t r, int64_t k) {
-    int64_t a = k == 0 ? circle : (r + k) % circle, b = (r - k + circle) % circle;
-    if (a == count) a = b;
-    return std::pair{std::min(a, b), std::max(a, b)};
-  };
-  in_rounds(circle, players / 2, count, meet, visit);
-  if (count % 2 == 0) in_rounds(1, count, count, [](int64_t, int64_t k) { return std::pair{k, k}; }, visit);
+// Every unordered pair {I, J} of blocks once, I <= J and I = J included, in the rounds of a tournament (circle method):
+// within a round no block occurs twice.
+inline Pairs tournament(int64_t count) {
+  const int64_t players = count + count % 2, rounds = players - 1;
+  Pairs pairs;
+  for (int64_t r = 0; r < rounds; r++)
+    for (int64_t k = 0; k < players / 2; k++) {
+      int64_t a = k == 0 ? rounds : (r + k) % rounds, b = (r - k + rounds) % rounds;
+      if (a == count) a = b;  // with an odd count one block rests: it meets itself
+      pairs.emplace_back(std::min(a, b), std::max(a, b));
+    }
+  for (int64_t b = 0; count % 2 == 0 && b < count; b++) pairs.emplace_back(b, b);
+  return pairs;
 }
 
-// Every pair (I, J) of `count` row groups and `count` column groups once, as the rounds of a Latin square.
-template <class Visit>
-void latin_square(int64_t count, const Visit& visit) {
-  auto cell = [=](int64_t r, int64_t k) { return std::pair{k, count + (k + r) % count}; };
-  in_rounds(count, count, 2 * count, cell, [&](int64_t I, int64_t J) { visit(I, J - count); });
+// Every pair (I, count + J) of `count` row groups and `count` column groups once, in the rounds of a Latin square.
+inline Pairs latin_square(int64_t count) {
+  Pairs pairs;
+  for (int64_t r = 0; r < count; r++)
+    for (int64_t i = 0; i < count; i++) pairs.emplace_back(i, count + (i + r) % count);
+  return pairs;
 }
 
 }  // namespace fastssl

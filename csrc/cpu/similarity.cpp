@@ -4,8 +4,8 @@
 //   y is x:  W_ij = g_i p_ij + g_j p_ji is symmetric, so both sums of a row come from each unordered pair of tiles once.
 //
 // Tiles of logits that fit a core's L2, matrix products by torch's BLAS, exponentials between them:
-//   symmetric   forward U/2, backward 3U/2 over the upper triangle of tiles, in tournament rounds
-//   two-sided   forward U by rows x column splits, backward 3U in Latin-square rounds
+//   symmetric   forward U/2, backward 3U/2 over the upper triangle of tiles, in tournament order
+//   two-sided   forward U by rows x column splits, backward 3U in Latin-square order
 //   one-pass    2U: lse and mean_i = sum_j p_ij y_j together, as flash attention with V = Y
 // Memory above inputs and outputs: one tile a thread, O(N + M) vectors, and for few rows the partial sums of the column
 // splits. Sums are formed in an order that the shape and the number of threads fix: the same call gives the same bits.
@@ -49,7 +49,7 @@ void forward_symmetric(const Problem<T>& p, T* lse) {
   const T kInf = std::numeric_limits<T>::infinity();
   std::vector<T> top(p.x.rows + kPad, p.bounded ? T(0) : -kInf), sum(p.x.rows + kPad, T(0));
   Workspace<T> work(blocks.longest(), blocks.longest());
-  tournament(blocks.count, [&](int64_t I, int64_t J) {
+  in_order(tournament(blocks.count), blocks.count, [&](int64_t I, int64_t J) {
     const int64_t i0 = blocks.start(I), j0 = blocks.start(J);
     const int m = blocks.length(I), n = blocks.length(J), ld = work.ld();
     T *S = work.tile(), *column_sum = work.column(0), *column_max = work.column(1);
@@ -162,7 +162,7 @@ void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T* dz) {
   const IdRange ids(p.x.id, blocks);
   const int D = p.D;
   Workspace<T> work(blocks.longest(), blocks.longest());
-  tournament(blocks.count, [&](int64_t I, int64_t J) {
+  in_order(tournament(blocks.count), blocks.count, [&](int64_t I, int64_t J) {
     const int64_t i0 = blocks.start(I), j0 = blocks.start(J);
     const int m = blocks.length(I), n = blocks.length(J), ld = work.ld();
     T* S = work.tile();
@@ -183,7 +183,8 @@ void backward_two_sided(const Problem<T>& p, const RowState<T>& state, const Gra
   const int D = p.D, tile_m = std::min(kTile, row_groups.longest()), tile_n = std::min(kTile, column_groups.longest());
   const IdRange x_ids(p.x.id, row_groups), y_ids(p.y.id, column_groups);
   Workspace<T> work(tile_m, tile_n);
-  latin_square(groups, [&](int64_t I, int64_t J) {
+  in_order(latin_square(groups), 2 * groups, [&](int64_t I, int64_t column_slot) {
+    const int64_t J = column_slot - groups;
     T *S = work.tile(), *sums = work.column(0);
     const int ld = work.ld();
     const bool ids_meet = x_ids.meets(I, y_ids, J);
