@@ -1,0 +1,102 @@
+"""Encoders by name: built-in ``conv`` and ``vit``, and every timm or torchvision model where those are installed.
+
+An encoder maps images (B, 3, S, S) to features (B, D); ``num_features`` is D where it is known without running it.
+"""
+
+import difflib
+import importlib
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.train import UsageError
+
+BUILT_IN = ("conv", "vit")
+
+
+class ConvEncoder(nn.Sequential):
+    """Four 3 x 3 convolutions with batch normalisation, then the mean over positions: (B, 3, S, S) -> (B, D)."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256), strides: tuple[int, ...] = (2, 2, 2, 2)):
+        layers = []
+        for before, width, stride in zip((3, *widths[:-1]), widths, strides, strict=True):
+            layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.num_features = widths[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.contiguous(memory_format=torch.channels_last))
+
+
+class ViTEncoder(nn.Module):
+    """A small pre-norm vision transformer: patches of ``patch_size``, learned positions, mean over tokens.
+
+    (B, 3, S, S) -> (B, width), S the ``image_size`` it was made for, a multiple of ``patch_size``.
+    """
+
+    def __init__(self, image_size: int = 32, patch_size: int = 4, width: int = 128, depth: int = 4, heads: int = 4):
+        super().__init__()
+        if image_size % patch_size:
+            raise UsageError(f"--image-size must be a multiple of {patch_size} for --backbone vit, got {image_size}")
+        self.patches = nn.Conv2d(3, width, patch_size, patch_size)
+        self.position = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2, width))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+        self.num_features = width
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.position
+        return self.norm(self.blocks(tokens)).mean(1)
+
+
+def _timm_backbone(timm, name: str, image_size: int) -> nn.Module:
+    """A timm model without its classifier; transformers are made for ``image_size``."""
+    try:
+        return timm.create_model(name, num_classes=0, img_size=image_size)
+    except TypeError:  # convolutional models take no img_size
+        return timm.create_model(name, num_classes=0)
+
+
+def _torchvision_backbone(models, name: str, image_size: int) -> nn.Module:
+    """A torchvision classifier whose last module is replaced by the identity."""
+    model = models.get_model(name, weights=None, **({"image_size": image_size} if name.startswith("vit_") else {}))
+    head = next((head for head in ("fc", "classifier", "heads", "head") if hasattr(model, head)), None)
+    if head is None:
+        raise UsageError(f"--backbone torchvision:{name}: not an image classifier")
+    setattr(model, head, nn.Identity())
+    return model
+
+
+def _library(name: str):
+    """timm, or torchvision.models; None where it is missing or does not fit the installed torch."""
+    try:
+        return importlib.import_module({"timm": "timm", "torchvision": "torchvision.models"}[name])
+    except Exception:  # a torchvision built for another torch raises RuntimeError
+        return None
+
+
+def build_backbone(name: str, image_size: int = 32) -> nn.Module:
+    """The encoder called ``name``: a built-in one, then timm's, then torchvision's; ``timm:NAME`` names the library."""
+    if name == "conv":
+        return ConvEncoder()
+    if name == "vit":
+        return ViTEncoder(image_size)
+    prefix, _, bare = name.rpartition(":")
+    if prefix not in ("", "timm", "torchvision"):
+        raise UsageError(f"--backbone: unknown library '{prefix}' in '{name}'; known: timm:NAME, torchvision:NAME")
+    known, absent = list(BUILT_IN), []
+    for library in (prefix,) if prefix else ("timm", "torchvision"):
+        module = _library(library)
+        if module is None:
+            absent.append(library)
+            continue
+        names = module.list_models()
+        known += names
+        if bare.split(".")[0] in names:
+            build = _timm_backbone if library == "timm" else _torchvision_backbone
+            return build(module, bare, image_size)
+    close = difflib.get_close_matches(bare, known, 3, 0.5) or list(BUILT_IN)
+    missing = f" (not usable here: {', '.join(absent)})" if absent else ""
+    raise UsageError(f"--backbone: unknown encoder '{name}'; close: {', '.join(close)}{missing}")

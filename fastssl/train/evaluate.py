@@ -1,0 +1,110 @@
+"""Evaluation of frozen features: weighted kNN (Wu et al. 2018, section 3.4) and a linear probe.
+
+kNN: score_c = sum over the k nearest bank rows j of class c of exp(cos(feature, bank_j) / t)
+"""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fastssl.train.augment import as_float
+from fastssl.train.data import ImageData, batches
+
+KNN_CHUNK = 1 << 24  # similarities held at once: 64 MiB of float32
+
+
+@torch.no_grad()
+def knn_predict(
+    feature: Tensor,
+    feature_bank: Tensor,
+    feature_labels: Tensor,
+    num_classes: int,
+    knn_k: int = 20,
+    knn_t: float = 0.1,
+) -> Tensor:
+    """Classes of each row, most likely first, by weighted k-nearest-neighbour vote.
+
+    Args:
+        feature: (N, D) floating; need not be normalised.
+        feature_bank: (M, D) same dtype and device. lightly's function of this name takes it as (D, M).
+        feature_labels: (M,) int64 in [0, num_classes).
+        num_classes: C.
+        knn_k: neighbours that vote; M where the bank is smaller.
+        knn_t: temperature of the vote.
+
+    Returns:
+        (N, C) int64; column 0 is the prediction. Works in chunks of rows: the N x M similarities are never held at once.
+    """
+    shapes = f"{tuple(feature.shape)} and {tuple(feature_bank.shape)}"
+    if feature.ndim != 2 or feature_bank.ndim != 2 or feature.shape[1] != feature_bank.shape[1]:
+        raise ValueError(f"knn_predict: feature (N, D) and feature_bank (M, D) must share D, got {shapes}")
+    if feature_labels.shape != feature_bank.shape[:1]:
+        raise ValueError(f"knn_predict: feature_labels must have shape ({len(feature_bank)},), got {tuple(feature_labels.shape)}")
+    if knn_k < 1 or not knn_t > 0 or len(feature_bank) == 0:
+        raise ValueError(f"knn_predict: needs knn_k >= 1, knn_t > 0, M >= 1, got {knn_k}, {knn_t}, {len(feature_bank)}")
+    bank = nn.functional.normalize(feature_bank, dim=1)
+    k = min(knn_k, len(bank))
+    rows = []
+    for part in feature.split(max(1, KNN_CHUNK // len(bank))):
+        cosine, nearest = (nn.functional.normalize(part, dim=1) @ bank.T).topk(k, dim=1)
+        vote = ((cosine - 1.0) / knn_t).exp()
+        score = torch.zeros(len(part), num_classes, dtype=vote.dtype, device=vote.device)
+        rows.append(score.scatter_add_(1, feature_labels[nearest], vote).argsort(dim=1, descending=True))
+    return torch.cat(rows) if rows else torch.empty(0, num_classes, dtype=torch.int64, device=feature.device)
+
+
+def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int, k: int = 20, t: float = 0.1) -> float:
+    """Share of test rows that the train rows classify rightly; each pair is features (N, D), labels (N,)."""
+    predicted = knn_predict(test[0], *train, num_classes, k, t)[:, 0]
+    return (predicted == test[1]).float().mean().item()
+
+
+def linear_probe_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+    """Test accuracy of scikit-learn's logistic regression on standardised features (N, D), labels (N,)."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        probe.fit(train[0].cpu().numpy(), train[1].cpu().numpy())
+    return float(probe.score(test[0].cpu().numpy(), test[1].cpu().numpy()))
+
+
+@torch.no_grad()
+def embed(
+    encoder: nn.Module, dataset: Dataset, size: int, *, device: torch.device | str = "cpu", workers: int = 0
+) -> tuple[Tensor, Tensor]:
+    """features (N, D) float32 and labels (N,), on ``device``, of the whole images of a data set; the encoder's mode is kept.
+
+    Images larger than ``size`` are reduced to their centre square of that side. Undecodable files are left out.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    features, labels = [], []
+    for images, classes in batches(dataset, 512, workers=workers):
+        if len(images):
+            features.append(encoder(centre(as_float(images.to(device)), size)).flatten(1).float())
+            labels.append(classes.to(device))
+    encoder.train(was_training)
+    if not features:
+        return torch.empty(0, 0, device=device), torch.empty(0, dtype=torch.int64, device=device)
+    return torch.cat(features), torch.cat(labels)
+
+
+def centre(images: Tensor, size: int) -> Tensor:
+    """(B, 3, H, W) -> the centre (B, 3, size, size)."""
+    top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
+    return images[:, :, top : top + size, left : left + size]
+
+
+def embed_halves(
+    encoder: nn.Module, data: ImageData, device, workers: int = 0
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """``embed`` of the train half and of the test half."""
+    train, test = (embed(encoder, half, data.image_size, device=device, workers=workers) for half in (data.train, data.test))
+    return train, test
