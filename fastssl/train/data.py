@@ -176,7 +176,7 @@ def photos(size: int = 32) -> ImageData:
         images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
         labels = torch.arange(len(pictures)).repeat_interleave(count)
         halves[train] = TensorImages(images, labels, tuple(pictures))
-    # Hue jitter is a fifth of a step on a CPU (the way to HSV and back), and nothing in kNN.
+    # No hue jitter: on a CPU it is a fifth of a step (the way to HSV and back).
     return ImageData("photos", halves[True], halves[False], size, hue=False)
 
 

@@ -1,0 +1,84 @@
+"""The build and the faces around it: what serves each op, the fallback, imports, the README's code and file names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastssl.info import report
+from fastssl.ops._register import _C, OWNERS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_info_names_the_owner_of_every_op_and_why():
+    text = report()
+    for op, owners in OWNERS.items():
+        assert re.search(rf"^{op} +{re.escape(owners['CPU'])} ", text, re.M)
+    assert "CPU" in text and torch.__version__ in text
+
+
+@pytest.mark.skipif(_C is None, reason="C++ kernels are not built")
+def test_the_extension_tells_how_it_was_built():
+    build = _C.build_info()
+    assert build["torch"].split(".")[:2] == torch.__version__.split("+")[0].split(".")[:2]
+    assert _C.isa() == _C.isas()[-1] and all(owners["CPU"] == "C++" for owners in OWNERS.values())
+    with pytest.raises(ValueError, match=r"set_isa: expected one of .*, got mmx"):
+        _C.set_isa("mmx")
+
+
+def test_importing_loads_no_triton_no_training_and_no_gpu():
+    heavy = ("triton", "lightning", "kornia", "sklearn", "matplotlib")
+    out = python(f"import sys, torch, fastssl; print([m for m in {heavy!r} if m in sys.modules], torch.cuda.is_initialized())")
+    assert out.strip() == "[] False"
+
+
+def test_without_the_extension_the_reference_serves_the_cpu():
+    out = python(
+        "import sys; sys.modules['fastssl._C'] = None\n"
+        "import torch, fastssl\n"
+        "from fastssl.ops._register import OWNERS, why_not_cpp\n"
+        "from fastssl.testing.cases import eager_nt_xent, two_views\n"
+        "assert why_not_cpp and all(o['CPU'] == 'reference' for o in OWNERS.values())\n"
+        "views = [t.requires_grad_() for t in two_views((20, 8)).values()]\n"
+        "loss = [f(*views) for f in (fastssl.nt_xent, eager_nt_xent)]\n"
+        "grads = [torch.autograd.grad(l, views) for l in loss]\n"
+        "torch.testing.assert_close(loss[0], loss[1]); torch.testing.assert_close(grads[0], grads[1]); print('right')"
+    )
+    assert out.strip() == "right"
+
+
+def test_pure_python_is_a_build_choice_and_a_wrong_choice_is_refused():
+    run = [sys.executable, "setup.py", "--version"]
+    none = subprocess.run(run, env={"FASTSSL_BUILD": "none"}, capture_output=True, text=True, cwd=ROOT)
+    assert none.returncode == 0, none.stderr
+    wrong = subprocess.run(run, env={"FASTSSL_BUILD": "fast"}, capture_output=True, text=True, cwd=ROOT)
+    assert wrong.returncode != 0 and "FASTSSL_BUILD must be auto, cuda, cpu or none, got 'fast'" in wrong.stderr
+    absent = subprocess.run(run, env={"FASTSSL_BUILD": "cpu", "CXX": "no-such-compiler"}, capture_output=True, text=True, cwd=ROOT)
+    assert absent.returncode != 0 and "no C++ compiler (no-such-compiler)" in absent.stderr
+
+
+def test_the_code_in_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    views = {name: torch.randn(8, 16, requires_grad=True) for name in ("z0", "z1", "query", "positive")}
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 12))
+    backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), backbone)
+    scope = {**views, "keys": torch.randn(9, 16), "backbone": backbone}
+    scope |= {"view0": torch.rand(4, 3, 32, 32), "view1": torch.rand(4, 3, 32, 32)}
+    assert len(blocks) >= 4
+    for block in blocks:
+        exec(block, scope)
+    assert views["z0"].grad is not None
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/decisions.md"])
+def test_files_that_the_pages_name_exist(page):
+    named = re.findall(r"`((?:fastssl|csrc|benchmarks|tests|docs|requirements)/[\w./-]+\.\w+)`", (ROOT / page).read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
