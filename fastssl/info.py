@@ -2,6 +2,9 @@
 
 import importlib.metadata
 import platform
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 

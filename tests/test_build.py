@@ -1,6 +1,8 @@
 """The build and the faces around it: what serves each op, the fallback, imports, the README's code and file names."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +84,25 @@ def test_the_code_in_the_readme_runs():
 def test_files_that_the_pages_name_exist(page):
     named = re.findall(r"`((?:fastssl|csrc|benchmarks|tests|docs|requirements)/[\w./-]+\.\w+)`", (ROOT / page).read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not here")
+def test_cuda_sources_are_compiled_for_every_architecture_without_a_gpu(tmp_path):
+    """setup.py as it is, over a source tree of one empty extension and one kernel."""
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "fastssl").mkdir()
+    shutil.copy(ROOT / "fastssl" / "_version.py", tmp_path / "fastssl")
+    (tmp_path / "fastssl" / "__init__.py").touch()
+    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
+    (tmp_path / "csrc" / "module.cpp").write_text('extern "C" void* PyInit__C() { return nullptr; }\n')
+    (tmp_path / "csrc" / "cuda" / "twice.cu").write_text(
+        "#include <torch/csrc/stable/tensor.h>\n__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n"
+    )
+    env = {**os.environ, "FASTSSL_BUILD": "cuda", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    built = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"], env=env, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    library = (tmp_path / "fastssl" / "_cuda.so").read_bytes()
+    assert all(arch in library for arch in (b"sm_80", b"sm_90a", b"sm_100a", b"sm_120"))

@@ -20,7 +20,7 @@ from fastssl.ops.similarity import similarity_lse
 
 
 def reduce_rows(loss: Tensor, reduction: str) -> Tensor:
-    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+    return loss.flatten() if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, group) -> tuple[Tensor, Tensor, Tensor]:
-    """z (2B, D), view 0 first; lse (2B,) over the negatives of each row; s_pos (2B,)."""
+    """z (2B, D), view 0 first; lse (2, B) over the negatives of each row; s_pos (B,), the same for both rows of a pair."""
     check_views(op, ("z0", "z1"), z0, z1)
     check_scalar(op, "temperature", temperature, z0, zero=False)
     if group is not None:
@@ -40,9 +40,9 @@ def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, g
         z = torch.cat([z0, z1])
         wide = torch.promote_types(z0.dtype, torch.float32)
         dot = (z0.to(wide) * z1.to(wide)).sum(1)
-    pair = torch.arange(z0.shape[0], dtype=torch.int32, device=z0.device).repeat(2)
+    pair = torch.arange(len(z0), dtype=torch.int32, device=z0.device).expand(2, -1).reshape(-1)
     scale = 1.0 / temperature
-    return z, similarity_lse(z, z, scale=scale, x_id=pair), (scale * dot).repeat(2)
+    return z, similarity_lse(z, z, scale=scale, x_id=pair).view(2, -1), scale * dot
 
 
 def nt_xent(
@@ -101,7 +101,7 @@ def dcl(
     z, lse, positive = _pair_terms("dcl", z0, z1, temperature, normalize, group)
     if weight_fn is not None:
         a, b = z.chunk(2)
-        positive = positive * torch.cat([weight_fn(a, b), weight_fn(b, a)])
+        positive = positive * torch.stack([weight_fn(a, b), weight_fn(b, a)])
     return reduce_rows(lse - positive, reduction)
 
 
