@@ -35,10 +35,23 @@ def _cpp_lines() -> list[str]:
     ]
 
 
+def _nvcc() -> str:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return "no nvcc here"
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    return "nvcc " + (re.findall(r"release ([\d.]+)", text) or ["of unknown version"])[0]
+
+
+def _cuda_line() -> str:
+    if not CUDA_LIBRARY.exists():
+        return f"CUDA C++        none: no op has a CUDA C++ kernel yet ({_nvcc()})"
+    architectures = sorted(set(re.findall(rb"sm_\d+a?", CUDA_LIBRARY.read_bytes())))
+    return f"CUDA C++        for {b', '.join(architectures).decode()} ({_nvcc()})"
+
+
 def _gpu_lines() -> list[str]:
-    kernels = (
-        f"CUDA C++        {'built: ' + str(CUDA_LIBRARY) if CUDA_LIBRARY.exists() else 'none: no op has a CUDA C++ kernel yet'}"
-    )
+    kernels = _cuda_line()
     if not torch.cuda.is_available():
         reason = "this torch is built without CUDA" if torch.version.cuda is None else "no usable GPU"
         return [kernels, f"GPU             none: {reason}"]
