@@ -12,7 +12,6 @@
 #include "cpu/similarity.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace fastssl::similarity {
 namespace {
@@ -88,16 +87,39 @@ struct Grid {
   }
 };
 
+// Partial (max, sum[, mean]) of the splits, each (splits, N[, D]), into lse (N,) and, unless null, mean (N, D), which holds its
+// only partial itself where `parts` is null.
+template <class T>
+void merge(int64_t splits, int64_t N, int64_t D, const T* top, const T* sum, const T* parts, T* lse, T* mean) {
+  const T kInf = std::numeric_limits<T>::infinity();
+  at::parallel_for(0, N, 1 + (1 << 14) / D, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      T best = -kInf, total = 0;
+      for (int64_t s = 0; s < splits; s++) best = std::max(best, top[s * N + i]);
+      const T base = best == -kInf ? T(0) : best;
+      for (int64_t s = 0; s < splits; s++) total += sum[s * N + i] * std::exp(top[s * N + i] - base);
+      lse[i] = lse_of(best, total);
+      if (!mean) continue;
+      T* out = mean + i * D;
+      for (int64_t s = 0; s < splits; s++) {
+        const T share = total > 0 || std::isnan(total) ? std::exp(top[s * N + i] - base) / total : T(0);
+        const T* part = parts ? parts + (s * N + i) * D : out;
+        for (int64_t d = 0; d < D; d++) out[d] = (s ? out[d] : T(0)) + share * part[d];
+      }
+    }
+  });
+}
+
 // lse, and with kMean the mean of y under the softmax as well.
 template <class T, bool kMean>
 void sweep_rows(const Problem<T>& p, T* lse, T* mean) {
   const auto& f = rows<T>();
   const Grid grid(p.x.rows, p.y.rows);
   const IdRange x_ids(p.x.id, grid.rows), y_ids(p.y.id, grid.columns);
-  const int64_t N = p.x.rows, D = p.D, S_count = grid.splits;
+  const int64_t N = p.x.rows, D = p.D;
   const T kInf = std::numeric_limits<T>::infinity();
-  std::vector<T> top(S_count * N, p.bounded ? T(0) : -kInf), sum(S_count * N, T(0));
-  std::unique_ptr<T[]> parts(kMean && S_count > 1 ? new T[S_count * N * D] : nullptr);
+  std::vector<T> top(grid.splits * N, p.bounded ? T(0) : -kInf), sum(grid.splits * N, T(0));
+  std::unique_ptr<T[]> parts(kMean && grid.splits > 1 ? new T[grid.splits * N * D] : nullptr);
   Workspace<T> work(grid.rows.longest(), grid.columns.longest());
   grid.run([&](int64_t I, int64_t split, int64_t first, int64_t last) {
     const int64_t i0 = grid.rows.start(I);
@@ -123,22 +145,7 @@ void sweep_rows(const Problem<T>& p, T* lse, T* mean) {
       gemm(Op::kPlain, Op::kPlain, m, D, n, T(1), S, ld, p.y.row(j0), p.y.ld, T(J > first), out, int(D));
     }
   });
-  at::parallel_for(0, N, 1 + (1 << 14) / D, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      T best = -kInf, total = 0;
-      for (int64_t s = 0; s < S_count; s++) best = std::max(best, top[s * N + i]);
-      const T base = best == -kInf ? T(0) : best;
-      for (int64_t s = 0; s < S_count; s++) total += sum[s * N + i] * std::exp(top[s * N + i] - base);
-      lse[i] = lse_of(best, total);
-      if (!kMean) continue;
-      T* out = mean + i * D;
-      for (int64_t s = 0; s < S_count; s++) {
-        const T share = total > 0 || std::isnan(total) ? std::exp(top[s * N + i] - base) / total : T(0);
-        const T* part = parts ? parts.get() + (s * N + i) * D : out;
-        for (int64_t d = 0; d < D; d++) out[d] = (s ? out[d] : T(0)) + share * part[d];
-      }
-    }
-  });
+  merge(grid.splits, N, D, top.data(), sum.data(), parts.get(), lse, mean);
 }
 
 // What the weights of a tile need of each row, in the form of the bounded or of the online functions.
@@ -156,7 +163,7 @@ struct RowState {
 };
 
 template <class T>
-void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T* dz) {
+void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T factor, T* dz) {
   const auto& f = rows<T>();
   const Blocks blocks = triangle_blocks(p.x.rows);
   const IdRange ids(p.x.id, blocks);
@@ -170,8 +177,8 @@ void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T* dz) {
     const T *u = &state.u[i0], *v = &state.u[j0], *w = p.x.weight.data();
     if (p.bounded) f.weight_bounded(S, m, wide, ld, w + i0, w + j0, u, v);
     else f.weight_online(S, m, wide, ld, &state.lse[i0], &state.lse[j0], u, v);
-    gemm(Op::kPlain, Op::kPlain, m, D, n, T(1), S, ld, p.x.row(j0), p.x.ld, T(1), dz + i0 * D, D);
-    if (I != J) gemm(Op::kTransposed, Op::kPlain, n, D, m, T(1), S, ld, p.x.row(i0), p.x.ld, T(1), dz + j0 * D, D);
+    gemm(Op::kPlain, Op::kPlain, m, D, n, factor, S, ld, p.x.row(j0), p.x.ld, T(1), dz + i0 * D, D);
+    if (I != J) gemm(Op::kTransposed, Op::kPlain, n, D, m, factor, S, ld, p.x.row(i0), p.x.ld, T(1), dz + j0 * D, D);
   });
 }
 
@@ -200,8 +207,9 @@ void backward_two_sided(const Problem<T>& p, const RowState<T>& state, const Gra
           if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
           f.weight_online(S, m, wide, ld, &state.lse[i0], nullptr, u, nullptr);
         }
-        if (out.own) gemm(Op::kPlain, Op::kPlain, m, D, n, T(1), S, ld, p.y.row(j0), p.y.ld, T(1), out.own + i0 * D, D);
-        if (out.other) gemm(Op::kTransposed, Op::kPlain, n, D, m, T(1), S, ld, p.x.row(i0), p.x.ld, T(1), out.other + j0 * D, D);
+        if (out.own) gemm(Op::kPlain, Op::kPlain, m, D, n, out.factor, S, ld, p.y.row(j0), p.y.ld, T(1), out.own + i0 * D, D);
+        if (out.other)
+          gemm(Op::kTransposed, Op::kPlain, n, D, m, out.factor, S, ld, p.x.row(i0), p.x.ld, T(1), out.other + j0 * D, D);
         if (!out.dbias) continue;
         f.column_sum(S, m, wide, ld, sums);
         for (int j = 0; j < n; j++) out.dbias[j0 + j] += sums[j];
@@ -234,9 +242,9 @@ void backward(const Problem<T>& p, const T* lse, const T* g, const Gradients<T>&
   if (!out.own && !out.other && !out.dbias) return;
   const RowState<T> state(p, lse, g);
   if (!p.symmetric) return backward_two_sided(p, state, out);
-  if (triangular(p) && !out.dbias) return backward_symmetric(p, state, out.own);
+  if (triangular(p) && !out.dbias) return backward_symmetric(p, state, out.factor, out.own);
   std::vector<T> other(out.own ? p.x.rows * p.D : 0, T(0));  // the two roles of a row, apart
-  backward_two_sided(p, state, {out.own, out.own ? other.data() : nullptr, out.dbias});
+  backward_two_sided(p, state, {out.own, out.own ? other.data() : nullptr, out.dbias, out.factor});
   for (size_t k = 0; k < other.size(); k++) out.own[k] += other[k];
 }
 

@@ -14,7 +14,7 @@
 namespace fastssl::similarity {
 
 constexpr int kPad = 16;  // widest vector, in floats: leading dimensions and column buffers are multiples of it
-constexpr double kLog2e = 1.4426950408889634, kLn2 = 0.6931471805599453;
+constexpr double kLog2e = 1.4426950408889634;
 
 inline int padded(int64_t n) { return int((n + kPad - 1) / kPad * kPad); }
 
@@ -98,11 +98,12 @@ void forward(const Problem<T>& p, T* lse);
 template <class T>
 void one_pass(const Problem<T>& p, T* lse, T* mean);
 
-// Zeroed accumulators of the gradients without the factor `scale`, null if not wanted: own (N, D) = g_i sum_j p_ij y_j;
-// other (M, D) = sum_i g_i p_ij x_i; dbias (M,) = sum_i g_i p_ij. Symmetric: own takes both sums.
+// Zeroed accumulators of the gradients, null if not wanted: own (N, D) = factor g_i sum_j p_ij y_j;
+// other (M, D) = factor sum_i g_i p_ij x_i; dbias (M,) = sum_i g_i p_ij. Symmetric: own takes both sums.
 template <class T>
 struct Gradients {
   T *own, *other, *dbias;
+  T factor;
 };
 template <class T>
 void backward(const Problem<T>& p, const T* lse, const T* g, const Gradients<T>& out);

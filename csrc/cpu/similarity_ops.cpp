@@ -68,8 +68,6 @@ double longest_row(const Side<T>& side, int D) {
   return std::sqrt(longest);
 }
 
-double number(const Tensor& scalar) { return scalar.item<double>(); }
-
 template <class T>
 Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptTensor& x_id, const OptTensor& y_id,
                    const OptTensor& y_bias) {
@@ -107,7 +105,7 @@ auto dispatch(const Tensor& x, const F& f) {
   return x.scalar_type() == at::kDouble ? f(double()) : f(float());
 }
 
-double effective(double scale, const OptTensor& factor) { return factor.has_value() ? scale * number(*factor) : scale; }
+double effective(double scale, const OptTensor& factor) { return factor.has_value() ? scale * factor->item<double>() : scale; }
 
 Tensor similarity_fwd(const Tensor& x, const OptTensor& y, double scale, const OptTensor& factor, const OptTensor& x_id,
                       const OptTensor& y_id, const OptTensor& y_bias) {
@@ -145,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
   const auto options = x.options().dtype(compute_dtype(x));
   const auto [need_x, need_y, need_bias, need_scale] = need;
   const bool symmetric = !y.has_value(), with_bias = need_bias && y_bias.has_value();
-  const double s = effective(scale, factor);
+  const double s = effective(scale, factor);  // multiplied into the sums at once, except where its own gradient needs them bare
   Tensor own = need_x || need_scale ? at::zeros(x.sizes(), options) : at::empty({0}, options);
   Tensor other = (!symmetric && need_y) ? at::zeros(y->sizes(), options) : at::empty({0}, options);
   Tensor dbias = with_bias ? at::zeros(y_bias->sizes(), options) : at::empty({0}, options);
@@ -155,13 +153,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
     using T = decltype(zero);
     const auto p = problem<T>(x, y, s, x_id, y_id, y_bias);
     auto data = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
-    backward(p, top.const_data_ptr<T>(), g.const_data_ptr<T>(), Gradients<T>{data(own), data(other), data(dbias)});
+    const Gradients<T> out{data(own), data(other), data(dbias), T(need_scale ? 1.0 : s)};
+    backward(p, top.const_data_ptr<T>(), g.const_data_ptr<T>(), out);
     if (!need_scale) return;
     const T total = scale_gradient(p, own.const_data_ptr<T>());
     *dscale.mutable_data_ptr<T>() = symmetric ? total / 2 : total;  // symmetric: own holds both roles of each row
+    own.mul_(s);
+    other.mul_(s);
   });
-  Tensor dx = need_x ? own.mul_(s).to(x.scalar_type()) : at::empty({0}, x.options());
-  Tensor dy = !symmetric && need_y ? other.mul_(s).to(x.scalar_type()) : at::empty({0}, x.options());
+  Tensor dx = need_x ? own.to(x.scalar_type()) : at::empty({0}, x.options());
+  Tensor dy = !symmetric && need_y ? other.to(x.scalar_type()) : at::empty({0}, x.options());
   if (y_bias.has_value()) dbias = dbias.to(y_bias->scalar_type());
   return {dx, dy, dbias, dscale};
 }
