@@ -57,15 +57,20 @@ void set_ids(std::vector<int32_t>& x_id, std::vector<int32_t>& y_id, const Tenso
   y_id = to_int32(ranks.narrow(0, x_given.numel(), y_given.numel()));
 }
 
+// The larger one; a NaN stays, and is then not bounded.
+double larger(double a, double b) { return b > a || std::isnan(b) ? b : a; }
+
 template <class T>
 double longest_row(const Side<T>& side, int D) {
   const auto& f = rows<T>();
-  double longest = 0;
-  for (int64_t i = 0; i < side.rows; i++) {
-    const double square = f.dot(side.row(i), side.row(i), D);
-    longest = longest >= square ? longest : square;  // a NaN stays: it is then not bounded
-  }
-  return std::sqrt(longest);
+  const double square = at::parallel_reduce(
+      0, side.rows, 1 + (1 << 16) / D, 0.0,
+      [&](int64_t begin, int64_t end, double longest) {
+        for (int64_t i = begin; i < end; i++) longest = larger(longest, f.dot(side.row(i), side.row(i), D));
+        return longest;
+      },
+      larger);
+  return std::sqrt(square);
 }
 
 template <class T>
@@ -88,8 +93,7 @@ Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptT
     p.y.bias.assign(p.y.rows + kPad, T(0));
     for (int64_t j = 0; j < p.y.rows; j++) {
       const T bias = given.const_data_ptr<T>()[j];
-      const double size = std::abs(double(bias));
-      largest_bias = largest_bias >= size ? largest_bias : size;
+      largest_bias = larger(largest_bias, std::abs(double(bias)));
       p.y.bias[j] = bias;
       p.y.weight[j] = std::exp(bias);
     }
