@@ -16,7 +16,7 @@
 namespace fastssl::similarity {
 namespace {
 
-constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, a quarter of the smallest current L2
+constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, inside an L2 of 512 KB or more
 constexpr int kLeast = 64;  // rows of a block below which a matrix product is mostly overhead
 
 // As many tasks at a time as keep every thread busy while one is late.

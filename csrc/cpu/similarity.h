@@ -62,7 +62,7 @@ struct IdRange {
 template <class T>
 class Workspace {
  public:
-  static constexpr int kVectors = 4;
+  static constexpr int kVectors = 2;
   Workspace(int tile_rows, int tile_columns)
       : ld_(padded(tile_columns)),
         stride_(int64_t(tile_rows) * ld_ + kVectors * (ld_ + tile_rows)),

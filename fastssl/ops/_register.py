@@ -48,6 +48,11 @@ def define_op(name: str, signature: str, fake: Callable, file: str):
     return getattr(torch.ops.fastssl, name).default
 
 
+def new_accumulator(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Empty, in the dtype that sums over ``like`` are kept in: float32, or float64 for float64."""
+    return like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
 def refuse_functorch(op: str) -> None:
     """torch.func around an autograd.Function gives silent zeros when compiled (torch 2.13): refuse it in words."""
     if torch._C._are_functorch_transforms_active():

@@ -10,18 +10,14 @@
 import torch
 from torch import Tensor
 
-from ._register import define_op, first_derivative_only, refuse_functorch
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
 
 EPS = 1e-12
 
 
-def _accumulator(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
 def _fake_fwd(a, b, eps):
     rows = a.shape[0] + b.shape[0]
-    return a.new_empty((rows, a.shape[1])), _accumulator(a, rows), _accumulator(a, a.shape[0])
+    return a.new_empty((rows, a.shape[1])), new_accumulator(a, rows), new_accumulator(a, a.shape[0])
 
 
 def _fake_bwd(dz, ddot, z, norm, eps):

@@ -22,29 +22,25 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector
-from ._register import define_op, first_derivative_only, refuse_functorch
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
 
 _OP = "similarity_lse"
 _COMMON = "Tensor x, Tensor? y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id, Tensor? y_bias"
 
 
-def _accumulator(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-
-
 def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias):
-    return _accumulator(x, x.shape[0])
+    return new_accumulator(x, x.shape[0])
 
 
 def _fake_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias):
-    return _accumulator(x, x.shape[0]), _accumulator(x, *x.shape)
+    return new_accumulator(x, x.shape[0]), new_accumulator(x, *x.shape)
 
 
 def _fake_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need):
     dx = x.new_empty(x.shape if need[0] else (0,))
     dy = x.new_empty(y.shape if need[1] and y is not None else (0,))
-    dbias = _accumulator(x, 0) if y_bias is None else y_bias.new_empty(y_bias.shape if need[2] else (0,))
-    return dx, dy, dbias, (_accumulator(x) if need[3] else _accumulator(x, 0))
+    dbias = new_accumulator(x, 0) if y_bias is None else y_bias.new_empty(y_bias.shape if need[2] else (0,))
+    return dx, dy, dbias, (new_accumulator(x) if need[3] else new_accumulator(x, 0))
 
 
 _fwd = define_op("similarity_fwd", f"({_COMMON}) -> Tensor", _fake_fwd, "similarity")
