@@ -33,9 +33,10 @@ def test_opcheck(symmetric, layout):
     elif layout == "row-strided":
         x = torch.cat([x, x], 1)[:, :5]
     arguments = (x, y, *rest)
-    lse = similarity._fwd(*arguments)
-    torch.library.opcheck(similarity._fwd, arguments)
-    torch.library.opcheck(similarity._one_pass, arguments)
+    lse, _ = similarity._fwd(*arguments, None)
+    for threshold in (None, torch.randn(len(x))):
+        torch.library.opcheck(similarity._fwd, (*arguments, threshold))
+        torch.library.opcheck(similarity._one_pass, (*arguments, threshold))
     for need in ((True,) * 4, (True, False, False, False), (False, True, True, True)):
         torch.library.opcheck(similarity._bwd, (torch.randn(len(x)), lse, *arguments, need))
     a, b = rows(4, 3), rows(4, 3)
@@ -50,7 +51,9 @@ def test_every_gradient_asked_for_alone_equals_the_reference(symmetric, scale, i
     arguments = list(op_arguments(symmetric, 70, 90, 33))
     arguments[2] = scale
     wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
-    lse, want_lse = similarity._fwd(*arguments), reference.similarity_fwd(*wide)
+    threshold = torch.randn(70)
+    (lse, rank), (want_lse, want_rank) = similarity._fwd(*arguments, threshold), reference.similarity_fwd(*wide, threshold)
+    assert torch.equal(rank, want_rank)
     assert relative_error(lse, want_lse) < 1e-6
     g = torch.randn(70)
     want = reference.similarity_bwd(g.double(), want_lse, *wide, (True,) * 4)
@@ -59,9 +62,9 @@ def test_every_gradient_asked_for_alone_equals_the_reference(symmetric, scale, i
         got = similarity._bwd(g, lse, *arguments, need)
         assert [t.numel() > 0 for t in got] == [j == k and want[j].numel() > 0 for j in range(4)]
         assert relative_error(got[k], want[k]) < 2e-5
-    mean_lse, mean = similarity._one_pass(*arguments)
-    assert relative_error(mean_lse, want_lse) < 1e-6
-    assert relative_error(mean, reference.similarity_one_pass(*wide)[1]) < 2e-5
+    mean_lse, mean, rank = similarity._one_pass(*arguments, threshold)
+    assert relative_error(mean_lse, want_lse) < 1e-6 and torch.equal(rank, want_rank)
+    assert relative_error(mean, reference.similarity_one_pass(*wide, None)[1]) < 2e-5
 
 
 def test_normalize_pair_equals_the_reference(isa):

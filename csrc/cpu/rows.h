@@ -30,8 +30,12 @@ struct Rows {
   void (*soft_bounded)(T* S, int m, int n, int ld, const T* cw, T* row_sum);
   // S = e^(S - new max_i), row_sum_i = row_sum_i factor_i + sum_j, factor_i = e^(old max_i - new max_i)
   void (*soft_online)(T* S, int m, int n, int ld, T* row_max, T* row_sum, T* factor);
+  // count_i += number of entries S_ij > unit threshold_i
+  void (*count_above)(const T* S, int m, int n, int ld, T unit, const T* threshold, int32_t* count);
   // sum_j = sum_i S_ij
   void (*column_sum)(const T* S, int m, int n, int ld, T* sum);
+  // sum_j += row_j^2
+  void (*add_squares)(const T* row, int n, T* sum);
   // <a, b>, in a fixed order
   T (*dot)(const T* a, const T* b, int64_t n);
 };

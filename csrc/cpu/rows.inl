@@ -148,6 +148,21 @@ struct RowFunctions {
     }
   }
 
+  static void count_above(const T* S, int m, int n, int ld, T unit, const T* threshold, int32_t* count) {
+    for (int i = 0; i < m; i++) {
+      const V bar = L::all(unit * threshold[i]);
+      V total = L::all(0);
+      for (int j = 0; j < n; j += W) total = total + (L::load(S + int64_t(i) * ld + j) > bar ? L::all(1) : L::all(0));
+      count[i] += int32_t(L::sum(total));
+    }
+  }
+
+  static void add_squares(const T* row, int n, T* sum) {
+    int j = 0;
+    for (; j + W <= n; j += W) L::store(sum + j, L::load(sum + j) + L::load(row + j) * L::load(row + j));
+    for (; j < n; j++) sum[j] += row[j] * row[j];
+  }
+
   static void column_sum(const T* S, int m, int n, int ld, T* sum) {
     for (int j = 0; j < n; j++) sum[j] = 0;
     for (int i = 0; i < m; i++)
@@ -164,5 +179,6 @@ struct RowFunctions {
   }
 
   static constexpr Rows<T> table = {
-      W, exclude, add_bias, sum_bounded, sum_online, weight_bounded, weight_online, soft_bounded, soft_online, column_sum, dot};
+      W,           exclude,     add_bias,   sum_bounded, sum_online, weight_bounded, weight_online, soft_bounded,
+      soft_online, count_above, column_sum, add_squares, dot};
 };

@@ -16,28 +16,11 @@
 namespace fastssl::similarity {
 namespace {
 
-constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, inside an L2 of 512 KB or more
-constexpr int kLeast = 64;  // rows of a block below which a matrix product is mostly overhead
-
-// As many tasks at a time as keep every thread busy while one is late.
-int64_t enough_tasks() { return 2 * at::get_num_threads(); }
-
-// Blocks of at most kTile rows; at least `least_count` of them as long as they keep kLeast rows.
-Blocks blocks_of(int64_t rows, int64_t least_count) {
-  const int64_t wanted = std::max((rows + kTile - 1) / kTile, std::min(least_count, rows / kLeast));
-  return {rows, std::max<int64_t>(1, wanted)};
-}
-
 // For a triangle an even number of blocks: a batch of pairs is then cut at its middle, where ids begin anew.
 Blocks triangle_blocks(int64_t rows) {
   Blocks blocks = blocks_of(rows, enough_tasks());
   blocks.count += blocks.count % 2 && blocks.count > 1;
   return blocks;
-}
-
-template <class T>
-T lse_of(T top, T sum) {
-  return sum > 0 || std::isnan(sum) ? top + std::log(sum) : -std::numeric_limits<T>::infinity();
 }
 
 template <class T>
@@ -110,15 +93,16 @@ void merge(int64_t splits, int64_t N, int64_t D, const T* top, const T* sum, con
   });
 }
 
-// lse, and with kMean the mean of y under the softmax as well.
+// lse, and with kMean the mean of y under the softmax as well; ranks where they are asked for.
 template <class T, bool kMean>
-void sweep_rows(const Problem<T>& p, T* lse, T* mean) {
+void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean) {
   const auto& f = rows<T>();
   const Grid grid(p.x.rows, p.y.rows);
   const IdRange x_ids(p.x.id, grid.rows), y_ids(p.y.id, grid.columns);
   const int64_t N = p.x.rows, D = p.D;
   const T kInf = std::numeric_limits<T>::infinity();
   std::vector<T> top(grid.splits * N, p.bounded ? T(0) : -kInf), sum(grid.splits * N, T(0));
+  std::vector<int32_t> above(ranking.rank ? grid.splits * N : 0, 0);
   std::unique_ptr<T[]> parts(kMean && grid.splits > 1 ? new T[grid.splits * N * D] : nullptr);
   Workspace<T> work(grid.rows.longest(), grid.columns.longest());
   grid.run([&](int64_t I, int64_t split, int64_t first, int64_t last) {
@@ -132,6 +116,8 @@ void sweep_rows(const Problem<T>& p, T* lse, T* mean) {
       const int wide = logits(p, i0, m, j0, n, x_ids.meets(I, y_ids, J), S, ld);
       const T* cw = p.y.weight.data() + j0;
       if (!p.bounded && !p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
+      if (ranking.rank)
+        f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, &above[split * N + i0]);
       if (!kMean) {
         if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, cw, row_sum, nullptr);
         else f.sum_online(S, m, wide, ld, row_top, row_sum, nullptr, nullptr);
@@ -142,25 +128,15 @@ void sweep_rows(const Problem<T>& p, T* lse, T* mean) {
       for (int i = 0; !p.bounded && J > first && i < m; i++)
         if (factor[i] != T(1))
           for (int64_t d = 0; d < D; d++) out[i * D + d] *= factor[i];
-      gemm(Op::kPlain, Op::kPlain, m, D, n, T(1), S, ld, p.y.row(j0), p.y.ld, T(J > first), out, int(D));
+      gemm(Op::kPlain, p.y.as_rows(), m, D, n, T(1), S, ld, p.y.row(j0), p.y.ld, T(J > first), out, int(D));
     }
   });
+  for (int64_t i = 0; ranking.rank && i < N; i++) {
+    ranking.rank[i] = 0;
+    for (int64_t s = 0; s < grid.splits; s++) ranking.rank[i] += above[s * N + i];
+  }
   merge(grid.splits, N, D, top.data(), sum.data(), parts.get(), lse, mean);
 }
-
-// What the weights of a tile need of each row, in the form of the bounded or of the online functions.
-template <class T>
-struct RowState {
-  std::vector<T> u, lse;  // padded
-  RowState(const Problem<T>& p, const T* given_lse, const T* g) : u(p.x.rows + kPad), lse(p.x.rows + kPad) {
-    const T kInf = std::numeric_limits<T>::infinity();
-    for (int64_t i = 0; i < p.x.rows; i++) {
-      const bool empty = given_lse[i] == -kInf;  // every column excluded: weight 0
-      lse[i] = empty ? kInf : given_lse[i];
-      u[i] = empty ? T(0) : p.bounded ? g[i] * std::exp(-lse[i]) : g[i];
-    }
-  }
-};
 
 template <class T>
 void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T factor, T* dz) {
@@ -227,20 +203,20 @@ bool triangular(const Problem<T>& p) {
 }  // namespace
 
 template <class T>
-void forward(const Problem<T>& p, T* lse) {
-  if (triangular(p)) forward_symmetric(p, lse);
-  else sweep_rows<T, false>(p, lse, nullptr);
+void forward(const Problem<T>& p, const Ranking<T>& ranking, T* lse) {
+  if (triangular(p) && !ranking.rank) forward_symmetric(p, lse);
+  else sweep_rows<T, false>(p, ranking, lse, nullptr);
 }
 
 template <class T>
-void one_pass(const Problem<T>& p, T* lse, T* mean) {
-  sweep_rows<T, true>(p, lse, mean);
+void one_pass(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean) {
+  sweep_rows<T, true>(p, ranking, lse, mean);
 }
 
 template <class T>
 void backward(const Problem<T>& p, const T* lse, const T* g, const Gradients<T>& out) {
   if (!out.own && !out.other && !out.dbias) return;
-  const RowState<T> state(p, lse, g);
+  const RowState<T> state(p, p.x.rows, lse, g);
   if (!p.symmetric) return backward_two_sided(p, state, out);
   if (triangular(p) && !out.dbias) return backward_symmetric(p, state, out.factor, out.own);
   std::vector<T> other(out.own ? p.x.rows * p.D : 0, T(0));  // the two roles of a row, apart
@@ -248,10 +224,10 @@ void backward(const Problem<T>& p, const T* lse, const T* g, const Gradients<T>&
   for (size_t k = 0; k < other.size(); k++) out.own[k] += other[k];
 }
 
-template void forward(const Problem<float>&, float*);
-template void forward(const Problem<double>&, double*);
-template void one_pass(const Problem<float>&, float*, float*);
-template void one_pass(const Problem<double>&, double*, double*);
+template void forward(const Problem<float>&, const Ranking<float>&, float*);
+template void forward(const Problem<double>&, const Ranking<double>&, double*);
+template void one_pass(const Problem<float>&, const Ranking<float>&, float*, float*);
+template void one_pass(const Problem<double>&, const Ranking<double>&, double*, double*);
 template void backward(const Problem<float>&, const float*, const float*, const Gradients<float>&);
 template void backward(const Problem<double>&, const double*, const double*, const Gradients<double>&);
 

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -27,8 +28,11 @@ struct Side {
   std::vector<int32_t> id;  // empty: nothing is excluded
   std::vector<T> bias;      // empty: none
   std::vector<T> weight;    // e^bias, padded; ones without bias
+  bool transposed = false;  // stored (D, rows): `ld` elements from one dimension to the next; only ever true of y
 
-  const T* row(int64_t i) const { return data + i * ld; }
+  const T* row(int64_t i) const { return data + (transposed ? i : i * ld); }
+  Op as_rows() const { return transposed ? Op::kTransposed : Op::kPlain; }  // op that makes (rows, D) of what is stored
+  Op as_columns() const { return transposed ? Op::kPlain : Op::kTransposed; }
 };
 
 template <class T>
@@ -84,7 +88,7 @@ class Workspace {
 template <class T>
 int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
   const T kInf = std::numeric_limits<T>::infinity();
-  gemm(Op::kPlain, Op::kTransposed, m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), p.x.row(i0), p.x.ld, p.y.row(j0), p.y.ld,
+  gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), p.x.row(i0), p.x.ld, p.y.row(j0), p.y.ld,
        T(0), S, ld);
   const int width = rows<T>().width, wide = (n + width - 1) / width * width;
   if (wide > n)
@@ -93,10 +97,48 @@ int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_m
   return wide;
 }
 
+constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, inside an L2 of 512 KB or more
+constexpr int kLeast = 64;  // rows of a block below which a matrix product is mostly overhead
+
+// As many tasks at a time as keep every thread busy while one is late.
+inline int64_t enough_tasks() { return 2 * at::get_num_threads(); }
+
+// Blocks of at most kTile rows; at least `least_count` of them as long as they keep kLeast rows.
+inline Blocks blocks_of(int64_t rows, int64_t least_count) {
+  const int64_t wanted = std::max((rows + kTile - 1) / kTile, std::min(least_count, rows / kLeast));
+  return {rows, std::max<int64_t>(1, wanted)};
+}
+
 template <class T>
-void forward(const Problem<T>& p, T* lse);
+T lse_of(T top, T sum) {
+  return sum > 0 || std::isnan(sum) ? top + std::log(sum) : -std::numeric_limits<T>::infinity();
+}
+
+// What the weights of a tile need of each row (or column), in the form of the bounded or of the online functions.
 template <class T>
-void one_pass(const Problem<T>& p, T* lse, T* mean);
+struct RowState {
+  std::vector<T> u, lse;  // padded
+  RowState(const Problem<T>& p, int64_t count, const T* given_lse, const T* g) : u(count + kPad), lse(count + kPad) {
+    const T kInf = std::numeric_limits<T>::infinity();
+    for (int64_t i = 0; i < count; i++) {
+      const bool empty = given_lse[i] == -kInf;  // everything excluded: weight 0
+      lse[i] = empty ? kInf : given_lse[i];
+      u[i] = empty ? T(0) : p.bounded ? g[i] * std::exp(-lse[i]) : g[i];
+    }
+  }
+};
+
+// rank_i = number of logits above threshold_i, both null where nothing is counted.
+template <class T>
+struct Ranking {
+  const T* threshold = nullptr;
+  int32_t* rank = nullptr;
+};
+
+template <class T>
+void forward(const Problem<T>& p, const Ranking<T>& ranking, T* lse);
+template <class T>
+void one_pass(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean);
 
 // Zeroed accumulators of the gradients, null if not wanted: own (N, D) = factor g_i sum_j p_ij y_j;
 // other (M, D) = factor sum_i g_i p_ij x_i; dbias (M,) = sum_i g_i p_ij. Symmetric: own takes both sums.

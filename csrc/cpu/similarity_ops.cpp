@@ -1,135 +1,50 @@
 // fastssl::similarity_{fwd, one_pass, bwd} for the CPU key: tensors to problems and back. Schemas: fastssl/ops/similarity.py.
-// 16-bit inputs are widened once, O((N + M) D), and computed in float32. Inputs were checked in Python.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/_unique2.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
-#include <cmath>
 
-#include "cpu/similarity.h"
+#include "cpu/similarity_problem.h"
 
 namespace fastssl::similarity {
 namespace {
 
-using at::Tensor;
-using OptTensor = std::optional<Tensor>;
-
-// |logits| that the bounded element functions take, in nats: sums of e^40 and weights of e^-40 stay far inside float range.
-constexpr double kBound = 40.0;
-
-at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
-// In the compute dtype, unit stride along D and a row stride that BLAS takes.
-Tensor as_rows(const Tensor& x) {
-  const Tensor wide = x.to(compute_dtype(x));
-  const bool fits = wide.stride(1) == 1 && wide.stride(0) >= wide.size(1) && wide.stride(0) <= std::numeric_limits<int>::max();
-  return fits ? wide : wide.contiguous();
-}
-
-int row_stride(const Tensor& x) { return int(x.size(0) == 1 ? x.size(1) : x.stride(0)); }
-
-std::vector<int32_t> to_int32(const Tensor& id) {  // padded; empty if an id does not fit
-  std::vector<int32_t> out(id.numel() + kPad, 0);
-  if (id.scalar_type() != at::kLong) {
-    const Tensor narrow = id.to(at::kInt).contiguous();
-    std::copy_n(narrow.const_data_ptr<int32_t>(), id.numel(), out.begin());
-    return out;
-  }
-  const Tensor wide = id.contiguous();
-  const int64_t* from = wide.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < wide.numel(); i++) {
-    out[i] = int32_t(from[i]);
-    if (out[i] != from[i]) return {};
-  }
-  return out;
-}
-
-// Ids as 32-bit integers that are equal exactly where the given ones are: themselves, or their ranks if they need 64 bits.
-void set_ids(std::vector<int32_t>& x_id, std::vector<int32_t>& y_id, const Tensor& x_given, const Tensor& y_given) {
-  x_id = to_int32(x_given);
-  y_id = to_int32(y_given);
-  if (!x_id.empty() && !y_id.empty()) return;
-  const Tensor ranks = std::get<1>(at::_unique2(at::cat({x_given.to(at::kLong), y_given.to(at::kLong)}), true, true));
-  x_id = to_int32(ranks.narrow(0, 0, x_given.numel()));
-  y_id = to_int32(ranks.narrow(0, x_given.numel(), y_given.numel()));
-}
-
-// The larger one; a NaN stays, and is then not bounded.
-double larger(double a, double b) { return b > a || std::isnan(b) ? b : a; }
-
-template <class T>
-double longest_row(const Side<T>& side, int D) {
-  const auto& f = rows<T>();
-  const double square = at::parallel_reduce(
-      0, side.rows, 1 + (1 << 16) / D, 0.0,
-      [&](int64_t begin, int64_t end, double longest) {
-        for (int64_t i = begin; i < end; i++) longest = larger(longest, f.dot(side.row(i), side.row(i), D));
-        return longest;
-      },
-      larger);
-  return std::sqrt(square);
-}
-
-template <class T>
-Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptTensor& x_id, const OptTensor& y_id,
-                   const OptTensor& y_bias) {
-  Problem<T> p;
-  p.symmetric = !y.has_value();
-  const Tensor x_rows = as_rows(x), y_rows = p.symmetric ? x_rows : as_rows(*y);
-  p.keep = {x_rows, y_rows};
-  p.D = int(x.size(1));
-  p.scale = scale;
-  p.x = {x_rows.const_data_ptr<T>(), x_rows.size(0), row_stride(x_rows), {}, {}, {}};
-  p.y = {y_rows.const_data_ptr<T>(), y_rows.size(0), row_stride(y_rows), {}, {}, {}};
-  if (x_id.has_value()) set_ids(p.x.id, p.y.id, *x_id, y_id.has_value() ? *y_id : *x_id);
-  p.x.weight.assign(p.x.rows + kPad, T(1));
-  p.y.weight.assign(p.y.rows + kPad, T(1));
-  double largest_bias = 0;
-  if (y_bias.has_value()) {
-    const Tensor given = y_bias->to(compute_dtype(x)).contiguous();
-    p.y.bias.assign(p.y.rows + kPad, T(0));
-    for (int64_t j = 0; j < p.y.rows; j++) {
-      const T bias = given.const_data_ptr<T>()[j];
-      largest_bias = larger(largest_bias, std::abs(double(bias)));
-      p.y.bias[j] = bias;
-      p.y.weight[j] = std::exp(bias);
-    }
-    if (p.symmetric) p.x.weight = p.y.weight;
-  }
-  const double longest_x = longest_row(p.x, p.D), longest_y = p.symmetric ? longest_x : longest_row(p.y, p.D);
-  p.bounded = std::abs(scale) * longest_x * longest_y + largest_bias <= kBound;
-  return p;
-}
-
-template <class F>
-auto dispatch(const Tensor& x, const F& f) {
-  return x.scalar_type() == at::kDouble ? f(double()) : f(float());
-}
-
-double effective(double scale, const OptTensor& factor) { return factor.has_value() ? scale * factor->item<double>() : scale; }
-
-Tensor similarity_fwd(const Tensor& x, const OptTensor& y, double scale, const OptTensor& factor, const OptTensor& x_id,
-                      const OptTensor& y_id, const OptTensor& y_bias) {
-  Tensor lse = at::empty({x.size(0)}, x.options().dtype(compute_dtype(x)));
+// The forward problem of similarity_{fwd, one_pass}, and run(problem, ranking) on it; returns the ranks.
+template <class Run>
+Tensor ranked(const Tensor& x, const OptTensor& y, double scale, const OptTensor& factor, const OptTensor& x_id,
+              const OptTensor& y_id, const OptTensor& y_bias, const OptTensor& threshold, const Run& run) {
+  Tensor rank = at::empty({threshold.has_value() ? x.size(0) : 0}, x.options().dtype(at::kInt));
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    forward(problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias), lse.mutable_data_ptr<T>());
+    auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias, true);
+    if (!threshold.has_value()) return run(p, Ranking<T>{});
+    p.bounded = p.bounded && !y_bias.has_value();  // bounded logits leave the bias to the weights
+    const Tensor bars = threshold->to(compute_dtype(x)).contiguous();
+    run(p, Ranking<T>{bars.const_data_ptr<T>(), rank.mutable_data_ptr<int32_t>()});
   });
-  return lse;
+  return rank;
 }
 
-std::tuple<Tensor, Tensor> similarity_one_pass(const Tensor& x, const OptTensor& y, double scale, const OptTensor& factor,
-                                               const OptTensor& x_id, const OptTensor& y_id, const OptTensor& y_bias) {
+std::tuple<Tensor, Tensor> similarity_fwd(const Tensor& x, const OptTensor& y, double scale, const OptTensor& factor,
+                                          const OptTensor& x_id, const OptTensor& y_id, const OptTensor& y_bias,
+                                          const OptTensor& threshold) {
+  Tensor lse = at::empty({x.size(0)}, x.options().dtype(compute_dtype(x)));
+  const Tensor rank = ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class T>(const Problem<T>& p, Ranking<T> ranking) {
+    forward(p, ranking, lse.mutable_data_ptr<T>());
+  });
+  return {lse, rank};
+}
+
+std::tuple<Tensor, Tensor, Tensor> similarity_one_pass(const Tensor& x, const OptTensor& y, double scale, const OptTensor& factor,
+                                                       const OptTensor& x_id, const OptTensor& y_id, const OptTensor& y_bias,
+                                                       const OptTensor& threshold) {
   const auto options = x.options().dtype(compute_dtype(x));
   Tensor lse = at::empty({x.size(0)}, options), mean = at::empty(x.sizes(), options);
-  dispatch(x, [&](auto zero) {
-    using T = decltype(zero);
-    one_pass(problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias), lse.mutable_data_ptr<T>(), mean.mutable_data_ptr<T>());
+  const Tensor rank = ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class T>(const Problem<T>& p, Ranking<T> ranking) {
+    one_pass(p, ranking, lse.mutable_data_ptr<T>(), mean.mutable_data_ptr<T>());
   });
-  return {lse, mean};
+  return {lse, mean, rank};
 }
 
 // <x, own> summed over all rows, in a fixed order.

@@ -16,6 +16,9 @@ Four schedules, U = 2 N M D FLOP:
     no-grad     nothing does             forward U
 
 Saved for the backward: x, y and lse (one-pass: mean). No N x M matrix exists in any of them.
+
+The forward sweeps can also count: rank_i = #{j : x_id_i != y_id_j, s_ij > threshold_i}. With the positive's logit as the
+threshold that is the positive's rank among the negatives, hence acc@1 and acc@5, without logits.
 """
 
 import torch
@@ -28,12 +31,17 @@ _OP = "similarity_lse"
 _COMMON = "Tensor x, Tensor? y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id, Tensor? y_bias"
 
 
-def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias):
-    return new_accumulator(x, x.shape[0])
+def new_rank(x: Tensor, threshold: Tensor | None) -> Tensor:
+    """Empty int32 (N,), or (0,) where nothing is counted."""
+    return x.new_empty(0 if threshold is None else x.shape[0], dtype=torch.int32)
 
 
-def _fake_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias):
-    return new_accumulator(x, x.shape[0]), new_accumulator(x, *x.shape)
+def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
+    return new_accumulator(x, x.shape[0]), new_rank(x, threshold)
+
+
+def _fake_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
+    return new_accumulator(x, x.shape[0]), new_accumulator(x, *x.shape), new_rank(x, threshold)
 
 
 def _fake_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need):
@@ -43,8 +51,10 @@ def _fake_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need):
     return dx, dy, dbias, (new_accumulator(x) if need[3] else new_accumulator(x, 0))
 
 
-_fwd = define_op("similarity_fwd", f"({_COMMON}) -> Tensor", _fake_fwd, "similarity")
-_one_pass = define_op("similarity_one_pass", f"({_COMMON}) -> (Tensor, Tensor)", _fake_one_pass, "similarity")
+_fwd = define_op("similarity_fwd", f"({_COMMON}, Tensor? threshold) -> (Tensor, Tensor)", _fake_fwd, "similarity")
+_one_pass = define_op(
+    "similarity_one_pass", f"({_COMMON}, Tensor? threshold) -> (Tensor, Tensor, Tensor)", _fake_one_pass, "similarity"
+)
 _bwd = define_op(
     "similarity_bwd",
     f"(Tensor dlse, Tensor lse, {_COMMON}, bool[4] need) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -53,7 +63,7 @@ _bwd = define_op(
 )
 
 
-def _scale_gradient(dscale: Tensor, scale: float, scale_factor: Tensor) -> Tensor:
+def scale_gradient(dscale: Tensor, scale: float, scale_factor: Tensor) -> Tensor:
     return (dscale * scale).to(scale_factor.dtype).reshape(scale_factor.shape)
 
 
@@ -61,15 +71,16 @@ class _TwoSided(torch.autograd.Function):
     """Symmetric (y is None) and two-sided: the backward recomputes the similarities tile by tile."""
 
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias):
-        lse = _fwd(x, y, scale, scale_factor, x_id, y_id, y_bias)
+    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
+        lse, rank = _fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
+        ctx.mark_non_differentiable(rank)
         ctx.save_for_backward(lse, x, y, scale_factor, x_id, y_id, y_bias)
         ctx.scale = scale
-        return lse
+        return lse, rank
 
     @staticmethod
     @first_derivative_only(_OP)
-    def backward(ctx, dlse):
+    def backward(ctx, dlse, _):
         lse, x, y, scale_factor, x_id, y_id, y_bias = ctx.saved_tensors
         wants = ctx.needs_input_grad
         need = (wants[0], wants[1], wants[6], wants[3])
@@ -78,10 +89,11 @@ class _TwoSided(torch.autograd.Function):
             dx if need[0] else None,
             dy if need[1] else None,
             None,
-            _scale_gradient(dscale, ctx.scale, scale_factor) if need[3] else None,
+            scale_gradient(dscale, ctx.scale, scale_factor) if need[3] else None,
             None,
             None,
             dbias if need[2] else None,
+            None,
         )
 
 
@@ -89,15 +101,16 @@ class _OnePass(torch.autograd.Function):
     """y and y_bias are constants: the forward leaves mean_i, and the backward never sees y."""
 
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias):
-        lse, mean = _one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias)
+    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
+        lse, mean, rank = _one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
+        ctx.mark_non_differentiable(rank)
         ctx.save_for_backward(mean, x, scale_factor)
         ctx.scale = scale
-        return lse
+        return lse, rank
 
     @staticmethod
     @first_derivative_only(_OP)
-    def backward(ctx, dlse):
+    def backward(ctx, dlse, _):
         mean, x, scale_factor = ctx.saved_tensors
         dx = dscale = None
         if ctx.needs_input_grad[0]:
@@ -105,29 +118,52 @@ class _OnePass(torch.autograd.Function):
             dx = (mean * (dlse * factor)[:, None]).to(x.dtype)
         if ctx.needs_input_grad[3]:
             dots = (mean * x.to(mean.dtype)).sum(1)
-            dscale = _scale_gradient((dots * dlse).sum(), ctx.scale, scale_factor)
-        return dx, None, None, dscale, None, None, None
+            dscale = scale_gradient((dots * dlse).sum(), ctx.scale, scale_factor)
+        return dx, None, None, dscale, None, None, None, None
 
 
-def _check(x, y, scale, x_id, y_id, y_bias) -> None:
-    check_matrix(_OP, "x", x, "N, D")
-    check_matrix(_OP, "y", y, "M, D")
-    check_like(_OP, "y", y, "x", x)
+def check_sides(op, x, y, scale, x_id, y_id) -> None:
+    """x (N, D) and y (M, D) of one width, dtype and device, a finite scale, and ids for both sides or for neither."""
+    check_matrix(op, "x", x, "N, D")
+    check_matrix(op, "y", y, "M, D")
+    check_like(op, "y", y, "x", x)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f"{_OP}: x and y must have the same width D, got {tuple(x.shape)} and {tuple(y.shape)}")
-    check_scalar(_OP, "scale", scale, x)
-    if y_bias is not None:
-        check_vector(_OP, "y_bias", y_bias, y.shape[0], FLOATS, "y", y)
+        raise ValueError(f"{op}: x and y must have the same width D, got {tuple(x.shape)} and {tuple(y.shape)}")
+    check_scalar(op, "scale", scale, x)
     if x_id is None and y_id is None:
         return
     if x_id is None or (y_id is None and y is not x):
         missing, given = ("x_id", "y_id") if x_id is None else ("y_id", "x_id")
         raise ValueError(
-            f"{_OP}: {given} was given without {missing}; excluding equal ids needs both (y_id may be left out when y is x)"
+            f"{op}: {given} was given without {missing}; excluding equal ids needs both (y_id may be left out when y is x)"
         )
-    check_vector(_OP, "x_id", x_id, x.shape[0], INTEGERS, "x", x)
+    check_vector(op, "x_id", x_id, x.shape[0], INTEGERS, "x", x)
     if y_id is not None:
-        check_vector(_OP, "y_id", y_id, y.shape[0], INTEGERS, "y", y)
+        check_vector(op, "y_id", y_id, y.shape[0], INTEGERS, "y", y)
+
+
+def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, threshold=None, op=_OP) -> tuple[Tensor, Tensor]:
+    """``similarity_lse`` and rank (N,) int32 of ``threshold`` (N,), a constant, among each row's logits; without it, rank is (0,)."""
+    check_sides(op, x, y, scale, x_id, y_id)
+    if y_bias is not None:
+        check_vector(op, "y_bias", y_bias, y.shape[0], FLOATS, "y", y)
+    if threshold is not None:
+        check_vector(op, "threshold", threshold, x.shape[0], FLOATS, "x", x)
+        threshold = threshold.detach()
+    refuse_functorch(op)
+    factor, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+    symmetric = y is x and (y_id is None or y_id is x_id)
+    if symmetric:
+        args = (x, None, scale, factor, x_id, None, y_bias, threshold)
+    else:
+        args = (x, y, scale, factor, x_id, x_id if y_id is None else y_id, y_bias, threshold)
+    if not torch.is_grad_enabled():
+        return _fwd(*args)
+    column_gradient = y.requires_grad or (y_bias is not None and y_bias.requires_grad)
+    row_gradient = x.requires_grad or (factor is not None and factor.requires_grad)
+    if column_gradient or (symmetric and row_gradient):
+        return _TwoSided.apply(*args)
+    return _OnePass.apply(*args) if row_gradient else _fwd(*args)
 
 
 def similarity_lse(
@@ -161,18 +197,4 @@ def similarity_lse(
         TypeError, ValueError: a wrong type, dtype, shape, device, or a non-finite scale.
         NotImplementedError: under torch.func transforms.
     """
-    _check(x, y, scale, x_id, y_id, y_bias)
-    refuse_functorch(_OP)
-    factor, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
-    symmetric = y is x and (y_id is None or y_id is x_id)
-    if symmetric:
-        args = (x, None, scale, factor, x_id, None, y_bias)
-    else:
-        args = (x, y, scale, factor, x_id, x_id if y_id is None else y_id, y_bias)
-    if not torch.is_grad_enabled():
-        return _fwd(*args)
-    column_gradient = y.requires_grad or (y_bias is not None and y_bias.requires_grad)
-    row_gradient = x.requires_grad or (factor is not None and factor.requires_grad)
-    if column_gradient or (symmetric and row_gradient):
-        return _TwoSided.apply(*args)
-    return _OnePass.apply(*args) if row_gradient else _fwd(*args)
+    return similarity_lse_rank(x, y, scale=scale, x_id=x_id, y_id=y_id, y_bias=y_bias)[0]

@@ -34,6 +34,13 @@ def _softmax(s, lse):
     return torch.exp(s - lse.masked_fill(lse == float("-inf"), 0.0)[:, None])
 
 
+def _rank(s, threshold):
+    """int32 (N,): how many logits of each row lie above its threshold; (0,) without one."""
+    if threshold is None:
+        return s.new_empty(0, dtype=torch.int32)
+    return (s > threshold.to(s.dtype)[:, None]).sum(1, dtype=torch.int32)
+
+
 def similarity_fwd(
     x: Tensor,  # (N, D)
     y: Tensor | None,  # (M, D)
@@ -42,17 +49,19 @@ def similarity_fwd(
     x_id: Tensor | None,  # (N,)
     y_id: Tensor | None,  # (M,)
     y_bias: Tensor | None,  # (M,)
-) -> Tensor:  # lse (N,)
+    threshold: Tensor | None,  # (N,)
+) -> tuple[Tensor, Tensor]:  # lse (N,), rank (N,) or (0,)
     with torch.autocast(x.device.type, enabled=False):
-        return torch.logsumexp(_logits(x, y, scale, scale_factor, x_id, y_id, y_bias)[2], dim=1)
+        s = _logits(x, y, scale, scale_factor, x_id, y_id, y_bias)[2]
+        return torch.logsumexp(s, dim=1), _rank(s, threshold)
 
 
-def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias) -> tuple[Tensor, Tensor]:
-    """lse (N,) and mean (N, D), mean_i = sum_j p_ij y_j: all that the gradient of x needs."""
+def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold) -> tuple[Tensor, Tensor, Tensor]:
+    """lse (N,), mean (N, D), mean_i = sum_j p_ij y_j: all that the gradient of x needs, and rank (N,) or (0,)."""
     with torch.autocast(x.device.type, enabled=False):
         _, y, s = _logits(x, y, scale, scale_factor, x_id, y_id, y_bias)
         lse = torch.logsumexp(s, dim=1)
-        return lse, _softmax(s, lse) @ y
+        return lse, _softmax(s, lse) @ y, _rank(s, threshold)
 
 
 def similarity_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need) -> tuple[Tensor, ...]:

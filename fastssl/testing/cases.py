@@ -30,6 +30,10 @@ class OpCase:
     bytes: Callable[[tuple, int], float]
     shapes: tuple[tuple, ...] = field(default=())
 
+    def shape(self, b: int, d: int) -> tuple[int, ...]:
+        """A shape of this case with about b rows of width d: (b, b + 2, d), or (b, d)."""
+        return (b, b + 2, d) if len(self.shapes[0]) == 3 else (b, d)
+
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

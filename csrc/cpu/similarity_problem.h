@@ -1,0 +1,128 @@
+// Tensors to similarity problems: what the ops on a similarity matrix share. Inputs were checked in Python.
+// 16-bit inputs are widened once, O((N + M) D), and computed in float32.
+#pragma once
+#include <ATen/ops/_unique2.h>
+#include <ATen/ops/cat.h>
+
+#include <cmath>
+#include <optional>
+
+#include "cpu/similarity.h"
+
+namespace fastssl::similarity {
+
+using at::Tensor;
+using OptTensor = std::optional<Tensor>;
+
+// |logits| that the bounded element functions take, in nats: sums of e^40 and weights of e^-40 stay far inside float range.
+constexpr double kBound = 40.0;
+
+inline at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+// Whether the rows of x are dense along D, at a stride that BLAS takes.
+inline bool has_rows(const Tensor& x) {
+  return x.stride(1) == 1 && x.stride(0) >= x.size(1) && x.stride(0) <= std::numeric_limits<int>::max();
+}
+
+// In the compute dtype, with dense rows or, where `columns_too`, the dense columns of a queue stored (D, rows).
+inline Tensor as_rows(const Tensor& x, bool columns_too = false) {
+  const Tensor wide = x.to(compute_dtype(x));
+  return has_rows(wide) || (columns_too && has_rows(wide.t())) ? wide : wide.contiguous();
+}
+
+template <class T>
+Side<T> side(const Tensor& x) {
+  const bool transposed = !has_rows(x);
+  const Tensor stored = transposed ? x.t() : x;
+  const int ld = int(stored.size(0) == 1 ? stored.size(1) : stored.stride(0));
+  return {x.const_data_ptr<T>(), x.size(0), ld, {}, {}, {}, transposed};
+}
+
+inline std::vector<int32_t> to_int32(const Tensor& id) {  // padded; empty if an id does not fit
+  std::vector<int32_t> out(id.numel() + kPad, 0);
+  if (id.scalar_type() != at::kLong) {
+    const Tensor narrow = id.to(at::kInt).contiguous();
+    std::copy_n(narrow.const_data_ptr<int32_t>(), id.numel(), out.begin());
+    return out;
+  }
+  const Tensor wide = id.contiguous();
+  const int64_t* from = wide.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < wide.numel(); i++) {
+    out[i] = int32_t(from[i]);
+    if (out[i] != from[i]) return {};
+  }
+  return out;
+}
+
+// Ids as 32-bit integers that are equal exactly where the given ones are: themselves, or their ranks if they need 64 bits.
+inline void set_ids(std::vector<int32_t>& x_id, std::vector<int32_t>& y_id, const Tensor& x_given, const Tensor& y_given) {
+  x_id = to_int32(x_given);
+  y_id = to_int32(y_given);
+  if (!x_id.empty() && !y_id.empty()) return;
+  const Tensor ranks = std::get<1>(at::_unique2(at::cat({x_given.to(at::kLong), y_given.to(at::kLong)}), true, true));
+  x_id = to_int32(ranks.narrow(0, 0, x_given.numel()));
+  y_id = to_int32(ranks.narrow(0, x_given.numel(), y_given.numel()));
+}
+
+// The larger one; a NaN stays, and is then not bounded.
+inline double larger(double a, double b) { return b > a || std::isnan(b) ? b : a; }
+
+template <class T>
+double longest_row(const Side<T>& side, int D) {
+  const auto& f = rows<T>();
+  const double square = at::parallel_reduce(
+      0, side.rows, 1 + (1 << 16) / D, 0.0,
+      [&](int64_t begin, int64_t end, double longest) {
+        if (side.transposed) {
+          std::vector<T> squares(end - begin, T(0));
+          for (int d = 0; d < D; d++) f.add_squares(side.row(begin) + int64_t(d) * side.ld, int(end - begin), squares.data());
+          for (T square : squares) longest = larger(longest, square);
+          return longest;
+        }
+        for (int64_t i = begin; i < end; i++) longest = larger(longest, f.dot(side.row(i), side.row(i), D));
+        return longest;
+      },
+      larger);
+  return std::sqrt(square);
+}
+
+// `columns_too`: y may be stored (D, M), as the forward sweeps take it.
+template <class T>
+Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptTensor& x_id, const OptTensor& y_id,
+                   const OptTensor& y_bias, bool columns_too = false) {
+  Problem<T> p;
+  p.symmetric = !y.has_value();
+  const Tensor x_rows = as_rows(x), y_rows = p.symmetric ? x_rows : as_rows(*y, columns_too);
+  p.keep = {x_rows, y_rows};
+  p.D = int(x.size(1));
+  p.scale = scale;
+  p.x = side<T>(x_rows);
+  p.y = side<T>(y_rows);
+  if (x_id.has_value()) set_ids(p.x.id, p.y.id, *x_id, y_id.has_value() ? *y_id : *x_id);
+  p.x.weight.assign(p.x.rows + kPad, T(1));
+  p.y.weight.assign(p.y.rows + kPad, T(1));
+  double largest_bias = 0;
+  if (y_bias.has_value()) {
+    const Tensor given = y_bias->to(compute_dtype(x)).contiguous();
+    p.y.bias.assign(p.y.rows + kPad, T(0));
+    for (int64_t j = 0; j < p.y.rows; j++) {
+      const T bias = given.const_data_ptr<T>()[j];
+      largest_bias = larger(largest_bias, std::abs(double(bias)));
+      p.y.bias[j] = bias;
+      p.y.weight[j] = std::exp(bias);
+    }
+    if (p.symmetric) p.x.weight = p.y.weight;
+  }
+  const double longest_x = longest_row(p.x, p.D), longest_y = p.symmetric ? longest_x : longest_row(p.y, p.D);
+  p.bounded = std::abs(scale) * longest_x * longest_y + largest_bias <= kBound;
+  return p;
+}
+
+template <class F>
+auto dispatch(const Tensor& x, const F& f) {
+  return x.scalar_type() == at::kDouble ? f(double()) : f(float());
+}
+
+inline double effective(double scale, const OptTensor& factor) { return factor.has_value() ? scale * factor->item<double>() : scale; }
+
+}  // namespace fastssl::similarity

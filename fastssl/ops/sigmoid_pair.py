@@ -1,0 +1,103 @@
+"""Contract of the pairwise sigmoid loss (SigLIP): loss and all gradients from one sweep.
+
+    l_ij = scale <x_i, y_j> + bias,   t_ij = +1 where x_id_i = y_id_j, else -1                      x (N, D), y (M, D)
+    v_ij = x_weight_i + y_weight_j where t_ij = +1 (1 without weights), else 1
+    loss = sum_ij v_ij softplus(-t_ij l_ij)            w_ij = dloss / dl_ij = -t_ij v_ij sigmoid(-t_ij l_ij)
+    dx = scale w y,   dy = scale w^T x,   dscale = sum_ij w_ij <x_i, y_j>,   dbias = sum_ij w_ij
+
+U = 2 N M D FLOP: 3U in the forward where a gradient is wanted (4U where each side owns a sweep), U where none is; the backward
+only multiplies by the upstream gradient. Neither the logits nor the +-1 labels exist as N x M matrices.
+"""
+
+import torch
+from torch import Tensor
+
+from ._checks import FLOATS, check_scalar, check_vector
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+from .similarity import check_sides
+
+_OP = "sigmoid_pair"
+
+
+def _fake(x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight, need):
+    dx, dy = (new_accumulator(t, *(t.shape if wanted else (0,))) for t, wanted in zip((x, y), need[:2], strict=True))
+    dscale, dbias = (new_accumulator(x, *(() if wanted else (0,))) for wanted in need[2:])
+    return new_accumulator(x), dx, dy, dscale, dbias
+
+
+_op = define_op(
+    "sigmoid_pair",
+    "(Tensor x, Tensor y, float scale, Tensor? scale_factor, float bias, Tensor? bias_term, Tensor x_id, Tensor y_id, "
+    "Tensor? x_weight, Tensor? y_weight, bool[4] need) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake,
+    "sigmoid_pair",
+)
+
+
+class _SigmoidPair(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight):
+        wants = ctx.needs_input_grad
+        need = (wants[0], wants[1], wants[3], wants[5])
+        loss, *gradients = _op(x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight, need)
+        ctx.save_for_backward(*gradients, x, y, scale_factor, bias_term)
+        ctx.scale = scale
+        return loss
+
+    @staticmethod
+    @first_derivative_only(_OP)
+    def backward(ctx, upstream):
+        dx, dy, dscale, dbias, x, y, scale_factor, bias_term = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        shaped = lambda g, like: (g * upstream).to(like.dtype).reshape(like.shape)  # noqa: E731
+        return (
+            shaped(dx, x) if wants[0] else None,
+            shaped(dy, y) if wants[1] else None,
+            None,
+            shaped(dscale * ctx.scale, scale_factor) if wants[3] else None,
+            None,
+            shaped(dbias, bias_term) if wants[5] else None,
+            *(None,) * 4,
+        )
+
+
+def sigmoid_pair(
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    x_id: Tensor,
+    y_id: Tensor,
+    x_weight: Tensor | None = None,
+    y_weight: Tensor | None = None,
+    op: str = _OP,
+) -> Tensor:
+    """Sum over all pairs of the sigmoid loss of Zhai et al. 2023, eq. 1 (before its 1 / |B|); a pair is positive where ids agree.
+
+    Args:
+        x: (N, D) float32, bfloat16, float16 or float64.
+        y: (M, D), the dtype and device of ``x``.
+        scale, bias: numbers or one-element float tensors, which may need gradients.
+        x_id, y_id: (N,) and (M,) integers.
+        x_weight, y_weight: (N,) and (M,) float constants, both or neither: a positive pair counts x_weight_i + y_weight_j times.
+        op: name in error messages.
+
+    Returns:
+        Scalar, float32 (float64 for float64 input). Memory O((N + M) D). Differentiable once in x, y, scale and bias.
+    """
+    check_sides(op, x, y, scale, x_id, y_id)
+    check_scalar(op, "bias", bias, x)
+    if (x_weight is None) != (y_weight is None):
+        raise ValueError(f"{op}: x_weight and y_weight must be given together")
+    if x_weight is not None:
+        check_vector(op, "x_weight", x_weight, x.shape[0], FLOATS, "x", x)
+        check_vector(op, "y_weight", y_weight, y.shape[0], FLOATS, "y", y)
+        x_weight, y_weight = x_weight.detach(), y_weight.detach()
+    refuse_functorch(op)
+    factor, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+    term, bias = (bias, 0.0) if isinstance(bias, Tensor) else (None, float(bias))
+    args = (x, y, scale, factor, bias, term, x_id, y_id, x_weight, y_weight)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor, term)):
+        return _SigmoidPair.apply(*args)
+    return _op(*args, (False,) * 4)[0]

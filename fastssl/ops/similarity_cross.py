@@ -1,0 +1,105 @@
+"""Contract of the row and column log-sum-exp of one similarity matrix, both from one sweep: the op under CLIP.
+
+    s_ij  = scale * <x_i, y_j>                                           x (N, D), y (M, D)
+    row_i = log sum_{j : x_id_i != y_id_j} exp(s_ij)        column_j = log sum_{i : x_id_i != y_id_j} exp(s_ij)
+
+With upstream gradients g (N,) of row and h (M,) of column:
+
+    W_ij = g_i exp(s_ij - row_i) + h_j exp(s_ij - column_j)
+    dx = scale W y        dy = scale W^T x        dscale = sum_ij W_ij <x_i, y_j>
+
+U = 2 N M D FLOP: forward U, backward 3U (4U where each side owns a sweep of its own, as on a GPU); no N x M matrix. Two calls
+of ``similarity_lse`` would take 2U + 6U. Saved for the backward: x, y, row, column.
+"""
+
+import torch
+from torch import Tensor
+
+from ._checks import FLOATS, check_vector
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+from .similarity import check_sides, new_rank, scale_gradient
+
+_OP = "similarity_cross"
+_COMMON = "Tensor x, Tensor y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id"
+
+
+def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, threshold):
+    return new_accumulator(x, x.shape[0]), new_accumulator(x, y.shape[0]), new_rank(x, threshold)
+
+
+def _fake_bwd(drow, dcolumn, row, column, x, y, scale, scale_factor, x_id, y_id, need):
+    dx, dy = (t.new_empty(t.shape if wanted else (0,)) for t, wanted in zip((x, y), need[:2], strict=True))
+    return dx, dy, (new_accumulator(x) if need[2] else new_accumulator(x, 0))
+
+
+_fwd = define_op(
+    "similarity_cross_fwd", f"({_COMMON}, Tensor? threshold) -> (Tensor, Tensor, Tensor)", _fake_fwd, "similarity_cross"
+)
+_bwd = define_op(
+    "similarity_cross_bwd",
+    f"(Tensor drow, Tensor dcolumn, Tensor row, Tensor column, {_COMMON}, bool[3] need) -> (Tensor, Tensor, Tensor)",
+    _fake_bwd,
+    "similarity_cross",
+)
+
+
+class _Cross(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, threshold):
+        row, column, rank = _fwd(x, y, scale, scale_factor, x_id, y_id, threshold)
+        ctx.mark_non_differentiable(rank)
+        ctx.save_for_backward(row, column, x, y, scale_factor, x_id, y_id)
+        ctx.scale = scale
+        return row, column, rank
+
+    @staticmethod
+    @first_derivative_only(_OP)
+    def backward(ctx, drow, dcolumn, _):
+        row, column, x, y, scale_factor, x_id, y_id = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        need = (wants[0], wants[1], wants[3])
+        dx, dy, dscale = _bwd(drow, dcolumn, row, column, x, y, ctx.scale, scale_factor, x_id, y_id, need)
+        return (
+            dx if need[0] else None,
+            dy if need[1] else None,
+            None,
+            scale_gradient(dscale, ctx.scale, scale_factor) if need[2] else None,
+            None,
+            None,
+            None,
+        )
+
+
+def similarity_cross(
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    x_id: Tensor | None = None,
+    y_id: Tensor | None = None,
+    threshold: Tensor | None = None,
+    op: str = _OP,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp of the rows and of the columns of ``scale * x @ y.T``, equal ids excluded, from one sweep.
+
+    Args:
+        x: (N, D) float32, bfloat16, float16 or float64.
+        y: (M, D), the dtype and device of ``x``.
+        scale: number or one-element float tensor; a tensor may need a gradient.
+        x_id, y_id: (N,) and (M,) integers, both or neither: pair (i, j) is left out where ``x_id[i] == y_id[j]``.
+        threshold: (N,) float, a constant.
+        op: name in error messages.
+
+    Returns:
+        row (N,) and column (M,), float32 (float64 for float64), ``-inf`` where everything is excluded; rank (N,) int32, the
+        number of logits of each row above its threshold, or (0,) without one. Differentiable once in x, y and scale.
+    """
+    check_sides(op, x, y, scale, x_id, y_id)
+    if threshold is not None:
+        check_vector(op, "threshold", threshold, x.shape[0], FLOATS, "x", x)
+        threshold = threshold.detach()
+    refuse_functorch(op)
+    factor, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+    args = (x, y, scale, factor, x_id, x_id if y_id is None else y_id, threshold)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor))
+    return _Cross.apply(*args) if wanted else _fwd(*args)
