@@ -2,6 +2,7 @@
 
 from . import functional, loss, methods
 from ._version import __version__
-from .functional import dcl, nt_xent, similarity_lse
+from .functional import *  # noqa: F403
+from .functional import __all__ as _functions
 
-__all__ = ["__version__", "dcl", "functional", "loss", "methods", "nt_xent", "similarity_lse"]
+__all__ = ["__version__", "functional", "loss", "methods", *_functions]

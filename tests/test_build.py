@@ -47,7 +47,7 @@ def test_without_the_extension_the_reference_serves_the_cpu():
         "import sys; sys.modules['fastssl._C'] = None\n"
         "import torch, fastssl\n"
         "from fastssl.ops._register import OWNERS, why_not_cpp\n"
-        "from fastssl.testing.cases import eager_nt_xent, two_views\n"
+        "from fastssl.testing.cases import two_views\nfrom fastssl.testing.contrastive import nt_xent as eager_nt_xent\n"
         "assert why_not_cpp and all(o['CPU'] == 'reference' for o in OWNERS.values())\n"
         "views = [t.requires_grad_() for t in two_views((20, 8)).values()]\n"
         "loss = [f(*views) for f in (fastssl.nt_xent, eager_nt_xent)]\n"

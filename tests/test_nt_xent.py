@@ -11,7 +11,8 @@ import torch.nn.functional as F
 import fastssl
 from fastssl.functional import dcl, nt_xent
 from fastssl.loss import DCLLoss, DCLWLoss, NTXentLoss
-from fastssl.testing.cases import eager_dcl, eager_nt_xent, two_views
+from fastssl.testing import contrastive
+from fastssl.testing.cases import two_views
 from fastssl.testing.compare import assert_no_worse
 
 
@@ -52,7 +53,7 @@ def test_dcl_is_lightlys(lightly_loss, name, kwargs):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("temperature", [0.01, 0.02, 0.05, 0.1, 1.0])
-@pytest.mark.parametrize("ours, eager", [(nt_xent, eager_nt_xent), (dcl, eager_dcl)])
+@pytest.mark.parametrize("ours, eager", [(nt_xent, contrastive.nt_xent), (dcl, contrastive.dcl)])
 def test_every_temperature_and_dtype(ours, eager, temperature, dtype):
     def run(f, as_dtype):
         z0, z1 = (t.detach().to(as_dtype).requires_grad_() for t in views(70, 24, dtype))
@@ -67,7 +68,7 @@ def test_every_temperature_and_dtype(ours, eager, temperature, dtype):
 def test_a_loss_of_a_thousandth_keeps_its_digits():
     """log-sum-exp minus the positive loses them: eager PyTorch in float32 is a thousand times further off."""
     z0, z1 = views(512, 64, noise=0.02)
-    truth = eager_nt_xent(z0.double(), z1.double(), 0.05)
+    truth = contrastive.nt_xent(z0.double(), z1.double(), 0.05)
     assert 1e-6 < truth < 5e-3
     assert abs(nt_xent(z0, z1, 0.05).double() - truth) / truth < 1e-5
 
@@ -91,12 +92,12 @@ def test_rows_as_they_are(size):
 def test_a_zero_row_is_what_normalize_makes_of_it():
     z0, z1 = views(6, 4)
     z0.data[2] = 0
-    got, want = (value_and_grads(f, z0, z1) for f in (nt_xent, eager_nt_xent))
+    got, want = (value_and_grads(f, z0, z1) for f in (nt_xent, contrastive.nt_xent))
     torch.testing.assert_close(got[0], want[0])
     torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("loss, eager", [(nt_xent, eager_nt_xent), (dcl, eager_dcl)])
+@pytest.mark.parametrize("loss, eager", [(nt_xent, contrastive.nt_xent), (dcl, contrastive.dcl)])
 def test_a_learned_temperature_has_its_gradient(loss, eager):
     z0, z1 = views()
     got, want = (torch.tensor(0.2, requires_grad=True) for _ in range(2))

@@ -10,6 +10,13 @@
 
 namespace fastssl {
 
+// Which pairs of a tile are positive (equal ids), and how much they weigh: row_weight_i + column_weight_j.
+template <class T>
+struct PairIds {
+  const int32_t *row_id, *column_id;
+  const T *row_weight, *column_weight;
+};
+
 template <class T>
 struct Rows {
   int width;  // n and ld are padded to a multiple of it
@@ -34,6 +41,9 @@ struct Rows {
   void (*count_above)(const T* S, int m, int n, int ld, T unit, const T* threshold, int32_t* count);
   // sum_j = sum_i S_ij
   void (*column_sum)(const T* S, int m, int n, int ld, T* sum);
+  // l = S + bias, t = +1 for positives (none if null), else -1, v their weight or 1:
+  // loss_i += sum_{j < n} v softplus(-t l), S = -t v sigmoid(-t l), weight_i += sum_{j < n} S; any logits, natural units
+  void (*sigmoid)(T* S, int m, int n, int wide, int ld, T bias, const PairIds<T>* positives, T* loss, T* weight);
   // sum_j += row_j^2
   void (*add_squares)(const T* row, int n, T* sum);
   // <a, b>, in a fixed order

@@ -157,6 +157,38 @@ struct RowFunctions {
     }
   }
 
+  // The padding, logits of -inf, counts as a negative and so adds nothing: ids are not compared there.
+  template <bool kIds>
+  static void sigmoid_as(T* S, int m, int n, int wide, int ld, T bias, const PairIds<T>* positives, T* loss, T* weight) {
+    const V zero = L::all(0), one = L::all(1);
+    for (int i = 0; i < m; i++) {
+      T* s = S + int64_t(i) * ld;
+      V loss_sum = zero, weight_sum = zero;
+      for (int j = 0; j < wide; j += W) {
+        const V l = L::load(s + j) + L::all(bias);
+        V u = l, v = one;  // softplus(u) and v sigmoid(u)
+        if (kIds) {
+          const V pair = L::all(positives->row_weight[i]) + L::load(positives->column_weight + j);
+          u = L::select_equal(L::load_id(positives->column_id + j), positives->row_id[i], -l, l);
+          v = L::select_equal(L::load_id(positives->column_id + j), positives->row_id[i], pair, one);
+          if (j + W > n) u = L::first(n - j, u, l), v = L::first(n - j, v, one);
+        }
+        const V e = L::exp(u < zero ? u : -u), share = one / (one + e);
+        loss_sum = loss_sum + v * ((u < zero ? zero : u) + L::log1p(e));
+        V w = v * (u < zero ? e * share : share);
+        if (kIds) w = L::select_equal(L::load_id(positives->column_id + j), positives->row_id[i], -w, w);
+        if (kIds && j + W > n) w = L::first(n - j, w, zero);
+        L::store(s + j, w);
+        weight_sum = weight_sum + w;
+      }
+      loss[i] += L::sum(loss_sum);
+      weight[i] += L::sum(weight_sum);
+    }
+  }
+  static void sigmoid(T* S, int m, int n, int wide, int ld, T bias, const PairIds<T>* positives, T* loss, T* weight) {
+    (positives ? sigmoid_as<true> : sigmoid_as<false>)(S, m, n, wide, ld, bias, positives, loss, weight);
+  }
+
   static void add_squares(const T* row, int n, T* sum) {
     int j = 0;
     for (; j + W <= n; j += W) L::store(sum + j, L::load(sum + j) + L::load(row + j) * L::load(row + j));
@@ -180,5 +212,5 @@ struct RowFunctions {
 
   static constexpr Rows<T> table = {
       W,           exclude,     add_bias,   sum_bounded, sum_online, weight_bounded, weight_online, soft_bounded,
-      soft_online, count_above, column_sum, add_squares, dot};
+      soft_online, count_above, column_sum, sigmoid,     add_squares, dot};
 };

@@ -161,35 +161,21 @@ void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T factor,
 template <class T>
 void backward_two_sided(const Problem<T>& p, const RowState<T>& state, const Gradients<T>& out) {
   const auto& f = rows<T>();
-  const int64_t groups = blocks_of(std::min(p.x.rows, p.y.rows), enough_tasks()).count;
-  const Blocks row_groups{p.x.rows, groups}, column_groups{p.y.rows, groups};
-  const int D = p.D, tile_m = std::min(kTile, row_groups.longest()), tile_n = std::min(kTile, column_groups.longest());
-  const IdRange x_ids(p.x.id, row_groups), y_ids(p.y.id, column_groups);
-  Workspace<T> work(tile_m, tile_n);
-  in_order(latin_square(groups), 2 * groups, [&](int64_t I, int64_t column_slot) {
-    const int64_t J = column_slot - groups;
+  Workspace<T> work(int(std::min<int64_t>(kTile, p.x.rows)), int(std::min<int64_t>(kTile, p.y.rows)));
+  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
     T *S = work.tile(), *sums = work.column(0);
-    const int ld = work.ld();
-    const bool ids_meet = x_ids.meets(I, y_ids, J);
-    for (int64_t i0 = row_groups.start(I); i0 < row_groups.start(I + 1); i0 += tile_m)
-      for (int64_t j0 = column_groups.start(J); j0 < column_groups.start(J + 1); j0 += tile_n) {
-        const int m = int(std::min<int64_t>(tile_m, row_groups.start(I + 1) - i0));
-        const int n = int(std::min<int64_t>(tile_n, column_groups.start(J + 1) - j0));
-        const int wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
-        const T* u = &state.u[i0];
-        if (p.bounded) {
-          f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, nullptr);
-        } else {
-          if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
-          f.weight_online(S, m, wide, ld, &state.lse[i0], nullptr, u, nullptr);
-        }
-        if (out.own) gemm(Op::kPlain, Op::kPlain, m, D, n, out.factor, S, ld, p.y.row(j0), p.y.ld, T(1), out.own + i0 * D, D);
-        if (out.other)
-          gemm(Op::kTransposed, Op::kPlain, n, D, m, out.factor, S, ld, p.x.row(i0), p.x.ld, T(1), out.other + j0 * D, D);
-        if (!out.dbias) continue;
-        f.column_sum(S, m, wide, ld, sums);
-        for (int j = 0; j < n; j++) out.dbias[j0 + j] += sums[j];
-      }
+    const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
+    const T* u = &state.u[i0];
+    if (p.bounded) {
+      f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, nullptr);
+    } else {
+      if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
+      f.weight_online(S, m, wide, ld, &state.lse[i0], nullptr, u, nullptr);
+    }
+    add_products(p, S, ld, i0, m, j0, n, out.factor, out.own, out.other);
+    if (!out.dbias) return;
+    f.column_sum(S, m, wide, ld, sums);
+    for (int j = 0; j < n; j++) out.dbias[j0 + j] += sums[j];
   });
 }
 

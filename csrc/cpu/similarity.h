@@ -2,6 +2,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -97,6 +98,13 @@ int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_m
   return wide;
 }
 
+// own_I += factor W y_J and other_J += factor W^T x_I for a tile of weights W, each unless null.
+template <class T>
+void add_products(const Problem<T>& p, const T* W, int ld, int64_t i0, int m, int64_t j0, int n, T factor, T* own, T* other) {
+  if (own) gemm(Op::kPlain, Op::kPlain, m, p.D, n, factor, W, ld, p.y.row(j0), p.y.ld, T(1), own + i0 * p.D, p.D);
+  if (other) gemm(Op::kTransposed, Op::kPlain, n, p.D, m, factor, W, ld, p.x.row(i0), p.x.ld, T(1), other + j0 * p.D, p.D);
+}
+
 constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, inside an L2 of 512 KB or more
 constexpr int kLeast = 64;  // rows of a block below which a matrix product is mostly overhead
 
@@ -107,6 +115,27 @@ inline int64_t enough_tasks() { return 2 * at::get_num_threads(); }
 inline Blocks blocks_of(int64_t rows, int64_t least_count) {
   const int64_t wanted = std::max((rows + kTile - 1) / kTile, std::min(least_count, rows / kLeast));
   return {rows, std::max<int64_t>(1, wanted)};
+}
+
+// The pairs of `groups` row groups and `groups` column groups in the order of a Latin square, each pair in tiles:
+// visit(first row, rows, first column, columns, whether ids may meet). What belongs to the rows or columns may be added to.
+template <class T, class Visit>
+void latin_tiles(const Problem<T>& p, int64_t groups, const Visit& visit) {
+  const Blocks row_groups{p.x.rows, groups}, column_groups{p.y.rows, groups};
+  const IdRange x_ids(p.x.id, row_groups), y_ids(p.y.id, column_groups);
+  in_order(latin_square(groups), 2 * groups, [&](int64_t I, int64_t column_slot) {
+    const int64_t J = column_slot - groups, last_row = row_groups.start(I + 1), last_column = column_groups.start(J + 1);
+    const bool meet = x_ids.meets(I, y_ids, J);
+    for (int64_t i = row_groups.start(I); i < last_row; i += kTile)
+      for (int64_t j = column_groups.start(J); j < last_column; j += kTile)
+        visit(i, int(std::min<int64_t>(kTile, last_row - i)), j, int(std::min<int64_t>(kTile, last_column - j)), meet);
+  });
+}
+
+// As many groups of both sides as feed the threads.
+template <class T>
+int64_t latin_groups(const Problem<T>& p) {
+  return blocks_of(std::min(p.x.rows, p.y.rows), enough_tasks()).count;
 }
 
 template <class T>

@@ -47,14 +47,6 @@ std::tuple<Tensor, Tensor, Tensor> similarity_one_pass(const Tensor& x, const Op
   return {lse, mean, rank};
 }
 
-// <x, own> summed over all rows, in a fixed order.
-template <class T>
-T scale_gradient(const Problem<T>& p, const T* own) {
-  T sum = 0;
-  for (int64_t i = 0; i < p.x.rows; i++) sum += rows<T>().dot(p.x.row(i), own + i * p.D, p.D);
-  return sum;
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, const Tensor& lse, const Tensor& x,
                                                           const OptTensor& y, double scale, const OptTensor& factor,
                                                           const OptTensor& x_id, const OptTensor& y_id, const OptTensor& y_bias,
@@ -71,8 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
     const auto p = problem<T>(x, y, s, x_id, y_id, y_bias);
-    auto data = [](Tensor& t) { return t.numel() ? t.mutable_data_ptr<T>() : nullptr; };
-    const Gradients<T> out{data(own), data(other), data(dbias), T(need_scale ? 1.0 : s)};
+    const Gradients<T> out{data_or_null<T>(own), data_or_null<T>(other), data_or_null<T>(dbias), T(need_scale ? 1.0 : s)};
     backward(p, top.const_data_ptr<T>(), g.const_data_ptr<T>(), out);
     if (!need_scale) return;
     const T total = scale_gradient(p, own.const_data_ptr<T>());

@@ -125,4 +125,18 @@ auto dispatch(const Tensor& x, const F& f) {
 
 inline double effective(double scale, const OptTensor& factor) { return factor.has_value() ? scale * factor->item<double>() : scale; }
 
+// <x, own> summed over all rows, in a fixed order.
+template <class T>
+T scale_gradient(const Problem<T>& p, const T* own) {
+  T sum = 0;
+  for (int64_t i = 0; i < p.x.rows; i++) sum += rows<T>().dot(p.x.row(i), own + i * p.D, p.D);
+  return sum;
+}
+
+// What an accumulator's data is called where it may be absent.
+template <class T>
+T* data_or_null(Tensor& t) {
+  return t.numel() ? t.mutable_data_ptr<T>() : nullptr;
+}
+
 }  // namespace fastssl::similarity

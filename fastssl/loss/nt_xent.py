@@ -18,29 +18,19 @@ from fastssl.ops._checks import check_choice, check_scalar, check_views
 from fastssl.ops.normalize import normalize_pair
 from fastssl.ops.similarity import similarity_lse
 
-
-def reduce_rows(loss: Tensor, reduction: str) -> Tensor:
-    return loss.flatten() if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x); torch's default threshold of 20 is wrong in the tenth digit of a float64."""
-    return nn.functional.softplus(x, threshold=40.0)
+from ._common import arange_ids, dot_rows, reduce_rows, refuse_group, softplus
 
 
 def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, group) -> tuple[Tensor, Tensor, Tensor]:
     """z (2B, D), view 0 first; lse (2, B) over the negatives of each row; s_pos (B,), the same for both rows of a pair."""
     check_views(op, ("z0", "z1"), z0, z1)
     check_scalar(op, "temperature", temperature, z0, zero=False)
-    if group is not None:
-        raise NotImplementedError(f"{op}: group= (negatives from other processes) is not there yet; call it without group")
+    refuse_group(op, group)
     if normalize:
         z, dot = normalize_pair(z0, z1)
     else:
-        z = torch.cat([z0, z1])
-        wide = torch.promote_types(z0.dtype, torch.float32)
-        dot = (z0.to(wide) * z1.to(wide)).sum(1)
-    pair = torch.arange(len(z0), dtype=torch.int32, device=z0.device).expand(2, -1).reshape(-1)
+        z, dot = torch.cat([z0, z1]), dot_rows(z0, z1)
+    pair = arange_ids(z0).repeat(2)
     scale = 1.0 / temperature
     return z, similarity_lse(z, z, scale=scale, x_id=pair).view(2, -1), scale * dot
 

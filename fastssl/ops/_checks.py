@@ -79,3 +79,12 @@ def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) 
 def check_choice(op: str, name: str, value, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_number(op: str, name: str, value, low: float = -math.inf, below: float = math.inf) -> None:
+    """A finite number in [low, below)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number, got {_kind(value)}")
+    if not (-math.inf < value < math.inf and low <= value < below):
+        wanted = "finite" if low == -math.inf else f"in [{low:g}, {below:g})" if below < math.inf else f"at least {low:g}"
+        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")

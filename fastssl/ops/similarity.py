@@ -143,7 +143,7 @@ def check_sides(op, x, y, scale, x_id, y_id) -> None:
 
 
 def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, threshold=None, op=_OP) -> tuple[Tensor, Tensor]:
-    """``similarity_lse`` and rank (N,) int32 of ``threshold`` (N,), a constant, among each row's logits; without it, rank is (0,)."""
+    """``similarity_lse`` and the rank (N,) int32 of ``threshold`` (N,), a constant, among each row's logits; (0,) without it."""
     check_sides(op, x, y, scale, x_id, y_id)
     if y_bias is not None:
         check_vector(op, "y_bias", y_bias, y.shape[0], FLOATS, "y", y)

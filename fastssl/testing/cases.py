@@ -7,12 +7,17 @@ float64 they are the truth, in the dtype of the case they are the error to compa
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl import functional
+from fastssl.ops.sigmoid_pair import sigmoid_pair
+from fastssl.ops.similarity_cross import similarity_cross
+
+from . import contrastive
 
 
 @dataclass(frozen=True)
@@ -115,26 +120,7 @@ def _one_pass(lse):
     return call
 
 
-# --- two-view losses ------------------------------------------------------------------------------------- shape (B, D)
-
-
-def eager_pair_logits(z0, z1, temperature) -> tuple[Tensor, Tensor]:
-    """s (2B, 2B) with the diagonal at -inf, and the column of each row's positive."""
-    z = F.normalize(torch.cat([z0, z1]), dim=1)
-    s = (z @ z.T).to(torch.promote_types(z.dtype, torch.float32)) / temperature
-    s = s.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -math.inf)
-    return s, torch.arange(len(z), device=z.device).roll(len(z0))
-
-
-def eager_nt_xent(z0, z1, temperature=0.5) -> Tensor:
-    s, positive = eager_pair_logits(z0, z1, temperature)
-    return F.cross_entropy(s, positive)
-
-
-def eager_dcl(z0, z1, temperature=0.1) -> Tensor:
-    s, positive = eager_pair_logits(z0, z1, temperature)
-    s_pos = s.gather(1, positive[:, None])
-    return (torch.logsumexp(s.scatter(1, positive[:, None], -math.inf), 1) - s_pos[:, 0]).mean()
+# --- contrastive losses ---------------------------------------------------------------------------------- shape (B, D)
 
 
 def _pair_flops(shape) -> float:
@@ -159,18 +145,206 @@ def _lse_case(name, inputs, wrap, flops) -> OpCase:
     )
 
 
+def _sides_inputs(shape, dtype=torch.float32, device="cpu", seed=0):
+    inputs = _two_sided_inputs(shape, dtype, device, seed)
+    return {"x": inputs["x"], "y": inputs["y"], "scale": inputs["scale"]}
+
+
+def ours_cross(x, y, scale) -> Tensor:
+    row, column, _ = similarity_cross(x, y, scale=scale, **_ids(x, y))
+    return torch.cat([row, column])
+
+
+def eager_cross(x, y, scale) -> Tensor:
+    ids = _ids(x, y)
+    swapped = {"x_id": ids["y_id"], "y_id": ids["x_id"]}
+    return torch.cat([eager_lse(x, y, scale, **ids), eager_lse(y, x, scale, **swapped)])
+
+
+def _sigmoid_inputs(shape, dtype=torch.float32, device="cpu", seed=0):
+    inputs = _sides_inputs(shape, dtype, device, seed)
+    return inputs | {"bias": torch.tensor(-3.0, dtype=inputs["scale"].dtype, device=device)}
+
+
+def _weights(x, y):
+    """One positive in three, so that both kinds of pairs weigh; weights differ by row and column."""
+    rows, columns = (0.2 + torch.arange(len(t), device=t.device) % 5 / 5.0 for t in (x, y))
+    return _ids(x, y) | {"x_weight": rows, "y_weight": columns}
+
+
+def ours_sigmoid(x, y, scale, bias) -> Tensor:
+    return sigmoid_pair(x, y, scale=scale, bias=bias, **_weights(x, y))
+
+
+def eager_sigmoid(x, y, scale, bias) -> Tensor:
+    """Differentiated by autograd, unlike the reference, whose gradients are written by hand."""
+    given = _weights(x, y)
+    s = contrastive.logits(x, y, scale) + bias
+    same = given["x_id"][:, None] == given["y_id"]
+    weight = torch.where(same, (given["x_weight"][:, None] + given["y_weight"]).to(s.dtype), 1.0)
+    return (weight * F.softplus(torch.where(same, -s, s), threshold=40.0)).sum()
+
+
+def keys_and_negatives(shape, dtype=torch.float32, device="cpu", seed=0, paired=False) -> dict[str, Tensor]:
+    views = two_views(shape, dtype, device, seed)
+    b, d = shape
+    extra = randn((b, 5, d) if paired else (b, d), dtype, device, seed + 7)
+    return {"query": views["z0"], "positive_key": views["z1"], "negative_keys": extra}
+
+
+def _paired_inputs(*args, **kwargs):
+    return keys_and_negatives(*args, **kwargs, paired=True)
+
+
+def _hard_inputs(*args, **kwargs):
+    inputs = keys_and_negatives(*args, **kwargs)
+    return {"query": inputs["query"], "positive_key": inputs["positive_key"], "hard_negative_keys": inputs["negative_keys"]}
+
+
+def _queries(shape, dtype=torch.float32, device="cpu", seed=0):
+    views = two_views(shape, dtype, device, seed)
+    return {"query": views["z0"], "positive_key": views["z1"]}
+
+
+def image_text(shape, dtype=torch.float32, device="cpu", seed=0) -> dict[str, Tensor]:
+    """Unit rows and a learned scale, as CLIP's encoders leave them."""
+    views = two_views(shape, torch.float64, "cpu", seed)
+    image, text = (F.normalize(views[z], dim=1).to(dtype).to(device) for z in ("z0", "z1"))
+    return {
+        "image": image,
+        "text": text,
+        "logit_scale": torch.tensor(14.0, dtype=torch.promote_types(dtype, torch.float32), device=device),
+    }
+
+
+def image_text_bias(shape, dtype=torch.float32, device="cpu", seed=0) -> dict[str, Tensor]:
+    inputs = image_text(shape, dtype, device, seed)
+    return inputs | {"logit_bias": torch.full_like(inputs["logit_scale"], -5.0)}
+
+
+def _groups(x: Tensor) -> Tensor:
+    """Four of five rows have a partner of their group."""
+    return torch.arange(len(x), device=x.device) * 3 // 5
+
+
+def _clip_grouped(call):
+    return lambda image, text, logit_scale: call(image, text, logit_scale, ids=_groups(image), label_smoothing=0.1)
+
+
+def _siglip_grouped(call, **balanced):
+    def run(image, text, logit_scale, logit_bias):
+        ids = _groups(image)
+        return call(image, text, logit_scale, logit_bias, image_id=ids, text_id=ids.flip(0), **balanced)
+
+    return run
+
+
+def moco_inputs(shape, dtype=torch.float32, device="cpu", seed=0) -> dict[str, Tensor]:
+    pairs = image_text(shape, dtype, device, seed)
+    return {"query": pairs["image"], "key": pairs["text"]}
+
+
+def _moco(call, keys=70):
+    """The queue is a constant of the call: made from arithmetic that a compiled graph can trace."""
+
+    def run(query, key):
+        angles = torch.arange(query.shape[1] * keys, device=query.device, dtype=torch.float64).reshape(query.shape[1], keys) ** 2
+        return call(query, key, F.normalize(angles.sin(), dim=0).to(query.dtype))
+
+    return run
+
+
+def sup_con_inputs(shape, dtype=torch.float32, device="cpu", seed=0, views=3) -> dict[str, Tensor]:
+    b, d = shape
+    base, noise = randn((b, 1, d), torch.float64, "cpu", seed), randn((b, views, d), torch.float64, "cpu", seed + 1)
+    return {"features": F.normalize(base + 0.5 * noise, dim=2).to(dtype).to(device)}
+
+
+def _sup_con(call):
+    return lambda features: call(features, _groups(features))
+
+
+def _sup_con_masked(call):
+    def run(features):
+        rows = torch.arange(len(features), device=features.device)
+        return call(features, mask=((rows[:, None] + rows) % 3 == 0).float(), contrast_mode="one")
+
+    return run
+
+
+_SHAPES = ((2, 1), (8, 16), (65, 20), (160, 130))
+_SIDES = ((1, 1, 1), (5, 3, 2), (64, 64, 32), (130, 257, 33), (300, 100, 130))
+
+
+def _loss_case(name, inputs, ours, eager, sweeps=4.0, first=(), columns=lambda s: s[0]) -> OpCase:
+    """``sweeps``: least forward and backward work, in units of 2 N M D."""
+    return OpCase(
+        name,
+        inputs,
+        ours,
+        eager,
+        flops=lambda s: sweeps * 2 * s[0] * columns(s) * s[1],
+        bytes=lambda s, itemsize: 4 * s[0] * s[1] * itemsize,
+        shapes=(*first, *_SHAPES),
+    )
+
+
+def _pair_case(name, ours, eager, first=()) -> OpCase:
+    return OpCase(name, two_views, ours, eager, _pair_flops, _pair_bytes, (*first, *_SHAPES))
+
+
+def _sides_case(name, inputs, ours, eager, sweeps, shapes=_SIDES) -> OpCase:
+    return OpCase(
+        name,
+        inputs,
+        ours,
+        eager,
+        flops=lambda s: sweeps * 2 * s[0] * s[1] * s[2],
+        bytes=lambda s, itemsize: 2 * (s[0] + s[1]) * s[2] * itemsize,
+        shapes=shapes,
+    )
+
+
+def _lse_case(name, inputs, wrap, sweeps) -> OpCase:
+    shapes = (*_SIDES[:3], (70, 70, 24), *_SIDES[3:])
+    return _sides_case(name, inputs, wrap(functional.similarity_lse), wrap(eager_lse), sweeps, shapes)
+
+
+_F, _E, _ONE = functional, contrastive, ((1, 3),)
 CASES = {
     case.name: case
     for case in (
         _lse_case("similarity_symmetric", _symmetric_inputs, _symmetric, 2),
         _lse_case("similarity_two_sided", _two_sided_inputs, _two_sided, 4),
         _lse_case("similarity_one_pass", _one_pass_inputs, _one_pass, 2),
-        *(
-            OpCase(name, two_views, ours, eager, _pair_flops, _pair_bytes, (*first, (2, 1), (8, 16), (65, 20), (160, 130)))
-            for name, ours, eager, first in (
-                ("nt_xent", functional.nt_xent, eager_nt_xent, ((1, 3),)),
-                ("dcl", functional.dcl, eager_dcl, ()),  # one pair has no negatives
-            )
+        _sides_case("similarity_cross", _sides_inputs, ours_cross, eager_cross, 4),
+        _sides_case("sigmoid_pair", _sigmoid_inputs, ours_sigmoid, eager_sigmoid, 3),
+        _pair_case("nt_xent", _F.nt_xent, _E.nt_xent, _ONE),
+        _pair_case("dcl", _F.dcl, _E.dcl),  # one pair has no negatives
+        _pair_case("debiased_nt_xent", _F.debiased_nt_xent, _E.debiased_nt_xent),
+        _pair_case("hard_nt_xent", _F.hard_nt_xent, _E.hard_nt_xent),
+        _loss_case("info_nce", _queries, _F.info_nce, _E.info_nce, first=_ONE),
+        _loss_case("info_nce_unpaired", keys_and_negatives, _F.info_nce, _E.info_nce_unpaired, first=_ONE),
+        _loss_case("info_nce_paired", _paired_inputs, partial(_F.info_nce, negative_mode="paired"), _E.info_nce_paired, first=_ONE),
+        _loss_case(
+            "info_nce_hard",
+            _hard_inputs,
+            partial(_F.info_nce, temperature=0.05, hard_negative_weight=0.3),
+            partial(_E.info_nce_hard, weight=0.3),
+            first=_ONE,
         ),
+        _loss_case("clip", image_text, _F.clip_loss, _E.clip, first=_ONE),
+        _loss_case("clip_grouped", image_text, _clip_grouped(_F.clip_loss), _clip_grouped(_E.clip), first=_ONE),
+        _loss_case("siglip", image_text_bias, _F.siglip_loss, _E.siglip, sweeps=3.0, first=_ONE),
+        _loss_case(
+            "siglip_grouped",
+            image_text_bias,
+            _siglip_grouped(_F.siglip_loss, weighting="balanced"),
+            _siglip_grouped(_E.siglip, balanced=True),
+            sweeps=3.0,
+        ),
+        _loss_case("moco", moco_inputs, _moco(_F.moco_loss), _moco(_E.moco), sweeps=2.0),
+        _loss_case("sup_con", sup_con_inputs, _sup_con(_F.sup_con), _sup_con(_E.sup_con), first=_ONE),
+        _loss_case("sup_con_masked", sup_con_inputs, _sup_con_masked(_F.sup_con), _sup_con_masked(_E.sup_con), first=_ONE),
     )
 }

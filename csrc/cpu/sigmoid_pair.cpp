@@ -1,0 +1,82 @@
+// The pairwise sigmoid loss and all its gradients on the CPU, from one sweep.               x (N, D), y (M, D), U = 2 N M D FLOP
+//   l_ij = scale <x_i, y_j> + bias,   t_ij = +1 where x_id_i = y_id_j, else -1,   v_ij = x_weight_i + y_weight_j or 1
+//   loss = sum_ij v_ij softplus(-t_ij l_ij)     w_ij = -t_ij v_ij sigmoid(-t_ij l_ij)
+//   dx = scale w y,   dy = scale w^T x,   dscale = <x, w y>,   dbias = sum_ij w_ij
+//
+// Tiles of logits in Latin-square order, turned into w in place: 3U with both gradients, U without any. One exponential, one
+// polynomial logarithm and one division an entry. Memory: one tile a thread and O(N + M) vectors.
+// Schema: fastssl/ops/sigmoid_pair.py.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <array>
+#include <numeric>
+
+#include "cpu/similarity_problem.h"
+
+namespace fastssl::similarity {
+namespace {
+
+// Weights of the positives of each side, ones halved where none are given, padded.
+template <class T>
+std::vector<T> positive_weights(const OptTensor& given, int64_t count) {
+  std::vector<T> weight(count + kPad, T(0.5));
+  if (!given.has_value()) return weight;
+  const Tensor wide = given->to(c10::CppTypeToScalarType<T>::value).contiguous();
+  std::copy_n(wide.const_data_ptr<T>(), count, weight.begin());
+  return weight;
+}
+
+// Sums of each row's losses and weights; own and other unless null.
+template <class T>
+struct Outcome {
+  std::vector<T> loss, weight;
+  T factor, *own, *other;
+};
+
+template <class T>
+void sweep(const Problem<T>& p, double bias, const std::vector<T>& x_weight, const std::vector<T>& y_weight, Outcome<T>& out) {
+  const auto& f = rows<T>();
+  Workspace<T> work(int(std::min<int64_t>(kTile, p.x.rows)), int(std::min<int64_t>(kTile, p.y.rows)));
+  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
+    T* S = work.tile();
+    const int ld = work.ld(), wide = logits(p, i0, m, j0, n, false, S, ld);
+    const PairIds<T> ids{p.x.id.data() + i0, p.y.id.data() + j0, x_weight.data() + i0, y_weight.data() + j0};
+    f.sigmoid(S, m, n, wide, ld, T(bias), ids_meet ? &ids : nullptr, &out.loss[i0], &out.weight[i0]);
+    add_products(p, S, ld, i0, m, j0, n, out.factor, out.own, out.other);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pair(const Tensor& x, const Tensor& y, double scale,
+                                                                const OptTensor& factor, double bias, const OptTensor& bias_term,
+                                                                const Tensor& x_id, const Tensor& y_id, const OptTensor& x_weight,
+                                                                const OptTensor& y_weight, std::array<bool, 4> need) {
+  const auto options = x.options().dtype(compute_dtype(x));
+  const auto [need_x, need_y, need_scale, need_bias] = need;
+  const double s = effective(scale, factor), b = bias_term.has_value() ? bias + bias_term->item<double>() : bias;
+  Tensor own = need_x || need_scale ? at::zeros(x.sizes(), options) : at::empty({0}, options);
+  Tensor other = need_y ? at::zeros(y.sizes(), options) : at::empty({0}, options);
+  auto scalar = [&](bool wanted) { return wanted ? at::empty({}, options) : at::empty({0}, options); };
+  Tensor loss = scalar(true), dscale = scalar(need_scale), dbias = scalar(need_bias);
+  dispatch(x, [&](auto zero) {
+    using T = decltype(zero);
+    auto p = problem<T>(x, y, s, x_id, y_id, std::nullopt);
+    p.bounded = false;  // logits in natural units
+    Outcome<T> out{std::vector<T>(p.x.rows, T(0)), std::vector<T>(p.x.rows, T(0)), T(need_scale ? 1.0 : s), data_or_null<T>(own),
+                   data_or_null<T>(other)};
+    sweep(p, b, positive_weights<T>(x_weight, p.x.rows), positive_weights<T>(y_weight, p.y.rows), out);
+    *loss.mutable_data_ptr<T>() = T(std::accumulate(out.loss.begin(), out.loss.end(), 0.0));
+    if (need_bias) *dbias.mutable_data_ptr<T>() = T(std::accumulate(out.weight.begin(), out.weight.end(), 0.0));
+    if (!need_scale) return;
+    *dscale.mutable_data_ptr<T>() = scale_gradient(p, own.const_data_ptr<T>());
+    own.mul_(s);
+    other.mul_(s);
+  });
+  return {loss, need_x ? own : at::empty({0}, options), other, dscale, dbias};
+}
+
+}  // namespace
+}  // namespace fastssl::similarity
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("sigmoid_pair", &fastssl::similarity::sigmoid_pair); }

@@ -1,0 +1,123 @@
+// Row and column log-sum-exp of one similarity matrix on the CPU, both from one sweep.       x (N, D), y (M, D), U = 2 N M D FLOP
+//   s_ij = scale <x_i, y_j>, -inf where x_id_i = y_id_j     row_i = log sum_j exp(s_ij)     column_j = log sum_i exp(s_ij)
+//   W_ij = g_i exp(s_ij - row_i) + h_j exp(s_ij - column_j)     dx = scale W y,  dy = scale W^T x,  dscale = <x, dx> / scale
+//
+// Tiles in Latin-square order: forward U, backward 3U; one exponential an entry where the logits are bounded, two otherwise.
+// Memory: one tile a thread and O(N + M) vectors. Schema: fastssl/ops/similarity_cross.py.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <array>
+
+#include "cpu/similarity_problem.h"
+
+namespace fastssl::similarity {
+namespace {
+
+// Running (maximum, sum) of the exponentials of each row, or column.
+template <class T>
+struct Sums {
+  std::vector<T> top, sum;
+  Sums(const Problem<T>& p, int64_t count)
+      : top(count + kPad, p.bounded ? T(0) : -std::numeric_limits<T>::infinity()), sum(count + kPad, T(0)) {}
+  void to_lse(int64_t count, T* lse) const {
+    for (int64_t i = 0; i < count; i++) lse[i] = lse_of(top[i], sum[i]);
+  }
+};
+
+template <class T>
+Workspace<T> workspace(const Problem<T>& p) {
+  return {int(std::min<int64_t>(kTile, p.x.rows)), int(std::min<int64_t>(kTile, p.y.rows))};
+}
+
+template <class T>
+void cross_forward(const Problem<T>& p, const Ranking<T>& ranking, T* row, T* column) {
+  const auto& f = rows<T>();
+  const T kInf = std::numeric_limits<T>::infinity();
+  Sums<T> of_rows(p, p.x.rows), of_columns(p, p.y.rows);
+  if (ranking.rank) std::fill_n(ranking.rank, p.x.rows, 0);
+  auto work = workspace(p);
+  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
+    T *S = work.tile(), *column_sum = work.column(0), *column_max = work.column(1);
+    T *top = &of_columns.top[j0], *sum = &of_columns.sum[j0];
+    const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
+    if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, ranking.rank + i0);
+    if (p.bounded) {
+      f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, &of_rows.sum[i0], column_sum);
+      for (int j = 0; j < n; j++) sum[j] += column_sum[j];
+      return;
+    }
+    std::copy_n(top, n, column_max), std::copy_n(sum, n, column_sum);
+    std::fill(column_max + n, column_max + wide, -kInf), std::fill(column_sum + n, column_sum + wide, T(0));
+    f.sum_online(S, m, wide, ld, &of_rows.top[i0], &of_rows.sum[i0], column_max, column_sum);
+    std::copy_n(column_max, n, top), std::copy_n(column_sum, n, sum);
+  });
+  of_rows.to_lse(p.x.rows, row);
+  of_columns.to_lse(p.y.rows, column);
+}
+
+template <class T>
+void cross_backward(const Problem<T>& p, const RowState<T>& row, const RowState<T>& column, T factor, T* own, T* other) {
+  const auto& f = rows<T>();
+  auto work = workspace(p);
+  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
+    T* S = work.tile();
+    const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
+    const T *u = &row.u[i0], *v = &column.u[j0];
+    if (p.bounded) f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, v);
+    else f.weight_online(S, m, wide, ld, &row.lse[i0], &column.lse[j0], u, v);
+    add_products(p, S, ld, i0, m, j0, n, factor, own, other);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale, const OptTensor& factor,
+                                                        const OptTensor& x_id, const OptTensor& y_id, const OptTensor& threshold) {
+  const auto options = x.options().dtype(compute_dtype(x));
+  Tensor row = at::empty({x.size(0)}, options), column = at::empty({y.size(0)}, options);
+  Tensor rank = at::empty({threshold.has_value() ? x.size(0) : 0}, x.options().dtype(at::kInt));
+  dispatch(x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, std::nullopt);
+    const Tensor bars = threshold.has_value() ? threshold->to(compute_dtype(x)).contiguous() : Tensor();
+    const Ranking<T> none, ranking{bars.defined() ? bars.const_data_ptr<T>() : nullptr, data_or_null<int32_t>(rank)};
+    cross_forward(p, bars.defined() ? ranking : none, row.mutable_data_ptr<T>(), column.mutable_data_ptr<T>());
+  });
+  return {row, column, rank};
+}
+
+std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, const Tensor& dcolumn, const Tensor& row,
+                                                        const Tensor& column, const Tensor& x, const Tensor& y, double scale,
+                                                        const OptTensor& factor, const OptTensor& x_id, const OptTensor& y_id,
+                                                        std::array<bool, 3> need) {
+  const auto options = x.options().dtype(compute_dtype(x));
+  const auto [need_x, need_y, need_scale] = need;
+  const double s = effective(scale, factor);  // multiplied into the sums at once, except where its own gradient needs them bare
+  Tensor own = need_x || need_scale ? at::zeros(x.sizes(), options) : at::empty({0}, options);
+  Tensor other = need_y ? at::zeros(y.sizes(), options) : at::empty({0}, options);
+  Tensor dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
+  const Tensor g = drow.to(options.dtype()).contiguous(), h = dcolumn.to(options.dtype()).contiguous();
+  const Tensor row_lse = row.contiguous(), column_lse = column.contiguous();
+  dispatch(x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto p = problem<T>(x, y, s, x_id, y_id, std::nullopt);
+    const RowState<T> of_rows(p, p.x.rows, row_lse.const_data_ptr<T>(), g.const_data_ptr<T>());
+    const RowState<T> of_columns(p, p.y.rows, column_lse.const_data_ptr<T>(), h.const_data_ptr<T>());
+    cross_backward(p, of_rows, of_columns, T(need_scale ? 1.0 : s), data_or_null<T>(own), data_or_null<T>(other));
+    if (!need_scale) return;
+    *dscale.mutable_data_ptr<T>() = scale_gradient(p, own.const_data_ptr<T>());
+    own.mul_(s);
+    other.mul_(s);
+  });
+  Tensor dx = need_x ? own.to(x.scalar_type()) : at::empty({0}, x.options());
+  Tensor dy = need_y ? other.to(x.scalar_type()) : at::empty({0}, x.options());
+  return {dx, dy, dscale};
+}
+
+}  // namespace
+}  // namespace fastssl::similarity
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("similarity_cross_fwd", &fastssl::similarity::similarity_cross_fwd);
+  m.impl("similarity_cross_bwd", &fastssl::similarity::similarity_cross_bwd);
+}

@@ -1,0 +1,151 @@
+"""CLIP's and SigLIP's losses over N image-text pairs, without the N x N logits.
+
+    CLIP    l_ij = scale <image_i, text_j>,  loss = (1 / 2N) sum_i [softplus(row_i - l_ii) + softplus(column_i - l_ii)]
+    SigLIP  l_ij = scale <image_i, text_j> + bias,  loss = (1 / N) sum_ij softplus(-t_ij l_ij),  t = +1 for pairs, else -1
+
+row and column are the log-sum-exps over the negatives, both from one sweep.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.ops._checks import INTEGERS, check_choice, check_number, check_scalar, check_vector, check_views
+from fastssl.ops.sigmoid_pair import sigmoid_pair
+
+from ._common import arange_ids, class_sums, compact_ids, paired, refuse_group, wide_dtype
+from .info_nce import both_directions
+
+
+def _check_pairs(op: str, image, text, logit_scale, logit_bias, group, ids: dict) -> None:
+    check_views(op, ("image", "text"), image, text)
+    check_scalar(op, "logit_scale", logit_scale, image)
+    if logit_bias is not None:
+        check_scalar(op, "logit_bias", logit_bias, image)
+    for name, value in ids.items():
+        if value is not None:
+            check_vector(op, name, value, image.shape[0], INTEGERS, "image", image)
+    refuse_group(op, group)
+
+
+def clip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor | None = None,
+    *,
+    normalize: bool = False,
+    group=None,
+    ids: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3); open_clip's ``ClipLoss`` on one process.
+
+    Args:
+        image: (N, D) float32, bfloat16, float16 or float64, of unit length unless ``normalize``.
+        text: (N, D), dtype and device of ``image``; row i belongs to image i.
+        logit_scale: the multiplier of the similarities (after exp, 1 / temperature): number or one-element float tensor,
+            which may need a gradient.
+        logit_bias: added to every logit. A softmax does not see it: the loss is the same, its gradient is 0.
+        normalize: scale rows to unit length first (fused).
+        group: reserved for several processes; not there yet.
+        ids: (N,) integers; pairs of equal id (copies of a picture, a caption used twice) are not each other's negatives.
+        label_smoothing: as in ``F.cross_entropy``, in both directions.
+
+    Returns:
+        Scalar, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, or a scale or bias that is not finite.
+    """
+    _check_pairs("clip_loss", image, text, logit_scale, logit_bias, group, {"ids": ids})
+    check_number("clip_loss", "label_smoothing", label_smoothing, 0.0, 1.0)
+    x, y, dot = paired(image, text, normalize)
+    losses, _, _ = both_directions("clip_loss", x, y, dot, logit_scale, ids, None, label_smoothing)
+    loss = losses.mean()
+    return loss + 0.0 * logit_bias.reshape(()).to(loss.dtype) if isinstance(logit_bias, Tensor) else loss
+
+
+def siglip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    *,
+    normalize: bool = False,
+    group=None,
+    image_id: Tensor | None = None,
+    text_id: Tensor | None = None,
+    weighting: str = "none",
+) -> Tensor:
+    """Pairwise sigmoid loss of SigLIP (Zhai et al. 2023, eq. 1): the sum over all N x N pairs divided by N, as open_clip's.
+
+    Args:
+        image, text, logit_scale, normalize, group: as in ``clip_loss``.
+        logit_bias: number or one-element float tensor, which may need a gradient.
+        image_id: (N,) integers. An image and a text of equal id are a positive pair; by default only image i and text i are.
+        text_id: (N,) integers; by default ``image_id``.
+        weighting: "none": every positive counts once. "balanced": 1 / (2 k_i) + 1 / (2 k'_j), with k positives in the row and
+            k' in the column, so that an image with many captions does not outweigh the others (SigLIP+).
+
+    Returns:
+        Scalar, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
+
+    Raises:
+        TypeError, ValueError: as in ``clip_loss``.
+    """
+    op = "siglip_loss"
+    _check_pairs(op, image, text, logit_scale, logit_bias, group, {"image_id": image_id, "text_id": text_id})
+    if logit_bias is None:
+        raise TypeError(f"{op}: logit_bias must be a number or a one-element float tensor, got NoneType")
+    check_choice(op, "weighting", weighting, ("none", "balanced"))
+    if image_id is None and text_id is not None:
+        raise ValueError(f"{op}: text_id was given without image_id")
+    x, y = paired(image, text, normalize)[:2] if normalize else (image, text)
+    x_id = arange_ids(x) if image_id is None else image_id
+    y_id = x_id if text_id is None else text_id
+    x_weight = y_weight = None
+    if weighting == "balanced":
+        x_weight, y_weight = _half_inverse_counts(x_id, y_id, wide_dtype(x))
+    total = sigmoid_pair(
+        x, y, scale=logit_scale, bias=logit_bias, x_id=x_id, y_id=y_id, x_weight=x_weight, y_weight=y_weight, op=op
+    )
+    return total / len(image)
+
+
+def _half_inverse_counts(x_id: Tensor, y_id: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """1 / (2 k): k_i columns with the id of row i, and k_j rows with the id of column j; where there are none, 0."""
+    wide = torch.promote_types(x_id.dtype, y_id.dtype)
+    compact = compact_ids(torch.cat([x_id.to(wide), y_id.to(wide)]))
+    one = torch.ones(len(compact), 1, dtype=dtype, device=x_id.device)
+    of_x, of_y = one.clone(), one.clone()
+    of_x[len(x_id) :], of_y[: len(x_id)] = 0.0, 0.0
+    rows, columns = class_sums(of_x, compact)[:, 0], class_sums(of_y, compact)[:, 0]
+    halves = (0.5 / t.clamp_min(1.0) * (t > 0) for t in (columns[compact[: len(x_id)]], rows[compact[len(x_id) :]]))
+    return tuple(halves)
+
+
+class ClipLoss(nn.Module):
+    """``clip_loss`` with the call of open_clip's ``ClipLoss``; features come normalised, ``logit_scale`` exponentiated."""
+
+    def __init__(self, *, normalize: bool = False, label_smoothing: float = 0.0):
+        super().__init__()
+        self.normalize, self.label_smoothing = normalize, label_smoothing
+
+    def forward(self, image_features, text_features, logit_scale, logit_bias=None, output_dict: bool = False):
+        """image_features, text_features (N, D) -> loss, or {"contrastive_loss": loss}."""
+        options = {"normalize": self.normalize, "label_smoothing": self.label_smoothing}
+        loss = clip_loss(image_features, text_features, logit_scale, logit_bias, **options)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+class SigLipLoss(nn.Module):
+    """``siglip_loss`` with the call of open_clip's ``SigLipLoss``."""
+
+    def __init__(self, *, normalize: bool = False):
+        super().__init__()
+        self.normalize = normalize
+
+    def forward(self, image_features, text_features, logit_scale, logit_bias, output_dict: bool = False):
+        """image_features, text_features (N, D) -> loss, or {"contrastive_loss": loss}."""
+        loss = siglip_loss(image_features, text_features, logit_scale, logit_bias, normalize=self.normalize)
+        return {"contrastive_loss": loss} if output_dict else loss

@@ -1,0 +1,87 @@
+"""NT-Xent with corrected negatives: debiased (Chuang et al. 2020) and hard-negative-weighted (Robinson et al. 2021).
+
+    N = 2B - 2 negatives of each row, p_i = s_i,p(i), floor = N exp(-1 / temperature)
+    debiased  G_i = sum_j exp(s_ij)
+    hard      G_i = N sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij)
+    loss_i = softplus(log max((G_i - tau_plus N exp(p_i)) / (1 - tau_plus), floor) - p_i)
+
+The sums are log-sum-exps (one sweep, two with beta) and stay in the log domain, so small temperatures do not overflow.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastssl.ops._checks import check_choice, check_number, check_scalar, check_views
+from fastssl.ops.similarity import similarity_lse
+
+from ._common import arange_ids, paired, reduce_rows, softplus
+
+
+def _log_debiased(log_sum: Tensor, positive: Tensor, count: int, tau_plus: float, scale) -> Tensor:
+    """log max((e^log_sum - tau_plus N e^positive) / (1 - tau_plus), N e^-scale)."""
+    floor = math.log(count) - scale
+    if tau_plus > 0.0:
+        gap = math.log(tau_plus * count) + positive - log_sum  # the corrected sum is positive where gap < 0
+        fits = gap < 0.0
+        rest = torch.log(-torch.expm1(torch.where(fits, gap, -1.0)))
+        log_sum = torch.where(fits, log_sum + rest - math.log1p(-tau_plus), -math.inf)
+    return log_sum.clamp(min=floor)
+
+
+def hard_nt_xent(
+    z0: Tensor,
+    z1: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    tau_plus: float = 0.1,
+    beta: float = 1.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """NT-Xent whose negatives are weighted by exp(beta s) (Robinson et al. 2021, eq. 4) and debiased by ``tau_plus``.
+
+    Args:
+        z0, z1, temperature, normalize, reduction: as in ``nt_xent``; at least 2 pairs.
+        tau_plus: probability that a negative is of the row's own class, in [0, 1).
+        beta: concentration on hard negatives, at least 0; 0 is ``debiased_nt_xent``.
+
+    Returns:
+        The loss, float32 (float64 for float64 input). Memory O(B D). Differentiable once.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature, tau_plus or beta.
+    """
+    return _corrected("hard_nt_xent", z0, z1, temperature, tau_plus, beta, normalize, reduction)
+
+
+def debiased_nt_xent(
+    z0: Tensor,
+    z1: Tensor,
+    temperature: float | Tensor = 0.5,
+    *,
+    tau_plus: float = 0.1,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """Debiased contrastive loss (Chuang et al. 2020, eq. 8) over both views' negatives; arguments as ``hard_nt_xent``."""
+    return _corrected("debiased_nt_xent", z0, z1, temperature, tau_plus, 0.0, normalize, reduction)
+
+
+def _corrected(op, z0, z1, temperature, tau_plus, beta, normalize, reduction) -> Tensor:
+    check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    check_views(op, ("z0", "z1"), z0, z1)
+    check_scalar(op, "temperature", temperature, z0, zero=False)
+    check_number(op, "tau_plus", tau_plus, 0.0, 1.0)
+    check_number(op, "beta", beta, 0.0)
+    if z0.shape[0] < 2:
+        raise ValueError(f"{op}: z0 must have at least 2 rows, since one pair has no negatives, got shape {tuple(z0.shape)}")
+    a, b, dot = paired(z0, z1, normalize)
+    z, pair = torch.cat([a, b]), arange_ids(z0).repeat(2)
+    scale, count = 1.0 / temperature, 2 * len(z0) - 2
+    log_sum = similarity_lse(z, z, scale=(1.0 + beta) * scale, x_id=pair)
+    if beta > 0.0:
+        log_sum = log_sum + math.log(count) - similarity_lse(z, z, scale=beta * scale, x_id=pair)
+    positive = (scale * dot).repeat(2)
+    return reduce_rows(softplus(_log_debiased(log_sum, positive, count, tau_plus, scale) - positive), reduction)

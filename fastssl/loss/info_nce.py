@@ -1,0 +1,246 @@
+"""InfoNCE (van den Oord et al. 2018, eq. 4), the loss of CPC, SimCSE, NNCLR and CLIP, on the similarity log-sum-exp.
+
+    loss_i = -log exp(s_i+) / (exp(s_i+) + sum_j exp(s_ij)) = softplus(lse_i - s_i+),    s = <query, key> / temperature
+
+The positive is left out of lse_i by ids and comes back through softplus, which does not cancel for small losses.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.ops._checks import (
+    INTEGERS,
+    check_choice,
+    check_like,
+    check_matrix,
+    check_number,
+    check_scalar,
+    check_vector,
+    check_views,
+)
+from fastssl.ops.similarity import similarity_lse_rank
+from fastssl.ops.similarity_cross import similarity_cross
+
+from ._common import (
+    RowStats,
+    arange_ids,
+    class_sums,
+    compact_ids,
+    dot_rows,
+    paired,
+    reduce_rows,
+    refuse_group,
+    row_stats,
+    softplus,
+    unit_rows,
+    wide_dtype,
+)
+
+
+def excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    """Sum over j of <query_i, keys_j> with id_j = id_i (the positive alone without ids), and how many those are: (N,) each."""
+    if ids is None:
+        return dot_rows(query, keys), 1.0
+    wide, compact = wide_dtype(keys), compact_ids(ids)
+    sums = class_sums(keys.to(wide), compact)[compact]
+    ones = torch.ones(len(ids), 1, dtype=wide, device=keys.device)
+    return dot_rows(query.to(wide), sums), class_sums(ones, compact)[compact, 0]
+
+
+def _negative_sums(query: Tensor, keys: Tensor, extra: Tensor | None, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    """Sum of the similarities of each row's negatives, and their number; extra (M, D) are negatives of every row."""
+    excluded, count = excluded_sums(query, keys, ids)
+    columns = keys.to(wide_dtype(keys)).sum(0)
+    columns = columns if extra is None else columns + extra.to(columns.dtype).sum(0)
+    total = len(keys) + (0 if extra is None else len(extra))
+    return query.to(columns.dtype) @ columns - excluded, total - count
+
+
+def smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | float], scale, smoothing: float) -> Tensor:
+    """Cross-entropy with label smoothing from the plain one: + eps (s_pos - mean of all logits of the row)."""
+    if smoothing == 0.0:
+        return loss
+    total, count = negatives
+    return loss + smoothing * scale * (positive - (positive + total) / (count + 1.0))
+
+
+def _paired_terms(query, negative_keys, scale, positive):
+    """lse, rank and sum over each row's own negatives (N, M, D)."""
+    wide = wide_dtype(query)
+    dots = torch.einsum("nd,nmd->nm", query.to(wide), negative_keys.to(wide))
+    rank = (dots * scale > (positive * scale).detach()[:, None]).sum(1, dtype=torch.int32)
+    return torch.logsumexp(dots * scale, 1), rank, (dots.sum(1), float(dots.shape[1]))
+
+
+def _check_columns(op, query, negative_keys, negative_mode, hard_negative_keys, ids, symmetric) -> None:
+    check_choice(op, "negative_mode", negative_mode, ("unpaired", "paired"))
+    others = {"negative_keys": negative_keys, "hard_negative_keys": hard_negative_keys, "ids": ids}
+    given = [name for name, value in others.items() if value is not None]
+    if len(given) > 1 and "negative_keys" in given:
+        raise ValueError(f"{op}: negative_keys replaces the negatives in the batch, so {given[1]} cannot be given with it")
+    if symmetric and len(set(given) - {"ids"}) > 0:
+        raise ValueError(f"{op}: symmetric=True contrasts the batch with itself; {given[0]} must be None")
+    if ids is not None:
+        check_vector(op, "ids", ids, query.shape[0], INTEGERS, "query", query)
+    for name in ("negative_keys", "hard_negative_keys"):
+        value = others[name]
+        if value is None:
+            continue
+        if name == "negative_keys" and negative_mode == "paired":
+            if not isinstance(value, Tensor) or value.dim() != 3 or value.shape[0] != query.shape[0] or value.shape[1] == 0:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{op}: paired negative_keys must have shape (N, M, D) with N = {query.shape[0]}, got {got}")
+        else:
+            check_matrix(op, name, value, "M, D")
+        check_like(op, name, value, "query", query)
+        if value.shape[-1] != query.shape[1]:
+            raise ValueError(f"{op}: query and {name} must have the same width D, got {query.shape[1]} and {value.shape[-1]}")
+
+
+def info_nce(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    *,
+    negative_mode: str = "unpaired",
+    normalize: bool = True,
+    reduction: str = "mean",
+    symmetric: bool = False,
+    return_stats: bool = False,
+    group=None,
+    ids: Tensor | None = None,
+    hard_negative_keys: Tensor | None = None,
+    hard_negative_weight: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor | tuple[Tensor, RowStats]:
+    """InfoNCE of N queries, each with its positive key, without the matrix of similarities.
+
+    Args:
+        query: (N, D) float32, bfloat16, float16 or float64.
+        positive_key: (N, D), dtype and device of ``query``; key i belongs to query i.
+        negative_keys: None: the other rows' keys are the negatives. (M, D) "unpaired": these are, for every query, and the
+            batch is not. (N, M, D) "paired": those of row i are. As in info-nce-pytorch.
+        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
+        negative_mode: "unpaired" or "paired".
+        normalize: scale all rows to unit length first.
+        reduction: "mean", "sum" or "none" (N,).
+        symmetric: mean of query to key and key to query (negatives from the batch only), both from one sweep; "none" gives
+            the (2N,) losses, queries first.
+        return_stats: also return ``RowStats`` of the queries.
+        group: reserved for negatives from other processes; not there yet.
+        ids: (N,) integers. Rows of equal id (captions of one picture, slices of one volume) are not each other's negatives.
+        hard_negative_keys: (M, D), more negatives for every query beside the batch, as in supervised SimCSE.
+        hard_negative_weight: added to the logit of query i with hard negative i (needs M = N), SimCSE's argument of this name.
+        label_smoothing: as in ``F.cross_entropy``, over the positive and the row's negatives.
+
+    Returns:
+        The loss, float32 (float64 for float64 input), or (loss, RowStats). Memory O((N + M) D). Differentiable once; where
+        no key needs a gradient, none is computed and the keys may be overwritten before the backward.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature, or arguments that exclude each other.
+    """
+    op = "info_nce"
+    check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    check_views(op, ("query", "positive_key"), query, positive_key)
+    check_scalar(op, "temperature", temperature, query, zero=False)
+    check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)
+    check_number(op, "hard_negative_weight", hard_negative_weight)
+    _check_columns(op, query, negative_keys, negative_mode, hard_negative_keys, ids, symmetric)
+    refuse_group(op, group)
+    if hard_negative_weight and (hard_negative_keys is None or len(hard_negative_keys) != len(query) or ids is not None):
+        raise ValueError(f"{op}: hard_negative_weight needs one hard negative for each query (M = N) and no ids")
+    scale = 1.0 / temperature
+    query, key, dot = paired(query, positive_key, normalize)
+    extra = negative_keys if hard_negative_keys is None else hard_negative_keys
+    if extra is not None and normalize:
+        extra = unit_rows(extra)
+    threshold = scale * dot.detach() if return_stats else None
+    sums = None
+    if symmetric:
+        return _symmetric(query, key, dot, scale, ids, threshold, label_smoothing, reduction)
+    if negative_keys is None:
+        lse, rank = _batch_lse(query, key, extra, scale, ids, hard_negative_weight, threshold)
+        if return_stats or label_smoothing:
+            sums = _negative_sums(query, key, extra, ids)
+    elif negative_mode == "paired":
+        lse, rank, sums = _paired_terms(query, extra, scale, dot)
+    else:
+        lse, rank = similarity_lse_rank(query, extra, scale=scale, threshold=threshold, op=op)
+        if return_stats or label_smoothing:
+            wide = wide_dtype(query)
+            sums = query.to(wide) @ extra.sum(0, dtype=wide), float(len(extra))
+    rows = smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing)
+    loss = reduce_rows(rows, reduction)
+    return (loss, row_stats(rows, rank, dot, sums[0] / sums[1])) if return_stats else loss
+
+
+def _batch_lse(query, key, extra, scale, ids, weight, threshold):
+    """lse over the batch's other keys and the extra ones; with a weight, the row's own hard negative joins on its own."""
+    own = arange_ids(query) if ids is None else ids
+    if extra is None:
+        return similarity_lse_rank(query, key, scale=scale, x_id=own, y_id=own, threshold=threshold, op="info_nce")
+    if weight:
+        other = own
+    elif ids is None:
+        other = arange_ids(extra, start=len(query))
+    else:
+        own = ids.to(torch.int64)
+        other = (own.max() + 1).expand(len(extra))
+    columns, column_ids = torch.cat([key, extra]), torch.cat([own, other])
+    lse, rank = similarity_lse_rank(query, columns, scale=scale, x_id=own, y_id=column_ids, threshold=threshold, op="info_nce")
+    if not weight:
+        return lse, rank
+    hard = scale * dot_rows(query, extra) + weight
+    if threshold is not None:
+        rank = rank + (hard.detach() > threshold).to(torch.int32)
+    return torch.logaddexp(lse, hard), rank
+
+
+def both_directions(op, x, y, dot, scale, ids, threshold=None, smoothing: float = 0.0):
+    """Losses (2, N) of x to y and of y to x from one sweep, the ranks of x's rows, and the sums of x's negatives."""
+    own = arange_ids(x) if ids is None else ids
+    row, column, rank = similarity_cross(x, y, scale=scale, x_id=own, y_id=own, threshold=threshold, op=op)
+    losses = softplus(torch.stack([row, column]) - scale * dot)
+    sums = _negative_sums(x, y, None, ids) if smoothing or threshold is not None else None
+    if smoothing:
+        theirs = smoothed(losses[1], dot, _negative_sums(y, x, None, ids), scale, smoothing)
+        losses = torch.stack([smoothed(losses[0], dot, sums, scale, smoothing), theirs])
+    return losses, rank, sums
+
+
+def _symmetric(query, key, dot, scale, ids, threshold, smoothing, reduction):
+    losses, rank, sums = both_directions("info_nce", query, key, dot, scale, ids, threshold, smoothing)
+    loss = 0.5 * losses.sum() if reduction == "sum" else reduce_rows(losses, reduction)
+    return loss if threshold is None else (loss, row_stats(losses[0], rank, dot, sums[0] / sums[1]))
+
+
+class InfoNCELoss(nn.Module):
+    """``info_nce`` as a module, with the arguments of info-nce-pytorch's ``InfoNCE`` first."""
+
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        reduction: str = "mean",
+        negative_mode: str = "unpaired",
+        *,
+        symmetric: bool = False,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        self.temperature, self.reduction, self.negative_mode = temperature, reduction, negative_mode
+        self.symmetric, self.label_smoothing = symmetric, label_smoothing
+
+    def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
+        """query, positive_key (N, D), negative_keys None, (M, D) or (N, M, D) -> loss."""
+        return info_nce(
+            query,
+            positive_key,
+            negative_keys,
+            self.temperature,
+            negative_mode=self.negative_mode,
+            reduction=self.reduction,
+            symmetric=self.symmetric,
+            label_smoothing=self.label_smoothing,
+        )

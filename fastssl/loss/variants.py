@@ -1,0 +1,68 @@
+"""Ways to use the contrastive losses: nested dimensions (Matryoshka), and positives looked up in a bank (NNCLR)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastssl.ops._checks import check_like, check_matrix
+
+BLOCK_ELEMENTS = 1 << 22  # similarities held at once: 16 MiB of float32
+
+
+def matryoshka(
+    loss: Callable[..., Tensor], *embeddings: Tensor, dims: Sequence[int], weights: Sequence[float] | None = None
+) -> Tensor:
+    """Sum over d in ``dims`` of w_d loss(first d dimensions of each embedding) (Kusupati et al. 2022, eq. 1).
+
+    Args:
+        loss: called with the shortened embeddings, for example ``functools.partial(info_nce, temperature=0.05)``; it should
+            normalise, since a part of a unit row is none.
+        embeddings: (..., D) each, the arguments of ``loss``.
+        dims: widths, each from 1 to D.
+        weights: one for each width, 1 by default.
+
+    The parts are views: nothing is copied but what the loss itself normalises.
+    """
+    width = min((e.shape[-1] for e in embeddings), default=0)
+    if not embeddings or not dims or not all(isinstance(d, int) and 1 <= d <= width for d in dims):
+        raise ValueError(f"matryoshka: dims must be whole numbers from 1 to D = {width}, at least one, got {list(dims)}")
+    weights = [1.0] * len(dims) if weights is None else weights
+    if len(weights) != len(dims):
+        raise ValueError(f"matryoshka: weights must have one number for each of the {len(dims)} dims, got {len(weights)}")
+    total = 0.0
+    for d, weight in zip(dims, weights, strict=True):
+        total = total + weight * loss(*(e[..., :d] for e in embeddings))
+    return total
+
+
+@torch.no_grad()
+def nearest_neighbor(query: Tensor, bank: Tensor, *, exclude: Tensor | None = None) -> Tensor:
+    """Index of the bank row most similar to each query: NNCLR's lookup of positives (Dwibedi et al. 2021, eq. 1).
+
+    Args:
+        query: (N, D) floating, of unit length for cosine similarity.
+        bank: (K, D), dtype and device of ``query``.
+        exclude: (N,) int64 rows of the bank that each query must not find, such as itself; -1 for none.
+
+    Returns:
+        (N,) int64, the first one among equals; ``bank[nearest_neighbor(query, bank)]`` are the positives. No gradient. The
+        N x K similarities are never held at once.
+    """
+    op = "nearest_neighbor"
+    check_matrix(op, "query", query, "N, D")
+    check_matrix(op, "bank", bank, "K, D")
+    check_like(op, "bank", bank, "query", query)
+    if query.shape[1] != bank.shape[1]:
+        raise ValueError(f"{op}: query and bank must have the same width D, got {tuple(query.shape)} and {tuple(bank.shape)}")
+    if exclude is not None and (exclude.dtype != torch.int64 or exclude.shape != query.shape[:1]):
+        raise ValueError(f"{op}: exclude must be int64 of shape ({len(query)},), got {exclude.dtype} {tuple(exclude.shape)}")
+    found = []
+    for start in range(0, len(query), rows := max(1, BLOCK_ELEMENTS // len(bank))):
+        part = query[start : start + rows]
+        similarity = part @ bank.T
+        if exclude is not None:
+            row = torch.arange(len(bank), device=query.device)
+            similarity = similarity.masked_fill(row == exclude[start : start + rows, None], -torch.inf)
+        found.append(similarity.argmax(1))
+    return torch.cat(found)
