@@ -48,14 +48,16 @@ def step(call: Callable, inputs: dict[str, Tensor]) -> Tensor:
     return out.detach()
 
 
-def leaves(inputs: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    return {name: t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for name, t in inputs.items()}
+def leaves(inputs: dict[str, Tensor], dtype: torch.dtype | None = None, constant: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Copies that want gradients, but for those named ``constant``."""
+    return {name: t.detach().to(dtype or t.dtype, copy=True).requires_grad_(name not in constant) for name, t in inputs.items()}
 
 
 def eager_truth(call: Callable, inputs: dict[str, Tensor]) -> Truth:
-    wide = leaves(inputs, torch.float64)
+    wide = leaves(inputs, torch.float64, tuple(name for name, t in inputs.items() if not t.requires_grad))
     loss = step(call, wide)
-    return Truth(loss.cpu(), {name: t.grad.cpu() for name, t in wide.items()}, dict.fromkeys(wide))
+    grads = {name: t.grad.cpu() for name, t in wide.items() if t.requires_grad}
+    return Truth(loss.cpu(), grads, dict.fromkeys(grads))
 
 
 def _row_lse(z: Tensor, scale: float, dtype: torch.dtype) -> Tensor:

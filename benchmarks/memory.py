@@ -75,9 +75,10 @@ def main(argv: list[str]) -> int:
     work = WORKS[argv[0]]
     shape, dtype, name = parse_shape(argv[1], work), getattr(torch, argv[2]), argv[3]
     call = implementation(name, work)
-    inputs = leaves(work.case.inputs(shape, dtype=dtype))
+    inputs = leaves(work.case.inputs(shape, dtype=dtype), constant=work.constant_inputs)
     full = name != "fastssl" and load(name).needs_compile
-    warm = inputs if full else leaves(work.case.inputs((min(WARM_ROWS, shape[0]), *shape[1:]), dtype=dtype))
+    small = (min(WARM_ROWS, shape[0]), *shape[1:])
+    warm = inputs if full else leaves(work.case.inputs(small, dtype=dtype), constant=work.constant_inputs)
     step(call, warm)
     for tensor in warm.values():
         tensor.grad = None

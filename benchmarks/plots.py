@@ -25,6 +25,8 @@ STYLE = {
     "inf_cl": ("#56B4E9", ">"),
     "cut_cross_entropy": ("#333333", "h"),
     "liger": ("#999999", "*"),
+    "open_clip": ("#882255", "d"),
+    "siglip_kernel": ("#44AA99", "p"),
 }
 LABELS = {
     "compile": "torch.compile",
@@ -34,6 +36,7 @@ LABELS = {
     "inf_cl": "Inf-CL",
     "cut_cross_entropy": "cut-cross-entropy",
     "liger": "Liger",
+    "siglip_kernel": "siglip-kernel",
 }
 
 

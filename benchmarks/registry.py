@@ -3,7 +3,9 @@
     U = 2 N M D FLOP, one sweep over all similarities.       NT-Xent over B pairs: N = M = 2B
     limit = time of ``case.flops(shape)`` in the machine's own matrix product of ``product(shape)``
 
-The limit of NT-Xent is 2U: forward U/2 and backward 3U/2, both over one triangle of the symmetric matrix.
+The limit of NT-Xent and SupCon is 2U: forward U/2 and backward 3U/2, both over one triangle of the symmetric matrix. InfoNCE and
+CLIP: 4U, forward U and backward 3U where the matrix is made again (eager PyTorch, which stores it, needs 3U and 6U). MoCo: 2U in
+one pass. SigLIP: 3U in one sweep.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,8 @@ import torch.nn.functional as F
 
 from benchmarks.gate import pair_truth
 from fastssl import functional
-from fastssl.testing.cases import CASES, OpCase, two_views
+from fastssl.testing import contrastive
+from fastssl.testing.cases import CASES, OpCase, moco_inputs, randn, sup_con_inputs
 
 Shape = tuple[int, ...]
 
@@ -45,7 +48,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Work:
-    """One row of the benchmark: a case, and how to measure it. ``constants`` are keywords that every implementation gets."""
+    """One row of the benchmark: a case, and how to measure it.
+
+    ``constants`` are keywords that every implementation gets; ``constant_inputs`` names inputs without gradient (a queue).
+    """
 
     case: OpCase
     title: str
@@ -61,6 +67,7 @@ class Work:
     gpu_targets: tuple[Target, ...] = ()
     gpu_sweeps: float = 3.0
     truth: Callable | None = None
+    constant_inputs: tuple[str, ...] = ()
     largest: dict[str, int] = field(default_factory=lambda: {"cpu": 16384, "cuda": 65536})
 
     @property
@@ -77,32 +84,50 @@ class Work:
         return 1e3 * self.gpu_sweeps * self.sweep_flops(shape) / flop_per_s
 
 
-# --- in-batch InfoNCE, one direction ------------------------------------------------------------------- shape (B, D)
+# --- MoCo: queries and keys against a queue ---------------------------------------------------------- shape (N, K, D)
 
 
-def info_nce_rows(z0, z1, temperature=0.1):
-    """In-batch InfoNCE of the queries z0 (B, D) over the keys z1 (B, D), composed from ``similarity_lse``; mean over B."""
-    q, k = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
-    ids = torch.arange(len(q), device=q.device)
-    lse = functional.similarity_lse(q, k, scale=1.0 / temperature, x_id=ids, y_id=ids)
-    positive = (q.to(lse.dtype) * k.to(lse.dtype)).sum(1) / temperature
-    return F.softplus(lse - positive, threshold=40.0).mean()
+def _with_queue(shape, dtype=torch.float32, device="cpu", seed=0) -> dict[str, torch.Tensor]:
+    """query, key (N, D) and queue (D, K), unit rows and columns."""
+    n, k, d = shape
+    queue = F.normalize(randn((d, k), torch.float32, "cpu", seed + 9), dim=0)
+    return moco_inputs((n, d), dtype, device, seed) | {"queue": queue.to(dtype).to(device)}
 
 
-def eager_info_nce(z0, z1, temperature=0.1):
-    q, k = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
-    s = (q @ k.T).to(torch.promote_types(q.dtype, torch.float32)) / temperature
-    return F.cross_entropy(s, torch.arange(len(q), device=q.device))
+MOCO = OpCase(
+    "moco",
+    _with_queue,
+    functional.moco_loss,
+    contrastive.moco,
+    flops=lambda s: 2 * 2 * s[0] * s[1] * s[2],
+    bytes=lambda s, itemsize: (4 * s[0] + s[1]) * s[2] * itemsize,
+    shapes=((8, 40, 16), (65, 130, 20)),
+)
 
 
-# 4U: forward U, backward 3U where the matrix is made again; eager PyTorch, which stores it, needs 3U.
-INFO_NCE = OpCase(
-    "info_nce",
-    two_views,
-    info_nce_rows,
-    eager_info_nce,
-    flops=lambda s: 4 * 2 * s[0] * s[0] * s[1],
-    bytes=lambda s, itemsize: 4 * s[0] * s[1] * itemsize,
+# --- SupCon: three views of each sample, labels made from the batch -------------------------------------- shape (B, D)
+
+
+def sample_labels(features):
+    """Four samples of each label."""
+    return torch.arange(len(features), device=features.device) // 4
+
+
+def sup_con_of_batch(features, temperature):
+    return functional.sup_con(features, sample_labels(features), temperature=temperature, normalize=True)
+
+
+def eager_sup_con_of_batch(features, temperature):
+    return contrastive.sup_con(F.normalize(features, dim=2), sample_labels(features), temperature=temperature)
+
+
+SUP_CON = OpCase(
+    "sup_con",
+    sup_con_inputs,
+    sup_con_of_batch,
+    eager_sup_con_of_batch,
+    flops=lambda s: 2 * 2 * (3 * s[0]) ** 2 * s[1],
+    bytes=lambda s, itemsize: 6 * s[0] * s[1] * itemsize,
     shapes=((8, 16), (65, 20)),
 )
 
@@ -113,6 +138,14 @@ def _pairs(shape: Shape) -> int:
 
 def _pair_product(shape: Shape) -> tuple[int, int, int]:
     return 2 * shape[0], 2 * shape[0], shape[1]
+
+
+def _samples(shape: Shape) -> int:
+    return shape[0]
+
+
+def _square(shape: Shape) -> tuple[int, int, int]:
+    return shape[0], shape[0], shape[1]
 
 
 def _faster(shape: Shape, **times: float) -> tuple[Target, ...]:
@@ -169,16 +202,78 @@ WORKS = {
             largest={"cpu": 8192, "cuda": 32768},
         ),
         Work(
-            INFO_NCE,
+            CASES["info_nce"],
             "In-batch InfoNCE, one direction, forward + backward",
             "B x D",
             {"temperature": 0.1},
             shapes=((1024, 128), (4096, 128), (8192, 128)),
-            rows=lambda s: s[0],
-            product=lambda s: (s[0], s[0], s[1]),
+            rows=_samples,
+            product=_square,
             quick=((128, 128),),
             gpu=((4096, 128), (16384, 512)),
             gpu_sweeps=4.0,
+            largest={"cpu": 8192, "cuda": 32768},
+        ),
+        Work(
+            MOCO,
+            "MoCo's loss, a queue without gradient, forward + backward",
+            "N x K x D",
+            {"temperature": 0.07},
+            shapes=((256, 65536, 128), (1024, 65536, 128)),
+            rows=_samples,
+            product=lambda s: s,
+            quick=((64, 4096, 128),),
+            gpu=((256, 65536, 128), (1024, 65536, 128), (4096, 65536, 128)),
+            targets=(
+                *_faster((256, 65536, 128), eager=4.5),
+                *_faster((1024, 65536, 128), eager=4.5),
+                Target((1024, 65536, 128), "peak_mb", 16),
+            ),
+            gpu_targets=tuple(
+                Target((n, 65536, 128), "ms", ms, dtype="bfloat16") for n, ms in ((256, 0.025), (1024, 0.07), (4096, 0.26))
+            ),
+            gpu_sweeps=2.0,
+            constant_inputs=("queue",),
+            largest={"cpu": 4096, "cuda": 16384},
+        ),
+        Work(
+            CASES["clip"],
+            "CLIP, both directions, learned scale, forward + backward",
+            "B x D",
+            {},
+            shapes=((1024, 512), (4096, 512), (8192, 512)),
+            rows=_samples,
+            product=_square,
+            quick=((128, 128),),
+            gpu=((4096, 512), (16384, 512), (65536, 768)),
+            targets=(*_faster((4096, 512), open_clip=2.5),),
+            gpu_targets=(Target((65536, 768), "ms", 45, dtype="bfloat16"), Target((65536, 768), "peak_mb", 1500, dtype="bfloat16")),
+            gpu_sweeps=5.0,
+            largest={"cpu": 8192, "cuda": 32768},
+        ),
+        Work(
+            CASES["siglip"],
+            "SigLIP, learned scale and bias, forward + backward",
+            "B x D",
+            {},
+            shapes=((1024, 512), (4096, 512), (8192, 512)),
+            rows=_samples,
+            product=_square,
+            quick=((128, 128),),
+            gpu=((4096, 768), (16384, 768), (65536, 768)),
+            gpu_targets=(Target((16384, 768), "ms", 2.4, dtype="bfloat16"),),
+            largest={"cpu": 8192, "cuda": 32768},
+        ),
+        Work(
+            SUP_CON,
+            "SupCon, three views, forward + backward",
+            "B x D, N = 3B rows",
+            {"temperature": 0.07},
+            shapes=((256, 128), (1024, 128), (2048, 128)),
+            rows=lambda s: 3 * s[0],
+            product=lambda s: (3 * s[0], 3 * s[0], s[1]),
+            quick=((64, 128),),
+            gpu=((4096, 128),),
             largest={"cpu": 8192, "cuda": 32768},
         ),
     )

@@ -22,11 +22,14 @@ _README_PEERS = {
     "eager": "eager",
     "compile": "`torch.compile`",
     "lightly": "lightly",
+    "pytorch_metric_learning": "PML",
     "info_nce_pytorch": "info-nce-pytorch",
+    "open_clip": "open_clip",
     "linear_cross_entropy": "torch LCE",
     "cut_cross_entropy": "cut-cross-entropy",
     "liger": "Liger",
     "inf_cl": "Inf-CL",
+    "siglip_kernel": "siglip-kernel",
 }
 
 

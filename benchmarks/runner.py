@@ -50,7 +50,8 @@ class Prepared:
 
 
 def prepare(work: Work, shape, options: Options) -> Prepared:
-    inputs = gate.leaves(work.case.inputs(shape, dtype=options.dtype, device=options.device, seed=options.seed))
+    given = work.case.inputs(shape, dtype=options.dtype, device=options.device, seed=options.seed)
+    inputs = gate.leaves(given, constant=work.constant_inputs)
     truth = gate.truth_of(work, shape, inputs)
     return Prepared(work, shape, options.device, inputs, truth, _eager_errors(work, shape, inputs, truth, options.device))
 

@@ -21,11 +21,13 @@ NAMES = (
     "lightly",
     "pytorch_metric_learning",
     "info_nce_pytorch",
+    "open_clip",
     "linear_cross_entropy",
     "memeff",
     "inf_cl",
     "cut_cross_entropy",
     "liger",
+    "siglip_kernel",
 )
 
 

@@ -6,7 +6,7 @@ commit d42911f; this adaptor has not run.
 """
 
 from . import Peer
-from .linear_cross_entropy import in_batch, nt_xent_by_self_target
+from .linear_cross_entropy import both_ways, in_batch, nt_xent_by_self_target
 
 
 def _rows(reduction: str):
@@ -19,7 +19,8 @@ PEER = Peer(
     "cut_cross_entropy",
     {
         "nt_xent": lambda temperature: lambda z0, z1: nt_xent_by_self_target(_rows("none"), z0, z1, temperature),
-        "info_nce": lambda temperature: lambda z0, z1: in_batch(_rows("mean"), z0, z1, temperature),
+        "info_nce": lambda temperature: in_batch(_rows("mean"), temperature),
+        "clip": lambda: both_ways(_rows("mean")),
     },
     distribution="cut-cross-entropy",
     module="cut_cross_entropy",

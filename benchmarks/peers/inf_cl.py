@@ -19,9 +19,20 @@ def _head_dim(d: int) -> int:
 def _info_nce(temperature: float):
     from inf_cl import cal_inf_loss
 
-    def call(z0, z1):
-        q, k = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
+    def call(query, positive_key):
+        q, k = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
         return cal_inf_loss(q, k, scale=1.0 / temperature, head_dim=_head_dim(q.shape[1])).mean()
+
+    return call
+
+
+def _clip():
+    from inf_cl import cal_inf_loss
+
+    def call(image, text, logit_scale):
+        width = _head_dim(image.shape[1])
+        one, other = (cal_inf_loss(a, b, scale=logit_scale, head_dim=width).mean() for a, b in ((image, text), (text, image)))
+        return 0.5 * (one + other)
 
     return call
 
@@ -30,7 +41,7 @@ _REASON = "one direction over the other view only; no self mask"
 
 PEER = Peer(
     "inf_cl",
-    {"info_nce": _info_nce},
+    {"info_nce": _info_nce, "clip": _clip},
     distribution="inf_cl",
     module="inf_cl",
     differs={"nt_xent": _REASON, "dcl": _REASON},

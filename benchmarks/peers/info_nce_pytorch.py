@@ -6,7 +6,7 @@ from . import Peer
 def _info_nce(temperature: float):
     from info_nce import info_nce
 
-    return lambda z0, z1: info_nce(z0, z1, temperature=temperature)
+    return lambda query, positive_key: info_nce(query, positive_key, temperature=temperature)
 
 
 _ONE_WAY = "one-directional: each query sees the other view's B keys only, not all 2B - 1 rows of both views"

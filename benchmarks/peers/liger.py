@@ -8,21 +8,21 @@ adaptor has not run.
 import torch
 
 from . import Peer
-from .linear_cross_entropy import in_batch
+from .linear_cross_entropy import both_ways, in_batch
 
 
-def _info_nce(temperature: float):
+def _mean_nll():
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     module = LigerFusedLinearCrossEntropyLoss(reduction="mean", accum_dtype=torch.float32)
-    return lambda z0, z1: in_batch(lambda x, columns, target: module(columns, x, target), z0, z1, temperature)
+    return lambda x, columns, target: module(columns, x, target)
 
 
 _REASON = "cannot leave out the diagonal, and its forward-made gradients rule out per-row likelihoods"
 
 PEER = Peer(
     "liger",
-    {"info_nce": _info_nce},
+    {"info_nce": lambda temperature: in_batch(_mean_nll(), temperature), "clip": lambda: both_ways(_mean_nll())},
     distribution="liger-kernel",
     module="liger_kernel",
     differs={"nt_xent": _REASON, "dcl": _REASON},

@@ -21,6 +21,7 @@ PEER = Peer(
         "dcl": lambda temperature: _loss("DCLLoss", temperature),
     },
     distribution="lightly",
+    differs={"moco": "normalises inside, and its memory bank copies itself and takes the new keys in the same call"},
     module="lightly",
     max_rows={"cpu": 16384},
 )

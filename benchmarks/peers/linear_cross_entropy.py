@@ -1,6 +1,7 @@
 """torch's chunked ``F.linear_cross_entropy`` (2.13 and later): rows against a "weight" of all columns, no N x M matrix.
 
     in-batch InfoNCE   linear_cross_entropy(q / tau, k, arange)
+    CLIP               the same in both directions, two sweeps
     NT-Xent            it cannot leave out the diagonal, so the self column is taken out afterwards: with the target of row i
                        set to i, nll_i = lse_i - s_ii, and log(exp(lse_i) - exp(s_ii)) = s_ii + log(expm1(nll_i))
 
@@ -24,10 +25,25 @@ def nt_xent_by_self_target(row_nll, z0, z1, temperature: float):
     return (own + torch.log(torch.expm1(nll)) - positive).mean()
 
 
-def in_batch(mean_nll, z0, z1, temperature: float):
+def in_batch(mean_nll, temperature: float):
     """In-batch InfoNCE from ``mean_nll(x, columns, target)``."""
-    q, k = F.normalize(z0, dim=1), F.normalize(z1, dim=1)
-    return mean_nll(q / temperature, k, torch.arange(len(q), device=q.device))
+
+    def call(query, positive_key):
+        q, k = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
+        return mean_nll(q / temperature, k, torch.arange(len(q), device=q.device))
+
+    return call
+
+
+def both_ways(mean_nll):
+    """CLIP from ``mean_nll``: once with the texts as columns, once with the images."""
+
+    def call(image, text, logit_scale):
+        rows = torch.arange(len(image), device=image.device)
+        scale = logit_scale.to(image.dtype)
+        return 0.5 * (mean_nll(scale * image, text, rows) + mean_nll(scale * text, image, rows))
+
+    return call
 
 
 def _chunked(reduction: str):
@@ -45,7 +61,8 @@ PEER = _TorchPeer(
     "linear_cross_entropy",
     {
         "nt_xent": lambda temperature: lambda z0, z1: nt_xent_by_self_target(_chunked("none"), z0, z1, temperature),
-        "info_nce": lambda temperature: lambda z0, z1: in_batch(_chunked("mean"), z0, z1, temperature),
+        "info_nce": lambda temperature: in_batch(_chunked("mean"), temperature),
+        "clip": lambda: both_ways(_chunked("mean")),
     },
     differs={"dcl": "cannot leave out the positive column"},
     max_rows={"cpu": 16384},
