@@ -70,6 +70,28 @@ struct Grid {
   }
 };
 
+// A queue stored (D, M) has a page between neighbours of a column, which makes a matrix product pack slowly: each tile of it is
+// copied, (D, n) dense, before its two products. Rows are used where they lie.
+template <class T>
+class ColumnCopies {
+ public:
+  ColumnCopies(const Problem<T>& p, int tile_columns)
+      : ld_(padded(tile_columns)),
+        stride_(p.y.transposed ? int64_t(p.D) * ld_ : 0),
+        data_(stride_ ? new T[size_t(at::get_num_threads()) * stride_] : nullptr) {}
+  std::pair<const T*, int> tile(const Problem<T>& p, int64_t j0, int n) const {
+    if (!stride_) return {p.y.row(j0), p.y.ld};
+    T* copy = data_.get() + at::get_thread_num() * stride_;
+    for (int d = 0; d < p.D; d++) std::copy_n(p.y.row(j0) + int64_t(d) * p.y.ld, n, copy + int64_t(d) * ld_);
+    return {copy, ld_};
+  }
+
+ private:
+  int ld_;
+  int64_t stride_;
+  std::unique_ptr<T[]> data_;
+};
+
 // Partial (max, sum[, mean]) of the splits, each (splits, N[, D]), into lse (N,) and, unless null, mean (N, D), which holds its
 // only partial itself where `parts` is null.
 template <class T>
@@ -105,6 +127,7 @@ void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean)
   std::vector<int32_t> above(ranking.rank ? grid.splits * N : 0, 0);
   std::unique_ptr<T[]> parts(kMean && grid.splits > 1 ? new T[grid.splits * N * D] : nullptr);
   Workspace<T> work(grid.rows.longest(), grid.columns.longest());
+  const ColumnCopies<T> copies(p, grid.columns.longest());
   grid.run([&](int64_t I, int64_t split, int64_t first, int64_t last) {
     const int64_t i0 = grid.rows.start(I);
     const int m = grid.rows.length(I), ld = work.ld();
@@ -113,7 +136,8 @@ void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean)
     for (int64_t J = first; J < last; J++) {
       const int64_t j0 = grid.columns.start(J);
       const int n = grid.columns.length(J);
-      const int wide = logits(p, i0, m, j0, n, x_ids.meets(I, y_ids, J), S, ld);
+      const auto [y, y_ld] = copies.tile(p, j0, n);
+      const int wide = logits(p, i0, m, j0, n, x_ids.meets(I, y_ids, J), S, ld, y, y_ld);
       const T* cw = p.y.weight.data() + j0;
       if (!p.bounded && !p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
       if (ranking.rank)
@@ -128,7 +152,7 @@ void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean)
       for (int i = 0; !p.bounded && J > first && i < m; i++)
         if (factor[i] != T(1))
           for (int64_t d = 0; d < D; d++) out[i * D + d] *= factor[i];
-      gemm(Op::kPlain, p.y.as_rows(), m, D, n, T(1), S, ld, p.y.row(j0), p.y.ld, T(J > first), out, int(D));
+      gemm(Op::kPlain, p.y.as_rows(), m, D, n, T(1), S, ld, y, y_ld, T(J > first), out, int(D));
     }
   });
   for (int64_t i = 0; ranking.rank && i < N; i++) {

@@ -85,17 +85,21 @@ class Workspace {
 };
 
 // S = scale x_I y_J^T, in base 2 if bounded, for m rows from i0 and n columns from j0, excluded entries and the padding at -inf.
-// Returns the padded n.
+// y_J, as stored, may lie in a copy. Returns the padded n.
 template <class T>
-int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
+int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld, const T* y, int y_ld) {
   const T kInf = std::numeric_limits<T>::infinity();
-  gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), p.x.row(i0), p.x.ld, p.y.row(j0), p.y.ld,
-       T(0), S, ld);
+  gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), p.x.row(i0), p.x.ld, y, y_ld, T(0), S,
+       ld);
   const int width = rows<T>().width, wide = (n + width - 1) / width * width;
   if (wide > n)
     for (int i = 0; i < m; i++) std::fill(S + int64_t(i) * ld + n, S + int64_t(i) * ld + wide, -kInf);
   if (ids_meet) rows<T>().exclude(S, m, wide, ld, p.x.id.data() + i0, p.y.id.data() + j0);
   return wide;
+}
+template <class T>
+int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
+  return logits(p, i0, m, j0, n, ids_meet, S, ld, p.y.row(j0), p.y.ld);
 }
 
 // own_I += factor W y_J and other_J += factor W^T x_I for a tile of weights W, each unless null.
