@@ -12,9 +12,24 @@ void sgemm_(const char*, const char*, const int*, const int*, const int*, const 
             const int*, const float*, float*, const int*) __attribute__((weak));
 void dgemm_(const char*, const char*, const int*, const int*, const int*, const double*, const double*, const int*, const double*,
             const int*, const double*, double*, const int*) __attribute__((weak));
+int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
 }
 
 namespace fastssl {
+
+// While it lives, products of this thread run on this thread alone. MKL would do so anyway inside a parallel region, but it
+// splits a product, and so its rounding, by the number of threads it believes it has: torch.set_num_threads changes that.
+class SerialProducts {
+ public:
+  SerialProducts() : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
+  ~SerialProducts() {
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
+  }
+  SerialProducts(const SerialProducts&) = delete;
+
+ private:
+  int before_;
+};
 
 enum class Op { kPlain, kTransposed };
 

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/gemm.h"
+
 #ifndef INTRA_OP_PARALLEL
 #error "at::parallel_for is a serial loop in this build: compile with -fopenmp"
 #endif
@@ -47,6 +49,7 @@ void in_order(const Pairs& pairs, int64_t slots, const Visit& visit) {
   std::atomic<size_t> next{0};
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), int64_t(pairs.size()));
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    const SerialProducts serial;
     for (size_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < pairs.size();) {
       const auto [a, b] = pairs[t];
       wait(a, before[t].first), wait(b, before[t].second);

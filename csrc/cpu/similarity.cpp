@@ -62,6 +62,7 @@ struct Grid {
   template <class Visit>  // visit(row block, split, first column tile, last + 1)
   void run(const Visit& visit) const {
     at::parallel_for(0, rows.count * splits, 1, [&](int64_t begin, int64_t end) {
+      const SerialProducts serial;
       for (int64_t t = begin; t < end; t++) {
         const int64_t I = t / splits, split = t % splits;
         visit(I, split, split * columns.count / splits, (split + 1) * columns.count / splits);
