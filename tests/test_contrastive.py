@@ -376,6 +376,15 @@ def test_nearest_neighbor(monkeypatch):
     assert torch.equal(functional.nearest_neighbor(query, bank, exclude=torch.full((50,), -1)), want)
 
 
+@pytest.mark.parametrize("name", ["info_nce", "clip_loss", "siglip_loss"])
+def test_the_same_tensor_on_both_sides_compiles(name):
+    z = F.normalize(torch.randn(6, 5), dim=1).requires_grad_()
+    given = {"info_nce": (), "clip_loss": (5.0,), "siglip_loss": (5.0, -1.0)}[name]
+    call = lambda t: getattr(functional, name)(t, t, *given)  # noqa: E731
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(z), call(z))
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 A, B, C = torch.randn(4, 3), torch.randn(4, 3), torch.randn(5, 3)

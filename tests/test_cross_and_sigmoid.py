@@ -38,17 +38,44 @@ def cross_arguments(n=70, m=90, d=33, scale=5.0, ids="third"):
 def test_cross_equals_the_reference_and_each_gradient_alone(scale, ids, isa):
     arguments = cross_arguments(scale=scale, ids=ids)
     threshold = torch.randn(70)
-    got, want = similarity_cross._fwd(*arguments, threshold), cross_reference.similarity_cross_fwd(*wide(arguments), threshold)
+    got, want = (
+        f(*a, threshold, 0)
+        for f, a in ((similarity_cross._fwd, arguments), (cross_reference.similarity_cross_fwd, wide(arguments)))
+    )
     assert relative_error(got[0], want[0]) < 2e-6 and relative_error(got[1], want[1]) < 2e-6
     assert torch.equal(got[2], want[2])
     g, h = torch.randn(70), torch.randn(90)
-    backward = (g, h, got[0], got[1], *arguments)
-    exact = cross_reference.similarity_cross_bwd(g.double(), h.double(), want[0], want[1], *wide(arguments), (True,) * 3)
+    backward = (g, h, got[0], got[1], got[3], *arguments)
+    exact = cross_reference.similarity_cross_bwd(g.double(), h.double(), want[0], want[1], want[3], *wide(arguments), (True,) * 3)
     for k in range(3):
         need = tuple(j == k for j in range(3))
         alone = similarity_cross._bwd(*backward, need)
         assert [t.numel() > 0 for t in alone] == list(need)
         assert relative_error(alone[k], exact[k]) < (2e-5 if scale < 1e3 else 2e-3)
+
+
+@pytest.mark.parametrize("scale", [2.0, 60.0])
+def test_kept_logits_change_no_bit(scale, isa):
+    arguments = cross_arguments(300, 520, 20, scale=scale)
+    g, h = torch.randn(300), torch.randn(520)
+    *plain, none = similarity_cross._fwd(*arguments, None, 0)
+    want = similarity_cross._bwd(g, h, plain[0], plain[1], none, *arguments, (True,) * 3)
+    for rows in (1, 100, 299, 300):
+        *outputs, kept = similarity_cross._fwd(*arguments, None, rows)
+        assert kept.shape == (rows, 520) and all(torch.equal(a, b) for a, b in zip(plain, outputs, strict=True))
+        got = similarity_cross._bwd(g, h, plain[0], plain[1], kept, *arguments, (True,) * 3)
+        assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    x, y = (t.requires_grad_() for t in sides(300, 520, 20))
+    with torch.no_grad():
+        whole = similarity_cross.similarity_cross(x, y, scale=3.0)
+    for budget in (0, 1000, 520 * 100, 1 << 24):
+        monkeypatch.setattr(similarity_cross, "KEEP_ELEMENTS", budget)
+        out = similarity_cross.similarity_cross(x, y, scale=3.0)
+        assert all(torch.equal(a, b) for a, b in zip(whole, out, strict=True))
+        assert max(t.numel() for t in out[0].grad_fn.saved_tensors if t is not None) <= max(budget, x.numel(), y.numel())
 
 
 def test_cross_is_two_calls_of_similarity_lse():
@@ -98,11 +125,11 @@ def test_opcheck(layout):
     if layout == "transposed":
         for arguments in (cross, pair):
             arguments[0] = arguments[0].t().contiguous().t()
-    row, column, _ = similarity_cross._fwd(*cross, None)
-    torch.library.opcheck(similarity_cross._fwd, (*cross, None))
-    torch.library.opcheck(similarity_cross._fwd, (*cross, torch.randn(6)))
+    row, column, _, kept = similarity_cross._fwd(*cross, None, 3)
+    torch.library.opcheck(similarity_cross._fwd, (*cross, None, 0))
+    torch.library.opcheck(similarity_cross._fwd, (*cross, torch.randn(6), 6))
     for need in ((True, True, True), (False, True, False)):
-        torch.library.opcheck(similarity_cross._bwd, (torch.randn(6), torch.randn(7), row, column, *cross, need))
+        torch.library.opcheck(similarity_cross._bwd, (torch.randn(6), torch.randn(7), row, column, kept, *cross, need))
     for need in ((True,) * 4, (False, True, False, True), (False,) * 4):
         torch.library.opcheck(sigmoid_pair._op, (*pair, need))
 

@@ -174,4 +174,5 @@ def test_under_no_grad_only_forward_ops_run(case, shape):
     with torch.no_grad(), Names() as names:
         out = case.ours(**inputs)
     ours = {name for name in names.seen if name.startswith("fastssl")}
-    assert not out.requires_grad and ours <= {"fastssl.similarity_fwd.default", "fastssl.normalize_pair_fwd.default"} and ours
+    assert not out.requires_grad and not any("bwd" in name or "one_pass" in name for name in ours)
+    assert ours or case.name == "info_nce_paired"  # N x M dots of each row's own keys, in plain PyTorch

@@ -20,7 +20,7 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
 
-@pytest.mark.parametrize("part", ["fwd", "one_pass", "bwd", "other"])
+@pytest.mark.parametrize("part", ["fwd", "one_pass", "cross", "bwd", "other"])
 def test_compiles_without_spills(part, environment):
     command = [sys.executable, "-m", "tests.triton_compile", part]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)

@@ -1,6 +1,6 @@
 """Compile kernels for sm_80, sm_90, sm_100 and sm_120 and read what the assembler says of them. ``test_triton_compile.py`` runs it.
 
-python tests/triton_compile.py fwd|one_pass|bwd|other [--all]      --all: every variant of every configuration, minutes
+python tests/triton_compile.py fwd|one_pass|cross|bwd|other [--all]      --all: every variant of every configuration, minutes
 """
 
 import re
@@ -9,12 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastssl.kernels import normalize, similarity, similarity_chunked, similarity_merge
-from fastssl.kernels.similarity_config import ALL_CONFIGS
+from fastssl.kernels import normalize, similarity, similarity_chunked, similarity_cross, similarity_merge
+from fastssl.kernels.similarity_config import ALL_CONFIGS, pick_config
 
 OBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 SHARED_KIB = {80: 163, 90: 227, 100: 227, 120: 99}
@@ -23,8 +24,16 @@ MATRIX = {80: ("mma.sync",), 90: ("wgmma",), 100: ("tcgen05.mma", "mma.sync"), 1
 TYPES = {"16-bit": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
 
 # The heaviest variants: what a pointer of None leaves out costs less. "plain" is the one that NT-Xent trains with.
-FWD = {"plain": ("bias", "factor", "sum"), "heavy": ()}
-BWD = {"plain": ("bias", "factor", "dbias"), "heavy": (), "stream": (), "own": ("dbias",)}
+# "transposed" is a queue stored (D, M), "rank" counts, and "cross" is a backward of rows and columns, each with terms of its own.
+FWD = {"plain": ("bias", "factor", "sum", "threshold", "rank"), "heavy": ("threshold", "rank")}
+FWD |= {"transposed": FWD["plain"], "rank": ("bias", "factor", "sum"), "heavy rank transposed": ()}
+CROSS = {"plain": ("factor", "row_sum", "threshold", "rank"), "heavy rank transposed": ()}
+BWD = {"plain": ("bias", "factor", "dbias"), "heavy": (), "stream": ("l_a", "w_a", "v_a"), "own": ("dbias", "l_b", "w_b", "v_b")}
+VARIANTS = {"fwd": FWD, "one_pass": FWD, "cross": CROSS, "bwd": BWD}
+# Compiled for the configurations of these families and arithmetics; everything else only with --all.
+HOPPER = (90,), tuple(TYPES)
+SOME = {"stream": HOPPER, "own": HOPPER, "transposed": ((90,), ("16-bit",)), "rank": ((90,), ("16-bit",))}
+SOME |= {"heavy rank transposed": ((80, 90, 100), ("16-bit", "tf32"))}
 
 
 def compile_one(kernel, pointers: dict, numbers: dict, constants: dict, target: int, warps: int, stages: int):
@@ -69,49 +78,54 @@ def verdict(name: str, compiled, target: int, matrix: bool | None) -> bool:
     return not wrong
 
 
+def _forward_pointers(kernel: str, data: str) -> dict:
+    pointers = dict.fromkeys(("x_ptr", "y_ptr"), data) | dict.fromkeys(("x_id_ptr", "y_id_ptr"), "*i64") | {"rank_ptr": "*i32"}
+    reals = ("threshold", "factor")
+    reals += ("row", "row_sum", "column", "column_sum") if kernel == "cross" else ("bias", "lse", "sum", "mean")
+    pointers |= {f"{name}_ptr": "*fp32" for name in reals}
+    return pointers | ({"mean_ptr": None} if kernel == "fwd" else {})
+
+
 def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: int, config, even: bool, ones: bool = False) -> bool:
     """``ones``: one row, one column, D = 1, which Triton compiles in as constants."""
     data, target = TYPES[arithmetic], TARGET[family]
-    ids, real = "*i64", "*fp32"
-    numbers = dict.fromkeys(("N", "M", "NA", "NB"), ("i32", False)) | {"scale": ("fp32", False)}
-    numbers |= dict.fromkeys(("D", "s_x", "s_y", "s_a", "s_b", "split_len"), ("i32", True))
+    numbers = dict.fromkeys(("N", "M", "NA", "NB"), ("i32", "transposed" in variant)) | {"scale": ("fp32", False)}
+    numbers |= dict.fromkeys(("D", "s_x", "s_y", "s_yd", "s_a", "s_b", "split_len", "group_len"), ("i32", True))
     precision = "ieee" if arithmetic == "16-bit" else arithmetic
     constants = {"EVEN_D": True, "PRECISION": precision, "BM": config.block_m, "BN": config.block_n, "BD": width}
     if kernel == "bwd":
         function = similarity.similarity_bwd_kernel
-        pointers = dict.fromkeys(("l_ptr", "w_ptr", "v_ptr", "stats_ptr", "factor_ptr", "dbias_ptr", "bias_ptr"), real)
-        pointers |= {"a_ptr": data, "b_ptr": data, "a_id_ptr": ids, "b_id_ptr": ids, "out_ptr": data}
+        reals = ("l_a", "w_a", "v_a", "l_b", "w_b", "v_b", "stats", "factor", "dbias", "bias")
+        pointers = {f"{name}_ptr": "*fp32" for name in reals} | dict.fromkeys(("a_id_ptr", "b_id_ptr"), "*i64")
+        pointers |= dict.fromkeys(("a_ptr", "b_ptr", "out_ptr"), data)
         constants |= {"EVEN_B": even, "OWN": variant != "stream", "STREAM": variant != "own", "FINAL": True}
-        absent = BWD[variant]
     else:
-        function = similarity.similarity_fwd_kernel
-        pointers = dict.fromkeys(("bias_ptr", "factor_ptr", "lse_ptr", "sum_ptr"), real)
-        pointers |= {
-            "x_ptr": data,
-            "y_ptr": data,
-            "x_id_ptr": ids,
-            "y_id_ptr": ids,
-            "mean_ptr": real if kernel == "one_pass" else None,
-        }
-        constants |= {"EVEN_M": even}
-        absent = FWD[variant]
-    pointers |= {f"{name}_ptr": None for name in absent}
+        function = similarity_cross.similarity_cross_fwd_kernel if kernel == "cross" else similarity.similarity_fwd_kernel
+        pointers = _forward_pointers(kernel, data)
+        constants |= {"EVEN_M": even, "s_y" if "transposed" in variant else "s_yd": 1}
+        constants |= {"EVEN_N": even} if kernel == "cross" else {}
+    pointers |= {f"{name}_ptr": None for name in VARIANTS[kernel][variant]}
     if ones:
-        constants |= {k: 1 for k in numbers if k in function.arg_names and k not in ("scale", "split_len")} | {"EVEN_D": False}
+        constants |= {k: 1 for k in numbers if k in function.arg_names and k not in ("scale", "split_len", "group_len")}
+        constants["EVEN_D"] = False
     compiled = compile_one(function, pointers, numbers, constants, target, config.num_warps, config.num_stages)
     name = f"{kernel} {arithmetic} {config.block_m}x{config.block_n}x{width} {variant}{'' if even else ' ragged'}"
     return verdict(name, compiled, target, arithmetic != "ieee")
 
 
 def tile_cases(kernel: str, everything: bool) -> list[bool]:
-    """Each configuration in its training variant and in its heaviest; one-sided backwards for sm_90 only, unless ``everything``."""
+    """Each configuration in its training variant and in its heaviest; the others as SOME says, unless ``everything``."""
     good = []
-    for name, family, arithmetic, width, config in ALL_CONFIGS:
+    for name, family, arithmetic, width, plain in ALL_CONFIGS:
         if name != kernel:
             continue
-        for variant in BWD if kernel == "bwd" else FWD:
+        for variant in VARIANTS[kernel]:
+            counting = "rank" in variant and kernel != "cross"
+            data = torch.float32 if arithmetic in ("tf32", "ieee") else torch.bfloat16
+            config = pick_config(f"{kernel} rank", TARGET[family], data, width, arithmetic) if counting else plain
+            families, arithmetics = SOME.get(variant, ((family,), (arithmetic,)))
             for even in (True, False) if everything else (variant == "plain",):
-                if everything or family == 90 or variant in FWD:
+                if everything or (family in families and arithmetic in arithmetics):
                     good.append(tile_case(kernel, variant, family, arithmetic, width, config, even))
     return good
 
@@ -125,17 +139,26 @@ def small_cases() -> list[bool]:
     reals = lambda *names: {f"{name}_ptr": real for name in names}  # noqa: E731
     cases = [
         (
-            merge.row_terms_kernel, reals("lse", "g", "l", "w", "v", "stats"),
-            whole("N", "s_g"), {"NORMALISE": True, "BLOCK": 4096}, 16,
+            merge.row_terms_kernel, reals("lse", "g", "l", "w", "v", "lse2", "g2", "l2", "w2", "v2", "stats"),
+            whole("N", "s_g", "N2", "s_g2"), {"NORMALISE": True, "BLOCK": 4096}, 16,
         ),
-        (merge.merge_kernel, reals("top", "sum", "acc", "lse", "mean"), whole("N", "D", "SPLITS"), {"BM": 8, "BD": 256}, 4),
+        (
+            merge.merge_kernel, reals("top", "sum", "acc", "lse", "mean") | dict.fromkeys(("count_ptr", "rank_ptr"), "*i32"),
+            whole("N", "D", "SPLITS"), {"BM": 8, "BD": 256}, 4,
+        ),
         (
             merge.finish_kernel, reals("part", "stats", "factor", "dot") | {"a_ptr": half, "out_ptr": half},
             whole("N", "D", "s_a", "SPLITS") | number("scale", "dot_scale"), {"BM": 8, "BD": 256}, 4,
         ),
         (
-            chunk.chunk_rows_kernel, reals("s", "bias", "factor", "top", "sum") | {"x_id_ptr": ids, "y_id_ptr": ids, "p_ptr": half},
+            chunk.chunk_rows_kernel,
+            reals("s", "bias", "threshold", "factor", "top", "sum")
+            | {"x_id_ptr": ids, "y_id_ptr": ids, "p_ptr": half, "count_ptr": "*i32"},
             whole("C") | number("scale"), {"BLOCK": 1024}, 4,
+        ),
+        (
+            chunk.chunk_columns_kernel, reals("s", "factor", "top", "sum") | {"x_id_ptr": ids, "y_id_ptr": ids},
+            whole("R", "C", "state", "seen") | number("scale"), {"BM": 16, "BN": 64}, 4,
         ),
         (
             chunk.chunk_weights_kernel,
@@ -152,9 +175,9 @@ def small_cases() -> list[bool]:
         pair = (normalize.normalize_pair_fwd_kernel, normalize.normalize_pair_bwd_kernel)
         cases += [(kernel, pointers, numbers, tile, warps) for kernel in pair]
     good = [
-        tile_case(kernel, "heavy", 90, "16-bit", 16, config, False, True)
+        tile_case(kernel, "heavy" if kernel == "bwd" else "heavy rank transposed", 90, "16-bit", 16, config, False, True)
         for kernel, family, arithmetic, width, config in ALL_CONFIGS
-        if (family, arithmetic, width) == (90, "16-bit", 128)
+        if (family, arithmetic, width) == (90, "16-bit", 128) and kernel in VARIANTS
     ]
     for kernel, pointers, numbers, constants, warps in cases:
         ones = {k: 1 for k in numbers if numbers[k][0] == "i32" and k in kernel.arg_names}

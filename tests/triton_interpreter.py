@@ -13,10 +13,12 @@ from triton.runtime import interpreter
 import fastssl.functional as functional
 import fastssl.ops.normalize as normalize_op
 import fastssl.ops.similarity as similarity_op
+import fastssl.ops.similarity_cross as cross_op
 from fastssl.kernels import normalize as normalize_kernels
 from fastssl.kernels import similarity as kernels
 from fastssl.kernels import similarity_chunked as chunked
-from fastssl.kernels.similarity_config import TileConfig, chunk_shape, pick_splits
+from fastssl.kernels import similarity_cross as cross_kernels
+from fastssl.kernels.similarity_config import TileConfig
 from fastssl.reference import normalize as normalize_reference
 from fastssl.reference import similarity as reference
 from fastssl.testing.cases import CASES
@@ -48,7 +50,7 @@ def poison(monkeypatch):
 
     def poisoned(*args, **kwargs):
         t = empty(*args, **kwargs)
-        return t.fill_(float("nan")) if t.is_floating_point() else t
+        return t.fill_(float("nan") if t.is_floating_point() else -77)
 
     monkeypatch.setattr(torch, "empty", poisoned)
 
@@ -58,14 +60,17 @@ def tiles(monkeypatch):
     """Small tiles, so that small shapes have many; and a given number of splits."""
 
     def use(block_m=32, block_n=16, splits=None):
-        monkeypatch.setattr(kernels, "pick_config", lambda *args: TileConfig(block_m, block_n, 4, 2))
+        for module in (kernels, cross_kernels):
+            monkeypatch.setattr(module, "pick_config", lambda *args: TileConfig(block_m, block_n, 4, 2))
         if splits is not None:
 
-            def pick(rows, columns, *_):
-                length = triton.cdiv(triton.cdiv(columns, block_n), splits) * block_n
+            def pick(rows, columns, *_, block=block_n, parts=splits):
+                length = triton.cdiv(triton.cdiv(columns, block), parts) * block
                 return triton.cdiv(columns, length), length
 
             monkeypatch.setattr(kernels, "pick_splits", pick)
+            two_groups = lambda rows, columns, *_: (*pick(0, rows, block=block_m, parts=2), *pick(0, columns))  # noqa: E731
+            monkeypatch.setattr(cross_kernels, "pick_groups", two_groups)
 
     return use
 
@@ -94,14 +99,15 @@ def make(n, m, d, dtype=F32, unit=True, ids=None, bias=False, factor=False, seed
 
 def call(module, args, g, scale, need=ALL, schedules=("fwd", "one_pass", "bwd")) -> dict[str, Tensor]:
     positional = (args["x"], args["y"], scale, args["scale_factor"], args["x_id"], args["y_id"], args["y_bias"])
+    threshold = args.get("threshold")
     out = {}
     if "fwd" in schedules:
-        out["lse"] = module.similarity_fwd(*positional)
+        out["lse"], out["rank"] = module.similarity_fwd(*positional, threshold)
     if "one_pass" in schedules:
-        out["one_pass_lse"], out["mean"] = module.similarity_one_pass(*positional)
+        out["one_pass_lse"], out["mean"], out["one_pass_rank"] = module.similarity_one_pass(*positional, threshold)
     if "bwd" in schedules:
         names = ("dx", "dy", "dbias", "dscale")
-        out |= zip(names, module.similarity_bwd(g, module.similarity_fwd(*positional), *positional, need), strict=True)
+        out |= zip(names, module.similarity_bwd(g, module.similarity_fwd(*positional, None)[0], *positional, need), strict=True)
     return out
 
 
@@ -117,6 +123,9 @@ def check(args, g, scale=10.0, need=ALL, large_logits=False, **kwargs) -> dict[s
     truth = call(reference, wide(args), g.double(), scale, need, **kwargs)
     for name, value in ours.items():
         assert value.shape == plain[name].shape and value.dtype == plain[name].dtype and value.is_contiguous(), name
+        if "rank" in name:
+            assert torch.equal(value, truth[name]), name
+            continue
         if large_logits and relative_error(value, truth[name]) <= 2.0**-22 * truth["lse"].abs().max():
             continue
         assert_no_worse(name, value, plain[name], truth[name], args["x"].dtype)
@@ -213,6 +222,49 @@ def test_only_what_is_needed(tiles, need, d, m):
     check(*make(n, m, d, ids="third", bias=True), need=tuple(map(bool, need)), schedules=("bwd",))
 
 
+def random_threshold(n, dtype=F32):
+    """With nothing and everything above it, and a NaN."""
+    threshold = 4.0 * torch.randn(n, generator=torch.Generator().manual_seed(7))
+    threshold[:3] = torch.tensor([torch.inf, -torch.inf, torch.nan])[:n]
+    return threshold.to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (33, 50, 16), (40, None, 24), (7, 9, 260), (7, None, 260)], ids=str)
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, False), (-20.0, True), (0.0, False), (0.0, True)])
+def test_rank(tiles, monkeypatch, shape, scale, bias):
+    tiles(splits=2)
+    monkeypatch.setattr(chunked, "chunk_shape", lambda n, m: (min(n, 8), min(m, 7)))
+    args, g = make(*shape, ids="third", bias=bias, factor=True)
+    threshold = random_threshold(shape[0], F32 if bias else torch.float64).repeat_interleave(2)[::2]
+    check(args | {"threshold": threshold}, g, scale, schedules=("fwd", "one_pass"))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_rank_counts_strictly_above(tiles, dtype):
+    """A threshold that is itself a logit, and columns that repeat it; also without ids, splits and a last tile to mask."""
+    tiles()
+    x, y = (torch.randint(-2, 3, (rows, 8), generator=torch.Generator().manual_seed(1)).to(dtype) for rows in (32, 64))
+    s = 3.0 * (x.float() @ y.float().T)
+    for threshold in (s[:, 5], s.max(1).values, s.min(1).values):
+        _, rank = kernels.similarity_fwd(x, y, 3.0, None, None, None, None, threshold)
+        assert torch.equal(rank, (s > threshold[:, None]).sum(1, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (33, 50, 16), (40, 21, 130), (7, 9, 260)], ids=str)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_columns_stored_transposed(tiles, shape, dtype):
+    """A queue (D, K) gives the bits of its transpose, up to torch's own product in the chunks; the forward does not copy it."""
+    tiles(splits=2)
+    args, g = make(*shape, dtype, ids="third", bias=True)
+    args["threshold"] = random_threshold(shape[0])
+    queue = args["y"].t().contiguous()
+    got = check(args | {"y": queue.t()}, g)
+    if shape[2] <= 256:
+        want = call(kernels, args, g, 10.0)
+        assert all(torch.equal(got[k], want[k]) for k in want)
+    assert kernels._streamed(queue.t()).data_ptr() == queue.data_ptr()
+
+
 def test_strided_inputs(tiles):
     tiles()
     base, g = make(33, 40, 24, ids="third", bias=True)
@@ -274,21 +326,6 @@ def test_float64_falls_back_to_the_reference():
     assert all(torch.equal(ours[k], want[k]) for k in want)
 
 
-def test_splits_cover_the_columns():
-    for n, m in ((1, 1), (512, 512), (256, 65536), (20000, 600), (65536, 65536), (1, 1 << 20)):
-        config = TileConfig(128, 64, 8, 3)
-        splits, length = pick_splits(n, m, config, 132)
-        assert length % config.block_n == 0 and (splits - 1) * length < m <= splits * length
-    assert pick_splits(65536, 65536, TileConfig(128, 64, 8, 3), 132)[0] == 1
-    assert pick_splits(256, 65536, TileConfig(128, 64, 8, 3), 132)[0] == 64
-
-
-def test_chunks_stay_in_the_cache():
-    for n, m in ((1, 1), (256, 65536), (65536, 65536), (65536, 128), (1000, 10**7), (10**7, 1)):
-        r, c = chunk_shape(n, m)
-        assert 1 <= r <= n and 1 <= c <= m and r * c <= 1 << 23
-
-
 @pytest.fixture
 def triton_ops(monkeypatch):
     """The public functions on CPU tensors, through the Triton launchers."""
@@ -296,10 +333,11 @@ def triton_ops(monkeypatch):
         monkeypatch.setattr(similarity_op, op, getattr(kernels, f"similarity{op}"))
     for op in ("_fwd", "_bwd"):
         monkeypatch.setattr(normalize_op, op, getattr(normalize_kernels, f"normalize_pair{op}"))
+        monkeypatch.setattr(cross_op, op, getattr(cross_kernels, f"similarity_cross{op}"))
 
 
 SMALL = {"similarity_symmetric": (30, 30, 24), "similarity_two_sided": (20, 37, 33), "similarity_one_pass": (21, 37, 24)}
-SMALL |= {"nt_xent": (17, 20), "dcl": (2, 3)}
+SMALL |= {"similarity_cross": (20, 37, 33), "nt_xent": (17, 20), "dcl": (9, 12)}
 
 
 def _value_and_gradients(function, inputs):

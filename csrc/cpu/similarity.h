@@ -84,16 +84,23 @@ class Workspace {
   std::unique_ptr<T[]> data_;
 };
 
+// Fills n columns of m rows up to the next multiple of the vector width with -inf; returns that multiple.
+template <class T>
+int pad(T* S, int m, int n, int ld) {
+  const int width = rows<T>().width, wide = (n + width - 1) / width * width;
+  if (wide > n)
+    for (int i = 0; i < m; i++)
+      std::fill(S + int64_t(i) * ld + n, S + int64_t(i) * ld + wide, -std::numeric_limits<T>::infinity());
+  return wide;
+}
+
 // S = scale x_I y_J^T, in base 2 if bounded, for m rows from i0 and n columns from j0, excluded entries and the padding at -inf.
 // y_J, as stored, may lie in a copy. Returns the padded n.
 template <class T>
 int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld, const T* y, int y_ld) {
-  const T kInf = std::numeric_limits<T>::infinity();
   gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), p.x.row(i0), p.x.ld, y, y_ld, T(0), S,
        ld);
-  const int width = rows<T>().width, wide = (n + width - 1) / width * width;
-  if (wide > n)
-    for (int i = 0; i < m; i++) std::fill(S + int64_t(i) * ld + n, S + int64_t(i) * ld + wide, -kInf);
+  const int wide = pad(S, m, n, ld);
   if (ids_meet) rows<T>().exclude(S, m, wide, ld, p.x.id.data() + i0, p.y.id.data() + j0);
   return wide;
 }

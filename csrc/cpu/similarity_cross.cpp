@@ -2,13 +2,17 @@
 //   s_ij = scale <x_i, y_j>, -inf where x_id_i = y_id_j     row_i = log sum_j exp(s_ij)     column_j = log sum_i exp(s_ij)
 //   W_ij = g_i exp(s_ij - row_i) + h_j exp(s_ij - column_j)     dx = scale W y,  dy = scale W^T x,  dscale = <x, dx> / scale
 //
-// Tiles in Latin-square order: forward U, backward 3U; one exponential an entry where the logits are bounded, two otherwise.
-// Memory: one tile a thread and O(N + M) vectors. Schema: fastssl/ops/similarity_cross.py.
+// Tiles in Latin-square order: forward U, backward 3U, or 2U for the rows whose logits the forward kept; one exponential an
+// entry where the logits are bounded, two otherwise. Memory: one tile a thread, O(N + M) vectors, and the kept logits.
+// Schema: fastssl/ops/similarity_cross.py.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "cpu/similarity_problem.h"
 
@@ -31,8 +35,32 @@ Workspace<T> workspace(const Problem<T>& p) {
   return {int(std::min<int64_t>(kTile, p.x.rows)), int(std::min<int64_t>(kTile, p.y.rows))};
 }
 
+// Asks for large pages: the first touch of 64 MB in pages of 4 KB takes as long as half a product that would fill them.
+inline void in_large_pages(const Tensor& t) {
+#ifdef __linux__
+  const uintptr_t page = 1 << 21, begin = (uintptr_t(t.data_ptr()) + page - 1) / page * page;
+  const uintptr_t end = (uintptr_t(t.data_ptr()) + t.nbytes()) / page * page;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// Logits (rows, M) of the first rows, from the forward to the backward: a copy is cheaper than a product of width D.
 template <class T>
-void cross_forward(const Problem<T>& p, const Ranking<T>& ranking, T* row, T* column) {
+struct Kept {
+  T* data;
+  int64_t rows, columns;
+  bool has(int64_t i0, int m) const { return i0 + m <= rows; }
+  void put(const T* S, int ld, int64_t i0, int m, int64_t j0, int n) const {
+    for (int i = 0; i < m; i++) std::copy_n(S + int64_t(i) * ld, n, data + (i0 + i) * columns + j0);
+  }
+  int get(T* S, int ld, int64_t i0, int m, int64_t j0, int n) const {  // returns the padded n, as logits() does
+    for (int i = 0; i < m; i++) std::copy_n(data + (i0 + i) * columns + j0, n, S + int64_t(i) * ld);
+    return pad(S, m, n, ld);
+  }
+};
+
+template <class T>
+void cross_forward(const Problem<T>& p, const Ranking<T>& ranking, const Kept<T>& kept, T* row, T* column) {
   const auto& f = rows<T>();
   const T kInf = std::numeric_limits<T>::infinity();
   Sums<T> of_rows(p, p.x.rows), of_columns(p, p.y.rows);
@@ -42,6 +70,7 @@ void cross_forward(const Problem<T>& p, const Ranking<T>& ranking, T* row, T* co
     T *S = work.tile(), *column_sum = work.column(0), *column_max = work.column(1);
     T *top = &of_columns.top[j0], *sum = &of_columns.sum[j0];
     const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
+    if (kept.has(i0, m)) kept.put(S, ld, i0, m, j0, n);
     if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, ranking.rank + i0);
     if (p.bounded) {
       f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, &of_rows.sum[i0], column_sum);
@@ -58,12 +87,14 @@ void cross_forward(const Problem<T>& p, const Ranking<T>& ranking, T* row, T* co
 }
 
 template <class T>
-void cross_backward(const Problem<T>& p, const RowState<T>& row, const RowState<T>& column, T factor, T* own, T* other) {
+void cross_backward(const Problem<T>& p, const RowState<T>& row, const RowState<T>& column, const Kept<T>& kept, T factor, T* own,
+                    T* other) {
   const auto& f = rows<T>();
   auto work = workspace(p);
   latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
     T* S = work.tile();
-    const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
+    const int ld = work.ld();
+    const int wide = kept.has(i0, m) ? kept.get(S, ld, i0, m, j0, n) : logits(p, i0, m, j0, n, ids_meet, S, ld);
     const T *u = &row.u[i0], *v = &column.u[j0];
     if (p.bounded) f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, v);
     else f.weight_online(S, m, wide, ld, &row.lse[i0], &column.lse[j0], u, v);
@@ -71,23 +102,29 @@ void cross_backward(const Problem<T>& p, const RowState<T>& row, const RowState<
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale, const OptTensor& factor,
-                                                        const OptTensor& x_id, const OptTensor& y_id, const OptTensor& threshold) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale,
+                                                                const OptTensor& factor, const OptTensor& x_id,
+                                                                const OptTensor& y_id, const OptTensor& threshold,
+                                                                int64_t keep_rows) {
   const auto options = x.options().dtype(compute_dtype(x));
   Tensor row = at::empty({x.size(0)}, options), column = at::empty({y.size(0)}, options);
   Tensor rank = at::empty({threshold.has_value() ? x.size(0) : 0}, x.options().dtype(at::kInt));
+  Tensor kept = at::empty({keep_rows, y.size(0)}, options);
+  in_large_pages(kept);
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
     const auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, std::nullopt);
     const Tensor bars = threshold.has_value() ? threshold->to(compute_dtype(x)).contiguous() : Tensor();
     const Ranking<T> none, ranking{bars.defined() ? bars.const_data_ptr<T>() : nullptr, data_or_null<int32_t>(rank)};
-    cross_forward(p, bars.defined() ? ranking : none, row.mutable_data_ptr<T>(), column.mutable_data_ptr<T>());
+    const Kept<T> held{kept.mutable_data_ptr<T>(), keep_rows, p.y.rows};
+    cross_forward(p, bars.defined() ? ranking : none, held, row.mutable_data_ptr<T>(), column.mutable_data_ptr<T>());
   });
-  return {row, column, rank};
+  return {row, column, rank, kept};
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, const Tensor& dcolumn, const Tensor& row,
-                                                        const Tensor& column, const Tensor& x, const Tensor& y, double scale,
+                                                        const Tensor& column, const Tensor& kept, const Tensor& x,
+                                                        const Tensor& y, double scale,
                                                         const OptTensor& factor, const OptTensor& x_id, const OptTensor& y_id,
                                                         std::array<bool, 3> need) {
   const auto options = x.options().dtype(compute_dtype(x));
@@ -103,7 +140,8 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
     const auto p = problem<T>(x, y, s, x_id, y_id, std::nullopt);
     const RowState<T> of_rows(p, p.x.rows, row_lse.const_data_ptr<T>(), g.const_data_ptr<T>());
     const RowState<T> of_columns(p, p.y.rows, column_lse.const_data_ptr<T>(), h.const_data_ptr<T>());
-    cross_backward(p, of_rows, of_columns, T(need_scale ? 1.0 : s), data_or_null<T>(own), data_or_null<T>(other));
+    const Kept<T> held{const_cast<T*>(kept.const_data_ptr<T>()), kept.size(0), p.y.rows};
+    cross_backward(p, of_rows, of_columns, held, T(need_scale ? 1.0 : s), data_or_null<T>(own), data_or_null<T>(other));
     if (!need_scale) return;
     *dscale.mutable_data_ptr<T>() = scale_gradient(p, own.const_data_ptr<T>());
     own.mul_(s);

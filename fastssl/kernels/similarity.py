@@ -7,6 +7,7 @@
 One backward kernel owns rows a and streams rows b: dx is OWN with (a, b) = (x, y), dy is STREAM with (a, b) = (y, x), and the
 symmetric gradient is both at once. Its STREAM weights summed over b are dy_bias, and sum_a <a, out_a / scale> is dscale (twice
 it when symmetric). Nothing is accumulated by atomics: columns are split in a fixed way, partials merged in a fixed order.
+The forward also counts rank_i = #{j : s_ij > threshold_i}, where a threshold is given. y may lie (D, M) in memory there.
 
 U = 2 N M D FLOP: forward U, one-pass 2U, backward 2U for each owner (symmetric 2U in all, two-sided 4U).
 Bytes: each program reads its rows once and the M columns of its split once, out of L2; N M is never stored.
@@ -23,7 +24,7 @@ from fastssl.reference import similarity as reference
 from . import on_device
 from . import similarity_chunked as chunked
 from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, tile_fits
-from .similarity_merge import INF, LOG2E, finish, load_scale, merge, row_terms, to_lse
+from .similarity_merge import INF, LOG2E, finish, load_scale, merge, new_rank, row_terms, to_lse
 
 
 @triton.jit
@@ -37,11 +38,13 @@ def _signed_unit(scale):
 
 
 @triton.jit
-def _load_rows(ptr, first, count, D, stride, ROWS: tl.constexpr, BD: tl.constexpr, EVEN_ROWS: tl.constexpr, EVEN_D: tl.constexpr):
+def _load_rows(
+    ptr, first, count, D, stride, ROWS: tl.constexpr, BD: tl.constexpr, EVEN_ROWS: tl.constexpr, EVEN_D: tl.constexpr, dim_stride=1
+):  # fmt: skip
     """(ROWS, BD) from row ``first`` on, zeros outside (count, D); the base is 64-bit, the offsets within a tile 32-bit."""
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, BD)
-    tile = ptr + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + dims[None, :])
+    tile = ptr + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + dims[None, :] * dim_stride)
     if EVEN_ROWS and EVEN_D:
         return tl.load(tile)
     elif EVEN_ROWS:
@@ -75,28 +78,49 @@ def _load_bias(bias_ptr, rows, count):
 
 
 @triton.jit
+def _load_threshold(threshold_ptr, rows, count):
+    """(rows,) float32; without a threshold something that nobody reads."""
+    return tl.load(threshold_ptr + rows, mask=rows < count, other=INF).to(tl.float32) if threshold_ptr is not None else rows
+
+
+@triton.jit
+def _count_above(s, scale, threshold, bias_ptr, cols, count):
+    """(BM,) int32: logits |scale| s + bias above the row's threshold (BM,), in natural units; s (BM, BN) as ``_dots`` gives it."""
+    s = s * tl.abs(scale)  # -inf, or NaN at scale 0, where excluded: above nothing
+    if bias_ptr is not None:
+        s += tl.load(bias_ptr + cols, mask=cols < count, other=0.0).to(tl.float32)[None, :]
+    return tl.sum((s > threshold[:, None]).to(tl.int32), 1)
+
+
+@triton.jit
 def similarity_fwd_kernel(
-    x_ptr, y_ptr, x_id_ptr, y_id_ptr, bias_ptr, factor_ptr, lse_ptr, sum_ptr, mean_ptr,
-    N, M, D, s_x, s_y, scale, split_len,
+    x_ptr, y_ptr, x_id_ptr, y_id_ptr, bias_ptr, threshold_ptr, factor_ptr, lse_ptr, sum_ptr, mean_ptr, rank_ptr,
+    N, M, D, s_x, s_y, s_yd, scale, split_len,
     EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """lse (N,), and mean (N, D) where mean_ptr is given; with sum_ptr, one split's partial (maximum, sum, sum of 2^. y)."""
+    """lse (N,), mean (N, D) where mean_ptr and rank (N,) where threshold_ptr is given; with sum_ptr, one split's partials
+    (maximum, sum, sum of 2^. y, count)."""
     first = tl.program_id(0) * BM
     split = tl.program_id(1)
     rows = first + tl.arange(0, BM)
     dims = tl.arange(0, BD)
-    sign, unit = _signed_unit(load_scale(scale, factor_ptr))
+    scale = load_scale(scale, factor_ptr)
+    sign, unit = _signed_unit(scale)
     x = _load_rows(x_ptr, first, N, D, s_x, BM, BD, False, EVEN_D)  # (BM, BD)
     x = (x * sign).to(x_ptr.dtype.element_ty)
     x_id = _load_ids(x_id_ptr, rows, N)
     top = tl.full((BM,), -INF, tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, BD), tl.float32)
+    rank = tl.zeros((BM,), tl.int32)
+    threshold = _load_threshold(threshold_ptr, rows, N)
     lo = split * split_len
     for start in range(lo, tl.minimum(lo + split_len, M), BN):
         cols = start + tl.arange(0, BN)
-        y = _load_rows(y_ptr, start, M, D, s_y, BN, BD, EVEN_M, EVEN_D)  # (BN, BD)
+        y = _load_rows(y_ptr, start, M, D, s_y, BN, BD, EVEN_M, EVEN_D, s_yd)  # (BN, BD)
         s = _dots(x, y, x_id, y_id_ptr, cols, M, EVEN_M, PRECISION)
+        if threshold_ptr is not None:
+            rank += _count_above(s, scale, threshold, bias_ptr, cols, M)
         if bias_ptr is not None:
             s = s * unit + _load_bias(bias_ptr, cols, M)[None, :]
             new = tl.maximum(top, tl.max(s, 1))
@@ -118,29 +142,31 @@ def similarity_fwd_kernel(
         at = rows.to(tl.int64)
         tl.store(lse_ptr + at, to_lse(top, total), mask=inside)
         acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    if threshold_ptr is not None:
+        tl.store(rank_ptr + at, rank, mask=inside)
     if mean_ptr is not None:
         tl.store(mean_ptr + at[:, None] * D + dims[None, :], acc, mask=inside[:, None] & (dims[None, :] < D))
 
 
 @triton.jit
 def _row_owner_sweep(
-    acc, total, a, a_id, l_a, w_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_ptr, w_ptr, lo, hi, NB, D, s_b, unit, centre,
+    acc, total, a, a_id, l_a, w_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_b_ptr, w_b_ptr, lo, hi, NB, D, s_b, unit, centre,
     OWN: tl.constexpr, STREAM: tl.constexpr, NARROW: tl.constexpr, WEIGHTS_ONLY: tl.constexpr,
     EVEN_B: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """acc (BM, BD) += sum_b w_ab b and total (BM,) += sum_b (STREAM term) over the streamed rows lo..hi. NARROW: w_a and w_ptr
-    hold v, and l is not read."""
+    """acc (BM, BD) += sum_b w_ab b and total (BM,) += sum_b (STREAM term) over the streamed rows lo..hi. NARROW: w_a and
+    w_b_ptr hold v, and l is not read."""
     for start in range(lo, hi, BN):
         cols = start + tl.arange(0, BN)
         b = _load_rows(b_ptr, start, NB, D, s_b, BN, BD, EVEN_B, EVEN_D)  # (BN, BD)
         s = _dots(a, b, a_id, b_id_ptr, cols, NB, EVEN_B, PRECISION) * unit
         if STREAM:
-            w_b = tl.load(w_ptr + cols, mask=cols < NB, other=0.0)  # (BN,)
+            w_b = tl.load(w_b_ptr + cols, mask=cols < NB, other=0.0)  # (BN,)
         if NARROW:
             w = tl.exp2(s - centre) * (w_a[:, None] + w_b[None, :])
         else:
             if STREAM:
-                l_b = tl.load(l_ptr + cols, mask=cols < NB, other=INF)  # (BN,)
+                l_b = tl.load(l_b_ptr + cols, mask=cols < NB, other=INF)  # (BN,)
                 w = w_b[None, :] * tl.exp2(s + bias_a[:, None] - l_b[None, :])
                 total += tl.sum(w, 1)
             if OWN:
@@ -155,13 +181,14 @@ def _row_owner_sweep(
 
 @triton.jit
 def similarity_bwd_kernel(
-    a_ptr, b_ptr, a_id_ptr, b_id_ptr, bias_ptr, l_ptr, w_ptr, v_ptr, stats_ptr, factor_ptr, out_ptr, dbias_ptr,
-    NA, NB, D, s_a, s_b, scale, split_len, OWN: tl.constexpr, STREAM: tl.constexpr, FINAL: tl.constexpr,
+    a_ptr, b_ptr, a_id_ptr, b_id_ptr, bias_ptr, l_a_ptr, w_a_ptr, v_a_ptr, l_b_ptr, w_b_ptr, v_b_ptr, stats_ptr, factor_ptr,
+    out_ptr, dbias_ptr, NA, NB, D, s_a, s_b, scale, split_len, OWN: tl.constexpr, STREAM: tl.constexpr, FINAL: tl.constexpr,
     EVEN_B: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """out (NA, D) and dbias (NA,) of the owned rows; unless FINAL, one split's sums before scale and 1 / gain.
+    """out (NA, D) and dbias (NA,) of the owned rows; unless FINAL, one split's sums before scale and 1 / gain. OWN reads l, w, v
+    of the owned rows, STREAM those of the streamed ones: the same vectors when symmetric.
 
-    Symmetric and without bias, while all l lie within 64 of each other (base 2), both terms share one exponential:
+    OWN and STREAM without bias, while all l lie within 64 of each other (base 2), share one exponential:
     w = 2^(s - c) (v_a + v_b), v = g 2^(c - l), c in the middle; s <= min(l_a, l_b), so nothing overflows.
     """
     first = tl.program_id(0) * BM
@@ -181,8 +208,8 @@ def similarity_bwd_kernel(
     w_a = total
     bias_a = total
     if OWN:
-        l_a = tl.load(l_ptr + rows, mask=inside, other=INF)  # (BM,)
-        w_a = tl.load(w_ptr + rows, mask=inside, other=0.0)
+        l_a = tl.load(l_a_ptr + rows, mask=inside, other=INF)  # (BM,)
+        w_a = tl.load(w_a_ptr + rows, mask=inside, other=0.0)
     if STREAM and bias_ptr is not None:
         bias_a = _load_bias(bias_ptr, rows, NA)
     lo = split * split_len
@@ -191,14 +218,14 @@ def similarity_bwd_kernel(
     narrow = tl.load(stats_ptr + 1) > 0.0
     SHARED: tl.constexpr = OWN and STREAM and bias_ptr is None
     if SHARED and narrow:
-        v_a = tl.load(v_ptr + rows, mask=inside, other=0.0)  # (BM,)
+        v_a = tl.load(v_a_ptr + rows, mask=inside, other=0.0)  # (BM,)
         acc, total = _row_owner_sweep(
-            acc, total, a, a_id, l_a, v_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_ptr, v_ptr, lo, hi, NB, D, s_b, unit,
+            acc, total, a, a_id, l_a, v_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_b_ptr, v_b_ptr, lo, hi, NB, D, s_b, unit,
             tl.load(stats_ptr), OWN, STREAM, SHARED, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
         )  # fmt: skip
     else:
         acc, total = _row_owner_sweep(
-            acc, total, a, a_id, l_a, w_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_ptr, w_ptr, lo, hi, NB, D, s_b, unit,
+            acc, total, a, a_id, l_a, w_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_b_ptr, w_b_ptr, lo, hi, NB, D, s_b, unit,
             0.0, OWN, STREAM, False, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
         )  # fmt: skip
     at = split.to(tl.int64) * NA + rows
@@ -218,88 +245,108 @@ def _dense(t: Tensor | None) -> Tensor | None:
     return t if t is None else t.contiguous()
 
 
-def _sides(x, y, x_id, y_id, y_bias):
+def _streamed(t: Tensor) -> Tensor:
+    """Either dimension dense, so that a queue stored (D, M) is read as it lies; 256 of the other within 32-bit offsets."""
+    return t if t.stride(0) == 1 and t.stride(1) < 1 << 23 else _rows(t)
+
+
+def _sides(x, y, x_id, y_id, y_bias, layout=_rows):
     """The operands as the kernels take them; y None means x."""
     x, x_id = _rows(x), _dense(x_id)
-    return x, x if y is None else _rows(y), x_id, x_id if y is None else _dense(y_id), _dense(y_bias)
+    return x, x if y is None else layout(y), x_id, x_id if y is None else _dense(y_id), _dense(y_bias)
+
+
+def tile_options(width: int, config: TileConfig, precision: str) -> dict:
+    """The constants that every tile kernel takes."""
+    bd = triton.next_power_of_2(max(width, 16))
+    return {
+        "EVEN_D": width == bd, "PRECISION": precision, "BM": config.block_m, "BN": config.block_n, "BD": bd,
+        "num_warps": config.num_warps, "num_stages": config.num_stages,
+    }  # fmt: skip
 
 
 def _plan(kernel: str, rows: int, columns: int, x: Tensor, precision: str) -> tuple[TileConfig, int, int, dict]:
     """config, splits, columns of each, and the constants that forward and backward share."""
     facts = device_facts(x.device)
-    width = x.shape[1]
-    config = pick_config(kernel, facts.arch, x.dtype, width, precision)
+    config = pick_config(kernel, facts.arch, x.dtype, x.shape[1], precision)
     splits, length = pick_splits(rows, columns, config, facts.num_sms)
-    bd = triton.next_power_of_2(max(width, 16))
-    options = {
-        "EVEN_D": width == bd, "PRECISION": precision, "BM": config.block_m, "BN": config.block_n, "BD": bd,
-        "num_warps": config.num_warps, "num_stages": config.num_stages,
-    }  # fmt: skip
-    return config, splits, length, options
+    return config, splits, length, tile_options(x.shape[1], config, precision)
 
 
 def _precision(x: Tensor) -> str:
     return float32_precision() if x.dtype == torch.float32 else "ieee"
 
 
-def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, want_mean: bool) -> tuple[Tensor, Tensor | None]:
-    x, y, x_id, y_id, y_bias = _sides(x, y, x_id, y_id, y_bias)
+def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean: bool):
+    """lse (N,), mean (N, D) or None, rank (N,) or (0,)."""
+    x, y, x_id, y_id, y_bias = _sides(x, y, x_id, y_id, y_bias, _streamed)
+    threshold = _dense(threshold)
     (n, d), m = x.shape, y.shape[0]
     precision = _precision(x)
+    new = {"dtype": torch.float32, "device": x.device}
+    lse, rank = torch.empty(n, **new), new_rank(n, threshold, x.device)
+    mean = torch.empty((n, d), **new) if want_mean else None
     if not tile_fits(n, m, d, x.dtype, precision):
         with torch.autocast(x.device.type, enabled=False):
-            return chunked.forward(x, y, scale, scale_factor, x_id, y_id, y_bias, want_mean)
-    config, splits, length, options = _plan("one_pass" if want_mean else "fwd", n, m, x, precision)
-    new = {"dtype": torch.float32, "device": x.device}
-    lse = torch.empty(n, **new)
-    mean = torch.empty((n, d), **new) if want_mean else None
-    top, total, acc = lse, None, mean
+            chunked.forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, lse, mean, rank)
+        return lse, mean, rank
+    kernel = ("one_pass" if want_mean else "fwd") + ("" if threshold is None else " rank")
+    config, splits, length, options = _plan(kernel, n, m, x, precision)
+    top, total, acc, count = lse, None, mean, rank
     if splits > 1:
         top, total = torch.empty((2, splits, n), **new)
         acc = torch.empty((splits, n, d), **new) if want_mean else None
+        count = rank.new_empty((splits, n))
     similarity_fwd_kernel[(triton.cdiv(n, config.block_m), splits)](
-        x, y, x_id, y_id, y_bias, scale_factor, top, total, acc, n, m, d, x.stride(0), y.stride(0), scale, length,
-        EVEN_M=m % config.block_n == 0, **options,
+        x, y, x_id, y_id, y_bias, threshold, scale_factor, top, total, acc, None if threshold is None else count,
+        n, m, d, x.stride(0), *y.stride(), scale, length, EVEN_M=m % config.block_n == 0, **options,
     )  # fmt: skip
     if splits > 1:
-        merge(top, total, acc, lse, mean)
-    return lse, mean
+        merge(top, total, acc, lse, mean, *((None, None) if threshold is None else (count, rank)))
+    return lse, mean, rank
 
 
-def similarity_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias) -> Tensor:
-    """lse (N,); x (N, D), y (M, D) or None for x."""
+def similarity_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold) -> tuple[Tensor, Tensor]:
+    """lse (N,) and rank, int32 (N,) or without a threshold (0,); x (N, D), y (M, D) or None for x."""
     if x.dtype == torch.float64:
-        return reference.similarity_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias)
+        return reference.similarity_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
     with on_device(x):
-        return _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, False)[0]
+        lse, _, rank = _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, False)
+        return lse, rank
 
 
-def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias) -> tuple[Tensor, Tensor]:
-    """lse (N,) and mean (N, D), float32."""
+def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold) -> tuple[Tensor, Tensor, Tensor]:
+    """lse (N,) and mean (N, D), float32, and rank."""
     if x.dtype == torch.float64:
-        return reference.similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias)
+        return reference.similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
     with on_device(x):
-        return _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, True)
+        return _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, True)
 
 
-def _row_owner(own, stream, a, b, a_id, b_id, y_bias, terms, stats, scale, scale_factor, out, dbias, dots) -> None:
-    """One sweep that fills out (NA, D), dbias (NA,) and dots (NA,), those that are given; a (NA, D), b (NB, D)."""
+_ABSENT = (None, None, None)
+
+
+def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor, out, dbias, dots, dot_scale=1.0) -> None:
+    """One sweep that fills out (NA, D), dbias (NA,) and dots (NA,), those that are given; a (NA, D), b (NB, D); ``own`` (3, NA)
+    and ``stream`` (3, NB) are ``row_terms`` or None."""
     (na, d), nb = a.shape, b.shape[0]
     precision = _precision(a)
     config, splits, length, options = _plan("bwd", na, nb, a, precision)
     new = {"dtype": torch.float32, "device": a.device}
+    has_own, has_stream = own is not None, stream is not None
     final = splits == 1 and dots is None
     weighted = out is not None or dots is not None
     part = out if final else torch.empty((splits, na, d), **new) if weighted else None
     part_bias = dbias if final or dbias is None else torch.empty((splits, na, 1), **new)
     similarity_bwd_kernel[(triton.cdiv(na, config.block_m), splits)](
-        a, b, a_id, b_id, y_bias, *terms, stats, scale_factor, part, part_bias, na, nb, d, a.stride(0), b.stride(0), scale, length,
-        OWN=own, STREAM=stream, FINAL=final, EVEN_B=nb % config.block_n == 0, **options,
+        a, b, a_id, b_id, y_bias, *(own if has_own else _ABSENT), *(stream if has_stream else _ABSENT), stats, scale_factor,
+        part, part_bias, na, nb, d, a.stride(0), b.stride(0), scale, length, OWN=has_own, STREAM=has_stream, FINAL=final,
+        EVEN_B=nb % config.block_n == 0, **options,
     )  # fmt: skip
     if final:
         return
     if weighted:
-        finish(part, stats, scale, scale_factor, out, a, dots, 0.5 if own and stream else 1.0)
+        finish(part, stats, scale, scale_factor, out, a, dots, dot_scale)
     if dbias is not None:
         finish(part_bias, stats, 1.0, None, dbias)
 
@@ -321,17 +368,18 @@ def similarity_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, nee
         if not tile_fits(x.shape[0], y.shape[0], x.shape[1], x.dtype, _precision(x)):
             dots_of_x = need_x or not need_y
             dots = torch.empty((x if dots_of_x else y).shape[0], dtype=torch.float32, device=device) if need_scale else None
-            wanted = (need_x, need_y, need_bias, need_scale)
             outputs = (dx, dy, dbias, dots)
             with torch.autocast(device.type, enabled=False):
-                chunked.backward(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, symmetric, wanted, outputs)
+                chunked.backward(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, symmetric, outputs)
         else:
             dots = torch.empty((x if sweep_x else y).shape[0], dtype=torch.float32, device=device) if need_scale else None
-            shared = (y_bias, *row_terms(lse, dlse, x.dtype), scale, scale_factor)
+            terms, _, stats = row_terms(lse, dlse, x.dtype)
+            shared = (y_bias, stats, scale, scale_factor)
             if sweep_x:
-                _row_owner(True, symmetric, x, y, x_id, y_id, *shared, dx, dbias if symmetric else None, dots)
+                stream, bias, dot_scale = (terms, dbias, 0.5) if symmetric else (None, None, 1.0)
+                row_owner(terms, stream, x, y, x_id, y_id, *shared, dx, bias, dots, dot_scale)
             if sweep_y:
-                _row_owner(False, True, y, x, y_id, x_id, *shared, dy, dbias, None if sweep_x else dots)
+                row_owner(None, terms, y, x, y_id, x_id, *shared, dy, dbias, None if sweep_x else dots)
     empty = torch.empty(0, dtype=torch.float32, device=device)
     none = torch.empty(0, dtype=x.dtype, device=device)
     return (

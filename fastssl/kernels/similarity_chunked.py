@@ -1,8 +1,9 @@
-"""similarity_lse above the width of a tile: the vendor's matrix product on chunks that stay in L2, one fused kernel between.
+"""Similarities above the width of a tile: the vendor's matrix product on chunks that stay in L2, one fused kernel between.
 
     S = x_chunk y_chunk^T            (R, C) float32, 4 R C <= 32 MB: written by the product, read once or twice, out of L2
     forward     (maximum, sum) of each row of a chunk; one-pass also P = 2^(s2 - maximum) and P y_chunk; merged over the chunks
-    backward    W_ij = g_i p_ij, symmetric g_i p_ij + g_j p_ji, in the dtype of the inputs; dx_chunk += W y, dy_chunk += W^T x
+    cross       the same of each column of a chunk, running over the chunks of rows
+    backward    W_ij = g_i p_ij (symmetric + g_j p_ji, cross + h_j q_ij) in the dtype of the inputs; dx += W y, dy += W^T x
 
 FLOP as in ``similarity``, but two-sided 3U: one S serves both sides. HBM: x once for each chunk of columns, y once for each
 chunk of rows, and so for the float32 sums of dx and dy. Chunks are a function of the shape alone, visited in a fixed order.
@@ -33,11 +34,11 @@ def _cut(t: Tensor | None, piece: slice) -> Tensor | None:
 
 
 @triton.jit
-def _row_logits(s_row_ptr, cols, C, row_id, y_id_ptr, bias_ptr, scale2):
-    """Base-2 logits of some columns of one row; -inf where excluded or outside."""
-    s = tl.load(s_row_ptr + cols, mask=cols < C, other=0.0) * scale2
+def _row_logits(s_row_ptr, cols, C, row_id, y_id_ptr, bias_ptr, scale, UNIT: tl.constexpr):
+    """scale s + UNIT bias at some columns of one row; -inf where excluded or outside."""
+    s = tl.load(s_row_ptr + cols, mask=cols < C, other=0.0) * scale
     if bias_ptr is not None:
-        s += tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32) * LOG2E
+        s += tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32) * UNIT
     if y_id_ptr is not None:
         s = tl.where(tl.load(y_id_ptr + cols, mask=cols < C, other=0) == row_id, -INF, s)
     return tl.where(cols < C, s, -INF)
@@ -45,30 +46,73 @@ def _row_logits(s_row_ptr, cols, C, row_id, y_id_ptr, bias_ptr, scale2):
 
 @triton.jit
 def chunk_rows_kernel(
-    s_ptr, x_id_ptr, y_id_ptr, bias_ptr, factor_ptr, top_ptr, sum_ptr, p_ptr, C, scale, BLOCK: tl.constexpr
+    s_ptr, x_id_ptr, y_id_ptr, bias_ptr, threshold_ptr, factor_ptr, top_ptr, sum_ptr, p_ptr, count_ptr, C, scale,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Row program_id of S (R, C) -> its maximum and sum of 2^(s2 - maximum); with p_ptr also P (R, C). No barrier in the loop:
-    each lane keeps a maximum and a sum of its own."""
+    """Row program_id of S (R, C) -> its maximum and sum of 2^(s2 - maximum); with p_ptr also P (R, C), with threshold_ptr the
+    count of logits above it. No barrier in the loop: each lane keeps a maximum, a sum and a count of its own."""
     row = tl.program_id(0).to(tl.int64)
-    scale2 = load_scale(scale, factor_ptr) * LOG2E
+    scale = load_scale(scale, factor_ptr)
     row_id = tl.load(x_id_ptr + row) if x_id_ptr is not None else 0
+    threshold = tl.load(threshold_ptr + row).to(tl.float32) if threshold_ptr is not None else 0.0
     top = tl.full((BLOCK,), -INF, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
+    count = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, C, BLOCK):
-        s = _row_logits(s_ptr + row * C, start + tl.arange(0, BLOCK), C, row_id, y_id_ptr, bias_ptr, scale2)  # (BLOCK,)
+        cols = start + tl.arange(0, BLOCK)
+        s = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, bias_ptr, scale * LOG2E, LOG2E)  # (BLOCK,)
         new = tl.maximum(top, s)
         safe = tl.where(new == -INF, 0.0, new)
         total = total * tl.exp2(top - safe) + tl.exp2(s - safe)
         top = new
+        if threshold_ptr is not None:
+            natural = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, bias_ptr, scale, 1.0)
+            count += (natural > threshold).to(tl.int32)
     best = tl.max(top, 0)
     safe_best = tl.where(best == -INF, 0.0, best)
     tl.store(top_ptr + row, best)
     tl.store(sum_ptr + row, tl.sum(total * tl.exp2(top - safe_best), 0))
+    if threshold_ptr is not None:
+        tl.store(count_ptr + row, tl.sum(count, 0))
     if p_ptr is not None:
         for start in range(0, C, BLOCK):
             cols = start + tl.arange(0, BLOCK)
-            s = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, bias_ptr, scale2)
+            s = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, bias_ptr, scale * LOG2E, LOG2E)
             tl.store(p_ptr + row * C + cols, tl.exp2(s - safe_best).to(p_ptr.dtype.element_ty), mask=cols < C)
+
+
+@triton.jit
+def chunk_columns_kernel(
+    s_ptr, x_id_ptr, y_id_ptr, factor_ptr, top_ptr, sum_ptr, R, C, state, seen, scale, BM: tl.constexpr, BN: tl.constexpr
+):  # fmt: skip
+    """S (R, C) -> running (maximum, sum) (pieces, state) of each column; the piece program_id(1) takes BM rows in each
+    pieces * BM. Nothing is read before it was ``seen``. grid (C / BN, pieces)."""
+    cols = tl.program_id(0) * BN + tl.arange(0, BN)
+    inside = cols < C
+    at = tl.program_id(1).to(tl.int64) * state + cols
+    scale2 = load_scale(scale, factor_ptr) * LOG2E
+    y_id = tl.load(y_id_ptr + cols, mask=inside, other=0) if y_id_ptr is not None else cols
+    top = tl.full((BM, BN), -INF, tl.float32)
+    total = tl.zeros((BM, BN), tl.float32)
+    for start in range(tl.program_id(1) * BM, R, tl.num_programs(1) * BM):
+        rows = start + tl.arange(0, BM)
+        tile = (rows[:, None] < R) & inside[None, :]
+        s = tl.load(s_ptr + rows[:, None].to(tl.int64) * C + cols[None, :], mask=tile, other=0.0)  # (BM, BN)
+        s = tl.where(tile, s * scale2, -INF)
+        if x_id_ptr is not None:
+            x_id = tl.load(x_id_ptr + rows, mask=rows < R, other=0)  # (BM,)
+            s = tl.where(x_id[:, None] == y_id[None, :], -INF, s)
+        new = tl.maximum(top, s)
+        safe = tl.where(new == -INF, 0.0, new)
+        total = total * tl.exp2(top - safe) + tl.exp2(s - safe)
+        top = new
+    before = tl.load(top_ptr + at, mask=inside & (seen > 0), other=-INF)  # (BN,)
+    before_sum = tl.load(sum_ptr + at, mask=inside & (seen > 0), other=0.0)
+    best = tl.maximum(before, tl.max(top, 0))
+    safe_best = tl.where(best == -INF, 0.0, best)
+    after = before_sum * tl.exp2(before - safe_best) + tl.sum(total * tl.exp2(top - safe_best[None, :]), 0)
+    tl.store(top_ptr + at, best, mask=inside)
+    tl.store(sum_ptr + at, after, mask=inside)
 
 
 @triton.jit
@@ -105,60 +149,95 @@ def chunk_weights_kernel(
         tl.store(w_ptr + at, w.to(w_ptr.dtype.element_ty), mask=tile)
 
 
-def forward(x, y, scale, factor, x_id, y_id, bias, want_mean: bool) -> tuple[Tensor, Tensor | None]:
-    """lse (N,) and, one-pass, mean (N, D), both float32; x (N, D), y (M, D)."""
-    new = {"dtype": torch.float32, "device": x.device}
-    lse = torch.empty(x.shape[0], **new)
-    mean = torch.empty(x.shape, **new) if want_mean else None
+def _walk(x: Tensor, y: Tensor):
+    """(rows, columns of all chunks) for each chunk of rows, in order."""
     chunk_r, chunk_c = chunk_shape(x.shape[0], y.shape[0])
     columns = _pieces(y.shape[0], chunk_c)
-    for rows in _pieces(x.shape[0], chunk_r):
+    return ((rows, columns) for rows in _pieces(x.shape[0], chunk_r))
+
+
+def _rows_of_chunk(s, rows, cols, ids, bias, threshold, scale, factor, partials, k, p=None) -> None:
+    """Partial k of top, total and count (chunks, R) of one chunk s (R, C), and p (R, C)."""
+    top, total, count = partials
+    chunk_rows_kernel[(s.shape[0],)](
+        s, _cut(ids[0], rows), _cut(ids[1], cols), _cut(bias, cols), _cut(threshold, rows), factor,
+        top[k], total[k], p, None if count is None else count[k], s.shape[1], scale, 1024,
+    )  # fmt: skip
+
+
+def _new_partials(chunks: int, rows: int, threshold: Tensor | None, device) -> tuple[Tensor, Tensor, Tensor | None]:
+    top, total = torch.empty((2, chunks, rows), dtype=torch.float32, device=device)
+    return top, total, None if threshold is None else torch.empty((chunks, rows), dtype=torch.int32, device=device)
+
+
+def forward(x, y, scale, factor, x_id, y_id, bias, threshold, lse, mean, rank) -> None:
+    """Fills lse (N,), mean (N, D) where given and, with a threshold, rank (N,); x (N, D), y (M, D)."""
+    for rows, columns in _walk(x, y):
         count = rows.stop - rows.start
-        top, total = torch.empty((2, len(columns), count), **new)
-        acc = torch.empty((len(columns), count, x.shape[1]), **new) if want_mean else None
+        partials = _new_partials(len(columns), count, threshold, x.device)
+        acc = None if mean is None else torch.empty((len(columns), count, x.shape[1]), dtype=torch.float32, device=x.device)
         for k, cols in enumerate(columns):
             s = _mm(x[rows], y[cols].t())  # (R, C)
-            p = torch.empty(s.shape, dtype=x.dtype, device=x.device) if want_mean else None
-            ids = _cut(x_id, rows), _cut(y_id, cols)
-            chunk_rows_kernel[(count,)](s, *ids, _cut(bias, cols), factor, top[k], total[k], p, s.shape[1], scale, 1024)
-            if want_mean:
+            p = None if mean is None else torch.empty(s.shape, dtype=x.dtype, device=x.device)
+            _rows_of_chunk(s, rows, cols, (x_id, y_id), bias, threshold, scale, factor, partials, k, p)
+            if mean is not None:
                 acc[k] = _mm(p, y[cols])
-        merge(top, total, acc, lse[rows], _cut(mean, rows))
-    return lse, mean
+        top, total, count = partials
+        merge(top, total, acc, lse[rows], _cut(mean, rows), count, None if count is None else rank[rows])
 
 
-def _chunk_weights(s, rows, cols, terms, scale, factor, x_id, y_id, bias, symmetric, want_w, dtype, dbias):
+PIECES = 4  # of the rows of a chunk: 4 x 64 programs sweep the columns of 2,048 x 4,096
+
+
+def cross_forward(x, y, scale, factor, x_id, y_id, threshold, row, column, rank) -> None:
+    """Fills row (N,), column (M,) and, with a threshold, rank (N,); each chunk is read twice out of L2."""
+    m = y.shape[0]
+    column_top, column_sum = torch.empty((2, PIECES, m), dtype=torch.float32, device=x.device)
+    for rows, columns in _walk(x, y):
+        partials = _new_partials(len(columns), rows.stop - rows.start, threshold, x.device)
+        for k, cols in enumerate(columns):
+            s = _mm(x[rows], y[cols].t())  # (R, C)
+            _rows_of_chunk(s, rows, cols, (x_id, y_id), None, threshold, scale, factor, partials, k)
+            chunk_columns_kernel[(triton.cdiv(s.shape[1], 64), PIECES)](
+                s, _cut(x_id, rows), _cut(y_id, cols), factor, column_top[:, cols], column_sum[:, cols], *s.shape, m,
+                rows.start, scale, 16, 64,
+            )  # fmt: skip
+        top, total, count = partials
+        merge(top, total, None, row[rows], None, count, None if count is None else rank[rows])
+    merge(column_top, column_sum, None, column, None)
+
+
+def _chunk_weights(s, rows, cols, own, other, row_bias, scale, factor, x_id, y_id, bias, want_w, dtype, dbias):
     """W (R, C) of one chunk, or None; adds its column sums to dbias (M,), where one is given."""
     w = torch.empty(s.shape, dtype=dtype, device=s.device) if want_w else None
     bm, bn = 32, 128  # 4,096 elements: 32 a thread
     grid = (triton.cdiv(s.shape[1], bn), triton.cdiv(s.shape[0], bm))
     sums = None if dbias is None else torch.empty((grid[1], s.shape[1]), dtype=torch.float32, device=s.device)
-    other = cols if symmetric else slice(0, 0)
+    both = other is not None
     chunk_weights_kernel[grid](
-        s, w, _cut(x_id, rows), _cut(y_id, cols), _cut(bias, cols), _cut(bias, rows) if symmetric else None, factor,
-        *terms[:2, rows], *terms[:2, other], sums, *s.shape, scale, symmetric, bm, bn,
+        s, w, _cut(x_id, rows), _cut(y_id, cols), _cut(bias, cols), _cut(row_bias, rows), factor,
+        *own[:2, rows], *(other[:2, cols] if both else (None, None)), sums, *s.shape, scale, both, bm, bn,
     )  # fmt: skip
     if dbias is not None:
         dbias[cols] += sums.sum(0)
     return w
 
 
-def backward(g, lse, x, y, scale, factor, x_id, y_id, bias, symmetric, need, outputs) -> None:
-    """Fills outputs = (dx, dy, dbias, dots (N,) or (M,)), those that ``need`` asks for; dscale is the sum of the dots."""
+def _sweep(x, y, own, other, stats, scale, factor, x_id, y_id, bias, row_bias, outputs, dot_scale=1.0) -> None:
+    """Fills outputs = (dx, dy, dbias, dots), those that are given; dots (N,), or (M,) where dx is not wanted and dy is. ``own``
+    (3, N) and ``other`` (3, M) or None are ``row_terms``."""
     dx, dy, dbias, dots = outputs
     new = {"dtype": torch.float32, "device": x.device}
-    terms, stats = row_terms(lse, g, x.dtype)
-    want_y = not symmetric and need[1]
-    want_x = need[0] or (need[3] and not want_y)
+    want_y = dy is not None
+    want_x = dx is not None or (dots is not None and not want_y)
     sum_y = torch.zeros(y.shape, **new) if want_y else None
-    sum_bias = torch.zeros(y.shape[0], **new) if need[2] else None
-    chunk_r, chunk_c = chunk_shape(x.shape[0], y.shape[0])
-    for rows in _pieces(x.shape[0], chunk_r):
+    sum_bias = torch.zeros(y.shape[0], **new) if dbias is not None else None
+    for rows, columns in _walk(x, y):
         sum_x = None
-        for cols in _pieces(y.shape[0], chunk_c):
+        for cols in columns:
             s = _mm(x[rows], y[cols].t())  # (R, C)
             w = _chunk_weights(
-                s, rows, cols, terms, scale, factor, x_id, y_id, bias, symmetric, want_x or want_y, x.dtype, sum_bias
+                s, rows, cols, own, other, row_bias, scale, factor, x_id, y_id, bias, want_x or want_y, x.dtype, sum_bias
             )
             if want_x:
                 part = _mm(w, y[cols])
@@ -166,8 +245,21 @@ def backward(g, lse, x, y, scale, factor, x_id, y_id, bias, symmetric, need, out
             if want_y:
                 sum_y[cols] += _mm(w.t(), x[rows])
         if want_x:
-            finish(sum_x[None], stats, scale, factor, _cut(dx, rows), x[rows], _cut(dots, rows), 0.5 if symmetric else 1.0)
+            finish(sum_x[None], stats, scale, factor, _cut(dx, rows), x[rows], _cut(dots, rows), dot_scale)
     if want_y:
         finish(sum_y[None], stats, scale, factor, dy, y, None if want_x else dots)
-    if need[2]:
+    if dbias is not None:
         finish(sum_bias[None, :, None], stats, 1.0, None, dbias)
+
+
+def backward(g, lse, x, y, scale, factor, x_id, y_id, bias, symmetric, outputs) -> None:
+    """Fills outputs = (dx, dy, dbias, dots), those that are given; dscale is the sum of the dots."""
+    terms, _, stats = row_terms(lse, g, x.dtype)
+    other, row_bias, dot_scale = (terms, bias, 0.5) if symmetric else (None, None, 1.0)
+    _sweep(x, y, terms, other, stats, scale, factor, x_id, y_id, bias, row_bias, outputs, dot_scale)
+
+
+def cross_backward(terms, x, y, scale, factor, x_id, y_id, outputs) -> None:
+    """Fills outputs = (dx, dy, dots), those that are given; terms as ``row_terms`` of both sides gives them. 3U."""
+    dx, dy, dots = outputs
+    _sweep(x, y, *terms, scale, factor, x_id, y_id, None, None, (dx, dy, None, dots))

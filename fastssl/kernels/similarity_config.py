@@ -38,6 +38,21 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     ("fwd", 80, _HALVES, 256): TileConfig(64, 64, 4, 2),  # 128 rows with bias spill 8 bytes
     ("fwd", 0, _HALVES, 128): TileConfig(64, 64, 4, 2),
     ("fwd", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
+    # counting above a threshold, where the tile without would spill 16 to 128 bytes.
+    ("fwd rank", 80, _HALVES, 128): TileConfig(128, 64, 8, 3),
+    ("one_pass rank", 90, _HALVES, 256): TileConfig(64, 64, 8, 3),
+    ("one_pass rank", 80, _HALVES, 128): TileConfig(64, 64, 8, 2),
+    # cross: columns are reduced across lanes and warps: fewer warps with more rows each shuffle less (SASS of sm_90: 0.64 warp
+    # instructions an element at 128 x 64 with 4 warps, 0.82 at 128 x 128 with 8, 0.40 in the forward). sm_100 keeps whole rows
+    # in a thread, so that every column costs it a register: 64 columns spill up to 136 bytes.
+    ("cross", 90, _HALVES, 128): TileConfig(128, 64, 4, 3),
+    ("cross", 90, _HALVES, 256): TileConfig(128, 64, 8, 3),
+    ("cross", 100, _HALVES, 128): TileConfig(128, 32, 8, 2),
+    ("cross", 100, _HALVES, 256): TileConfig(128, 32, 8, 2),
+    ("cross", 80, _HALVES, 128): TileConfig(128, 32, 4, 3),
+    ("cross", 80, _HALVES, 256): TileConfig(64, 64, 8, 2),
+    ("cross", 0, _HALVES, 128): TileConfig(64, 64, 4, 2),
+    ("cross", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
     # one-pass: acc and p live together; 128 columns spill 56 bytes with ids and bias.
     ("one_pass", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
     ("one_pass", 90, _HALVES, 256): TileConfig(128, 32, 8, 3),
@@ -62,11 +77,15 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     **{("bwd", family, _TF32, 128): TileConfig(64, 32, 8, 2) for family in (80, 90)},
     ("one_pass", 100, _TF32, 128): TileConfig(64, 32, 4, 2),  # 8 warps leave 8 bytes on the stack
     ("bwd", 100, _TF32, 128): TileConfig(64, 32, 4, 2),
+    **{("cross", family, _TF32, 128): TileConfig(64, 64, 8, 2) for family in (80, 90)},
+    ("cross", 100, _TF32, 128): TileConfig(64, 32, 8, 2),
     ("fwd", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
+    ("cross", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
     ("one_pass", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
     ("bwd", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
     # ieee: no matrix unit; Triton unrolls the whole product into registers, which 64 rows or 32 columns overflow by kilobytes.
     **{("fwd", family, _IEEE, 128): TileConfig(32, 32, 8, 2) for family in (80, 90, 100, 0)},
+    **{("cross", family, _IEEE, 128): TileConfig(32, 32, 8, 2) for family in (80, 90, 100, 0)},
     **{("one_pass", family, _IEEE, 128): TileConfig(32, 16, 8, 2) for family in (80, 90, 100, 0)},
     **{("bwd", family, _IEEE, 128): TileConfig(32, 16, 8, 2) for family in (80, 90, 100)},
     ("bwd", 0, _IEEE, 128): TileConfig(16, 16, 4, 2),
@@ -94,10 +113,29 @@ def tile_fits(rows: int, columns: int, width: int, dtype: torch.dtype, precision
 
 @functools.lru_cache(maxsize=256)
 def pick_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precision: str = _IEEE) -> TileConfig:
-    """kernel "fwd", "one_pass" or "bwd"; arch the compute capability (90); precision matters for float32 only."""
+    """kernel "fwd", "one_pass", the same with " rank", "cross" or "bwd"; arch the compute capability (90); precision matters for
+    float32 only."""
     family = 80 if arch == 80 else arch // 10 * 10 if arch // 10 in (9, 10) else 0
     arithmetic = precision if dtype == torch.float32 else _HALVES
-    return _TABLE[kernel, family, arithmetic, 128 if width <= 128 else 256]
+    use = (family, arithmetic, 128 if width <= 128 else 256)
+    return _TABLE.get((kernel, *use)) or _TABLE[kernel.removesuffix(" rank"), *use]
+
+
+@functools.lru_cache(maxsize=1024)
+def pick_groups(rows: int, columns: int, config: TileConfig, num_sms: int) -> tuple[int, int, int, int]:
+    """(groups, rows of each, splits, columns of each) of a sweep that keeps column partials (groups, columns): at most 32 groups,
+    least time counted as in ``pick_splits``, then the fewest programs. 512 x 512: 4 x 4; 32,768 x 32,768: 64 x 2."""
+    slots = num_sms * max(1, 8 // config.num_warps)
+    blocks, tiles = -(-rows // config.block_m), -(-columns // config.block_n)
+    best = None
+    for high in {-(-blocks // wanted) for wanted in range(1, min(blocks, 32) + 1)}:
+        groups = -(-blocks // high)
+        for length in {-(-tiles // wanted) for wanted in range(1, min(tiles, max(1, 8 * slots // groups)) + 1)}:
+            programs = groups * -(-tiles // length)
+            cost = (-(-programs // slots) * (high * length + 3), programs, high, length)
+            best = cost if best is None else min(best, cost)
+    high, length = best[2:]
+    return -(-blocks // high), high * config.block_m, -(-tiles // length), length * config.block_n
 
 
 @functools.lru_cache(maxsize=1024)

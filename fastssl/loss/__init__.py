@@ -1,9 +1,26 @@
 """Losses as modules; the functions behind them are in ``fastssl.functional``."""
 
 from .clip import ClipLoss, SigLipLoss
+from .geometry import SoftNearestNeighborLoss
 from .info_nce import InfoNCELoss
+from .metric import ContrastivePairsLoss, LiftedStructuredLoss, TripletLoss
 from .moco import MoCoLoss
 from .nt_xent import DCLLoss, DCLWLoss, NTXentLoss
+from .sampled import NPairLoss
 from .sup_con import SupConLoss
 
-__all__ = ["ClipLoss", "DCLLoss", "DCLWLoss", "InfoNCELoss", "MoCoLoss", "NTXentLoss", "SigLipLoss", "SupConLoss"]
+__all__ = [
+    "ClipLoss",
+    "ContrastivePairsLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "InfoNCELoss",
+    "LiftedStructuredLoss",
+    "MoCoLoss",
+    "NPairLoss",
+    "NTXentLoss",
+    "SigLipLoss",
+    "SoftNearestNeighborLoss",
+    "SupConLoss",
+    "TripletLoss",
+]

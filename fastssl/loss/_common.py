@@ -55,6 +55,17 @@ def dot_rows(a: Tensor, b: Tensor) -> Tensor:
     return (a.to(wide) * b.to(wide)).sum(1)
 
 
+def dot_sum(rows: Tensor, keys: Tensor) -> Tensor:
+    """sum_j <rows_i, keys_j>, rows (N, D), keys (M, D) -> (N,) in ``wide_dtype``: linear, so O((N + M) D)."""
+    wide = wide_dtype(rows)
+    return (rows.to(wide) * keys.sum(0, dtype=wide)).sum(1)
+
+
+def in_given_dtype(x: Tensor):
+    """Context in which autocast leaves matrix products alone."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def paired(a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
     """a, b (N, D), of unit length if ``normalize``, and their dots (N,)."""
     if not normalize:

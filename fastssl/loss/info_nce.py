@@ -27,6 +27,7 @@ from ._common import (
     class_sums,
     compact_ids,
     dot_rows,
+    dot_sum,
     paired,
     reduce_rows,
     refuse_group,
@@ -35,6 +36,7 @@ from ._common import (
     unit_rows,
     wide_dtype,
 )
+from ._rows import matmul
 
 
 def excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
@@ -50,10 +52,8 @@ def excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Tens
 def _negative_sums(query: Tensor, keys: Tensor, extra: Tensor | None, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
     """Sum of the similarities of each row's negatives, and their number; extra (M, D) are negatives of every row."""
     excluded, count = excluded_sums(query, keys, ids)
-    columns = keys.to(wide_dtype(keys)).sum(0)
-    columns = columns if extra is None else columns + extra.to(columns.dtype).sum(0)
-    total = len(keys) + (0 if extra is None else len(extra))
-    return query.to(columns.dtype) @ columns - excluded, total - count
+    sums, total = dot_sum(query, keys) - excluded, len(keys) - count
+    return (sums, total) if extra is None else (sums + dot_sum(query, extra), total + len(extra))
 
 
 def smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | float], scale, smoothing: float) -> Tensor:
@@ -67,7 +67,7 @@ def smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | f
 def _paired_terms(query, negative_keys, scale, positive):
     """lse, rank and sum over each row's own negatives (N, M, D)."""
     wide = wide_dtype(query)
-    dots = torch.einsum("nd,nmd->nm", query.to(wide), negative_keys.to(wide))
+    dots = matmul(negative_keys.to(wide), query.to(wide)[:, :, None])[:, :, 0]
     rank = (dots * scale > (positive * scale).detach()[:, None]).sum(1, dtype=torch.int32)
     return torch.logsumexp(dots * scale, 1), rank, (dots.sum(1), float(dots.shape[1]))
 
@@ -169,8 +169,7 @@ def info_nce(
     else:
         lse, rank = similarity_lse_rank(query, extra, scale=scale, threshold=threshold, op=op)
         if return_stats or label_smoothing:
-            wide = wide_dtype(query)
-            sums = query.to(wide) @ extra.sum(0, dtype=wide), float(len(extra))
+            sums = dot_sum(query, extra), float(len(extra))
     rows = smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing)
     loss = reduce_rows(rows, reduction)
     return (loss, row_stats(rows, rank, dot, sums[0] / sums[1])) if return_stats else loss

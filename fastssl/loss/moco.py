@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastssl.ops._checks import check_choice, check_matrix, check_scalar, check_views
 from fastssl.ops.similarity import similarity_lse_rank
 
-from ._common import RowStats, dot_rows, reduce_rows, row_stats, softplus, wide_dtype
+from ._common import RowStats, dot_rows, dot_sum, reduce_rows, row_stats, softplus
 from .info_nce import info_nce
 
 
@@ -69,8 +69,7 @@ def moco_loss(
     if not return_stats:
         return loss
     with torch.no_grad():
-        wide = wide_dtype(query)
-        negative = query.to(wide) @ keys.sum(0, dtype=wide) / len(keys)
+        negative = dot_sum(query, keys) / len(keys)
     return loss, row_stats(rows, rank, dot, negative)
 
 

@@ -13,6 +13,7 @@ from fastssl.ops._checks import FLOATS, INTEGERS, check_choice, check_scalar, ch
 from fastssl.ops.similarity import similarity_lse
 
 from ._common import arange_ids, class_sums, compact_ids, dot_rows, reduce_rows, refuse_group, unit_rows, wide_dtype
+from ._rows import matmul
 from .nt_xent import nt_xent
 
 _OP = "sup_con"
@@ -47,7 +48,7 @@ def _positive_sums(z: Tensor, anchors: Tensor, labels: Tensor | None, mask: Tens
     of_sample = z.sum(1)  # (B, D)
     if mask is not None:
         weight = mask.to(z.dtype)
-        sums, count = weight @ of_sample, views * weight.sum(1)
+        sums, count = matmul(weight, of_sample), views * weight.sum(1)
         own = weight.diagonal()
     else:
         own = z.new_ones(len(z))

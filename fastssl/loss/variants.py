@@ -7,6 +7,8 @@ from torch import Tensor
 
 from fastssl.ops._checks import check_like, check_matrix
 
+from ._common import in_given_dtype
+
 BLOCK_ELEMENTS = 1 << 22  # similarities held at once: 16 MiB of float32
 
 
@@ -60,7 +62,8 @@ def nearest_neighbor(query: Tensor, bank: Tensor, *, exclude: Tensor | None = No
     found = []
     for start in range(0, len(query), rows := max(1, BLOCK_ELEMENTS // len(bank))):
         part = query[start : start + rows]
-        similarity = part @ bank.T
+        with in_given_dtype(query):
+            similarity = part @ bank.T
         if exclude is not None:
             row = torch.arange(len(bank), device=query.device)
             similarity = similarity.masked_fill(row == exclude[start : start + rows, None], -torch.inf)

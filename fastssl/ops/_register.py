@@ -59,6 +59,11 @@ def refuse_functorch(op: str) -> None:
         raise NotImplementedError(f"{op}: torch.func transforms (grad, vmap, jacrev) are not supported; use torch.autograd")
 
 
+def distinct(tensor: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    """``tensor``, as a view where it is ``other`` itself: dynamo (2.13) traces no Function that gets one tensor twice."""
+    return tensor.view_as(tensor) if tensor is not None and tensor is other else tensor
+
+
 class _Refuse(torch.autograd.Function):
     """A gradient as a function of all that it depends on, whose derivative raises."""
 

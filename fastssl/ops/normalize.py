@@ -10,7 +10,7 @@
 import torch
 from torch import Tensor
 
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
 
 EPS = 1e-12
 
@@ -49,4 +49,4 @@ class _NormalizePair(torch.autograd.Function):
 def normalize_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """a, b (B, D), already checked -> z (2B, D) unit rows in their dtype, dot (B,) float32 (float64 for float64)."""
     refuse_functorch("normalize_pair")
-    return _NormalizePair.apply(a, b)
+    return _NormalizePair.apply(a, distinct(b, a))

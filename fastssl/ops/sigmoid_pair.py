@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, check_scalar, check_vector
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
 from .similarity import check_sides
 
 _OP = "sigmoid_pair"
@@ -97,7 +97,7 @@ def sigmoid_pair(
     refuse_functorch(op)
     factor, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
     term, bias = (bias, 0.0) if isinstance(bias, Tensor) else (None, float(bias))
-    args = (x, y, scale, factor, bias, term, x_id, y_id, x_weight, y_weight)
+    args = (x, distinct(y, x), scale, factor, bias, distinct(term, factor), x_id, distinct(y_id, x_id), x_weight, y_weight)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor, term)):
         return _SigmoidPair.apply(*args)
     return _op(*args, (False,) * 4)[0]

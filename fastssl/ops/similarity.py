@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
 
 _OP = "similarity_lse"
 _COMMON = "Tensor x, Tensor? y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id, Tensor? y_bias"
@@ -156,7 +156,8 @@ def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, t
     if symmetric:
         args = (x, None, scale, factor, x_id, None, y_bias, threshold)
     else:
-        args = (x, y, scale, factor, x_id, x_id if y_id is None else y_id, y_bias, threshold)
+        y_id = distinct(x_id if y_id is None else y_id, x_id)
+        args = (x, distinct(y, x), scale, factor, x_id, y_id, y_bias, threshold)
     if not torch.is_grad_enabled():
         return _fwd(*args)
     column_gradient = y.requires_grad or (y_bias is not None and y_bias.requires_grad)

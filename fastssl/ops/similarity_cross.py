@@ -9,35 +9,41 @@ With upstream gradients g (N,) of row and h (M,) of column:
     dx = scale W y        dy = scale W^T x        dscale = sum_ij W_ij <x_i, y_j>
 
 U = 2 N M D FLOP: forward U, backward 3U (4U where each side owns a sweep of its own, as on a GPU); no N x M matrix. Two calls
-of ``similarity_lse`` would take 2U + 6U. Saved for the backward: x, y, row, column.
+of ``similarity_lse`` would take 2U + 6U. Saved for the backward: x, y, row, column, and on a CPU the logits of as many rows as
+fit in ``KEEP_ELEMENTS``: for them the backward takes 2U. Up to N = M = 4096 these are all.
 """
 
 import torch
 from torch import Tensor
 
 from ._checks import FLOATS, check_vector
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
 from .similarity import check_sides, new_rank, scale_gradient
 
 _OP = "similarity_cross"
+KEEP_ELEMENTS = 1 << 24  # 64 MiB of float32
 _COMMON = "Tensor x, Tensor y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id"
 
 
-def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, threshold):
-    return new_accumulator(x, x.shape[0]), new_accumulator(x, y.shape[0]), new_rank(x, threshold)
+def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows):
+    kept = new_accumulator(x, keep_rows, y.shape[0])
+    return new_accumulator(x, x.shape[0]), new_accumulator(x, y.shape[0]), new_rank(x, threshold), kept
 
 
-def _fake_bwd(drow, dcolumn, row, column, x, y, scale, scale_factor, x_id, y_id, need):
+def _fake_bwd(drow, dcolumn, row, column, kept, x, y, scale, scale_factor, x_id, y_id, need):
     dx, dy = (t.new_empty(t.shape if wanted else (0,)) for t, wanted in zip((x, y), need[:2], strict=True))
     return dx, dy, (new_accumulator(x) if need[2] else new_accumulator(x, 0))
 
 
 _fwd = define_op(
-    "similarity_cross_fwd", f"({_COMMON}, Tensor? threshold) -> (Tensor, Tensor, Tensor)", _fake_fwd, "similarity_cross"
+    "similarity_cross_fwd",
+    f"({_COMMON}, Tensor? threshold, SymInt keep_rows) -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_fwd,
+    "similarity_cross",
 )
 _bwd = define_op(
     "similarity_cross_bwd",
-    f"(Tensor drow, Tensor dcolumn, Tensor row, Tensor column, {_COMMON}, bool[3] need) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor drow, Tensor dcolumn, Tensor row, Tensor column, Tensor kept, {_COMMON}, bool[3] need) -> (Tensor, Tensor, Tensor)",
     _fake_bwd,
     "similarity_cross",
 )
@@ -46,19 +52,20 @@ _bwd = define_op(
 class _Cross(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, scale, scale_factor, x_id, y_id, threshold):
-        row, column, rank = _fwd(x, y, scale, scale_factor, x_id, y_id, threshold)
+        keep_rows = min(x.shape[0], KEEP_ELEMENTS // y.shape[0]) if x.device.type == "cpu" else 0
+        row, column, rank, kept = _fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows)
         ctx.mark_non_differentiable(rank)
-        ctx.save_for_backward(row, column, x, y, scale_factor, x_id, y_id)
+        ctx.save_for_backward(row, column, kept, x, y, scale_factor, x_id, y_id)
         ctx.scale = scale
         return row, column, rank
 
     @staticmethod
     @first_derivative_only(_OP)
     def backward(ctx, drow, dcolumn, _):
-        row, column, x, y, scale_factor, x_id, y_id = ctx.saved_tensors
+        row, column, kept, x, y, scale_factor, x_id, y_id = ctx.saved_tensors
         wants = ctx.needs_input_grad
         need = (wants[0], wants[1], wants[3])
-        dx, dy, dscale = _bwd(drow, dcolumn, row, column, x, y, ctx.scale, scale_factor, x_id, y_id, need)
+        dx, dy, dscale = _bwd(drow, dcolumn, row, column, kept, x, y, ctx.scale, scale_factor, x_id, y_id, need)
         return (
             dx if need[0] else None,
             dy if need[1] else None,
@@ -100,6 +107,6 @@ def similarity_cross(
         threshold = threshold.detach()
     refuse_functorch(op)
     factor, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
-    args = (x, y, scale, factor, x_id, x_id if y_id is None else y_id, threshold)
+    args = (x, distinct(y, x), scale, factor, x_id, distinct(x_id if y_id is None else y_id, x_id), threshold)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor))
-    return _Cross.apply(*args) if wanted else _fwd(*args)
+    return _Cross.apply(*args) if wanted else _fwd(*args, 0)[:3]

@@ -21,14 +21,17 @@ def similarity_cross_fwd(
     x_id: Tensor | None,  # (N,)
     y_id: Tensor | None,  # (M,)
     threshold: Tensor | None,  # (N,)
-) -> tuple[Tensor, Tensor, Tensor]:  # row (N,), column (M,), rank (N,) or (0,)
+    keep_rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # row (N,), column (M,), rank (N,) or (0,), kept (keep_rows, M)
     with torch.autocast(x.device.type, enabled=False):
         s = _logits(x, y, scale, scale_factor, x_id, y_id, None)[2]
-        return torch.logsumexp(s, dim=1), torch.logsumexp(s, dim=0), _rank(s, threshold)
+        return torch.logsumexp(s, dim=1), torch.logsumexp(s, dim=0), _rank(s, threshold), s[:keep_rows].clone()
 
 
-def similarity_cross_bwd(drow, dcolumn, row, column, x, y, scale, scale_factor, x_id, y_id, need) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dy, dscale); a gradient that ``need`` does not ask for is an empty tensor."""
+def similarity_cross_bwd(
+    drow, dcolumn, row, column, kept, x, y, scale, scale_factor, x_id, y_id, need
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dy, dscale); a gradient that ``need`` does not ask for is an empty tensor. The kept logits are made again."""
     with torch.autocast(x.device.type, enabled=False):
         xf, yf, s = _logits(x, y, scale, scale_factor, x_id, y_id, None)
         weight = drow[:, None] * _softmax(s, row) + (dcolumn[:, None] * _softmax(s.T, column)).T

@@ -1,0 +1,206 @@
+"""Row and column log-sum-exp of one similarity matrix in Triton, both from one sweep, and their gradients.
+
+    s2_ij = log2(e) scale <x_i, y_j>,  -inf where x_id_i = y_id_j        x (N, D), y (M, D); base 2
+    row_i = ln(2) log2 sum_j 2^s2_ij        column_j = ln(2) log2 sum_i 2^s2_ij        rank_i = #{j : s_ij > threshold_i}
+    W_ij  = drow_i 2^(s2_ij - l_i) + dcolumn_j 2^(s2_ij - l_j)           dx = scale W y,  dy = scale W^T x,  dscale = <x, W y>
+
+Forward: a program owns a group of row blocks, at most 32 groups, and a split of the columns. Rows keep (maximum, sum) in
+registers; each tile stores those of its columns in the program's own slice of (groups, M), and after each row block the program
+folds its slice, in order: 32 bytes a column and row block beside 2 D of y. Both are merged in a fixed order; no atomics.
+Backward: ``similarity_bwd_kernel`` once with (a, b) = (x, y) and once with (y, x), each both OWN and STREAM.
+
+U = 2 N M D FLOP: forward U with two exponentials an element, backward 4U (chunks 3U).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastssl.reference import similarity_cross as reference
+
+from . import on_device
+from . import similarity_chunked as chunked
+from .similarity import (
+    _count_above,
+    _dense,
+    _dots,
+    _load_ids,
+    _load_rows,
+    _load_threshold,
+    _precision,
+    _rows,
+    _signed_unit,
+    _streamed,
+    row_owner,
+    tile_options,
+)
+from .similarity_config import device_facts, pick_config, pick_groups, tile_fits
+from .similarity_merge import INF, load_scale, merge, new_rank, row_terms, to_lse
+
+
+@triton.jit
+def _max_sum(s, unit):
+    """(maximum, sum of 2^(s2 - maximum)) of each column of the raw dots s (BM, BN), base 2."""
+    top = tl.max(s, 0) * unit
+    safe = tl.where(top == -INF, 0.0, top)
+    return top, tl.sum(tl.exp2(s * unit - safe[None, :]), 0)
+
+
+@triton.jit
+def _fold_columns(top_ptr, sum_ptr, more, lo, hi, BLOCK: tl.constexpr):
+    """(maximum, sum) of the columns lo..hi, joined with those that lie ``more`` elements behind them."""
+    for start in range(lo, hi, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        top = tl.load(top_ptr + cols, mask=cols < hi, other=-INF)  # (BLOCK,)
+        top2 = tl.load(top_ptr + more + cols, mask=cols < hi, other=-INF)
+        total = tl.load(sum_ptr + cols, mask=cols < hi, other=0.0)
+        total2 = tl.load(sum_ptr + more + cols, mask=cols < hi, other=0.0)
+        new = tl.maximum(top, top2)
+        safe = tl.where(new == -INF, 0.0, new)
+        tl.store(top_ptr + cols, new, mask=cols < hi)
+        tl.store(sum_ptr + cols, total * tl.exp2(top - safe) + total2 * tl.exp2(top2 - safe), mask=cols < hi)
+
+
+@triton.jit
+def _store_rows(row_ptr, row_sum_ptr, rank_ptr, threshold_ptr, at, top, total, rank, inside):
+    if row_sum_ptr is not None:
+        tl.store(row_ptr + at, top, mask=inside)
+        tl.store(row_sum_ptr + at, total, mask=inside)
+    else:
+        tl.store(row_ptr + at, to_lse(top, total), mask=inside)
+    if threshold_ptr is not None:
+        tl.store(rank_ptr + at, rank, mask=inside)
+
+
+@triton.jit
+def similarity_cross_fwd_kernel(
+    x_ptr, y_ptr, x_id_ptr, y_id_ptr, threshold_ptr, factor_ptr, row_ptr, row_sum_ptr, rank_ptr, column_ptr, column_sum_ptr,
+    N, M, D, s_x, s_y, s_yd, scale, group_len, split_len, EVEN_N: tl.constexpr,
+    EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """column (groups, M): partial maximum and sum, with as much room behind them where a group has several row blocks.
+    row (N,): lse; with row_sum_ptr (splits, N): partial maximum and sum."""
+    begin = tl.program_id(0) * group_len
+    split = tl.program_id(1)
+    lo = split * split_len
+    hi = tl.minimum(lo + split_len, M)
+    column_ptr += tl.program_id(0).to(tl.int64) * M
+    column_sum_ptr += tl.program_id(0).to(tl.int64) * M
+    more = tl.num_programs(0).to(tl.int64) * M
+    scale = load_scale(scale, factor_ptr)
+    sign, unit = _signed_unit(scale)
+    for first in range(begin, tl.minimum(begin + group_len, N), BM):
+        rows = first + tl.arange(0, BM)
+        inside = rows < N
+        x = _load_rows(x_ptr, first, N, D, s_x, BM, BD, EVEN_N, EVEN_D)  # (BM, BD)
+        x = (x * sign).to(x_ptr.dtype.element_ty)
+        x_id = _load_ids(x_id_ptr, rows, N)
+        threshold = _load_threshold(threshold_ptr, rows, N)
+        top = tl.full((BM,), -INF, tl.float32)
+        total = tl.zeros((BM,), tl.float32)
+        rank = tl.zeros((BM,), tl.int32)
+        behind = tl.where(first > begin, more, 0)
+        for start in range(lo, hi, BN):
+            cols = start + tl.arange(0, BN)
+            y = _load_rows(y_ptr, start, M, D, s_y, BN, BD, EVEN_M, EVEN_D, s_yd)  # (BN, BD)
+            s = _dots(x, y, x_id, y_id_ptr, cols, M, EVEN_M, PRECISION)
+            if not EVEN_N:
+                s = tl.where(inside[:, None], s, -INF)
+            if threshold_ptr is not None:
+                rank += _count_above(s, scale, threshold, None, cols, M)
+            column, column_sum = _max_sum(s, unit)  # (BN,)
+            tl.store(column_ptr + behind + cols, column, mask=cols < M)
+            tl.store(column_sum_ptr + behind + cols, column_sum, mask=cols < M)
+            new = tl.maximum(top, tl.max(s, 1) * unit)  # (BM,)
+            safe = tl.where(new == -INF, 0.0, new)
+            total = total * tl.exp2(top - safe) + tl.sum(tl.exp2(s * unit - safe[:, None]), 1)
+            top = new
+        _store_rows(row_ptr, row_sum_ptr, rank_ptr, threshold_ptr, split.to(tl.int64) * N + rows, top, total, rank, inside)
+        if first > begin:
+            tl.debug_barrier()  # what other threads stored
+            _fold_columns(column_ptr, column_sum_ptr, more, lo, hi, 1024)
+            tl.debug_barrier()  # before the next block of rows stores there again
+
+
+def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, row, column, rank) -> None:
+    (n, d), m = x.shape, y.shape[0]
+    precision, facts = _precision(x), device_facts(x.device)
+    config = pick_config("cross", facts.arch, x.dtype, d, precision)
+    groups, group_len, splits, split_len = pick_groups(n, m, config, facts.num_sms)
+    new = {"dtype": torch.float32, "device": x.device}
+    blocks = 1 if group_len == config.block_m else 2
+    column_top, column_sum = torch.empty((2, blocks, groups, m), **new)
+    top, total, count = row, None, rank
+    if splits > 1:
+        top, total = torch.empty((2, splits, n), **new)
+        count = torch.empty((splits, n), dtype=torch.int32, device=x.device)
+    similarity_cross_fwd_kernel[(groups, splits)](
+        x, y, x_id, y_id, threshold, scale_factor, top, total, None if threshold is None else count, column_top, column_sum,
+        n, m, d, x.stride(0), *y.stride(), scale, group_len, split_len,
+        EVEN_N=n % config.block_m == 0, EVEN_M=m % config.block_n == 0, **tile_options(d, config, precision),
+    )  # fmt: skip
+    if splits > 1:
+        merge(top, total, None, row, None, *((None, None) if threshold is None else (count, rank)))
+    merge(column_top[0], column_sum[0], None, column, None)
+
+
+def similarity_cross_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """row (N,), column (M,), rank, int32 (N,) or without a threshold (0,), and the logits (keep_rows, M), which nothing here reads
+    again: a GPU is to be asked for 0 of them. x (N, D), y (M, D)."""
+    if x.dtype == torch.float64:
+        return reference.similarity_cross_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows)
+    x, y, x_id, y_id, threshold = _rows(x), _streamed(y), _dense(x_id), _dense(y_id), _dense(threshold)
+    row, column = (torch.empty(len(t), dtype=torch.float32, device=x.device) for t in (x, y))
+    rank = new_rank(len(x), threshold, x.device)
+    arguments = (x, y, scale, scale_factor, x_id, y_id, threshold, row, column, rank)
+    with on_device(x):
+        if tile_fits(len(x), len(y), x.shape[1], x.dtype, _precision(x)):
+            _tiles(*arguments)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                chunked.cross_forward(*arguments)
+        kept = torch.empty((0, len(y)), dtype=torch.float32, device=x.device)
+        if keep_rows > 0:
+            some_id = None if x_id is None else x_id[:keep_rows]
+            kept = reference.similarity_cross_fwd(x[:keep_rows], y, scale, scale_factor, some_id, y_id, None, keep_rows)[3]
+    return row, column, rank, kept
+
+
+def similarity_cross_bwd(
+    drow: Tensor,  # (N,)
+    dcolumn: Tensor,  # (M,)
+    row: Tensor,  # (N,)
+    column: Tensor,  # (M,)
+    kept: Tensor,  # (R, M), not read
+    x: Tensor,  # (N, D)
+    y: Tensor,  # (M, D)
+    scale: float,
+    scale_factor: Tensor | None,
+    x_id: Tensor | None,  # (N,)
+    y_id: Tensor | None,  # (M,)
+    need: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dy, dscale); a gradient that ``need`` does not ask for is an empty tensor."""
+    if x.dtype == torch.float64:
+        return reference.similarity_cross_bwd(drow, dcolumn, row, column, kept, x, y, scale, scale_factor, x_id, y_id, need)
+    x, y, x_id, y_id = _rows(x), _rows(y), _dense(x_id), _dense(y_id)
+    need_x, need_y, need_scale = need
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
+    dy = torch.empty(y.shape, dtype=x.dtype, device=x.device) if need_y else None
+    sweep_x = need_x or (need_scale and not need_y)
+    dots = torch.empty(len(x if sweep_x else y), dtype=torch.float32, device=x.device) if need_scale else None
+    with on_device(x):
+        terms = row_terms(row, drow, x.dtype, column, dcolumn)
+        if not tile_fits(len(x), len(y), x.shape[1], x.dtype, _precision(x)):
+            with torch.autocast(x.device.type, enabled=False):
+                chunked.cross_backward(terms, x, y, scale, scale_factor, x_id, y_id, (dx, dy, dots))
+        else:
+            of_x, of_y, stats = terms
+            if sweep_x:
+                row_owner(of_x, of_y, x, y, x_id, y_id, None, stats, scale, scale_factor, dx, None, dots)
+            if need_y:
+                row_owner(of_y, of_x, y, x, y_id, x_id, None, stats, scale, scale_factor, dy, None, None if sweep_x else dots)
+    none = torch.empty(0, dtype=x.dtype, device=x.device)
+    dscale = dots.sum() if need_scale else torch.empty(0, dtype=torch.float32, device=x.device)
+    return none if dx is None else dx, none if dy is None else dy, dscale

@@ -1,0 +1,143 @@
+"""Losses over all pairs of a batch, a block of rows at a time: the N x N matrix is never there at once.
+
+    map_rows(f, rows, shared, width) = cat over blocks b of f(*rows[b], *shared)
+
+f's largest tensor has ``width`` elements for each row; a block holds at most ``BLOCK_ELEMENTS`` of them and is computed again
+in the backward. One block alone is neither split nor recomputed.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fastssl.ops._checks import INTEGERS, check_choice, check_matrix, check_vector
+
+from ._common import in_given_dtype, unit_rows, wide_dtype
+
+BLOCK_ELEMENTS = 1 << 23  # 32 MiB of float32, from where glibc hands freed memory back at once
+DISTANCES = ("euclidean", "squared", "cosine")
+
+
+def map_rows(f: Callable, rows: tuple[Tensor, ...], shared: tuple[Tensor, ...], width: int) -> tuple[Tensor, ...]:
+    """f(*blocks of rows, *shared) -> tuple of tensors with one entry for each row; those, of all rows."""
+    step = max(1, BLOCK_ELEMENTS // width)
+    if step >= rows[0].shape[0]:
+        return f(*rows, *shared)
+    blocks = zip(*(t.split(step) for t in rows), strict=True)
+    parts = [checkpoint(f, *block, *shared, use_reentrant=False, preserve_rng_state=False) for block in blocks]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+class _Matmul(torch.autograd.Function):
+    """a @ b in the dtype given, also in a backward run under autocast."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        with in_given_dtype(a):
+            return a @ b
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved_tensors
+        with in_given_dtype(a):
+            da = grad @ b.mT if ctx.needs_input_grad[0] else None
+            return da, (a.mT @ grad if ctx.needs_input_grad[1] else None)
+
+
+class _Euclidean(torch.autograd.Function):
+    """d_ij = |x_i - y_j| from the differences, so that close rows keep their digits; gradient 0 where d_ij is 0.
+
+    dx_i = sum_j w_ij (x_i - y_j), w = grad / d, by two products; cdist's own backward holds N x M x D elements on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx, x, y):
+        d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(x, y, d)
+        return d
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y, d = ctx.saved_tensors
+        with in_given_dtype(x):
+            w = grad / d.masked_fill(d == 0, math.inf)
+            center = y.mean(0)  # any constant gives the same gradient; this one the least rounding
+            x, y = x - center, y - center
+            dx = w.sum(1)[:, None] * x - w @ y if ctx.needs_input_grad[0] else None
+            return dx, (w.sum(0)[:, None] * y - w.mT @ x if ctx.needs_input_grad[1] else None)
+
+
+def scalar(value, like: Tensor):
+    """A checked scalar; a tensor as 0-d in ``wide_dtype`` of ``like``, so that it widens nothing it meets."""
+    return value.to(wide_dtype(like)).reshape(()) if isinstance(value, Tensor) else value
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    return _Matmul.apply(a, b)
+
+
+def distance_rows(x: Tensor, distance: str) -> Tensor:
+    """What the distance functions below take: x (N, D) in ``wide_dtype``, of unit length for "cosine"."""
+    x = x.to(wide_dtype(x))
+    return unit_rows(x) if distance == "cosine" else x
+
+
+def _from_euclidean(d: Tensor, x: Tensor, y: Tensor, distance: str) -> Tensor:
+    """For unit rows 1 - <x, y> = |x - y|^2 / 2, which does not cancel; a zero row is at 1 from every row."""
+    if distance == "euclidean":
+        return d
+    if distance == "squared":
+        return d.square()
+    zero_x, zero_y = ((t == 0).all(1).to(d.dtype) for t in (x, y))
+    return 0.5 * (d.square() + (zero_x[:, None] + zero_y if d.dim() == 2 else zero_x + zero_y))
+
+
+def pair_distance(x: Tensor, y: Tensor, distance: str) -> Tensor:
+    """x (N, D), y (M, D) of ``distance_rows`` -> (N, M)."""
+    other = y.view_as(y) if y is x else y  # torch.compile takes no tensor twice
+    return _from_euclidean(_Euclidean.apply(x, other), x, y, distance)
+
+
+def row_distance(x: Tensor, y: Tensor, distance: str) -> Tensor:
+    """x, y (N, D) of ``distance_rows`` -> (N,); gradient 0 at distance 0."""
+    return _from_euclidean(torch.linalg.vector_norm(x - y, dim=1), x, y, distance)
+
+
+def class_masks(index: Tensor, labels: Tensor, all_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows ``index`` (n,), ``labels`` (n,) against ``all_labels`` (N,): same class but not itself, other class; (n, N) bool."""
+    same = labels[:, None] == all_labels
+    itself = index[:, None] == torch.arange(all_labels.shape[0], device=index.device)
+    return same & ~itself, ~same
+
+
+def masked_lse(s: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of s (n, N) over ``keep``, and which rows keep any: (n,) each. A row that keeps none: 0 with gradient 0."""
+    has = keep.any(1)
+    lse = torch.logsumexp(torch.where(has[:, None], s.masked_fill(~keep, -math.inf), 0.0), 1)
+    return torch.where(has, lse, 0.0), has
+
+
+def check_labelled(op: str, features: Tensor, labels: Tensor, distance: str) -> None:
+    check_matrix(op, "features", features, "N, D")
+    check_vector(op, "labels", labels, features.shape[0], INTEGERS, "features", features)
+    check_choice(op, "distance", distance, DISTANCES)
+
+
+def map_labelled(f: Callable, features: Tensor, labels: Tensor, distance: str, *rows: Tensor, cubic: bool = False) -> tuple:
+    """``map_rows`` of f(d (n, N), same (n, N), other (n, N), *rows (n,)) over the rows of a labelled batch.
+
+    ``cubic``: f makes N x N elements of each row.
+    """
+    z = distance_rows(features, distance)
+    n = z.shape[0]
+
+    def block(x, label, index, *rest):
+        *more, z, labels = rest
+        return f(pair_distance(x, z, distance), *class_masks(index, label, labels), *more)
+
+    index = torch.arange(n, device=z.device)
+    return map_rows(block, (z, labels, index, *rows), (z, labels), n * n if cubic else n)

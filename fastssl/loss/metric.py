@@ -1,0 +1,302 @@
+"""Metric-learning losses over pairs and triplets: contrastive, triplet, lifted structure.
+
+d is "euclidean" |x - y|, "squared" |x - y|^2, or "cosine" 1 - <x, y> / (|x| |y|); its gradient is 0, not NaN, at d = 0. Rows
+are used as given: for unit rows normalise first. The forms over a labelled batch take every ordered pair or triplet of it and
+hold a block of rows of distances at a time. A batch without a valid pair or triplet gives 0 with gradient 0.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.ops._checks import INTEGERS, check_choice, check_number, check_vector, check_views
+
+from ._common import reduce_rows, softplus
+from ._rows import DISTANCES, check_labelled, distance_rows, map_labelled, masked_lse, row_distance
+
+_ROWS = ("mean", "sum", "none")
+_BATCH = ("nonzero", "mean", "sum")
+
+
+def contrastive(a: Tensor, b: Tensor, label: Tensor, margin: float = 1.0, reduction: str = "mean") -> Tensor:
+    """Contrastive loss of given pairs (Chopra et al. 2005; Hadsell, Chopra & LeCun 2006, eq. 4).
+
+    ``L_i = y_i d_i^2 / 2 + (1 - y_i) max(0, margin - d_i)^2 / 2``, d_i = |a_i - b_i|. The 1/2 are the paper's; its Y is 1 - y.
+
+    Args:
+        a, b: (N, D) float32, bfloat16, float16 or float64; row i of each is a pair.
+        label: (N,) bool or integers; not 0: the pair is of one class.
+        margin: at least 0; pairs of two classes farther apart than this cost nothing.
+        reduction: "mean" or "sum" over the pairs, or "none" for (N,).
+
+    Returns:
+        The loss, float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, margin or reduction.
+    """
+    op = "contrastive"
+    check_choice(op, "reduction", reduction, _ROWS)
+    check_views(op, ("a", "b"), a, b)
+    is_bool = isinstance(label, Tensor) and label.dtype == torch.bool
+    check_vector(op, "label", label.byte() if is_bool else label, a.shape[0], INTEGERS, "a", a)
+    check_number(op, "margin", margin, 0.0)
+    d = row_distance(distance_rows(a, "euclidean"), distance_rows(b, "euclidean"), "euclidean")
+    return reduce_rows(0.5 * torch.where(label != 0, d, (margin - d).relu()).square(), reduction)
+
+
+def contrastive_pairs(
+    features: Tensor,
+    labels: Tensor,
+    pos_margin: float = 0.0,
+    neg_margin: float = 1.0,
+    *,
+    distance: str = "euclidean",
+    reduction: str = "nonzero",
+) -> Tensor:
+    """Hinges on the distances of all pairs of a labelled batch, not squared: pytorch-metric-learning's ``ContrastiveLoss``.
+
+    ``mean over pairs of one class of max(0, d - pos_margin) + mean over pairs of two classes of max(0, neg_margin - d)``
+
+    Args:
+        features: (N, D) float32, bfloat16, float16 or float64.
+        labels: (N,) integers.
+        pos_margin, neg_margin: at least 0. With "cosine", pytorch-metric-learning's similarity margins are 1 minus these.
+        distance: "euclidean", "squared" or "cosine".
+        reduction: of each of the two terms: "nonzero", the mean over the pairs whose hinge is above 0 (their default);
+            "mean" over all pairs of the kind; "sum" over ordered pairs.
+
+    Returns:
+        The loss, float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, margin, distance or reduction.
+    """
+    op = "contrastive_pairs"
+    check_choice(op, "reduction", reduction, _BATCH)
+    check_labelled(op, features, labels, distance)
+    check_number(op, "pos_margin", pos_margin, 0.0)
+    check_number(op, "neg_margin", neg_margin, 0.0)
+
+    def rows(d, same, other):
+        hinges = (torch.where(same, d - pos_margin, 0.0).relu(), torch.where(other, neg_margin - d, 0.0).relu())
+        return tuple(t for h, mask in zip(hinges, (same, other), strict=True) for t in (h.sum(1), (h > 0).sum(1), mask.sum(1)))
+
+    pos, pos_active, pos_valid, neg, neg_active, neg_valid = map_labelled(rows, features, labels, distance)
+    return _reduce_batch(pos, pos_active, pos_valid, reduction) + _reduce_batch(neg, neg_active, neg_valid, reduction)
+
+
+def _reduce_batch(total: Tensor, active: Tensor, valid: Tensor, reduction: str) -> Tensor:
+    """Sums of each row, its number of terms above 0 and of all terms -> the loss; 0 where there is no term."""
+    if reduction == "sum":
+        return total.sum()
+    return total.sum() / (active if reduction == "nonzero" else valid).sum().clamp(min=1)
+
+
+def _margin(op: str, margin: float | None, soft: bool) -> float:
+    if margin is None:
+        return 0.0 if soft else 1.0
+    check_number(op, "margin", margin, 0.0)
+    return float(margin)
+
+
+def triplet(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float | None = None,
+    *,
+    distance: str = "euclidean",
+    soft: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """Triplet loss of given triplets (Schroff et al. 2015, eq. 2, there with "squared"; soft: Hermans et al. 2017).
+
+    ``L_i = max(0, d(a_i, p_i) - d(a_i, n_i) + margin)``; with ``soft``, ``log(1 + exp(d(a_i, p_i) - d(a_i, n_i) + margin))``.
+    The default is ``torch.nn.functional.triplet_margin_loss`` without its eps inside the norm.
+
+    Args:
+        anchor, positive, negative: (N, D) float32, bfloat16, float16 or float64.
+        margin: at least 0; None: 1 for the hinge, 0 for the soft form, as in the papers.
+        distance: "euclidean", "squared" or "cosine".
+        soft: softplus instead of the hinge.
+        reduction: "mean" or "sum" over the triplets, or "none" for (N,).
+
+    Returns:
+        The loss, float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, margin, distance or reduction.
+    """
+    op = "triplet"
+    check_choice(op, "reduction", reduction, _ROWS)
+    check_choice(op, "distance", distance, DISTANCES)
+    check_views(op, ("anchor", "positive"), anchor, positive)
+    check_views(op, ("anchor", "negative"), anchor, negative)
+    margin = _margin(op, margin, soft)
+    a, p, n = (distance_rows(t, distance) for t in (anchor, positive, negative))
+    violation = row_distance(a, p, distance) - row_distance(a, n, distance) + margin
+    return reduce_rows(softplus(violation) if soft else violation.relu(), reduction)
+
+
+def _hinge_rows(d: Tensor, same: Tensor, other: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over (p, n) of max(0, d_p - d_n + margin), triplets above 0, triplets: (n,) each, in O(N log N) for each anchor.
+
+    The sum is linear in d between kinks: sum_j w_j d_j + margin * active, w_p = #{n: d_n < d_p + margin} for a positive and
+    w_n = -#{p: d_n < d_p + margin} for a negative, both counted in sorted rows.
+    """
+    now = d.detach()
+    reach = now + margin
+    below = torch.searchsorted(now.masked_fill(~other, math.inf).sort(1).values, reach)
+    above = same.sum(1, keepdim=True) - torch.searchsorted(reach.masked_fill(~same, math.inf).sort(1).values, now, right=True)
+    below, above = below * same, above * other
+    active = below.sum(1)
+    center = now.mean(1, keepdim=True)  # the weights sum to 0: any constant may go, and this one cancels least
+    total = ((d - center) * (below - above)).sum(1) + margin * active.to(d.dtype)
+    return total, active, same.sum(1) * other.sum(1)
+
+
+def _soft_rows(d: Tensor, same: Tensor, other: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with softplus, over N x N terms for each anchor; all of them are above 0."""
+    terms = softplus(d[:, :, None] - d[:, None, :] + margin)
+    total = torch.where(same[:, :, None] & other[:, None, :], terms, 0.0).sum((1, 2))
+    valid = same.sum(1) * other.sum(1)
+    return total, valid, valid
+
+
+def _hard_rows(d: Tensor, same: Tensor, other: Tensor, margin: float, soft: bool) -> tuple[Tensor, Tensor, Tensor]:
+    valid = same.any(1) & other.any(1)
+    farthest, nearest = d.masked_fill(~same, -math.inf).amax(1), d.masked_fill(~other, math.inf).amin(1)
+    violation = torch.where(valid, farthest - nearest, 0.0) + margin
+    loss = torch.where(valid, softplus(violation) if soft else violation.relu(), 0.0)
+    return loss, loss > 0, valid
+
+
+def triplet_batch(
+    features: Tensor,
+    labels: Tensor,
+    margin: float | None = None,
+    *,
+    mining: str = "all",
+    distance: str = "euclidean",
+    soft: bool = False,
+    reduction: str = "nonzero",
+) -> Tensor:
+    """Triplet loss over a labelled batch (Hermans, Beyer & Leibe 2017): batch-all or batch-hard.
+
+    Terms are those of ``triplet``. "all": every (anchor, positive, negative) of the batch. "hard": for each anchor its farthest
+    positive and nearest negative; anchors without one of either are left out.
+
+    Args:
+        features: (N, D) float32, bfloat16, float16 or float64.
+        labels: (N,) integers.
+        margin: at least 0; None: 1 for the hinge, 0 for the soft form.
+        mining: "all" or "hard".
+        distance: "euclidean", "squared" or "cosine".
+        soft: softplus instead of the hinge.
+        reduction: "nonzero", the mean over the terms above 0 (all of them when soft); "mean" over all; or "sum". The paper's
+            batch-hard is "mean"; pytorch-metric-learning's default is "nonzero" for both.
+
+    Returns:
+        The loss, float32 (float64 for float64 input). Batch-all by hinge sorts each anchor's distances, O(N^2 log N) time, and
+        never makes the N^3 triplets; the soft form takes O(N^3) time, a few anchors at once.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, margin, mining, distance or reduction.
+    """
+    op = "triplet_batch"
+    check_choice(op, "mining", mining, ("all", "hard"))
+    check_choice(op, "reduction", reduction, _BATCH)
+    check_labelled(op, features, labels, distance)
+    margin = _margin(op, margin, soft)
+
+    def rows(d, same, other):
+        if mining == "hard":
+            return _hard_rows(d, same, other, margin, soft)
+        return (_soft_rows if soft else _hinge_rows)(d, same, other, margin)
+
+    return _reduce_batch(*map_labelled(rows, features, labels, distance, cubic=soft and mining == "all"), reduction)
+
+
+def lifted_structured(features: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
+    """Lifted structured loss (Oh Song et al. 2016, eq. 4: the smooth upper bound), d = |x_i - x_j|.
+
+    ``L = 1 / (2 |P|) sum_{(i, j) in P} max(0, J_ij)^2``, P the pairs of one class,
+    ``J_ij = log(sum_{k of another class than i} exp(margin - d_ik) + sum_{l of another than j} exp(margin - d_jl)) + d_ij``
+
+    Equals pytorch-metric-learning's ``LiftedStructureLoss(neg_margin=margin, pos_margin=0)``.
+
+    Args:
+        features: (N, D) float32, bfloat16, float16 or float64.
+        labels: (N,) integers. Without a pair of one class, or with one class only, the loss is 0.
+        margin: at least 0.
+
+    Returns:
+        The loss, float32 (float64 for float64 input). Two sweeps over the distances: J_ij needs each row's log-sum-exp first.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device or margin.
+    """
+    op = "lifted_structured"
+    check_labelled(op, features, labels, "euclidean")
+    check_number(op, "margin", margin, 0.0)
+
+    def negatives(d, same, other):
+        return masked_lse(margin - d, other)
+
+    lse, has = map_labelled(negatives, features, labels, "euclidean")
+
+    def positives(d, same, other, row_lse):
+        bound = (torch.logaddexp(row_lse[:, None], lse) + d).relu().square()
+        return torch.where(same & has, bound, 0.0).sum(1), same.sum(1)
+
+    total, pairs = map_labelled(positives, features, labels, "euclidean", lse)
+    return 0.5 * total.sum() / pairs.sum().clamp(min=1)
+
+
+class ContrastivePairsLoss(nn.Module):
+    """``contrastive_pairs`` as a module: ``ContrastivePairsLoss(pos_margin, neg_margin)(features, labels)``."""
+
+    def __init__(self, pos_margin: float = 0.0, neg_margin: float = 1.0, distance: str = "euclidean", reduction: str = "nonzero"):
+        super().__init__()
+        self.pos_margin, self.neg_margin = pos_margin, neg_margin
+        self.distance, self.reduction = distance, reduction
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """features (N, D), labels (N,) -> scalar."""
+        return contrastive_pairs(
+            features, labels, self.pos_margin, self.neg_margin, distance=self.distance, reduction=self.reduction
+        )
+
+
+class TripletLoss(nn.Module):
+    """``triplet_batch`` as a module: ``TripletLoss(margin, mining="hard")(features, labels)``."""
+
+    def __init__(
+        self,
+        margin: float | None = None,
+        mining: str = "all",
+        distance: str = "euclidean",
+        soft: bool = False,
+        reduction: str = "nonzero",
+    ):
+        super().__init__()
+        self.margin = margin
+        self.kwargs = {"mining": mining, "distance": distance, "soft": soft, "reduction": reduction}
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """features (N, D), labels (N,) -> scalar."""
+        return triplet_batch(features, labels, self.margin, **self.kwargs)
+
+
+class LiftedStructuredLoss(nn.Module):
+    """``lifted_structured`` as a module: ``LiftedStructuredLoss(margin)(features, labels)``."""
+
+    def __init__(self, margin: float = 1.0):
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """features (N, D), labels (N,) -> scalar."""
+        return lifted_structured(features, labels, self.margin)

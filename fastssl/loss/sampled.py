@@ -1,0 +1,252 @@
+"""Losses over given or sampled negatives: N-pair, noise contrastive estimation, negative sampling.
+
+nce and negative_sampling are logistic regressions of one positive and M negatives of each query,
+
+    L_i = softplus(-u_i+) + sum_k softplus(u_ik),    u = <query, key> / temperature + offset
+
+The negatives come as (M, D), shared by all queries; as (N, M, D), each query's own; or as a bank (K, D) with an index (N, M)
+of rows of it, gathered a block of queries at a time and again in the backward, so that (N, M, D) is never there at once.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.ops._checks import FLOATS, INTEGERS, check_choice, check_like, check_matrix, check_number, check_scalar, check_views
+from fastssl.ops.similarity import similarity_lse
+
+from ._common import arange_ids, dot_rows, reduce_rows, softplus, wide_dtype
+from ._rows import map_rows, matmul, scalar
+
+_ROWS = ("mean", "sum", "none")
+
+
+def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: str = "mean") -> Tensor:
+    """Multi-class N-pair loss (Sohn 2016): row i's negatives are the positives of the other rows, each of a class of its own.
+
+    ``L_i = log(1 + sum_{j != i} exp(<a_i, p_j> - <a_i, p_i>)) + l2_reg (|a_i|^2 + |p_i|^2) / 4``
+
+    Equals pytorch-metric-learning's ``NPairsLoss`` without normalisation, and with ``l2_reg`` TensorFlow's ``npairs_loss``
+    (there 0.002; the 1/4 is theirs). For a temperature, or unit rows, see ``info_nce``.
+
+    Args:
+        anchor, positive: (N, D) float32, bfloat16, float16 or float64, used as they are.
+        l2_reg: at least 0, weight of the squared norms.
+        reduction: "mean" or "sum" over rows, or "none" for (N,).
+
+    Returns:
+        The loss, float32 (float64 for float64 input); 0 for one row. Fused, memory O(N D). Differentiable once.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, l2_reg or reduction.
+    """
+    op = "n_pair"
+    check_choice(op, "reduction", reduction, _ROWS)
+    check_views(op, ("anchor", "positive"), anchor, positive)
+    check_number(op, "l2_reg", l2_reg, 0.0)
+    ids = arange_ids(anchor)
+    lse = similarity_lse(anchor, positive, x_id=ids, y_id=ids)
+    loss = softplus(lse - dot_rows(anchor, positive))
+    if l2_reg > 0.0:
+        loss = loss + 0.25 * l2_reg * (dot_rows(anchor, anchor) + dot_rows(positive, positive))
+    return reduce_rows(loss, reduction)
+
+
+def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: Tensor | None, query: Tensor) -> int:
+    """keys (M, D), (N, M, D), or (K, D) with index (N, M) -> M."""
+    n, width = query.shape
+    shapes = f"(M, D), (N, M, D), or (K, D) with {index_name}"
+    if not isinstance(keys, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor {shapes}, got {type(keys).__name__}")
+    if keys.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {keys.dtype}")
+    own = keys.dim() == 3 and index is None
+    if not (own or keys.dim() == 2) or 0 in keys.shape or keys.shape[-1] != width or (own and keys.shape[0] != n):
+        raise ValueError(f"{op}: {name} must be {shapes}, with N = {n} and D = {width}, got shape {tuple(keys.shape)}")
+    check_like(op, name, keys, "query", query)
+    if index is None:
+        return keys.shape[-2]
+    if not isinstance(index, Tensor) or index.dtype not in INTEGERS:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"{op}: {index_name} must be an integer tensor ({n}, M), got {got}")
+    if index.dim() != 2 or index.shape[0] != n or index.shape[1] == 0:
+        raise ValueError(f"{op}: {index_name} must have shape ({n}, M), one row for each of query, got {tuple(index.shape)}")
+    if index.device != query.device:
+        raise ValueError(f"{op}: query and {index_name} must be on the same device, got {query.device} and {index.device}")
+    return index.shape[1]
+
+
+def _check_float(op: str, name: str, value, shape: tuple[int, ...], query: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{op}: {name} must be a float tensor of shape {shape}, got {got}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
+    if value.device != query.device:
+        raise ValueError(f"{op}: query and {name} must be on the same device, got {query.device} and {value.device}")
+
+
+def _check_query(op: str, query: Tensor, positive_key: Tensor, temperature, reduction: str) -> None:
+    check_choice(op, "reduction", reduction, _ROWS)
+    check_views(op, ("query", "positive_key"), query, positive_key)
+    check_scalar(op, "temperature", temperature, query, zero=False)
+
+
+def _map_logits(f, query: Tensor, keys: Tensor, index: Tensor | None, scale, offset=None) -> Tensor:
+    """f(u (n, M)) -> (n,) over blocks of queries, u = scale <query, negatives> + offset; offset (M,), (N, M), a scalar or None."""
+    by_row = [query] if keys.dim() == 2 else [query, keys]
+    by_row += [t for t in (index,) if t is not None]
+    offset_by_row = isinstance(offset, Tensor) and offset.dim() == 2
+    by_row += [offset] if offset_by_row else []
+
+    def block(q, *rest):
+        rest = list(rest)
+        own = rest.pop(0) if keys.dim() == 3 else keys
+        if index is not None:
+            at = rest.pop(0)
+            own = own.index_select(0, at.reshape(-1).long()).view(*at.shape, -1)
+        q, own = q.to(wide_dtype(q)), own.to(wide_dtype(own))
+        dots = matmul(q, own.mT) if own.dim() == 2 else matmul(own, q[:, :, None])[:, :, 0]
+        u = scale * dots
+        shift = rest.pop(0) if offset_by_row else offset
+        return (f(u if shift is None else u + shift),)
+
+    negatives = keys.shape[-2] if index is None else index.shape[1]
+    shared = keys.dim() == 2 and index is None
+    return map_rows(block, tuple(by_row), (), negatives if shared else negatives * keys.shape[-1])[0]
+
+
+def _sum_softplus(u: Tensor) -> Tensor:
+    return softplus(u).sum(1)
+
+
+def _log_noise(op: str, n, log_noise_pos, log_noise_neg, noise_keys, noise_index, query, count) -> tuple:
+    """Log-probabilities of the positive and of the noise samples under the noise distribution, checked."""
+    given = [k for k, v in {"n": n, "log_noise_pos": log_noise_pos, "log_noise_neg": log_noise_neg}.items() if v is not None]
+    if given not in (["n"], ["log_noise_pos", "log_noise_neg"]):
+        got = " and ".join(given) or "neither"
+        raise ValueError(f"{op}: the noise must be n (uniform over n items) or log_noise_pos and log_noise_neg, got {got}")
+    if n is not None:
+        check_number(op, "n", n, 1)
+        return -math.log(n), -math.log(n)
+    shared = noise_keys.dim() == 2 and noise_index is None
+    _check_float(op, "log_noise_pos", log_noise_pos, (query.shape[0],), query)
+    _check_float(op, "log_noise_neg", log_noise_neg, (count,) if shared else (query.shape[0], count), query)
+    wide = wide_dtype(query)
+    return log_noise_pos.to(wide), log_noise_neg.to(wide)
+
+
+def nce(
+    query: Tensor,
+    positive_key: Tensor,
+    noise_keys: Tensor,
+    temperature: float | Tensor = 0.07,
+    *,
+    n: int | None = None,
+    log_noise_pos: Tensor | None = None,
+    log_noise_neg: Tensor | None = None,
+    noise_index: Tensor | None = None,
+    log_z: float | Tensor = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Noise contrastive estimation (Gutmann & Hyvarinen 2010; Mnih & Kavukcuoglu 2013), as instance discrimination uses it.
+
+    With P(k|q) = exp(<q, k> / temperature) / Z and M noise samples from Pn, h = P / (P + M Pn) (Wu et al. 2018, eq. 5-7):
+
+    ``L_i = -log h(i's positive) - sum_k log(1 - h(k))``
+
+    computed from the logits <q, k> / temperature - log Z - log(M Pn(k)), so that no probability under- or overflows.
+
+    Args:
+        query: (N, D) float32, bfloat16, float16 or float64, used as it is (instance discrimination: unit rows).
+        positive_key: (N, D), same dtype and device; with a memory bank ``bank[i]``.
+        noise_keys: (M, D) for all queries, (N, M, D) for each its own, or with ``noise_index`` the bank (K, D).
+        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
+        n: uniform noise over n items, Pn = 1 / n: the size of the data set. Or both of
+        log_noise_pos: (N,) float, log Pn of the positives, and
+        log_noise_neg: float, log Pn of the noise samples: (M,) for shared noise_keys, otherwise (N, M). Not normalised here.
+        noise_index: (N, M) integers, rows of the bank; (N, M, D) is then never there at once.
+        log_z: log of the constant Z, a number or a one-element float tensor: 0 as in Mnih & Kavukcuoglu, ``nce_log_z`` of the
+            first batch as in Wu et al.
+        reduction: "mean" or "sum" over queries, or "none" for (N,).
+
+    Returns:
+        The loss, float32 (float64 for float64 input), summed over the M noise samples.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature, noise, log_z or reduction.
+    """
+    op = "nce"
+    _check_query(op, query, positive_key, temperature, reduction)
+    count = _check_negatives(op, "noise_keys", noise_keys, "noise_index", noise_index, query)
+    check_scalar(op, "log_z", log_z, query)
+    log_pos, log_neg = _log_noise(op, n, log_noise_pos, log_noise_neg, noise_keys, noise_index, query, count)
+    scale = 1.0 / scalar(temperature, query)
+    shift = scalar(log_z, query) + math.log(count)
+    positive = softplus(shift + log_pos - scale * dot_rows(query, positive_key))
+    return reduce_rows(positive + _map_logits(_sum_softplus, query, noise_keys, noise_index, scale, -shift - log_neg), reduction)
+
+
+@torch.no_grad()
+def nce_log_z(
+    query: Tensor, noise_keys: Tensor, temperature: float | Tensor = 0.07, *, n: int, noise_index: Tensor | None = None
+) -> Tensor:
+    """log Z of ``nce`` from uniform noise, log(n mean_ik exp(<q_i, k> / temperature)) (Wu et al. 2018, eq. 8), a 0-d constant.
+
+    Arguments and errors as in ``nce``. Instance discrimination takes it from the first batch and keeps it.
+    """
+    op = "nce_log_z"
+    check_matrix(op, "query", query, "N, D")
+    count = _check_negatives(op, "noise_keys", noise_keys, "noise_index", noise_index, query)
+    check_scalar(op, "temperature", temperature, query, zero=False)
+    check_number(op, "n", n, 1)
+    rows = _map_logits(lambda u: torch.logsumexp(u, 1), query, noise_keys, noise_index, 1.0 / scalar(temperature, query))
+    return torch.logsumexp(rows, 0) + (math.log(n) - math.log(count) - math.log(query.shape[0]))
+
+
+def negative_sampling(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor,
+    temperature: float | Tensor = 1.0,
+    *,
+    negative_index: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Negative sampling, the loss of word2vec's skip-gram (Mikolov et al. 2013, "Distributed representations", eq. 4).
+
+    ``L_i = -log sigmoid(<q_i, k_i+> / temperature) - sum_k log sigmoid(-<q_i, k> / temperature)``; the paper has no temperature.
+
+    Args:
+        query: (N, D) float32, bfloat16, float16 or float64, used as it is.
+        positive_key: (N, D), same dtype and device.
+        negative_keys: (M, D) for all queries, (N, M, D) for each its own, or with ``negative_index`` the table (K, D).
+        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
+        negative_index: (N, M) integers, rows of the table; (N, M, D) is then never there at once.
+        reduction: "mean" or "sum" over queries, or "none" for (N,).
+
+    Returns:
+        The loss, float32 (float64 for float64 input), summed over the M negatives.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature or reduction.
+    """
+    op = "negative_sampling"
+    _check_query(op, query, positive_key, temperature, reduction)
+    _check_negatives(op, "negative_keys", negative_keys, "negative_index", negative_index, query)
+    scale = 1.0 / scalar(temperature, query)
+    positive = softplus(-scale * dot_rows(query, positive_key))
+    return reduce_rows(positive + _map_logits(_sum_softplus, query, negative_keys, negative_index, scale), reduction)
+
+
+class NPairLoss(nn.Module):
+    """``n_pair`` as a module: ``NPairLoss(l2_reg)(anchor, positive)``."""
+
+    def __init__(self, l2_reg: float = 0.0):
+        super().__init__()
+        self.l2_reg = l2_reg
+
+    def forward(self, anchor: Tensor, positive: Tensor) -> Tensor:
+        """anchor, positive (N, D) -> scalar."""
+        return n_pair(anchor, positive, self.l2_reg)

@@ -1,0 +1,659 @@
+"""The older losses: against float64 formulas on the full matrix, pytorch-metric-learning and torch; blocks, compile, edges."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastssl.loss import _rows
+from fastssl.loss.geometry import SoftNearestNeighborLoss, alignment, soft_nearest_neighbor, uniformity
+from fastssl.loss.metric import (
+    ContrastivePairsLoss,
+    LiftedStructuredLoss,
+    TripletLoss,
+    contrastive,
+    contrastive_pairs,
+    lifted_structured,
+    triplet,
+    triplet_batch,
+)
+from fastssl.loss.sampled import NPairLoss, n_pair, nce, nce_log_z, negative_sampling
+from fastssl.testing.compare import assert_no_worse
+
+N, D = 14, 5
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 3, 0])  # class 3 has one row
+EYE = torch.eye(N, dtype=torch.bool)
+SAME = (LABELS[:, None] == LABELS) & ~EYE
+OTHER = LABELS[:, None] != LABELS
+INDEX = torch.arange(N * 4).reshape(N, 4).mul(7) % 9
+LOG_NOISE = torch.linspace(-3, -1, N * 4, dtype=torch.float64)
+
+
+def randn(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+# --- the formulas, written plainly ---------------------------------------------------------------------------------------
+
+
+def root(squares):
+    return torch.where(squares == 0, 0, squares.masked_fill(squares == 0, 1).sqrt())
+
+
+def between(x, y, distance):
+    """x, y broadcast over rows -> distances along the last dimension."""
+    if distance == "cosine":
+        return 1 - (F.normalize(x, dim=-1) * F.normalize(y, dim=-1)).sum(-1)
+    squares = (x - y).square().sum(-1)
+    return squares if distance == "squared" else root(squares)
+
+
+def matrix(x, distance="euclidean"):
+    return between(x[:, None], x[None], distance)
+
+
+def reduce(terms, reduction):
+    """Of a vector of terms: the mean of those above 0, of all, or the sum."""
+    if reduction == "nonzero":
+        terms = terms[terms > 0]
+    return terms.sum() if reduction == "sum" else terms.sum() / max(1, len(terms))
+
+
+def plain_contrastive(a, b, margin=1.5):
+    d, y = between(a, b, "euclidean"), (LABELS > 0).to(a.dtype)
+    return (0.5 * y * d**2 + 0.5 * (1 - y) * (margin - d).clamp(min=0) ** 2).mean()
+
+
+def plain_pairs(x, pos_margin=0.1, neg_margin=2.5, distance="euclidean", reduction="nonzero"):
+    d = matrix(x, distance)
+    return reduce((d - pos_margin).relu()[SAME], reduction) + reduce((neg_margin - d).relu()[OTHER], reduction)
+
+
+def hinge(violation, soft):
+    return F.softplus(violation, threshold=40) if soft else violation.relu()
+
+
+def plain_triplet(a, p, n, margin, distance, soft):
+    return hinge(between(a, p, distance) - between(a, n, distance) + margin, soft).mean()
+
+
+def plain_triplet_batch(x, margin, mining, distance, soft, reduction):
+    d = matrix(x, distance)
+    if mining == "all":
+        violation = (d[:, :, None] - d[:, None, :] + margin)[SAME[:, :, None] & OTHER[:, None, :]]
+    else:
+        violation = d.masked_fill(~SAME, -math.inf).amax(1) - d.masked_fill(~OTHER, math.inf).amin(1) + margin
+        violation = violation[SAME.any(1) & OTHER.any(1)]
+    return reduce(hinge(violation, soft), reduction)
+
+
+def plain_lifted(x, margin=1.0):
+    d = matrix(x)
+    sums = torch.where(OTHER, (margin - d).exp(), 0).sum(1)
+    return ((sums[:, None] + sums).log() + d)[SAME].relu().square().mean() / 2
+
+
+def plain_n_pair(a, b, l2_reg=0.02):
+    s = a @ b.T
+    loss = (1 + torch.where(EYE, 0, (s - s.diag()[:, None]).exp()).sum(1)).log().mean()
+    return loss + l2_reg / 4 * (a.square().sum(1).mean() + b.square().sum(1).mean())
+
+
+def negatives(keys, mode):
+    return {"shared": keys, "own": keys, "index": keys[INDEX] if mode == "index" else None}[mode]
+
+
+def plain_nce(q, k, noise, temperature, mode, log_noise=None, n=100, log_z=1.0):
+    """Through the probabilities h = P / (P + M Pn), as the paper has it."""
+    noise = negatives(noise, mode)
+    m = noise.shape[-2]
+    pn_pos, pn_neg = (1 / n, 1 / n) if log_noise is None else (t.exp().to(q.dtype) for t in log_noise)
+    p_pos = ((q * k).sum(1) / temperature - log_z).exp()
+    p_neg = ((q @ noise.T if noise.dim() == 2 else (noise * q[:, None]).sum(-1)) / temperature - log_z).exp()
+    return -((p_pos / (p_pos + m * pn_pos)).log() + (m * pn_neg / (p_neg + m * pn_neg)).log().sum(1)).mean()
+
+
+def plain_sampling(q, k, noise, mode):
+    noise = negatives(noise, mode)
+    s = q @ noise.T if noise.dim() == 2 else (noise * q[:, None]).sum(-1)
+    return -((q * k).sum(1).sigmoid().log() + (-s).sigmoid().log().sum(1)).mean()
+
+
+def plain_soft_nearest(x, temperature, distance):
+    e = (-matrix(x, distance) / temperature).exp()
+    own, every = torch.where(SAME, e, 0).sum(1), torch.where(EYE, 0, e).sum(1)
+    rows = SAME.any(1)
+    return -(own[rows] / every[rows]).log().mean()
+
+
+def plain_uniformity(x, t):
+    return matrix(x, "squared")[torch.ones(N, N, dtype=torch.bool).triu(1)].mul(-t).exp().mean().log()
+
+
+# --- name -> (inputs, ours, plain) ---------------------------------------------------------------------------------------
+
+ONE = {"x": (N, D)}
+TWO = {"a": (N, D), "b": (N, D)}
+NOISE = {"shared": (6, D), "own": (N, 4, D), "index": (9, D)}
+CASES = {
+    "contrastive": (TWO, lambda a, b: contrastive(a, b, LABELS, 1.5), plain_contrastive),
+    "contrastive bool": (TWO, lambda a, b: contrastive(a, b, LABELS > 0, 1.5), plain_contrastive),
+    "lifted": (ONE, lambda x: lifted_structured(x, LABELS), plain_lifted),
+    "n_pair": (TWO, lambda a, b: n_pair(a, b, 0.02), plain_n_pair),
+    "uniformity": (ONE | {"t": ()}, uniformity, plain_uniformity),
+}
+for alpha in (0.5, 1.0, 2.0, 3.0):
+    CASES[f"alignment {alpha}"] = (
+        TWO,
+        partial(lambda a, b, alpha: alignment(a, b, alpha), alpha=alpha),
+        partial(lambda a, b, alpha: between(a, b, "euclidean").pow(alpha).mean(), alpha=alpha),
+    )
+for distance in ("euclidean", "squared", "cosine"):
+    for reduction in ("nonzero", "mean", "sum"):
+        kwargs = {"pos_margin": 0.1, "neg_margin": 2.5, "distance": distance, "reduction": reduction}
+        CASES[f"pairs {distance} {reduction}"] = (
+            ONE,
+            partial(lambda x, kwargs: contrastive_pairs(x, LABELS, **kwargs), kwargs=kwargs),
+            partial(plain_pairs, **kwargs),
+        )
+    CASES[f"soft_nearest {distance}"] = (
+        ONE | {"temperature": ()},
+        partial(
+            lambda x, temperature, distance: soft_nearest_neighbor(x, LABELS, temperature, distance=distance), distance=distance
+        ),
+        partial(plain_soft_nearest, distance=distance),
+    )
+    for soft in (False, True):
+        kwargs = {"margin": 0.3, "distance": distance, "soft": soft}
+        CASES[f"triplet {distance} {'soft' if soft else 'hinge'}"] = (
+            {"a": (N, D), "p": (N, D), "n": (N, D)},
+            partial(lambda a, p, n, kwargs: triplet(a, p, n, **kwargs), kwargs=kwargs),
+            partial(plain_triplet, **kwargs),
+        )
+        for mining in ("all", "hard"):
+            kwargs = {"margin": 0.3, "distance": distance, "soft": soft, "mining": mining}
+            kwargs["reduction"] = {"euclidean": "nonzero", "squared": "mean", "cosine": "sum"}[distance]
+            CASES[f"triplet_batch {mining} {distance} {'soft' if soft else 'hinge'}"] = (
+                ONE,
+                partial(lambda x, kwargs: triplet_batch(x, LABELS, **kwargs), kwargs=kwargs),
+                partial(plain_triplet_batch, **kwargs),
+            )
+for mode, noise in NOISE.items():
+    inputs = {"q": (N, D), "k": (N, D), "noise": noise}
+    index = INDEX if mode == "index" else None
+    logs = (LOG_NOISE[:N], LOG_NOISE[:6] if mode == "shared" else LOG_NOISE.reshape(N, 4))
+    known = {"log_noise_pos": logs[0], "log_noise_neg": logs[1], "noise_index": index, "log_z": 0.5}
+    CASES[f"nce uniform {mode}"] = (
+        inputs | {"temperature": (), "log_z": ()},
+        partial(
+            lambda q, k, noise, temperature, log_z, index: nce(q, k, noise, temperature, n=100, log_z=log_z, noise_index=index),
+            index=index,
+        ),
+        partial(plain_nce, mode=mode),
+    )
+    CASES[f"nce known {mode}"] = (
+        inputs,
+        partial(lambda q, k, noise, known: nce(q, k, noise, 1.5, **known), known=known),
+        partial(plain_nce, temperature=1.5, mode=mode, log_noise=logs, log_z=0.5),
+    )
+    CASES[f"negative_sampling {mode}"] = (
+        inputs,
+        partial(lambda q, k, noise, index: negative_sampling(q, k, noise, negative_index=index), index=index),
+        partial(plain_sampling, mode=mode),
+    )
+
+BLOCKED = [
+    name for name in CASES if name.split()[0] in ("pairs", "lifted", "triplet_batch", "soft_nearest", "nce", "negative_sampling")
+]
+
+
+def make_inputs(case, dtype=torch.float32):
+    made = {}
+    for seed, (name, shape) in enumerate(CASES[case][0].items()):
+        wide = torch.promote_types(dtype, torch.float32)
+        made[name] = randn(*shape, seed=seed, dtype=dtype) if shape else torch.tensor(1.2, dtype=wide)
+    return made
+
+
+def run(call, inputs, dtype=None):
+    """Value, and gradients by name."""
+    leaves = {name: t.detach().to(dtype or t.dtype).requires_grad_() for name, t in inputs.items()}
+    out = call(**leaves)
+    return out.detach(), dict(zip(leaves, torch.autograd.grad(out, list(leaves.values())), strict=True))
+
+
+def assert_same(got, want, **kwargs):
+    torch.testing.assert_close(got[0], want[0], **kwargs)
+    for name in want[1]:
+        torch.testing.assert_close(got[1][name], want[1][name], **kwargs)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 3 * N)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradients(case, dtype):
+    _, ours, plain = CASES[case]
+    inputs = make_inputs(case, dtype)
+    (out, grads), (eager, eager_grads), (truth, true_grads) = (
+        run(ours, inputs),
+        run(plain, inputs),
+        run(plain, inputs, torch.float64),
+    )
+    wide = torch.promote_types(dtype, torch.float32)
+    assert out.dtype == wide and out.shape == ()
+    assert_no_worse(case, out, eager, truth, wide)
+    for name, grad in grads.items():
+        assert grad.dtype == inputs[name].dtype and grad.shape == inputs[name].shape
+        assert_no_worse(f"{case} d{name}", grad, eager_grads[name], true_grads[name], inputs[name].dtype)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradcheck(case, monkeypatch):
+    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 5 * N)
+    inputs = {name: t.requires_grad_() for name, t in make_inputs(case, torch.float64).items()}
+    assert torch.autograd.gradcheck(CASES[case][1], tuple(inputs.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("case", BLOCKED)
+def test_blocks_are_one_block(case, small_blocks, monkeypatch):
+    inputs = make_inputs(case)
+    blocks = run(CASES[case][1], inputs)
+    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 1 << 23)
+    assert_same(blocks, run(CASES[case][1], inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", BLOCKED)
+def test_without_gradient_and_inference_mode(case, small_blocks):
+    inputs = make_inputs(case)
+    want = CASES[case][1](**{name: t.clone().requires_grad_() for name, t in inputs.items()})
+    with torch.inference_mode():
+        assert torch.equal(CASES[case][1](**inputs), want)
+
+
+class Largest(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(t, torch.Tensor):
+                self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
+        return out
+
+
+@pytest.mark.parametrize(
+    "loss, n, limit",
+    [
+        (contrastive_pairs, 256, 32 * 256),
+        (triplet_batch, 256, 32 * 256),
+        (partial(triplet_batch, mining="hard"), 256, 32 * 256),
+        (partial(triplet_batch, soft=True), 48, 8 * 48 * 48),
+        (lifted_structured, 256, 32 * 256),
+        (soft_nearest_neighbor, 256, 32 * 256),
+    ],
+    ids=("pairs", "all", "hard", "soft", "lifted", "soft_nearest"),
+)
+def test_no_tensor_is_larger_than_a_block(loss, n, limit, monkeypatch):
+    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", limit)
+    x = randn(n, 8).requires_grad_()
+    with Largest() as largest:
+        loss(x, torch.arange(n) % 7).backward()
+    assert x.grad.isfinite().all() and 0 < largest.elements <= limit
+
+
+def test_a_bank_is_gathered_by_blocks(monkeypatch):
+    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 4 * 16 * 8)
+    bank, index = randn(50, 8), torch.arange(64 * 16).reshape(64, 16) % 50
+    q = randn(64, 8, seed=1).requires_grad_()
+    with Largest() as largest:
+        nce(q, bank[:1].expand(64, 8), bank, n=50, noise_index=index).backward()
+    assert largest.elements <= 64 * 16  # the logits' index, not the (64, 16, 8) keys
+
+
+# --- other libraries -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pml():
+    pytest.importorskip("pytorch_metric_learning", reason="pytorch-metric-learning is not installed")
+    from benchmarks.peers import ready_torchvision
+
+    ready_torchvision()
+    from pytorch_metric_learning import distances, losses, miners
+
+    return distances, losses, miners
+
+
+def lp(pml, **kwargs):
+    return pml[0].LpDistance(normalize_embeddings=False, **kwargs)
+
+
+PML = {
+    "ContrastiveLoss": (
+        contrastive_pairs,
+        lambda p: p[1].ContrastiveLoss(distance=lp(p)),
+    ),
+    "ContrastiveLoss squared": (
+        partial(contrastive_pairs, pos_margin=0.2, neg_margin=4.0, distance="squared"),
+        lambda p: p[1].ContrastiveLoss(0.2, 4.0, distance=lp(p, power=2)),
+    ),
+    "ContrastiveLoss cosine": (
+        partial(contrastive_pairs, pos_margin=0.1, neg_margin=0.8, distance="cosine"),
+        lambda p: p[1].ContrastiveLoss(0.9, 0.2, distance=p[0].CosineSimilarity()),
+    ),
+    "TripletMarginLoss": (
+        partial(triplet_batch, margin=0.05),
+        lambda p: p[1].TripletMarginLoss(distance=lp(p)),
+    ),
+    "TripletMarginLoss cosine": (
+        partial(triplet_batch, margin=0.2, distance="cosine"),
+        lambda p: p[1].TripletMarginLoss(0.2, distance=p[0].CosineSimilarity()),
+    ),
+    "TripletMarginLoss smooth": (
+        partial(triplet_batch, soft=True),
+        lambda p: p[1].TripletMarginLoss(0, smooth_loss=True, distance=lp(p)),
+    ),
+    "LiftedStructureLoss": (lifted_structured, lambda p: p[1].LiftedStructureLoss(distance=lp(p))),
+    "NCALoss": (
+        partial(soft_nearest_neighbor, temperature=0.5),
+        lambda p: p[1].NCALoss(softmax_scale=2, distance=lp(p, power=2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PML)
+def test_is_pytorch_metric_learnings(pml, name):
+    ours, theirs = PML[name]
+    theirs = theirs(pml)
+    inputs = {"x": randn(24, 6)}
+    labels = torch.arange(24) % 5
+    assert_same(run(lambda x: ours(x, labels), inputs), run(lambda x: theirs(x, labels), inputs), rtol=2e-5, atol=2e-6)
+
+
+def test_batch_hard_is_pytorch_metric_learnings(pml):
+    distance, labels = lp(pml), torch.arange(24) % 5
+    miner, loss = pml[2].BatchHardMiner(distance=distance), pml[1].TripletMarginLoss(0.3, distance=distance)
+    want = run(lambda x: loss(x, labels, miner(x, labels)), {"x": randn(24, 6)})
+    assert_same(run(lambda x: triplet_batch(x, labels, 0.3, mining="hard"), {"x": randn(24, 6)}), want, rtol=2e-5, atol=2e-6)
+
+
+def test_n_pair_is_pytorch_metric_learnings(pml):
+    loss = pml[1].NPairsLoss(distance=pml[0].DotProductSimilarity(normalize_embeddings=False))
+    inputs = {"a": randn(24, 6), "b": randn(24, 6, seed=1)}
+    want = run(lambda a, b: loss(torch.cat([a, b]), torch.arange(24).repeat(2)), inputs)
+    assert_same(run(lambda a, b: n_pair(a, b), inputs), want, rtol=2e-5, atol=2e-6)
+
+
+def test_triplet_is_torchs():
+    inputs = {name: randn(20, 6, seed=k) for k, name in enumerate("apn")}
+
+    def theirs(a, p, n):
+        return F.triplet_margin_loss(a, p, n, eps=0.0)
+
+    assert_same(run(lambda a, p, n: triplet(a, p, n), inputs), run(theirs, inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_uniformity_is_pdist():
+    x = F.normalize(randn(40, 8), dim=1)
+    assert_same(run(uniformity, {"x": x}), run(lambda x: torch.pdist(x).pow(2).mul(-2).exp().mean().log(), {"x": x}))
+
+
+def test_nce_log_z_is_the_mean_over_the_batch():
+    q, bank = F.normalize(randn(N, D), dim=1), F.normalize(randn(9, D, seed=1), dim=1)
+    want = math.log(100 * (bank[INDEX] * q[:, None]).sum(-1).div(0.3).exp().mean())
+    for noise, kwargs in ((bank, {"noise_index": INDEX}), (bank[INDEX], {})):
+        assert abs(nce_log_z(q, noise, 0.3, n=100, **kwargs) - want) < 1e-5
+    assert abs(nce_log_z(q, bank, 0.3, n=9) - math.log(9 * (q @ bank.T).div(0.3).exp().mean())) < 1e-5
+
+
+# --- edges ---------------------------------------------------------------------------------------------------------------
+
+BATCH = {
+    "pairs": contrastive_pairs,
+    "all": triplet_batch,
+    "all soft": partial(triplet_batch, soft=True),
+    "hard": partial(triplet_batch, mining="hard"),
+    "hard soft mean": partial(triplet_batch, mining="hard", soft=True, reduction="mean"),
+    "lifted": lifted_structured,
+    "soft_nearest": soft_nearest_neighbor,
+    "soft_nearest euclidean": partial(soft_nearest_neighbor, distance="euclidean"),
+    "soft_nearest cosine": partial(soft_nearest_neighbor, distance="cosine"),
+}
+NOTHING = {  # labels, and the losses that have a term all the same
+    "all classes differ": (torch.arange(N), ("pairs",)),
+    "one class": (torch.zeros(N, dtype=torch.int64), ("pairs",)),
+    "one row": (torch.zeros(1, dtype=torch.int64), ()),
+}
+
+
+@pytest.mark.parametrize("labels", NOTHING)
+@pytest.mark.parametrize("name", BATCH)
+def test_no_valid_term_is_zero_with_zero_gradient(name, labels, small_blocks):
+    labels, has_terms = NOTHING[labels]
+    out, grads = run(lambda x: BATCH[name](x, labels), {"x": randn(len(labels), D)})
+    assert out.isfinite() and grads["x"].isfinite().all()
+    assert name in has_terms or (out == 0 and (grads["x"] == 0).all())
+
+
+@pytest.mark.parametrize("name", BATCH)
+def test_equal_rows_have_finite_gradients(name):
+    x = randn(4, D).repeat(3, 1)  # each row three times, in two classes
+    out, grads = run(lambda x: BATCH[name](x, torch.arange(12) % 2), {"x": x})
+    assert out.isfinite() and grads["x"].isfinite().all()
+    out, grads = run(lambda x: BATCH[name](x, torch.arange(12) % 2), {"x": torch.ones(12, D)})
+    assert out.isfinite() and (grads["x"] == 0).all()
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "squared", "cosine"])
+def test_equal_and_zero_rows_of_pairs(distance):
+    x = {"x": torch.cat([torch.ones(3, D), torch.zeros(3, D)])}
+    for call in (
+        lambda x: contrastive(x, x.detach(), torch.arange(6) % 2),
+        lambda x: triplet(x, x.detach(), x.detach().roll(1, 0), distance=distance),
+        lambda x: alignment(x, x.detach(), 0.5),
+        lambda x: triplet_batch(x, torch.arange(6) % 2, distance=distance),
+    ):
+        out, grads = run(call, x)
+        assert out.isfinite() and grads["x"].isfinite().all()
+
+
+def test_a_zero_row_is_at_cosine_distance_one():
+    x = _rows.distance_rows(torch.tensor([[0.0, 0.0], [3.0, 4.0], [-3.0, -4.0]]), "cosine")
+    torch.testing.assert_close(_rows.pair_distance(x, x, "cosine")[0], torch.ones(3))
+    torch.testing.assert_close(_rows.row_distance(x, x.roll(1, 0), "cosine"), torch.tensor([1.0, 1.0, 2.0]))
+
+
+def test_close_rows_keep_their_digits():
+    """Through |x|^2 + |y|^2 - 2 <x, y> a float32 distance of 1e-4 between unit rows has no digit."""
+    x = F.normalize(randn(40, 16), dim=1)
+    x = torch.cat([x, x + 1e-4 * randn(40, 16, seed=1)])
+    labels = torch.arange(40).repeat(2)
+    loss = partial(contrastive_pairs, labels=labels, neg_margin=0.0, reduction="mean")
+    got, want = run(loss, {"features": x}), run(loss, {"features": x}, torch.float64)
+    assert abs(got[0] / want[0] - 1) < 1e-6
+    torch.testing.assert_close(got[1]["features"].double(), want[1]["features"], rtol=1e-3, atol=1e-5)
+
+
+def test_a_small_soft_nearest_neighbor_loss_keeps_its_digits():
+    x = torch.cat([randn(8, 4, seed=2) * 0.1, randn(8, 4, seed=3) * 0.1 + 1.7])
+    loss = partial(soft_nearest_neighbor, labels=torch.arange(16) // 8)
+    truth = loss(x.double())
+    assert 1e-7 < truth < 1e-3 and abs(loss(x).double() / truth - 1) < 1e-5
+
+
+def test_far_from_the_origin_uniformity_keeps_its_digits():
+    x = randn(30, 6) + 100
+    assert abs(uniformity(x, 0.5).double() - uniformity(x.double(), 0.5)) < 1e-5
+
+
+def test_extreme_logits_of_nce_are_finite():
+    q = {"q": 50 * randn(N, D), "k": 50 * randn(N, D, seed=1), "noise": 50 * randn(6, D, seed=2)}
+    out, grads = run(lambda q, k, noise: nce(q, k, noise, 0.01, n=10**9, log_z=30.0), q)
+    assert out.isfinite() and all(g.isfinite().all() for g in grads.values())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_row_reductions(reduction):
+    a, b, noise = randn(N, D), randn(N, D, seed=1), randn(3, D, seed=2)
+    for call in (
+        partial(contrastive, a, b, LABELS),
+        partial(triplet, a, b, a.roll(1, 0)),
+        partial(n_pair, a, b, 0.1),
+        partial(nce, a, b, noise, 1.0, n=50),
+        partial(negative_sampling, a, b, noise),
+        partial(alignment, a, b),
+    ):
+        rows = call(reduction="none")
+        assert rows.shape == (N,)
+        torch.testing.assert_close(call(reduction=reduction), {"mean": rows.mean(), "sum": rows.sum(), "none": rows}[reduction])
+    rows = soft_nearest_neighbor(a, LABELS, reduction="none")
+    assert rows.shape == (N,) and rows[12] == 0
+    torch.testing.assert_close(soft_nearest_neighbor(a, LABELS), rows.sum() / (N - 1))
+
+
+def test_modules_are_their_functions():
+    x, y = randn(N, D), randn(N, D, seed=1)
+    temperature = torch.nn.Parameter(torch.tensor(0.7))
+    assert torch.equal(ContrastivePairsLoss(0.1, 2.0)(x, LABELS), contrastive_pairs(x, LABELS, 0.1, 2.0))
+    assert torch.equal(TripletLoss(0.2, "hard", soft=True)(x, LABELS), triplet_batch(x, LABELS, 0.2, mining="hard", soft=True))
+    assert torch.equal(LiftedStructuredLoss(0.5)(x, LABELS), lifted_structured(x, LABELS, 0.5))
+    assert torch.equal(NPairLoss(0.1)(x, y), n_pair(x, y, 0.1))
+    loss = SoftNearestNeighborLoss(temperature)
+    assert torch.equal(loss(x, LABELS), soft_nearest_neighbor(x, LABELS, 0.7)) and list(loss.parameters()) == [temperature]
+
+
+def test_a_one_element_temperature_widens_nothing():
+    x = randn(N, D)
+    for value in (torch.tensor([0.7], dtype=torch.float64), torch.tensor([[0.7]]), torch.tensor(0.7, dtype=torch.float64)):
+        for call in (partial(soft_nearest_neighbor, x, LABELS), partial(uniformity, x), partial(nce, x, x, x[:3], n=9)):
+            out = call(value)
+            assert out.dtype == torch.float32 and out.shape == ()
+            torch.testing.assert_close(out, call(0.7))
+
+
+# --- the machinery around ------------------------------------------------------------------------------------------------
+
+COMPILED = {  # case: more than one block
+    "lifted": False,
+    "n_pair": False,
+    "uniformity": False,
+    "pairs euclidean nonzero": False,
+    "soft_nearest cosine": True,
+    "triplet_batch all euclidean hinge": True,
+    "triplet_batch hard cosine soft": False,
+    "nce uniform index": True,
+    "negative_sampling shared": False,
+}
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_compiled_whole(case, monkeypatch):
+    if COMPILED[case]:
+        monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 8 * (4 * D if "nce" in case else N))
+    torch._dynamo.reset()
+    inputs = make_inputs(case)
+    compiled = torch.compile(CASES[case][1], fullgraph=True, backend="aot_eager")
+    assert_same(run(compiled, inputs), run(CASES[case][1], inputs))
+
+
+@pytest.mark.parametrize("case", COMPILED)
+def test_under_autocast_the_given_dtype_is_used(case, small_blocks):
+    inputs = make_inputs(case)
+    plain = run(CASES[case][1], inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(run(CASES[case][1], inputs), plain, rtol=0, atol=0)
+
+
+X, Y = randn(4, 3), torch.tensor([0, 0, 1, 1])
+BAD = {
+    "shapes": (ValueError, r"contrastive: a and b must have the same shape \(B, D\)", lambda: contrastive(X, X[:, :2], Y)),
+    "label length": (ValueError, r"contrastive: label must have shape \(4,\).*\(3,\)", lambda: contrastive(X, X, Y[:3])),
+    "label dtype": (
+        TypeError,
+        "contrastive: label must have an integer dtype, got torch.float32",
+        lambda: contrastive(X, X, X[:, 0]),
+    ),
+    "label list": (TypeError, r"contrastive: label must be a tensor", lambda: contrastive(X, X, [0, 1, 0, 1])),
+    "margin": (ValueError, "contrastive: margin must be at least 0, got -1", lambda: contrastive(X, X, Y, -1)),
+    "margin NaN": (ValueError, "contrastive: margin must be at least 0, got nan", lambda: contrastive(X, X, Y, math.nan)),
+    "margin text": (TypeError, "contrastive: margin must be a number, got str", lambda: contrastive(X, X, Y, "1")),
+    "reduction": (
+        ValueError,
+        "contrastive: reduction must be one of 'mean', 'sum', 'none'",
+        lambda: contrastive(X, X, Y, 1.0, "avg"),
+    ),
+    "pairs margin": (ValueError, "contrastive_pairs: neg_margin must be at least 0", lambda: contrastive_pairs(X, Y, 0.0, -0.5)),
+    "pairs reduction": (
+        ValueError,
+        "one of 'nonzero', 'mean', 'sum', got 'none'",
+        lambda: contrastive_pairs(X, Y, reduction="none"),
+    ),
+    "features": (ValueError, r"contrastive_pairs: features must be 2-D \(N, D\)", lambda: contrastive_pairs(X[0], Y)),
+    "features type": (TypeError, "contrastive_pairs: features must be a tensor", lambda: contrastive_pairs([[1.0]], Y)),
+    "features dtype": (TypeError, "triplet_batch: features must be float32.*got torch.int64", lambda: triplet_batch(X.long(), Y)),
+    "empty": (ValueError, "lifted_structured: features must have at least one row", lambda: lifted_structured(X[:0], Y[:0])),
+    "labels length": (ValueError, r"triplet_batch: labels must have shape \(4,\)", lambda: triplet_batch(X, Y[:3])),
+    "labels shape": (ValueError, r"lifted_structured: labels must have shape \(4,\)", lambda: lifted_structured(X, Y[:, None])),
+    "labels dtype": (TypeError, "labels must have an integer dtype, got torch.bool", lambda: soft_nearest_neighbor(X, Y > 0)),
+    "labels device": (ValueError, "must be on the same device, got cpu and meta", lambda: triplet_batch(X, Y.to("meta"))),
+    "distance": (
+        ValueError,
+        "triplet: distance must be one of 'euclidean', 'squared', 'cosine'",
+        lambda: triplet(X, X, X, distance="l1"),
+    ),
+    "triplet margin": (ValueError, "triplet: margin must be at least 0", lambda: triplet(X, X, X, -0.1)),
+    "triplet shapes": (ValueError, "triplet: anchor and negative must have the same shape", lambda: triplet(X, X, X[:3])),
+    "triplet dtypes": (TypeError, "triplet: anchor and positive must have the same dtype", lambda: triplet(X, X.double(), X)),
+    "mining": (
+        ValueError,
+        "triplet_batch: mining must be one of 'all', 'hard', got 'semi'",
+        lambda: triplet_batch(X, Y, mining="semi"),
+    ),
+    "n_pair": (ValueError, "n_pair: anchor and positive must have the same shape", lambda: n_pair(X, X[:2])),
+    "l2_reg": (ValueError, "n_pair: l2_reg must be at least 0", lambda: n_pair(X, X, -0.1)),
+    "temperature 0": (ValueError, "nce: temperature must be finite and not 0, got 0", lambda: nce(X, X, X, 0, n=9)),
+    "temperature NaN": (ValueError, "soft_nearest_neighbor: temperature must be", lambda: soft_nearest_neighbor(X, Y, math.nan)),
+    "no noise": (ValueError, "nce: the noise must be n .* or log_noise_pos and log_noise_neg, got neither", lambda: nce(X, X, X)),
+    "both noises": (ValueError, "got n and log_noise_pos", lambda: nce(X, X, X, n=9, log_noise_pos=X[:, 0])),
+    "half a noise": (ValueError, "got log_noise_pos$", lambda: nce(X, X, X, log_noise_pos=X[:, 0])),
+    "noise size": (ValueError, "nce: n must be at least 1, got 0", lambda: nce(X, X, X, n=0)),
+    "noise shape": (
+        ValueError,
+        r"nce: log_noise_neg must have shape \(4,\), got \(4, 3\)",
+        lambda: nce(X, X, X, log_noise_pos=X[:, 0], log_noise_neg=X),
+    ),
+    "noise type": (
+        TypeError,
+        "log_noise_pos must be a float tensor",
+        lambda: nce(X, X, X, log_noise_pos=1.0, log_noise_neg=X[:, 0]),
+    ),
+    "log_z": (ValueError, "nce: log_z must be finite, got inf", lambda: nce(X, X, X, n=9, log_z=math.inf)),
+    "keys width": (ValueError, r"nce: noise_keys must be .* N = 4 and D = 3, got shape \(4, 2\)", lambda: nce(X, X, X[:, :2], n=9)),
+    "keys rows": (ValueError, r"got shape \(3, 4, 3\)", lambda: negative_sampling(X, X, X.expand(3, 4, 3))),
+    "no keys": (ValueError, r"got shape \(0, 3\)", lambda: negative_sampling(X, X, X[:0])),
+    "keys dtype": (TypeError, "negative_sampling: query and negative_keys must have", lambda: negative_sampling(X, X, X.double())),
+    "keys type": (TypeError, "negative_sampling: negative_keys must be a tensor", lambda: negative_sampling(X, X, None)),
+    "own keys and index": (ValueError, "noise_keys must be", lambda: nce(X, X, X.expand(4, 4, 3), n=9, noise_index=Y[:, None])),
+    "index dtype": (TypeError, "noise_index must be an integer tensor", lambda: nce(X, X, X, n=9, noise_index=X)),
+    "index shape": (ValueError, r"noise_index must have shape \(4, M\)", lambda: nce(X, X, X, n=9, noise_index=Y)),
+    "log_z rows": (ValueError, r"nce_log_z: query must be 2-D", lambda: nce_log_z(X[0], X, n=9)),
+    "alpha": (ValueError, "alignment: alpha must be above 0, got 0", lambda: alignment(X, X, 0)),
+    "alignment": (ValueError, "alignment: x and y must be on the same device", lambda: alignment(X, X.to("meta"))),
+    "t": (ValueError, "uniformity: t must be finite and not 0", lambda: uniformity(X, 0.0)),
+    "t tensor": (ValueError, "uniformity: t must be finite and not 0", lambda: uniformity(X, torch.tensor(math.nan))),
+    "one row": (ValueError, "uniformity: x must have at least 2 rows", lambda: uniformity(X[:1])),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_in_words(name):
+    error, words, call = BAD[name]
+    with pytest.raises(error, match=words):
+        call()
