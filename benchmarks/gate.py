@@ -105,6 +105,64 @@ def pair_truth(inputs: dict[str, Tensor], temperature: float, full_rows: int = F
     return Truth(loss.cpu(), {"z0": gradient[first], "z1": gradient[~first]}, kept if n > full_rows else dict.fromkeys(kept))
 
 
+def _pair_gradients(x, y, scale: float, weights: Callable) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dy, dscale and dbias of a loss over pairs from W = weights(first row, s of a block), dloss / ds; x, y float64."""
+    dx, dy = torch.empty_like(x), torch.zeros_like(y)
+    dscale, dbias = x.new_zeros(()), x.new_zeros(())
+    block = max(1, _BLOCK_ELEMENTS // len(y))
+    for lo in range(0, len(x), block):
+        rows = x[lo : lo + block]
+        dots = rows @ y.T
+        w = weights(lo, scale * dots)
+        dx[lo : lo + block] = scale * (w @ y)
+        dy += scale * (w.T @ rows)
+        dscale += (w * dots).sum()
+        dbias += w.sum()
+    return dx, dy, dscale, dbias
+
+
+def _image_text(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, float]:
+    x, y = (inputs[name].detach().double() for name in ("image", "text"))
+    return x, y, float(inputs["logit_scale"].detach())
+
+
+def clip_truth(inputs: dict[str, Tensor]) -> Truth:
+    """CLIP of image, text (N, D) and logit_scale by hand, O(N) memory: W = (p_row + p_column) / 2N - [i = j] / N."""
+    x, y, scale = _image_text(inputs)
+    n, block = len(x), max(1, _BLOCK_ELEMENTS // len(y))
+    row, column = torch.empty_like(x[:, 0]), torch.full_like(y[:, 0], -torch.inf)
+    for lo in range(0, n, block):
+        s = scale * (x[lo : lo + block] @ y.T)
+        row[lo : lo + block] = torch.logsumexp(s, 1)
+        column = torch.logaddexp(column, torch.logsumexp(s, 0))
+
+    def weights(lo, s):
+        w = ((s - row[lo : lo + block, None]).exp() + (s - column).exp()) / (2 * n)
+        w[torch.arange(len(s), device=s.device), torch.arange(lo, lo + len(s), device=s.device)] -= 1.0 / n
+        return w
+
+    dx, dy, dscale, _ = _pair_gradients(x, y, scale, weights)
+    loss = 0.5 * (row + column).mean() - scale * (x * y).sum(1).mean()
+    grads = {"image": dx.cpu(), "text": dy.cpu(), "logit_scale": dscale.cpu()}
+    return Truth(loss.cpu(), grads, dict.fromkeys(grads))
+
+
+def siglip_truth(inputs: dict[str, Tensor]) -> Truth:
+    """SigLIP of image, text (N, D), logit_scale and logit_bias by hand, O(N) memory: W = -t sigmoid(-t l) / N."""
+    x, y, scale = _image_text(inputs)
+    n, bias, losses = len(x), float(inputs["logit_bias"].detach()), []
+
+    def weights(lo, s):
+        t = torch.full_like(s, -1.0)
+        t[torch.arange(len(s), device=s.device), torch.arange(lo, lo + len(s), device=s.device)] = 1.0
+        losses.append(-F.logsigmoid(t * (s + bias)).sum())
+        return -t * torch.sigmoid(-t * (s + bias)) / n
+
+    dx, dy, dscale, dbias = _pair_gradients(x, y, scale, weights)
+    grads = {"image": dx.cpu(), "text": dy.cpu(), "logit_scale": dscale.cpu(), "logit_bias": dbias.cpu()}
+    return Truth(torch.stack(losses).sum().cpu() / n, grads, dict.fromkeys(grads))
+
+
 def truth_of(work, shape, inputs: dict[str, Tensor]) -> Truth:
     """Raises ValueError above the size for which a float64 truth is affordable."""
     rows = work.rows(shape)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gate import pair_truth
+from benchmarks.gate import clip_truth, pair_truth, siglip_truth
 from fastssl import functional
 from fastssl.testing import contrastive
 from fastssl.testing.cases import CASES, OpCase, moco_inputs, randn, sup_con_inputs
@@ -249,7 +249,7 @@ WORKS = {
             targets=(*_faster((4096, 512), open_clip=2.5),),
             gpu_targets=(Target((65536, 768), "ms", 45, dtype="bfloat16"), Target((65536, 768), "peak_mb", 1500, dtype="bfloat16")),
             gpu_sweeps=5.0,
-            largest={"cpu": 8192, "cuda": 32768},
+            truth=clip_truth,
         ),
         Work(
             CASES["siglip"],
@@ -262,7 +262,7 @@ WORKS = {
             quick=((128, 128),),
             gpu=((4096, 768), (16384, 768), (65536, 768)),
             gpu_targets=(Target((16384, 768), "ms", 2.4, dtype="bfloat16"),),
-            largest={"cpu": 8192, "cuda": 32768},
+            truth=siglip_truth,
         ),
         Work(
             SUP_CON,

@@ -67,6 +67,17 @@ def test_gate_refuses_missing_gradients_and_failures():
     assert call is None and entry["status"] == "failed" and entry["reason"] == "RuntimeError: no kernel"
 
 
+@pytest.mark.parametrize("name", ("clip", "siglip"))
+def test_blocked_truth_of_pairs_is_eager_in_float64(name, monkeypatch):
+    monkeypatch.setattr(gate, "_BLOCK_ELEMENTS", 45 * 10)
+    work = WORKS[name]
+    inputs = gate.leaves(work.case.inputs((45, 7)))
+    exact, truth = gate.eager_truth(work.case.eager, inputs), work.truth(inputs)
+    assert relative_error(truth.loss, exact.loss) < 1e-13
+    assert truth.grads.keys() == exact.grads.keys()
+    assert all(relative_error(truth.grads[n], exact.grads[n]) < 1e-12 for n in exact.grads)
+
+
 @pytest.mark.parametrize("full_rows", (1000, 20))
 def test_blocked_truth_is_eager_in_float64(full_rows):
     inputs = gate.leaves(NT_XENT.case.inputs((45, 7)))
@@ -83,12 +94,13 @@ def test_blocked_truth_is_eager_in_float64(full_rows):
 @pytest.mark.parametrize("work", WORKS.values(), ids=lambda w: w.name)
 def test_installed_peers_have_the_works_objective(work, name):
     peer = peers.load(name)
-    status, reason = peer.unfit(work, SHAPE, "cpu")
+    shape = SHAPE if len(work.quick[0]) == 2 else (24, 40, 16)
+    status, reason = peer.unfit(work, shape, "cpu")
     if status:
         pytest.skip(f"{status}: {reason}")
     pytest.importorskip(peer.module or "torch")
-    inputs = gate.leaves(work.case.inputs(SHAPE))
-    found = gate.errors(peer.build(work), inputs, gate.truth_of(work, SHAPE, inputs))
+    inputs = gate.leaves(work.case.inputs(shape), constant=work.constant_inputs)
+    found = gate.errors(peer.build(work), inputs, gate.truth_of(work, shape, inputs))
     assert gate.verdict(found, torch.float32) == ""
 
 
@@ -97,7 +109,8 @@ def test_absent_and_unequal_peers_are_listed_with_a_reason():
     assert absent.unfit(NT_XENT, SHAPE, "cpu") == ("absent", "no-such-library is not installed")
     assert peers.load("memeff").unfit(NT_XENT, SHAPE, "cpu")[0] == "other objective"
     assert peers.load("inf_cl").unfit(WORKS["info_nce"], SHAPE, "cpu") == ("absent", "runs on cuda only")
-    assert peers.load("pytorch_metric_learning").max_rows["cpu"] == 512
+    pml = peers.load("pytorch_metric_learning")
+    assert pml.unfit(NT_XENT, (300, 128), "cpu")[0] == "too large" and not pml.unfit(WORKS["sup_con"], (300, 128), "cpu")[0]
     assert replace(absent, module=None, max_rows={"cpu": 47}).unfit(NT_XENT, SHAPE, "cpu")[0] == "too large"
     for name in peers.NAMES:
         peer = peers.load(name)
