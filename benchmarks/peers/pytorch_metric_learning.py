@@ -1,6 +1,7 @@
-"""pytorch-metric-learning: ``SelfSupervisedLoss(NTXentLoss(temperature))``, its SimCLR form, and ``SupConLoss``. Both normalise.
+"""pytorch-metric-learning: ``NTXentLoss`` in its SimCLR form, and ``SupConLoss``. Both normalise by their cosine distance.
 
-Up to 2.9 NTXentLoss compares every positive pair with every negative pair, O(N^3) memory: N = 512 takes 2.2 GB, N = 1024 about 17 GB.
+Up to 2.9 NTXentLoss compares every positive pair with every negative pair, O(N^3) memory: N = 512 takes 2.2 GB, N = 1024 about
+17 GB.
 """
 
 from . import Peer
