@@ -6,7 +6,7 @@ Run by ``python -m benchmarks.gpu`` and by ``pytest`` where a GPU is; skipped el
 import pytest
 import torch
 
-from fastssl.functional import nt_xent, similarity_lse
+from fastssl.functional import moco_loss, nt_xent, similarity_lse
 from fastssl.ops._register import OWNERS
 from fastssl.testing import contrastive
 from fastssl.testing.cases import CASES, eager_lse, two_views
@@ -79,42 +79,70 @@ def test_temperatures(temperature):
 @pytest.mark.parametrize("name", CASES)
 def test_same_bits_in_twenty_runs(name):
     case = CASES[name]
-    inputs = case.inputs((700, 900, 128) if "similarity" in name else (350, 128), torch.bfloat16, "cuda")
+    inputs = case.inputs(case.shape(700, 128), torch.bfloat16, "cuda")
     first = gradients(case.ours, inputs)
     for _ in range(20):
         again = gradients(case.ours, inputs)
         assert torch.equal(first[0], again[0]) and all(torch.equal(first[1][k], again[1][k]) for k in inputs)
 
 
-def test_a_step_is_captured_in_a_graph_and_replayed():
-    views = [t.requires_grad_() for t in two_views((256, 128), torch.bfloat16, "cuda").values()]
-    temperature = torch.tensor(0.2, device="cuda", requires_grad=True)
+LOSSES = ("nt_xent", "info_nce", "clip", "siglip", "moco", "sup_con", "info_nce_hard", "siglip_grouped")
+
+
+def step(case, inputs):
+    out = case.ours(**inputs)
+    return out, torch.autograd.grad(out.sum(), list(inputs.values()))
+
+
+def trained(case, seed=0):
+    inputs = case.inputs(case.shape(256, 128), torch.bfloat16, "cuda", seed=seed)
+    return {name: t.requires_grad_() for name, t in inputs.items()}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_is_captured_in_a_graph_and_replayed(name):
+    case = CASES[name]
+    inputs = trained(case)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
-            torch.autograd.grad(nt_xent(*views, temperature), [*views, temperature])
+            step(case, inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        loss = nt_xent(*views, temperature)
-        grads = torch.autograd.grad(loss, [*views, temperature])
-    for t, fresh in zip(views, two_views((256, 128), torch.bfloat16, "cuda", seed=9).values(), strict=True):
-        t.data.copy_(fresh)
+        out, grads = step(case, inputs)
+    for t, fresh in zip(inputs.values(), trained(case, seed=9).values(), strict=True):
+        t.data.copy_(fresh.data)
     graph.replay()
-    want = nt_xent(*views, temperature)
-    want_grads = torch.autograd.grad(want, [*views, temperature])
-    assert torch.equal(loss, want) and all(torch.equal(a, b) for a, b in zip(grads, want_grads, strict=True))
+    want, want_grads = step(case, inputs)
+    assert torch.equal(out, want) and all(torch.equal(a, b) for a, b in zip(grads, want_grads, strict=True))
 
 
-def test_no_step_synchronises_with_the_host():
-    views = [t.requires_grad_() for t in two_views((256, 128), torch.bfloat16, "cuda").values()]
-    temperature = torch.tensor(0.2, device="cuda", requires_grad=True)
-    nt_xent(*views, temperature).backward()  # compiles
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_step_synchronises_with_the_host(name):
+    case = CASES[name]
+    inputs = trained(case)
+    step(case, inputs)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        nt_xent(*views, temperature).backward()
+        step(case, inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("layout", ["dk", "kd"])
+def test_moco_takes_a_queue_of_both_layouts_and_counts_ranks(layout):
+    query, key = (torch.nn.functional.normalize(torch.randn(300, 128), dim=1) for _ in range(2))
+    queue = torch.nn.functional.normalize(torch.randn(128, 5000), dim=0)
+    want, counted = moco_loss(query, key, queue, return_stats=True)
+    held = (queue if layout == "dk" else queue.T.contiguous()).cuda()
+    leaf = query.cuda().requires_grad_()
+    loss, stats = moco_loss(leaf, key.cuda(), held, layout=layout, return_stats=True)
+    held.fill_(float("nan"))
+    loss.backward()
+    torch.testing.assert_close(loss.cpu(), want, rtol=1e-4, atol=1e-4)
+    assert (stats.rank.cpu() != counted.rank).sum() <= 3  # nearly equal similarities
+    assert leaf.grad.isfinite().all()
 
 
 def test_rows_beyond_32_bit_offsets():
