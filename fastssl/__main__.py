@@ -5,7 +5,7 @@ import sys
 
 USAGE = """usage: fastssl COMMAND ...
 
-  train METHOD   train an encoder without labels (simclr)
+  train METHOD   train an encoder (train --help lists the methods)
   eval RUN       weighted kNN, linear probe and pictures of a trained encoder
   info           what is built and what this machine can run
   bench          time the ops on this machine

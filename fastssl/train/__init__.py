@@ -4,9 +4,9 @@ Needs ``pip install fastssl[train]``. ``import fastssl`` does not import this pa
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from unittest import mock
 
 
@@ -31,12 +31,39 @@ class TrainConfig:
     temperature: float = 0.5
     hidden_dim: int | None = None
     projection_dim: int = 128
+    queue_size: int | None = None
+    pooler: str = "mean"
     min_scale: float = 0.2
     jitter: float = 0.5
     knn_every: int = 2
     knn_k: int = 20
     knn_t: float = 0.1
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How ``fastssl train`` runs one method; loop, command line and evaluation know no method by name. All are in ``recipes.py``.
+
+    ``data`` is what ``load`` returns: ``name``, ``summary()`` for the first line, and ``train`` and ``test``, data sets with
+    ``len`` and ``__getitems__(indices)`` -> one collated tuple of tensors, its first one a row for each sample.
+    """
+
+    load: Callable  # (config) -> data
+    build: Callable  # (config, data) -> nn.Module, forward(*arguments) -> loss; torch is seeded. Banks and queues are buffers
+    augment: Callable  # (config, data) -> nn.Module or None: kept by the loop as ``module.views``
+    arguments: Callable  # (module, batch) -> tuple: the method's arguments from a batch on the device; torch is seeded by epoch
+    monitor: Callable  # (method, data, config, *, device, workers, most, full) -> {score: value}, {} where nothing can be scored
+    points: Callable  # (method, data, *, device, workers) -> features (N, D), labels (N,), class_names of the map, or None
+    scores: dict[str, tuple[str, str]]  # of monitor: name in the epoch's line, in the table; the first is drawn, may come alone
+    options: tuple[str, ...] = ()  # fields of TrainConfig that this method takes beside ``cli.COMMON``
+    defaults: dict = field(default_factory=dict)  # where they differ from TrainConfig's
+    prepare: Callable | None = None  # (module) -> None, once before the first epoch: fills a bank
+    help: dict[str, str] = field(default_factory=dict)  # of options, where it is not the command line's
+    loss: str = "NT-Xent"
+    heading: str = "accuracy on test images"
+    unit: str = "images"
+    unscored: str = "kNN and linear probe left out: the data has no class subfolders, or no test images"
 
 
 @contextmanager

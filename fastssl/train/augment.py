@@ -6,6 +6,8 @@ Random resized crop, mirror, colour jitter, grey, and blur where the view is lar
 import math
 
 import kornia.augmentation as K
+import kornia.color
+import torch
 from torch import Tensor, nn
 
 BLUR_FROM = 64  # views smaller than this have no detail to spare; the paper, too, leaves blur out on 32 x 32
@@ -51,6 +53,17 @@ class TwoViews(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = as_float(images)
         return self.steps(images), self.steps(images)
+
+    def one(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> one view (B, 3, S, S)."""
+        return self.steps(as_float(images))
+
+
+def lab_views(images: Tensor) -> tuple[Tensor, Tensor]:
+    """RGB (B, 3, H, W) in [0, 1] -> lightness and colour of Lab, (B, 3, H, W) each for encoders of 3 channels: LLL, ab0."""
+    lab = kornia.color.rgb_to_lab(images)
+    lightness, a, b = (lab / 100.0).split(1, dim=1)
+    return lightness.expand_as(images), torch.cat([a, b, torch.zeros_like(a)], 1)
 
 
 def as_float(images: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastssl.train import TrainConfig, UsageError
+from fastssl.train.recipes import RECIPES
 
-METHODS = ("simclr",)
+COMMON = ("method", "data", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "knn_every", "seed")
 FREE_ON_RESUME = ("epochs", "knn_every", "knn_k", "knn_t")  # the other settings of a run stay as they were
 OWN_FILES = ("last.ckpt", "previous.ckpt", "curves.png", "map.png", "csv", "tensorboard")
 
@@ -52,38 +53,45 @@ def share(text: str) -> float:
     return value
 
 
-def train_parser() -> Parser:
-    """Options default to SUPPRESS: TrainConfig owns the defaults, and --resume sees which ones were given."""
-    parser = Parser("fastssl train", description="Train an encoder without labels.", formatter_class=Help)
-    run = TrainConfig()
+def train_parser(method: str = "simclr") -> Parser:
+    """The options that ``method`` takes. They default to SUPPRESS: recipe and TrainConfig own the defaults, and --resume sees
+    which ones were given."""
+    parser = Parser("fastssl train", description="Train an encoder.", formatter_class=Help)
+    recipe = RECIPES[method]
+    run = TrainConfig(**recipe.defaults)
 
     def option(name: str, help: str, **how) -> None:
+        if name not in (*COMMON, *recipe.options):
+            return
         default = getattr(run, name)
+        help = recipe.help.get(name, help)
         shown = help if default is None else f"{help} (default: {default})"
         parser.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=shown, **how)
 
-    parser.add_argument("method", choices=METHODS, help="training method")
+    parser.add_argument("method", choices=tuple(RECIPES), help="training method; --help after it shows its own options")
     option("data", "photos, digits, or folder:PATH (class subfolders, or flat)")
     option("backbone", "conv, vit, or a timm or torchvision model where installed (also timm:NAME, torchvision:NAME)")
     option("image_size", "side of the views in pixels (default: 32; 64 for folders)", type=number(int, 8))
-    option("epochs", "passes over the training images", type=number(int, 1))
-    option("batch_size", "images per step and device; each gives two views", type=number(int, 2))
+    option("epochs", f"passes over the training {recipe.unit}", type=number(int, 1))
+    option("batch_size", f"{recipe.unit} per step and device", type=number(int, 2))
     option("optimizer", "adamw or sgd", choices=("adamw", "sgd"))
     option(
         "lr", "peak learning rate (default: 0.002 adamw, 0.1 sgd, times images per step / 256)", type=number(float, 0, above=True)
     )
     option("weight_decay", "of matrices and filters", type=number(float, 0))
     option("warmup_epochs", "epochs of linear warm-up before the cosine", type=number(float, 0))
-    option("temperature", "of NT-Xent", type=number(float, 0, above=True))
+    option("temperature", f"of {recipe.loss}", type=number(float, 0, above=True))
     option("hidden_dim", "hidden width of the projection head (default: the encoder's)", type=number(int, 1))
     option("projection_dim", "width of the embeddings that the loss compares", type=number(int, 1))
+    option("queue_size", "embeddings in the queue (default: by the data)", type=number(int, 1))
+    option("pooler", "mean over the tokens, or cls: the first one", choices=("cls", "mean"))
     option("min_scale", "smallest share of an image that a crop keeps", type=share)
     option("jitter", "strength of the colour jitter, 0 for none", type=number(float, 0))
-    option("knn_every", "epochs between kNN evaluations during training", type=number(int, 1))
+    option("knn_every", "epochs between evaluations during training", type=number(int, 1))
     option("knn_k", "neighbours that vote", type=number(int, 1))
     option("knn_t", "temperature of the kNN vote", type=number(float, 0, above=True))
     option("seed", "of initialisation, shuffling and augmentation", type=number(int, 0))
-    parser.add_argument("--out", type=Path, default=Path("runs/simclr"), help="directory of the run")
+    parser.add_argument("--out", type=Path, default=Path("runs", method), help="directory of the run")
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch in --out, if there is one")
     parser.add_argument("--accelerator", default="auto", help="passed to lightning: auto, cpu, gpu, ...")
     parser.add_argument("--devices", default="auto", help="passed to lightning: number or list of devices")
@@ -141,48 +149,50 @@ def set_earlier_run_aside(out: Path) -> None:
 
 
 def report_corrupt(data) -> None:
-    files = [*data.train.corrupt_files(), *data.test.corrupt_files()]
+    files = [file for half in (data.train, data.test) if hasattr(half, "corrupt_files") for file in half.corrupt_files()]
     if files:
         named = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
         total = len(data.train) + len(data.test)
         print(f"warning: {len(files)} of {total} files could not be decoded and were skipped: {named}", file=sys.stderr)
 
 
-def print_scores(scores: dict[str, float], untrained: dict[str, float], k: int) -> None:
-    """Accuracies by name ("knn", "probe") of the trained encoder, and those of the untrained one where they are known."""
-    print(f"  {'accuracy on test images':<28}{'untrained' if untrained else '':>10}{'trained':>10}")
-    for name, label in (("knn", f"weighted kNN, k={k}"), ("probe", "linear probe")):
-        before = f"{untrained[name]:.3f}" if name in untrained else ""
-        print(f"  {label:<28}{before:>10}{scores[name]:>10.3f}")
+def print_scores(scores: dict[str, float], untrained: dict[str, float], config: TrainConfig) -> None:
+    """The recipe's scores of the trained method, and those of the untrained one where they are known."""
+    recipe = RECIPES[config.method]
+    print(f"  {recipe.heading:<28}{'untrained' if untrained else '':>10}{'trained':>10}")
+    for name, (_, label) in recipe.scores.items():
+        if name in scores:
+            before = f"{untrained[name]:.3f}" if name in untrained else ""
+            print(f"  {label.format(config=config):<28}{before:>10}{scores[name]:>10.3f}")
 
 
 def evaluate(method, data, config: TrainConfig, *, device, workers: int, pictures: Path, kind: str, history: list[dict]) -> None:
-    """Prints kNN and linear probe beside those of the untrained encoder, draws the pictures, prints their paths."""
-    from fastssl.train.evaluate import embed, embed_halves, knn_accuracy, linear_probe_accuracy
+    """Prints the scores beside those of the untrained encoder, draws the pictures, prints their paths."""
     from fastssl.train.loop import build_method
     from fastssl.train.pictures import draw_curves, draw_map
 
     method.to(device)
-    train, test = embed_halves(method.backbone, data, device, workers)
+    recipe, where = RECIPES[config.method], {"device": device, "workers": workers}
+    scores = recipe.monitor(method, data, config, **where, most=None, full=True)
+    points = recipe.points(method, data, **where) if kind != "none" else None
     report_corrupt(data)
-    if data.labelled and len(train[1]) and len(test[1]):
-        knn = knn_accuracy(train, test, len(data.class_names), config.knn_k, config.knn_t)
+    if scores:
         untrained = history[0] if history and history[0]["epoch"] == 0 else {}
-        print_scores({"knn": knn, "probe": linear_probe_accuracy(train, test)}, untrained, config.knn_k)
+        print_scores(scores, untrained, config)
     else:
-        print("  kNN and linear probe left out: the data has no class subfolders, or no test images")
+        print(f"  {recipe.unscored}")
     drawn = []
     if any(row["loss"] is not None for row in history):
         drawn.append(pictures / "curves.png")
-        draw_curves(history, drawn[-1])
-    half, (features, labels) = (data.test, test) if len(data.test) else (data.train, train)
-    if kind != "none" and len(labels) > 2:
-        untrained_encoder = build_method(config, data.image_size).backbone.to(device)
-        before, _ = embed(untrained_encoder, half, data.image_size, device=device, workers=workers)
+        first, (short, _) = next(iter(recipe.scores.items()))
+        draw_curves(history, drawn[-1], loss=recipe.loss, score=first, title=f"{short} {recipe.heading}")
+    if points is not None and len(points[1]) > 2:
+        features, labels, class_names = points
+        before, *_ = recipe.points(build_method(config, data).to(device), data, **where)
         how = "t-SNE" if kind == "tsne" else "principal components"
         drawn.append(pictures / "map.png")
         panels = {f"untrained encoder ({how})": before, f"trained by {config.method}": features}
-        draw_map(panels, labels, data.class_names, drawn[-1], kind=kind)
+        draw_map(panels, labels, class_names, drawn[-1], kind=kind)
     if drawn:
         print(f"  pictures    {'  '.join(map(str, drawn))}")
 
@@ -203,9 +213,7 @@ def fit(method, config: TrainConfig, data, found, given: dict, workers: int):
 
 
 def announce(config: TrainConfig, data, given: dict, found, done: int) -> None:
-    counts = f"{len(data.train)} training and {len(data.test)} test images"
-    shape = f"{data.image_size} x {data.image_size}, {len(data.class_names)} classes"
-    print(f"{config.method}, {config.backbone}, on {data.name}: {counts} of {shape}")
+    print(f"{config.method}, {config.backbone}, on {data.name}: {data.summary()}")
     if given["resume"] and found:
         end = "; only evaluating" if done >= config.epochs else ""
         print(f"resume: {done} of {config.epochs} epochs were finished in {found[0]}{end}")
@@ -215,20 +223,21 @@ def announce(config: TrainConfig, data, given: dict, found, done: int) -> None:
 
 def train(argv: list[str]) -> int:
     """Trains, or resumes, and evaluates; only the first process of a DDP run evaluates and prints."""
-    given = vars(train_parser().parse_args(argv))
+    named = next((argument for argument in argv if argument in RECIPES), "simclr")
+    given = vars(train_parser(named).parse_args(argv))
     settings = {field.name: given.pop(field.name) for field in fields(TrainConfig) if field.name in given}
-    from fastssl.train.data import load_data
     from fastssl.train.loop import build_method, config_of, find_checkpoint, restore_method
 
     out, first = given["out"], os.environ.get("LOCAL_RANK", "0") == "0"
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file, not a directory")
     found = find_checkpoint(out) if given["resume"] and out.is_dir() else None
-    config = resumed_config(settings, config_of(found[1])) if found else TrainConfig(**settings)
-    data = load_data(config.data, config.image_size)
+    recipe = RECIPES[settings["method"]]
+    config = resumed_config(settings, config_of(found[1])) if found else TrainConfig(**{**recipe.defaults, **settings})
+    data = recipe.load(config)
     if len(data.train) < config.batch_size:
-        raise UsageError(f"--batch-size {config.batch_size}: {config.data} has only {len(data.train)} training images")
-    method = build_method(config, data.image_size)
+        raise UsageError(f"--batch-size {config.batch_size}: {config.data} has only {len(data.train)} training {recipe.unit}")
+    method = build_method(config, data)
     done = found[1]["fastssl"]["history"][-1]["epoch"] if found else 0
     workers = loader_workers(given["workers"], config.data)
     if first:
@@ -238,7 +247,7 @@ def train(argv: list[str]) -> int:
     started = time.perf_counter()
     if done >= config.epochs:
         history, device = found[1]["fastssl"]["history"], "cpu"
-        method = restore_method(found[1], data.image_size)
+        method = restore_method(found[1], data)
         print(f"\ntrained for {done} epochs")
     else:
         module = fit(method, config, data, found, given, workers)
@@ -256,7 +265,6 @@ def train(argv: list[str]) -> int:
 def evaluate_run(argv: list[str]) -> int:
     """Evaluates a run directory or a checkpoint file; the pictures go beside the checkpoint."""
     given = eval_parser().parse_args(argv)
-    from fastssl.train.data import load_data
     from fastssl.train.loop import config_of, find_checkpoint, restore_method
 
     found = find_checkpoint(given.run)
@@ -265,10 +273,12 @@ def evaluate_run(argv: list[str]) -> int:
             f"RUN {given.run}: " + ("no complete checkpoint there" if given.run.exists() else "no such file or directory")
         )
     path, checkpoint = found
-    stored, image_size = config_of(checkpoint), checkpoint["fastssl"]["image_size"]
+    stored = config_of(checkpoint)
     config = replace(stored, knn_k=given.knn_k or stored.knn_k, knn_t=given.knn_t or stored.knn_t)
-    data = load_data(given.data or config.data, image_size)
-    method = restore_method(checkpoint, image_size)
+    data = RECIPES[stored.method].load(
+        replace(config, data=given.data or config.data, image_size=checkpoint["fastssl"]["image_size"])
+    )
+    method = restore_method(checkpoint, data)
     history = checkpoint["fastssl"]["history"] if data.name == stored.data else []
     workers = loader_workers(given.workers, data.name)
     try:

@@ -50,15 +50,17 @@ FOLDER_MARGIN = 1.25  # folder images are decoded this much larger than the view
 class TensorImages(Dataset):
     """Images in memory: images (N, 3, S, S) uint8, labels (N,) int64, class_names of the labels."""
 
+    gives_index = False  # whether a batch also holds the (B,) int64 indices of its samples, for banks with a row for each
+
     def __init__(self, images: Tensor, labels: Tensor, class_names: tuple[str, ...]):
         self.images, self.labels, self.class_names = images, labels, class_names
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         index = torch.as_tensor(indices)
-        return self.images[index], self.labels[index]
+        return self.images[index], self.labels[index], *([index] if self.gives_index else [])
 
     def corrupt_files(self) -> list[str]:
         return []
@@ -71,6 +73,8 @@ class FolderImages(Dataset):
     so that the main process sees what its workers met.
     """
 
+    gives_index = False
+
     def __init__(self, paths: list[Path], labels: list[int], class_names: tuple[str, ...], size: int):
         self.paths, self.class_names, self.size = paths, class_names, size
         self.labels = torch.tensor(labels, dtype=torch.int64)
@@ -79,12 +83,12 @@ class FolderImages(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         decoded = [(image, index) for index in indices if (image := self._decode(index)) is not None]
-        if not decoded:
-            return torch.empty(0, 3, self.size, self.size, dtype=torch.uint8), self.labels[:0]
-        images, kept = zip(*decoded, strict=True)
-        return torch.stack(images), self.labels[list(kept)]
+        index = torch.tensor([index for _, index in decoded], dtype=torch.int64)
+        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        images = torch.stack([image for image, _ in decoded]) if decoded else empty
+        return images, self.labels[index], *([index] if self.gives_index else [])
 
     def _decode(self, index: int) -> Tensor | None:
         """(3, size, size) uint8, or None for a file that is no readable image."""
@@ -126,6 +130,10 @@ class ImageData:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.train.class_names
+
+    def summary(self) -> str:
+        counts = f"{len(self.train)} training and {len(self.test)} test images"
+        return f"{counts} of {self.image_size} x {self.image_size}, {len(self.class_names)} classes"
 
     @property
     def labelled(self) -> bool:
@@ -244,7 +252,7 @@ def load_data(spec: str, size: int | None = None) -> ImageData:
 def batches(
     dataset: Dataset, batch_size: int, *, sampler: Sampler | None = None, workers: int = 0, drop_last: bool = False
 ) -> DataLoader:
-    """Loader of (images (B, 3, S, S) uint8, labels (B,) int64), pinned where there is a GPU."""
+    """Loader of what ``dataset.__getitems__`` collates, such as (images, labels), pinned where there is a GPU."""
     return DataLoader(
         dataset,
         batch_size,
@@ -263,5 +271,5 @@ def limited(dataset: Dataset, most: int) -> Dataset:
     return dataset if count <= most else Subset(dataset, torch.linspace(0, count - 1, most, dtype=torch.float64).long().tolist())
 
 
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return batch

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fastssl.train.augment import as_float
-from fastssl.train.data import ImageData, batches
+from fastssl.train.data import batches
 
 KNN_CHUNK = 1 << 24  # similarities held at once: 64 MiB of float32
 
@@ -81,14 +81,15 @@ def embed(
 ) -> tuple[Tensor, Tensor]:
     """features (N, D) float32 and labels (N,), on ``device``, of the whole images of a data set; the encoder's mode is kept.
 
-    Images larger than ``size`` are reduced to their centre square of that side. Undecodable files are left out.
+    ``encoder`` is a method, whose ``embed`` is called, or any module from images to features. Images larger than ``size`` are
+    reduced to their centre square of that side. Undecodable files are left out.
     """
     was_training = encoder.training
     encoder.eval()
-    features, labels = [], []
-    for images, classes in batches(dataset, 512, workers=workers):
+    encode, features, labels = getattr(encoder, "embed", encoder), [], []
+    for images, classes, *_ in batches(dataset, 512, workers=workers):
         if len(images):
-            features.append(encoder(centre(as_float(images.to(device)), size)).flatten(1).float())
+            features.append(encode(centre(as_float(images.to(device)), size)).flatten(1).float())
             labels.append(classes.to(device))
     encoder.train(was_training)
     if not features:
@@ -100,11 +101,3 @@ def centre(images: Tensor, size: int) -> Tensor:
     """(B, 3, H, W) -> the centre (B, 3, size, size)."""
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
     return images[:, :, top : top + size, left : left + size]
-
-
-def embed_halves(
-    encoder: nn.Module, data: ImageData, device, workers: int = 0
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """``embed`` of the train half and of the test half."""
-    train, test = (embed(encoder, half, data.image_size, device=device, workers=workers) for half in (data.train, data.test))
-    return train, test

@@ -1,7 +1,7 @@
-"""The Lightning adaptor: any method ``module(view0, view1) -> loss`` with ``embed(images)``, trained, checkpointed, resumed.
+"""The Lightning adaptor: any method ``module(*arguments) -> loss`` with its recipe, trained, checkpointed, resumed.
 
 A run with the same seed on the same number of devices is the same run, interrupted or not: shuffling and augmentation are
-seeded by (seed, epoch, rank), and a checkpoint holds the finished epoch, the optimizer and the schedule.
+seeded by (seed, epoch, rank), and a checkpoint holds the finished epoch, the method's buffers, the optimizer and the schedule.
 
 Files of a run: ``last.ckpt`` and ``previous.ckpt``, ``csv/``, ``tensorboard/``.
 """
@@ -12,17 +12,15 @@ import os
 import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
-from fastssl.methods import SimCLR
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden
-from fastssl.train.augment import TwoViews
-from fastssl.train.backbones import build_backbone
-from fastssl.train.data import ImageData, batches, limited
-from fastssl.train.evaluate import embed, knn_accuracy, linear_probe_accuracy
+from fastssl.train.data import batches
+from fastssl.train.recipes import RECIPES
 
 with broken_torchvision_hidden():
     import lightning.pytorch as pl
@@ -32,7 +30,7 @@ with broken_torchvision_hidden():
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 DEFAULT_LR = {"adamw": 2e-3, "sgd": 0.1}  # at batch 256, scaled linearly with the batch
-MONITOR_BANK = 20_000  # images at most that a kNN during training embeds; the evaluation at the end takes all
+MONITOR_BANK = 20_000  # samples at most that a score during training embeds; the evaluation at the end takes all
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -79,19 +77,21 @@ def config_of(checkpoint: dict) -> TrainConfig:
     return TrainConfig(**{name: value for name, value in checkpoint["fastssl"]["config"].items() if name in known})
 
 
-def build_method(config: TrainConfig, image_size: int) -> nn.Module:
+def build_method(config: TrainConfig, data: Any) -> nn.Module:
     """The method with a freshly initialised encoder, the same for the same seed."""
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config.backbone, image_size)
-    return SimCLR(backbone, hidden_dim=config.hidden_dim, projection_dim=config.projection_dim, temperature=config.temperature)
+    return RECIPES[config.method].build(config, data)
 
 
-def restore_method(checkpoint: dict, image_size: int) -> nn.Module:
-    """The method with the weights of a checkpoint."""
-    method = build_method(config_of(checkpoint), image_size)
+def restore_method(checkpoint: dict, data: Any) -> nn.Module:
+    """The method with the weights of a checkpoint, which may be a run on other data than ``data``."""
+    method = build_method(config_of(checkpoint), data)
     weights = {
         name.removeprefix("method."): value for name, value in checkpoint["state_dict"].items() if name.startswith("method.")
     }
+    for name, buffer in method.named_buffers():  # a bank has the size of the data that it was trained on
+        if name in weights and buffer.shape != weights[name].shape:
+            buffer.data = torch.empty_like(weights[name])
     method.load_state_dict(weights)
     return method
 
@@ -104,13 +104,13 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
 
 
 class MethodModule(pl.LightningModule):
-    """Trains ``method`` on two augmented views of each batch and keeps the run's history, one row an epoch."""
+    """Trains ``method`` on what its recipe makes of each batch and keeps the run's history, one row an epoch."""
 
-    def __init__(self, method: nn.Module, config: TrainConfig, data: ImageData, workers: int = 0):
+    def __init__(self, method: nn.Module, config: TrainConfig, data: Any, workers: int = 0):
         super().__init__()
         self.method, self.config, self.data, self.workers = method, config, data, workers
-        kinds = {"mirror": data.mirror, "colour": data.colour, "hue": data.hue}
-        self.views = TwoViews(data.image_size, min_scale=config.min_scale, strength=config.jitter, **kinds)
+        self.recipe = RECIPES[config.method]
+        self.views = self.recipe.augment(config, data)
         self.history: list[dict] = []
         self.losses: list[Tensor] = []
 
@@ -139,21 +139,24 @@ class MethodModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         if not self.history:
-            self.history.append({"epoch": 0, "loss": None, **self.monitor(probe=True)})
+            self.history.append({"epoch": 0, "loss": None, **self.monitor(full=True)})
+            if self.recipe.prepare is not None:
+                self.recipe.prepare(self)
 
     def on_train_epoch_start(self) -> None:
         self.losses.clear()
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """images (B, 3, H, W) uint8, labels -> two views (B, 3, S, S) float32."""
+    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, ...]:
+        """A collated batch -> the method's arguments, such as images (B, 3, H, W) uint8 and labels -> two views."""
         if len(batch[0]) < 2:
-            raise UsageError(f"--data {self.config.data}: a batch has {len(batch[0])} readable images, at least 2 are needed")
+            some = f"{len(batch[0])} readable {self.recipe.unit}"
+            raise UsageError(f"--data {self.config.data}: a batch has {some}, at least 2 are needed")
         if not self.losses:  # not in on_train_epoch_start: whether the loader draws from the generator after it varies
             torch.manual_seed((self.config.seed * 1_000_003 + self.current_epoch) * 4096 + self.global_rank)
-        return self.views(batch[0])
+        return self.recipe.arguments(self, batch)
 
-    def training_step(self, views: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = self.method(*views)
+    def training_step(self, arguments: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        loss = self.method(*arguments)
         self.losses.append(loss.detach())
         self.log("loss_step", loss, prog_bar=True)
         return loss
@@ -169,21 +172,20 @@ class MethodModule(pl.LightningModule):
         self.history.append(row)
         if self.trainer.is_global_zero:
             self.log_dict({name: value for name, value in row.items() if name != "epoch"}, rank_zero_only=True)
-        knn = f"  kNN {row['knn']:.3f}" if "knn" in row else ""
-        self.print(f"epoch {epoch:>3}/{self.config.epochs}  loss {loss:.3f}{knn}")
+        first, (short, _) = next(iter(self.recipe.scores.items()))
+        score = f"  {short} {row[first]:.3f}" if first in row else ""
+        self.print(f"epoch {epoch:>3}/{self.config.epochs}  loss {loss:.3f}{score}")
 
-    def monitor(self, probe: bool = False) -> dict[str, float]:
-        """kNN accuracy (and the linear probe's) of the encoder as it is, on the first process; empty without labels."""
-        if not (self.data.labelled and self.trainer.is_global_zero):
+    def monitor(self, full: bool = False) -> dict[str, float]:
+        """The recipe's scores of the method as it is (``full``: the slow ones too), on the first process."""
+        if not self.trainer.is_global_zero:
             return {}
-        halves = (limited(self.data.train, MONITOR_BANK), limited(self.data.test, MONITOR_BANK))
-        size, config = self.data.image_size, self.config
-        train, test = (embed(self.method.backbone, half, size, device=self.device, workers=self.workers) for half in halves)
-        scores = {"knn": knn_accuracy(train, test, len(self.data.class_names), config.knn_k, config.knn_t)}
-        return scores | ({"probe": linear_probe_accuracy(train, test)} if probe else {})
+        how = {"device": self.device, "workers": self.workers, "most": MONITOR_BANK, "full": full}
+        return self.recipe.monitor(self.method, self.data, self.config, **how)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["fastssl"] = {"config": asdict(self.config), "history": self.history, "image_size": self.data.image_size}
+        size = getattr(self.data, "image_size", None)
+        checkpoint["fastssl"] = {"config": asdict(self.config), "history": self.history, "image_size": size}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.history = list(checkpoint["fastssl"]["history"])

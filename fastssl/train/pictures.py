@@ -1,4 +1,4 @@
-"""The pictures of a run: ``curves.png``, loss and kNN accuracy by epoch, and ``map.png``, test embeddings before and after."""
+"""The pictures of a run: ``curves.png``, loss and score by epoch, and ``map.png``, test embeddings before and after."""
 
 from pathlib import Path
 
@@ -32,15 +32,15 @@ def class_style(label: int) -> dict:
     return {"color": COLOURS[label % len(COLOURS)], "marker": MARKERS[(3 * (label // len(COLOURS)) + label) % len(MARKERS)]}
 
 
-def draw_curves(history: list[dict], path: Path) -> None:
-    """Loss by epoch, and below it kNN accuracy with the untrained encoder's as a dashed line."""
+def draw_curves(history: list[dict], path: Path, *, loss: str, score: str, title: str) -> None:
+    """Loss by epoch, and beside it ``score`` of the history with the untrained encoder's as a dashed line."""
     losses = [(row["epoch"], row["loss"]) for row in history if row.get("loss") is not None]
-    scores = [(row["epoch"], row["knn"]) for row in history if row.get("knn") is not None]
+    scores = [(row["epoch"], row[score]) for row in history if row.get(score) is not None]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2 if scores else 1, figsize=(10 if scores else 5.5, 3.8), squeeze=False)
         loss_axis = axes[0, 0]
         loss_axis.plot(*zip(*losses, strict=True), color=COLOURS[0], marker="o", markersize=4)
-        loss_axis.set(title="NT-Xent loss, mean of the epoch", xlabel="epoch", ylabel="loss")
+        loss_axis.set(title=f"{loss} loss, mean of the epoch", xlabel="epoch", ylabel="loss")
         if scores:
             axis = axes[0, 1]
             axis.plot(*zip(*scores, strict=True), color=COLOURS[5], marker="o", markersize=4)
@@ -48,7 +48,7 @@ def draw_curves(history: list[dict], path: Path) -> None:
             note = {"textcoords": "offset points", "ha": "right"}
             axis.annotate(f"untrained {scores[0][1]:.3f}", (scores[-1][0], scores[0][1]), (0, -15), color="0.35", **note)
             axis.annotate(f"trained {scores[-1][1]:.3f}", scores[-1], (0, 8), color=COLOURS[5], **note)
-            axis.set(title="kNN accuracy on test images", xlabel="epoch", ylabel="accuracy", ylim=(0, 1.08))
+            axis.set(title=title, xlabel="epoch", ylim=(0, 1.08))
         for axis in axes.flat:
             axis.grid(axis="y", color="0.9")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,142 @@
+"""CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023): an image encoder and a text encoder with one space of embeddings.
+
+    x = unit(W_i image_encoder(images)),  y = unit(W_t text_encoder(tokens)),  l_ij = e^s <x_i, y_j> (+ b in SigLIP)
+
+CLIP, figure 3: mean of the cross-entropies of the rows and of the columns of l. SigLIP, eq. 1: (1 / B) sum_ij of the logistic
+loss of every pair, positive or not. Scale e^s and bias b are learned.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.functional import clip_loss, siglip_loss
+
+from ._common import check_tensors, features_of, find_feature_dim
+
+
+def find_text_dim(encoder: nn.Module, name: str) -> int:
+    width = getattr(encoder, "num_features", None)
+    if isinstance(width, int) and width > 0:
+        return width
+    raise ValueError(f"{name}: the text encoder has no num_features; pass text_dim")
+
+
+class _ImageText(nn.Module):
+    """Two encoders, each with a linear projection without bias, and the log of the scale."""
+
+    def __init__(self, image_encoder, text_encoder, embed_dim: int, image_dim: int | None, text_dim: int | None, log_scale: float):
+        super().__init__()
+        name = type(self).__name__
+        self.image_dim = find_feature_dim(image_encoder, name) if image_dim is None else image_dim
+        self.text_dim = find_text_dim(text_encoder, name) if text_dim is None else text_dim
+        if embed_dim < 1:
+            raise ValueError(f"{name}: embed_dim must be at least 1, got {embed_dim}")
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        self.image_projection = nn.Linear(self.image_dim, embed_dim, bias=False)
+        self.text_projection = nn.Linear(self.text_dim, embed_dim, bias=False)
+        for projection in (self.image_projection, self.text_projection):
+            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(log_scale))
+
+    def project_image(self, images: Tensor) -> Tensor:
+        return self.image_projection(features_of(self.image_encoder, images, self.image_dim, type(self).__name__))
+
+    def project_text(self, tokens: Tensor) -> Tensor:
+        return self.text_projection(features_of(self.text_encoder, tokens, self.text_dim, type(self).__name__))
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> unit rows (B, embed_dim)."""
+        return nn.functional.normalize(self.project_image(images), dim=1)
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        """tokens (B, L) int64 -> unit rows (B, embed_dim)."""
+        return nn.functional.normalize(self.project_text(tokens), dim=1)
+
+    def check_pairs(self, images: Tensor, tokens: Tensor) -> None:
+        name = type(self).__name__
+        check_tensors(name, images=images, tokens=tokens)
+        if images.ndim != 4 or tokens.ndim != 2 or len(images) != len(tokens) or len(images) < 2:
+            shapes = f"{tuple(images.shape)} and {tuple(tokens.shape)}"
+            raise ValueError(f"{name}: images must be (B, 3, H, W) and tokens (B, L) with the same B of at least 2, got {shapes}")
+
+
+class CLIP(_ImageText):
+    """CLIP around any two encoders: ``CLIP(image_encoder, text_encoder)(images, tokens)`` is the loss.
+
+    Args:
+        image_encoder: (B, 3, H, W) -> (B, image_dim).
+        text_encoder: (B, L) int64 -> (B, text_dim).
+        embed_dim: D of the common space.
+        image_dim, text_dim: widths of the features; by default found by a probe image, and ``text_encoder.num_features``.
+        temperature: where the learned scale starts: e^s = 1 / temperature. ``logit_scale`` holds s and is kept at most
+            ln ``max_scale``, as in the paper (section 2.5).
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        embed_dim: int = 128,
+        *,
+        image_dim: int | None = None,
+        text_dim: int | None = None,
+        temperature: float = 0.07,
+        max_scale: float = 100.0,
+    ):
+        if not temperature > 0 or not max_scale > 0:
+            raise ValueError(f"CLIP: temperature and max_scale must be above 0, got {temperature} and {max_scale}")
+        super().__init__(image_encoder, text_encoder, embed_dim, image_dim, text_dim, -math.log(temperature))
+        self.max_scale = max_scale
+
+    def forward(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
+        """images (B, 3, H, W) and their texts (B, L) -> loss, scalar float32.
+
+        ids: (B,) integers; pairs of equal id (a picture or a caption that comes twice) are not each other's negatives.
+        """
+        self.check_pairs(images, tokens)
+        with torch.no_grad():  # the parameter, not its exponential: a scale that was cut off has a gradient to come back by
+            self.logit_scale.clamp_(max=math.log(self.max_scale))
+        return clip_loss(self.project_image(images), self.project_text(tokens), self.logit_scale.exp(), normalize=True, ids=ids)
+
+
+class SigLIP(_ImageText):
+    """SigLIP around any two encoders: ``SigLIP(image_encoder, text_encoder)(images, tokens)`` is the loss.
+
+    Args: as of ``CLIP``; scale and bias start at e^s = ``scale`` and b = ``bias``, the paper's (section 3.2): at first nearly
+    every pair is a negative, and that is what the bias says.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        embed_dim: int = 128,
+        *,
+        image_dim: int | None = None,
+        text_dim: int | None = None,
+        scale: float = 10.0,
+        bias: float = -10.0,
+    ):
+        if not scale > 0:
+            raise ValueError(f"SigLIP: scale must be above 0, got {scale}")
+        super().__init__(image_encoder, text_encoder, embed_dim, image_dim, text_dim, math.log(scale))
+        self.logit_bias = nn.Parameter(torch.tensor(bias))
+
+    def forward(self, images: Tensor, tokens: Tensor, image_id: Tensor | None = None, text_id: Tensor | None = None) -> Tensor:
+        """images (B, 3, H, W) and their texts (B, L) -> loss, scalar float32.
+
+        image_id: (B,) integers; an image and a text of equal id are a positive pair. By default only pair i with itself is.
+        text_id: (B,) integers, by default ``image_id``.
+        """
+        self.check_pairs(images, tokens)
+        return siglip_loss(
+            self.project_image(images),
+            self.project_text(tokens),
+            self.logit_scale.exp(),
+            self.logit_bias,
+            normalize=True,
+            image_id=image_id,
+            text_id=text_id,
+        )

@@ -1,0 +1,80 @@
+"""Contrastive multiview coding (Tian et al. 2020): kinds of view (lightness and colour, depth, ...), one encoder for each.
+
+    full graph   loss = sum_{i < j} L(V_i, V_j)          every pair of views                                (eq. 8)
+    core view    loss = sum_{j > 0} L(V_0, V_j)          the first view with each other one                 (eq. 7)
+
+L is symmetric InfoNCE, the mean of i to j and j to i, both from one sweep, over the batch where the paper samples from a bank.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.functional import info_nce
+
+from ._common import ProjectionHead, check_tensors, features_of, find_feature_dim
+
+
+class CMC(nn.Module):
+    """CMC around V >= 2 encoders: ``CMC([lightness_encoder, colour_encoder])(lightness, colour)`` is the loss.
+
+    Args:
+        backbones: V encoders; encoder i takes view i (B, ...) -> features (B, feature_dims[i]).
+        feature_dims: width of each encoder's features; by default those of a probe image with 3 channels.
+        hidden_dim: width of the heads' hidden layer; by default that of the features.
+        projection_dim: width D of the embeddings that the loss compares.
+        temperature: of InfoNCE, above 0.
+        graph: "full", or "core": the first view with each other one.
+        split: images -> tuple of V views, for ``embed(images)``.
+    """
+
+    def __init__(
+        self,
+        backbones: Sequence[nn.Module],
+        feature_dims: Sequence[int] | None = None,
+        *,
+        hidden_dim: int | None = None,
+        projection_dim: int = 128,
+        temperature: float = 0.1,
+        graph: str = "full",
+        split: Callable[[Tensor], tuple[Tensor, ...]] | None = None,
+    ):
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"CMC: temperature must be above 0, got {temperature}")
+        if graph not in ("full", "core"):
+            raise ValueError(f"CMC: graph must be 'full' or 'core', got {graph!r}")
+        if len(backbones) < 2:
+            raise ValueError(f"CMC: backbones must be at least 2 encoders, one for each view, got {len(backbones)}")
+        dims = [find_feature_dim(backbone, "CMC") for backbone in backbones] if feature_dims is None else list(feature_dims)
+        if len(dims) != len(backbones):
+            raise ValueError(f"CMC: feature_dims must have one width for each of the {len(backbones)} backbones, got {len(dims)}")
+        self.feature_dims, self.temperature, self.graph, self.split = dims, temperature, graph, split
+        self.backbones = nn.ModuleList(backbones)
+        self.projection_heads = nn.ModuleList(ProjectionHead(dim, hidden_dim or dim, projection_dim) for dim in dims)
+
+    def features(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """V views (B, ...) -> V features (B, feature_dims[i])."""
+        check_tensors("CMC", **{f"view{i}": view for i, view in enumerate(views)})
+        if len(views) != len(self.backbones) or len({len(view) for view in views}) > 1:
+            shapes = ", ".join(str(tuple(view.shape)) for view in views)
+            raise ValueError(f"CMC: expected {len(self.backbones)} views of the same B samples, got {shapes}")
+        parts = zip(self.backbones, views, self.feature_dims, strict=True)
+        return [features_of(backbone, view, dim, "CMC") for backbone, view, dim in parts]
+
+    def embed(self, *views: Tensor) -> Tensor:
+        """V views (B, ...), or images for ``split`` -> features (B, sum of feature_dims), the encoders' side by side."""
+        if len(views) == 1 and self.split is not None:
+            views = self.split(views[0])
+        return torch.cat(self.features(views), 1)
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """V views (B, ...) of the same B >= 2 samples -> loss, scalar float32."""
+        features = self.features(views)
+        if len(views[0]) < 2:
+            raise ValueError(f"CMC: the views must have B of at least 2 samples, got {len(views[0])}")
+        z = [head(part) for head, part in zip(self.projection_heads, features, strict=True)]
+        pairs = combinations(z, 2) if self.graph == "full" else ((z[0], other) for other in z[1:])
+        return sum(info_nce(a, b, temperature=self.temperature, symmetric=True) for a, b in pairs)

@@ -1,0 +1,99 @@
+"""Contrastive predictive coding (van den Oord et al. 2018): from what was seen so far, tell the coming part from all others.
+
+    z_t = backbone(x_t)        c_t = GRU(z_0 .. z_t)        loss = mean over steps k of InfoNCE(W_k c_t, z_{t+k})      (eq. 4)
+
+over all t of all sequences of the batch: the negatives of a position are the other positions at that step. A sequence is
+frames of sound, words, or the patches of a picture from top to bottom (``patch_columns``).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.functional import info_nce
+
+from ._common import check_tensors, features_of, find_feature_dim
+
+
+def patch_columns(images: Tensor, size: int, down: int, across: int) -> Tensor:
+    """images (B, C, H, W) -> (B columns, rows, C, size, size): patches, each column a sequence from top to bottom.
+
+    ``down`` and ``across`` are the pixels from patch to patch; below ``size`` they overlap.
+    """
+    if images.ndim != 4 or not 1 <= size <= min(images.shape[2:]) or min(down, across) < 1:
+        raise ValueError(
+            "patch_columns: size must be from 1 to the side of images (B, C, H, W), down and across at least 1, "
+            f"got {size}, {down} and {across} for {tuple(images.shape)}"
+        )
+    patches = images.unfold(2, size, down).unfold(3, size, across)  # (B, C, rows, columns, size, size)
+    return patches.permute(0, 3, 2, 1, 4, 5).flatten(0, 1)
+
+
+class CPC(nn.Module):
+    """CPC around any encoder of parts: ``CPC(backbone)(sequences)`` is the loss to call ``backward`` on.
+
+    Args:
+        backbone: parts (N, ...) of sequences -> features (N, feature_dim).
+        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        context_dim: width of the GRU's state; by default ``feature_dim``.
+        projection_dim: width D in which predictions and parts are compared; None: ``feature_dim``, as in the paper.
+        steps: how far ahead to predict, each with its own linear map; leave out 1 where neighbouring parts overlap.
+        temperature: above 0.
+        normalize: compare cosines; False, with temperature 1, is the paper's bilinear form (eq. 3).
+        split: x -> sequences (B n, T, ...), applied to what ``forward`` and ``embed`` get, such as ``patch_columns``.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int | None = None,
+        *,
+        context_dim: int | None = None,
+        projection_dim: int | None = None,
+        steps: Sequence[int] = (1, 2, 3),
+        temperature: float = 0.1,
+        normalize: bool = True,
+        split: Callable[[Tensor], Tensor] | None = None,
+    ):
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"CPC: temperature must be above 0, got {temperature}")
+        if not steps or not all(isinstance(k, int) and k >= 1 for k in steps):
+            raise ValueError(f"CPC: steps must be whole numbers of at least 1, at least one of them, got {steps}")
+        self.feature_dim = find_feature_dim(backbone, "CPC") if feature_dim is None else feature_dim
+        self.steps, self.temperature, self.normalize, self.split = tuple(steps), temperature, normalize, split
+        context_dim, width = context_dim or self.feature_dim, projection_dim or self.feature_dim
+        self.backbone = backbone
+        self.target = nn.Linear(self.feature_dim, width, bias=False) if projection_dim else nn.Identity()
+        self.context = nn.GRU(self.feature_dim, context_dim, batch_first=True)
+        self.predictions = nn.ModuleList(nn.Linear(context_dim, width) for _ in self.steps)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Sequences (B, T, ...), or what ``split`` makes into them -> features of their parts (B, T, feature_dim)."""
+        check_tensors("CPC", sequences=x)
+        sequences = x if self.split is None else self.split(x)
+        if sequences.ndim < 3 or 0 in sequences.shape:
+            raise ValueError(
+                f"CPC: sequences must have shape (B, T, ...) of parts, none of them empty, got {tuple(sequences.shape)}"
+            )
+        return features_of(self.backbone, sequences.flatten(0, 1), self.feature_dim, "CPC").unflatten(0, sequences.shape[:2])
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The same input -> (B, feature_dim): the mean over the parts of each."""
+        return self.encode(x).reshape(len(x), -1, self.feature_dim).mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sequences (B, T, ...), or what ``split`` makes into them, T above the largest step -> loss, scalar float32."""
+        z = self.encode(x)
+        if z.shape[1] <= max(self.steps) or len(z) * (z.shape[1] - max(self.steps)) < 2:
+            raise ValueError(
+                f"CPC: sequences must be longer than the largest step {max(self.steps)}, got {tuple(z.shape[:2])} (B, T)"
+            )
+        context, _ = self.context(z)
+        target = self.target(z)
+        losses = []
+        for k, predict in zip(self.steps, self.predictions, strict=True):
+            query, key = predict(context[:, :-k]).flatten(0, 1), target[:, k:].flatten(0, 1)
+            losses.append(info_nce(query, key, temperature=self.temperature, normalize=self.normalize))
+        return torch.stack(losses).mean()

@@ -1,0 +1,78 @@
+"""SimCSE (Gao, Yao, Chen 2021): sentence embeddings from dropout alone, or from pairs and hard negatives.
+
+Unsupervised, eq. 4: the same sentences pass the encoder twice under different dropout masks, h_i and h'_i,
+
+    loss_i = -log exp(cos(h_i, h'_i) / t) / sum_j exp(cos(h_i, h'_j) / t)
+
+Supervised, eq. 5: h'_i is another sentence's embedding, and the sum has exp(cos(h_i, h-_j) / t) of the hard negatives too.
+"""
+
+from torch import Tensor, nn
+
+from fastssl.functional import info_nce
+
+
+class SimCSE(nn.Module):
+    """SimCSE around any Hugging Face encoder: ``SimCSE(encoder)(input_ids, attention_mask)`` is the loss.
+
+    Args:
+        encoder: called with ``input_ids`` and ``attention_mask`` (N, L), returns ``.last_hidden_state`` (N, L, F). Without
+            dropout in it, unsupervised training has nothing to learn from.
+        pooler: "cls": the first token; "mean": the mean over real tokens.
+        temperature: above 0.
+        hard_negative_weight: added to the logit of sentence i with its own hard negative, log a of the paper's appendix.
+        hidden_dim: F; by default ``encoder.config.hidden_size``.
+
+    With "cls" a linear layer and tanh follow in training only, as in the paper's unsupervised models; with "mean" nothing does.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        pooler: str = "cls",
+        temperature: float = 0.05,
+        hard_negative_weight: float = 0.0,
+        *,
+        hidden_dim: int | None = None,
+    ):
+        super().__init__()
+        if pooler not in ("cls", "mean"):
+            raise ValueError(f'SimCSE: pooler must be "cls" or "mean", got {pooler!r}')
+        if not temperature > 0:
+            raise ValueError(f"SimCSE: temperature must be above 0, got {temperature}")
+        hidden_dim = hidden_dim or getattr(getattr(encoder, "config", None), "hidden_size", None)
+        if hidden_dim is None:
+            raise ValueError("SimCSE: the encoder has no config.hidden_size; pass hidden_dim")
+        self.pooler, self.temperature, self.hard_negative_weight = pooler, temperature, hard_negative_weight
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.Tanh()) if pooler == "cls" else nn.Identity()
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """input_ids, attention_mask (N, L) -> sentence embeddings (N, F), without the head and not normalised."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self.pooler == "cls":
+            return hidden[:, 0]
+        weight = attention_mask.to(hidden.dtype)[..., None]
+        return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, ids: Tensor | None = None) -> Tensor:
+        """The loss, scalar float32.
+
+        Args:
+            input_ids, attention_mask: int64 (B, L): sentences, each its own positive; (B, 2, L): sentence and positive;
+                (B, 3, L): sentence, positive, hard negative. B >= 2.
+            ids: (B,) integers; rows of equal id (the same sentence, one paragraph) are not each other's negatives.
+        """
+        shape = tuple(input_ids.shape)
+        if len(shape) not in (2, 3) or shape[0] < 2 or (len(shape) == 3 and shape[1] not in (2, 3)):
+            raise ValueError(f"SimCSE: input_ids must be (B, L), (B, 2, L) or (B, 3, L) with B of at least 2, got {shape}")
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(f"SimCSE: attention_mask must have the shape of input_ids, {shape}, got {tuple(attention_mask.shape)}")
+        if input_ids.ndim == 2:
+            input_ids, attention_mask = (t[:, None].expand(-1, 2, -1) for t in (input_ids, attention_mask))
+        tokens, mask = (t.transpose(0, 1).flatten(0, 1) for t in (input_ids, attention_mask))
+        query, key, *hard = self.head(self.embed(tokens, mask)).chunk(input_ids.shape[1])
+        if not hard:
+            return info_nce(query, key, temperature=self.temperature, ids=ids)
+        weight = self.hard_negative_weight
+        return info_nce(query, key, temperature=self.temperature, ids=ids, hard_negative_keys=hard[0], hard_negative_weight=weight)

@@ -1,0 +1,7 @@
+"""The methods that ``fastssl train`` knows, by name."""
+
+from fastssl.train import Recipe
+from fastssl.train.recipes_image import IMAGE_RECIPES
+from fastssl.train.recipes_text import TEXT_RECIPES
+
+RECIPES: dict[str, Recipe] = {**IMAGE_RECIPES, **TEXT_RECIPES}

@@ -1,0 +1,174 @@
+"""Recipes of the methods that learn from images alone, scored by weighted kNN and a linear probe on ``method.embed(images)``.
+
+Data, augmentation and evaluation are imported when they are used: ``fastssl train --help`` needs none of them.
+"""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from fastssl.methods import CMC, CPC, NNCLR, InstDisc, SimCLR, SupCon
+from fastssl.methods.cpc import patch_columns
+from fastssl.train import Recipe, TrainConfig, UsageError
+
+VIEWS = ("backbone", "image_size", "min_scale", "jitter", "knn_k", "knn_t")
+HEADS = ("temperature", "hidden_dim", "projection_dim")
+
+
+def load_images(config: TrainConfig):
+    from fastssl.train.data import load_data
+
+    return load_data(config.data, config.image_size)
+
+
+def two_views(config: TrainConfig, data) -> nn.Module:
+    from fastssl.train.augment import TwoViews
+
+    kinds = {"mirror": data.mirror, "colour": data.colour, "hue": data.hue}
+    return TwoViews(data.image_size, min_scale=config.min_scale, strength=config.jitter, **kinds)
+
+
+def backbone(config: TrainConfig, data) -> nn.Module:
+    from fastssl.train.backbones import build_backbone
+
+    return build_backbone(config.backbone, data.image_size)
+
+
+def image_scores(method: nn.Module, data, config: TrainConfig, *, device, workers: int, most: int | None, full: bool) -> dict:
+    """kNN accuracy on test images (``full``: and the linear probe's), of ``most`` images a half; empty without labels."""
+    from fastssl.train.data import limited
+    from fastssl.train.evaluate import embed, knn_accuracy, linear_probe_accuracy
+
+    if not data.labelled:
+        return {}
+    halves = (half if most is None else limited(half, most) for half in (data.train, data.test))
+    train, test = (embed(method, half, data.image_size, device=device, workers=workers) for half in halves)
+    if not (len(train[1]) and len(test[1])):
+        return {}
+    knn = knn_accuracy(train, test, len(data.class_names), config.knn_k, config.knn_t)
+    return {"knn": knn} | ({"probe": linear_probe_accuracy(train, test)} if full else {})
+
+
+def image_points(method: nn.Module, data, *, device, workers: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """features (N, D), labels (N,) of the test images (of the training images where there are none), and the class names."""
+    from fastssl.train.evaluate import embed
+
+    half = data.test if len(data.test) else data.train
+    return *embed(method, half, data.image_size, device=device, workers=workers), data.class_names
+
+
+def heads(config: TrainConfig) -> dict:
+    return {name: getattr(config, name) for name in HEADS}
+
+
+def load_labelled(config: TrainConfig):
+    """Images whose classes are the keys of SupCon."""
+    data = load_images(config)
+    if len(data.train.labels.unique()) < 2:
+        raise UsageError(f"--data {config.data}: {config.method} learns from classes, and the data has no class subfolders")
+    return data
+
+
+def load_indexed(config: TrainConfig):
+    """Images whose training batches also say which samples they hold."""
+    data = load_images(config)
+    data.train.gives_index = True
+    return data
+
+
+def instdisc(config: TrainConfig, data) -> nn.Module:
+    options = {"projection_dim": config.projection_dim, "temperature": config.temperature}
+    return InstDisc(backbone(config, data), len(data.train), **options)
+
+
+def fill_bank(module) -> None:
+    """InstDisc's bank holds the untrained encoder's embeddings before the first epoch."""
+    from fastssl.train.augment import as_float
+    from fastssl.train.data import batches
+    from fastssl.train.evaluate import centre
+
+    for images, _, index in batches(module.data.train, module.config.batch_size, workers=module.workers):
+        if len(images) > 1:
+            whole = centre(as_float(images.to(module.device)), module.data.image_size)
+            module.method.fill_bank(whole, index.to(module.device))
+
+
+def nnclr(config: TrainConfig, data) -> nn.Module:
+    """A queue of half the training images: a sample's own earlier embedding is gone by the next epoch for most."""
+    size = config.queue_size or min(65536, max(1, len(data.train) // 2))
+    return NNCLR(backbone(config, data), queue_size=size, **heads(config))
+
+
+def cmc(config: TrainConfig, data) -> nn.Module:
+    from fastssl.train.augment import lab_views
+
+    return CMC([backbone(config, data), backbone(config, data)], split=lab_views, **heads(config))
+
+
+def cmc_arguments(module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """The lightness of one view and the colour of the other."""
+    view0, view1 = module.views(batch[0])
+    return module.method.split(view0)[0], module.method.split(view1)[1]
+
+
+def patches(images: Tensor) -> Tensor:
+    """Patches of a quarter of the side, overlapping by half from top to bottom: 4 columns of 7."""
+    side = images.shape[-1] // 4
+    return patch_columns(images, side, side // 2, side)
+
+
+def cpc(config: TrainConfig, data) -> nn.Module:
+    options = {"projection_dim": config.projection_dim, "temperature": config.temperature}
+    return CPC(backbone(config, data), steps=(2, 3, 4), split=patches, **options)  # 1 step on, half of the patch is known
+
+
+SIMCLR = Recipe(
+    load=load_images,
+    build=lambda config, data: SimCLR(backbone(config, data), **heads(config)),
+    augment=two_views,
+    arguments=lambda module, batch: module.views(batch[0]),
+    monitor=image_scores,
+    points=image_points,
+    scores={"knn": ("kNN", "weighted kNN, k={config.knn_k}"), "probe": ("probe", "linear probe")},
+    options=(*VIEWS, *HEADS),
+)
+
+SUPCON = replace(
+    SIMCLR,
+    load=load_labelled,
+    build=lambda config, data: SupCon(backbone(config, data), **heads(config)),
+    arguments=lambda module, batch: (*module.views(batch[0]), batch[1]),
+    defaults={"temperature": 0.1},
+    loss="supervised contrastive",
+)
+INSTDISC = replace(
+    SIMCLR,
+    load=load_indexed,
+    build=instdisc,
+    arguments=lambda module, batch: (module.views.one(batch[0]), batch[2]),
+    options=(*VIEWS, "temperature", "projection_dim"),
+    defaults={"temperature": 0.1, "epochs": 12},
+    prepare=fill_bank,
+    loss="instance discrimination",
+)
+NNCLR_ = replace(
+    SIMCLR, build=nnclr, options=(*VIEWS, *HEADS, "queue_size"), defaults={"temperature": 0.1}, loss="nearest-neighbour InfoNCE"
+)
+CMC_ = replace(SIMCLR, build=cmc, arguments=cmc_arguments, defaults={"temperature": 0.1, "epochs": 6}, loss="InfoNCE")
+CPC_ = replace(
+    SIMCLR,
+    build=cpc,
+    arguments=lambda module, batch: (module.views.one(batch[0]),),
+    options=(*VIEWS, "temperature", "projection_dim"),
+    defaults={"temperature": 0.1, "batch_size": 64, "lr": 2e-3, "epochs": 3},
+    loss="InfoNCE",
+)
+
+IMAGE_RECIPES: dict[str, Recipe] = {
+    "simclr": SIMCLR,
+    "supcon": SUPCON,
+    "instdisc": INSTDISC,
+    "cmc": CMC_,
+    "nnclr": NNCLR_,
+    "cpc": CPC_,
+}
