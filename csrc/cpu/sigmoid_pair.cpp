@@ -38,7 +38,7 @@ struct Outcome {
 template <class T>
 void sweep(const Problem<T>& p, double bias, const std::vector<T>& x_weight, const std::vector<T>& y_weight, Outcome<T>& out) {
   const auto& f = rows<T>();
-  Workspace<T> work(int(std::min<int64_t>(kTile, p.x.rows)), int(std::min<int64_t>(kTile, p.y.rows)));
+  auto work = latin_workspace(p);
   latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
     T* S = work.tile();
     const int ld = work.ld(), wide = logits(p, i0, m, j0, n, false, S, ld);

@@ -141,8 +141,7 @@ void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean)
       const int wide = logits(p, i0, m, j0, n, x_ids.meets(I, y_ids, J), S, ld, y, y_ld);
       const T* cw = p.y.weight.data() + j0;
       if (!p.bounded && !p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
-      if (ranking.rank)
-        f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, &above[split * N + i0]);
+      if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, &above[split * N + i0]);
       if (!kMean) {
         if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, cw, row_sum, nullptr);
         else f.sum_online(S, m, wide, ld, row_top, row_sum, nullptr, nullptr);
@@ -186,7 +185,7 @@ void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T factor,
 template <class T>
 void backward_two_sided(const Problem<T>& p, const RowState<T>& state, const Gradients<T>& out) {
   const auto& f = rows<T>();
-  Workspace<T> work(int(std::min<int64_t>(kTile, p.x.rows)), int(std::min<int64_t>(kTile, p.y.rows)));
+  auto work = latin_workspace(p);
   latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
     T *S = work.tile(), *sums = work.column(0);
     const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);

@@ -51,10 +51,10 @@ struct Problem {
 // Smallest and largest id of each block: blocks whose ranges are disjoint need no comparison of ids.
 struct IdRange {
   std::vector<std::pair<int32_t, int32_t>> range;
-  IdRange(const std::vector<int32_t>& id, const Blocks& blocks) {
+  IdRange(const std::vector<int32_t>& id, const Blocks& blocks, int64_t first = 0) {
     if (id.empty()) return;
     for (int64_t b = 0; b < blocks.count; b++) {
-      auto [lo, hi] = std::minmax_element(id.begin() + blocks.start(b), id.begin() + blocks.start(b + 1));
+      auto [lo, hi] = std::minmax_element(id.begin() + first + blocks.start(b), id.begin() + first + blocks.start(b + 1));
       range.emplace_back(*lo, *hi);
     }
   }
@@ -89,8 +89,7 @@ template <class T>
 int pad(T* S, int m, int n, int ld) {
   const int width = rows<T>().width, wide = (n + width - 1) / width * width;
   if (wide > n)
-    for (int i = 0; i < m; i++)
-      std::fill(S + int64_t(i) * ld + n, S + int64_t(i) * ld + wide, -std::numeric_limits<T>::infinity());
+    for (int i = 0; i < m; i++) std::fill(S + int64_t(i) * ld + n, S + int64_t(i) * ld + wide, -std::numeric_limits<T>::infinity());
   return wide;
 }
 
@@ -128,25 +127,41 @@ inline Blocks blocks_of(int64_t rows, int64_t least_count) {
   return {rows, std::max<int64_t>(1, wanted)};
 }
 
+// Rows and columns of a tile of the Latin schedules: wide rows of the gradients are passed over half as often by larger ones.
+template <class T>
+int latin_tile(const Problem<T>& p) {
+  return p.D >= 256 ? 2 * kTile : kTile;
+}
+
 // The pairs of `groups` row groups and `groups` column groups in the order of a Latin square, each pair in tiles:
 // visit(first row, rows, first column, columns, whether ids may meet). What belongs to the rows or columns may be added to.
 template <class T, class Visit>
 void latin_tiles(const Problem<T>& p, int64_t groups, const Visit& visit) {
   const Blocks row_groups{p.x.rows, groups}, column_groups{p.y.rows, groups};
-  const IdRange x_ids(p.x.id, row_groups), y_ids(p.y.id, column_groups);
+  const int tile = latin_tile(p);
+  auto split = [](int64_t rows, int most) { return Blocks{rows, (rows + most - 1) / most}; };
   in_order(latin_square(groups), 2 * groups, [&](int64_t I, int64_t column_slot) {
-    const int64_t J = column_slot - groups, last_row = row_groups.start(I + 1), last_column = column_groups.start(J + 1);
-    const bool meet = x_ids.meets(I, y_ids, J);
-    for (int64_t i = row_groups.start(I); i < last_row; i += kTile)
-      for (int64_t j = column_groups.start(J); j < last_column; j += kTile)
-        visit(i, int(std::min<int64_t>(kTile, last_row - i)), j, int(std::min<int64_t>(kTile, last_column - j)), meet);
+    const int64_t J = column_slot - groups, first_row = row_groups.start(I), last_row = row_groups.start(I + 1);
+    const int64_t first_column = column_groups.start(J), last_column = column_groups.start(J + 1);
+    const Blocks row_tiles = split(last_row - first_row, tile), column_tiles = split(last_column - first_column, tile);
+    const IdRange x_ids(p.x.id, row_tiles, first_row), y_ids(p.y.id, column_tiles, first_column);
+    for (int64_t a = 0; a < row_tiles.count; a++)
+      for (int64_t b = 0; b < column_tiles.count; b++)
+        visit(first_row + row_tiles.start(a), row_tiles.length(a), first_column + column_tiles.start(b), column_tiles.length(b),
+              x_ids.meets(a, y_ids, b));
   });
 }
 
-// As many groups of both sides as feed the threads.
+template <class T>
+Workspace<T> latin_workspace(const Problem<T>& p) {
+  const int64_t tile = latin_tile(p);
+  return {int(std::min(tile, p.x.rows)), int(std::min(tile, p.y.rows))};
+}
+
+// As many groups of both sides as feed the threads and no more: within a pair of groups, rows stay in the cache.
 template <class T>
 int64_t latin_groups(const Problem<T>& p) {
-  return blocks_of(std::min(p.x.rows, p.y.rows), enough_tasks()).count;
+  return std::max<int64_t>(1, std::min(enough_tasks(), std::min(p.x.rows, p.y.rows) / kLeast));
 }
 
 template <class T>

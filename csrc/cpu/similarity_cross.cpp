@@ -30,11 +30,6 @@ struct Sums {
   }
 };
 
-template <class T>
-Workspace<T> workspace(const Problem<T>& p) {
-  return {int(std::min<int64_t>(kTile, p.x.rows)), int(std::min<int64_t>(kTile, p.y.rows))};
-}
-
 // Asks for large pages: the first touch of 64 MB in pages of 4 KB takes as long as half a product that would fill them.
 inline void in_large_pages(const Tensor& t) {
 #ifdef __linux__
@@ -65,7 +60,7 @@ void cross_forward(const Problem<T>& p, const Ranking<T>& ranking, const Kept<T>
   const T kInf = std::numeric_limits<T>::infinity();
   Sums<T> of_rows(p, p.x.rows), of_columns(p, p.y.rows);
   if (ranking.rank) std::fill_n(ranking.rank, p.x.rows, 0);
-  auto work = workspace(p);
+  auto work = latin_workspace(p);
   latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
     T *S = work.tile(), *column_sum = work.column(0), *column_max = work.column(1);
     T *top = &of_columns.top[j0], *sum = &of_columns.sum[j0];
@@ -90,7 +85,7 @@ template <class T>
 void cross_backward(const Problem<T>& p, const RowState<T>& row, const RowState<T>& column, const Kept<T>& kept, T factor, T* own,
                     T* other) {
   const auto& f = rows<T>();
-  auto work = workspace(p);
+  auto work = latin_workspace(p);
   latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
     T* S = work.tile();
     const int ld = work.ld();
@@ -123,10 +118,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_cross_fwd(const Tensor& x,
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, const Tensor& dcolumn, const Tensor& row,
-                                                        const Tensor& column, const Tensor& kept, const Tensor& x,
-                                                        const Tensor& y, double scale,
-                                                        const OptTensor& factor, const OptTensor& x_id, const OptTensor& y_id,
-                                                        std::array<bool, 3> need) {
+                                                        const Tensor& column, const Tensor& kept, const Tensor& x, const Tensor& y,
+                                                        double scale, const OptTensor& factor, const OptTensor& x_id,
+                                                        const OptTensor& y_id, std::array<bool, 3> need) {
   const auto options = x.options().dtype(compute_dtype(x));
   const auto [need_x, need_y, need_scale] = need;
   const double s = effective(scale, factor);  // multiplied into the sums at once, except where its own gradient needs them bare

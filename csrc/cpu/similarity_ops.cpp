@@ -30,9 +30,9 @@ std::tuple<Tensor, Tensor> similarity_fwd(const Tensor& x, const OptTensor& y, d
                                           const OptTensor& x_id, const OptTensor& y_id, const OptTensor& y_bias,
                                           const OptTensor& threshold) {
   Tensor lse = at::empty({x.size(0)}, x.options().dtype(compute_dtype(x)));
-  const Tensor rank = ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class T>(const Problem<T>& p, Ranking<T> ranking) {
-    forward(p, ranking, lse.mutable_data_ptr<T>());
-  });
+  const Tensor rank =
+      ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold,
+             [&]<class T>(const Problem<T>& p, Ranking<T> ranking) { forward(p, ranking, lse.mutable_data_ptr<T>()); });
   return {lse, rank};
 }
 
@@ -41,9 +41,10 @@ std::tuple<Tensor, Tensor, Tensor> similarity_one_pass(const Tensor& x, const Op
                                                        const OptTensor& threshold) {
   const auto options = x.options().dtype(compute_dtype(x));
   Tensor lse = at::empty({x.size(0)}, options), mean = at::empty(x.sizes(), options);
-  const Tensor rank = ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class T>(const Problem<T>& p, Ranking<T> ranking) {
-    one_pass(p, ranking, lse.mutable_data_ptr<T>(), mean.mutable_data_ptr<T>());
-  });
+  const Tensor rank =
+      ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class T>(const Problem<T>& p, Ranking<T> ranking) {
+        one_pass(p, ranking, lse.mutable_data_ptr<T>(), mean.mutable_data_ptr<T>());
+      });
   return {lse, mean, rank};
 }
 

@@ -123,7 +123,9 @@ auto dispatch(const Tensor& x, const F& f) {
   return x.scalar_type() == at::kDouble ? f(double()) : f(float());
 }
 
-inline double effective(double scale, const OptTensor& factor) { return factor.has_value() ? scale * factor->item<double>() : scale; }
+inline double effective(double scale, const OptTensor& factor) {
+  return factor.has_value() ? scale * factor->item<double>() : scale;
+}
 
 // <x, own> summed over all rows, in a fixed order.
 template <class T>
