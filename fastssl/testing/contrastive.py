@@ -32,7 +32,7 @@ def diagonal(s: Tensor) -> Tensor:
 def pair_logits(z0, z1, temperature) -> tuple[Tensor, Tensor]:
     """s (2B, 2B) with the diagonal at -inf, and the column of each row's positive."""
     z = unit(torch.cat([z0, z1]))
-    s = logits(z, z, 1.0 / temperature)
+    s = (z @ z.T).to(wide(z)) / temperature
     return s.masked_fill(diagonal(s), -math.inf), torch.arange(len(z), device=z.device).roll(len(z0))
 
 
