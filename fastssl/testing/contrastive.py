@@ -91,8 +91,10 @@ def info_nce_hard(query, positive_key, hard_negative_keys, temperature=0.05, wei
 
 def clip(image, text, logit_scale, ids=None, label_smoothing=0.0) -> Tensor:
     s = logits(image, text, logit_scale)
-    if ids is not None:
-        s = s.masked_fill((ids[:, None] == ids) & ~diagonal(s), -math.inf)
+    if ids is None:
+        rows = torch.arange(len(s), device=s.device)
+        return 0.5 * sum(F.cross_entropy(t, rows, label_smoothing=label_smoothing) for t in (s, s.T))
+    s = s.masked_fill((ids[:, None] == ids) & ~diagonal(s), -math.inf)
     return 0.5 * (_smoothed(s, label_smoothing) + _smoothed(s.T, label_smoothing))
 
 
@@ -106,11 +108,11 @@ def _smoothed(s, smoothing) -> Tensor:
 def siglip(image, text, logit_scale, logit_bias, image_id=None, text_id=None, balanced=False) -> Tensor:
     s = logits(image, text, logit_scale) + logit_bias
     same = diagonal(s) if image_id is None else image_id[:, None] == text_id
-    weight = torch.ones_like(s)
+    likelihood = F.logsigmoid((2.0 * same.to(s.dtype) - 1.0) * s)
     if balanced:
         counts = same.sum(1, keepdim=True).clamp_min(1), same.sum(0, keepdim=True).clamp_min(1)
-        weight = torch.where(same, 0.5 / counts[0] + 0.5 / counts[1], weight)
-    return -(weight * F.logsigmoid(torch.where(same, s, -s))).sum() / len(s)
+        likelihood = torch.where(same, 0.5 / counts[0] + 0.5 / counts[1], 1.0) * likelihood
+    return -likelihood.sum() / len(s)
 
 
 def moco(query, key, queue, temperature=0.07) -> Tensor:
