@@ -73,14 +73,16 @@ def test_the_code_in_the_readme_runs():
     backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 12))
     backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), backbone)
     scope = {**views, "keys": torch.randn(9, 16), "backbone": backbone}
-    scope |= {"view0": torch.rand(4, 3, 32, 32), "view1": torch.rand(4, 3, 32, 32)}
+    scope |= {"view0": torch.rand(4, 3, 32, 32), "view1": torch.rand(4, 3, 32, 32), "queue": torch.randn(16, 9)}
+    scope |= {"image": torch.randn(8, 16), "text": torch.randn(8, 16), "logit_scale": torch.tensor(10.0)}
+    scope |= {"caption_id": torch.arange(8) // 2, "features": torch.randn(8, 2, 16), "labels": torch.arange(8) // 2}
     assert len(blocks) >= 4
     for block in blocks:
         exec(block, scope)
     assert views["z0"].grad is not None
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/decisions.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "docs/losses.md", "docs/methods.md"])
 def test_files_that_the_pages_name_exist(page):
     named = re.findall(r"`((?:fastssl|csrc|benchmarks|tests|docs|requirements)/[\w./-]+\.\w+)`", (ROOT / page).read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -135,8 +135,8 @@ def info_nce(
         label_smoothing: as in ``F.cross_entropy``, over the positive and the row's negatives.
 
     Returns:
-        The loss, float32 (float64 for float64 input), or (loss, RowStats). Memory O((N + M) D). Differentiable once; where
-        no key needs a gradient, none is computed and the keys may be overwritten before the backward.
+        The loss, float32 (float64 for float64 input), or (loss, RowStats). Memory O((N + M) D); symmetric as ``clip_loss``.
+        Differentiable once; where no key needs a gradient, none is computed and the keys may be overwritten before the backward.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, or arguments that exclude each other.
