@@ -211,6 +211,6 @@ struct RowFunctions {
   }
 
   static constexpr Rows<T> table = {
-      W,           exclude,     add_bias,   sum_bounded, sum_online, weight_bounded, weight_online, soft_bounded,
-      soft_online, count_above, column_sum, sigmoid,     add_squares, dot};
+      W,           exclude,    add_bias, sum_bounded, sum_online, weight_bounded, weight_online, soft_bounded, soft_online,
+      count_above, column_sum, sigmoid,  add_squares, dot};
 };
