@@ -24,12 +24,7 @@ needs_train = pytest.mark.skipif(any(find_spec(name) is None for name in PACKAGE
 NEW = ("supcon", "instdisc", "cmc", "nnclr", "cpc")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(channels: int = 3, width: int = 10) -> nn.Module:

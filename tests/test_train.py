@@ -30,13 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--data", "digits", "--image-size", "16", "--batch-size", "256", "--map", "pca", "--accelerator", "cpu"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """OpenMP threads that spin while other processes want the same cores cost minutes; these runs are small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

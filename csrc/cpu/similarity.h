@@ -44,8 +44,6 @@ struct Problem {
   double scale;
   bool bounded;                    // |scale| max|x| max|y| + max|bias| <= 40 is proved, in nats
   std::array<at::Tensor, 2> keep;  // own the rows
-
-  bool has_id() const { return !x.id.empty(); }
 };
 
 // Smallest and largest id of each block: blocks whose ranges are disjoint need no comparison of ids.

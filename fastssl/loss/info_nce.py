@@ -39,7 +39,7 @@ from ._common import (
 from ._rows import matmul
 
 
-def excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
+def _excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
     """Sum over j of <query_i, keys_j> with id_j = id_i (the positive alone without ids), and how many those are: (N,) each."""
     if ids is None:
         return dot_rows(query, keys), 1.0
@@ -51,12 +51,12 @@ def excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Tens
 
 def _negative_sums(query: Tensor, keys: Tensor, extra: Tensor | None, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
     """Sum of the similarities of each row's negatives, and their number; extra (M, D) are negatives of every row."""
-    excluded, count = excluded_sums(query, keys, ids)
+    excluded, count = _excluded_sums(query, keys, ids)
     sums, total = dot_sum(query, keys) - excluded, len(keys) - count
     return (sums, total) if extra is None else (sums + dot_sum(query, extra), total + len(extra))
 
 
-def smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | float], scale, smoothing: float) -> Tensor:
+def _smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | float], scale, smoothing: float) -> Tensor:
     """Cross-entropy with label smoothing from the plain one: + eps (s_pos - mean of all logits of the row)."""
     if smoothing == 0.0:
         return loss
@@ -170,7 +170,7 @@ def info_nce(
         lse, rank = similarity_lse_rank(query, extra, scale=scale, threshold=threshold, op=op)
         if return_stats or label_smoothing:
             sums = dot_sum(query, extra), float(len(extra))
-    rows = smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing)
+    rows = _smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing)
     loss = reduce_rows(rows, reduction)
     return (loss, row_stats(rows, rank, dot, sums[0] / sums[1])) if return_stats else loss
 
@@ -204,8 +204,8 @@ def both_directions(op, x, y, dot, scale, ids, threshold=None, smoothing: float 
     losses = softplus(torch.stack([row, column]) - scale * dot)
     sums = _negative_sums(x, y, None, ids) if smoothing or threshold is not None else None
     if smoothing:
-        theirs = smoothed(losses[1], dot, _negative_sums(y, x, None, ids), scale, smoothing)
-        losses = torch.stack([smoothed(losses[0], dot, sums, scale, smoothing), theirs])
+        theirs = _smoothed(losses[1], dot, _negative_sums(y, x, None, ids), scale, smoothing)
+        losses = torch.stack([_smoothed(losses[0], dot, sums, scale, smoothing), theirs])
     return losses, rank, sums
 
 

@@ -27,8 +27,7 @@ def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: 
 
     ``L_i = log(1 + sum_{j != i} exp(<a_i, p_j> - <a_i, p_i>)) + l2_reg (|a_i|^2 + |p_i|^2) / 4``
 
-    Equals pytorch-metric-learning's ``NPairsLoss`` without normalisation, and with ``l2_reg`` TensorFlow's ``npairs_loss``
-    (there 0.002; the 1/4 is theirs). For a temperature, or unit rows, see ``info_nce``.
+    Equals pytorch-metric-learning's ``NPairsLoss`` without normalisation. For a temperature, or unit rows, see ``info_nce``.
 
     Args:
         anchor, positive: (N, D) float32, bfloat16, float16 or float64, used as they are.
