@@ -11,6 +11,8 @@ from .loss.nt_xent import dcl, nt_xent
 from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
 from .loss.sup_con import sup_con
 from .loss.variants import matryoshka, nearest_neighbor
+from .ops.ema import ema_update_
+from .ops.queue import queue_push_
 from .ops.similarity import similarity_lse
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "contrastive_pairs",
     "dcl",
     "debiased_nt_xent",
+    "ema_update_",
     "hard_nt_xent",
     "info_nce",
     "lifted_structured",
@@ -33,6 +36,7 @@ __all__ = [
     "nearest_neighbor",
     "negative_sampling",
     "nt_xent",
+    "queue_push_",
     "siglip_loss",
     "similarity_lse",
     "soft_nearest_neighbor",

@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,25 @@ else:
 
 why_not_triton = None if importlib.util.find_spec("triton") else "triton is not installed"
 
-#: op name -> dispatch key -> "C++" | "Triton" | "reference"; what ``fastssl info`` prints.
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def _load_cuda() -> str | None:
+    """Registers the CUDA C++ kernels, or says why not. Opens no device."""
+    if not (_PACKAGE / "_cuda.so").exists():
+        return "fastssl/_cuda.so is not built (no nvcc?)"
+    if torch.version.cuda is None:
+        return "torch is built without CUDA"
+    try:
+        torch.ops.load_library(str(_PACKAGE / "_cuda.so"))
+    except OSError as error:
+        return str(error)
+    return None
+
+
+why_not_cuda = _load_cuda()
+
+#: op name -> dispatch key -> "C++" | "CUDA C++" | "Triton" | "reference"; what ``fastssl info`` prints.
 OWNERS: dict[str, dict[str, str]] = {}
 
 
@@ -37,14 +56,16 @@ def define_op(name: str, signature: str, fake: Callable, file: str):
     torch.library.register_fake(f"fastssl::{name}", fake)
     owners = OWNERS.setdefault(name, {})
     reference = _late(f"fastssl.reference.{file}", name)
-    has_cpp = torch._C._dispatch_has_kernel_for_dispatch_key
-    if has_cpp(f"fastssl::{name}", "CPU"):
-        owners["CPU"] = "C++"
-    else:
-        owners["CPU"] = "reference"
-        _LIBRARY.impl(name, reference, "CPU")
-    owners["CUDA"] = "reference" if why_not_triton else "Triton"
-    _LIBRARY.impl(name, reference if why_not_triton else _late(f"fastssl.kernels.{file}", name), "CUDA")
+    triton = why_not_triton is None and (_PACKAGE / "kernels" / f"{file}.py").exists()
+    for key, compiled in (("CPU", "C++"), ("CUDA", "CUDA C++")):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastssl::{name}", key):
+            owners[key] = compiled
+        elif key == "CUDA" and triton:
+            owners[key] = "Triton"
+            _LIBRARY.impl(name, _late(f"fastssl.kernels.{file}", name), key)
+        else:
+            owners[key] = "reference"
+            _LIBRARY.impl(name, reference, key)
     return getattr(torch.ops.fastssl, name).default
 
 

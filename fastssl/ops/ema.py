@@ -1,0 +1,110 @@
+"""Contract of the op behind every momentum encoder: all tensors of a module move towards another module's, in one launch.
+
+    lerp      e <- e + w (p - e)                w = 1 - momentum          (w >= 1/2: p - (1 - w)(p - e)), as torch.lerp
+    mul_add   e <- momentum e + w p             two roundings: t = momentum e, then fma(w, p, t)
+
+in float32 (float64 for float64), rounded to the dtype of e once. Bytes: 12 an element in float32 (read e and p, write e), 14 with a
+bfloat16 shadow. w is taken in double precision: 1 - float32(0.9999) is off by 1.7e-4 of itself.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._checks import check_choice
+from ._lists import as_list, bump_versions, check_lists, laid_out
+from ._register import define_op
+
+_ema_update = define_op(
+    "ema_update_",
+    "(Tensor(a!)[] ema, Tensor[] params, Tensor(b!)[] shadow, float momentum, Tensor? momentum_scalar, bool mul_add, "
+    "bool stochastic, int seed, Tensor? seed_scalar) -> ()",
+    lambda *_: None,
+    "ema",
+)
+
+
+def ema_update_(
+    ema: Tensor | Sequence[Tensor],
+    params: Tensor | Sequence[Tensor],
+    momentum: float | Tensor,
+    *,
+    order: str = "lerp",
+    shadow: Tensor | Sequence[Tensor] | None = None,
+    rounding: str = "nearest",
+    seed: int | Tensor = 0,
+) -> None:
+    """Exponential moving average in place: ``ema <- momentum * ema + (1 - momentum) * params`` for all tensors in one launch.
+
+    The update of mean teachers (Tarvainen and Valpola 2017), MoCo (He et al. 2020, eq. 2), BYOL and DINO. ``momentum`` is the share
+    that is *kept*, 0.99 to 1. Runs without autograd; ``params`` may require gradients.
+
+    Args:
+        ema: tensors of any shapes, float32, bfloat16, float16 or float64, changed in place. One tensor counts as a list of one.
+        params: as many tensors of the same shapes and on the same device. Dtypes may differ from those of ``ema`` (float64 stands
+            with float64 only). Tied tensors must be passed once.
+        momentum: number in [0, 1], or a one-element float tensor on the device of ``ema`` (float64 keeps ``1 - momentum`` exact),
+            which a captured CUDA graph reads anew at each replay, or on the CPU.
+        order: "lerp", bit-equal to ``torch._foreach_lerp_``, or "mul_add", bit-equal to ``torch._foreach_mul_`` and
+            ``torch._foreach_add_`` with alpha. Where float32(m) + float32(1 - m) is not 1, the second has a wrong fixed point.
+        shadow: tensors of the shapes of ``ema`` that receive its new values, rounded to their own dtype: the bfloat16 teacher of a
+            float32 average, written in the same pass.
+        rounding: "nearest", or "stochastic" for bfloat16 and float16 ``ema``, whose small steps are otherwise all rounded away.
+        seed: for stochastic rounding; a new one for each step. An integer or a one-element int64 tensor on the device of ``ema``.
+            The bits of element i of tensor t are a function of (seed, t, i) on every device.
+
+    Raises:
+        TypeError, ValueError: naming the argument; nothing is changed then.
+    """
+    op = "ema_update_"
+    check_choice(op, "order", order, ("lerp", "mul_add"))
+    check_choice(op, "rounding", rounding, ("nearest", "stochastic"))
+    written = {"ema": as_list(op, "ema", ema)}
+    read = {"params": as_list(op, "params", params)}
+    if shadow is not None:
+        written["shadow"] = as_list(op, "shadow", shadow)
+    with torch.no_grad():
+        as_they_are = check_lists(op, written, read)
+        device = written["ema"][0].device
+        number, scalar = share(op, "momentum", momentum, device)
+        seed_number, seed_scalar = _seed(op, seed, device)
+        options = (number, scalar, order == "mul_add", rounding == "stochastic", seed_number, seed_scalar)
+        if as_they_are:
+            _ema_update(written["ema"], read["params"], written.get("shadow", []), *options)
+        else:
+            with laid_out(written, read) as lists:
+                _ema_update(lists["ema"], lists["params"], lists.get("shadow", []), *options)
+        for tensors in written.values():
+            bump_versions(tensors)
+
+
+def share(op: str, name: str, value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
+    """A share in [0, 1] as (number, None), or (0, tensor) where it lies on an accelerator or is being traced."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.dtype.is_floating_point:
+            raise ValueError(f"{op}: {name} must be a number or a one-element float tensor, got {value.dtype} {tuple(value.shape)}")
+        if value.device.type != "cpu" and value.device != device:
+            raise ValueError(f"{op}: {name} must be on {device} or the CPU, got {value.device}")
+        if value.device.type != "cpu" or torch.compiler.is_compiling():
+            wide = value.detach() if value.dtype in (torch.float32, torch.float64) else value.detach().float()
+            return 0.0, wide.reshape(()).to(device)
+        value = value.item()
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{op}: {name} must be in [0, 1], the share that is kept, got {value}")
+    return float(value), None
+
+
+def _seed(op: str, seed: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:
+    if isinstance(seed, Tensor):
+        if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != device:
+            got = f"{seed.dtype} {tuple(seed.shape)} on {seed.device}"
+            raise ValueError(f"{op}: seed must be an integer or a one-element int64 tensor on {device}, got {got}")
+        return 0, seed.detach().reshape(())
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"{op}: seed must be an integer or a one-element int64 tensor, got {type(seed).__name__}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{op}: seed must fit in 64 bits, got {seed}")
+    return seed, None

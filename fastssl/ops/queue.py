@@ -1,0 +1,87 @@
+"""Contract of the op that pushes keys onto a queue: the oldest rows are overwritten, the pointer moves on, on the device.
+
+    queue[(ptr + i) mod K] <- keys_i,  i = 0 .. N - 1;    ptr <- (ptr + N) mod K                                    wrap
+    queue[ptr + i] <- keys_i  while ptr + i < K;          ptr <- ptr + N, or 0 where that reaches K                 truncate
+
+Bytes: N D elements read and written. No value of the pointer is read by the host on a GPU: a CUDA graph captures the push.
+"""
+
+import torch
+from torch import Tensor
+
+from ._checks import INTEGERS, check_choice, check_matrix, check_vector
+from ._lists import bump_versions
+from ._register import define_op
+
+_queue_push = define_op(
+    "queue_push_",
+    "(Tensor(a!) queue, Tensor(b!) ptr, Tensor keys, Tensor(c!)? label_queue, Tensor? labels, bool columns, bool truncate) -> ()",
+    lambda *_: None,
+    "queue",
+)
+
+
+def queue_push_(
+    queue: Tensor,
+    ptr: Tensor,
+    keys: Tensor,
+    *,
+    layout: str = "dk",
+    overflow: str = "wrap",
+    label_queue: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> None:
+    """Writes keys over the oldest ones of a queue and moves its pointer on, in place (He et al. 2020, section 3.2).
+
+    May run between a loss and its backward: ``moco_loss`` and ``similarity_lse`` keep nothing of the queue.
+
+    Args:
+        queue: (D, K) with ``layout="dk"`` as in the MoCo repository, (K, D) with "kd" as in lightly; float32, bfloat16, float16 or
+            float64. Any strides.
+        ptr: int64, one element, on the device of ``queue``: where the next key goes, in [0, K).
+        keys: (N, D), any N of at least 1, on the same device; brought to the dtype of the queue. Gradients stop here.
+        layout: "dk" or "kd".
+        overflow: "wrap": the keys go round, of more than K the last K stay. "truncate", lightly's rule: keys beyond the end are
+            dropped and the pointer returns to 0.
+        label_queue: (K,) integers, pushed with the same pointer; only together with
+        labels: (N,) integers.
+
+    Raises:
+        TypeError, ValueError: naming the argument; queue, pointer and labels are unchanged then.
+    """
+    op = "queue_push_"
+    check_choice(op, "layout", layout, ("dk", "kd"))
+    check_choice(op, "overflow", overflow, ("wrap", "truncate"))
+    check_matrix(op, "queue", queue, "D, K" if layout == "dk" else "K, D")
+    check_matrix(op, "keys", keys, "N, D")
+    size, width = queue.shape if layout == "kd" else reversed(queue.shape)
+    if keys.shape[1] != width:
+        raise ValueError(f"{op}: keys must have the queue's width {width}, got shape {tuple(keys.shape)}")
+    if keys.device != queue.device:
+        raise ValueError(f"{op}: queue and keys must be on the same device, got {queue.device} and {keys.device}")
+    if size >= 2**31:
+        raise ValueError(f"{op}: queue must have fewer than 2^31 rows, got {size}")
+    _check_pointer(op, ptr, size, queue)
+    if (label_queue is None) != (labels is None):
+        raise ValueError(f"{op}: label_queue and labels must be given together")
+    if labels is not None:
+        check_vector(op, "label_queue", label_queue, size, INTEGERS, "queue", queue)
+        check_vector(op, "labels", labels, len(keys), INTEGERS, "keys", keys)
+        labels = labels.to(label_queue.dtype)
+    with torch.no_grad():
+        keys = keys.detach()
+        if not torch.compiler.is_compiling() and keys.untyped_storage().data_ptr() == queue.untyped_storage().data_ptr():
+            keys = keys.clone()
+        _queue_push(queue, ptr, keys.to(queue.dtype), label_queue, labels, layout == "dk", overflow == "truncate")
+        bump_versions([t for t in (queue, ptr, label_queue) if t is not None])
+
+
+def _check_pointer(op: str, ptr: Tensor, size: int, queue: Tensor) -> None:
+    if not isinstance(ptr, Tensor):
+        raise TypeError(f"{op}: ptr must be an int64 tensor of one element, got {type(ptr).__name__}")
+    if ptr.dtype != torch.int64 or ptr.numel() != 1:
+        raise ValueError(f"{op}: ptr must be an int64 tensor of one element, got {ptr.dtype} {tuple(ptr.shape)}")
+    if ptr.device != queue.device:
+        raise ValueError(f"{op}: ptr must be on the device of the queue, {queue.device}, got {ptr.device}")
+    if ptr.device.type == "cpu" and not torch.compiler.is_compiling() and not 0 <= ptr.item() < size:
+        raise ValueError(f"{op}: ptr must be in [0, {size}), got {ptr.item()}")

@@ -1,0 +1,25 @@
+"""Philox4x32-10 (Salmon et al. 2011) in plain PyTorch: counter-based random bits, the same on every backend."""
+
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+
+
+def philox(counter: tuple[Tensor | int, ...], seed: int | Tensor) -> tuple[Tensor, ...]:
+    """Four 32-bit words of the counter, int64 tensors that broadcast, and a 64-bit key -> four 32-bit words as int64."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = seed & _LOW, (seed >> 32) & _LOW
+    for _ in range(10):
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # int64 wraps round; the low 64 bits are those of the product
+        c0, c1, c2, c3 = ((b >> 32) & _LOW) ^ c1 ^ k0, b & _LOW, ((a >> 32) & _LOW) ^ c3 ^ k1, a & _LOW
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return c0, c1, c2, c3
+
+
+def random_16_bits(count: int, stream: int, seed: int | Tensor, device: torch.device) -> Tensor:
+    """(count,) int64 in [0, 2^16): element i has half i % 2 of word i % 8 / 2 of the counter (i / 8, its high half, stream, 0)."""
+    block = torch.arange((count + 7) // 8, device=device)
+    words = philox((block & _LOW, block >> 32, torch.full_like(block, stream), torch.zeros_like(block)), seed)
+    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    return torch.stack(halves, 1).reshape(-1)[:count]
