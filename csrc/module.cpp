@@ -4,6 +4,7 @@
 #include <torch/version.h>
 
 #include "cpu/isa.h"
+#include "lists_agree.h"
 
 namespace py = pybind11;
 
@@ -23,6 +24,8 @@ PYBIND11_MODULE(_C, m) {
         return info;
       },
       "Compiler, torch version and C++ standard this module was built with.");
+  m.def("lists_agree", &fastssl::lists_agree, py::arg("written"), py::arg("read"),
+        "Whether kernels can take these lists of tensors as they are; ops/_lists.py puts a no into words.");
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
   m.def("isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");
   m.def("set_isa", &fastssl::isa::use, py::arg("name"), "Use another instruction set; ValueError if this machine lacks it.");

@@ -1,5 +1,5 @@
 // One vector register of floats, and one double, as the compiler's own vector type: the same source for every ISA.
-// Included once per ISA by rows.cpp, inside that ISA's target region and namespace, with FASTSSL_WIDTH floats a register.
+// Included once per ISA through each_isa.h, with FASTSSL_WIDTH floats a register.
 // No include guard: each inclusion makes new functions.
 
 struct FloatLane {

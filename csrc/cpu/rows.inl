@@ -1,5 +1,7 @@
-// The element functions of rows.h for one ISA. Included by rows.cpp after lanes.h, in the same target region.
+// The element functions of rows.h for one ISA, compiled by each_isa.h.
 // The row loop is outside and the column loop inside, so S is read once; column sums stay in a buffer of n <= a tile.
+
+#include "cpu/lanes.h"
 
 template <class L>
 struct RowFunctions {
@@ -214,3 +216,5 @@ struct RowFunctions {
       W,           exclude,    add_bias, sum_bounded, sum_online, weight_bounded, weight_online, soft_bounded, soft_online,
       count_above, column_sum, sigmoid,  add_squares, dot};
 };
+
+static const Rows<float>& float_rows = RowFunctions<FloatLane>::table;

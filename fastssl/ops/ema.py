@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_choice
-from ._lists import as_list, bump_versions, check_lists, laid_out
+from ._lists import bump_versions, check_lists, laid_out
 from ._register import define_op
 
 _ema_update = define_op(
@@ -60,12 +60,9 @@ def ema_update_(
     op = "ema_update_"
     check_choice(op, "order", order, ("lerp", "mul_add"))
     check_choice(op, "rounding", rounding, ("nearest", "stochastic"))
-    written = {"ema": as_list(op, "ema", ema)}
-    read = {"params": as_list(op, "params", params)}
-    if shadow is not None:
-        written["shadow"] = as_list(op, "shadow", shadow)
+    given = {"ema": ema} if shadow is None else {"ema": ema, "shadow": shadow}
     with torch.no_grad():
-        as_they_are = check_lists(op, written, read)
+        written, read, as_they_are = check_lists(op, given, {"params": params})
         device = written["ema"][0].device
         number, scalar = share(op, "momentum", momentum, device)
         seed_number, seed_scalar = _seed(op, seed, device)

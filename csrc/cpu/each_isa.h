@@ -1,0 +1,52 @@
+// Compiles the file FASTSSL_ISA_SOURCE once for each instruction set, in namespaces baseline, avx2 and avx512 of the place where
+// this is included. Inside it, FASTSSL_WIDTH is the number of floats in a register and FASTSSL_FMA says whether a b + c is one
+// instruction. Standard headers must be included before: what they define inline must not be compiled for one set only.
+// No include guard.
+
+namespace baseline {
+#define FASTSSL_WIDTH 4
+#if defined(__aarch64__) || defined(__FMA__)
+#define FASTSSL_FMA 1
+#else
+#define FASTSSL_FMA 0
+#endif
+#include FASTSSL_ISA_SOURCE
+#undef FASTSSL_WIDTH
+#undef FASTSSL_FMA
+}  // namespace baseline
+
+#if defined(__x86_64__)
+#define FASTSSL_FMA 1
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace avx2 {
+#define FASTSSL_WIDTH 8
+#include FASTSSL_ISA_SOURCE
+#undef FASTSSL_WIDTH
+}  // namespace avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#endif
+namespace avx512 {
+#define FASTSSL_WIDTH 16
+#include FASTSSL_ISA_SOURCE
+#undef FASTSSL_WIDTH
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef FASTSSL_FMA
+#endif
+
+#undef FASTSSL_ISA_SOURCE

@@ -1,0 +1,31 @@
+// Exponential moving average of all tensors of a module, one parallel region.
+//   lerp: e <- e + w (p - e), w = 1 - m;   mul_add: e <- round(m e) + w p;   then shadow <- e.
+// 12 bytes an element in float32 (read e and p, write e), 2 more for a bfloat16 shadow; 3 FLOP: bound by memory.
+#include <torch/library.h>
+
+#include "cpu/lists.h"
+
+namespace fastssl::ema {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+void ema_update_(at::TensorList ema, at::TensorList params, at::TensorList shadow, double momentum,
+                 const OptionalTensor& momentum_scalar, bool mul_add, bool stochastic, int64_t seed,
+                 const OptionalTensor& seed_scalar) {
+  const double kept = momentum_scalar ? momentum_scalar->item<double>() : momentum;
+  const double weight = 1.0 - kept;
+  const Average lerp = float(weight) < 0.5f ? Average::kLerpNearFirst : Average::kLerpNearSecond;
+  const EmaRule rule{mul_add ? Average::kMulAdd : lerp, kept, weight, stochastic,
+                     uint64_t(seed_scalar ? seed_scalar->item<int64_t>() : seed)};
+  const Updates& f = updates();
+  for_each_chunk(ema, [&](size_t t, int64_t offset, int64_t count) {
+    f.ema(array_of(ema, t), array_of(params, t), array_of(shadow, t), offset, count, uint32_t(t), rule);
+  });
+}
+
+}  // namespace
+}  // namespace fastssl::ema
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("ema_update_", &fastssl::ema::ema_update_); }

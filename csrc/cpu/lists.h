@@ -1,0 +1,54 @@
+// Lists of tensors for the updates: their arrays, and work shared out in chunks, small tensors and large ones alike.
+#pragma once
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/updates.h"
+
+namespace fastssl {
+
+inline Kind kind_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return kFloat32;
+    case at::kBFloat16:
+      return kBFloat16;
+    case at::kHalf:
+      return kFloat16;
+    case at::kDouble:
+      return kFloat64;
+    default:
+      TORCH_CHECK(false, "expected a float tensor, got ", tensor.scalar_type());
+  }
+}
+
+// The array of position t, or nothing where the list is empty.
+inline Array array_of(at::TensorList list, size_t t) {
+  if (list.empty()) return {nullptr, kNothing};
+  return {list[t].data_ptr(), kind_of(list[t])};
+}
+
+// 32,768 elements: 256 KB of two float32 lists, a few microseconds. A multiple of 8, so that a chunk begins at a word of random
+// bits.
+constexpr int64_t kChunk = 1 << 15;
+
+// Calls task(tensor, offset, count) for every chunk of the tensors, in parallel; which thread does a chunk changes no bit.
+template <class F>
+void for_each_chunk(at::TensorList tensors, const F& task) {
+  struct Chunk {
+    size_t tensor;
+    int64_t offset, count;
+  };
+  std::vector<Chunk> chunks;
+  for (size_t t = 0; t < tensors.size(); t++)
+    for (int64_t begin = 0, total = tensors[t].numel(); begin < total; begin += kChunk)
+      chunks.push_back({t, begin, std::min(kChunk, total - begin)});
+  at::parallel_for(0, int64_t(chunks.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; c++) task(chunks[c].tensor, chunks[c].offset, chunks[c].count);
+  });
+}
+
+}  // namespace fastssl

@@ -1,0 +1,66 @@
+// Push of keys onto a ring in place: queue[(ptr + i) mod K] <- keys_i, then the pointer and the labels.
+// Reads and writes N D elements. In layout (D, K) a key is a column: blocks of kTile x kTile are turned round in the first cache,
+// so that both sides are touched in whole cache lines.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+namespace fastssl::queue {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kTile = 32;
+
+// Keys first .. first + count go to rows place .. place + count of the queue (rows as the op counts them, columns in (D, K)).
+struct Run {
+  int64_t first, place, count;
+};
+
+template <class T>
+void copy_rows(const Tensor& queue, const Tensor& keys, const Run& run, bool columns) {
+  const int64_t D = keys.size(1), key_row = keys.stride(0), key_entry = keys.stride(1);
+  const int64_t row = queue.stride(columns ? 1 : 0), entry = queue.stride(columns ? 0 : 1);
+  const T* from = keys.const_data_ptr<T>() + run.first * key_row;
+  T* to = queue.mutable_data_ptr<T>() + run.place * row;
+  const int64_t tiles = (D + kTile - 1) / kTile;
+  at::parallel_for(0, tiles, std::max<int64_t>(1, (1 << 15) / (kTile * run.count + 1)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < run.count; i += kTile)
+      for (int64_t tile = begin; tile < end; tile++)
+        for (int64_t d = tile * kTile; d < std::min(D, (tile + 1) * kTile); d++)
+          for (int64_t k = i; k < std::min(run.count, i + kTile); k++) to[k * row + d * entry] = from[k * key_row + d * key_entry];
+  });
+}
+
+template <class T>
+void copy_labels(const Tensor& label_queue, const Tensor& labels, const Run& run) {
+  const T* from = labels.const_data_ptr<T>() + run.first * labels.stride(0);
+  T* to = label_queue.mutable_data_ptr<T>() + run.place * label_queue.stride(0);
+  for (int64_t i = 0; i < run.count; i++) to[i * label_queue.stride(0)] = from[i * labels.stride(0)];
+}
+
+void queue_push_(const Tensor& queue, const Tensor& ptr, const Tensor& keys, const OptionalTensor& label_queue,
+                 const OptionalTensor& labels, bool columns, bool truncate) {
+  const int64_t K = queue.size(columns ? 1 : 0), N = keys.size(0);
+  int64_t& pointer = *ptr.mutable_data_ptr<int64_t>();
+  const int64_t first = truncate ? 0 : std::max<int64_t>(0, N - K);
+  const int64_t place = (pointer + first) % K;
+  const int64_t before_end = std::min(N - first, K - place);
+  const Run runs[2] = {{first, place, before_end}, {first + before_end, 0, truncate ? 0 : N - first - before_end}};
+  for (const Run& run : runs) {
+    if (run.count == 0) continue;
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, queue.scalar_type(), "queue_push_",
+                                    [&] { copy_rows<scalar_t>(queue, keys, run, columns); });
+    if (labels)
+      AT_DISPATCH_INTEGRAL_TYPES(labels->scalar_type(), "queue_push_", [&] { copy_labels<scalar_t>(*label_queue, *labels, run); });
+  }
+  pointer = truncate && pointer + N >= K ? 0 : (pointer + N) % K;
+}
+
+}  // namespace
+}  // namespace fastssl::queue
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("queue_push_", &fastssl::queue::queue_push_); }

@@ -1,0 +1,79 @@
+// The functions of updates.h for one instruction set, compiled by each_isa.h.
+
+#define FASTSSL_FN static inline
+#include "common/elements.h"
+#include "common/philox.h"
+#undef FASTSSL_FN
+
+constexpr int kBlock = 512;
+
+static void* at(const Array& array, int64_t i) { return static_cast<char*>(array.data) + i * bytes_of(array.kind); }
+
+// Elements i .. i + n of a float array: in place, or widened into `buffer`.
+static float* widened(const Array& array, int64_t i, int n, float* buffer) {
+  if (array.kind == kFloat32) return static_cast<float*>(at(array, i));
+  const uint16_t* from = static_cast<const uint16_t*>(at(array, i));
+  if (array.kind == kBFloat16)
+    for (int j = 0; j < n; j++) buffer[j] = from_bfloat16(from[j]);
+  else
+    for (int j = 0; j < n; j++) buffer[j] = from_float16(from[j]);
+  return buffer;
+}
+
+// The way back; nothing to do where `values` are the elements themselves.
+static void narrowed(const float* values, const Array& array, int64_t i, int n) {
+  if (array.kind == kNothing) return;
+  if (array.kind == kFloat32) {
+    float* to = static_cast<float*>(at(array, i));
+    if (to != values) __builtin_memcpy(to, values, n * sizeof(float));
+    return;
+  }
+  uint16_t* to = static_cast<uint16_t*>(at(array, i));
+  if (array.kind == kBFloat16)
+    for (int j = 0; j < n; j++) to[j] = to_bfloat16(values[j]);
+  else
+    for (int j = 0; j < n; j++) to[j] = to_float16(values[j]);
+}
+
+static void cut_block_at_random(float* values, Kind kind, int64_t i, int n, uint32_t stream, uint64_t seed) {
+  for (int j = 0; j < n; j += 8) {
+    const Words words = random_words(uint64_t(i + j) / 8, stream, seed);
+    for (int k = 0; k < 8 && j + k < n; k++)
+      values[j + k] = cut_at_random(values[j + k], random_half(words, k), kind == kBFloat16 ? 16 : 13);
+  }
+}
+
+// e and p may be the same array: a teacher that shares a layer with its student.
+template <class T>
+static void average(T* e, const T* p, int64_t n, const EmaRule& rule) {
+  const T kept = T(rule.kept), weight = T(rule.weight), coefficient = weight - T(1);
+  if (rule.form == Average::kLerpNearFirst)
+    for (int64_t j = 0; j < n; j++) e[j] = lerp_near_first(e[j], p[j], weight);
+  else if (rule.form == Average::kLerpNearSecond)
+    for (int64_t j = 0; j < n; j++) e[j] = lerp_near_second(e[j], p[j], coefficient);
+  else
+    for (int64_t j = 0; j < n; j++) e[j] = multiplied_then_added(e[j], p[j], kept, weight);
+}
+
+static void ema(Array e, Array p, Array shadow, int64_t offset, int64_t count, uint32_t stream, const EmaRule& rule) {
+  if (e.kind == kFloat64) {
+    average(static_cast<double*>(at(e, offset)), static_cast<const double*>(at(p, offset)), count, rule);
+    if (shadow.kind == kFloat64) __builtin_memcpy(at(shadow, offset), at(e, offset), count * sizeof(double));
+    return;
+  }
+  if (e.kind == kFloat32 && p.kind == kFloat32 && shadow.kind == kNothing) {
+    average(static_cast<float*>(at(e, offset)), static_cast<const float*>(at(p, offset)), count, rule);
+    return;
+  }
+  float e_buffer[kBlock], p_buffer[kBlock];
+  for (int64_t i = offset; i < offset + count; i += kBlock) {
+    const int n = int(offset + count - i < kBlock ? offset + count - i : kBlock);
+    float* values = widened(e, i, n, e_buffer);
+    average(values, widened(p, i, n, p_buffer), n, rule);
+    if (rule.stochastic && e.kind != kFloat32) cut_block_at_random(values, e.kind, i, n, stream, rule.seed);
+    narrowed(values, e, i, n);
+    narrowed(values, shadow, i, n);
+  }
+}
+
+static const Updates updates_in_use = {ema};

@@ -1,0 +1,11 @@
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace fastssl {
+
+// Whether every one of the Python lists has as many plain tensors as written[0], positions agree in shape, strides and device, are
+// dense floats (float64 with float64 only), and no memory is written twice or written at one position and read at another.
+// A no may also mean "not sure".
+bool lists_agree(const pybind11::list& written, const pybind11::list& read);
+
+}  // namespace fastssl
