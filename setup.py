@@ -49,7 +49,10 @@ def cpp_extension():
 
 
 def build_cuda() -> None:
-    """csrc/cuda/*.cu to fastssl/_cuda.so by nvcc and ninja: stable ABI only, so it needs no CUDA build of torch."""
+    """csrc/cuda/*.cu to fastssl/_cuda.so by nvcc and ninja: stable ABI only, so it needs no CUDA build of torch.
+
+    Registers and spills of every kernel are in build/cuda/*.log; a test reads them.
+    """
     sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
     nvcc = shutil.which("nvcc")
     if CHOICE == "cuda" and not nvcc:
@@ -62,11 +65,12 @@ def build_cuda() -> None:
     build.mkdir(parents=True, exist_ok=True)
     codes = " ".join(f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES)
     includes = " ".join(f"-I{path}" for path in (*cpp.include_paths(), ROOT / "csrc"))
-    flags = f"-O3 -std=c++20 -Xcompiler -fPIC -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA {includes} {codes}"
+    flags = f"-O3 -std=c++20 -Xcompiler -fPIC -Xptxas -v -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA {includes} {codes}"
     objects = [build / f"{source.stem}.o" for source in sources]
     lines = [
-        f"rule nvcc\n  command = {nvcc} -MMD -MF $out.d {flags} -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = {nvcc} -shared $in -o $out",
+        f"rule nvcc\n  command = {nvcc} -MMD -MF $out.d {flags} -c $in -o $out >$out.log 2>&1 || {{ cat $out.log; false; }}",
+        "  depfile = $out.d\n  deps = gcc",
+        f"rule link\n  command = {nvcc} -shared {codes} $in -o $out",
         *(f"build {out}: nvcc {source}" for out, source in zip(objects, sources, strict=True)),
         f"build {ROOT / 'fastssl' / '_cuda.so'}: link {' '.join(map(str, objects))}",
     ]

@@ -12,7 +12,7 @@ import torch
 
 from ._version import __version__
 from .ops import normalize, similarity  # noqa: F401  declare their ops
-from .ops._register import _C, OWNERS, why_not_cpp, why_not_triton
+from .ops._register import _C, OWNERS, why_not_cpp, why_not_cuda, why_not_triton
 
 CUDA_LIBRARY = Path(__file__).parent / "_cuda.so"
 
@@ -45,9 +45,10 @@ def _nvcc() -> str:
 
 def _cuda_line() -> str:
     if not CUDA_LIBRARY.exists():
-        return f"CUDA C++        none: no op has a CUDA C++ kernel yet ({_nvcc()})"
+        return f"CUDA C++        {why_not_cuda} ({_nvcc()})"
     architectures = sorted(set(re.findall(rb"sm_\d+a?", CUDA_LIBRARY.read_bytes())))
-    return f"CUDA C++        for {b', '.join(architectures).decode()} ({_nvcc()})"
+    loaded = "" if why_not_cuda is None else f", not loaded: {why_not_cuda}"
+    return f"CUDA C++        for {b', '.join(architectures).decode()} ({_nvcc()}){loaded}"
 
 
 def _gpu_lines() -> list[str]:
@@ -66,8 +67,8 @@ def _why(key: str, owner: str) -> str:
     if key == "CPU" and owner == "reference":
         return f"no C++: {why_not_cpp or 'the op has no C++ kernel'}"
     if key == "CUDA" and owner == "reference":
-        return f"no Triton: {why_not_triton}"
-    return "no CUDA C++ kernel for it" if key == "CUDA" else ""
+        return f"no CUDA C++: {why_not_cuda}; no Triton: {why_not_triton or 'no kernel for it'}"
+    return "no CUDA C++ kernel for it" if owner == "Triton" else ""
 
 
 def report() -> str:

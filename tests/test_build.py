@@ -108,3 +108,17 @@ def test_cuda_sources_are_compiled_for_every_architecture_without_a_gpu(tmp_path
     assert built.returncode == 0, built.stdout + built.stderr
     library = (tmp_path / "fastssl" / "_cuda.so").read_bytes()
     assert all(arch in library for arch in (b"sm_80", b"sm_90a", b"sm_100a", b"sm_120"))
+
+
+def test_no_cuda_kernel_spills_registers():
+    """What ptxas said of every kernel of csrc/cuda for every architecture when it was built."""
+    logs = {path.stem: ROOT / "build" / "cuda" / f"{path.stem}.o.log" for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    if not all(log.exists() for log in logs.values()):
+        pytest.skip("the CUDA library is not built here")
+    for name, log in logs.items():
+        text = log.read_text()
+        spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
+        assert set(spills) <= {("0", "0")}, (name, spills)
+        kernels = set(re.findall(r"Compiling entry function '(\w+)' for 'sm_90a'", text))
+        assert all(text.count(f"'{kernel}' for '{arch}'") == 1 for kernel in kernels for arch in ("sm_80", "sm_90a", "sm_100a"))
+        assert kernels or "__global__" not in (ROOT / "csrc" / "cuda" / f"{name}.cu").read_text()

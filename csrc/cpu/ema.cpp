@@ -15,10 +15,7 @@ void ema_update_(at::TensorList ema, at::TensorList params, at::TensorList shado
                  const OptionalTensor& momentum_scalar, bool mul_add, bool stochastic, int64_t seed,
                  const OptionalTensor& seed_scalar) {
   const double kept = momentum_scalar ? momentum_scalar->item<double>() : momentum;
-  const double weight = 1.0 - kept;
-  const Average lerp = float(weight) < 0.5f ? Average::kLerpNearFirst : Average::kLerpNearSecond;
-  const EmaRule rule{mul_add ? Average::kMulAdd : lerp, kept, weight, stochastic,
-                     uint64_t(seed_scalar ? seed_scalar->item<int64_t>() : seed)};
+  const EmaRule rule{mul_add, kept, 1.0 - kept, stochastic, uint64_t(seed_scalar ? seed_scalar->item<int64_t>() : seed)};
   const Updates& f = updates();
   for_each_chunk(ema, [&](size_t t, int64_t offset, int64_t count) {
     f.ema(array_of(ema, t), array_of(params, t), array_of(shadow, t), offset, count, uint32_t(t), rule);

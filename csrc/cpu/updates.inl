@@ -47,12 +47,12 @@ static void cut_block_at_random(float* values, Kind kind, int64_t i, int n, uint
 template <class T>
 static void average(T* e, const T* p, int64_t n, const EmaRule& rule) {
   const T kept = T(rule.kept), weight = T(rule.weight), coefficient = weight - T(1);
-  if (rule.form == Average::kLerpNearFirst)
-    for (int64_t j = 0; j < n; j++) e[j] = lerp_near_first(e[j], p[j], weight);
-  else if (rule.form == Average::kLerpNearSecond)
-    for (int64_t j = 0; j < n; j++) e[j] = lerp_near_second(e[j], p[j], coefficient);
-  else
+  if (rule.mul_add)
     for (int64_t j = 0; j < n; j++) e[j] = multiplied_then_added(e[j], p[j], kept, weight);
+  else if (weight < T(0.5))
+    for (int64_t j = 0; j < n; j++) e[j] = lerp_near_first(e[j], p[j], weight);
+  else
+    for (int64_t j = 0; j < n; j++) e[j] = lerp_near_second(e[j], p[j], coefficient);
 }
 
 static void ema(Array e, Array p, Array shadow, int64_t offset, int64_t count, uint32_t stream, const EmaRule& rule) {
@@ -72,8 +72,10 @@ static void ema(Array e, Array p, Array shadow, int64_t offset, int64_t count, u
     average(values, widened(p, i, n, p_buffer), n, rule);
     if (rule.stochastic && e.kind != kFloat32) cut_block_at_random(values, e.kind, i, n, stream, rule.seed);
     narrowed(values, e, i, n);
-    narrowed(values, shadow, i, n);
+    if (shadow.kind != kNothing) narrowed(widened(e, i, n, e_buffer), shadow, i, n);  // what e is now, after rounding
   }
 }
 
-static const Updates updates_in_use = {ema};
+#include "cpu/optimizers.inl"
+
+static const Updates updates_in_use = {ema, lars_norms, lars, adamw};

@@ -59,8 +59,8 @@ def queue_push_(
         raise ValueError(f"{op}: keys must have the queue's width {width}, got shape {tuple(keys.shape)}")
     if keys.device != queue.device:
         raise ValueError(f"{op}: queue and keys must be on the same device, got {queue.device} and {keys.device}")
-    if size >= 2**31:
-        raise ValueError(f"{op}: queue must have fewer than 2^31 rows, got {size}")
+    if max(size, len(keys)) >= 2**31:
+        raise ValueError(f"{op}: queue and keys must have fewer than 2^31 rows, got {size} and {len(keys)}")
     _check_pointer(op, ptr, size, queue)
     if (label_queue is None) != (labels is None):
         raise ValueError(f"{op}: label_queue and labels must be given together")

@@ -1,0 +1,43 @@
+// The table that a multi-tensor kernel walks: a record for each tensor, and one for each chunk, the share of one block of threads.
+// Built on the host, kept on the device (cuda/tables.cu).
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "common/kinds.h"
+
+namespace fastssl {
+
+constexpr int kMostLists = 7;
+
+// Position t of every list of a call: data[l] of kind[l], or kNothing. All lists have `count` elements in the same order.
+struct TensorRecord {
+  void* data[kMostLists];
+  int64_t count;
+  Kind kind[kMostLists + 1];
+  float weight_decay;  // of optimizers
+  int32_t adapt;       // of LARS: scale the step by norms
+};
+static_assert(sizeof(TensorRecord) == 80, "compared byte by byte: no padding");
+
+struct ChunkRecord {
+  int32_t tensor, index;  // elements index * kChunkElements .. of the tensor
+};
+
+// 32 KB of float32: a ResNet-50 has 3,200 of them for the 132 multiprocessors of an H200. A multiple of 8, as random words want.
+constexpr int64_t kChunkElements = 8192;
+
+struct TableView {
+  const TensorRecord* tensors;
+  const ChunkRecord* chunks;
+};
+
+inline std::vector<ChunkRecord> chunks_of(const std::vector<TensorRecord>& tensors) {
+  std::vector<ChunkRecord> chunks;
+  for (size_t t = 0; t < tensors.size(); t++)
+    for (int64_t begin = 0; begin < tensors[t].count; begin += kChunkElements)
+      chunks.push_back({int32_t(t), int32_t(begin / kChunkElements)});
+  return chunks;
+}
+
+}  // namespace fastssl

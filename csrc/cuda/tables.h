@@ -1,0 +1,45 @@
+// Tables of tensors on the device: built where a list comes for the first time, found again by comparing its records afterwards.
+#pragma once
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/records.h"
+
+namespace fastssl {
+
+using torch::stable::Tensor;
+
+void check(cudaError_t status, const char* what);
+
+Kind kind_of(const Tensor& tensor);
+cudaStream_t stream_of(int32_t device);
+
+// Puts list `l` of the call into the records; an empty list is kNothing everywhere.
+void add_list(std::vector<TensorRecord>& records, int l, const std::vector<Tensor>& list);
+// Records of as many tensors, with every list at kNothing.
+std::vector<TensorRecord> new_records(const std::vector<Tensor>& first);
+
+struct Entry;
+
+// A table in use on a stream. Until the destructor has told the stream so, no other call may overwrite it.
+class Table {
+ public:
+  Table(const std::vector<TensorRecord>& records, int32_t device, cudaStream_t stream);
+  ~Table();
+  Table(const Table&) = delete;
+  Table& operator=(const Table&) = delete;
+
+  TableView view() const;
+  unsigned chunks() const;  // blocks of a launch
+  const std::vector<ChunkRecord>& chunk_records() const;
+
+ private:
+  Entry* entry_;
+  cudaStream_t stream_;
+};
+
+}  // namespace fastssl

@@ -1,0 +1,52 @@
+// The CUDA kernels' own source as a library for ctypes: what runs between the launch and the memory is what nvcc compiles.
+#include "shim.h"
+
+#define FASTSSL_FMA 1
+#include "cuda/ema_kernel.cuh"
+#include "cuda/queue_kernel.cuh"
+
+using namespace fastssl;
+
+namespace {
+
+// data[l][t], kind[l][t]: list l, position t.
+std::vector<TensorRecord> records_of(int lists, int tensors, void** data, const int* kind, const int64_t* count) {
+  std::vector<TensorRecord> records(tensors);
+  for (int t = 0; t < tensors; t++) {
+    records[t] = {};
+    records[t].count = count[t];
+    for (Kind& each : records[t].kind) each = kNothing;
+    for (int l = 0; l < lists; l++) records[t].data[l] = data[l * tensors + t], records[t].kind[l] = Kind(kind[l * tensors + t]);
+  }
+  return records;
+}
+
+}  // namespace
+
+extern "C" {
+
+void ema_update(int tensors, void** data, const int* kind, const int64_t* count, double momentum, const double* momentum_on_device,
+                int mul_add, int stochastic, int64_t seed) {
+  const auto records = records_of(kEmaLists, tensors, data, kind, count);
+  const auto chunks = chunks_of(records);
+  const EmaCall call{{momentum, momentum_on_device, true}, bool(mul_add), bool(stochastic), uint64_t(seed), nullptr};
+  shim::launch({unsigned(chunks.size())}, {kThreads}, [&] { ema_kernel({records.data(), chunks.data()}, call); });
+}
+
+// strides: queue row, queue entry, key row, key entry, label queue, label
+void queue_push(int element_bytes, void* queue, void* keys, int64_t* ptr, void* label_queue, void* labels, int label_bytes,
+                int64_t K, int64_t N, int64_t D, const int64_t* strides, int truncate) {
+  PushCall call{};
+  call.queue = queue, call.keys = keys, call.ptr = reinterpret_cast<unsigned long long*>(ptr);
+  call.label_queue = label_queue, call.labels = labels, call.label_bytes = label_bytes;
+  call.K = K, call.N = N, call.D = D, call.truncate = truncate;
+  call.queue_row = strides[0], call.queue_entry = strides[1], call.key_row = strides[2], call.key_entry = strides[3];
+  call.label_queue_row = strides[4], call.label_row = strides[5];
+  const dim3 grid{unsigned((N - call.first() + kTile - 1) / kTile), unsigned((D + kTile - 1) / kTile)}, block{kTile, kTileRows};
+  shim::launch(grid, block, [&] {
+    if (element_bytes == 2) queue_push_kernel<uint16_t>(call);
+    if (element_bytes == 4) queue_push_kernel<uint32_t>(call);
+    if (element_bytes == 8) queue_push_kernel<uint64_t>(call);
+  });
+}
+}

@@ -1,0 +1,254 @@
+"""ema_update_: torch's own bits in float32, every dtype and layout, refusals that change nothing."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from fastssl.functional import ema_update_
+from fastssl.ops._register import _C
+from fastssl.reference import ema as reference
+from fastssl.reference.philox import philox
+
+MOMENTA = [0.0, 0.3, 0.5, 0.9, 0.99, 0.9999, 1.0]
+SHAPES = [(5,), (3, 4), (64, 3, 7, 7), (), (0,), (1000, 33), (40000,), (2, 0, 3)]
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def pair(dtype=torch.float32, other=None, shapes=SHAPES):
+    return [torch.randn(s).to(dtype) for s in shapes], [torch.randn(s).to(other or dtype) for s in shapes]
+
+
+def copies(tensors):
+    return [t.clone() for t in tensors]
+
+
+def has_fma(isa):
+    return isa != "sse2"
+
+
+def torch_form(ema, params, momentum, order):
+    if order == "lerp":
+        torch._foreach_lerp_(ema, params, 1.0 - momentum)
+    else:
+        torch._foreach_mul_(ema, momentum)
+        torch._foreach_add_(ema, params, alpha=1.0 - momentum)
+
+
+@pytest.mark.parametrize("order", ["lerp", "mul_add"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torchs_bits(isa, dtype, order):
+    """Where the instruction set has no fused multiply-add but torch's has one, the last bit may differ."""
+    ema, params = pair(dtype)
+    ours = copies(ema)
+    for momentum in MOMENTA * 3:
+        ema_update_(ours, params, momentum, order=order)
+        torch_form(ema, params, momentum, order)
+        if has_fma(isa):
+            assert all(map(torch.equal, ours, ema)), momentum
+        else:
+            torch.testing.assert_close(ours, ema, rtol=3 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+            ours = copies(ema)
+
+
+@pytest.mark.parametrize("order", ["lerp", "mul_add"])
+@pytest.mark.parametrize("other", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_mixed_dtypes_are_rounded_once(isa, dtype, other, order):
+    ema, params = pair(dtype, other)
+    shadow = [torch.empty_like(t, dtype=torch.bfloat16) for t in ema]
+    before = copies(ema)
+    ema_update_(ema, params, 0.9, order=order, shadow=shadow)
+    for old, new, p, s in zip(before, ema, params, shadow, strict=True):
+        truth = 0.9 * old.double() + (1.0 - 0.9) * p.double()
+        one_step = torch.finfo(dtype).eps * truth.abs() + 4 * torch.finfo(torch.float32).eps * (old.abs() + p.abs())
+        assert ((new.double() - truth).abs() <= one_step).all()
+        assert torch.equal(s, new.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_scalar_on_the_device_gives_the_numbers_bits(kind):
+    ema, params = pair()
+    ours = copies(ema)
+    momentum = torch.tensor(0.9995, dtype=kind)
+    options = (ours, params, [], 0.0, momentum, False, False, 0, None)  # as an accelerator's scalar arrives at the op
+    torch.ops.fastssl.ema_update_(*options)
+    ema_update_(ema, params, momentum.item())
+    assert all(map(torch.equal, ours, ema))
+
+
+def test_the_share_of_the_new_is_taken_in_double_precision():
+    """1 - float32(m) is off by 1.7e-4 of itself at m = 0.9999."""
+    ema, params = [torch.zeros(8)], [torch.ones(8)]
+    ema_update_(ema, params, 0.9999)
+    assert abs(ema[0][0].item() / 1e-4 - 1) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_random_rounding_moves_what_the_nearest_would_not_and_is_right_on_average(isa, dtype):
+    start, target, steps = torch.ones(4000), 2.0, 50
+    nearest, random = [start.to(dtype)], [start.to(dtype)]
+    for seed in range(steps):
+        ema_update_(nearest, [torch.full_like(start, target)], 0.9999)
+        ema_update_(random, [torch.full_like(start, target)], 0.9999, rounding="stochastic", seed=seed)
+    moved = 1.0 - 0.9999**steps
+    assert (nearest[0] == 1).all()
+    assert abs(random[0].double().mean().item() - 1 - moved) < 0.1 * moved
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_random_bits_are_those_of_the_reference(isa, dtype):
+    if not has_fma(isa):
+        pytest.skip("the average before the rounding may differ in its last bit")
+    ema, params = pair(dtype, torch.float32, [*SHAPES, (70000,)])
+    expected = copies(ema)
+    ema_update_(ema, params, 0.99, rounding="stochastic", seed=2**40 + 5)
+    reference.ema_update_(expected, params, [], 0.99, None, False, True, 2**40 + 5, None)
+    assert all(map(torch.equal, ema, expected))
+    again, other = copies(expected), copies(expected)
+    ema_update_(again, params, 0.99, rounding="stochastic", seed=1)
+    ema_update_(other, params, 0.99, rounding="stochastic", seed=2)
+    assert not torch.equal(again[-1], other[-1])
+
+
+def test_philox_gives_the_published_vectors():
+    """Known answers of Random123 for philox4x32-10."""
+    full = 0xFFFFFFFF
+    for counter, seed, expected in (
+        (0, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (full, (full << 32 | full) - 2**64, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ):
+        words = philox(tuple(torch.tensor(counter) for _ in range(4)), seed)
+        assert tuple(int(w) for w in words) == expected
+
+
+def spoiled(t, how):
+    """The same values where memory is walked in another order, with gaps, or not from an even address."""
+    if how == "channels_last":
+        return t.to(memory_format=torch.channels_last) if t.dim() == 4 else t
+    if how == "transposed":
+        return t.t().contiguous().t() if t.dim() == 2 else t
+    if how == "gaps":
+        return torch.stack([t, t], -1)[..., 0]
+    return torch.cat([t.new_zeros(1), t.reshape(-1)])[1:].view(t.shape)
+
+
+@pytest.mark.parametrize("how", ["channels_last", "transposed", "gaps", "misaligned"])
+@pytest.mark.parametrize("which", ["ema", "params", "both"])
+def test_any_layout(how, which):
+    ema, params = pair()
+    ours = [spoiled(t, how) if which != "params" else t.clone() for t in ema]
+    other = [spoiled(t, how) if which != "ema" else t.clone() for t in params]
+    strides = [t.stride() for t in ours]
+    ema_update_(ours, other, 0.9)
+    torch._foreach_lerp_(ema, params, 1.0 - 0.9)
+    torch.testing.assert_close(ours, ema, rtol=0, atol=0)
+    assert [t.stride() for t in ours] == strides
+
+
+def test_one_tensor_parameters_generators_and_a_shared_layer():
+    teacher, student = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    expected = torch.lerp(teacher.weight, student.weight, 1.0 - 0.9).detach()
+    version = teacher.weight._version
+    ema_update_(teacher.weight, student.weight, 0.9)
+    assert torch.equal(teacher.weight, expected) and teacher.weight._version > version and teacher.weight.grad_fn is None
+    ema_update_(teacher.parameters(), student.parameters(), torch.tensor(0.9))
+    before = copies(student.parameters())
+    ema_update_(student.parameters(), student.parameters(), 0.9)
+    assert all(map(torch.equal, student.parameters(), before))
+
+
+def test_nan_and_infinity_travel_as_in_torch():
+    ema, params = [torch.tensor([1.0, math.nan, math.inf, 1.0])], [torch.tensor([math.nan, 1.0, 1.0, math.inf])]
+    expected = copies(ema)
+    ema_update_(ema, params, 0.9)
+    torch._foreach_lerp_(expected, params, 1.0 - 0.9)
+    torch.testing.assert_close(ema, expected, equal_nan=True, rtol=0, atol=0)
+
+
+def test_compiled_it_is_one_graph_and_the_same():
+    ema, params = pair(shapes=[(5, 3), (7,)])
+    ours = copies(ema)
+    torch.compile(lambda e, p: ema_update_(e, p, 0.9), fullgraph=True, backend="aot_eager")(ours, params)
+    ema_update_(ema, params, 0.9)
+    assert all(map(torch.equal, ours, ema))
+
+
+def test_opcheck():
+    ema, params = pair(shapes=[(5, 3), (7,)])
+    shadow = [t.bfloat16() for t in ema]
+    args = (ema, params, shadow, 0.9, None, False, False, 0, None)
+    torch.library.opcheck(torch.ops.fastssl.ema_update_.default, args)
+
+
+def test_same_bits_for_any_number_of_threads():
+    ema, params = pair(shapes=[(300_000,), (7,), (65_536,)])
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(copies(ema))
+        ema_update_(results[-1], params, 0.9, rounding="stochastic")
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+A, B = torch.zeros(4, 3), torch.ones(4, 3)
+REFUSED = [
+    (lambda: ema_update_([], [], 0.9), ValueError, "at least one tensor"),
+    (lambda: ema_update_([A], [B, B], 0.9), ValueError, "params must hold 1 tensors"),
+    (lambda: ema_update_([A], [B[:3]], 0.9), ValueError, r"ema\[0\] and params\[0\] must have the same shape"),
+    (lambda: ema_update_([A, A.clone()], [B, B.int()], 0.9), TypeError, r"params\[1\] must be float32"),
+    (lambda: ema_update_([A], [B.double()], 0.9), TypeError, "float64 stands with float64 only"),
+    (lambda: ema_update_([A], [B.to("meta")], 0.9), ValueError, "one device, got cpu and, in params.0., meta"),
+    (lambda: ema_update_([A], [B.to_sparse()], 0.9), TypeError, "dense tensor"),
+    (lambda: ema_update_([A], ["B"], 0.9), TypeError, r"params\[0\] must be a tensor, got str"),
+    (lambda: ema_update_(7, [B], 0.9), TypeError, "ema must be a tensor or a sequence"),
+    (lambda: ema_update_([A, A], [B, B], 0.9), ValueError, r"ema\[0\] and ema\[1\] share memory"),
+    (lambda: ema_update_([A[:3], A[1:]], [B[:3], B[1:]], 0.9), ValueError, "share memory"),
+    (lambda: ema_update_([A[1:]], [A[:3]], 0.9), ValueError, "share memory"),
+    (lambda: ema_update_([A], [B], 0.9, shadow=[A]), ValueError, "share memory"),
+    (lambda: ema_update_([A], [B], 0.9, shadow=[]), ValueError, "shadow must hold 1"),
+    (lambda: ema_update_([A], [B], math.nan), ValueError, "momentum must be in"),
+    (lambda: ema_update_([A], [B], 1.01), ValueError, "momentum must be in"),
+    (lambda: ema_update_([A], [B], torch.tensor(-0.1)), ValueError, "momentum must be in"),
+    (lambda: ema_update_([A], [B], torch.ones(2)), ValueError, "one-element float tensor"),
+    (lambda: ema_update_([A], [B], torch.tensor(1)), ValueError, "one-element float tensor"),
+    (lambda: ema_update_([A], [B], torch.tensor(0.9, device="meta")), ValueError, "momentum must be on cpu"),
+    (lambda: ema_update_([A], [B], "0.9"), TypeError, "momentum must be a number"),
+    (lambda: ema_update_([A], [B], 0.9, order="ema"), ValueError, "order must be one of"),
+    (lambda: ema_update_([A], [B], 0.9, rounding="up"), ValueError, "rounding must be one of"),
+    (lambda: ema_update_([A], [B], 0.9, seed=1.5), TypeError, "seed must be an integer"),
+    (lambda: ema_update_([A], [B], 0.9, seed=2**63), ValueError, "64 bits"),
+    (lambda: ema_update_([A], [B], 0.9, seed=torch.tensor(1, dtype=torch.int32)), ValueError, "int64 tensor"),
+]
+
+
+@pytest.mark.parametrize("call, error, words", REFUSED)
+def test_refusals_change_nothing(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+    assert (A == 0).all() and (B == 1).all()
+
+
+@pytest.mark.skipif(_C is None, reason="C++ kernels are not built")
+def test_the_quick_check_says_yes_only_to_what_the_slow_one_accepts():
+    ema, params = pair()
+    wide = torch.zeros(10, 10)
+    yes = _C.lists_agree([ema], [params])
+    assert yes and _C.lists_agree([[Parameter(A)]], [[A]]) and _C.lists_agree([[wide[:5], wide[5:]]], [[wide[:5], wide[5:]]])
+    for written, read in (
+        ([[A]], [[A.t()]]),
+        ([[A, A]], [[B, B]]),
+        ([[wide[:6], wide[5:]]], [[wide[:6], wide[5:]]]),
+        ([[wide[0:4]]], [[wide[1:5]]]),
+        ([[wide[:, :4]]], [[wide[:, :4].clone()]]),
+        ([[A]], [[B, B]]),
+        ([[A]], [[B.double()]]),
+        ([[A.int()]], [[A.int()]]),
+        ([(A,)], [[B]]),
+        ([[]], [[]]),
+        ([[A]], [["B"]]),
+    ):
+        assert not _C.lists_agree(written, read)
