@@ -34,7 +34,8 @@ def cpp_extension():
             sys.exit(f"FASTSSL_BUILD={CHOICE}: {reason}")
         print(f"warning: {reason}; installing fastssl without C++ kernels", file=sys.stderr)
         return None
-    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp"))
+    cuda = ROOT / "csrc" / "cuda"
+    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp") if path.parent != cuda)
     headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl"))
     extension = CppExtension(
         "fastssl._C",
@@ -49,11 +50,13 @@ def cpp_extension():
 
 
 def build_cuda() -> None:
-    """csrc/cuda/*.cu to fastssl/_cuda.so by nvcc and ninja: stable ABI only, so it needs no CUDA build of torch.
+    """csrc/cuda/* to fastssl/_cuda.so by nvcc and ninja: stable ABI only, so it needs no CUDA build of torch.
+
+    Kernels (.cu) see no torch header: each is parsed once for each architecture. The ops around them are plain C++.
 
     Registers and spills of every kernel are in build/cuda/*.log; a test reads them.
     """
-    sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
+    sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")])
     nvcc = shutil.which("nvcc")
     if CHOICE == "cuda" and not nvcc:
         sys.exit("FASTSSL_BUILD=cuda: nvcc is not on PATH")
@@ -64,14 +67,19 @@ def build_cuda() -> None:
     build = ROOT / "build" / "cuda"
     build.mkdir(parents=True, exist_ok=True)
     codes = " ".join(f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES)
-    includes = " ".join(f"-I{path}" for path in (*cpp.include_paths(), ROOT / "csrc"))
-    flags = f"-O3 -std=c++20 -Xcompiler -fPIC -Xptxas -v -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA {includes} {codes}"
-    objects = [build / f"{source.stem}.o" for source in sources]
+    includes = " ".join(f"-I{path}" for path in cpp.include_paths())
+    common = f"-O3 -std=c++20 -Xcompiler -fPIC -I{ROOT / 'csrc'}"
+    kernel = f"{common} -Xptxas -v {codes}"
+    op = f"{common} -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA {includes}"
+    objects = [build / f"{source.name}.o" for source in sources]
+    compile = "{nvcc} -MMD -MF $out.d {flags} -c $in -o $out >$out.log 2>&1 || {{ cat $out.log; false; }}"
     lines = [
-        f"rule nvcc\n  command = {nvcc} -MMD -MF $out.d {flags} -c $in -o $out >$out.log 2>&1 || {{ cat $out.log; false; }}",
-        "  depfile = $out.d\n  deps = gcc",
+        *(
+            f"rule {name}\n  command = {compile.format(nvcc=nvcc, flags=flags)}\n  depfile = $out.d\n  deps = gcc"
+            for name, flags in (("cu", kernel), ("cpp", op))
+        ),
         f"rule link\n  command = {nvcc} -shared {codes} $in -o $out",
-        *(f"build {out}: nvcc {source}" for out, source in zip(objects, sources, strict=True)),
+        *(f"build {out}: {source.suffix[1:]} {source}" for out, source in zip(objects, sources, strict=True)),
         f"build {ROOT / 'fastssl' / '_cuda.so'}: link {' '.join(map(str, objects))}",
     ]
     (build / "build.ninja").write_text("\n".join(lines) + "\n")

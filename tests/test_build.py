@@ -98,9 +98,8 @@ def test_cuda_sources_are_compiled_for_every_architecture_without_a_gpu(tmp_path
     (tmp_path / "fastssl" / "__init__.py").touch()
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)
     (tmp_path / "csrc" / "module.cpp").write_text('extern "C" void* PyInit__C() { return nullptr; }\n')
-    (tmp_path / "csrc" / "cuda" / "twice.cu").write_text(
-        "#include <torch/csrc/stable/tensor.h>\n__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n"
-    )
+    (tmp_path / "csrc" / "cuda" / "twice.cu").write_text("__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n")
+    (tmp_path / "csrc" / "cuda" / "twice.cpp").write_text("#include <torch/csrc/stable/tensor.h>\n")
     env = {**os.environ, "FASTSSL_BUILD": "cuda", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     built = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"], env=env, capture_output=True, text=True, cwd=tmp_path
@@ -112,7 +111,7 @@ def test_cuda_sources_are_compiled_for_every_architecture_without_a_gpu(tmp_path
 
 def test_no_cuda_kernel_spills_registers():
     """What ptxas said of every kernel of csrc/cuda for every architecture when it was built."""
-    logs = {path.stem: ROOT / "build" / "cuda" / f"{path.stem}.o.log" for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    logs = {path.stem: ROOT / "build" / "cuda" / f"{path.name}.o.log" for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
     if not all(log.exists() for log in logs.values()):
         pytest.skip("the CUDA library is not built here")
     for name, log in logs.items():

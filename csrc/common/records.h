@@ -1,6 +1,7 @@
 // The table that a multi-tensor kernel walks: a record for each tensor, and one for each chunk, the share of one block of threads.
 // Built on the host, kept on the device (cuda/tables.cu).
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -34,7 +35,7 @@ struct TableView {
 
 inline std::vector<ChunkRecord> chunks_of(const std::vector<TensorRecord>& tensors) {
   std::vector<ChunkRecord> chunks;
-  for (size_t t = 0; t < tensors.size(); t++)
+  for (std::size_t t = 0; t < tensors.size(); t++)
     for (int64_t begin = 0; begin < tensors[t].count; begin += kChunkElements)
       chunks.push_back({int32_t(t), int32_t(begin / kChunkElements)});
   return chunks;

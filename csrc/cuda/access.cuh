@@ -1,7 +1,7 @@
 // How a block of threads walks its chunk: four elements a thread and step, widened to float32, 16 or 8 bytes an access where the
 // addresses allow it, one element a step elsewhere. Loads of kUnroll steps are under way before the first is used.
 #pragma once
-#include "common/records.h"
+#include "cuda/launch.h"
 
 namespace fastssl {
 
@@ -129,16 +129,9 @@ __device__ inline void for_each_double(const TensorRecord& t, int32_t index, con
   }
 }
 
-// A number of the call, or its value on the device at the time the kernel runs, so that a captured graph reads it anew.
-struct Scalar {
-  double number;
-  const void* device;  // float32, or float64 where is_double
-  bool is_double;
-
-  __device__ double value() const {
-    if (!device) return number;
-    return is_double ? *static_cast<const double*>(device) : double(*static_cast<const float*>(device));
-  }
-};
+__device__ inline double value_of(const Scalar& scalar) {
+  if (!scalar.device) return scalar.number;
+  return scalar.is_double ? *static_cast<const double*>(scalar.device) : double(*static_cast<const float*>(scalar.device));
+}
 
 }  // namespace fastssl

@@ -3,19 +3,10 @@
 // 12 bytes an element in float32 (read e and p, write e), 2 more for a bfloat16 shadow; 3 FLOP: bound by memory.
 // Predicted: 1.0 to 1.1 times the copy bandwidth, 71 us for a ResNet-50 and 0.85 ms for a ViT-L on an H200.
 #pragma once
-#include "access.cuh"
+#include "cuda/access.cuh"
+#include "cuda/ema.h"
 
 namespace fastssl {
-
-// Lists of the table.
-enum EmaList { kEma, kParams, kShadow, kEmaLists };
-
-struct EmaCall {
-  Scalar momentum;
-  bool mul_add, stochastic;
-  uint64_t seed;
-  const int64_t* seed_on_device;  // instead of seed, unless null
-};
 
 template <class T>
 struct Averaged {
@@ -23,7 +14,7 @@ struct Averaged {
   bool mul_add, near_second;
 
   __device__ Averaged(const EmaCall& call) {
-    const double m = call.momentum.value();
+    const double m = value_of(call.momentum);
     kept = T(m), weight = T(1.0 - m), mul_add = call.mul_add, near_second = weight >= T(0.5);
   }
   __device__ T operator()(T e, T p) const {

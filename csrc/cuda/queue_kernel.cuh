@@ -5,26 +5,9 @@
 // queue's own fast direction. The pointer serves as ticket counter: blocks read its low half, and add 1 to its high half when they
 // have; the last of them writes the new pointer, high half 0. No block reads it after that.
 #pragma once
-#include <cstdint>
+#include "cuda/queue.h"
 
 namespace fastssl {
-
-constexpr int kTile = 32, kTileRows = 8;  // threads: kTile x kTileRows
-
-struct PushCall {
-  void* queue;
-  const void* keys;
-  unsigned long long* ptr;
-  void* label_queue;  // null without labels
-  const void* labels;
-  int64_t K, N, D;                                                                 // K and N below 2^31: start + N fits in 32 bits
-  int64_t queue_row, queue_entry, key_row, key_entry, label_queue_row, label_row;  // strides in elements
-  int label_bytes;
-  bool truncate;
-
-  // First key that stays, and whether key i finds a place.
-  __host__ __device__ int64_t first() const { return !truncate && N > K ? N - K : 0; }
-};
 
 __device__ inline void copy_label(const PushCall& call, int64_t from, int64_t to) {
   if (call.label_bytes == 8) static_cast<int64_t*>(call.label_queue)[to] = static_cast<const int64_t*>(call.labels)[from];
@@ -48,7 +31,7 @@ __global__ void __launch_bounds__(kTile* kTileRows, 4) queue_push_kernel(PushCal
       atomicExch(call.ptr, (unsigned long long)(call.truncate && end >= unsigned(call.K) ? 0 : end % unsigned(call.K)));
     }
   }
-  const int64_t key0 = call.first() + int64_t(blockIdx.x) * kTile, entry0 = int64_t(blockIdx.y) * kTile;
+  const int64_t key0 = call.first + int64_t(blockIdx.x) * kTile, entry0 = int64_t(blockIdx.y) * kTile;
   const T* keys = static_cast<const T*>(call.keys);
   for (int r = threadIdx.y; r < kTile; r += kTileRows)
     if (key0 + r < call.N && entry0 + threadIdx.x < call.D)

@@ -42,7 +42,8 @@ void queue_push(int element_bytes, void* queue, void* keys, int64_t* ptr, void* 
   call.K = K, call.N = N, call.D = D, call.truncate = truncate;
   call.queue_row = strides[0], call.queue_entry = strides[1], call.key_row = strides[2], call.key_entry = strides[3];
   call.label_queue_row = strides[4], call.label_row = strides[5];
-  const dim3 grid{unsigned((N - call.first() + kTile - 1) / kTile), unsigned((D + kTile - 1) / kTile)}, block{kTile, kTileRows};
+  call.first = !truncate && N > K ? N - K : 0;
+  const dim3 grid{unsigned(tiles_of_keys(call)), unsigned(tiles_of_entries(call))}, block{kTile, kTileRows};
   shim::launch(grid, block, [&] {
     if (element_bytes == 2) queue_push_kernel<uint16_t>(call);
     if (element_bytes == 4) queue_push_kernel<uint32_t>(call);

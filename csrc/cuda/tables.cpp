@@ -38,10 +38,15 @@ Kind kind_of(const Tensor& tensor) {
   return kNothing;
 }
 
-cudaStream_t stream_of(int32_t device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
+DeviceOf::DeviceOf(const Tensor& tensor) : device(tensor.get_device()), guard(device), stream(nullptr) {
+  void* current = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
+  stream = static_cast<cudaStream_t>(current);
+}
+
+Scalar scalar_of(double number, const std::optional<Tensor>& tensor) {
+  if (!tensor) return {number, nullptr, false};
+  return {0.0, tensor->data_ptr(), kind_of(*tensor) == kFloat64};
 }
 
 std::vector<TensorRecord> new_records(const std::vector<Tensor>& first) {
@@ -71,8 +76,6 @@ struct Entry {
   cudaStream_t uploaded_on = nullptr;
   bool captured = false;
   int users = 0;  // calls between their constructor and destructor
-
-  size_t record_bytes() const { return records.size() * sizeof(TensorRecord); }
 };
 
 namespace {
@@ -157,20 +160,21 @@ void fill(Entry& entry, const std::vector<TensorRecord>& records, cudaStream_t s
 
 }  // namespace
 
-Table::Table(const std::vector<TensorRecord>& records, int32_t device, cudaStream_t stream) : entry_(nullptr), stream_(stream) {
+Table::Table(const std::vector<TensorRecord>& records, const DeviceOf& on) : entry_(nullptr), stream_(on.stream) {
   const std::lock_guard<std::mutex> guard(lock);
-  const bool capturing = is_capturing(stream);
+  const bool capturing = is_capturing(on.stream);
   auto found = entries.begin();
   // A capture takes only tables whose upload is known to be over: those that a capture made.
-  while (found != entries.end() && !(found->device == device && (!capturing || found->captured) && same(found->records, records)))
+  while (found != entries.end() &&
+         !(found->device == on.device && (!capturing || found->captured) && same(found->records, records)))
     ++found;
   if (found == entries.end()) {
     const RelaxedCapture relaxed;
-    Entry& entry = vacant(device);
-    fill(entry, records, stream, capturing);
+    Entry& entry = vacant(on.device);
+    fill(entry, records, on.stream, capturing);
     for (found = entries.begin(); &*found != &entry;) ++found;
-  } else if (!found->captured && found->uploaded_on != stream) {
-    check(cudaStreamWaitEvent(stream, found->uploaded, 0), "cudaStreamWaitEvent");
+  } else if (!found->captured && found->uploaded_on != on.stream) {
+    check(cudaStreamWaitEvent(on.stream, found->uploaded, 0), "cudaStreamWaitEvent");
   }
   entries.splice(entries.begin(), entries, found);
   entry_ = &*found;
@@ -183,13 +187,11 @@ Table::~Table() {
   if (!entry_->captured) cudaEventRecord(entry_->used, stream_);
 }
 
-TableView Table::view() const {
-  return {reinterpret_cast<const TensorRecord*>(entry_->on_device),
-          reinterpret_cast<const ChunkRecord*>(entry_->on_device + entry_->record_bytes())};
+Launch Table::launch() const {
+  return {{reinterpret_cast<const TensorRecord*>(entry_->on_device),
+           reinterpret_cast<const ChunkRecord*>(entry_->on_device + entry_->records.size() * sizeof(TensorRecord))},
+          unsigned(entry_->chunks.size()),
+          stream_};
 }
-
-unsigned Table::chunks() const { return unsigned(entry_->chunks.size()); }
-
-const std::vector<ChunkRecord>& Table::chunk_records() const { return entry_->chunks; }
 
 }  // namespace fastssl

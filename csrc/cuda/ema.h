@@ -1,0 +1,19 @@
+// The call of the EMA kernel.
+#pragma once
+#include "cuda/launch.h"
+
+namespace fastssl {
+
+// Lists of the table.
+enum EmaList { kEma, kParams, kShadow, kEmaLists };
+
+struct EmaCall {
+  Scalar momentum;
+  bool mul_add, stochastic;
+  uint64_t seed;
+  const int64_t* seed_on_device;  // instead of seed, unless null
+};
+
+void launch_ema(const Launch& launch, const EmaCall& call);
+
+}  // namespace fastssl
