@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastssl.methods import CMC, CPC, NNCLR, InstDisc, SimCLR, SupCon
-from fastssl.methods._common import push_rows_
 from fastssl.methods.cpc import patch_columns
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,14 +140,6 @@ def test_nnclr_pushes_the_first_views_and_the_gradient_does_not_see_it():
         assert torch.equal(x, y)
     method.eval()(a, b)
     assert int(method.queue_pointer) == 2
-
-
-def test_push_of_more_rows_than_the_queue_holds_keeps_the_last():
-    queue, pointer = torch.zeros(3, 1), torch.tensor(1)
-    push_rows_(queue, pointer, torch.arange(1.0, 6.0)[:, None])
-    assert sorted(queue.flatten().tolist()) == [3.0, 4.0, 5.0] and int(pointer) == 1
-    push_rows_(queue, pointer, torch.tensor([[9.0]]))
-    assert sorted(queue.flatten().tolist()) == [4.0, 5.0, 9.0]
 
 
 @pytest.mark.parametrize("normalize, temperature", [(True, 0.2), (False, 1.0)])

@@ -159,8 +159,7 @@ BAD = {
     "dcl shapes": (ValueError, "dcl: z0 and z1 must have the same shape", lambda: dcl(Z, Z[:2])),
     "module temperature": (ValueError, "NTXentLoss: temperature must be at least 1e-8", lambda: NTXentLoss(1e-9)),
     "module NaN": (ValueError, "temperature must be finite and not 0, got nan", lambda: NTXentLoss(math.nan)(Z, Z)),
-    "memory bank": (NotImplementedError, "memory_bank_size=4096 is not there yet", lambda: NTXentLoss(memory_bank_size=4096)),
-    "sized bank": (NotImplementedError, "is not there yet", lambda: NTXentLoss(memory_bank_size=(4096, 128))),
+    "memory bank": (ValueError, "memory_bank_size must be 0, K or", lambda: NTXentLoss(memory_bank_size=-1)),
 }
 
 

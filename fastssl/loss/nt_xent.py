@@ -14,11 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fastssl.momentum.queue import MemoryBank
 from fastssl.ops._checks import check_choice, check_scalar, check_views
 from fastssl.ops.normalize import normalize_pair
 from fastssl.ops.similarity import similarity_lse
 
 from ._common import arange_ids, dot_rows, reduce_rows, refuse_group, softplus
+from .moco import moco_loss
 
 
 def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, group) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,40 +103,66 @@ def mises_fisher_weight(own: Tensor, other: Tensor, sigma: float = 0.5) -> Tenso
     return 2.0 - own.shape[0] * torch.softmax(dot / sigma, dim=0)
 
 
-def _refuse_gather(op: str, gather_distributed: bool) -> None:
+def _refuse_gather(op: str, gather_distributed: bool, bank: bool = False) -> None:
+    """Over several processes only what a memory bank takes in can be gathered."""
     dist = torch.distributed
     if gather_distributed and not dist.is_available():
         raise ValueError(f"{op}: gather_distributed=True needs torch.distributed, which this torch build lacks")
-    if gather_distributed and dist.is_initialized() and dist.get_world_size() > 1:
+    if gather_distributed and not bank and dist.is_initialized() and dist.get_world_size() > 1:
         raise NotImplementedError(f"{op}: gather_distributed=True over several processes is not there yet")
+
+
+def _bank_shape(memory_bank_size: int | Sequence[int]) -> tuple[int, int | None]:
+    """(rows K, width D); D is None where only K was given."""
+    shape = (memory_bank_size,) if isinstance(memory_bank_size, int) else tuple(memory_bank_size)
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
+    if not whole or len(shape) not in (1, 2) or shape[0] < 0 or shape[-1] < min(shape[0], 1):
+        raise ValueError(f"NTXentLoss: memory_bank_size must be 0, K or (K, D) with K and D of at least 1, got {memory_bank_size}")
+    return shape[0], shape[1] if len(shape) == 2 and shape[0] else None
 
 
 class NTXentLoss(nn.Module):
     """``nt_xent`` with the arguments of lightly's ``NTXentLoss``: ``NTXentLoss(temperature=0.5)(out0, out1)``.
 
+    With a memory bank it is MoCo's contrast of one direction (He et al. 2020, eq. 1), ``moco_loss`` on unit rows: out0 against its
+    positive in out1 and the bank's K rows, which are out1's of earlier steps. The loss sees the bank as it was before; then out1
+    is pushed, where ``out0.requires_grad`` (not under ``no_grad``). No (B, K) logits and no copy of the bank exist.
+
     Args:
         temperature: number or one-element tensor (a learned ``nn.Parameter``); ``|temperature| >= 1e-8``.
-        memory_bank_size: 0. Negatives from a memory bank are not there yet.
-        gather_distributed: without effect in one process. Negatives from several are not there yet.
+        memory_bank_size: 0, no bank; (K, D); or K alone: the bank is then made at the first batch, with its width and device. Rows
+            beyond the bank's end are dropped and the next ones go to its start, as in lightly. It is in the state dict, float32.
+        gather_distributed: push the rows of all processes onto the bank. Without effect in one process; without a bank, negatives
+            from several processes are not there yet.
     """
 
     def __init__(
         self, temperature: float | Tensor = 0.5, memory_bank_size: int | Sequence[int] = 0, gather_distributed: bool = False
     ):
+
         super().__init__()
         if not isinstance(temperature, Tensor) and abs(temperature) < 1e-8:
             raise ValueError(f"NTXentLoss: temperature must be at least 1e-8 in size, got {temperature}")
-        size = memory_bank_size if isinstance(memory_bank_size, int) else next(iter(memory_bank_size))
-        if size != 0:
-            raise NotImplementedError(f"NTXentLoss: memory_bank_size={memory_bank_size} is not there yet; use 0")
-        _refuse_gather("NTXentLoss", gather_distributed)
+        size, dim = _bank_shape(memory_bank_size)
+        _refuse_gather("NTXentLoss", gather_distributed, bank=size > 0)
         self.temperature = temperature
         self.gather_distributed = gather_distributed
+        self.memory_bank = MemoryBank(size, dim, overflow="truncate", gather_distributed=gather_distributed)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """out0, out1 (B, D), normalised here -> mean loss over the 2B rows."""
-        _refuse_gather("NTXentLoss", self.gather_distributed)
-        return nt_xent(out0, out1, self.temperature)
+        """out0, out1 (B, D), normalised here -> mean loss over the 2B rows; with a memory bank over the B rows of out0."""
+        memory = self.memory_bank
+        if len(memory.bank) == 0:
+            _refuse_gather("NTXentLoss", self.gather_distributed)
+            return nt_xent(out0, out1, self.temperature)
+        check_views("NTXentLoss", ("out0", "out1"), out0, out1)
+        if memory.bank.device != out0.device:  # losses are often built and never moved
+            memory.to(out0.device)
+        z0, z1 = normalize_pair(out0, out1)[0].chunk(2)
+        loss = moco_loss(z0, z1, memory.read(z1), self.temperature, layout="kd")
+        if out0.requires_grad and torch.is_grad_enabled():
+            memory.push(z1)
+        return loss
 
 
 class DCLLoss(nn.Module):

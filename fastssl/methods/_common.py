@@ -1,4 +1,4 @@
-"""What the methods share: the width of an encoder's features, heads, checks of their input, queues."""
+"""What the methods share: the width of an encoder's features, heads, checks of their input, random rows."""
 
 import torch
 from torch import Tensor, nn
@@ -95,15 +95,3 @@ def check_integers(name: str, argument: str, value: Tensor, rows: int) -> None:
 def random_unit_rows(rows: int, width: int) -> Tensor:
     """(rows, width) float32, directions uniform on the sphere: what a bank or queue holds before its first embeddings."""
     return nn.functional.normalize(torch.randn(rows, width), dim=1)
-
-
-@torch.no_grad()
-def push_rows_(queue: Tensor, pointer: Tensor, rows: Tensor) -> None:
-    """Writes rows (B, D) over the oldest ones of queue (K, D) and moves ``pointer``, int64 (), on; no host sync.
-
-    Of more than K rows the last K stay.
-    """
-    rows = rows[-len(queue) :]
-    places = (pointer + torch.arange(len(rows), device=queue.device)) % len(queue)
-    queue.index_copy_(0, places, rows.to(queue.dtype))
-    pointer.add_(len(rows)).remainder_(len(queue))

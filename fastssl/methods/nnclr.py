@@ -9,9 +9,9 @@ the first views take the place of the oldest ones in the queue.
 import torch
 from torch import Tensor, nn
 
-from fastssl.functional import info_nce, nearest_neighbor
+from fastssl.functional import info_nce, nearest_neighbor, queue_push_
 
-from ._common import ImageMethod, ProjectionHead, push_rows_, random_unit_rows
+from ._common import ImageMethod, ProjectionHead, random_unit_rows
 
 
 class NNCLR(ImageMethod):
@@ -60,5 +60,5 @@ class NNCLR(ImageMethod):
         n0, n1 = self.queue[nearest_neighbor(rows, self.queue)].to(p0.dtype).chunk(2)
         loss = 0.5 * (info_nce(n0, p1, temperature=self.temperature) + info_nce(n1, p0, temperature=self.temperature))
         if self.training:
-            push_rows_(self.queue, self.queue_pointer, rows[: len(view0)])
+            queue_push_(self.queue, self.queue_pointer, rows[: len(view0)], layout="kd")
         return loss

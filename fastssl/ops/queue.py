@@ -69,11 +69,17 @@ def queue_push_(
         check_vector(op, "labels", labels, len(keys), INTEGERS, "keys", keys)
         labels = labels.to(label_queue.dtype)
     with torch.no_grad():
-        keys = keys.detach()
-        if not torch.compiler.is_compiling() and keys.untyped_storage().data_ptr() == queue.untyped_storage().data_ptr():
-            keys = keys.clone()
+        keys = _apart(keys.detach(), queue)
+        labels = labels if labels is None else _apart(labels, label_queue)
         _queue_push(queue, ptr, keys.to(queue.dtype), label_queue, labels, layout == "dk", overflow == "truncate")
         bump_versions([t for t in (queue, ptr, label_queue) if t is not None])
+
+
+def _apart(source: Tensor, target: Tensor) -> Tensor:
+    """A copy of ``source`` where it lies in the memory of ``target``, which is overwritten while it is read."""
+    if torch.compiler.is_compiling() or source.untyped_storage().data_ptr() != target.untyped_storage().data_ptr():
+        return source
+    return source.clone()
 
 
 def _check_pointer(op: str, ptr: Tensor, size: int, queue: Tensor) -> None:

@@ -1,0 +1,59 @@
+"""What the drop-ins share: numbers refused in words, and parameters of two modules that are averaged or copied."""
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.momentum._tensors import Work, check_match, check_module, find, find_groups
+from fastssl.ops._checks import check_number
+
+
+def check_whole(op: str, name: str, value, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{op}: {name} must be a whole number of at least {low}, got {value!r}")
+
+
+def check_share(op: str, name: str, value) -> None:
+    check_number(op, name, value, 0.0)
+    if value > 1:
+        raise ValueError(f"{op}: {name} must be in [0, 1], the share that is kept, got {value}")
+
+
+def parameter_pairs(op: str, names: tuple[str, str], student: nn.Module, teacher: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters of both, in their order, which wrappers (DistributedDataParallel) keep: they need no unwrapping."""
+    for name, module in zip(names, (student, teacher), strict=True):
+        check_module(op, name, module)
+    if torch.compiler.is_compiling():
+        params, averages = list(student.parameters()), list(teacher.parameters())
+    else:
+        params, averages = find(student).params, find(teacher).params
+    if [p.shape for p in params] != [e.shape for e in averages]:
+        check_match(op, "parameter", list(student.named_parameters()), list(teacher.named_parameters()))
+    return params, averages
+
+
+@torch.no_grad()
+def copy_parameters(op: str, names: tuple[str, str], student: nn.Module, teacher: nn.Module) -> None:
+    """teacher <- student for all parameters, in place; the teacher's need no gradient from then on. Buffers stay."""
+    params, averages = parameter_pairs(op, names, student, teacher)
+    if averages:
+        torch._foreach_copy_(averages, params)
+    for average in averages:
+        average.requires_grad_(False)
+
+
+def average_parameters(op: str, names: tuple[str, str], student: nn.Module, teacher: nn.Module, kept: float) -> None:
+    """teacher <- kept teacher + (1 - kept) student for all parameters, in place. Buffers stay.
+
+    Two modules without parameters are left as they are, as by a loop over ``zip``.
+    """
+    params, averages = parameter_pairs(op, names, student, teacher)
+    average_lists(op, averages, params, kept, "mul_add")
+
+
+@torch.no_grad()
+def average_lists(op: str, averages: list[Tensor], values: list[Tensor], kept: float, order: str, **rounding) -> None:
+    """``ema_update_``, one launch for each device; what any would refuse is refused before the first. Integers are copied."""
+    groups, copied = find_groups([(e.dtype, e.device) for e in averages], False, len(averages))
+    launches = [([averages[i] for i in group], [values[i] for i in group], None) for group in groups]
+    copies = [averages[i] for i in copied], [values[i] for i in copied]
+    Work(launches, copies).run(op, "the share that is kept", kept, order, **rounding)

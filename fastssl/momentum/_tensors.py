@@ -1,0 +1,153 @@
+"""Tensors of two modules side by side: found once, compared in words, sorted by launch.
+
+Walking a ResNet-50 costs more than launching its update, so later calls only ask whether every tensor is still in its place;
+``p.data = ...`` needs no notice, since the op reads addresses anew each time.
+"""
+
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from operator import is_
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.ops._checks import FLOATS
+from fastssl.ops._lists import as_list, check_lists
+from fastssl.ops.ema import ema_update_, share
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Tensors:
+    """Parameters and buffers of a module in its own order, tied ones once; None of them changes place while ``unchanged``.
+
+    Keeps dicts of tensors alive but modules only weakly, so that it never holds the module it is found by.
+    """
+
+    def __init__(self, module: nn.Module):
+        modules = list(module.modules())
+        self.sharded = [weakref.ref(m) for m in modules if isinstance(m, fsdp_module())]
+        self.reshard()
+        self.params, self.buffers = list(module.parameters()), list(module.buffers())
+        homes = [d for m in modules for d in (m._parameters, m._buffers)]
+        slots = [(d, key) for d in homes for key in d]
+        self.homes, self.keys = [d for d, _ in slots], [key for _, key in slots]
+        self.values = [d[key] for d, key in slots]
+        self.dicts = homes + [m._modules for m in modules if not len(m._modules)]
+        self.sizes = list(map(len, self.dicts))
+        self.parents = [weakref.ref(m) for m in modules if len(m._modules)]
+        self.children = [weakref.ref(c) for r in self.parents for c in r()._modules.values() if c is not None]
+        self.plain = all(isinstance(d, dict) for d in self.dicts)
+        self.partner: Callable[[], Tensors | None] = lambda: None  # the tensors last found to match these
+
+    def reshard(self) -> None:
+        """fully_shard leaves a module's parameters whole after a forward without backward; the shards are what is averaged."""
+        for module in self.sharded:
+            module().reshard()
+
+    def unchanged(self) -> bool:
+        parents = [r() for r in self.parents]
+        if not self.plain or None in parents:
+            return False
+        children = [c for parent in parents for c in parent._modules.values() if c is not None]
+        if children != [r() for r in self.children] or list(map(len, self.dicts)) != self.sizes:
+            return False
+        self.reshard()
+        return all(map(is_, map(dict.get, self.homes, self.keys), self.values))
+
+
+def fsdp_module() -> type | tuple:
+    """The class that ``fully_shard`` mixes in, or () where nobody has imported it."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+
+
+_FOUND: weakref.WeakKeyDictionary[nn.Module, Tensors] = weakref.WeakKeyDictionary()
+
+
+def find(module: nn.Module) -> Tensors:
+    found = _FOUND.get(module)
+    if found is None or not found.unchanged():
+        found = _FOUND[module] = Tensors(module)
+    return found
+
+
+def kinds_of(tensors: list[Tensor]) -> list[tuple[torch.dtype, torch.device]]:
+    return [(t.dtype, t.device) for t in tensors]
+
+
+def check_module(op: str, name: str, module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{op}: {name} must be a torch.nn.Module, got {type(module).__name__}")
+
+
+def check_match(op: str, what: str, theirs: list[tuple[str, Tensor]], mine: list[tuple[str, Tensor]]) -> None:
+    """Names the first difference between the named tensors of the model and those of its average."""
+    for (name, p), (own, e) in zip_longest(theirs, mine, fillvalue=(None, None)):
+        if name is None or own is None:
+            counts = f"got {len(theirs)} and {len(mine)}; the first without a partner is {name or own!r}"
+            raise ValueError(f"{op}: the model must have as many {what}s as its average, {counts}")
+        if any(isinstance(t, nn.parameter.UninitializedTensorMixin) for t in (p, e)):
+            raise ValueError(f"{op}: {what} {name!r} must be initialised, got a lazy one; run the model once before")
+        if p.shape != e.shape:
+            shapes = f"got {tuple(p.shape)} and {tuple(e.shape)}"
+            raise ValueError(f"{op}: {what} {name!r} and {own!r} of the average must have the same shape, {shapes}")
+        if what == "parameter" and any(t.dtype not in FLOATS and (t.is_floating_point() or t.is_complex()) for t in (p, e)):
+            wanted = "float32, bfloat16, float16, float64 or an integer dtype"
+            raise TypeError(f"{op}: parameter {name!r} must be {wanted}, got {p.dtype} and {e.dtype}")
+        if _sharding(p) != _sharding(e):
+            how = f"got {_sharding(p)} and {_sharding(e)}"
+            raise ValueError(f"{op}: {what} {name!r} and {own!r} of the average must be sharded alike, {how}")
+
+
+def _sharding(tensor: Tensor) -> tuple | str:
+    return (tensor.device_mesh, tensor.placements) if hasattr(tensor, "placements") else "whole"
+
+
+def find_groups(
+    kinds: Sequence[tuple[torch.dtype, torch.device]], masters: bool, averaged: int
+) -> tuple[list[list[int]], list[int]]:
+    """(positions that are averaged, for each launch; positions that are copied, as all from ``averaged`` on)."""
+    groups: dict[tuple, list[int]] = {}
+    copied = list(range(averaged, len(kinds)))
+    for i, (dtype, device) in enumerate(kinds[:averaged]):
+        if dtype in FLOATS:
+            groups.setdefault((device, masters and dtype in HALF), []).append(i)
+        else:
+            copied.append(i)
+    return list(groups.values()), copied
+
+
+@dataclass
+class Work:
+    """One update: lists for each launch, and what is copied from where."""
+
+    launches: list[tuple[list[Tensor], list[Tensor], list[Tensor] | None]]
+    copies: tuple[list[Tensor], list[Tensor]]
+
+    def run(self, op: str, name: str, momentum: float | Tensor, order: str, rounding: str = "nearest", seed=0) -> None:
+        """Refuses before the first launch what any of them would refuse."""
+        shares = [_share(op, name, momentum, ema[0].device) for ema, _, _ in self.launches]
+        if len(self.launches) > 1:
+            for ema, params, shadow in self.launches:
+                written = {"ema": as_list(op, "ema", ema)} | ({"shadow": as_list(op, "shadow", shadow)} if shadow else {})
+                check_lists(op, written, {"params": as_list(op, "params", params)})
+        copies, sources = (as_list(op, "tensors", tensors) for tensors in self.copies)
+        for copy_, source in zip(copies, sources, strict=True):
+            if copy_.shape != source.shape:
+                raise ValueError(f"{op}: a copied tensor must keep its shape {tuple(copy_.shape)}, got {tuple(source.shape)}")
+        for (ema, params, shadow), m in zip(self.launches, shares, strict=True):
+            here = seed.to(ema[0].device) if isinstance(seed, Tensor) else seed
+            ema_update_(ema, params, m, order=order, shadow=shadow, rounding=rounding, seed=here)
+        if copies:
+            torch._foreach_copy_(copies, sources)
+
+
+def _share(op: str, name: str, momentum: float | Tensor, device: torch.device) -> float | Tensor:
+    """The momentum, checked, as a number or as a scalar on the device."""
+    if isinstance(momentum, Tensor) and momentum.device.type != "cpu":
+        momentum = momentum.to(device)
+    number, scalar = share(op, name, momentum, device)
+    return number if scalar is None else scalar

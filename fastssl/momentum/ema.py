@@ -1,0 +1,368 @@
+"""Momentum encoders around ``ema_update_``: which tensors of two modules are averaged, copied or left alone."""
+
+import copy
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.ops._checks import FLOATS, check_choice
+from fastssl.ops._lists import as_list
+from fastssl.ops.ema import share
+
+from ._tensors import HALF, Tensors, Work, check_match, check_module, find, find_groups, fsdp_module, kinds_of
+
+_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@torch.no_grad()
+def update_momentum(model: nn.Module, model_ema: nn.Module, m: float | Tensor) -> None:
+    """``model_ema <- m * model_ema + (1 - m) * model`` for the parameters of two modules, in one launch (He et al. 2020, eq. 2).
+
+    The function of lightly: parameters are paired in the order of ``parameters()``, tied ones once, frozen ones and those without a
+    gradient too. Buffers stay alone; integer parameters are copied. The update is in place, the parameters stay the same objects.
+
+    Args:
+        model: any module; its parameters may have any shapes, and other float dtypes than their averages.
+        model_ema: a module of as many parameters, of the same shapes on the same devices. Half precision loses nearly every
+            step: a warning says so once.
+        m: share that is kept, in [0, 1]: a number or a one-element float tensor, see ``ema_update_``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, or the first parameter in which the two differ; nothing is changed then.
+    """
+    op = "update_momentum"
+    check_module(op, "model", model)
+    check_module(op, "model_ema", model_ema)
+    if torch.compiler.is_compiling():
+        mine, theirs, new = list(model_ema.parameters()), list(model.parameters()), True
+    else:
+        ours, other = find(model_ema), find(model)
+        mine, theirs, new = ours.params, other.params, ours.partner() is not other
+    if new:
+        check_match(op, "parameter", list(model.named_parameters()), list(model_ema.named_parameters()))
+    groups, copied = find_groups(kinds_of(mine), False, len(mine))
+    if not groups:
+        raise ValueError(f"{op}: model must have at least one float parameter, got none")
+    if new and not torch.compiler.is_compiling():
+        ours.partner = weakref.ref(other)
+        _warn_of_half(op, model_ema, mine)
+    launches = [([mine[i] for i in group], [theirs[i] for i in group], None) for group in groups]
+    Work(launches, ([mine[i] for i in copied], [theirs[i] for i in copied])).run(op, "m", m, "lerp")
+
+
+def _warn_of_half(op: str, module: nn.Module, tensors: list[Tensor]) -> None:
+    if module not in _WARNED and any(t.dtype in HALF for t in tensors):
+        _WARNED.add(module)
+        dtype = next(t.dtype for t in tensors if t.dtype in HALF)
+        ways = 'EMA(model, dtype=...) averages in float32, EMA(model, rounding="stochastic") moves on average'
+        warnings.warn(f"{op}: an average in {dtype} hardly moves, its steps are below half a unit of it; {ways}", stacklevel=4)
+
+
+def get_ema_multi_avg_fn(decay: float | Tensor = 0.999) -> Callable[[Sequence[Tensor], Sequence[Tensor], object], None]:
+    """For ``torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=...)``: averages as torch's function of this name, bit for bit.
+
+    Integer tensors (``use_buffers=True``) are copied; torch's function truncates ``num_batches_tracked`` to 0 or lets it lag.
+
+    Args:
+        decay: share that is kept, in [0, 1]: a number or a one-element float tensor, see ``ema_update_``.
+
+    Returns:
+        ``fn(averaged, current, num_averaged)``: two lists of as many tensors of any equal shapes, of one device; float dtypes may
+        differ. ``averaged`` is changed in place.
+
+    Raises:
+        TypeError, ValueError: naming the argument, here and in the function.
+    """
+    op = "get_ema_multi_avg_fn"
+    share(op, "decay", decay, decay.device if isinstance(decay, Tensor) else torch.device("cpu"))
+
+    @torch.no_grad()
+    def ema_update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: object) -> None:
+        averaged, current = as_list(op, "averaged", averaged), as_list(op, "current", current)
+        if len(averaged) != len(current):
+            raise ValueError(f"{op}: averaged and current must hold as many tensors, got {len(averaged)} and {len(current)}")
+        groups, copied = find_groups(kinds_of(averaged), False, len(averaged))
+        launches = [([averaged[i] for i in group], [current[i] for i in group], None) for group in groups]
+        Work(launches, ([averaged[i] for i in copied], [current[i] for i in copied])).run(op, "decay", decay, "lerp")
+
+    return ema_update
+
+
+class _Masters(nn.Module):
+    """float32 averages in a tree with the names of the tensors they belong to; no change of dtype reaches them."""
+
+    def _apply(self, fn, recurse=True):
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+
+def _plant(values: dict[str, Tensor]) -> _Masters:
+    """A tree whose ``named_buffers()`` are these."""
+    root = _Masters()
+    for name, value in values.items():
+        *path, last = name.split(".")
+        node = root
+        for part in path:
+            if part not in node._modules:
+                node.add_module(part, _Masters())
+            node = node._modules[part]
+        node.register_buffer(last, value)
+    return root
+
+
+@dataclass
+class _Plan:
+    """What an update of one model needs to know; holds for as long as teacher, model and kinds are those it was made for."""
+
+    teacher: Tensors
+    student: Callable[[], Tensors | None]
+    kinds: list[tuple[torch.dtype, torch.device]]
+    groups: list[list[int]]
+    copied: list[int]
+    masters: dict[int, Tensor]
+
+
+class EMA(nn.Module):
+    """Moving average of a model: the teacher of MoCo, BYOL, DINO, or the weights to evaluate (Tarvainen and Valpola 2017).
+
+    ``ema = EMA(model, 0.996)``; after each step of the optimizer ``ema.update(model)``; ``ema(x)`` calls the teacher
+    ``ema.module``, a deep copy of the model without gradients, each of its modules in the mode (train or eval) it had. Parameters
+    are paired in the order of ``parameters()``, tied ones once, frozen ones and those without a gradient too, in one launch for
+    each device. Changes of the model's tensors (another head, ``.to(...)``, a loaded checkpoint) are noticed; the model is not
+    kept alive.
+
+    A half-precision teacher (by ``dtype`` or because the model is) would round nearly every step away. With
+    ``rounding="nearest"`` its float32 values are averaged, 4 more bytes an element, and written to the teacher rounded in the same
+    pass; the state dict has them under ``master.``. What others write into such a teacher in place, or put in its place, is its
+    new average; writes through ``.data`` cannot be seen, so use ``copy_from``, ``load_state_dict`` or ``torch.no_grad()``. With
+    ``rounding="stochastic"`` the half-precision values themselves are right on average.
+
+    Args:
+        model: module with at least one float parameter. Of ``fully_shard`` models make the EMA first, then shard both it
+            (``fully_shard(ema.module)``) and the model.
+        momentum: share that is kept at an update, in [0, 1]: a number, or a one-element float tensor, which a captured CUDA
+            graph reads anew at each replay; float64 keeps ``1 - momentum`` exact. ``ema.momentum = ...`` sets it later.
+        buffers: "copy": buffers become the model's. "ema": those of float dtype are averaged, the others copied. "skip": they stay
+            alone, as in MoCo and BYOL, whose teachers run their own batch statistics.
+        order: "lerp", the bits of torch's AveragedModel, or "mul_add", those of MoCo, DINO and lightly; see ``ema_update_``.
+        dtype: None, torch.float32, torch.bfloat16 or torch.float16: dtype of the floating tensors of ``module``.
+        rounding: "nearest" or "stochastic".
+        seed: in [0, 2^31), for stochastic rounding. The state dict has the number of updates so far as ``steps``.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        momentum: float | Tensor = 0.999,
+        *,
+        buffers: str = "copy",
+        order: str = "lerp",
+        dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
+        seed: int = 0,
+    ):
+        super().__init__()
+        check_module("EMA", "model", model)
+        check_choice("EMA", "buffers", buffers, ("copy", "ema", "skip"))
+        check_choice("EMA", "order", order, ("lerp", "mul_add"))
+        check_choice("EMA", "rounding", rounding, ("nearest", "stochastic"))
+        if dtype not in (None, torch.float32, *HALF):
+            raise TypeError(f"EMA: dtype must be None, torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+            raise ValueError(f"EMA: seed must be an integer in [0, 2^31), got {seed!r}")
+        if any(isinstance(m, fsdp_module()) for m in model.modules()):
+            raise ValueError("EMA: model must not be sharded yet, got one after fully_shard; make the EMA first, then shard both")
+        named = list(model.named_parameters())
+        check_match("EMA", "parameter", named, named)
+        anchor = next((p for _, p in named if p.dtype in FLOATS), None)
+        if anchor is None:
+            raise ValueError("EMA: model must have at least one float parameter, got none")
+        if dtype is not None and any(t.dtype == torch.float64 for t in (*model.parameters(), *model.buffers())):
+            raise TypeError(f"EMA: a model with float64 tensors stays as it is; dtype must be None, got {dtype}")
+        self.momentum = momentum
+        self.buffer_rule, self.order, self.rounding, self.seed = buffers, order, rounding, seed
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.training = model.training
+        self.master = _Masters()
+        self.steps: Tensor | None
+        self.register_buffer(
+            "steps", torch.zeros((), dtype=torch.int64, device=anchor.device) if rounding == "stochastic" else None
+        )
+        self._forget()
+        if dtype is None:
+            self._match_masters({})
+        else:
+            self._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        self.register_load_state_dict_post_hook(_trust_masters)
+
+    def forward(self, *args, **kwargs):
+        """What the teacher returns for these arguments."""
+        return self.module(*args, **kwargs)
+
+    @property
+    def momentum(self) -> float | Tensor:
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float | Tensor) -> None:
+        share("EMA", "momentum", value, value.device if isinstance(value, Tensor) else torch.device("cpu"))
+        self._momentum = value
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, momentum: float | Tensor | None = None) -> None:
+        """Moves the teacher towards the model; ``momentum``, as in the constructor, stands in for ``ema.momentum`` this once.
+
+        Raises TypeError, ValueError naming the argument, or the first tensor in which the two differ; nothing is changed then.
+        """
+        op = "EMA.update"
+        check_module(op, "model", model)
+        mine, theirs, plan = self._paired(op, model)
+        launches = []
+        for group in plan.groups:
+            teacher, params = [mine[i] for i in group], [theirs[i] for i in group]
+            if group[0] in plan.masters:
+                launches.append(([plan.masters[i] for i in group], params, teacher))
+            else:
+                launches.append((teacher, params, None))
+        work = Work(launches, ([mine[i] for i in plan.copied], [theirs[i] for i in plan.copied]))
+        seed = 0 if self.steps is None else self.steps + (self.seed << 32)
+        work.run(op, "momentum", self._momentum if momentum is None else momentum, self.order, self.rounding, seed)
+        if self.steps is not None:
+            self.steps.add_(1)
+        if torch.compiler.is_compiling():
+            self._forget()
+        else:
+            self._versions = [t._version for t in self._half.values()]
+
+    @torch.no_grad()
+    def copy_from(self, model: nn.Module) -> None:
+        """The teacher becomes the model: parameters and all buffers, whatever the rule for buffers. Raises as ``update``."""
+        op = "EMA.copy_from"
+        check_module(op, "model", model)
+        mine, theirs = find(self.module), find(model)
+        self._check(op, model, True)
+        self._match_masters({})
+        torch._foreach_copy_(as_list(op, "", mine.params + mine.buffers), as_list(op, "", theirs.params + theirs.buffers))
+        sources = dict(zip(self._names(True), theirs.params + theirs.buffers, strict=True))
+        for name, master in self.master.named_buffers():
+            master.copy_(sources[name])
+        self._versions = [t._version for t in self._half.values()]
+
+    def _forget(self) -> None:
+        """What the teacher and its masters hold now belongs together, whoever wrote it."""
+        self._half: dict[str, Tensor] = {}
+        self._versions: list[int] = []
+        self._plan: _Plan | None = None
+
+    def _paired(self, op: str, model: nn.Module) -> tuple[list[Tensor], list[Tensor], _Plan]:
+        """Teacher's tensors, the model's, and the plan for the two."""
+        compiling, buffers = torch.compiler.is_compiling(), self.buffer_rule != "skip"
+        if compiling:
+            mine, theirs = (list(m.parameters()) + (list(m.buffers()) if buffers else []) for m in (self.module, model))
+            return mine, theirs, self._new_plan(op, model, mine, None, None)
+        teacher, student = find(self.module), find(model)
+        mine = teacher.params + teacher.buffers if buffers else teacher.params
+        theirs = student.params + student.buffers if buffers else student.params
+        plan = self._plan
+        if (
+            plan is None
+            or plan.teacher is not teacher
+            or plan.student() is not student
+            or plan.kinds != kinds_of(mine)
+            or self._versions != [t._version for t in self._half.values()]
+        ):
+            plan = self._plan = self._new_plan(op, model, mine, teacher, weakref.ref(student))
+        return mine, theirs, plan
+
+    def _new_plan(self, op: str, model: nn.Module, mine: list[Tensor], teacher, student) -> _Plan:
+        self._check(op, model, self.buffer_rule != "skip")
+        if not torch.compiler.is_compiling():
+            self._match_masters({})
+        kinds = kinds_of(mine)
+        averaged = len(mine) if self.buffer_rule == "ema" else len(list(self.module.parameters()))
+        groups, copied = find_groups(kinds, self.rounding == "nearest", averaged)
+        by_name = dict(self.master.named_buffers())
+        masters = {i: by_name[name] for i, name in enumerate(self._names(self.buffer_rule == "ema")) if name in by_name}
+        return _Plan(teacher, student, kinds, groups, copied, masters)
+
+    def _names(self, buffers: bool) -> list[str]:
+        names = [name for name, _ in self.module.named_parameters()]
+        return names + [name for name, _ in self.module.named_buffers()] if buffers else names
+
+    def _check(self, op: str, model: nn.Module, buffers: bool) -> None:
+        check_match(op, "parameter", list(model.named_parameters()), list(self.module.named_parameters()))
+        if buffers:
+            check_match(op, "buffer", list(model.named_buffers()), list(self.module.named_buffers()))
+
+    @torch.no_grad()
+    def _match_masters(self, wide: dict[str, Tensor]) -> None:
+        """Exactly the half-precision tensors have masters. ``wide`` has values from before a rounding, by name.
+
+        A teacher's tensor that someone else has replaced or written since our last update is the new value of its master.
+        """
+        old, masters, half = dict(self.master.named_buffers()), {}, {}
+        seen = {name: (t, version) for (name, t), version in zip(self._half.items(), self._versions, strict=True)}
+        named = dict(self.module.named_parameters()) | (dict(self.module.named_buffers()) if self.buffer_rule == "ema" else {})
+        for name, t in named.items():
+            known, version = seen.get(name, (t, t._version))
+            ours = known is t and version == t._version
+            if t.dtype in HALF and self.rounding == "nearest":
+                half[name] = t
+                masters[name] = _master(t, old.get(name), ours, wide.get(name, t))
+            elif name in old and ours and old[name].shape == t.shape:
+                t.copy_(old[name])
+        if masters.keys() != old.keys() or any(masters[name] is not old[name] for name in old):
+            self.master = _plant(masters)
+        self._half, self._versions = half, [t._version for t in half.values()]
+
+    def _apply(self, fn, recurse=True):
+        wide = {name: t.detach() for name, t in (*self.module.named_parameters(), *self.module.named_buffers())}
+        super()._apply(fn, recurse)
+        self._forget()
+        self._match_masters({name: t for name, t in wide.items() if t.dtype not in HALF})
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Checkpoints in another precision or rounding fit: masters are the float32 values of a half-precision teacher."""
+        masters = {f"{prefix}master.{name}" for name, _ in self.master.named_buffers()}
+        for key in [key for key in state_dict if key.startswith(f"{prefix}master.") and key not in masters]:
+            state_dict[f"{prefix}module.{key.removeprefix(f'{prefix}master.')}"] = state_dict.pop(key)
+        for key in masters - state_dict.keys():
+            source = f"{prefix}module.{key.removeprefix(f'{prefix}master.')}"
+            if source in state_dict:
+                state_dict[key] = state_dict[source].float()
+        if self.steps is None:
+            state_dict.pop(f"{prefix}steps", None)
+        else:
+            state_dict.setdefault(f"{prefix}steps", self.steps)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_plan": None, "_half": {}, "_versions": []}
+
+
+def _trust_masters(ema: EMA, _) -> None:
+    """After loading: teacher and masters came together."""
+    ema._forget()
+    ema._match_masters({})
+
+
+def _master(tensor: Tensor, old: Tensor | None, ours: bool, wide: Tensor) -> Tensor:
+    """The float32 values of a half-precision tensor: the old ones on its device and mesh, or those of ``wide``."""
+    if old is not None and old.shape == tensor.shape and hasattr(tensor, "placements") and not hasattr(old, "placements"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(old.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    if old is not None and old.shape == tensor.shape and ours:
+        return old.to(tensor.device)
+    return wide.to(tensor.device, torch.float32)

@@ -1,0 +1,98 @@
+"""Schedules of the momentum: the share that is kept, from ``start`` at step 0 to ``end``.
+
+    cosine   m = end - (end - start) (1 + cos(pi t)) / 2        linear   m = end - (end - start)(1 - t)
+    warm-up  m = min(1 - (1 + step / gamma)^-power, maximum)
+
+t = step / max_steps reaches 1 after the last step (DINO, BYOL, MoCo v3, solo-learn, I-JEPA); with ``last_is_end`` it is
+step / (max_steps - 1) and reaches 1 at the last step (lightly). Everything is float64: the update weighs by 1 - m, and of
+1 - 0.9999 float32 keeps three digits, float64 twelve.
+"""
+
+import math
+import operator
+
+import torch
+from torch import Tensor
+
+from fastssl.ops._checks import INTEGERS, check_number
+
+
+def cosine_schedule(
+    step: int | Tensor, max_steps: int, start: float = 0.996, end: float = 1.0, *, last_is_end: bool = False
+) -> float | Tensor:
+    """Half a cosine from ``start`` to ``end`` (Grill et al. 2020, section 3.2; Caron et al. 2021, section 3.1).
+
+    Args:
+        step: integer, at least 0, or an integer tensor of one element on any device; beyond ``max_steps`` the value stays ``end``.
+        max_steps: number of steps, at least 1.
+        start: value at step 0, finite.
+        end: last value, finite.
+        last_is_end: False: ``end`` belongs to step ``max_steps``, as in DINO, BYOL, MoCo v3 and solo-learn. True: to step
+            ``max_steps - 1``, as in lightly.
+
+    Returns:
+        A float, or for a tensor a float64 tensor of shape () on its device, without a host sync: a captured CUDA graph computes it
+        anew at each replay.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    t = _progress("cosine_schedule", step, max_steps, start, end, last_is_end)
+    cosine = torch.cos(t * math.pi) if isinstance(t, Tensor) else math.cos(t * math.pi)
+    return end - (end - start) * ((1.0 + cosine) / 2.0)
+
+
+def linear_schedule(
+    step: int | Tensor, max_steps: int, start: float = 0.996, end: float = 1.0, *, last_is_end: bool = False
+) -> float | Tensor:
+    """A straight line from ``start`` to ``end`` (Assran et al. 2023, I-JEPA, section 4); arguments as ``cosine_schedule``."""
+    t = _progress("linear_schedule", step, max_steps, start, end, last_is_end)
+    return end - (end - start) * (1.0 - t)
+
+
+def warmup_schedule(step: int | Tensor, gamma: float = 1.0, power: float = 2 / 3, maximum: float = 0.9999) -> float | Tensor:
+    """Momentum that grows with the steps taken: ``min(1 - (1 + step / gamma)^-power, maximum)``, as timm and ema-pytorch have it.
+
+    ``step`` as in ``cosine_schedule``; ``gamma`` and ``power`` above 0, ``maximum`` in [0, 1]. With the defaults 0.999 comes after
+    31,600 steps. Returns a float, or a float64 tensor of shape (). Raises TypeError and ValueError naming the argument.
+    """
+    op = "warmup_schedule"
+    for name, value in (("gamma", gamma), ("power", power)):
+        check_number(op, name, value)
+        if value <= 0:
+            raise ValueError(f"{op}: {name} must be above 0, got {value}")
+    check_number(op, "maximum", maximum)
+    if not 0 <= maximum <= 1:
+        raise ValueError(f"{op}: maximum must be in [0, 1], got {maximum}")
+    step = _step(op, step)
+    if isinstance(step, Tensor):
+        return (-torch.expm1(-power * torch.log1p(step / gamma))).clamp(max=maximum)
+    return min(-math.expm1(-power * math.log1p(step / gamma)), maximum)
+
+
+def _progress(op: str, step: int | Tensor, max_steps: int, start: float, end: float, last_is_end: bool) -> float | Tensor:
+    """How much of the way is done, in [0, 1]."""
+    if isinstance(max_steps, bool) or not hasattr(max_steps, "__index__") or isinstance(max_steps, Tensor):
+        raise TypeError(f"{op}: max_steps must be an integer, got {type(max_steps).__name__}")
+    if max_steps < 1:
+        raise ValueError(f"{op}: max_steps must be at least 1, got {max_steps}")
+    check_number(op, "start", start)
+    check_number(op, "end", end)
+    step, last = _step(op, step), operator.index(max_steps) - bool(last_is_end)
+    if last == 0:
+        return torch.ones_like(step) if isinstance(step, Tensor) else 1.0
+    return (step / last).clamp(max=1.0) if isinstance(step, Tensor) else min(step / last, 1.0)
+
+
+def _step(op: str, step: int | Tensor) -> int | Tensor:
+    """The step as an int of at least 0, or as a float64 tensor of shape ()."""
+    if isinstance(step, Tensor):
+        if step.numel() != 1 or step.dtype not in INTEGERS:
+            got = f"{step.dtype} {tuple(step.shape)}"
+            raise ValueError(f"{op}: step must be an integer or an integer tensor of one element, got {got}")
+        return step.detach().reshape(()).double().clamp(min=0.0)
+    if isinstance(step, bool) or not hasattr(step, "__index__"):
+        raise TypeError(f"{op}: step must be an integer or an integer tensor of one element, got {type(step).__name__}")
+    if step < 0:
+        raise ValueError(f"{op}: step must be at least 0, got {step}")
+    return operator.index(step)

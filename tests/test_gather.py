@@ -1,0 +1,131 @@
+"""gather_rows, and queues and banks that gather before they push: two and three processes against one with the joined batch."""
+
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import distributed, multiprocessing, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastssl.distributed import gather_rows
+from fastssl.loss import NTXentLoss
+from fastssl.momentum.queue import MoCoQueue
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def of_rank(rank: int, rows: int, *width: int, dtype=torch.float32):
+    numbers = torch.arange(rows * max(1, torch.Size(width).numel())).reshape(rows, *width)
+    return (numbers + 100 * rank).to(dtype)
+
+
+def check_gather(rank: int, world: int) -> None:
+    for width, dtype in (
+        ((), torch.int16),
+        ((2, 2), torch.float32),
+        *(((3,), dtype) for dtype in (*FLOATS, torch.int64, torch.bool)),
+    ):
+        for counts in ([2] * world, range(1, world + 1), [2] * (world - 1) + [0], [0] * world):
+            parts = [of_rank(r, n, *width, dtype=dtype) for r, n in enumerate(counts)]
+            assert torch.equal(gather_rows(parts[rank]), torch.cat(parts))
+    leaf = of_rank(rank, 3, 2).t().requires_grad_()
+    joined = gather_rows(leaf, even=True)
+    assert torch.equal(joined, torch.cat([of_rank(r, 3, 2).t() for r in range(world)])) and not joined.requires_grad
+    for different in (torch.zeros(2, 3 + rank), torch.zeros(2, 3, dtype=FLOATS[rank])):
+        with pytest.raises(ValueError, match="rows must have one dtype and width in every process"):
+            gather_rows(different)
+    alone = distributed.new_group([0])
+    if rank:
+        with pytest.raises(ValueError, match=f"group must contain this process, rank {rank}"):
+            gather_rows(leaf, alone)
+    else:
+        assert torch.equal(gather_rows(leaf, alone), leaf)
+
+
+def check_queue(rank: int, world: int) -> None:
+    """Pushes of all ranks, the last with fewer rows or none, are those of one process with the joined batch."""
+    torch.manual_seed(7)
+    queue, one = MoCoQueue(3, 7, labels=True, gather_distributed=True), MoCoQueue(3, 7, labels=True)
+    one.load_state_dict(queue.state_dict())
+    for last in (2, 1, 0):
+        counts = [2] * (world - 1) + [last]
+        keys, labels = ([of_rank(r, n, *width) for r, n in enumerate(counts)] for width in ((3,), ()))
+        queue.push(keys[rank], labels[rank].int(), even=last == 2)
+        one.push(torch.cat(keys), torch.cat(labels).long())
+        assert all(torch.equal(a, b) for a, b in zip(queue.buffers(), one.buffers(), strict=True))
+
+
+def check_ddp(rank: int) -> None:
+    """DDP makes queues equal when it is built, and those that were pushed without gathering at the next forward."""
+    torch.manual_seed(rank)
+    queue = MoCoQueue(3, 7)
+    model = nn.Sequential(nn.Linear(2, 2), queue)
+    model.forward = model[0].forward
+    wrapped = DistributedDataParallel(model)
+    for push in (False, True):
+        if push:
+            queue.push(torch.full((2, 3), float(rank)))
+            wrapped(torch.ones(2, 2))
+        first, here = gather_rows(queue.queue[None])[[0, rank]]
+        assert torch.equal(first, here) and bool((here[:, :2] == 0).all()) == push
+
+
+def check_loss(rank: int, world: int) -> None:
+    views = [F.normalize(torch.randn(2 * world, 3, generator=torch.Generator().manual_seed(v)), dim=1) for v in (0, 1)]
+    mine = [view[2 * rank : 2 * rank + 2].requires_grad_() for view in views]
+    torch.manual_seed(rank)
+    loss, here = NTXentLoss(0.5, (11, 3), gather_distributed=True), NTXentLoss(0.5, (11, 3))
+    here.load_state_dict(loss.state_dict())
+    assert torch.equal(loss(*mine), here(*mine))
+    torch.testing.assert_close(loss.memory_bank.bank[: 2 * world], views[1])
+    with pytest.raises(NotImplementedError, match="over several processes is not there yet"):
+        NTXentLoss(gather_distributed=True)
+
+
+def one_of(rank: int, world: int, store: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{store}", timedelta(seconds=150), world, rank)
+    check_gather(rank, world)
+    check_queue(rank, world)
+    check_loss(rank, world)
+    if world == 2:
+        check_ddp(rank)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_gather_before_they_push(world, tmp_path):
+    processes = multiprocessing.spawn(one_of, (world, str(tmp_path / "store")), world, join=False, daemon=True)
+    deadline = time.monotonic() + 300
+    while not processes.join(timeout=5, grace_period=5):  # raises what a process raised
+        assert time.monotonic() < deadline
+
+
+def test_even_rows_are_gathered_and_pushed_without_a_look_at_data():
+    """Tensors without data, as on a GPU that must not be waited for: counts of uneven rows cannot be read there."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        memory, keys = MoCoQueue(3, 7, gather_distributed=True).to("meta"), torch.empty(4, 3, device="meta")
+        memory.push(keys, even=True)
+        assert gather_rows(keys, even=True).shape == (8, 3)
+        with pytest.raises(NotImplementedError, match="no data"):
+            memory.push(keys)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_gather_in_one_process_is_the_identity_and_refuses_in_words():
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert gather_rows(rows).data_ptr() == rows.data_ptr() and not gather_rows(rows).requires_grad
+    with pytest.raises(TypeError, match=r"gather_rows: rows must be a tensor \(N, ...\), got list"):
+        gather_rows([1.0])
+    with pytest.raises(ValueError, match="got a tensor without dimensions"):
+        gather_rows(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="group was given, but there is no process group"):
+        gather_rows(rows, object())

@@ -1,0 +1,405 @@
+"""queue_push_, MoCoQueue, MemoryBank, NTXentLoss with a bank: against a list of rows, against lightly, and what must not happen."""
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastssl.functional import info_nce, moco_loss, queue_push_, similarity_lse
+from fastssl.loss import NTXentLoss
+from fastssl.momentum.queue import MemoryBank, MoCoQueue
+from fastssl.testing.compare import assert_no_worse
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+GAP = 777.0
+
+
+def examples(count: int):
+    return settings(max_examples=count, deadline=None, database=None, derandomize=True)
+
+
+def push_rows(rows: list, ptr: int, new: list, overflow: str) -> int:
+    """The semantics, on a plain list: MoCo's modulo write one by one, or lightly's truncation. Returns the next pointer."""
+    size = len(rows)
+    if overflow == "wrap":
+        for i, row in enumerate(new):
+            rows[(ptr + i) % size] = row
+        return (ptr + len(new)) % size
+    rows[ptr : ptr + len(new)] = new[: size - ptr]
+    return 0 if ptr + len(new) >= size else ptr + len(new)
+
+
+def laid(tensor, how: str):
+    """The same matrix in another memory layout; "gaps": a view of a wider one that holds GAP elsewhere."""
+    if how == "dense":
+        return tensor.clone(memory_format=torch.contiguous_format)
+    if how == "turned":
+        return tensor.t().contiguous().t()
+    wide = tensor.new_full((2 * tensor.shape[0] + 1, 3 * tensor.shape[1] + 2), GAP)
+    view = wide[1::2, 2::3]
+    view.copy_(tensor)
+    return view
+
+
+SIZE, WIDTH = st.integers(1, 12) | st.integers(30, 70), st.integers(1, 9) | st.just(67)
+LAYOUT, OVERFLOW = st.sampled_from(["dk", "kd"]), st.sampled_from(["wrap", "truncate"])
+HOW = st.sampled_from(["dense", "turned", "gaps"])
+
+
+@examples(500)
+@given(st.data(), LAYOUT, OVERFLOW, st.sampled_from(FLOATS), SIZE, WIDTH)
+def test_pushes_are_those_of_a_list(data, layout, overflow, dtype, size, width):
+    """Any batch against any size, strided queues and keys, other dtypes, with and without labels; thousands of pushes in all."""
+    torch.manual_seed(data.draw(st.integers(0, 10**6)))
+    start = torch.randn(size, width).to(dtype)
+    queue = laid(start.t() if layout == "dk" else start, data.draw(HOW))
+    rows, ptr = list(start), torch.tensor(data.draw(st.integers(0, size - 1))).reshape(data.draw(st.sampled_from([(), (1,)])))
+    place, label_queue = int(ptr), None
+    if data.draw(st.booleans()):
+        stride = data.draw(st.integers(1, 2))
+        label_queue = torch.full((stride * size,), -1, dtype=data.draw(st.sampled_from(INTEGERS[:3])))[::stride]
+        names, label_place = label_queue.tolist(), place
+    for _ in range(data.draw(st.integers(1, 8))):
+        count = data.draw(st.integers(1, 2 * size + 2) | st.just(size))
+        keys = laid(torch.randn(count, width).to(data.draw(st.sampled_from(FLOATS))), data.draw(HOW))
+        keys.requires_grad_(data.draw(st.booleans()))
+        if data.draw(st.integers(0, 9)) == 0:
+            keys = (queue.t() if layout == "dk" else queue)[:count]  # rows of the queue itself
+            count = len(keys)
+        labels = None if label_queue is None else torch.randint(0, 128, (count,)).to(data.draw(st.sampled_from(INTEGERS)))
+        before, pushed = (queue._version, ptr._version), list(keys.detach().to(dtype, copy=True))
+        queue_push_(queue, ptr, keys, layout=layout, overflow=overflow, label_queue=label_queue, labels=labels)
+        place = push_rows(rows, place, pushed, overflow)
+        assert torch.equal(queue.t() if layout == "dk" else queue, torch.stack(rows)) and int(ptr) == place
+        assert queue._version > before[0] and ptr._version > before[1] and not queue.requires_grad
+        if labels is not None:
+            label_place = push_rows(names, label_place, labels.tolist(), overflow)
+            assert label_queue.tolist() == names
+    if queue._base is not None and queue._base.shape[0] > queue.shape[0]:
+        queue.fill_(GAP)
+        assert (queue._base == GAP).all()
+
+
+@pytest.mark.parametrize("layout", ["dk", "kd"])
+def test_large_pushes_with_one_thread_and_two(layout):
+    size, width, start = 70001, 40, 69000
+    keys, results = torch.randn(3000, width), []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        queue, ptr = torch.zeros(size, width), torch.tensor([start])
+        queue_push_(queue.t() if layout == "dk" else queue, ptr, keys, layout=layout)
+        results.append(queue)
+    torch.set_num_threads(1)
+    places = (start + torch.arange(3000)) % size
+    assert torch.equal(results[0][places], keys) and results[0].count_nonzero() == keys.count_nonzero()
+    assert int(ptr) == start + 3000 - size and all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("columns", [False, True])
+def test_opcheck(columns, truncate):
+    op = torch.ops.fastssl.queue_push_.default
+    for labels in (None, torch.arange(3)):
+        label_queue = None if labels is None else torch.full((5,), -1)
+        queue = torch.randn(4, 5) if columns else torch.randn(5, 4)
+        torch.library.opcheck(op, (queue, torch.tensor([3]), torch.randn(3, 4), label_queue, labels, columns, truncate))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_whole(backend):
+    """A push between two reads of the queue: the first read sees the old keys, the second the new ones."""
+    memory = MoCoQueue(4, 7, labels=True)
+    eager = copy.deepcopy(memory)
+
+    def step(memory, keys, labels):
+        before = memory.queue.sum()
+        memory.push(keys, labels)
+        return before, memory.queue.sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend=backend)
+    for _ in range(4):
+        keys, labels = torch.randn(3, 4), torch.randint(9, (3,))
+        torch.testing.assert_close(compiled(memory, keys, labels), step(eager, keys, labels))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(memory.buffers(), eager.buffers(), strict=True))
+
+
+LOSSES = {
+    "moco_loss dk": lambda q, k, memory: moco_loss(q, k, memory.queue),
+    "moco_loss kd": lambda q, k, memory: moco_loss(q, k, memory.keys, layout="kd"),
+    "info_nce": lambda q, k, memory: info_nce(q, k, memory.keys),
+    "similarity_lse": lambda q, k, memory: similarity_lse(q, memory.keys, scale=5.0).sum(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_push_between_loss_and_backward_leaves_the_gradient_alone(name, dtype, isa):
+    memory = MoCoQueue(16, 64, dtype=torch.float32 if name.startswith("moco") else dtype)
+    q, k = (F.normalize(torch.randn(8, 16), dim=1).to(dtype) for _ in range(2))
+    gradients = []
+    for push in (False, True):
+        leaf = q.clone().requires_grad_()
+        loss = LOSSES[name](leaf, k, memory)
+        if push:
+            memory.push(torch.full((64, 16), torch.nan))
+        loss.backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients) and memory.queue.isnan().all()
+
+
+def test_autograd_refuses_a_plain_loss_whose_queue_was_pushed():
+    memory, bank, q = MoCoQueue(4, 6), MemoryBank(6, 4), torch.randn(3, 4, requires_grad=True)
+    for rows, push in ((memory.keys, memory.push), (bank(q)[1], bank.push)):
+        loss = (q @ rows.t()).logsumexp(1).sum()
+        push(q)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    _, copied = bank(q, update=True)
+    (q @ copied.t()).logsumexp(1).sum().backward()
+    assert q.grad.isfinite().all()
+
+
+def test_a_new_queue_holds_random_unit_keys():
+    for layout in ("dk", "kd"):
+        memory = MoCoQueue(32, 500, layout=layout, labels=True)
+        assert memory.queue.shape == ((32, 500) if layout == "dk" else (500, 32)) and memory.keys.shape == (500, 32)
+        assert memory.keys.data_ptr() == memory.queue.data_ptr()
+        torch.testing.assert_close(memory.keys.norm(dim=1), torch.ones(500))
+        assert memory.keys.mean(0).abs().max() < 0.05 and memory.keys.unique(dim=0).shape == (500, 32)
+        assert memory.queue_ptr.tolist() == [0] and memory.queue_labels.tolist() == [-1] * 500
+
+
+def test_state_of_the_moco_repository_loads_and_copies_are_independent():
+    memory = MoCoQueue(4, 6)
+    assert [(name, tuple(t.shape)) for name, t in memory.state_dict().items()] == [("queue", (4, 6)), ("queue_ptr", (1,))]
+    state = {"queue": torch.randn(4, 6), "queue_ptr": torch.tensor([5])}
+    memory.load_state_dict(state)
+    twins = copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))
+    keys = torch.randn(2, 4)
+    memory.push(keys.half())
+    assert torch.equal(memory.queue[:, [5, 0]], keys.half().float().t()) and memory.queue_ptr.tolist() == [1]
+    for twin in twins:
+        assert torch.equal(twin.queue, state["queue"]) and twin.queue_ptr.tolist() == [5]
+        twin.push(keys.half())
+        assert torch.equal(twin.queue, memory.queue)
+    assert MoCoQueue(4, 6).bfloat16().queue_ptr.dtype == torch.int64
+
+
+@pytest.fixture(scope="module")
+def lightly():
+    pytest.importorskip("lightly")
+    from benchmarks.peers import ready_torchvision
+
+    ready_torchvision()
+    import lightly.loss
+    import lightly.models.modules.memory_bank
+
+    return lightly
+
+
+def test_memory_bank_is_lightlys(lightly):
+    @examples(60)
+    @given(st.integers(1, 12), st.integers(1, 5), st.lists(st.tuples(st.integers(1, 15), st.booleans()), min_size=1, max_size=12))
+    def pushes(size, width, steps):
+        theirs = lightly.models.modules.memory_bank.MemoryBankModule((size, width), feature_dim_first=False)
+        ours, queue = MemoryBank(size, width, overflow="truncate"), MoCoQueue(width, size, overflow="truncate")
+        ours.bank.copy_(theirs.bank)
+        queue.queue.copy_(theirs.bank.t())
+        for count, update in steps:
+            batch = torch.randn(count, width)
+            (output, bank), (_, expected) = ours(batch, update=update), theirs(batch, update=update)
+            if update:
+                queue.push(batch)
+            assert output is batch and torch.equal(bank, expected) and not bank.requires_grad
+            assert all(torch.equal(rows, theirs.bank) for rows in (ours.bank, queue.keys))
+            assert ours.bank_ptr.tolist() == queue.queue_ptr.tolist() == theirs.bank_ptr.tolist()
+
+    pushes()
+
+
+def test_memory_bank_wraps_keeps_labels_and_takes_the_width_of_the_first_batch():
+    memory = MemoryBank(3, labels=True, dtype=torch.float64)
+    assert memory.bank.shape == (3, 0)
+    batch = torch.randn(5, 2, dtype=torch.float64)
+    _, before = memory(batch, torch.arange(5), update=True)
+    torch.testing.assert_close(before.norm(dim=1), torch.ones(3, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert torch.equal(memory.bank, batch[[3, 4, 2]]) and memory.bank_labels.tolist() == [3, 4, 2]
+    assert memory(batch)[1].data_ptr() == memory.bank.data_ptr() and memory.bank_ptr.tolist() == [2]
+    resumed = MemoryBank(3, labels=True, dtype=torch.float64)
+    resumed.load_state_dict(memory.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(resumed.buffers(), memory.buffers(), strict=True))
+    for other in (MemoryBank(3, 4), MemoryBank(4)):
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            other.load_state_dict(MemoryBank(3, 2).state_dict())
+    assert MemoryBank(0)(batch, update=True) == (batch, None) and not MemoryBank(0).state_dict()
+    assert not MemoryBank(3, 2, persistent=False).state_dict()
+
+
+def unit(rows: int, width: int, dtype=torch.float32):
+    return torch.randn(rows, width).to(dtype).requires_grad_()
+
+
+def run(loss, out0, out1):
+    leaves = [t.detach().clone().requires_grad_() for t in (out0, out1)]
+    value = loss(*leaves)
+    value.backward()
+    return value, *(t.grad for t in leaves)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, -1.0])
+def test_nt_xent_with_a_bank_is_lightlys(lightly, temperature, isa):
+    """Value, both gradients and bank over six steps, every batch from 1 to 16 against banks that fill up and truncate."""
+    for batch in range(1, 17):
+        size, width = 1 + (5 * batch) % 37, (8, 1, 3)[batch % 3]
+        ours = NTXentLoss(temperature, memory_bank_size=(size, width))
+        theirs = lightly.loss.NTXentLoss(temperature, memory_bank_size=(size, width))
+        theirs.memory_bank.bank.copy_(ours.memory_bank.bank)
+        truth = copy.deepcopy(theirs).double()
+        for step in range(6):
+            out0, out1 = torch.randn(2, batch + step % 2, width)
+            with torch.no_grad():
+                torch.testing.assert_close(ours(out0, out1), theirs(out0, out1))
+            rows = zip(run(ours, out0, out1), run(theirs, out0, out1), run(truth, out0.double(), out1.double()), strict=True)
+            for name, (got, eager, exact) in zip(("loss", "dout0", "dout1"), rows, strict=True):
+                assert_no_worse(name, got, eager, exact, torch.float32)
+            bank = ours.memory_bank.bank
+            assert_no_worse("bank", bank, theirs.memory_bank.bank, truth.memory_bank.bank, torch.float32)
+            assert ours.memory_bank.bank_ptr.tolist() == theirs.memory_bank.bank_ptr.tolist()
+
+
+def test_nt_xent_bank_stays_where_out0_needs_no_gradient():
+    loss, out0, out1 = NTXentLoss(memory_bank_size=(9, 4)), unit(5, 4), unit(5, 4)
+    before = loss.memory_bank.bank.clone()
+    loss(out0.detach(), out1)
+    with torch.no_grad():
+        loss(out0, out1)
+    assert torch.equal(loss.memory_bank.bank, before)
+    loss(out0, out1.detach())
+    torch.testing.assert_close(loss.memory_bank.bank[:5], F.normalize(out1.detach(), dim=1))
+    assert torch.equal(loss.memory_bank.bank[5:], before[5:])
+
+
+def test_nt_xent_with_the_size_alone_makes_its_bank_at_the_first_batch():
+    lazy, sized, batch = NTXentLoss(memory_bank_size=9), NTXentLoss(memory_bank_size=(9, 4)), (unit(5, 4), unit(5, 4))
+    with torch.no_grad():
+        lazy(*batch)
+    assert lazy.memory_bank.bank.shape == (9, 4)
+    sized.load_state_dict(lazy.state_dict())
+    for _ in range(3):
+        assert torch.equal(lazy(*batch), sized(*batch)) and torch.equal(lazy.memory_bank.bank, sized.memory_bank.bank)
+    NTXentLoss(memory_bank_size=9).load_state_dict(sized.state_dict())
+    assert not NTXentLoss().state_dict() and not NTXentLoss(memory_bank_size=(0, 4)).state_dict()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nt_xent_bank_takes_every_dtype_and_a_learned_temperature(dtype):
+    loss, out0, out1 = NTXentLoss(nn.Parameter(torch.tensor(0.3)), (9, 4)), unit(5, 4, dtype), unit(5, 4, dtype)
+    bank = loss.memory_bank.bank.double()
+    a, b = (F.normalize(t.double(), dim=1) for t in (out0, out1))
+    logits = torch.cat([(a * b).sum(1, keepdim=True), a @ bank.t()], 1) / 0.3
+    value = loss(out0, out1)
+    torch.testing.assert_close(value.double(), F.cross_entropy(logits, torch.zeros(5).long()), rtol=1e-2, atol=1e-3)
+    value.backward()
+    assert out1.grad.isfinite().all() and loss.temperature.grad.isfinite() and loss.memory_bank.bank.dtype == torch.float32
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any op returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))])
+        return out
+
+
+def test_nt_xent_with_a_bank_makes_no_logits():
+    loss, out0, out1 = NTXentLoss(memory_bank_size=(4096, 8)), unit(64, 8), unit(64, 8)
+    with Largest() as ours:
+        loss(out0, out1).backward()
+    with Largest() as eager:
+        (out0 @ loss.memory_bank.bank.t()).sum().backward()
+    assert ours.elements <= 4096 * 8 and eager.elements == 64 * 4096
+
+
+def test_nt_xent_moves_its_bank_to_the_batch():
+    loss = NTXentLoss(memory_bank_size=(9, 4))
+    assert loss(torch.randn(5, 4, device="meta"), torch.randn(5, 4, device="meta")).device.type == "meta"
+    assert loss.memory_bank.bank.device.type == loss.memory_bank.bank_ptr.device.type == "meta"
+
+
+KEYS, LABELS = torch.randn(3, 4), torch.arange(3)
+QUEUE, BANK, LOSS = partial(MoCoQueue, 4, 6), partial(MemoryBank, 6, 4), partial(NTXentLoss, 0.5, (6, 4))
+LABELLED = partial(QUEUE, labels=True)
+REFUSED = [
+    (QUEUE, lambda m: m.push(KEYS[:, :3]), ValueError, r"keys must have the queue's width 4, got shape \(3, 3\)"),
+    (QUEUE, lambda m: m.push(KEYS[:0]), ValueError, "keys must have at least one row"),
+    (QUEUE, lambda m: m.push(KEYS[0]), ValueError, r"keys must be 2-D \(N, D\)"),
+    (QUEUE, lambda m: m.push(KEYS.long()), TypeError, "keys must be float32.* got torch.int64"),
+    (QUEUE, lambda m: m.push([[1.0] * 4]), TypeError, "keys must be a tensor"),
+    (QUEUE, lambda m: m.push(KEYS.to("meta")), ValueError, "same device, got cpu and meta"),
+    (QUEUE, lambda m: m.push(KEYS, LABELS), ValueError, "MoCoQueue: labels needs labels=True"),
+    (LABELLED, lambda m: m.push(KEYS), ValueError, "MoCoQueue: labels must be given, since labels=True"),
+    (LABELLED, lambda m: m.push(KEYS, LABELS[:2]), ValueError, r"labels must have shape \(3,\)"),
+    (LABELLED, lambda m: m.push(KEYS, LABELS.float()), TypeError, "labels must have an integer dtype"),
+    (BANK, lambda m: m(KEYS[:, :3], update=True), ValueError, "output must have the bank's width 4"),
+    (BANK, lambda m: m(KEYS, LABELS, update=True), ValueError, "MemoryBank: labels needs labels=True"),
+    (BANK, lambda m: m.read(KEYS.to("meta")), ValueError, "on the device of the bank, cpu, got meta"),
+    (lambda: MemoryBank(6), lambda m: m(KEYS.long(), update=True), TypeError, "output must be float32"),
+    (lambda: MemoryBank(6), lambda m: m.push(KEYS[:, :0]), ValueError, "output must have at least one row and one column"),
+    (LOSS, lambda m: m(unit(3, 3), unit(3, 3)), ValueError, "bank's width 4"),
+    (LOSS, lambda m: m(unit(3, 4), unit(2, 4)), ValueError, "NTXentLoss: out0 and out1 must have the same"),
+    (lambda: NTXentLoss(float("nan"), (6, 4)), lambda m: m(unit(3, 4), unit(3, 4)), ValueError, "temperature must be finite"),
+]
+
+
+@pytest.mark.parametrize("build, call, error, words", REFUSED, ids=[str(i) for i in range(len(REFUSED))])
+def test_refused_calls_change_nothing(build, call, error, words):
+    module = build()
+    before = [(t, t.clone(), t._version) for t in module.buffers()]
+    with pytest.raises(error, match=words):
+        call(module)
+    assert len(before) == len(list(module.buffers()))
+    for now, (same, value, version) in zip(module.buffers(), before, strict=True):
+        assert now is same and torch.equal(now, value) and now._version == version
+
+
+NEVER = [
+    (lambda: MoCoQueue(0, 6), ValueError, "MoCoQueue: dim must be at least 1, got 0"),
+    (lambda: MoCoQueue(4, 6.0), TypeError, "MoCoQueue: size must be a whole number, got float"),
+    (lambda: MoCoQueue(4, True), TypeError, "MoCoQueue: size must be a whole number, got bool"),
+    (lambda: MoCoQueue(4, 6, layout="kk"), ValueError, "MoCoQueue: layout must be one of 'dk', 'kd', got 'kk'"),
+    (lambda: MoCoQueue(4, 6, overflow="assert"), ValueError, "MoCoQueue: overflow must be one of 'wrap', 'truncate'"),
+    (lambda: MoCoQueue(4, 6, dtype=torch.int64), TypeError, "MoCoQueue: dtype must be float32"),
+    (lambda: MemoryBank(-1), ValueError, "MemoryBank: size must be at least 0, got -1"),
+    (lambda: MemoryBank((6, 4)), TypeError, "MemoryBank: size must be a whole number, got tuple"),
+    (lambda: MemoryBank(6, 0), ValueError, "MemoryBank: dim must be at least 1, got 0"),
+    *[
+        (lambda size=size: NTXentLoss(0.5, size), ValueError, r"NTXentLoss: memory_bank_size must be 0, K or \(K, D\)")
+        for size in (-1, (6, 0), (-6, 4), (), (6, 4, 2), (6.0, 4), ("6", 4), True)
+    ],
+]
+
+
+@pytest.mark.parametrize("call, error, words", NEVER, ids=[str(i) for i in range(len(NEVER))])
+def test_refused_to_be_built(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_labels_in_the_memory_that_they_are_pushed_to_are_read_first():
+    label_queue, ptr = torch.arange(5), torch.tensor([1])
+    queue_push_(torch.zeros(3, 5), ptr, torch.ones(2, 3), label_queue=label_queue, labels=label_queue[0:2])
+    assert label_queue.tolist() == [0, 0, 1, 3, 4]
