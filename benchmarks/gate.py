@@ -3,7 +3,8 @@
 Ours: at most twice as wrong as eager PyTorch in the same dtype (``fastssl.testing.compare``). Peers: close enough to be the same
 objective, ``SAME_OBJECTIVE``; how exact they are is printed beside their time. A small batch is compared everywhere; where the
 N x N matrix of the eager form is too large for float64, the truth is made in blocks, and for very large N the gradient is
-compared on sampled rows.
+compared on sampled rows. An update is compared tensor by tensor: its error is relative to what float64 changed, so that a step that
+does nothing is off by 1.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.testing.compare import FLOOR, relative_error
+from fastssl.testing.updates import State
 
 #: A peer's relative error above which it computes something else. float32 leaves room for TF32 matrix products.
 SAME_OBJECTIVE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
@@ -46,6 +48,13 @@ def step(call: Callable, inputs: dict[str, Tensor]) -> Tensor:
     out = call(**inputs)
     (out if out.dim() == 0 else out.sum()).backward()
     return out.detach()
+
+
+def turn(call: Callable, inputs: dict[str, Tensor]) -> None:
+    """A step whose gradients are dropped, so that those of the next one count as its memory."""
+    step(call, inputs)
+    for tensor in inputs.values():
+        tensor.grad = None
 
 
 def leaves(inputs: dict[str, Tensor], dtype: torch.dtype | None = None, constant: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -194,4 +203,35 @@ def verdict(found: Errors, dtype: torch.dtype, eager: Errors | None = None) -> s
         limit = SAME_OBJECTIVE[dtype] if eager is None else 2.0 * min(getattr(eager, what), 1.0) + FLOOR[dtype]
         if not error <= limit:
             return f"{what} is {error:.1e} from float64, over {limit:.1e}"
+    return ""
+
+
+# --- updates -----------------------------------------------------------------------------------------------------------
+
+
+def tensors(value) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+def update_errors(before: State, after: State, truth: State) -> dict[str, float]:
+    """Name -> |after - truth| / |truth - before|, of its worst tensor; what was not there before counts from zero."""
+    found = {}
+    for name, exact in truth.items():
+        exact, got = tensors(exact), tensors(after.get(name, []))
+        start = tensors(before[name]) if name in before else [torch.zeros_like(t) for t in exact]
+        if [t.shape for t in got] != [t.shape for t in exact]:
+            found[name] = float("inf")
+            continue
+        moved = ((g.detach().double() - s, t - s) for g, t, s in zip(got, exact, (s.double() for s in start), strict=True))
+        found[name] = max(relative_error(*pair) for pair in moved)
+    return found
+
+
+def update_verdict(found: dict[str, float], before: State, dtype: torch.dtype, eager: dict[str, float] | None = None) -> str:
+    """Empty when the gate is passed; ``eager`` selects the strict rule. Integers are exact, a 16-bit copy has its own dtype."""
+    for name, error in found.items():
+        kept = tensors(before[name])[0].dtype if name in before else dtype
+        limit = SAME_OBJECTIVE.get(kept, 0.0) if eager is None else 2.0 * min(eager[name], 1.0) + FLOOR.get(kept, 0.0)
+        if not error <= limit:
+            return f"{name} is {error:.1e} of its change from float64, over {limit:.1e}"
     return ""

@@ -4,19 +4,23 @@ Stages, each a process with its own limit, so that one that fails or hangs costs
 
     facts    driver, versions, rates of a large copy and a large matrix product
     build    python setup.py build_ext --inplace
-    bench    every work and shape against the peers that are importable, one process for each shape
+    bench    every work and shape against the peers that are importable, one process for each shape of a loss and for a group of
+             updates
     tests    pytest tests/gpu
     tune     the kernels' candidate configurations (``benchmarks.tune``)
     summary  predicted and measured times side by side, pictures
 
-DIR gets one result file for each work, summary.md, tune.json, pictures and log.txt; no more than eight files in all.
-The prediction beside each case is ``gpu_sweeps`` sweeps (3U for NT-Xent) at 790 TFLOP/s, made before the run.
+DIR gets summary.md, tune.json, log.txt and results.tar.gz: the result file of each work and the pictures, to be unpacked into
+benchmarks/results/<device>. The prediction beside each case, made before the run: ``gpu_sweeps`` sweeps (3U for NT-Xent) at
+790 TFLOP/s; of an update, its bytes at 4.3 TB/s.
 """
 
 import argparse
 import importlib.util
+import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,8 +37,11 @@ STAGES = ("facts", "build", "bench", "tests", "tune", "summary")
 LIMIT_S = {"facts": 40, "build": 110, "bench": 60, "tests": 180, "tune": 100, "summary": 30}
 #: (work, shape, dtype) beside each work's own bfloat16 shapes.
 EXTRA_CASES = (("nt_xent", (4096, 128), "float32"),)
-#: Seconds that the benchmark leaves for the stages after it.
+#: Updates that share a process: they are short, its start is not.
+GROUPS = (("ema", "ema_shadow", "queue_push", "moco_step"), ("lars", "larc", "adamw", "adamw_ema"))
+#: Seconds that the benchmark leaves for the stages after it, and seconds of turns for a case.
 RESERVE_S = 220
+BUDGET_S = {"loss": 3, "update": 1}
 
 _FACTS = """
 import json, statistics, torch
@@ -56,9 +63,14 @@ class Run:
     device: str = "cuda"
     quick: bool = False
     peers: tuple[str, ...] = ()
+    works: tuple[str, ...] = tuple(WORKS)
     total_s: float = TOTAL_S
     started: float = field(default_factory=time.monotonic)
     steps: list[tuple[str, str, float]] = field(default_factory=list)
+
+    @property
+    def results(self) -> Path:
+        return self.out / "results"
 
     def left_s(self) -> float:
         return self.total_s - (time.monotonic() - self.started)
@@ -102,32 +114,64 @@ def _build(run: Run) -> None:
     run.step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], LIMIT_S["build"])
 
 
-def _cases(run: Run) -> list[tuple[str, tuple, str]]:
-    """The first shape of every work, then the second of every work, and so on: what does not fit in the time is lost last."""
-    if run.device == "cpu":
-        return [(work.name, work.quick[0], "float32") for work in WORKS.values()]
-    if run.quick:
-        return [(work.name, work.quick[0], "bfloat16") for work in WORKS.values()]
-    rounds = zip_longest(*([(work.name, shape, "bfloat16") for shape in work.gpu] for work in WORKS.values()))
-    return [*EXTRA_CASES, *(case for turn in rounds for case in turn if case)]
+@dataclass(frozen=True)
+class Case:
+    """What one process measures: a shape of a loss, or several updates at their own shapes (``shape`` None)."""
+
+    works: tuple[str, ...]
+    shape: tuple | None
+    dtype: str
+
+    def __str__(self) -> str:
+        return " ".join((*self.works, *([shape_name(self.shape)] if self.shape else []), self.dtype))
+
+
+def _cases(run: Run) -> list[Case]:
+    """The first shape of every loss, the updates, the second of every loss, and so on: what does not fit is lost last."""
+    works = [work for name, work in WORKS.items() if name in run.works]
+    losses = [work for work in works if work.kind == "loss"]
+    groups = [tuple(name for name in group if name in run.works) for group in GROUPS]
+    updates = [Case(group, None, "bfloat16" if run.device == "cuda" else "float32") for group in groups if group]
+    if run.device == "cpu" or run.quick:
+        dtype = "float32" if run.device == "cpu" else "bfloat16"
+        return [*(Case((work.name,), work.quick[0], dtype) for work in losses), *updates]
+    rounds = zip_longest(*([Case((work.name,), shape, "bfloat16") for shape in work.gpu] for work in losses))
+    first, *others = [[case for case in turn if case] for turn in rounds] or [[]]
+    extra = [Case((work,), shape, dtype) for work, shape, dtype in EXTRA_CASES if work in run.works]
+    return [*extra, *first, *updates, *(case for turn in others for case in turn)]
+
+
+def _predictions(case: Case) -> str:
+    """Predicted times on an H200, a line for each shape."""
+    works = [WORKS[name] for name in case.works]
+    pairs = [(work, shape) for work in works for shape in ([case.shape] if case.shape else work.gpu)]
+    return "\n".join(f"predicted for an H200: {w.name} {shape_name(s)} {report.ms_text(w.predicted_ms(s))}" for w, s in pairs)
+
+
+def _command(run: Run, case: Case) -> list[str]:
+    command = [sys.executable, "-m", "fastssl.bench", *case.works, "--dtype", case.dtype]
+    command += ["--device", run.device, "--budget", str(BUDGET_S[WORKS[case.works[0]].kind]), "--out", str(run.results)]
+    if case.shape:
+        command += ["--shapes", shape_name(case.shape)]
+    elif run.quick or run.device == "cpu":
+        command += ["--quick"]
+    command += ["--graphs"] if run.device == "cuda" else ["--no-memory"]
+    return command
 
 
 def _bench(run: Run) -> None:
-    """A shape that fails with all peers is tried again with eager only: a peer may have broken the device context."""
-    for work, shape, dtype in _cases(run):
+    """A process that fails with all peers is tried again with eager only: a peer may have broken the device context."""
+    for case in _cases(run):
         if run.device == "cuda" and run.left_s() < min(RESERVE_S, run.total_s / 3):
-            run.steps.append((f"bench {work} {shape_name(shape)}", "left out: the time is for the tests", 0.0))
+            run.steps.append((f"bench {case}", "left out: the time is for the tests", 0.0))
             continue
-        name = f"bench {work} {shape_name(shape)} {dtype}"
         if run.device == "cuda":
-            run.say(f"predicted for an H200: {report.ms_text(WORKS[work].predicted_ms(shape, runner.H200_FLOP_PER_S))}")
-        command = [sys.executable, "-m", "fastssl.bench", work, "--shapes", shape_name(shape), "--dtype", dtype]
-        command += ["--device", run.device, "--budget", "3", "--out", str(run.out)]
-        command += ["--graphs"] if run.device == "cuda" else ["--no-memory"]
-        command += ["--peers", *run.peers] if run.peers else []
-        if not run.step(name, command, LIMIT_S["bench"]) and run.left_s() > 60:
-            again = [part for part in command if part not in run.peers and part != "--peers"]
-            run.step(name + ", eager only", [*again, "--peers", "eager"], LIMIT_S["bench"] / 2)
+            run.say(_predictions(case))
+        command = _command(run, case)
+        peers = ["--peers", *run.peers] if run.peers else []
+        limit_s = LIMIT_S["bench"] * (1 if case.shape else 2)
+        if not run.step(f"bench {case}", [*command, *peers], limit_s) and run.left_s() > 60:
+            run.step(f"bench {case}, eager only", [*command, "--peers", "eager"], LIMIT_S["bench"] / 2)
 
 
 def _tests(run: Run) -> None:
@@ -151,7 +195,7 @@ def comparison(found: dict) -> str:
     rows = []
     for case in found["cases"]:
         entries = {entry["implementation"]: entry for entry in case["entries"]}
-        ours, peers = entries[runner.OURS], [e for e in case["entries"] if "ms" in e and e["implementation"] != runner.OURS]
+        ours, peers = entries[runner.OURS], [e for e in case["entries"] if "ms" in e and e["implementation"] not in runner.OWN]
         best = min(peers, key=lambda e: e["ms"], default=None)
         predicted = case.get("predicted_ms")
         rows.append(
@@ -171,11 +215,26 @@ def comparison(found: dict) -> str:
 
 
 def _summary(run: Run) -> None:
-    results = [runner.read(path) for path in (run.out / f"{name}.json" for name in WORKS) if path.exists()]
+    results = [runner.read(path) for path in (run.results / f"{name}.json" for name in WORKS) if path.exists()]
     steps = report.markdown(("step", "result", "seconds"), [(name, state, f"{s:.1f}") for name, state, s in run.steps])
     parts = ["# GPU run", *(comparison(found) for found in results), *(report.work_report(found) for found in results), steps]
     (run.out / "summary.md").write_text("\n\n".join(parts) + "\n")
     run.say("\n\n".join([*parts[1 : 1 + len(results)], steps]))
+
+
+def _pack(run: Run) -> None:
+    """results/ -> results.tar.gz, for those who can take only a few files away."""
+    if run.results.is_dir():
+        with tarfile.open(run.out / "results.tar.gz", "w:gz") as archive:
+            archive.add(run.results, arcname=".")
+        shutil.rmtree(run.results)
+
+
+def _unpack(run: Run) -> None:
+    """What an earlier command left in the same DIR."""
+    if (run.out / "results.tar.gz").exists():
+        with tarfile.open(run.out / "results.tar.gz") as archive:
+            archive.extractall(run.results, filter="data")
 
 
 ACTIONS: dict[str, Callable[[Run], None]] = dict(zip(STAGES, (_facts, _build, _bench, _tests, _tune, _summary), strict=True))
@@ -190,10 +249,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal at tiny shapes")
     parser.add_argument("--quick", action="store_true", help="smallest shape of each work only")
     parser.add_argument("--peers", nargs="+", default=(), help="default: all that are importable")
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=tuple(WORKS), metavar="WORK", help=", ".join(WORKS))
     args = parser.parse_args(argv)
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(out, args.device, args.quick, tuple(args.peers), args.seconds)
+    run = Run(out, args.device, args.quick, tuple(args.peers), tuple(args.works), args.seconds)
+    _unpack(run)
     for stage in STAGES:
         if stage not in args.stages:
             continue
@@ -202,6 +263,7 @@ def main(argv: list[str]) -> int:
         except Exception as error:  # one stage must not lose the others
             run.say(f"=== {stage}: {type(error).__name__}: {error}")
             run.steps.append((stage, f"{type(error).__name__}: {error}", 0.0))
+    _pack(run)
     return int(any(state not in ("ok", "there is no tests/gpu") for _, state, _ in run.steps))
 
 

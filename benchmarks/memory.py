@@ -1,10 +1,10 @@
-"""Peak memory of one forward and backward above its inputs, gradients of the inputs included.
+"""Peak memory of one forward and backward above its inputs, gradients of the inputs included; of one step above its state.
 
 On a CPU: a fresh process for each case and implementation. After a small warm-up call (libraries loaded, code paged in), the
 kernel's high-water mark of resident memory is reset (/proc/self/clear_refs), the call runs once, and the rise is the result.
 The allocator is told to give freed memory back, so that nothing hides in its pools; buffers that a library grows and keeps
 count, and so do those of the matrix product library. A compiled implementation warms up at full size, or its compiler would
-be measured.
+be measured; so does an update, whose first step may make the rest of its state.
 
 On a GPU: ``torch.cuda.max_memory_allocated``, in the same process.
 
@@ -21,8 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-from benchmarks.gate import leaves, step
 
 ROOT = Path(__file__).resolve().parents[1]
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "2"}
@@ -75,15 +73,12 @@ def main(argv: list[str]) -> int:
     work = WORKS[argv[0]]
     shape, dtype, name = parse_shape(argv[1], work), getattr(torch, argv[2]), argv[3]
     call = implementation(name, work)
-    inputs = leaves(work.case.inputs(shape, dtype=dtype), constant=work.constant_inputs)
-    full = name != "fastssl" and load(name).needs_compile
-    small = (min(WARM_ROWS, shape[0]), *shape[1:])
-    warm = inputs if full else leaves(work.case.inputs(small, dtype=dtype), constant=work.constant_inputs)
-    step(call, warm)
-    for tensor in warm.values():
-        tensor.grad = None
-    del warm
-    print(json.dumps({"peak_mb": rise_mb(lambda: step(call, inputs))}))
+    turn = work.turn(call, shape, dtype)
+    if work.kind == "update" or (name != "fastssl" and load(name).needs_compile):
+        turn()
+    else:
+        work.turn(call, (min(WARM_ROWS, shape[0]), *shape[1:]), dtype)()
+    print(json.dumps({"peak_mb": rise_mb(turn)}))
     return 0
 
 

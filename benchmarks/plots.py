@@ -1,4 +1,5 @@
-"""Pictures made from result files: time against batch with the limit, and peak memory against batch; log axes.
+"""Pictures made from result files: time against batch with the limit, and peak memory against batch; log axes. Of an update: a bar
+for each implementation, and the limit.
 
     python -m benchmarks.plots [RESULT.json ...] [--out DIR]        every result file, beside itself, when none is named
 
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import runner
-from benchmarks.report import RESULTS
+from benchmarks.report import RESULTS, shape_text
 
 #: name -> (colour, marker); the same in every picture.
 STYLE = {
@@ -27,6 +28,7 @@ STYLE = {
     "liger": ("#999999", "*"),
     "open_clip": ("#882255", "d"),
     "siglip_kernel": ("#44AA99", "p"),
+    "moco_repository": ("#E69F00", "X"),
 }
 LABELS = {
     "compile": "torch.compile",
@@ -37,6 +39,11 @@ LABELS = {
     "cut_cross_entropy": "cut-cross-entropy",
     "liger": "Liger",
     "siglip_kernel": "siglip-kernel",
+    "loop": "a loop, as DINO's",
+    "moco_repository": "MoCo repository",
+    "averaged_model": "torch AveragedModel",
+    "fused": "torch fused",
+    "update_momentum": "fastssl, on modules",
 }
 
 
@@ -135,11 +142,7 @@ def _draw(axes, lines: dict[str, list[tuple[int, float]]]) -> list[tuple[str, fl
 
 
 def _picture(found: dict, cases: list[dict], path: Path) -> Path:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     d, dtype = cases[0]["shape"][-1], cases[0]["dtype"]
     batches = sorted({case["shape"][0] for case in cases})
     memory = series(cases, "peak_mb")
@@ -155,21 +158,65 @@ def _picture(found: dict, cases: list[dict], path: Path) -> Path:
     if memory:
         _frame(panels[0][1], batches, "peak memory above the inputs", "MB")
         _label_ends(panels[0][1], _draw(panels[0][1], memory))
-    machine, dates = found["machine"], sorted({case["date"][:10] for case in cases})
-    figure.suptitle(found["title"].partition(",")[0], x=0.012, ha="left", fontsize=13, fontweight="bold")
-    where = "" if "cuda" in machine else f", {machine['threads']} threads, {machine['isa']}"
-    note = f"{machine['name']}{where}, torch {machine['versions']['torch']}, {dates[-1]}"
-    figure.text(0.012, 0.012, note, fontsize=7.5, color="#666666")
+    _sign(figure, found, cases, found["title"].partition(",")[0])
     figure.tight_layout(rect=(0, 0.045, 1, 0.99), w_pad=2.0)
     figure.savefig(path)
     plt.close(figure)
     return path
 
 
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _sign(figure, found: dict, cases: list[dict], title: str) -> None:
+    """Title above, machine and date below."""
+    machine, dates = found["machine"], sorted({case["date"][:10] for case in cases})
+    figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold")
+    where = "" if "cuda" in machine else f", {machine['threads']} threads, {machine['isa']}"
+    note = f"{machine['name']}{where}, torch {machine['versions']['torch']}, {dates[-1]}"
+    figure.text(0.012, 0.012, note, fontsize=7.5, color="#666666")
+
+
+def _bars(found: dict, cases: list[dict], path: Path) -> Path:
+    """One panel for each case: a bar for each implementation, fastest on top, a line at the limit."""
+    plt = _pyplot()
+    bars = [sorted((e for e in case["entries"] if "ms" in e), key=lambda e: e["ms"]) for case in cases]
+    heights = [len(entries) + 1.2 for entries in bars]
+    figure, panels = plt.subplots(
+        len(cases), 1, figsize=(7.6, 1.0 + 0.32 * sum(heights)), dpi=150, squeeze=False, height_ratios=heights
+    )
+    for axes, case, entries in zip(panels[:, 0], cases, bars, strict=True):
+        names = [LABELS.get(e["implementation"], e["implementation"]) for e in entries]
+        colours = [STYLE.get(e["implementation"], ("#999999",))[0] for e in entries]
+        drawn = axes.barh(range(len(entries)), [e["ms"] for e in entries], color=colours, height=0.7)
+        axes.bar_label(drawn, [_amount(float(f"{e['ms']:.3g}"), "ms") for e in entries], padding=3, fontsize=8)
+        axes.axvline(case["limit_ms"], color="black", lw=1.2, ls=(0, (4, 3)), label="limit")
+        axes.set_yticks(range(len(entries)), names, fontsize=9)
+        axes.invert_yaxis()
+        axes.margins(x=0.14)
+        axes.set_title(f"{shape_text(case['shape'])}, {case['dtype']}; dashed: {case['limit_is']}", loc="left", fontsize=8.5)
+        axes.xaxis.set_major_formatter(lambda value, _: _amount(value, "ms"))
+        axes.spines[["top", "right"]].set_visible(False)
+    _sign(figure, found, cases, found["title"].partition(" (")[0])
+    figure.tight_layout(rect=(0, 0.03, 1, 0.99))
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
 def draw(found: dict, folder: Path) -> list[Path]:
-    """One picture for each width D and dtype that has at least two batch sizes; returns the files written."""
+    """Of a loss, one picture for each width D and dtype that has at least two batch sizes; of an update, one. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
+    if found.get("kind") == "update":
+        timed = [case for case in found["cases"] if any("ms" in entry for entry in case["entries"])]
+        return [_bars(found, timed, folder / f"{found['work']}.png")] if timed else []
     for (d, dtype), cases in groups(found).items():
         timed = [case for case in cases if any("ms" in entry for entry in case["entries"])]
         if len({case["shape"][0] for case in timed}) >= 2:

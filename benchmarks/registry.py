@@ -1,4 +1,6 @@
-"""What is measured: each work is a case of the shared table with the shapes, constants and targets of a benchmark.
+"""What is measured: each work is a case of the shared tables with the shapes, constants and targets of a benchmark.
+
+The losses stand here, the updates in ``updates.py``.
 
     U = 2 N M D FLOP, one sweep over all similarities.       NT-Xent over B pairs: N = M = 2B
     limit = time of ``case.flops(shape)`` in the machine's own matrix product of ``product(shape)``
@@ -8,80 +10,17 @@ CLIP: 4U, forward U and backward 3U where the matrix is made again (eager PyTorc
 one pass. SigLIP: 3U in one sweep.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 
 from benchmarks.gate import clip_truth, pair_truth, siglip_truth
+from benchmarks.updates import UPDATES
+from benchmarks.work import Shape, Target, Work, faster, parse_shape, shape_name
 from fastssl import functional
 from fastssl.testing import contrastive
 from fastssl.testing.cases import CASES, OpCase, moco_inputs, randn, sup_con_inputs
 
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a result should reach at one shape.
-
-    ``kind``: "times_faster" than ``peer`` (at least ``value``), "times_limit" (at most ``value`` times the limit),
-    "peak_mb" (at most), "runs" (forward and backward finish), "ms" (at most).
-    """
-
-    shape: Shape
-    kind: str
-    value: float
-    peer: str = ""
-    dtype: str = "float32"
-
-    def __str__(self) -> str:
-        return {
-            "times_faster": f">= {self.value:g}x {self.peer}",
-            "times_limit": f"<= {self.value:g}x the limit",
-            "peak_mb": f"<= {self.value:g} MB above the inputs",
-            "ms": f"<= {self.value:g} ms",
-            "runs": "forward and backward run",
-        }[self.kind]
-
-
-@dataclass(frozen=True)
-class Work:
-    """One row of the benchmark: a case, and how to measure it.
-
-    ``constants`` are keywords that every implementation gets; ``constant_inputs`` names inputs without gradient (a queue).
-    """
-
-    case: OpCase
-    title: str
-    axes: str
-    constants: dict[str, float]
-    shapes: tuple[Shape, ...]
-    rows: Callable[[Shape], int]
-    product: Callable[[Shape], tuple[int, int, int]]
-    quick: tuple[Shape, ...] = ()
-    scale: tuple[Shape, ...] = ()
-    gpu: tuple[Shape, ...] = ()
-    targets: tuple[Target, ...] = ()
-    gpu_targets: tuple[Target, ...] = ()
-    gpu_sweeps: float = 3.0
-    truth: Callable | None = None
-    constant_inputs: tuple[str, ...] = ()
-    largest: dict[str, int] = field(default_factory=lambda: {"cpu": 16384, "cuda": 65536})
-
-    @property
-    def name(self) -> str:
-        return self.case.name
-
-    def sweep_flops(self, shape: Shape) -> float:
-        """U in FLOP."""
-        n, m, d = self.product(shape)
-        return 2.0 * n * m * d
-
-    def predicted_ms(self, shape: Shape, flop_per_s: float) -> float:
-        """ms on a GPU that reaches ``flop_per_s`` in its matrix product: ``gpu_sweeps`` sweeps and no overhead."""
-        return 1e3 * self.gpu_sweeps * self.sweep_flops(shape) / flop_per_s
+__all__ = ["WORKS", "Target", "Work", "parse_shape", "shape_name"]
 
 
 # --- MoCo: queries and keys against a queue ---------------------------------------------------------- shape (N, K, D)
@@ -148,19 +87,15 @@ def _square(shape: Shape) -> tuple[int, int, int]:
     return shape[0], shape[0], shape[1]
 
 
-def _faster(shape: Shape, **times: float) -> tuple[Target, ...]:
-    return tuple(Target(shape, "times_faster", value, peer) for peer, value in times.items())
-
-
 _NT_XENT_TARGETS = (
-    *_faster((256, 128), lightly=3, compile=2),
-    *_faster((1024, 128), lightly=4.5, compile=2),
-    *_faster((4096, 128), lightly=12, eager=6.5, compile=2.8),
+    *faster((256, 128), lightly=3, compile=2),
+    *faster((1024, 128), lightly=4.5, compile=2),
+    *faster((4096, 128), lightly=12, eager=6.5, compile=2.8),
     Target((4096, 128), "times_limit", 1.15),
     Target((4096, 128), "peak_mb", 64),
-    *_faster((4096, 512), eager=2.8),
+    *faster((4096, 512), eager=2.8),
     Target((4096, 512), "times_limit", 1.15),
-    *_faster((8192, 128), eager=9),
+    *faster((8192, 128), eager=9),
     Target((65536, 64), "runs", 1),
 )
 
@@ -225,8 +160,8 @@ WORKS = {
             quick=((64, 4096, 128),),
             gpu=((256, 65536, 128), (1024, 65536, 128), (4096, 65536, 128)),
             targets=(
-                *_faster((256, 65536, 128), eager=4.5),
-                *_faster((1024, 65536, 128), eager=4.5),
+                *faster((256, 65536, 128), eager=4.5),
+                *faster((1024, 65536, 128), eager=4.5),
                 Target((1024, 65536, 128), "peak_mb", 16),
             ),
             gpu_targets=tuple(
@@ -246,7 +181,7 @@ WORKS = {
             product=_square,
             quick=((128, 128),),
             gpu=((4096, 512), (16384, 512), (65536, 768)),
-            targets=(*_faster((4096, 512), open_clip=2.5),),
+            targets=(*faster((4096, 512), open_clip=2.5),),
             gpu_targets=(Target((65536, 768), "ms", 45, dtype="bfloat16"), Target((65536, 768), "peak_mb", 1500, dtype="bfloat16")),
             gpu_sweeps=5.0,
             truth=clip_truth,
@@ -277,19 +212,4 @@ WORKS = {
             largest={"cpu": 8192, "cuda": 32768},
         ),
     )
-}
-
-
-def parse_shape(text: str, work: Work) -> Shape:
-    """Reads "4096x128" as (4096, 128)."""
-    try:
-        shape = tuple(int(part) for part in text.lower().split("x"))
-    except ValueError:
-        shape = ()
-    if len(shape) != len(work.shapes[0]) or min(shape, default=0) < 1:
-        raise ValueError(f"bench: shape must read like {'x'.join(map(str, work.shapes[0]))} ({work.axes}), got {text!r}")
-    return shape
-
-
-def shape_name(shape: Shape) -> str:
-    return "x".join(map(str, shape))
+} | UPDATES

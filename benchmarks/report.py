@@ -14,7 +14,10 @@ from benchmarks import runner
 
 RESULTS = Path(__file__).resolve().parent / "results"
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
-_COLUMNS = ("implementation", "ms (p20 to p80)", "times fastssl", "peak MB", "GFLOP/s", "of the limit", "gradient error", "note")
+_COLUMNS = ("implementation", "ms (p20 to p80)", "times fastssl", "peak MB", "{rate}", "of the limit", "{error} error", "note")
+#: What an entry holds -> the head of its column.
+_RATES = {"flop_per_s": "GFLOP/s", "bytes_per_s": "GB/s"}
+_ERRORS = {"grad_error": "gradient", "update_error": "update"}
 #: Statuses of an implementation that ran; the others are listed under the table.
 _TRIED = ("ok", "wrong", "failed", "out of memory")
 #: Peers of the README's table, with their column heads.
@@ -30,6 +33,12 @@ _README_PEERS = {
     "liger": "Liger",
     "inf_cl": "Inf-CL",
     "siglip_kernel": "siglip-kernel",
+    "loop": "a loop",
+    "moco_repository": "MoCo repository",
+    "timm": "timm",
+    "averaged_model": "torch AveragedModel",
+    "fused": "torch fused",
+    "update_momentum": "`update_momentum`",
 }
 
 
@@ -57,6 +66,10 @@ def shape_text(shape) -> str:
 
 def _note(entry: dict) -> str:
     parts = [] if entry["status"] == "ok" else [f"{entry['status']}: {entry['reason']}"]
+    if "launches" in entry:
+        parts.append(f"{entry['launches']} launch" + "es" * (entry["launches"] != 1))
+    if "host_ms" in entry:
+        parts.append(f"host {ms_text(entry['host_ms'])}")
     if "graph_ms" in entry:
         parts.append(f"CUDA graph {ms_text(entry['graph_ms'])}")
     if "graph_reason" in entry:
@@ -68,8 +81,7 @@ def _note(entry: dict) -> str:
 
 def entry_row(entry: dict) -> tuple[str, ...]:
     """Cells of one implementation; without a time, every cell of speed is empty."""
-    error = entry.get("grad_error")
-    error = "" if error is None else f"{error:.1e}"
+    error = next((f"{entry[name]:.1e}" for name in _ERRORS if name in entry), "")
     if "ms" not in entry:
         return (entry["implementation"], "", "", "", "", "", error, _note(entry))
     times = entry.get("times_ours")
@@ -78,11 +90,18 @@ def entry_row(entry: dict) -> tuple[str, ...]:
         f"{number(entry['ms'])} ({number(entry['p20'])} to {number(entry['p80'])})",
         "" if times is None else f"{times:.2f}x",
         number(entry.get("peak_mb")),
-        number(entry["flop_per_s"] / 1e9),
+        number(next(entry[name] for name in _RATES if name in entry) / 1e9),
         f"{number(100 * entry['share_of_limit'], 2)} %",
         error,
         _note(entry),
     )
+
+
+def columns(case: dict) -> tuple[str, ...]:
+    """Heads of the table of a case."""
+    held = {name for entry in case["entries"] for name in entry}
+    heads = [next((heads[name] for name in heads if name in held), "") for heads in (_RATES, _ERRORS)]
+    return tuple(head.format(rate=heads[0], error=heads[1]).strip() for head in _COLUMNS)
 
 
 def case_table(found: dict, case: dict) -> str:
@@ -96,7 +115,7 @@ def case_table(found: dict, case: dict) -> str:
         f"Limit {ms_text(case['limit_ms'])}: {case['limit_is']}. {measured}."
         + (f" Predicted for an H200: {ms_text(case['predicted_ms'])}." if "predicted_ms" in case else ""),
         "",
-        markdown(_COLUMNS, [entry_row(entry) for entry in case["entries"] if entry["status"] in _TRIED]),
+        markdown(columns(case), [entry_row(entry) for entry in case["entries"] if entry["status"] in _TRIED]),
     ]
     left_out = [entry for entry in case["entries"] if entry["status"] not in _TRIED]
     if left_out:
@@ -155,16 +174,23 @@ def all_results(folder: Path = RESULTS) -> dict[str, list[dict]]:
     return found
 
 
+_README_TEXT = {
+    "loss": "Forward + backward. A peer's column says how many times longer it takes than fastssl in the same run, in turns,"
+    " medians. Of the limit: the time of the least FLOPs in the machine's own matrix product, over our time."
+    " Peak memory is above the inputs. Every implementation first passed a comparison with float64.",
+    "update": "State updates in place, one step. Of the limit: the time in which the machine's memory moves the step's bytes (on a"
+    " CPU in a pass in place, on a GPU in a copy; MoCo: its matrix products), over our time. Peak memory is above the state.",
+}
+
+
 def readme_block(folder: Path = RESULTS) -> str:
-    """Everything between the markers."""
-    parts = [
-        "Forward + backward. A peer's column says how many times longer it takes than fastssl in the same run, in turns, medians."
-        " Of the limit: the time of the least FLOPs in the machine's own matrix product, over our time."
-        " Peak memory is above the inputs. Every implementation first passed a comparison with float64."
-    ]
-    for slug, results in all_results(folder).items():
+    """Everything between the markers: for each device the losses, then the updates."""
+    devices = all_results(folder)
+    kinds = {found.get("kind", "loss") for results in devices.values() for found in results}
+    parts = [text for kind, text in _README_TEXT.items() if kind in kinds]
+    for slug, results in devices.items():
         parts.append(f"**{machine_line(results[0]['machine'])}** Full tables: `benchmarks/results/{slug}/`.")
-        for found in results:
+        for found in sorted(results, key=lambda found: found.get("kind", "loss")):
             dates = sorted({case["date"][:10] for case in found["cases"]})
             commits = sorted({case["commit"] for case in found["cases"]})
             parts.append(f"{found['title']} ({', '.join(dates)}, commit {', '.join(commits)}):\n\n{readme_table(found)}")

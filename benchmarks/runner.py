@@ -4,23 +4,22 @@ An entry's ``status``: "ok"; "wrong" (gate), "other objective", "absent", "too l
 a time.
 """
 
-import gc
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks import gate, machine, memory, timing
+from benchmarks import machine, memory, timing
 from benchmarks.peers import NAMES, implementation, load
-from benchmarks.registry import Target, Work
+from benchmarks.prepared import Prepared, prepare, release
+from benchmarks.work import Target, Update, Work, shape_name
 
 SCHEMA = 1
 OURS = "fastssl"
-#: FLOP/s of the bfloat16 matrix product of an 8192 cube on an H200; predictions for GPUs are made with it.
-H200_FLOP_PER_S = 790e12
+#: Our implementations; the others are peers.
+OWN = (OURS, "update_momentum")
 
 
 @dataclass(frozen=True)
@@ -37,25 +36,6 @@ class Options:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """One work at one shape, ready for the gate; ``eager`` holds the errors of eager PyTorch in the same dtype."""
-
-    work: Work
-    shape: tuple[int, ...]
-    device: str
-    inputs: dict[str, torch.Tensor]
-    truth: gate.Truth
-    eager: gate.Errors
-
-
-def prepare(work: Work, shape, options: Options) -> Prepared:
-    given = work.case.inputs(shape, dtype=options.dtype, device=options.device, seed=options.seed)
-    inputs = gate.leaves(given, constant=work.constant_inputs)
-    truth = gate.truth_of(work, shape, inputs)
-    return Prepared(work, shape, options.device, inputs, truth, _eager_errors(work, shape, inputs, truth, options.device))
-
-
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -67,27 +47,8 @@ def _failure(error: Exception) -> dict:
     return {"status": "failed", "reason": f"{type(error).__name__}: {first[0][:160]}"}
 
 
-def _release(device: str) -> None:
-    """Hands cached device memory back, after an implementation did not fit."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _eager_errors(work: Work, shape, inputs, truth, device: str) -> gate.Errors:
-    """Errors of eager PyTorch in the case's dtype, the yardstick of the strict rule; zero where eager does not fit."""
-    if load("eager").unfit(work, shape, device)[0]:
-        return gate.Errors(0.0, 0.0)
-    try:
-        return gate.errors(partial(work.case.eager, **work.constants), inputs, truth)
-    except torch.OutOfMemoryError:
-        pass
-    _release(device)
-    return gate.Errors(0.0, 0.0)
-
-
-def admit(prepared: Prepared, name: str, build=implementation) -> tuple[dict, Callable | None]:
-    """(entry, call): the entry without a time, and the call if it may be timed."""
+def admit(prepared: Prepared, name: str, build=implementation) -> tuple[dict, Callable[[], object] | None]:
+    """(entry, turn): the entry without a time, and the turn if it may be timed."""
     entry: dict = {"implementation": name}
     if name != OURS:
         status, reason = load(name).unfit(prepared.work, prepared.shape, prepared.device)
@@ -95,49 +56,68 @@ def admit(prepared: Prepared, name: str, build=implementation) -> tuple[dict, Ca
             return entry | {"status": status, "reason": reason}, None
         entry["version"] = load(name).version()
     try:
-        call = build(name, prepared.work)
-        found = gate.errors(call, prepared.inputs, prepared.truth)
+        errors, wrong, turn = prepared.try_out(build(name, prepared.work), strict=name == OURS)
     except Exception as error:  # a peer's own code: its failure is its result
         entry |= _failure(error)
-        call = None
-    if call is None:
-        _release(prepared.device)
+        turn = None
+    if turn is None:
+        release(prepared.device)
         return entry, None
-    entry |= {"loss_error": found.loss, "grad_error": found.grad}
-    dtype = next(iter(prepared.inputs.values())).dtype
-    if wrong := gate.verdict(found, dtype, prepared.eager if name == OURS else None):
-        return entry | {"status": "wrong", "reason": wrong}, None
-    return entry | {"status": "ok"}, call
+    entry |= errors
+    return (entry | {"status": "wrong", "reason": wrong}, None) if wrong else (entry | {"status": "ok"}, turn)
 
 
-def _limit(work: Work, shape, options: Options) -> tuple[Callable | None, Callable[[float], float], str]:
+Limit = tuple[Callable | None, Callable[[float], float], str]
+
+
+def _limit(prepared: Prepared) -> Limit:
     """(call to time in turns or None, ms of the call -> ms of the limit, what the limit is)."""
+    work, shape, device = prepared.work, prepared.shape, prepared.device
+    if work.product is None:
+        return _memory_limit(work.case.bytes(shape, prepared.dtype.itemsize), device)
     flops = work.case.flops(shape)
-    if options.device == "cuda":
-        rate = timing.gpu_product_rate(options.dtype)
+    if device == "cuda":
+        rate = timing.gpu_product_rate(prepared.dtype)
         return None, lambda _: 1e3 * flops / rate, f"{rate / 1e12:.0f} TFLOP/s, an 8192 cube matrix product in this run"
-    call, factor = timing.product_call(work.product(shape), options.dtype)
+    call, factor = timing.product_call(work.product(shape), prepared.dtype)
     scale = factor * flops / work.sweep_flops(shape)
     return call, lambda ms: scale * ms, f"{flops / work.sweep_flops(shape):g}U in torch.mm of this shape, in this run"
 
 
-def _times(calls: dict[str, Callable], inputs, options: Options, product: Callable | None) -> dict[str, timing.Timing]:
-    turns: dict[str, Callable] = {name: partial(gate.step, call, inputs) for name, call in calls.items()}
-    if product is not None:
-        turns["limit"] = product
-    return timing.take_turns(turns, options.device, options.budget_s, options.rounds)
+def _memory_limit(moved: float, device: str) -> Limit:
+    amount = f"{moved / 1e9:.3g} GB" if moved >= 1e9 else f"{moved / 1e6:.3g} MB"
+    if device == "cuda":
+        rate = timing.gpu_memory_rate()
+        return None, lambda _: 1e3 * moved / rate, f"{amount} at {rate / 1e12:.2f} TB/s, a large copy in this run"
+    call, factor = timing.memory_call(moved)
+    return call, lambda ms: factor * ms, f"{amount} read and written in place in this run"
 
 
-def _fill(entry: dict, time: timing.Timing, flops: float, limit_ms: float) -> None:
-    entry |= {"ms": time.ms, "p20": time.p20, "p80": time.p80, "rounds": time.rounds}
-    entry |= {"flop_per_s": flops / (time.ms * 1e-3), "share_of_limit": limit_ms / time.ms}
+def _fill(entry: dict, time: timing.Timing, prepared: Prepared, limit_ms: float) -> None:
+    entry |= {"ms": time.ms, "p20": time.p20, "p80": time.p80, "rounds": time.rounds, "share_of_limit": limit_ms / time.ms}
+    case = prepared.work.case
+    if prepared.work.product is None:
+        entry["bytes_per_s"] = case.bytes(prepared.shape, prepared.dtype.itemsize) / (time.ms * 1e-3)
+    else:
+        entry["flop_per_s"] = case.flops(prepared.shape) / (time.ms * 1e-3)
 
 
-def _graph_times(entries, calls, inputs, options: Options) -> None:
-    """Adds ``graph_ms`` (replay of a CUDA graph of forward and backward) or ``graph_reason`` to the entries, in turns."""
+def _launches(entries, turns) -> None:
+    """Adds what the host does for one step: its time, and how much it starts on the GPU."""
+    for name, turn in turns.items():
+        entries[name]["host_ms"] = timing.host_ms(turn, torch.cuda.synchronize)
+        count, reason = timing.gpu_launches(turn)
+        entries[name] |= {"launches_reason": reason} if count is None else {"launches": count}
+
+
+def _graph_times(entries, turns, prepared: Prepared, options: Options) -> None:
+    """Adds ``graph_ms`` (replay of a CUDA graph of a turn) or ``graph_reason`` to the entries, in turns."""
     replays = {}
-    for name, call in calls.items():
-        replay, reason = timing.capture_graph(partial(gate.step, call, inputs))
+    for name, turn in turns.items():
+        if prepared.moves_memory(turn):
+            entries[name]["graph_reason"] = "puts its result into new memory, which a replay would not follow"
+            continue
+        replay, reason = timing.capture_graph(turn)
         if replay is None:
             entries[name]["graph_reason"] = reason
         else:
@@ -150,15 +130,13 @@ def _graph_times(entries, calls, inputs, options: Options) -> None:
             entries[name]["graph_reason"] = _failure(error)["reason"]
 
 
-def _memories(work: Work, shape, entries, calls, inputs, options: Options, say) -> None:
-    for name, call in calls.items():
-        if options.device == "cuda":
-            for tensor in inputs.values():
-                tensor.grad = None
-            peak, reason = memory.cuda_rise_mb(partial(gate.step, call, inputs)), ""
+def _memories(entries, turns, prepared: Prepared, say) -> None:
+    for name, turn in turns.items():
+        if prepared.device == "cuda":
+            peak, reason = memory.cuda_rise_mb(turn), ""
         else:
             say(f"  memory of {name}")
-            peak, reason = memory.measure(work, shape, options.dtype, name)
+            peak, reason = memory.measure(prepared.work, prepared.shape, prepared.dtype, name)
         entries[name] |= {"peak_mb": peak} if reason == "" else {"peak_reason": reason}
 
 
@@ -166,75 +144,79 @@ def judge(target: Target, entries: dict[str, dict], limit_ms: float | None) -> d
     """{"target", "got", "met"}; "got" is text, "met" None where it could not be decided."""
     ours = entries.get(OURS, {})
     got: float | None = None
-    if target.kind == "times_faster":
+    faster = target.kind in ("times_faster", "not_slower")
+    if faster:
         peer = entries.get(target.peer, {})
         got = peer["ms"] / ours["ms"] if "ms" in peer and "ms" in ours else None
     elif target.kind == "times_limit" and limit_ms and "ms" in ours:
         got = ours["ms"] / limit_ms
-    elif target.kind in ("ms", "peak_mb"):
+    elif target.kind in ("ms", "peak_mb", "launches"):
         got = ours.get(target.kind)
     elif target.kind == "runs" and ours:
         got = float(ours["status"] == "ok")
-    met = None if got is None else got >= target.value if target.kind in ("times_faster", "runs") else got <= target.value
+    met = None if got is None else got >= target.value if faster or target.kind == "runs" else got <= target.value
     shown = "not measured" if got is None else ("yes" if got else "no") if target.kind == "runs" else f"{got:.3g}"
     return {"target": str(target), "got": shown, "met": met}
 
 
-def run_case(work: Work, shape, options: Options, say=_say, build=implementation) -> dict:
+def run_case(work: Work | Update, shape, options: Options, say=_say, build=implementation) -> dict:
     """Measures every implementation of ``work`` at ``shape``; see the module."""
     torch._dynamo.reset()
     stamp = machine.run_stamp()
-    say(f"{work.name} {'x'.join(map(str, shape))} {str(options.dtype)[6:]}: gate")
+    say(f"{work.name} {shape_name(shape)} {str(work.dtype(options.dtype))[6:]}: gate")
     prepared = prepare(work, shape, options)
-    inputs = prepared.inputs
-    entries, calls = {}, {}
-    for name in (OURS, *options.peers):
-        entries[name], call = admit(prepared, name, build)
-        if call is not None:
-            calls[name] = call
-    product, to_limit_ms, limit_is = _limit(work, shape, options)
-    say(f"  turns of {', '.join(calls)}")
-    times = _times(calls, inputs, options, product)
-    limit_ms = to_limit_ms(times["limit"].ms if product is not None else 0.0)
-    flops = work.case.flops(shape)
-    for name in calls:
-        _fill(entries[name], times[name], flops, limit_ms)
+    entries, turns = {}, {}
+    for name in (OURS, *(peer for peer in options.peers if load(peer).concerns(work))):
+        entries[name], turn = admit(prepared, name, build)
+        if turn is not None:
+            turns[name] = turn
+    limit_call, to_limit_ms, limit_is = _limit(prepared)
+    say(f"  turns of {', '.join(turns)}")
+    timed = turns | ({"limit": limit_call} if limit_call else {})
+    times = timing.take_turns(timed, options.device, options.budget_s, options.rounds)
+    limit_ms = to_limit_ms(times["limit"].ms if limit_call else 0.0)
+    for name in turns:
+        _fill(entries[name], times[name], prepared, limit_ms)
     if options.memory:
-        _memories(work, shape, entries, calls, inputs, options, say)
+        _memories(entries, turns, prepared, say)
+    if options.device == "cuda" and work.kind == "update":
+        _launches(entries, turns)
     if options.device == "cuda" and options.graphs:
-        _graph_times(entries, calls, inputs, options)
-    if OURS in calls:
+        _graph_times(entries, turns, prepared, options)
+    if OURS in turns:
         for entry in entries.values():
             if "ms" in entry:
                 entry["times_ours"] = entry["ms"] / entries[OURS]["ms"]
-    return _case_json(work, shape, options, stamp, entries, limit_ms, limit_is)
+    return _case_json(prepared, stamp, entries, limit_ms, limit_is)
 
 
-def _case_json(work: Work, shape, options: Options, stamp, entries, limit_ms, limit_is) -> dict:
-    dtype = str(options.dtype)[6:]
-    targets = work.gpu_targets if options.device == "cuda" else work.targets
+def _case_json(prepared: Prepared, stamp, entries, limit_ms, limit_is) -> dict:
+    work, shape = prepared.work, prepared.shape
+    dtype = str(prepared.dtype)[6:]
+    targets = work.gpu_targets if prepared.device == "cuda" else work.targets
     case = {
         "shape": list(shape),
         "rows": work.rows(shape),
         "dtype": dtype,
         **stamp,
         "flops": work.case.flops(shape),
-        "bytes": work.case.bytes(shape, options.dtype.itemsize),
+        "bytes": work.case.bytes(shape, prepared.dtype.itemsize),
         "limit_ms": limit_ms,
         "limit_is": limit_is,
         "entries": list(entries.values()),
         "targets": [judge(t, entries, limit_ms) for t in targets if t.shape == tuple(shape) and t.dtype == dtype],
     }
-    if options.device == "cuda":
-        case["predicted_ms"] = work.predicted_ms(shape, H200_FLOP_PER_S)
+    if prepared.device == "cuda":
+        case["predicted_ms"] = work.predicted_ms(shape)
     return case
 
 
-def result(work: Work, device: str, cases: list[dict]) -> dict:
+def result(work: Work | Update, device: str, cases: list[dict]) -> dict:
     """The content of one result file."""
     return {
         "schema": SCHEMA,
         "work": work.name,
+        "kind": work.kind,
         "title": work.title,
         "axes": work.axes,
         "constants": work.constants,

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 
-from benchmarks import gate, runner
+from benchmarks import runner
 from benchmarks.peers import NAMES
 from benchmarks.registry import WORKS, shape_name
 
@@ -31,15 +31,15 @@ def _prepared(shape):
 def test_nt_xent(benchmark, shape, name):
     torch._dynamo.reset()
     prepared = _prepared(shape)
-    entry, call = runner.admit(prepared, name)
+    entry, step = runner.admit(prepared, name)
     if entry["status"] in ("absent", "other objective", "too large"):
         pytest.skip(f"{name}: {entry['status']}: {entry['reason']}")
-    assert call is not None, f"{name}: {entry['status']}: {entry['reason']}"
+    assert step is not None, f"{name}: {entry['status']}: {entry['reason']}"
     benchmark.group = f"NT-Xent, forward + backward, {shape_name(shape)} ({WORK.axes})"
     benchmark.extra_info |= {"grad_error": entry["grad_error"], "limit_flops": WORK.case.flops(shape)}
 
     def turn():
-        gate.step(call, prepared.inputs)
+        step()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 

@@ -17,6 +17,8 @@ GPU_TURN_MS = 2.0
 MAX_TURNS = 200
 #: Elements of the matrix product's output on a CPU: larger products are timed on a slab of rows and scaled.
 _PRODUCT_ELEMENTS = 1 << 26
+#: Bytes of the buffer whose passes give the memory rate of a CPU: larger amounts are scaled.
+_PASS_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,54 @@ def product_call(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Calla
     call = lambda: torch.mm(x, y.T, out=out)  # noqa: E731
     call()
     return call, n / slab
+
+
+def memory_call(moved: float) -> tuple[Callable[[], object], float]:
+    """(call, factor): factor times the call's ms is the time in which a CPU reads and writes ``moved`` bytes in all.
+
+    One pass in place over a buffer, as an update does: a copy would first fetch the lines that it overwrites, uncounted.
+    """
+    buffer = torch.ones(max(1, round(min(moved / 2, _PASS_BYTES) / 4)), dtype=torch.float32)
+    call = lambda: buffer.neg_()  # noqa: E731
+    call()
+    return call, moved / (2 * buffer.nbytes)
+
+
+def gpu_memory_rate(size: int = 1 << 29, rounds: int = 9) -> float:
+    """Bytes/s, read and written, of a copy between two buffers of ``size`` float32 numbers."""
+    source = torch.randn(size, device="cuda")
+    out = torch.empty_like(source)
+    call = lambda: out.copy_(source)  # noqa: E731
+    call()
+    ms = statistics.median(once_ms(call, "cuda", 3) for _ in range(rounds))
+    return 2.0 * source.nbytes / (ms * 1e-3)
+
+
+def host_ms(call: Callable[[], object], synchronize: Callable[[], object], rounds: int = 15) -> float:
+    """ms until the call returns to the host, which does not wait for the device; the device is idle before each."""
+    samples = []
+    for _ in range(rounds):
+        synchronize()
+        start = time.perf_counter()
+        call()
+        samples.append(1e3 * (time.perf_counter() - start))
+    synchronize()
+    return statistics.median(samples)
+
+
+def gpu_launches(call: Callable[[], object]) -> tuple[int | None, str]:
+    """(kernels, copies and fills that one call starts on the GPU, "") or (None, reason)."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            call()
+            torch.cuda.synchronize()
+        events = [e for e in found.events() if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
+    except RuntimeError as error:
+        return None, str(error).partition("\n")[0][:120]
+    return (len(events), "") if events else (None, "the profiler saw nothing on the device")
 
 
 def gpu_product_rate(dtype: torch.dtype, size: int = 8192, rounds: int = 9) -> float:

@@ -47,7 +47,7 @@ def _list(registry, peers) -> None:
         peer = peers.load(name)
         reason = peer.absent()
         state = f"absent: {reason}" if reason else f"{peer.version()}, {' and '.join(peer.devices)}"
-        print(f"  {name:26}{', '.join(peer.forms).replace('*', 'every work'):26}{state}")
+        print(f"  {name:26}{', '.join(peer.forms)}  ({state})")
 
 
 def _options(args, runner, peers):

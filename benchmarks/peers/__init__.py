@@ -1,7 +1,9 @@
 """One adaptor for each library: which works it can do, how it is called, and where it must not be tried.
 
 An adaptor module has one ``PEER``. It imports its library only inside ``forms``' builders, so an absent library is a row with
-a reason. A form takes the work's constants and returns ``call(**inputs) -> loss`` with the objective of ``case.eager``.
+a reason. A form takes the work's constants and returns ``call(**inputs) -> loss`` with the objective of ``case.eager``; the form
+of an update returns ``bind(state) -> step``, where a step changes the state as that of ``case.eager`` does. ``bind`` may put views
+of the library's own memory into the state.
 """
 
 import importlib
@@ -28,12 +30,20 @@ NAMES = (
     "cut_cross_entropy",
     "liger",
     "siglip_kernel",
+    "loop",
+    "moco_repository",
+    "timm",
+    "averaged_model",
+    "fused",
+    "update_momentum",
 )
+#: Keys of ``forms`` for works of a kind: the form gets the work itself.
+EVERY_LOSS, EVERY_UPDATE = "every loss", "every update"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """``forms[work](constants) -> call``; "*" serves every work and gets the work itself as second argument.
+    """``forms[work](constants) -> call``, or ``forms[EVERY_LOSS](work) -> call``.
 
     ``differs[work]``: why this library has no equal objective for the work. ``max_rows[device]``: rows N above which it is
     not tried, for memory or time. ``distribution`` and ``module``: what pip and import call it; None: part of torch.
@@ -57,11 +67,22 @@ class Peer:
             return ""
         return f"{self.distribution} is not installed"
 
+    def form(self, work) -> Callable | None:
+        """() -> call of the work, or None where this library has none."""
+        if work.name in self.forms:
+            return partial(self.forms[work.name], **work.constants)
+        every = f"every {work.kind}"
+        return partial(self.forms[every], work) if every in self.forms else None
+
+    def concerns(self, work) -> bool:
+        """Whether a comparison of the work names this library at all."""
+        return work.name in self.differs or self.form(work) is not None
+
     def unfit(self, work, shape, device: str) -> tuple[str, str]:
         """(status, reason) where the work is not tried: "absent", "other objective" or "too large"; ("", "") where it is."""
         if work.name in self.differs:
             return "other objective", self.differs[work.name]
-        if work.name not in self.forms and "*" not in self.forms:
+        if self.form(work) is None:
             return "other objective", f"has no {work.name}"
         if device not in self.devices:
             return "absent", f"runs on {' and '.join(self.devices)} only"
@@ -73,9 +94,7 @@ class Peer:
         return "", ""
 
     def build(self, work) -> Callable:
-        if work.name in self.forms:
-            return self.forms[work.name](**work.constants)
-        return self.forms["*"](work)
+        return self.form(work)()
 
 
 def load(name: str) -> Peer:
@@ -107,5 +126,5 @@ def ready_torchvision() -> str:
 
 
 def implementation(name: str, work) -> Callable:
-    """``call(**inputs) -> loss`` of "fastssl" or of a peer, the work's constants bound."""
+    """``call(**inputs) -> loss`` or ``bind(state) -> step`` of "fastssl" or of a peer, the work's constants bound."""
     return partial(work.case.ours, **work.constants) if name == "fastssl" else load(name).build(work)

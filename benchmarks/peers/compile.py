@@ -1,14 +1,27 @@
-"""``torch.compile`` of the eager form, one graph, static shapes; the caller resets Dynamo between shapes."""
+"""``torch.compile`` of the eager form, one graph, static shapes; the caller resets Dynamo between shapes.
+
+MoCo's step: the MoCo repository's loss, compiled, and its enqueue after the backward. The compiler drops the copy of the queue,
+so that a push before the backward changes the gradient without a word (torch 2.13).
+"""
 
 from functools import partial
 
 import torch
 
-from . import Peer
+from . import EVERY_LOSS, Peer
+from .moco_repository import loss, moco
+
+
+def _compiled(call):
+    return torch.compile(call, fullgraph=True, dynamic=False)
+
 
 PEER = Peer(
     "compile",
-    {"*": lambda work: torch.compile(partial(work.case.eager, **work.constants), fullgraph=True, dynamic=False)},
+    {
+        EVERY_LOSS: lambda work: _compiled(partial(work.case.eager, **work.constants)),
+        "moco_step": lambda temperature: moco(_compiled(loss), early=False)(temperature),
+    },
     max_rows={"cpu": 16384},
     needs_compile=True,
 )

@@ -1,11 +1,11 @@
-"""The loss as a careful user writes it in PyTorch; the (N, N) matrix is stored several times."""
+"""The loss or the update as a careful user writes it in PyTorch; the (N, N) matrix of a loss is stored several times."""
 
 from functools import partial
 
-from . import Peer
+from . import EVERY_LOSS, EVERY_UPDATE, Peer
 
 PEER = Peer(
     "eager",
-    {"*": lambda work: partial(work.case.eager, **work.constants)},
+    dict.fromkeys((EVERY_LOSS, EVERY_UPDATE), lambda work: partial(work.case.eager, **work.constants)),
     max_rows={"cpu": 16384},
 )

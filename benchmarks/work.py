@@ -1,0 +1,172 @@
+"""The two kinds of works: a loss, timed forward and backward, and an update, a step that changes its state in place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from benchmarks import gate
+from fastssl.testing.cases import OpCase
+from fastssl.testing.updates import MODELS, State, Step, UpdateCase, copied
+
+#: Sizes, or the name of a model.
+Shape = tuple[int | str, ...]
+#: Rates of an H200, measured: the bfloat16 product of an 8192 cube, and a large copy, bytes read and written.
+H200_FLOP_PER_S, H200_BYTES_PER_S = 790e12, 4.3e12
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a result should reach at one shape.
+
+    ``kind``: "times_faster" than ``peer`` (at least ``value``), "not_slower" than ``peer`` (the same, ``value`` a little under 1:
+    the spread of a run), "times_limit" (at most ``value`` times the limit), "peak_mb", "ms" and "launches" (at most), "runs".
+    """
+
+    shape: Shape
+    kind: str
+    value: float
+    peer: str = ""
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        return {
+            "times_faster": f">= {self.value:g}x {self.peer}",
+            "not_slower": f"not slower than {self.peer}, within the spread of a run (>= {self.value:g}x)",
+            "times_limit": f"<= {self.value:g}x the limit",
+            "peak_mb": f"<= {self.value:g} MB above the inputs",
+            "ms": f"<= {self.value:g} ms",
+            "launches": f"<= {self.value:g} launches",
+            "runs": "forward and backward run",
+        }[self.kind]
+
+
+def faster(shape: Shape, **times: float) -> tuple[Target, ...]:
+    return tuple(Target(shape, "times_faster", value, peer) for peer, value in times.items())
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row of the benchmark: a loss, and how to measure it.
+
+    ``constants`` are keywords that every implementation gets; ``constant_inputs`` names inputs without gradient (a queue).
+    """
+
+    case: OpCase
+    title: str
+    axes: str
+    constants: dict[str, float]
+    shapes: tuple[Shape, ...]
+    rows: Callable[[Shape], int]
+    product: Callable[[Shape], tuple[int, int, int]]
+    quick: tuple[Shape, ...] = ()
+    scale: tuple[Shape, ...] = ()
+    gpu: tuple[Shape, ...] = ()
+    targets: tuple[Target, ...] = ()
+    gpu_targets: tuple[Target, ...] = ()
+    gpu_sweeps: float = 3.0
+    truth: Callable | None = None
+    constant_inputs: tuple[str, ...] = ()
+    largest: dict[str, int] = field(default_factory=lambda: {"cpu": 16384, "cuda": 65536})
+    kind = "loss"
+
+    @property
+    def name(self) -> str:
+        return self.case.name
+
+    def dtype(self, wanted: torch.dtype) -> torch.dtype:
+        """What it is measured in."""
+        return wanted
+
+    def sweep_flops(self, shape: Shape) -> float:
+        """U in FLOP."""
+        n, m, d = self.product(shape)
+        return 2.0 * n * m * d
+
+    def predicted_ms(self, shape: Shape) -> float:
+        """ms on an H200: ``gpu_sweeps`` sweeps at the rate of its matrix product, no overhead."""
+        return 1e3 * self.gpu_sweeps * self.sweep_flops(shape) / H200_FLOP_PER_S
+
+    def turn(self, call: Callable, shape: Shape, dtype: torch.dtype) -> Callable[[], object]:
+        """One forward and backward of an implementation on inputs of its own, on the CPU."""
+        return partial(gate.turn, call, gate.leaves(self.case.inputs(shape, dtype=dtype), constant=self.constant_inputs))
+
+
+@dataclass(frozen=True)
+class Update:
+    """One row of the benchmark: a step that changes tensors in place, and how to measure it.
+
+    Its limit is ``case.bytes`` at the rate of this machine's memory, or, where it has a ``product``, ``case.flops`` at the rate of
+    that matrix product, as for losses. Measured in ``dtypes`` only, the first where another is asked for.
+    """
+
+    case: UpdateCase
+    title: str
+    axes: str
+    constants: dict[str, float]
+    shapes: tuple[Shape, ...]
+    quick: tuple[Shape, ...]
+    gpu: tuple[Shape, ...]
+    targets: tuple[Target, ...] = ()
+    gpu_targets: tuple[Target, ...] = ()
+    product: Callable[[Shape], tuple[int, int, int]] | None = None
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    scale: tuple[Shape, ...] = ()
+    kind = "update"
+
+    @property
+    def name(self) -> str:
+        return self.case.name
+
+    def dtype(self, wanted: torch.dtype) -> torch.dtype:
+        """What it is measured in."""
+        return wanted if wanted in self.dtypes else self.dtypes[0]
+
+    def rows(self, shape: Shape) -> int:
+        """Keys, or tensors of the model."""
+        return len(MODELS[shape[0]]) if shape[0] in MODELS else shape[0]
+
+    def sweep_flops(self, shape: Shape) -> float:
+        n, m, d = self.product(shape)
+        return 2.0 * n * m * d
+
+    def predicted_ms(self, shape: Shape) -> float:
+        """ms on an H200: the bytes at the rate of its memory, and the FLOPs at that of its matrix product."""
+        moved = self.case.bytes(shape, self.dtype(torch.bfloat16).itemsize)
+        return 1e3 * max(moved / H200_BYTES_PER_S, self.case.flops(shape) / H200_FLOP_PER_S)
+
+    def own(self, state: State) -> State:
+        """The state of one implementation: copies of what its steps may change, the rest shared."""
+        return copied(state, state.keys() - set(self.case.shared))
+
+    def run(self, bind: Callable[[State], Step], state: State) -> Step:
+        """The step of an implementation, after it was run as often as it takes to compare it."""
+        step = bind(state)
+        for _ in range(self.case.steps):
+            step()
+        return step
+
+    def turn(self, bind: Callable[[State], Step], shape: Shape, dtype: torch.dtype) -> Step:
+        """One step of an implementation on a state of its own, on the CPU."""
+        return bind(self.case.state(shape, dtype=dtype))
+
+
+def shape_name(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def parse_shape(text: str, work: Work | Update) -> Shape:
+    """Reads "4096x128" as (4096, 128), and "resnet50" as ("resnet50",) where the shape is a model."""
+    like = work.shapes[0]
+    if like[0] in MODELS:
+        if text not in MODELS:
+            raise ValueError(f"bench: model must be one of {', '.join(MODELS)}, got {text!r}")
+        return (text,)
+    try:
+        shape = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        shape = ()
+    if len(shape) != len(like) or min(shape, default=0) < 1:
+        raise ValueError(f"bench: shape must read like {shape_name(like)} ({work.axes}), got {text!r}")
+    return shape

@@ -1,0 +1,254 @@
+"""The benchmarks of the updates: their gate, peers, bytes, memory, results; rehearsals at tiny sizes."""
+
+import os
+import tarfile
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import gpu, memory, peers, plots, report, runner, timing
+from benchmarks.registry import WORKS, Target, parse_shape
+from fastssl import bench
+from fastssl.testing.updates import MODELS, as_module, copied, elements
+
+EMA, QUEUE, MOCO = WORKS["ema"], WORKS["queue_push"], WORKS["moco_step"]
+UPDATES = [work for work in WORKS.values() if work.kind == "update"]
+FAST = runner.Options(peers=("eager",), rounds=3, budget_s=0.1, memory=False)
+QUIET = lambda text: None  # noqa: E731
+needs_proc = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("resnet50",) * 2, ("vit_b16", "vit_base_patch16_224"), ("vit_l16", "vit_large_patch16_224")]
+)
+def test_models_have_the_parameters_of_timms(model, name):
+    if reason := peers.load("timm").absent():
+        pytest.skip(reason)
+    peers.ready_torchvision()
+    from timm import create_model
+
+    with torch.device("meta"):
+        expected = [(n, tuple(p.shape)) for n, p in create_model(name).named_parameters()]
+    assert list(MODELS[model].items()) == expected
+
+
+def test_module_of_tensors_shares_their_memory():
+    tensors = EMA.case.state(("tiny",))["ema"]
+    module = as_module("tiny", tensors)
+    assert [n for n, _ in module.named_parameters()] == list(MODELS["tiny"])
+    assert [p.data_ptr() for p in module.parameters()] == [t.data_ptr() for t in tensors]
+
+
+@pytest.mark.parametrize("work", UPDATES, ids=lambda w: w.name)
+def test_installed_peers_make_the_same_update(work):
+    """Ours too, by the strict rule."""
+    prepared = runner.prepare(work, work.quick[0], FAST)
+    tried = {name: runner.admit(prepared, name)[0] for name in (runner.OURS, *peers.NAMES) if name != "compile"}
+    assert {name: entry["reason"] for name, entry in tried.items() if entry["status"] in ("wrong", "failed")} == {}
+    assert tried["fastssl"]["status"] == tried["eager"]["status"] == "ok"
+
+
+def test_moco_step_in_half_precision():
+    prepared = runner.prepare(MOCO, (64, 640, 32), replace(FAST, dtype=torch.bfloat16))
+    for name in ("fastssl", "eager", "moco_repository"):
+        assert runner.admit(prepared, name)[0]["status"] == "ok"
+
+
+def _nothing(state, **constants):
+    return lambda: None
+
+
+def _all_but_one(state, momentum):
+    names = ("ema", "params")
+    return lambda: torch._foreach_lerp_(*(state[name][:-1] for name in names), 1 - momentum)
+
+
+def _other_momentum(state, momentum):
+    return EMA.case.eager(state, momentum=0.9985)
+
+
+def _no_shadow(state, momentum):
+    return lambda: torch._foreach_lerp_(state["ema"], state["params"], 1 - momentum)
+
+
+def _standing_pointer(state):
+    return lambda: QUEUE.case.eager(dict(state, ptr=state["ptr"].clone()))()
+
+
+def _no_push(state, temperature):
+    kept = dict(state, queue=state["queue"].clone(), ptr=state["ptr"].clone())
+    step = MOCO.case.eager(kept, temperature)
+
+    def both():
+        step()
+        state.update(loss=kept["loss"], query_grad=kept["query_grad"])
+
+    return both
+
+
+WRONG = [
+    *((work.name, _nothing) for work in UPDATES),
+    ("ema", _all_but_one),
+    ("ema", _other_momentum),
+    ("ema_shadow", _no_shadow),
+    ("queue_push", _standing_pointer),
+    ("moco_step", _no_push),
+]
+
+
+@pytest.mark.parametrize(("name", "bind"), WRONG, ids=lambda value: value if isinstance(value, str) else value.__name__)
+def test_gate_refuses_a_wrong_update_and_prints_no_time(name, bind):
+    work = WORKS[name]
+
+    def build(implementation, work):
+        right = peers.implementation("fastssl", work)
+        return right if implementation == "fastssl" else lambda state: bind(state, **work.constants)
+
+    case = runner.run_case(work, work.quick[0], FAST, QUIET, build=build)
+    ours, wrong = case["entries"]
+    assert ours["status"] == "ok" and ours["ms"] > 0
+    assert wrong["status"] == "wrong" and "of its change from float64" in wrong["reason"]
+    assert not {"ms", "bytes_per_s", "flop_per_s", "share_of_limit", "times_ours"} & wrong.keys()
+
+
+def test_our_own_updates_are_held_to_the_strict_rule():
+    prepared = runner.prepare(EMA, ("tiny",), FAST)
+
+    def rounded(state):
+        def step():
+            torch._foreach_lerp_(state["ema"], state["params"], 0.001 * (1 + 2e-4))
+
+        return step
+
+    assert prepared.try_out(rounded, strict=False)[1] == ""
+    assert prepared.try_out(rounded, strict=True)[1].startswith("ema is")
+
+
+def test_states_are_kept_apart():
+    state = EMA.case.state(("tiny",))
+    own = EMA.own(state)
+    assert own["params"] is state["params"] and own["ema"][0].data_ptr() != state["ema"][0].data_ptr()
+    wide = copied(WORKS["ema_shadow"].case.state(("tiny",)) | {"ptr": torch.zeros(1, dtype=torch.int64)}, dtype=torch.float64)
+    assert {t.dtype for name in ("ema", "shadow") for t in wide[name]} == {torch.float64} and wide["ptr"].dtype == torch.int64
+
+
+def test_bytes_and_predictions_by_hand():
+    assert elements("resnet50") == 25_557_032 and elements("vit_b16") == 86_567_656
+    moved = {"ema": 12, "ema_shadow": 14, "lars": 28, "larc": 28, "adamw": 28, "adamw_ema": 36}
+    for name, each in moved.items():
+        assert WORKS[name].case.bytes(("resnet50",), 4) == each * elements("resnet50")
+    assert 1e3 * EMA.predicted_ms(("vit_l16",)) == pytest.approx(849, abs=1)
+    assert 1e3 * EMA.predicted_ms(("resnet50",)) == pytest.approx(71, abs=1)
+    assert 1e3 * WORKS["lars"].predicted_ms(("resnet50",)) == pytest.approx(166, abs=1)
+    assert 1e3 * MOCO.predicted_ms((256, 65536, 128)) == pytest.approx(10.9, abs=0.1)
+    assert QUEUE.case.bytes((256, 65536, 128), 4) == 2 * 256 * 128 * 4
+    assert timing.memory_call(1 << 20)[1] == 1 and timing.memory_call(float(1 << 31))[1] == 4
+
+
+def test_updates_are_measured_in_their_own_dtypes():
+    assert EMA.dtype(torch.bfloat16) == torch.float32 and MOCO.dtype(torch.bfloat16) == torch.bfloat16
+    case = runner.run_case(QUEUE, (8, 40, 16), replace(FAST, dtype=torch.bfloat16, peers=()), QUIET)
+    assert case["dtype"] == "float32"
+
+
+@needs_proc
+def test_memory_of_a_step_is_what_it_makes_beside_its_state():
+    form, reason = memory.measure(EMA, ("resnet50",), torch.float32, "moco_repository")
+    assert reason == "" and form > 8, "the largest tensor of a ResNet-50 has 9.4 MB"
+    assert memory.measure(EMA, ("resnet50",), torch.float32, "eager")[0] < 4
+
+
+def test_host_time_launches_and_graphs_of_a_gpu_are_noted(monkeypatch):
+    """With stand-ins for the device: what a real one returns ends in the entries and in the table."""
+    prepared = runner.prepare(EMA, ("tiny",), FAST)
+    entries, turns = {}, {}
+    for name in ("eager", "moco_repository"):
+        entries[name], turns[name] = runner.admit(prepared, name)
+    assert [prepared.moves_memory(turns[name]) for name in turns] == [False, True]
+    monkeypatch.setattr(timing, "gpu_launches", lambda turn: (3, "") if turn is turns["eager"] else (None, "no profiler"))
+    monkeypatch.setattr(timing, "capture_graph", lambda turn: (turn, ""))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    runner._launches(entries, turns)
+    runner._graph_times(entries, turns, prepared, FAST)
+    eager, form = entries.values()
+    assert eager["launches"] == 3 and eager["host_ms"] > 0 and eager["graph_ms"] > 0
+    assert form["launches_reason"] == "no profiler" and "new memory" in form["graph_reason"] and "graph_ms" not in form
+    note = report._note(eager)
+    assert note.startswith("3 launches, host") or note.startswith("3 launches; host")
+    assert "CUDA graph" in note and "no CUDA graph" in report._note(form)
+
+
+def test_keys_go_round_the_end_of_the_queue():
+    state = QUEUE.case.state((8, 40, 16))
+    before = state["queue"].clone()
+    QUEUE.run(QUEUE.case.eager, state)
+    assert state["ptr"].item() == 8 and torch.equal(state["queue"][:, 8:32], before[:, 8:32])
+    for columns in (slice(0, 8), slice(32, 40)):
+        assert torch.equal(state["queue"][:, columns], state["keys"].T)
+
+
+def test_targets_of_updates_are_judged():
+    entries = {"fastssl": {"status": "ok", "ms": 10.0, "launches": 2}, "eager": {"status": "ok", "ms": 9.8}}
+    as_fast, one = Target(("tiny",), "not_slower", 0.97, "eager"), Target(("tiny",), "launches", 1)
+    assert runner.judge(as_fast, entries, 5.0) == {"target": str(as_fast), "got": "0.98", "met": True}
+    assert runner.judge(one, entries, 5.0)["met"] is False and runner.judge(one, {"fastssl": {"status": "ok"}}, 5.0)["met"] is None
+
+
+def test_results_become_tables_a_picture_and_readme_rows(tmp_path):
+    options = replace(FAST, peers=("eager", "loop", "memeff"))
+    case = runner.run_case(EMA, ("tiny",), options, QUIET)
+    assert [e["implementation"] for e in case["entries"]] == ["fastssl", "eager", "loop"], (
+        "a library without an average is not named"
+    )
+    path = runner.save(runner.result(EMA, "cpu", [case]), tmp_path / "cpu-test")
+    found = runner.read(path)
+    text = report.work_report(found)
+    assert "tiny (model), float32" in text and "| GB/s | of the limit | update error |" in text
+    block = report.readme_block(tmp_path)
+    assert "| model | dtype | fastssl | of the limit | eager | a loop |" in block and block.startswith("State updates in place")
+    pytest.importorskip("matplotlib")
+    (picture,) = plots.draw(found, tmp_path / "pictures")
+    assert picture.name == "ema.png" and picture.stat().st_size > 10_000
+
+
+def test_command_line_of_updates(tmp_path, capsys):
+    out = ["--quick", "--peers", "none", "--no-memory", "--budget", "0.05", "--device", "cpu", "--out", str(tmp_path)]
+    assert bench.main(["ema", "queue_push", *out]) == 0
+    assert {path.name for path in tmp_path.glob("*.json")} == {"ema.json", "queue_push.json"}
+    assert bench.main(["ema", "--shapes", "resnet51"]) == 2 and "must be one of tiny, resnet50" in capsys.readouterr().err
+    assert parse_shape("vit_l16", EMA) == ("vit_l16",) and parse_shape("8x40x16", QUEUE) == (8, 40, 16)
+
+
+def test_gpu_command_measures_every_work(tmp_path):
+    run = gpu.Run(tmp_path)
+    cases = gpu._cases(run)
+    assert {name for case in cases for name in case.works} == set(WORKS)
+    updates = [case for case in cases if case.shape is None]
+    assert sorted(name for case in updates for name in case.works) == sorted(work.name for work in UPDATES)
+    assert cases.index(updates[-1]) < len(cases) - 1, "the updates come before the larger shapes of the losses"
+    assert "ema vit_l16 0.849 ms" in gpu._predictions(updates[0])
+    assert gpu._command(run, updates[0])[3:8] == ["ema", "ema_shadow", "queue_push", "moco_step", "--dtype"]
+    only = gpu._cases(gpu.Run(tmp_path, works=("lars", "nt_xent")))
+    assert {name for case in only for name in case.works} == {"lars", "nt_xent"}
+
+
+def test_gpu_command_rehearses_updates(tmp_path):
+    words = [
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "--works",
+        "ema",
+        "lars",
+        "--peers",
+        "eager",
+        "--stages",
+        "bench",
+        "summary",
+    ]
+    assert gpu.main(words) == 0
+    with tarfile.open(tmp_path / "results.tar.gz") as archive:
+        assert {"./ema.json", "./ema.png"} <= set(archive.getnames())
+    assert "## EMA of all parameters" in (tmp_path / "summary.md").read_text()
