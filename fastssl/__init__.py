@@ -1,8 +1,8 @@
 """fastssl: fused kernels for self-supervised learning. Importing it compiles nothing and touches no GPU."""
 
-from . import functional, loss, methods
+from . import functional, loss, methods, momentum, optim
 from ._version import __version__
 from .functional import *  # noqa: F403
 from .functional import __all__ as _functions
 
-__all__ = ["__version__", "functional", "loss", "methods", *_functions]
+__all__ = ["__version__", "functional", "loss", "methods", "momentum", "optim", *_functions]

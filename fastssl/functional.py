@@ -2,6 +2,7 @@
 
 from .loss._common import RowStats
 from .loss.clip import clip_loss, siglip_loss
+from .loss.cosine import byol_loss, negative_cosine
 from .loss.geometry import alignment, soft_nearest_neighbor, uniformity
 from .loss.hard import debiased_nt_xent, hard_nt_xent
 from .loss.info_nce import info_nce
@@ -11,13 +12,17 @@ from .loss.nt_xent import dcl, nt_xent
 from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
 from .loss.sup_con import sup_con
 from .loss.variants import matryoshka, nearest_neighbor
+from .ops.adamw import adamw_
 from .ops.ema import ema_update_
+from .ops.lars import lars_
 from .ops.queue import queue_push_
 from .ops.similarity import similarity_lse
 
 __all__ = [
     "RowStats",
+    "adamw_",
     "alignment",
+    "byol_loss",
     "clip_loss",
     "contrastive",
     "contrastive_pairs",
@@ -26,6 +31,7 @@ __all__ = [
     "ema_update_",
     "hard_nt_xent",
     "info_nce",
+    "lars_",
     "lifted_structured",
     "matryoshka",
     "moco_loss",
@@ -34,6 +40,7 @@ __all__ = [
     "nce",
     "nce_log_z",
     "nearest_neighbor",
+    "negative_cosine",
     "negative_sampling",
     "nt_xent",
     "queue_push_",

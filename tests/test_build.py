@@ -67,22 +67,45 @@ def test_pure_python_is_a_build_choice_and_a_wrong_choice_is_refused():
     assert absent.returncode != 0 and "no C++ compiler (no-such-compiler)" in absent.stderr
 
 
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
 def test_the_code_in_the_readme_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    views = {name: torch.randn(8, 16, requires_grad=True) for name in ("z0", "z1", "query", "positive")}
+    views = {name: torch.randn(8, 128, requires_grad=True) for name in ("z0", "z1", "query", "positive")}
     backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 12))
     backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), backbone)
-    scope = {**views, "keys": torch.randn(9, 16), "backbone": backbone}
-    scope |= {"view0": torch.rand(4, 3, 32, 32), "view1": torch.rand(4, 3, 32, 32), "queue": torch.randn(16, 9)}
+    scope = {**views, "keys": torch.randn(9, 128), "backbone": backbone, "encoder": torch.nn.Linear(3, 3)}
+    scope |= {"view0": torch.rand(4, 3, 32, 32), "view1": torch.rand(4, 3, 32, 32), "queue": torch.randn(128, 9)}
     scope |= {"image": torch.randn(8, 16), "text": torch.randn(8, 16), "logit_scale": torch.tensor(10.0)}
     scope |= {"caption_id": torch.arange(8) // 2, "features": torch.randn(8, 2, 16), "labels": torch.arange(8) // 2}
+    blocks = python_blocks("README.md")
     assert len(blocks) >= 4
     for block in blocks:
         exec(block, scope)
     assert views["z0"].grad is not None
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "docs/losses.md", "docs/methods.md"])
+def test_the_code_in_the_page_on_momentum_runs():
+    scope = {"model": torch.nn.Linear(5, 3), "teacher": torch.nn.Linear(5, 3), "step": 3, "max_steps": 10}
+    scope |= {"q": torch.randn(4, 128, requires_grad=True), "k": torch.randn(4, 128)}
+    for block in python_blocks("docs/momentum.md"):
+        exec(block, scope)
+    assert scope["q"].grad is not None and scope["queue"].queue_ptr.item() == 4
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/decisions.md",
+        "docs/losses.md",
+        "docs/methods.md",
+        "docs/momentum.md",
+        "docs/compat.md",
+    ],
+)
 def test_files_that_the_pages_name_exist(page):
     named = re.findall(r"`((?:fastssl|csrc|benchmarks|tests|docs|requirements)/[\w./-]+\.\w+)`", (ROOT / page).read_text())
     assert [name for name in named if not (ROOT / name).exists()] == []

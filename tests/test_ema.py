@@ -236,9 +236,12 @@ def test_refusals_change_nothing(call, error, words):
 def test_the_quick_check_says_yes_only_to_what_the_slow_one_accepts():
     ema, params = pair()
     wide = torch.zeros(10, 10)
+    depthwise = torch.zeros(6, 1, 3, 3)
+    assert _C.lists_agree([[depthwise]], [[depthwise.clone().to(memory_format=torch.channels_last)]])
     yes = _C.lists_agree([ema], [params])
     assert yes and _C.lists_agree([[Parameter(A)]], [[A]]) and _C.lists_agree([[wide[:5], wide[5:]]], [[wide[:5], wide[5:]]])
     for written, read in (
+        ([[A]], [[torch.zeros(3, 4).t()]]),
         ([[A]], [[A.t()]]),
         ([[A, A]], [[B, B]]),
         ([[wide[:6], wide[5:]]], [[wide[:6], wide[5:]]]),

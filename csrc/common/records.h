@@ -15,9 +15,9 @@ constexpr int kMostLists = 7;
 struct TensorRecord {
   void* data[kMostLists];
   int64_t count;
-  Kind kind[kMostLists + 1];
-  float weight_decay;  // of optimizers
-  int32_t adapt;       // of LARS: scale the step by norms
+  Kind kind[kMostLists];
+  uint8_t adapt;        // of LARS: scale the step by norms
+  double weight_decay;  // of optimizers
 };
 static_assert(sizeof(TensorRecord) == 80, "compared byte by byte: no padding");
 

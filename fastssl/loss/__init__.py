@@ -1,6 +1,7 @@
 """Losses as modules; the functions behind them are in ``fastssl.functional``."""
 
 from .clip import ClipLoss, SigLipLoss
+from .cosine import BYOLLoss, NegativeCosineSimilarity
 from .geometry import SoftNearestNeighborLoss
 from .info_nce import InfoNCELoss
 from .metric import ContrastivePairsLoss, LiftedStructuredLoss, TripletLoss
@@ -10,6 +11,7 @@ from .sampled import NPairLoss
 from .sup_con import SupConLoss
 
 __all__ = [
+    "BYOLLoss",
     "ClipLoss",
     "ContrastivePairsLoss",
     "DCLLoss",
@@ -19,6 +21,7 @@ __all__ = [
     "MoCoLoss",
     "NPairLoss",
     "NTXentLoss",
+    "NegativeCosineSimilarity",
     "SigLipLoss",
     "SoftNearestNeighborLoss",
     "SupConLoss",

@@ -108,8 +108,10 @@ def _dense(tensor: Tensor) -> bool:
 
 
 def _walkable(tensors: list[Tensor]) -> bool:
+    """Dense, and equal strides wherever a dimension has more than one entry."""
     first = tensors[0]
-    return first.numel() == 0 or (_dense(first) and all(t.stride() == first.stride() for t in tensors))
+    wide = [d for d, size in enumerate(first.shape) if size > 1]
+    return first.numel() == 0 or (_dense(first) and all(t.stride(d) == first.stride(d) for t in tensors for d in wide))
 
 
 @contextmanager

@@ -1,0 +1,6 @@
+"""Optimizers of the recipes, in one or two launches a step, with averages of the parameters in the same pass."""
+
+from .adamw import AdamW
+from .lars import LARS
+
+__all__ = ["LARS", "AdamW"]

@@ -123,6 +123,11 @@ def _one_pass(lse):
 # --- contrastive losses ---------------------------------------------------------------------------------- shape (B, D)
 
 
+def _prediction_inputs(*args, **kwargs) -> dict[str, Tensor]:
+    views = two_views(*args, **kwargs)
+    return {"p": views["z0"], "z": views["z1"]}
+
+
 def _pair_flops(shape) -> float:
     """Forward and backward at the symmetric, triangular minimum: 2U, U = 2 (2B)^2 D."""
     b, d = shape
@@ -293,6 +298,11 @@ def _pair_case(name, ours, eager, first=()) -> OpCase:
     return OpCase(name, two_views, ours, eager, _pair_flops, _pair_bytes, (*first, *_SHAPES))
 
 
+def _cosine_case(name, ours, eager) -> OpCase:
+    """Only the similarities of the pairs: three dots a row forward, a dot and a projection for each side backward."""
+    return OpCase(name, _prediction_inputs, ours, eager, lambda s: 14 * s[0] * s[1], _pair_bytes, ((1, 3), *_SHAPES))
+
+
 def _sides_case(name, inputs, ours, eager, sweeps, shapes=_SIDES) -> OpCase:
     return OpCase(
         name,
@@ -323,6 +333,8 @@ CASES = {
         _pair_case("dcl", _F.dcl, _E.dcl),  # one pair has no negatives
         _pair_case("debiased_nt_xent", _F.debiased_nt_xent, _E.debiased_nt_xent),
         _pair_case("hard_nt_xent", _F.hard_nt_xent, _E.hard_nt_xent),
+        _cosine_case("negative_cosine", _F.negative_cosine, _E.negative_cosine),
+        _cosine_case("byol", _F.byol_loss, _E.byol),
         _loss_case("info_nce", _queries, _F.info_nce, _E.info_nce, first=_ONE),
         _loss_case("info_nce_unpaired", keys_and_negatives, _F.info_nce, _E.info_nce_unpaired, first=_ONE),
         _loss_case("info_nce_paired", _paired_inputs, partial(_F.info_nce, negative_mode="paired"), _E.info_nce_paired, first=_ONE),

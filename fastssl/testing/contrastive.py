@@ -61,6 +61,14 @@ def debiased_nt_xent(z0, z1, temperature=0.5, tau_plus=0.1) -> Tensor:
     return hard_nt_xent(z0, z1, temperature, tau_plus, 0.0)
 
 
+def negative_cosine(p, z) -> Tensor:
+    return -F.cosine_similarity(p, z).to(wide(p)).mean()
+
+
+def byol(p, z) -> Tensor:
+    return (2.0 - 2.0 * (unit(p) * unit(z)).sum(1).to(wide(p))).mean()
+
+
 # --- queries and keys ------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,21 @@
+// The call of the LARS kernels.
+#pragma once
+#include "cuda/launch.h"
+
+namespace fastssl {
+
+// Lists of the table. Weight decay and adapt are in its records.
+enum LarsList { kLarsParams, kLarsGrads, kLarsMomenta, kLarsEma, kLarsShadow, kLarsEmaShadow, kLarsLists };
+
+struct LarsCall {
+  Scalar lr, ema_momentum;
+  double momentum, trust_coefficient, eps;
+  int form;  // 0 moco_v3, 1 larc, 2 paper
+  bool nesterov, clip;
+  bool averages;    // the list of them is given
+  double* squares;  // (chunks, 2), written by the norms' kernel: |p|^2 and |d|^2
+};
+
+void launch_lars(const Launch& launch, const LarsCall& call);
+
+}  // namespace fastssl

@@ -1,0 +1,64 @@
+"""The losses without negatives, of SimSiam and BYOL, on the fused ``normalize_pair``: two views in, the cosine of each pair out.
+
+    negative_cosine_i = -<p_i, z_i> / (|p_i| |z_i|)        byol_loss_i = |unit(p_i) - unit(z_i)|^2 = 2 + 2 negative_cosine_i
+
+The target z is used as it is given: its gradient is right, and who wants none passes ``z.detach()``, as the methods do.
+"""
+
+from torch import Tensor, nn
+
+from fastssl.ops._checks import check_choice, check_views
+from fastssl.ops.normalize import normalize_pair
+
+from ._common import reduce_rows
+
+
+def _cosine(op: str, p: Tensor, z: Tensor, reduction: str) -> Tensor:
+    """(B,) cosines of the rows of p and z (B, D)."""
+    check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    check_views(op, ("p", "z"), p, z)
+    return normalize_pair(p, z)[1]
+
+
+def negative_cosine(p: Tensor, z: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Negative cosine similarity, D(p, z) of SimSiam (Chen and He 2021, eq. 1), in [-1, 1].
+
+    Equals ``-F.cosine_similarity(p, z, dim=1).mean()`` and lightly's ``NegativeCosineSimilarity()(p, z)``. Like those, and unlike
+    the paper's D, it stops no gradient: pass ``z.detach()``.
+
+    Args:
+        p: (B, D) predictions; float32, bfloat16, float16 or float64.
+        z: (B, D) targets, same dtype and device; row i is that of row i of p.
+        reduction: "mean", "sum" or "none" (B,).
+
+    Returns:
+        The loss, float32 (float64 for float64 input). A row of zeros has cosine 0. Memory O(B D). Differentiable once.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device or reduction.
+    """
+    return reduce_rows(-_cosine("negative_cosine", p, z, reduction), reduction)
+
+
+def byol_loss(p: Tensor, z: Tensor, *, reduction: str = "mean") -> Tensor:
+    """BYOL's regression of one direction (Grill et al. 2020, eq. 2): squared distance of unit rows, 2 - 2 cos, in [0, 4].
+
+    Arguments, result and errors as ``negative_cosine``; the method adds the two directions, with ``z.detach()`` of the teacher.
+    """
+    return reduce_rows(2.0 - 2.0 * _cosine("byol_loss", p, z, reduction), reduction)
+
+
+class NegativeCosineSimilarity(nn.Module):
+    """``negative_cosine`` under lightly's name; rows only: ``NegativeCosineSimilarity()(x0, x1)``."""
+
+    def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
+        """x0, x1 (B, D) -> mean loss; the gradient goes to both."""
+        return negative_cosine(x0, x1)
+
+
+class BYOLLoss(nn.Module):
+    """``byol_loss`` as a module: ``BYOLLoss()(p, z)``."""
+
+    def forward(self, p: Tensor, z: Tensor) -> Tensor:
+        """p, z (B, D) -> mean loss; the gradient goes to both."""
+        return byol_loss(p, z)

@@ -1,0 +1,110 @@
+"""What the optimizers share: one call of an op for all parameter groups whose options agree, and copies of the parameters."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from fastssl.ops.ema import ema_update_, share
+
+Slots = list[tuple[Tensor, dict]]  # parameters with their groups
+
+
+class ListOptimizer(torch.optim.Optimizer):
+    """A torch optimizer whose step is one call of an op on lists. Subclasses say which group options must agree within a call
+    (``_options``), check a group (``_check_group``), and make a call (``_update``)."""
+
+    _options: tuple[str, ...]
+
+    def __init__(self, params, defaults: dict, ema, ema_momentum: float | Tensor, shadow, ema_shadow):
+        self._copies: dict[str, dict[Tensor, Tensor]] = {}
+        super().__init__(params, defaults)
+        flat = [p for group in self.param_groups for p in group["params"]]
+        share(self._name, "ema_momentum", ema_momentum, flat[0].device)
+        self.ema_momentum = ema_momentum
+        if ema_shadow is not None and ema is None:
+            raise ValueError(f"{self._name}: ema_shadow must be given together with ema")
+        for name, copies in (("ema", ema), ("shadow", shadow), ("ema_shadow", ema_shadow)):
+            if copies is not None:
+                self._copies[name] = self._aligned(name, flat, copies)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _aligned(self, name: str, params: list[Tensor], copies: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+        copies = list(copies)
+        if len(copies) != len(params):
+            raise ValueError(f"{self._name}: {name} must hold {len(params)} tensors, one for each parameter, got {len(copies)}")
+        for i, (copy, p) in enumerate(zip(copies, params, strict=True)):
+            if not isinstance(copy, Tensor):
+                raise TypeError(f"{self._name}: {name}[{i}] must be a tensor, got {type(copy).__name__}")
+            if copy.shape != p.shape:
+                shapes = f"{tuple(p.shape)}, got {tuple(copy.shape)}"
+                raise ValueError(f"{self._name}: {name}[{i}] must have the shape of its parameter, {shapes}")
+        return dict(zip(params, copies, strict=True))
+
+    def add_param_group(self, param_group: dict) -> None:
+        """As torch's; refused where averages or shadows are kept, which the new parameters would lack."""
+        if self._copies:
+            raise ValueError(f"{self._name}: no group can be added to an optimizer with {', '.join(self._copies)}; build a new one")
+        if isinstance(param_group, dict):
+            self._check_group(self.defaults | param_group)
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"_copies": self._copies, "ema_momentum": self.ema_momentum}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a state dict of another library's optimizer has options of its own
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            self._check_group(group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None):
+        """One step, after ``closure`` (which evaluates the model and returns the loss) where it is given; returns its value.
+
+        A parameter without gradient stays as it is, its average is updated all the same.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._check_group(group)
+        calls, idle = self._sort_parameters()
+        for options, slots in calls:
+            self._update(options, slots)
+        self._average_idle(idle)
+        return loss
+
+    def _sort_parameters(self) -> tuple[list[tuple[dict, Slots]], list[Tensor]]:
+        """The parameters with gradients by device and options, and those without."""
+        calls: dict[tuple, tuple[dict, Slots]] = {}
+        idle = []
+        for group in self.param_groups:
+            options = {name: group[name] for name in self._options}
+            key = tuple(id(value) if isinstance(value, Tensor) else str(value) for value in options.values())
+            for p in group["params"]:
+                if p.grad is None:
+                    idle.append(p)
+                    continue
+                if p.grad.layout != torch.strided:
+                    raise TypeError(f"{self._name}: gradients must be dense tensors, got {p.grad.layout}")
+                calls.setdefault((p.device, key), (options, []))[1].append((p, group))
+        return list(calls.values()), idle
+
+    def _copies_of(self, slots: Slots) -> dict:
+        """The arguments of an op that concern averages and shadows."""
+        lists = {name: [copies[p] for p, _ in slots] for name, copies in self._copies.items()}
+        return lists | {"ema_momentum": self.ema_momentum}
+
+    def _average_idle(self, params: list[Tensor]) -> None:
+        if "ema" not in self._copies:
+            return
+        for device in {p.device for p in params}:
+            here = [p for p in params if p.device == device]
+            lists = {name: [self._copies[name][p] for p in here] for name in self._copies if name != "shadow"}
+            ema_update_(lists["ema"], here, self.ema_momentum, shadow=lists.get("ema_shadow"))

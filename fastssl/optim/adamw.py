@@ -1,0 +1,115 @@
+"""AdamW as a torch optimizer: all tensors and parameter groups in one call of ``adamw_``."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastssl.ops._steps import for_each_tensor, step_scalar
+from fastssl.ops.adamw import adamw_, check_rates
+
+from ._common import ListOptimizer, Slots
+
+
+class AdamW(ListOptimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), in the arithmetic and with the state of torch.optim.AdamW.
+
+    State dicts go both ways between the two.
+
+    Args:
+        params: parameters or groups of them, float32, bfloat16, float16 or float64; groups may override lr, betas, eps and
+            weight_decay. The state has the dtype of its parameter.
+        lr: number, or one-element float tensor.
+        betas: (beta1, beta2), both in [0, 1).
+        eps: added to the root.
+        weight_decay: wd.
+        capturable: count steps on the device, so that a captured CUDA graph moves on at each replay; ``lr`` on the device follows
+            too. The parameters that have gradients must then stay the same.
+        ema: averages of the parameters, tensors aligned with them across the groups; they are updated in the same pass, also those
+            of parameters without gradient. Neither they nor the shadows are part of the state dict.
+        ema_momentum: the share of ``ema`` that is kept; the attribute may be set before each step.
+        shadow: tensors that receive the new parameters in their own dtype: the bfloat16 model whose float32 masters are optimized.
+        ema_shadow: tensors that receive the new ``ema``.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    _options = ("lr", "betas", "eps", "capturable")
+
+    def __init__(
+        self,
+        params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        capturable: bool = False,
+        ema=None,
+        ema_momentum: float | Tensor = 0.999,
+        shadow=None,
+        ema_shadow=None,
+    ):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "capturable": capturable}
+        super().__init__(params, defaults, ema, ema_momentum, shadow, ema_shadow)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._share_steps()
+
+    def state_dict(self) -> dict:
+        """As torch's, with a counter of its own for each parameter."""
+        whole = super().state_dict()
+        whole["state"] = {index: state | {"step": state["step"].clone()} for index, state in whole["state"].items() if state}
+        return whole
+
+    def _check_group(self, group: dict) -> None:
+        check_rates("AdamW", group["betas"], group["eps"])
+        for_each_tensor("AdamW", "weight_decay", group["weight_decay"], 1, float)
+        step_scalar("AdamW", "lr", group["lr"], getattr(group["lr"], "device", None), 0.0)
+        for name in ("amsgrad", "maximize", "differentiable"):
+            if group.get(name):
+                raise ValueError(f"AdamW: {name} is not supported")
+
+    def _share_steps(self) -> None:
+        """One counter for all parameters of a device that have taken as many steps: they make one call."""
+        counters: dict[tuple, Tensor] = {}
+        for state in self.state.values():
+            if state:
+                step = torch.as_tensor(state["step"], dtype=torch.float32)
+                state["step"] = counters.setdefault((step.device, step.item()), step)
+
+    def _update(self, options: dict, slots: Slots) -> None:
+        options = dict(options)
+        capturable = options.pop("capturable")
+        for step, here in self._by_step(slots, capturable):
+            params, grads = [p for p, _ in here], [p.grad for p, _ in here]
+            first, second = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
+            decays = [group["weight_decay"] for _, group in here]
+            step.add_(1)
+            try:
+                adamw_(params, grads, first, second, step=step, weight_decay=decays, **options, **self._copies_of(here))
+            except Exception:
+                step.sub_(1)
+                raise
+
+    def _by_step(self, slots: Slots, capturable: bool) -> Iterator[tuple[Tensor, Slots]]:
+        """The counters of the parameters, with those that each counts for and no others."""
+        fresh = None
+        calls: dict[int, tuple[Tensor, Slots]] = {}
+        for slot in slots:
+            p, state = slot[0], self.state[slot[0]]
+            if not state:
+                if fresh is None:
+                    fresh = torch.zeros((), dtype=torch.float32, device=p.device if capturable else "cpu")
+                state["step"], state["exp_avg"], state["exp_avg_sq"] = fresh, torch.zeros_like(p), torch.zeros_like(p)
+            calls.setdefault(id(state["step"]), (state["step"], []))[1].append(slot)
+        holders = Counter(id(state["step"]) for state in self.state.values() if state)
+        for key, (step, here) in calls.items():
+            if holders[key] > len(here):
+                step = step.clone()
+                for p, _ in here:
+                    self.state[p]["step"] = step
+            yield step, here

@@ -1,0 +1,104 @@
+"""LARS as a torch optimizer: all tensors and parameter groups in one call of ``lars_``."""
+
+import torch
+from torch import Tensor
+
+from fastssl.ops._checks import check_choice
+from fastssl.ops._steps import for_each_tensor, step_scalar
+from fastssl.ops.lars import FORMS, check_rates, lars_
+
+from ._common import ListOptimizer, Slots
+
+
+class LARS(ListOptimizer):
+    """Layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017), in the three forms that the field uses.
+
+        moco_v3   d = g + wd p;  q = eta |p| / |d|;                     mu <- m mu + q d;        p <- p - lr mu
+        larc      d = g + wd p;  q = eta |p| / (|g| + wd |p| + eps);    mu <- m mu + q d;        p <- p - lr mu
+        paper     d = g + wd p;  q as in larc;                          mu <- m mu + lr q d;     p <- p - mu
+
+    Args:
+        params: parameters or groups of them, float32, bfloat16, float16 or float64; groups may override all but the last four. The
+            momentum has the dtype of its parameter.
+        lr: number, or one-element float tensor: on the parameters' device a captured CUDA graph reads it anew at each replay.
+        momentum: m, in [0, 1).
+        weight_decay: wd.
+        trust_coefficient: eta.
+        eps: of "larc" and "paper".
+        form: "moco_v3" (MoCo v3, Barlow Twins, VICReg, DINO), "larc" (apex, timm, lightly, solo-learn) or "paper" (algorithm 1,
+            Paddle, ROCm's FusedLARS).
+        nesterov: needs momentum above 0.
+        clip: LARC's min(q / lr, 1); needs form "larc".
+        adapt: None, the form's own rule: "moco_v3" adapts and decays tensors with more than one dimension, the others neither;
+            "larc" and "paper" adapt the groups whose weight decay is not 0. True or False: all tensors of the group, decayed by its
+            weight decay either way.
+        ema: averages of the parameters, tensors aligned with them across the groups; they are updated in the same pass, also those
+            of parameters without gradient. Neither they nor the shadows are part of the state dict.
+        ema_momentum: the share of ``ema`` that is kept; the attribute may be set before each step.
+        shadow: tensors that receive the new parameters in their own dtype: the bfloat16 model whose float32 masters are optimized.
+        ema_shadow: tensors that receive the new ``ema``.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    _options = ("lr", "momentum", "trust_coefficient", "eps", "form", "nesterov", "clip")
+
+    def __init__(
+        self,
+        params,
+        lr: float | Tensor,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        eps: float = 1e-8,
+        form: str = "moco_v3",
+        nesterov: bool = False,
+        clip: bool = False,
+        *,
+        adapt: bool | None = None,
+        ema=None,
+        ema_momentum: float | Tensor = 0.999,
+        shadow=None,
+        ema_shadow=None,
+    ):
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "eps": eps,
+            "form": form,
+            "nesterov": nesterov,
+            "clip": clip,
+            "adapt": adapt,
+        }
+        super().__init__(params, defaults, ema, ema_momentum, shadow, ema_shadow)
+
+    def _check_group(self, group: dict) -> None:
+        check_choice("LARS", "form", group["form"], FORMS)
+        check_choice("LARS", "adapt", group["adapt"], (None, True, False))
+        check_rates("LARS", *(group[name] for name in ("momentum", "trust_coefficient", "eps", "form", "nesterov", "clip")))
+        for_each_tensor("LARS", "weight_decay", group["weight_decay"], 1, float)
+        step_scalar("LARS", "lr", group["lr"], getattr(group["lr"], "device", None), 0.0)
+
+    def _update(self, options: dict, slots: Slots) -> None:
+        momenta, decays, adapts = [], [], []
+        for p, group in slots:
+            state = self.state[p]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            momenta.append(state["momentum_buffer"])
+            decay, adapt = _rule(p, group)
+            decays.append(decay)
+            adapts.append(adapt)
+        params, grads = [p for p, _ in slots], [p.grad for p, _ in slots]
+        lars_(params, grads, momenta, weight_decay=decays, adapt=adapts, **options, **self._copies_of(slots))
+
+
+def _rule(p: Tensor, group: dict) -> tuple[float, bool]:
+    """Weight decay of a tensor, and whether its rate is adapted."""
+    decay, adapt = group["weight_decay"], group["adapt"]
+    if adapt is None and group["form"] == "moco_v3":
+        return (decay, True) if p.dim() > 1 else (0.0, False)
+    return decay, decay != 0 if adapt is None else adapt
