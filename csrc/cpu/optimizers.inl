@@ -1,5 +1,38 @@
 // The optimizers' functions of updates.h for one instruction set, included by updates.inl. A product is rounded before it is added:
 // the same bits with and without instructions that do both.
+// |p|^2 and |d|^2, d = g + weight_decay p, sixteen sums side by side, then one after another: the same order for every width of a
+// register. The square of a float is exact in a double. Above the line that forbids contraction: d is one instruction where there
+// is one, as multiply_add is.
+constexpr int kSums = 16;
+
+static void add_norms(const float* p, const float* g, int n, float weight_decay, double* of_p, double* of_d) {
+  constexpr int kWide = FASTSSL_WIDTH / 2, kParts = kSums / kWide;
+  typedef float Floats __attribute__((vector_size(4 * kWide), aligned(4), may_alias));
+  typedef double Doubles __attribute__((vector_size(8 * kWide), aligned(8), may_alias));
+  Doubles sum_p[kParts], sum_d[kParts];
+  __builtin_memcpy(sum_p, of_p, sizeof sum_p), __builtin_memcpy(sum_d, of_d, sizeof sum_d);
+  int j = 0;
+  for (; j + kSums <= n; j += kSums)
+    for (int r = 0; r < kParts; r++) {
+      const Floats a = *reinterpret_cast<const Floats*>(p + j + r * kWide);
+      const Floats b = *reinterpret_cast<const Floats*>(g + j + r * kWide);
+      const Doubles x = __builtin_convertvector(a, Doubles);
+      const Doubles d = __builtin_convertvector(weight_decay != 0.0f ? weight_decay * a + b : b, Doubles);
+      sum_p[r] += x * x, sum_d[r] += d * d;
+    }
+  __builtin_memcpy(of_p, sum_p, sizeof sum_p), __builtin_memcpy(of_d, sum_d, sizeof sum_d);
+  for (int k = 0; j + k < n; k++) {
+    const double x = p[j + k], d = weight_decay != 0.0f ? multiply_add(weight_decay, p[j + k], g[j + k]) : g[j + k];
+    of_p[k] += x * x, of_d[k] += d * d;
+  }
+}
+static void add_norms(const double* p, const double* g, int n, double weight_decay, double* of_p, double* of_d) {
+  for (int j = 0; j < n; j++) {
+    const double d = weight_decay != 0.0 ? multiply_add(weight_decay, p[j], g[j]) : g[j];
+    of_p[j % kSums] += p[j] * p[j], of_d[j % kSums] += d * d;
+  }
+}
+
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off")
@@ -50,27 +83,16 @@ static void lars(const StepLists& lists, int64_t offset, int64_t count, const La
   lists.params.kind == kFloat64 ? lars_in<double>(lists, offset, count, rule) : lars_in<float>(lists, offset, count, rule);
 }
 
-// Sixteen sums side by side, then one after another: the same order for every width of a register.
 template <class T>
 static void norms_in(const Array& params, const Array& grads, int64_t offset, int64_t count, T weight_decay, double* squares) {
   T buffer[2][kBlock];
-  double of_p[16] = {}, of_d[16] = {};
+  double of_p[kSums] = {}, of_d[kSums] = {};
   for (int64_t i = offset; i < offset + count; i += kBlock) {
     const int n = int(offset + count - i < kBlock ? offset + count - i : kBlock);
-    const T* p = values_of(params, i, n, buffer[0]);
-    const T* g = values_of(grads, i, n, buffer[1]);
-    const auto add = [&](int j, int k) {
-      const double x = p[j + k], y = weight_decay != T(0) ? multiply_add(weight_decay, p[j + k], g[j + k]) : g[j + k];
-      of_p[k] += x * x;
-      of_d[k] += y * y;
-    };
-    int j = 0;
-    for (; j + 16 <= n; j += 16)
-      for (int k = 0; k < 16; k++) add(j, k);
-    for (int k = 0; j + k < n; k++) add(j, k);
+    add_norms(values_of(params, i, n, buffer[0]), values_of(grads, i, n, buffer[1]), n, weight_decay, of_p, of_d);
   }
   squares[0] = squares[1] = 0.0;
-  for (int k = 0; k < 16; k++) squares[0] += of_p[k], squares[1] += of_d[k];
+  for (int k = 0; k < kSums; k++) squares[0] += of_p[k], squares[1] += of_d[k];
 }
 
 static void lars_norms(Array params, Array grads, int64_t offset, int64_t count, double weight_decay, double* squares) {

@@ -32,6 +32,13 @@ class TrainConfig:
     hidden_dim: int | None = None
     projection_dim: int = 128
     queue_size: int | None = None
+    head: str = "mlp"
+    momentum: float = 0.99
+    final_momentum: float = 1.0
+    bn_splits: int = 1
+    symmetric: bool = False
+    labels_per_class: int = 10
+    consistency_weight: float = 100.0
     pooler: str = "mean"
     min_scale: float = 0.2
     jitter: float = 0.5
@@ -58,6 +65,7 @@ class Recipe:
     scores: dict[str, tuple[str, str]]  # of monitor: name in the epoch's line, in the table; the first is drawn, may come alone
     options: tuple[str, ...] = ()  # fields of TrainConfig that this method takes beside ``cli.COMMON``
     defaults: dict = field(default_factory=dict)  # where they differ from TrainConfig's
+    watch: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # of monitor, beside scores: the two names, the format
     prepare: Callable | None = None  # (module) -> None, once before the first epoch: fills a bank
     help: dict[str, str] = field(default_factory=dict)  # of options, where it is not the command line's
     loss: str = "NT-Xent"

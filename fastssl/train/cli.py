@@ -84,6 +84,13 @@ def train_parser(method: str = "simclr") -> Parser:
     option("hidden_dim", "hidden width of the projection head (default: the encoder's)", type=number(int, 1))
     option("projection_dim", "width of the embeddings that the loss compares", type=number(int, 1))
     option("queue_size", "embeddings in the queue (default: by the data)", type=number(int, 1))
+    option("head", "mlp (two layers, v2), or linear (v1)", choices=("mlp", "linear"))
+    option("momentum", "share of the teacher that a step keeps, at first", type=share)
+    option("final_momentum", "the share that it keeps at the end, reached along half a cosine", type=share)
+    option("bn_splits", "parts of the batch that batch normalisation sees apart; keys are shuffled over them", type=number(int, 1))
+    option("symmetric", "contrast both views with the keys of the other", action="store_true")
+    option("labels_per_class", "training images a class whose label may be used", type=number(int, 1))
+    option("consistency_weight", "of the agreement with the teacher, after its ramp", type=number(float, 0))
     option("pooler", "mean over the tokens, or cls: the first one", choices=("cls", "mean"))
     option("min_scale", "smallest share of an image that a crop keeps", type=share)
     option("jitter", "strength of the colour jitter, 0 for none", type=number(float, 0))
@@ -95,7 +102,7 @@ def train_parser(method: str = "simclr") -> Parser:
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch in --out, if there is one")
     parser.add_argument("--accelerator", default="auto", help="passed to lightning: auto, cpu, gpu, ...")
     parser.add_argument("--devices", default="auto", help="passed to lightning: number or list of devices")
-    ddp = "passed to lightning, for example ddp; each process contrasts with its own images only: no negatives across processes yet"
+    ddp = "passed to lightning, for example ddp; each process contrasts with its own images only (and moco with a queue of all)"
     parser.add_argument("--strategy", default="auto", help=ddp)
     parser.add_argument("--precision", default="32", help="passed to lightning: 32, bf16 or 16 (mixed), ...")
     parser.add_argument(
@@ -160,10 +167,12 @@ def print_scores(scores: dict[str, float], untrained: dict[str, float], config: 
     """The recipe's scores of the trained method, and those of the untrained one where they are known."""
     recipe = RECIPES[config.method]
     print(f"  {recipe.heading:<28}{'untrained' if untrained else '':>10}{'trained':>10}")
-    for name, (_, label) in recipe.scores.items():
+    rows = {name: (label, ".3f") for name, (_, label) in recipe.scores.items()}
+    rows |= {name: (label, form) for name, (_, label, form) in recipe.watch.items()}
+    for name, (label, form) in rows.items():
         if name in scores:
-            before = f"{untrained[name]:.3f}" if name in untrained else ""
-            print(f"  {label.format(config=config):<28}{before:>10}{scores[name]:>10.3f}")
+            before = f"{untrained[name]:{form}}" if name in untrained else ""
+            print(f"  {label.format(config=config):<28}{before:>10}{scores[name]:>10{form}}")
 
 
 def evaluate(method, data, config: TrainConfig, *, device, workers: int, pictures: Path, kind: str, history: list[dict]) -> None:
@@ -176,15 +185,15 @@ def evaluate(method, data, config: TrainConfig, *, device, workers: int, picture
     scores = recipe.monitor(method, data, config, **where, most=None, full=True)
     points = recipe.points(method, data, **where) if kind != "none" else None
     report_corrupt(data)
+    first, (short, _) = next(iter(recipe.scores.items()))
     if scores:
         untrained = history[0] if history and history[0]["epoch"] == 0 else {}
         print_scores(scores, untrained, config)
-    else:
+    if first not in scores:
         print(f"  {recipe.unscored}")
     drawn = []
     if any(row["loss"] is not None for row in history):
         drawn.append(pictures / "curves.png")
-        first, (short, _) = next(iter(recipe.scores.items()))
         draw_curves(history, drawn[-1], loss=recipe.loss, score=first, title=f"{short} {recipe.heading}")
     if points is not None and len(points[1]) > 2:
         features, labels, class_names = points

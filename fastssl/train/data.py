@@ -106,6 +106,37 @@ class FolderImages(Dataset):
         return [str(self.paths[i]) for i in self.corrupt.nonzero().flatten().tolist()]
 
 
+class FewLabels(Dataset):
+    """``whole`` where only ``per_class`` samples of each class, chosen by ``seed``, have their label; that of all others is -1.
+
+    The first quarter of each batch is replaced by labelled samples, so that none is without (Tarvainen and Valpola 2017, appendix).
+    Which ones follows from the indices alone: the same in every worker and after a resume.
+    """
+
+    def __init__(self, whole: TensorImages | FolderImages, per_class: int, seed: int):
+        self.whole, self.class_names = whole, whole.class_names
+        whole.gives_index = True
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
+        shuffled = whole.labels[order]
+        self.known = torch.cat([order[shuffled == label][:per_class] for label in shuffled.unique()])
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        quarter = -(-len(indices) // 4)
+        labelled = [int(self.known[i % len(self.known)]) for i in indices[:quarter]]
+        images, labels, index = self.whole.__getitems__(labelled + indices[quarter:])
+        return images, labels.where(torch.isin(index, self.known), -1)
+
+    def corrupt_files(self) -> list[str]:
+        return self.whole.corrupt_files()
+
+
 def to_square(image: Image.Image, size: int) -> Tensor:
     """RGB image -> its centre square, shorter side scaled to ``size``: (3, size, size) uint8."""
     short = min(image.size)
@@ -120,7 +151,7 @@ class ImageData:
     """One data set: its two halves, the side of its views, and what augmentation may do to it without changing the class."""
 
     name: str
-    train: TensorImages | FolderImages
+    train: TensorImages | FolderImages | FewLabels
     test: TensorImages | FolderImages
     image_size: int
     mirror: bool = True
@@ -132,7 +163,8 @@ class ImageData:
         return self.train.class_names
 
     def summary(self) -> str:
-        counts = f"{len(self.train)} training and {len(self.test)} test images"
+        known = f" ({len(self.train.known)} labelled)" if isinstance(self.train, FewLabels) else ""
+        counts = f"{len(self.train)} training{known} and {len(self.test)} test images"
         return f"{counts} of {self.image_size} x {self.image_size}, {len(self.class_names)} classes"
 
     @property

@@ -1,4 +1,4 @@
-"""Evaluation of frozen features: weighted kNN (Wu et al. 2018, section 3.4) and a linear probe.
+"""Evaluation of frozen features: weighted kNN (Wu et al. 2018, section 3.4), a linear probe, and, without labels, their spread.
 
 kNN: score_c = sum over the k nearest bank rows j of class c of exp(cos(feature, bank_j) / t)
 """
@@ -13,6 +13,7 @@ from fastssl.train.augment import as_float
 from fastssl.train.data import batches
 
 KNN_CHUNK = 1 << 24  # similarities held at once: 64 MiB of float32
+COLLAPSED = 0.15  # share of the untrained std: 0.27 was the least of a run that learned; collapse fell below in one or two epochs
 
 
 @torch.no_grad()
@@ -73,6 +74,39 @@ def linear_probe_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tens
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(train[0].cpu().numpy(), train[1].cpu().numpy())
     return float(probe.score(test[0].cpu().numpy(), test[1].cpu().numpy()))
+
+
+def spread(features: Tensor) -> float:
+    """Standard deviation of unit-length features (N, D), mean over dimensions, times sqrt(D); N at least 2.
+
+    1: evenly on the sphere; 0: all features point the same way, the collapse of Chen and He 2021, figure 2.
+    """
+    return nn.functional.normalize(features, dim=1).std(0).mean().item() * features.shape[1] ** 0.5
+
+
+def effective_rank(features: Tensor) -> float:
+    """RankMe (Garrido et al. 2023, eq. 1): exp of the entropy of the singular values of features (N, D), 1 to min(N, D)."""
+    rows = features.to(features.device if features.is_cuda else "cpu", torch.float64)  # not every device has float64
+    gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
+    share = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.special.entr(share).sum().exp().item()
+
+
+def collapse_watch(features: Tensor) -> dict[str, float]:
+    """``spread`` and ``effective_rank`` of features (N, D) by the names that the history has; empty for fewer than two rows."""
+    return {"std": spread(features), "rank": effective_rank(features)} if len(features) > 1 else {}
+
+
+def collapse_warning(history: list[dict]) -> str | None:
+    """A line for a person where the last row's std is below ``COLLAPSED`` times that of the first, the untrained encoder's."""
+    first, last = history[0].get("std"), history[-1].get("std")
+    if first is None or last is None or last >= COLLAPSED * first:
+        return None
+    return (
+        f"warning: the embeddings are collapsing: std {last:.3f}, and {first:.3f} before training; all images get nearly the "
+        "same features, and there is little left to learn from"
+    )
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ Files of a run: ``last.ckpt`` and ``previous.ckpt``, ``csv/``, ``tensorboard/``.
 import logging
 import math
 import os
+import sys
 import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.utils.data import DistributedSampler
 
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden
 from fastssl.train.data import batches
+from fastssl.train.evaluate import collapse_warning
 from fastssl.train.recipes import RECIPES
 
 with broken_torchvision_hidden():
@@ -89,9 +91,9 @@ def restore_method(checkpoint: dict, data: Any) -> nn.Module:
     weights = {
         name.removeprefix("method."): value for name, value in checkpoint["state_dict"].items() if name.startswith("method.")
     }
-    for name, buffer in method.named_buffers():  # a bank has the size of the data that it was trained on
-        if name in weights and buffer.shape != weights[name].shape:
-            buffer.data = torch.empty_like(weights[name])
+    for name, tensor in (*method.named_buffers(), *method.named_parameters()):
+        if name in weights and tensor.shape != weights[name].shape:  # a bank as large as the data, a classifier of its classes
+            tensor.data = torch.empty_like(weights[name])
     method.load_state_dict(weights)
     return method
 
@@ -133,6 +135,8 @@ class MethodModule(pl.LightningModule):
         else:
             optimizer = torch.optim.AdamW(groups, lr)
         total = int(self.trainer.estimated_stepping_batches)
+        if getattr(self.method, "total_steps", None) is not None:
+            self.method.total_steps = total  # the recipe counted the steps of one process
         warmup = round(config.warmup_epochs * total / config.epochs)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -173,8 +177,11 @@ class MethodModule(pl.LightningModule):
         if self.trainer.is_global_zero:
             self.log_dict({name: value for name, value in row.items() if name != "epoch"}, rank_zero_only=True)
         first, (short, _) = next(iter(self.recipe.scores.items()))
-        score = f"  {short} {row[first]:.3f}" if first in row else ""
-        self.print(f"epoch {epoch:>3}/{self.config.epochs}  loss {loss:.3f}{score}")
+        shown = {first: (short, ".3f")} | {name: (short, form) for name, (short, _, form) in self.recipe.watch.items()}
+        scores = [f"  {short} {row[name]:{form}}" for name, (short, form) in shown.items() if name in row]
+        self.print(f"epoch {epoch:>3}/{self.config.epochs}  loss {loss:.3f}{''.join(scores)}")
+        if warning := collapse_warning(self.history):
+            self.print(warning, file=sys.stderr)
 
     def monitor(self, full: bool = False) -> dict[str, float]:
         """The recipe's scores of the method as it is (``full``: the slow ones too), on the first process."""

@@ -35,18 +35,19 @@ def backbone(config: TrainConfig, data) -> nn.Module:
 
 
 def image_scores(method: nn.Module, data, config: TrainConfig, *, device, workers: int, most: int | None, full: bool) -> dict:
-    """kNN accuracy on test images (``full``: and the linear probe's), of ``most`` images a half; empty without labels."""
+    """kNN accuracy on test images (``full``: and the linear probe's), of ``most`` images a half, and the collapse watch of the
+    test images' embeddings; without labels only the watch, without test images that of the training images."""
     from fastssl.train.data import limited
-    from fastssl.train.evaluate import embed, knn_accuracy, linear_probe_accuracy
+    from fastssl.train.evaluate import collapse_watch, embed, knn_accuracy, linear_probe_accuracy
 
-    if not data.labelled:
-        return {}
-    halves = (half if most is None else limited(half, most) for half in (data.train, data.test))
-    train, test = (embed(method, half, data.image_size, device=device, workers=workers) for half in halves)
-    if not (len(train[1]) and len(test[1])):
-        return {}
-    knn = knn_accuracy(train, test, len(data.class_names), config.knn_k, config.knn_t)
-    return {"knn": knn} | ({"probe": linear_probe_accuracy(train, test)} if full else {})
+    halves = [half if most is None else limited(half, most) for half in (data.train, data.test) if len(half)]
+    kept = halves if data.labelled else halves[-1:]
+    *train, test = (embed(method, half, data.image_size, device=device, workers=workers) for half in kept)
+    watch = collapse_watch(test[0])
+    if not (data.labelled and len(train[0][1]) and len(test[1])):
+        return watch
+    knn = knn_accuracy(train[0], test, len(data.class_names), config.knn_k, config.knn_t)
+    return {"knn": knn} | ({"probe": linear_probe_accuracy(train[0], test)} if full else {}) | watch
 
 
 def image_points(method: nn.Module, data, *, device, workers: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
@@ -130,6 +131,7 @@ SIMCLR = Recipe(
     monitor=image_scores,
     points=image_points,
     scores={"knn": ("kNN", "weighted kNN, k={config.knn_k}"), "probe": ("probe", "linear probe")},
+    watch={"std": ("std", "spread, 0 is collapse", ".3f"), "rank": ("rank", "effective rank", ".1f")},
     options=(*VIEWS, *HEADS),
 )
 

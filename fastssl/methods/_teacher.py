@@ -1,0 +1,107 @@
+"""What the methods with a teacher share: an encoder that can be averaged as a whole, the teacher's schedule, heads."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.momentum import EMA, cosine_schedule
+
+from ._common import ImageMethod, features_of, find_feature_dim
+
+
+def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
+    """Linear layers (N, widths[0]) -> (N, widths[-1]) with batch normalisation and ReLU between them.
+
+    ``last_norm``: batch normalisation without weights after the last one, as in SimSiam and MoCo v3.
+    """
+    layers: list[nn.Module] = []
+    for before, width in pairwise(widths[:-1]):
+        layers += [nn.Linear(before, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=not last_norm))
+    if last_norm:
+        layers.append(nn.BatchNorm1d(widths[-1], affine=False))
+    return nn.Sequential(*layers)
+
+
+class Encoder(nn.Module):
+    """Backbone and head as one module, so that a teacher is the average of one module: images (N, 3, H, W) -> (N, D)."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, feature_dim: int, method: str):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.feature_dim, self.method = feature_dim, method
+
+    def features(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) -> features (N, feature_dim) of the backbone."""
+        return features_of(self.backbone, images, self.feature_dim, self.method)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+class EncoderMethod(nn.Module):
+    """An image method whose backbone and head are one ``Encoder``; ``head`` makes the head from the width of the features."""
+
+    check_views = ImageMethod.check_views
+
+    def __init__(self, backbone: nn.Module, feature_dim: int | None, head: Callable[[int], nn.Module]):
+        super().__init__()
+        name = type(self).__name__
+        self.feature_dim = find_feature_dim(backbone, name) if feature_dim is None else feature_dim
+        self.encoder = Encoder(backbone, head(self.feature_dim), self.feature_dim, name)
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.encoder.backbone
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> features (B, feature_dim) of the backbone: what evaluation and later tasks use."""
+        return self.encoder.features(images)
+
+
+class TeacherMethod(EncoderMethod):
+    """An ``EncoderMethod`` with ``teacher``, the moving average of its encoder, and the schedule of its momentum.
+
+    The teacher's batch norms keep statistics of their own forward passes. It moves at the start of each forward in training mode,
+    by what the optimizer did since the last one; ``step``, int64 (), counts its moves and is in the state dict.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int | None,
+        head: Callable[[int], nn.Module],
+        momentum: float,
+        final_momentum: float | None,
+        total_steps: int | None,
+    ):
+        super().__init__(backbone, feature_dim, head)
+        name = type(self).__name__
+        for argument, value in (("momentum", momentum), ("final_momentum", final_momentum)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name}: {argument} must be in [0, 1], the share of the teacher that is kept, got {value}")
+        if total_steps is not None and not (isinstance(total_steps, int) and total_steps >= 1):
+            raise ValueError(f"{name}: total_steps must be a whole number of at least 1, got {total_steps}")
+        self.momentum, self.final_momentum, self.total_steps = momentum, final_momentum, total_steps
+        self.teacher = EMA(self.encoder, momentum, buffers="skip")
+        self.step: Tensor
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def current_momentum(self) -> float | Tensor:
+        """The share that the next move keeps: on its cosine from ``momentum`` to ``final_momentum``, or constant without one."""
+        if self.final_momentum is None or self.total_steps is None:
+            return self.momentum
+        return cosine_schedule(self.step, self.total_steps, self.momentum, self.final_momentum)
+
+    def move_teacher(self) -> None:
+        """teacher <- m teacher + (1 - m) encoder, in one launch and without host sync; nothing in evaluation mode."""
+        if self.training:
+            self.teacher.update(self.encoder, self.current_momentum())
+            self.step.add_(1)
+
+    @torch.no_grad()
+    def target(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W) -> the teacher's output (N, D), without gradient."""
+        return self.teacher(images)

@@ -1,0 +1,125 @@
+"""MoCo v1 and v2 (He et al. 2020; Chen et al. 2020): queries against the teacher's keys of the other view and a queue.
+
+    q = unit(encoder(view0))    k = unit(teacher(view1))    loss = -log(exp(q.k / t) / (exp(q.k / t) + sum_j exp(q.queue_j / t)))
+
+In the order of the paper's algorithm 1: the teacher moves, the loss sees the old queue, then the keys are pushed onto it. Batch
+normalisation would let an image find its key by the statistics that both share; with shuffled keys (section 3.3) they share none.
+"""
+
+import torch
+from torch import Tensor, distributed, nn
+
+from fastssl.distributed.gather import gather_rows, world_size
+from fastssl.functional import moco_loss
+from fastssl.momentum import MoCoQueue
+
+from ._teacher import TeacherMethod
+
+
+class MoCo(TeacherMethod):
+    """MoCo around any image encoder: ``MoCo(backbone)(view0, view1)`` is the loss to call ``backward`` on.
+
+    ``MoCo(backbone)`` is v1; v2 is ``MoCo(backbone, mlp=True, temperature=0.2)`` with stronger augmentation.
+
+    Args:
+        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
+        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        mlp: a head of two layers (v2); otherwise one linear layer.
+        hidden_dim: width of that head's hidden layer; by default ``feature_dim``.
+        projection_dim: width D of queries, keys and queue.
+        queue_size: K keys, float32, in the state dict; random directions until pushes have replaced them.
+        momentum: share of the teacher that is kept at each step.
+        final_momentum: the share that it reaches over ``total_steps`` along half a cosine; None: it stays, as in the papers.
+        total_steps: steps of the training, where the momentum has a schedule.
+        temperature: above 0.
+        bn_splits: parts of the batch that the encoders see apart, as several devices would, so that shuffling has an effect on one
+            device. B must be at least twice as large.
+        shuffle_bn: permute the images before the teacher and its keys back after, across all processes. Without effect where a
+            batch is one part in one process.
+        symmetric: also the keys of view 0 for the queries of view 1; the mean of both, and both kinds of keys are pushed.
+
+    With several processes the queue takes the keys of all; ``MoCoQueue`` says what to tell DDP about its buffers.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int | None = None,
+        *,
+        mlp: bool = False,
+        hidden_dim: int | None = None,
+        projection_dim: int = 128,
+        queue_size: int = 65536,
+        momentum: float = 0.999,
+        final_momentum: float | None = None,
+        total_steps: int | None = None,
+        temperature: float = 0.07,
+        bn_splits: int = 1,
+        shuffle_bn: bool = True,
+        symmetric: bool = False,
+    ):
+        def head(width: int) -> nn.Module:
+            if not mlp:
+                return nn.Linear(width, projection_dim)
+            hidden = hidden_dim or width
+            return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, projection_dim))
+
+        if not temperature > 0:
+            raise ValueError(f"MoCo: temperature must be above 0, got {temperature}")
+        if not (isinstance(bn_splits, int) and bn_splits >= 1):
+            raise ValueError(f"MoCo: bn_splits must be a whole number of at least 1, got {bn_splits}")
+        if not (isinstance(queue_size, int) and queue_size >= 1):
+            raise ValueError(f"MoCo: queue_size must be a whole number of at least 1, got {queue_size}")
+        super().__init__(backbone, feature_dim, head, momentum, final_momentum, total_steps)
+        self.temperature, self.bn_splits, self.shuffle_bn, self.symmetric = temperature, bn_splits, shuffle_bn, symmetric
+        self.queue = MoCoQueue(projection_dim, queue_size, gather_distributed=distributed.is_available())
+
+    def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
+        """Two views (B, 3, H, W) of the same B pictures, B >= 2 -> loss, scalar float32. Training moves the teacher and pushes."""
+        self.check_views(view0, view1)
+        if len(view0) < 2 * self.bn_splits:
+            raise ValueError(
+                f"MoCo: bn_splits={self.bn_splits} needs at least {2 * self.bn_splits} images a batch, got {len(view0)}"
+            )
+        self.move_teacher()
+        views = (view0, view1) if self.symmetric else (view0,)
+        q = torch.cat([self.unit(self.in_parts(self.encoder, view)) for view in views])
+        k = torch.cat([self.keys(view) for view in (view1, view0)[: len(views)]])
+        loss = moco_loss(q, k, self.queue.queue, self.temperature)
+        if self.training:
+            self.queue.push(k)
+        return loss
+
+    def unit(self, z: Tensor) -> Tensor:
+        """z (N, D) to unit length, in the dtype of the queue."""
+        return nn.functional.normalize(z.to(self.queue.queue.dtype), dim=1)
+
+    @torch.no_grad()
+    def keys(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> the teacher's keys (B, D), of unit length and in order."""
+        shuffles = self.shuffle_bn and self.training and (self.bn_splits > 1 or world_size() > 1)
+        if not shuffles:
+            return self.unit(self.in_parts(self.teacher, images))
+        part, mine = shuffled(images)
+        return gather_rows(self.unit(self.in_parts(self.teacher, part)))[mine]
+
+    def in_parts(self, encoder: nn.Module, images: Tensor) -> Tensor:
+        """``encoder(images)``, in training with batch statistics of each of ``bn_splits`` parts of the batch."""
+        parts = self.bn_splits if self.training else 1
+        return torch.cat([encoder(part) for part in images.tensor_split(parts)]) if parts > 1 else encoder(images)
+
+
+def shuffled(images: Tensor) -> tuple[Tensor, Tensor]:
+    """images (B, ...) -> this process's share of all processes' images in one random order, and the places of its own images.
+
+    The order is rank 0's. The share has B rows where all batches are as large; after ``gather_rows`` of what becomes of the shares,
+    row ``places[i]`` is that of ``images[i]``.
+    """
+    everyone, world = gather_rows(images), world_size()
+    order = torch.randperm(len(everyone), device=images.device)
+    rank, first = 0, 0
+    if world > 1:
+        rank = distributed.get_rank()
+        distributed.broadcast(order, 0)
+        first = sum(gather_rows(torch.tensor([len(images)], device=images.device))[:rank].tolist())
+    return everyone[order.tensor_split(world)[rank]], order.argsort()[first : first + len(images)]

@@ -1,0 +1,56 @@
+"""MoCo v3 (Chen, Xie, He 2021, algorithm 1): a query against the teacher's keys of the batch; no queue, and a predictor.
+
+q = predictor(encoder(view))    k = teacher(view)    loss = L(q0, k1) + L(q1, k0),   L = 2 t InfoNCE(unit(q), unit(k), t)
+"""
+
+from torch import Tensor, nn
+
+from fastssl.functional import moco_v3_loss
+
+from ._teacher import TeacherMethod, mlp
+
+
+class MoCoV3(TeacherMethod):
+    """MoCo v3 around any image encoder: ``MoCoV3(backbone)(view0, view1)`` is the loss to call ``backward`` on.
+
+    Args:
+        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
+        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        hidden_dim: width of the hidden layers of projector and predictor; by default ``feature_dim``. The paper's is 4096.
+        projection_dim: width D of queries and keys; the paper's is 256.
+        momentum: share of the teacher that is kept at the first step.
+        final_momentum: the share that it reaches over ``total_steps`` along half a cosine.
+        total_steps: steps of the training; None: the momentum stays.
+        temperature: above 0.
+
+    With several processes each contrasts with its own keys only.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int | None = None,
+        *,
+        hidden_dim: int | None = None,
+        projection_dim: int = 256,
+        momentum: float = 0.99,
+        final_momentum: float | None = 1.0,
+        total_steps: int | None = None,
+        temperature: float = 0.2,
+    ):
+        def projector(width: int) -> nn.Module:
+            return mlp(width, hidden_dim or width, projection_dim, last_norm=True)
+
+        if not temperature > 0:
+            raise ValueError(f"MoCoV3: temperature must be above 0, got {temperature}")
+        super().__init__(backbone, feature_dim, projector, momentum, final_momentum, total_steps)
+        self.temperature = temperature
+        self.prediction_head = mlp(projection_dim, hidden_dim or self.feature_dim, projection_dim, last_norm=True)
+
+    def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
+        """Two views (B, 3, H, W) of the same B pictures, B >= 2 -> loss, scalar float32. Training moves the teacher."""
+        self.check_views(view0, view1)
+        self.move_teacher()
+        q0, q1 = (self.prediction_head(self.encoder(view)) for view in (view0, view1))
+        k0, k1 = self.target(view0), self.target(view1)
+        return moco_v3_loss(q0, k1, self.temperature) + moco_v3_loss(q1, k0, self.temperature)
