@@ -158,7 +158,11 @@ def test_few_labels_hides_the_others():
     assert torch.equal(shown[known], labels[index[known]]) and (shown[~known] == -1).all()
 
 
-OPTIONS = {"moco": ["--bn-splits", "2", "--symmetric"], "mean_teacher": ["--labels-per-class", "3"]}
+OPTIONS = {
+    "moco": ["--bn-splits", "2", "--symmetric"],
+    "moco_v3": ["--optimizer", "lars"],
+    "mean_teacher": ["--labels-per-class", "3"],
+}
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -20,6 +20,8 @@ struct Run {
   int64_t first, place, count;
 };
 
+// Through a block that stays in the first cache: read along the keys, written along the queue's own fast direction. The entries are
+// the outer loop, so that in (D, K) only kTile pages of the queue are in use at a time.
 template <class T>
 void copy_rows(const Tensor& queue, const Tensor& keys, const Run& run, bool columns) {
   const int64_t D = keys.size(1), key_row = keys.stride(0), key_entry = keys.stride(1);
@@ -27,12 +29,27 @@ void copy_rows(const Tensor& queue, const Tensor& keys, const Run& run, bool col
   const T* from = keys.const_data_ptr<T>() + run.first * key_row;
   T* to = queue.mutable_data_ptr<T>() + run.place * row;
   const int64_t tiles = (D + kTile - 1) / kTile;
-  at::parallel_for(0, tiles, std::max<int64_t>(1, (1 << 15) / (kTile * run.count + 1)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = 0; i < run.count; i += kTile)
-      for (int64_t tile = begin; tile < end; tile++)
-        for (int64_t d = tile * kTile; d < std::min(D, (tile + 1) * kTile); d++)
-          for (int64_t k = i; k < std::min(run.count, i + kTile); k++) to[k * row + d * entry] = from[k * key_row + d * key_entry];
+  at::parallel_for(0, tiles, std::max<int64_t>(1, (1 << 16) / (kTile * run.count + 1)), [&](int64_t begin, int64_t end) {
+    T block[kTile][kTile];  // [entry][key]
+    for (int64_t d0 = begin * kTile; d0 < std::min(D, end * kTile); d0 += kTile)
+      for (int64_t k0 = 0; k0 < run.count; k0 += kTile) {
+        const int64_t wide = std::min(kTile, D - d0), high = std::min(kTile, run.count - k0);
+        for (int64_t k = 0; k < high; k++)
+          for (int64_t d = 0; d < wide; d++) block[d][k] = from[(k0 + k) * key_row + (d0 + d) * key_entry];
+        for (int64_t d = 0; d < wide; d++)
+          for (int64_t k = 0; k < high; k++) to[(k0 + k) * row + (d0 + d) * entry] = block[d][k];
+      }
   });
+}
+
+// Keys and queue rows both contiguous: whole rows.
+template <class T>
+void copy_whole_rows(const Tensor& queue, const Tensor& keys, const Run& run) {
+  const int64_t D = keys.size(1);
+  const T* from = keys.const_data_ptr<T>();
+  T* to = queue.mutable_data_ptr<T>();
+  for (int64_t i = 0; i < run.count; i++)
+    std::copy_n(from + (run.first + i) * keys.stride(0), D, to + (run.place + i) * queue.stride(0));
 }
 
 template <class T>
@@ -52,8 +69,10 @@ void queue_push_(const Tensor& queue, const Tensor& ptr, const Tensor& keys, con
   const Run runs[2] = {{first, place, before_end}, {first + before_end, 0, truncate ? 0 : N - first - before_end}};
   for (const Run& run : runs) {
     if (run.count == 0) continue;
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, queue.scalar_type(), "queue_push_",
-                                    [&] { copy_rows<scalar_t>(queue, keys, run, columns); });
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, queue.scalar_type(), "queue_push_", [&] {
+      if (!columns && keys.stride(1) == 1 && queue.stride(1) == 1) copy_whole_rows<scalar_t>(queue, keys, run);
+      else copy_rows<scalar_t>(queue, keys, run, columns);
+    });
     if (labels)
       AT_DISPATCH_INTEGRAL_TYPES(labels->scalar_type(), "queue_push_", [&] { copy_labels<scalar_t>(*label_queue, *labels, run); });
   }

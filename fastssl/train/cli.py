@@ -74,7 +74,7 @@ def train_parser(method: str = "simclr") -> Parser:
     option("image_size", "side of the views in pixels (default: 32; 64 for folders)", type=number(int, 8))
     option("epochs", f"passes over the training {recipe.unit}", type=number(int, 1))
     option("batch_size", f"{recipe.unit} per step and device", type=number(int, 2))
-    option("optimizer", "adamw or sgd", choices=("adamw", "sgd"))
+    option("optimizer", "adamw, sgd, or lars in MoCo v3's form", choices=("adamw", "sgd", "lars"))
     option(
         "lr", "peak learning rate (default: 0.002 adamw, 0.1 sgd, times images per step / 256)", type=number(float, 0, above=True)
     )

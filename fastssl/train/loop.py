@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
+from fastssl.optim import LARS, AdamW
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
@@ -31,7 +32,7 @@ with broken_torchvision_hidden():
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-DEFAULT_LR = {"adamw": 2e-3, "sgd": 0.1}  # at batch 256, scaled linearly with the batch
+DEFAULT_LR = {"adamw": 2e-3, "sgd": 0.1, "lars": 0.3}  # at batch 256, scaled linearly with the batch
 MONITOR_BANK = 20_000  # samples at most that a score during training embeds; the evaluation at the end takes all
 
 
@@ -133,7 +134,7 @@ class MethodModule(pl.LightningModule):
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
         else:
-            optimizer = torch.optim.AdamW(groups, lr)
+            optimizer = (LARS if config.optimizer == "lars" else AdamW)(groups, lr)
         total = int(self.trainer.estimated_stepping_batches)
         if getattr(self.method, "total_steps", None) is not None:
             self.method.total_steps = total  # the recipe counted the steps of one process
