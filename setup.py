@@ -71,6 +71,10 @@ def build_cuda() -> None:
     common = f"-O3 -std=c++20 -Xcompiler -fPIC -I{ROOT / 'csrc'}"
     kernel = f"{common} -Xptxas -v {codes}"
     op = f"{common} -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA {includes}"
+    # torch's libraries are not in the global scope of a Python process: unless they are named here, no symbol of theirs is found.
+    folders = [Path(path) for path in cpp.library_paths()]
+    names = [name for name in ("c10", "torch_cpu", "torch_cuda") if any((f / f"lib{name}.so").exists() for f in folders)]
+    torch = " ".join([*(f"-L{folder}" for folder in folders), *(f"-l{name}" for name in names)])
     objects = [build / f"{source.name}.o" for source in sources]
     compile = "{nvcc} -MMD -MF $out.d {flags} -c $in -o $out >$out.log 2>&1 || {{ cat $out.log; false; }}"
     lines = [
@@ -78,7 +82,7 @@ def build_cuda() -> None:
             f"rule {name}\n  command = {compile.format(nvcc=nvcc, flags=flags)}\n  depfile = $out.d\n  deps = gcc"
             for name, flags in (("cu", kernel), ("cpp", op))
         ),
-        f"rule link\n  command = {nvcc} -shared {codes} $in -o $out",
+        f"rule link\n  command = {nvcc} -shared {codes} $in -o $out {torch}",
         *(f"build {out}: {source.suffix[1:]} {source}" for out, source in zip(objects, sources, strict=True)),
         f"build {ROOT / 'fastssl' / '_cuda.so'}: link {' '.join(map(str, objects))}",
     ]

@@ -144,3 +144,18 @@ def test_no_cuda_kernel_spills_registers():
         kernels = set(re.findall(r"Compiling entry function '(\w+)' for 'sm_90a'", text))
         assert all(text.count(f"'{kernel}' for '{arch}'") == 1 for kernel in kernels for arch in ("sm_80", "sm_90a", "sm_100a"))
         assert kernels or "__global__" not in (ROOT / "csrc" / "cuda" / f"{name}.cu").read_text()
+
+
+@pytest.mark.skipif(not (ROOT / "fastssl" / "_cuda.so").exists(), reason="the CUDA library is not built here")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="loaded on import here")
+def test_the_cuda_library_loads_and_registers_its_ops_also_without_a_gpu(tmp_path):
+    """Every symbol is found in torch's own libraries, but the current stream, which only those of a CUDA build have."""
+    (tmp_path / "stream.c").write_text("int aoti_torch_get_current_cuda_stream(int d, void** s) { *s = 0; return d; }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", "stream.c", "-o", "stream.so"], check=True, cwd=tmp_path)
+    out = python(
+        f"import ctypes, torch; ctypes.CDLL({str(tmp_path / 'stream.so')!r}, ctypes.RTLD_GLOBAL)\n"
+        "torch.ops.load_library('fastssl/_cuda.so')\n"
+        "from fastssl.ops._register import OWNERS; import fastssl\n"
+        "print(*(op for op, owners in OWNERS.items() if owners['CUDA'] == 'CUDA C++'))"
+    )
+    assert sorted(out.split()) == ["adamw_", "ema_update_", "lars_", "queue_push_"]
