@@ -1,6 +1,7 @@
 """The benchmarks of the updates: their gate, peers, bytes, memory, results; rehearsals at tiny sizes."""
 
 import os
+import sys
 import tarfile
 from dataclasses import replace
 
@@ -231,6 +232,15 @@ def test_gpu_command_measures_every_work(tmp_path):
     assert gpu._command(run, updates[0])[3:8] == ["ema", "ema_shadow", "queue_push", "moco_step", "--dtype"]
     only = gpu._cases(gpu.Run(tmp_path, works=("lars", "nt_xent")))
     assert {name for case in only for name in case.works} == {"lars", "nt_xent"}
+
+
+def test_without_matplotlib_results_come_without_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    options = ["--quick", "--no-memory", "--budget", "0.01", "--rounds", "1", "--peers", "eager", "--out", str(tmp_path)]
+    assert bench.main(["ema", "queue_push", *options]) == 0
+    assert "pictures left out" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ema.json", "queue_push.json"]
 
 
 def test_gpu_command_rehearses_updates(tmp_path):
