@@ -240,6 +240,25 @@ TRAINING = {
 
 
 @needs_train
+def train(module, recipe, epochs: int, batch: int) -> list[float]:
+    """The mean loss of each epoch."""
+    means = []
+    optimizer = torch.optim.AdamW(module.method.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(module.data.train) // batch))
+    for _ in range(epochs):
+        losses = []
+        for indices in torch.randperm(len(module.data.train)).split(batch):
+            if len(indices) == batch:
+                optimizer.zero_grad()
+                loss = module.method(*recipe.arguments(module, module.data.train.__getitems__(indices.tolist())))
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses.append(loss.item())
+        means.append(sum(losses) / len(losses))
+    return means
+
+
 @pytest.mark.parametrize("name", NEW)
 def test_training_beats_the_untrained_encoder(name):
     """A part of the photographs' crops, 24 x 24; kNN on held-out ones. The untrained encoder's batch norms are calibrated."""
@@ -262,22 +281,10 @@ def test_training_beats_the_untrained_encoder(name):
     with torch.no_grad():
         for part in torch.randperm(len(data.train)).split(256):
             method.embed(data.train.images[part].float() / 255)
-    untrained, started, means = knn(), time.process_time(), []
+    untrained, started = knn(), time.process_time()
     if recipe.prepare:
         recipe.prepare(module)
-    optimizer = torch.optim.AdamW(method.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(data.train) // batch))
-    for _ in range(epochs):
-        losses = []
-        for indices in torch.randperm(len(data.train)).split(batch):
-            if len(indices) == batch:
-                optimizer.zero_grad()
-                loss = method(*recipe.arguments(module, data.train.__getitems__(indices.tolist())))
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.item())
-        means.append(sum(losses) / len(losses))
+    means = train(module, recipe, epochs, batch)
     trained, seconds = knn(), time.process_time() - started
     shown = " ".join(f"{mean:.3f}" for mean in means)
     print(f"\n{name}: loss {shown}; kNN untrained {untrained:.3f}, trained {trained:.3f}, {seconds:.0f} s of CPU")

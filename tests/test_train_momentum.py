@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_methods_image import needs_train, part_of, write_grey_classes
+from test_methods_image import needs_train, part_of, train, write_grey_classes
 
 from fastssl.functional import negative_cosine
 from fastssl.methods import SimSiam
@@ -113,7 +113,7 @@ def test_training_beats_the_untrained_encoder(name):
     data = a_quarter(recipe.load(config))
     torch.manual_seed(0)
     method = recipe.build(config, data)
-    module = SimpleNamespace(method=method, views=recipe.augment(config, data), config=config)
+    module = SimpleNamespace(method=method, views=recipe.augment(config, data), config=config, data=data)
 
     def scores():
         return recipe.monitor(method, data, config, device="cpu", workers=0, most=None, full=False)
@@ -121,20 +121,8 @@ def test_training_beats_the_untrained_encoder(name):
     with torch.no_grad():
         for indices in torch.randperm(len(data.train)).split(256):
             method.embed(data.train.__getitems__(indices.tolist())[0].float() / 255)
-    untrained, started, means = scores(), time.process_time(), []
-    optimizer = torch.optim.AdamW(method.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(data.train) // batch))
-    for _ in range(epochs):
-        losses = []
-        for indices in torch.randperm(len(data.train)).split(batch):
-            if len(indices) == batch:
-                optimizer.zero_grad()
-                loss = method(*recipe.arguments(module, data.train.__getitems__(indices.tolist())))
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.item())
-        means.append(sum(losses) / len(losses))
+    untrained, started = scores(), time.process_time()
+    means = train(module, recipe, epochs, batch)
     trained, seconds = scores(), time.process_time() - started
     shown = "  ".join(f"{key} {untrained[key]:.3f} -> {trained[key]:.3f}" for key in trained)
     print(f"\n{name}: loss {' '.join(f'{mean:.3f}' for mean in means)}; {shown}, {seconds:.0f} s of CPU")

@@ -74,7 +74,8 @@ __device__ inline bool is_aligned(const TensorRecord& t) {
 }
 
 // Reads lists 0 .. R - 1 and writes lists writes[0 .. W - 1] of a chunk, all of them float32 or 16 bits wide:
-//   f(i, in[R][4], out[W][4])  for elements i .. i + 3; on the way of single elements only the first of the four counts.
+//   f(i, in[R][4], out[W][4])  for elements i .. i + 3; on the way of single elements only the first of the four counts,
+// the others are 0.
 template <int R, int W, class F>
 __device__ inline void for_each_four(const TensorRecord& t, int32_t index, const int (&writes)[W], const F& f) {
   const int64_t begin = index * kChunkElements;
@@ -126,6 +127,26 @@ __device__ inline void for_each_double(const TensorRecord& t, int32_t index, con
 #pragma unroll
     for (int w = 0; w < W; w++)
       if (t.kind[writes[w]] != kNothing) static_cast<double*>(t.data[writes[w]])[i] = out[w];
+  }
+}
+
+// f(in[R], out[W]) for every element of a chunk; T is double where the lists are float64, else float.
+template <class T, int R, int W, class F>
+__device__ inline void for_each_element(const TensorRecord& t, int32_t index, const int (&writes)[W], const F& f) {
+  if constexpr (sizeof(T) == 8) {
+    for_each_double<R>(t, index, writes, f);
+  } else {
+    for_each_four<R>(t, index, writes, [&](int64_t, const float (&in)[R][4], float (&out)[W][4]) {
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        float one_in[R], one_out[W];
+#pragma unroll
+        for (int r = 0; r < R; r++) one_in[r] = in[r][k];
+        f(one_in, one_out);
+#pragma unroll
+        for (int w = 0; w < W; w++) out[w][k] = one_out[w];
+      }
+    });
   }
 }
 

@@ -26,19 +26,19 @@ __device__ inline AdamScalars scalars_of(const AdamCall& call) {
   return shared;
 }
 
-template <class T>
-__device__ inline AdamRates<T> rates_of(const TensorRecord& t, const AdamCall& call, const AdamScalars& s) {
-  return {
+template <class T, int R>
+__device__ inline void adamw_chunk(const TensorRecord& t, int32_t index, const AdamCall& call, const AdamScalars& s) {
+  constexpr int writes[] = {kAdamParams, kAdamFirst, kAdamSecond, kAdamShadow, kAdamEma, kAdamEmaShadow};
+  const AdamRates<T> rates = {
       T(1.0 - s.lr * t.weight_decay), T(1.0 - call.beta1), T(1.0 - call.beta2), T(call.beta2), T(s.size), T(s.root), T(call.eps)};
-}
-
-template <int R, class T>
-__device__ inline void adamw_one(const TensorRecord& t, const AdamRates<T>& rates, const NewAverage<T>& average, T p, T g, T m, T v,
-                                 T e, T (&out)[6]) {
-  adamw_element(p, g, m, v, rates);
-  out[0] = p, out[1] = m, out[2] = v, out[3] = as_stored(p, t.kind[kAdamParams]);
-  out[4] = R == 5 ? average(e, out[3]) : T(0);
-  out[5] = as_stored(out[4], t.kind[kAdamEma]);
+  const NewAverage<T> average(call.ema_momentum);
+  for_each_element<T, R>(t, index, writes, [&](const T(&in)[R], T(&out)[6]) {
+    T p = in[kAdamParams], m = in[kAdamFirst], v = in[kAdamSecond];
+    adamw_element(p, in[kAdamGrads], m, v, rates);
+    out[0] = p, out[1] = m, out[2] = v, out[3] = as_stored(p, t.kind[kAdamParams]);
+    out[4] = R > kAdamEma ? average(in[R - 1], out[3]) : T(0);
+    out[5] = as_stored(out[4], t.kind[kAdamEma]);
+  });
 }
 
 // R = 5 with averages, 4 without.
@@ -46,27 +46,9 @@ template <int R>
 __global__ void __launch_bounds__(kThreads, kStepsAtOnce) adamw_kernel(TableView table, AdamCall call) {
   const ChunkRecord chunk = table.chunks[blockIdx.x];
   const TensorRecord t = table.tensors[chunk.tensor];
-  constexpr int writes[] = {kAdamParams, kAdamFirst, kAdamSecond, kAdamShadow, kAdamEma, kAdamEmaShadow};
   const AdamScalars scalars = scalars_of(call);
-  if (t.kind[kAdamParams] == kFloat64) {
-    const AdamRates<double> rates = rates_of<double>(t, call, scalars);
-    const NewAverage<double> average(call.ema_momentum);
-    for_each_double<R>(t, chunk.index, writes, [&](const double (&in)[R], double (&out)[6]) {
-      adamw_one<R>(t, rates, average, in[0], in[1], in[2], in[3], in[R - 1], out);
-    });
-    return;
-  }
-  const AdamRates<float> rates = rates_of<float>(t, call, scalars);
-  const NewAverage<float> average(call.ema_momentum);
-  for_each_four<R>(t, chunk.index, writes, [&](int64_t, const float (&in)[R][4], float (&out)[6][4]) {
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      float one[6];
-      adamw_one<R>(t, rates, average, in[0][k], in[1][k], in[2][k], in[3][k], in[R - 1][k], one);
-#pragma unroll
-      for (int w = 0; w < 6; w++) out[w][k] = one[w];
-    }
-  });
+  if (t.kind[kAdamParams] == kFloat64) adamw_chunk<double, R>(t, chunk.index, call, scalars);
+  else adamw_chunk<float, R>(t, chunk.index, call, scalars);
 }
 
 }  // namespace fastssl

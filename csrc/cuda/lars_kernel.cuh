@@ -22,11 +22,16 @@ __device__ inline void add_over_block(double (&sum)[2]) {
   for (int k = 0; k < 2; k++) sum[k] = part[k][0];
 }
 
+// |p|^2 and |g + weight_decay p|^2 of this thread's elements.
 template <class T>
-__device__ inline void add_squares(double (&sum)[2], T p, T g, T weight_decay) {
-  const double x = p, d = weight_decay != T(0) ? multiply_add(weight_decay, p, g) : g;
-  sum[0] += x * x;
-  sum[1] += d * d;
+__device__ inline void add_squares(const TensorRecord& t, int32_t index, T weight_decay, double (&sum)[2]) {
+  constexpr int writes[] = {kMostLists - 1};  // nothing
+  for_each_element<T, 2>(t, index, writes, [&](const T(&in)[2], T(&)[1]) {
+    const T p = in[kLarsParams], g = in[kLarsGrads];
+    const double x = p, d = weight_decay != T(0) ? multiply_add(weight_decay, p, g) : g;
+    sum[0] += x * x;
+    sum[1] += d * d;
+  });
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) lars_norms_kernel(TableView table, LarsCall call) {
@@ -34,19 +39,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) lars_norms_kernel(Tab
   TensorRecord t = table.tensors[chunk.tensor];
   if (!t.adapt) return;
   for (int l = kLarsMomenta; l < kMostLists; l++) t.kind[l] = kNothing;
-  constexpr int writes[] = {kMostLists - 1};  // nothing
   const double weight_decay = call.form == 0 ? t.weight_decay : 0.0;
   double sum[2] = {0.0, 0.0};
-  if (t.kind[kLarsParams] == kFloat64) {
-    for_each_double<2>(t, chunk.index, writes, [&](const double (&in)[2], double (&)[1]) {
-      add_squares(sum, in[kLarsParams], in[kLarsGrads], weight_decay);
-    });
-  } else {
-    for_each_four<2>(t, chunk.index, writes, [&](int64_t, const float (&in)[2][4], float (&)[1][4]) {
-#pragma unroll
-      for (int k = 0; k < 4; k++) add_squares(sum, in[kLarsParams][k], in[kLarsGrads][k], float(weight_decay));
-    });
-  }
+  if (t.kind[kLarsParams] == kFloat64) add_squares<double>(t, chunk.index, weight_decay, sum);
+  else add_squares<float>(t, chunk.index, float(weight_decay), sum);
   add_over_block(sum);
   if (threadIdx.x == 0) call.squares[2 * blockIdx.x] = sum[0], call.squares[2 * blockIdx.x + 1] = sum[1];
 }
@@ -67,13 +63,18 @@ __device__ inline LarsScale scale_of(const TensorRecord& t, const ChunkRecord& c
   return scale;
 }
 
-template <int R, class T>
-__device__ inline void lars_one(const TensorRecord& t, const LarsRates<T>& rates, const NewAverage<T>& average, T p, T g, T mu, T e,
-                                T (&out)[5]) {
-  lars_element(p, g, mu, rates);
-  out[0] = p, out[1] = mu, out[2] = as_stored(p, t.kind[kLarsParams]);
-  out[3] = R == 4 ? average(e, out[2]) : T(0);
-  out[4] = as_stored(out[3], t.kind[kLarsEma]);
+template <class T, int R>
+__device__ inline void lars_chunk(const TensorRecord& t, int32_t index, const LarsCall& call, const LarsScale& s, double rate) {
+  constexpr int writes[] = {kLarsParams, kLarsMomenta, kLarsShadow, kLarsEma, kLarsEmaShadow};
+  const LarsRates<T> rates = {T(s.weight_decay), T(s.ratio), T(call.momentum), T(rate), call.nesterov};
+  const NewAverage<T> average(call.ema_momentum);
+  for_each_element<T, R>(t, index, writes, [&](const T(&in)[R], T(&out)[5]) {
+    T p = in[kLarsParams], mu = in[kLarsMomenta];
+    lars_element(p, in[kLarsGrads], mu, rates);
+    out[0] = p, out[1] = mu, out[2] = as_stored(p, t.kind[kLarsParams]);
+    out[3] = R > kLarsEma ? average(in[R - 1], out[2]) : T(0);
+    out[4] = as_stored(out[3], t.kind[kLarsEma]);
+  });
 }
 
 // R = 4 with averages, 3 without.
@@ -81,28 +82,10 @@ template <int R>
 __global__ void __launch_bounds__(kThreads, kStepsAtOnce) lars_kernel(TableView table, LarsCall call) {
   const ChunkRecord chunk = table.chunks[blockIdx.x];
   const TensorRecord t = table.tensors[chunk.tensor];
-  constexpr int writes[] = {kLarsParams, kLarsMomenta, kLarsShadow, kLarsEma, kLarsEmaShadow};
   const double lr = value_of(call.lr), rate = call.form == 2 ? 1.0 : lr;
-  const LarsScale s = scale_of(t, chunk, call, lr);
-  if (t.kind[kLarsParams] == kFloat64) {
-    const LarsRates<double> rates = {s.weight_decay, s.ratio, call.momentum, rate, call.nesterov};
-    const NewAverage<double> average(call.ema_momentum);
-    for_each_double<R>(t, chunk.index, writes, [&](const double (&in)[R], double (&out)[5]) {
-      lars_one<R>(t, rates, average, in[0], in[1], in[2], in[R - 1], out);
-    });
-    return;
-  }
-  const LarsRates<float> rates = {float(s.weight_decay), float(s.ratio), float(call.momentum), float(rate), call.nesterov};
-  const NewAverage<float> average(call.ema_momentum);
-  for_each_four<R>(t, chunk.index, writes, [&](int64_t, const float (&in)[R][4], float (&out)[5][4]) {
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      float one[5];
-      lars_one<R>(t, rates, average, in[0][k], in[1][k], in[2][k], in[R - 1][k], one);
-#pragma unroll
-      for (int w = 0; w < 5; w++) out[w][k] = one[w];
-    }
-  });
+  const LarsScale scale = scale_of(t, chunk, call, lr);
+  if (t.kind[kLarsParams] == kFloat64) lars_chunk<double, R>(t, chunk.index, call, scale, rate);
+  else lars_chunk<float, R>(t, chunk.index, call, scale, rate);
 }
 
 }  // namespace fastssl

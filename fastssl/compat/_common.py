@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from fastssl.momentum._tensors import Work, check_match, check_module, find, find_groups
+from fastssl.momentum._tensors import average_lists, check_match, check_module, find
 from fastssl.ops._checks import check_number
+
+SHARE = "the share that is kept"  # these libraries have many names for it
 
 
 def check_whole(op: str, name: str, value, low: int) -> None:
@@ -41,19 +43,11 @@ def copy_parameters(op: str, names: tuple[str, str], student: nn.Module, teacher
         average.requires_grad_(False)
 
 
+@torch.no_grad()
 def average_parameters(op: str, names: tuple[str, str], student: nn.Module, teacher: nn.Module, kept: float) -> None:
     """teacher <- kept teacher + (1 - kept) student for all parameters, in place. Buffers stay.
 
     Two modules without parameters are left as they are, as by a loop over ``zip``.
     """
     params, averages = parameter_pairs(op, names, student, teacher)
-    average_lists(op, averages, params, kept, "mul_add")
-
-
-@torch.no_grad()
-def average_lists(op: str, averages: list[Tensor], values: list[Tensor], kept: float, order: str, **rounding) -> None:
-    """``ema_update_``, one launch for each device; what any would refuse is refused before the first. Integers are copied."""
-    groups, copied = find_groups([(e.dtype, e.device) for e in averages], False, len(averages))
-    launches = [([averages[i] for i in group], [values[i] for i in group], None) for group in groups]
-    copies = [averages[i] for i in copied], [values[i] for i in copied]
-    Work(launches, copies).run(op, "the share that is kept", kept, order, **rounding)
+    average_lists(op, SHARE, averages, params, kept, "mul_add")

@@ -151,3 +151,15 @@ def _share(op: str, name: str, momentum: float | Tensor, device: torch.device) -
         momentum = momentum.to(device)
     number, scalar = share(op, name, momentum, device)
     return number if scalar is None else scalar
+
+
+def average_lists(
+    op: str, name: str, averages: list[Tensor], values: list[Tensor], kept: float | Tensor, order: str, **rounding
+) -> None:
+    """averages <- kept averages + (1 - kept) values, one launch for each device; integers are copied. Runs under no_grad.
+
+    What any launch would refuse is refused before the first; ``name`` is what the caller calls ``kept``.
+    """
+    groups, copied = find_groups(kinds_of(averages), False, len(averages))
+    launches = [([averages[i] for i in group], [values[i] for i in group], None) for group in groups]
+    Work(launches, ([averages[i] for i in copied], [values[i] for i in copied])).run(op, name, kept, order, **rounding)

@@ -13,7 +13,7 @@ from fastssl.ops._checks import FLOATS, check_choice
 from fastssl.ops._lists import as_list
 from fastssl.ops.ema import share
 
-from ._tensors import HALF, Tensors, Work, check_match, check_module, find, find_groups, fsdp_module, kinds_of
+from ._tensors import HALF, Tensors, Work, average_lists, check_match, check_module, find, find_groups, fsdp_module, kinds_of
 
 _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -44,14 +44,12 @@ def update_momentum(model: nn.Module, model_ema: nn.Module, m: float | Tensor) -
         mine, theirs, new = ours.params, other.params, ours.partner() is not other
     if new:
         check_match(op, "parameter", list(model.named_parameters()), list(model_ema.named_parameters()))
-    groups, copied = find_groups(kinds_of(mine), False, len(mine))
-    if not groups:
+    if not any(t.dtype in FLOATS for t in mine):
         raise ValueError(f"{op}: model must have at least one float parameter, got none")
     if new and not torch.compiler.is_compiling():
         ours.partner = weakref.ref(other)
         _warn_of_half(op, model_ema, mine)
-    launches = [([mine[i] for i in group], [theirs[i] for i in group], None) for group in groups]
-    Work(launches, ([mine[i] for i in copied], [theirs[i] for i in copied])).run(op, "m", m, "lerp")
+    average_lists(op, "m", mine, theirs, m, "lerp")
 
 
 def _warn_of_half(op: str, module: nn.Module, tensors: list[Tensor]) -> None:
@@ -85,9 +83,7 @@ def get_ema_multi_avg_fn(decay: float | Tensor = 0.999) -> Callable[[Sequence[Te
         averaged, current = as_list(op, "averaged", averaged), as_list(op, "current", current)
         if len(averaged) != len(current):
             raise ValueError(f"{op}: averaged and current must hold as many tensors, got {len(averaged)} and {len(current)}")
-        groups, copied = find_groups(kinds_of(averaged), False, len(averaged))
-        launches = [([averaged[i] for i in group], [current[i] for i in group], None) for group in groups]
-        Work(launches, ([averaged[i] for i in copied], [current[i] for i in copied])).run(op, "decay", decay, "lerp")
+        average_lists(op, "decay", averaged, current, decay, "lerp")
 
     return ema_update
 

@@ -88,3 +88,13 @@ def check_number(op: str, name: str, value, low: float = -math.inf, below: float
     if not (-math.inf < value < math.inf and low <= value < below):
         wanted = "finite" if low == -math.inf else f"in [{low:g}, {below:g})" if below < math.inf else f"at least {low:g}"
         raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
+
+
+def device_scalar(op: str, name: str, value: Tensor, device: torch.device) -> Tensor | None:
+    """A one-element tensor as float32 or float64 () on ``device`` where it lies on an accelerator or is traced; None: read it."""
+    if value.device.type != "cpu" and value.device != device:
+        raise ValueError(f"{op}: {name} must be on {device} or the CPU, got {value.device}")
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        return None
+    wide = value.detach() if value.dtype in (torch.float32, torch.float64) else value.detach().double()
+    return wide.reshape(()).to(device)

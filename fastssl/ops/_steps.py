@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ._checks import device_scalar
 from ._lists import bump_versions, laid_out
 
 
@@ -21,11 +22,8 @@ def step_scalar(
         if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool or not (whole or value.dtype.is_floating_point):
             wanted = f"{kind} or a one-element{'' if whole else ' float'} tensor"
             raise ValueError(f"{op}: {name} must be {wanted}, got {value.dtype} {tuple(value.shape)}")
-        if value.device.type != "cpu" and value.device != device:
-            raise ValueError(f"{op}: {name} must be on {device} or the CPU, got {value.device}")
-        if value.device.type != "cpu" or torch.compiler.is_compiling():
-            wide = value.detach() if value.dtype in (torch.float32, torch.float64) else value.detach().double()
-            return 0.0, wide.reshape(()).to(device)
+        if (scalar := device_scalar(op, name, value, device)) is not None:
+            return 0.0, scalar
         value = value.item()
     elif isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise TypeError(f"{op}: {name} must be {kind} or a one-element tensor, got {type(value).__name__}")

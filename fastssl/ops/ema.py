@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_choice
+from ._checks import check_choice, device_scalar
 from ._lists import bump_versions, check_lists, laid_out
 from ._register import define_op
 
@@ -81,11 +81,8 @@ def share(op: str, name: str, value: float | Tensor, device: torch.device) -> tu
     if isinstance(value, Tensor):
         if value.numel() != 1 or not value.dtype.is_floating_point:
             raise ValueError(f"{op}: {name} must be a number or a one-element float tensor, got {value.dtype} {tuple(value.shape)}")
-        if value.device.type != "cpu" and value.device != device:
-            raise ValueError(f"{op}: {name} must be on {device} or the CPU, got {value.device}")
-        if value.device.type != "cpu" or torch.compiler.is_compiling():
-            wide = value.detach() if value.dtype in (torch.float32, torch.float64) else value.detach().float()
-            return 0.0, wide.reshape(()).to(device)
+        if (scalar := device_scalar(op, name, value, device)) is not None:
+            return 0.0, scalar
         value = value.item()
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {type(value).__name__}")
