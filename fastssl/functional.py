@@ -12,10 +12,17 @@ from .loss.nt_xent import dcl, nt_xent
 from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
 from .loss.sup_con import sup_con
 from .loss.variants import matryoshka, nearest_neighbor
+from .masking.patches import patchify, unpatchify
+from .masking.random import random_masking, random_token_mask
 from .ops.adamw import adamw_
 from .ops.ema import ema_update_
+from .ops.embed_visible import embed_visible
+from .ops.gather_tokens import gather_tokens
 from .ops.lars import lars_
+from .ops.mask_ids import mask_ids, num_kept
+from .ops.patch_loss import masked_patch_loss
 from .ops.queue import queue_push_
+from .ops.restore_tokens import restore_tokens
 from .ops.similarity import similarity_lse
 
 __all__ = [
@@ -29,10 +36,14 @@ __all__ = [
     "dcl",
     "debiased_nt_xent",
     "ema_update_",
+    "embed_visible",
+    "gather_tokens",
     "hard_nt_xent",
     "info_nce",
     "lars_",
     "lifted_structured",
+    "mask_ids",
+    "masked_patch_loss",
     "matryoshka",
     "moco_loss",
     "moco_v3_loss",
@@ -43,7 +54,12 @@ __all__ = [
     "negative_cosine",
     "negative_sampling",
     "nt_xent",
+    "num_kept",
+    "patchify",
     "queue_push_",
+    "random_masking",
+    "random_token_mask",
+    "restore_tokens",
     "siglip_loss",
     "similarity_lse",
     "soft_nearest_neighbor",
@@ -51,4 +67,5 @@ __all__ = [
     "triplet",
     "triplet_batch",
     "uniformity",
+    "unpatchify",
 ]

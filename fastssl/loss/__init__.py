@@ -4,6 +4,7 @@ from .clip import ClipLoss, SigLipLoss
 from .cosine import BYOLLoss, NegativeCosineSimilarity
 from .geometry import SoftNearestNeighborLoss
 from .info_nce import InfoNCELoss
+from .mae import MAELoss
 from .metric import ContrastivePairsLoss, LiftedStructuredLoss, TripletLoss
 from .moco import MoCoLoss
 from .nt_xent import DCLLoss, DCLWLoss, NTXentLoss
@@ -18,6 +19,7 @@ __all__ = [
     "DCLWLoss",
     "InfoNCELoss",
     "LiftedStructuredLoss",
+    "MAELoss",
     "MoCoLoss",
     "NPairLoss",
     "NTXentLoss",

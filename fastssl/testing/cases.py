@@ -17,7 +17,7 @@ from fastssl import functional
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 from fastssl.ops.similarity_cross import similarity_cross
 
-from . import contrastive
+from . import contrastive, masking
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,18 @@ def _lse_case(name, inputs, wrap, sweeps) -> OpCase:
     return _sides_case(name, inputs, wrap(functional.similarity_lse), wrap(eager_lse), sweeps, shapes)
 
 
-_F, _E, _ONE = functional, contrastive, ((1, 3),)
+# --- masked image modelling ------------------------------------------------------------------ shape (N, L, D) or (N, width)
+
+_TOKENS = ((1, 1, 1), (3, 5, 2), (2, 40, 33), (4, 70, 128), (5, 131, 24))
+_IMAGES = ((1, 2), (3, 5), (8, 16), (33, 20), (70, 48))
+
+
+def _masking_case(name, inputs, wrap, ours, eager, shapes, flops=lambda s: 0.0, **how) -> OpCase:
+    moved = lambda s, itemsize: 3 * math.prod(s) * itemsize  # noqa: E731
+    return OpCase(name, inputs, wrap(ours, **how), wrap(eager, **how), flops, moved, shapes)
+
+
+_F, _E, _ONE, _M = functional, contrastive, ((1, 3),), masking
 CASES = {
     case.name: case
     for case in (
@@ -358,5 +369,37 @@ CASES = {
         _loss_case("moco", moco_inputs, _moco(_F.moco_loss), _moco(_E.moco), sweeps=2.0),
         _loss_case("sup_con", sup_con_inputs, _sup_con(_F.sup_con), _sup_con(_E.sup_con), first=_ONE),
         _loss_case("sup_con_masked", sup_con_inputs, _sup_con_masked(_F.sup_con), _sup_con_masked(_E.sup_con), first=_ONE),
+        _masking_case("gather_tokens", _M.token_inputs, _M.gather_case, _F.gather_tokens, _M.gather, _TOKENS),
+        _masking_case("restore_tokens", _M.restore_inputs, _M.restore_case, _F.restore_tokens, _M.restore_tokens, _TOKENS),
+        _masking_case(
+            "embed_visible",
+            _M.embed_inputs,
+            _M.embed_case,
+            _F.embed_visible,
+            _M.embed_visible,
+            _IMAGES,
+            flops=lambda s: 4 * s[0] * 6 * s[1] * 12,
+        ),
+        _masking_case("patch_loss", _M.pred_inputs, _M.loss_case, _F.masked_patch_loss, _M.patch_loss, _IMAGES),
+        _masking_case(
+            "patch_loss_normalized",
+            _M.pred_inputs,
+            _M.loss_case,
+            _F.masked_patch_loss,
+            _M.patch_loss,
+            _IMAGES,
+            norm_pix_loss=True,
+            layout="cpq",
+        ),
+        _masking_case(
+            "patch_loss_l1_of_ids",
+            _M.pred_inputs,
+            _M.loss_case,
+            _F.masked_patch_loss,
+            _M.patch_loss,
+            _IMAGES,
+            compact=True,
+            loss="l1",
+        ),
     )
 }

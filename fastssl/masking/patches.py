@@ -1,0 +1,76 @@
+"""Images to patches and back, in the two orders of the field.
+
+"pqc": entry (p, q, c) of a patch, channels fastest: MAE, transformers, lightly        "cpq": the order of a convolution's weights
+"""
+
+from torch import Tensor
+
+from fastssl.ops._checks import check_choice
+from fastssl.ops._patches import check_floats, patch_grid, patch_pair
+
+LAYOUTS = ("pqc", "cpq")
+
+
+def patchify(images: Tensor, patch_size: int | tuple[int, int], *, layout: str = "pqc") -> Tensor:
+    """images (N, C, H, W) -> patches (N, L, C p q), L = H W / (p q), row by row from the top left. Differentiable.
+
+    Args:
+        images: float32, bfloat16, float16 or float64; sides multiples of the patch's.
+        patch_size: p = q, or (p, q).
+        layout: "pqc" or "cpq", see the module.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "patchify"
+    check_choice(op, "layout", layout, LAYOUTS)
+    check_floats(op, "images", images, "N, C, H, W")
+    height, width = patch_pair(op, patch_size)
+    down, across = patch_grid(op, images, (height, width))
+    n, channels = images.shape[:2]
+    cells = images.reshape(n, channels, down, height, across, width)
+    cells = cells.permute(0, 2, 4, 3, 5, 1) if layout == "pqc" else cells.permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(n, down * across, channels * height * width)
+
+
+def unpatchify(
+    patches: Tensor,
+    patch_size: int | tuple[int, int],
+    *,
+    layout: str = "pqc",
+    image_size: int | tuple[int, int] | None = None,
+) -> Tensor:
+    """patches (N, L, C p q) -> images (N, C, H, W): the inverse of ``patchify``. Differentiable.
+
+    Args:
+        patches: float32, bfloat16, float16 or float64.
+        patch_size: p = q, or (p, q).
+        layout: "pqc" or "cpq".
+        image_size: H = W, or (H, W); None: as many rows as columns of patches.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "unpatchify"
+    check_choice(op, "layout", layout, LAYOUTS)
+    check_floats(op, "patches", patches, "N, L, P")
+    height, width = patch_pair(op, patch_size)
+    n, length, entries = patches.shape
+    if entries % (height * width):
+        raise ValueError(f"{op}: patches must have a multiple of {height * width} entries, got {entries}")
+    if image_size is None:
+        down = across = round(length**0.5)
+    else:
+        pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if any(side < 1 or side % step for side, step in zip(pair, (height, width), strict=True)):
+            raise ValueError(f"{op}: image_size must be multiples of the patch size {(height, width)}, got {image_size!r}")
+        down, across = pair[0] // height, pair[1] // width
+    if down * across != length:
+        wanted = "a square number of patches, or image_size" if image_size is None else f"{down} x {across} patches"
+        raise ValueError(f"{op}: patches must have {wanted}, got {length}")
+    channels = entries // (height * width)
+    if layout == "pqc":
+        cells = patches.reshape(n, down, across, height, width, channels).permute(0, 5, 1, 3, 2, 4)
+    else:
+        cells = patches.reshape(n, down, across, channels, height, width).permute(0, 3, 1, 4, 2, 5)
+    return cells.reshape(n, channels, down * height, across * width)

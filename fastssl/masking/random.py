@@ -1,0 +1,92 @@
+"""Random masks of tokens in the forms of MAE and of lightly, on ``mask_ids`` and ``gather_tokens``."""
+
+import torch
+from torch import Tensor
+
+from fastssl.ops._checks import check_number
+from fastssl.ops._patches import check_floats
+from fastssl.ops.gather_tokens import gather_tokens
+from fastssl.ops.mask_ids import mask_ids
+
+
+def random_masking(
+    x: Tensor,
+    mask_ratio: float,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+    num_keep: int | None = None,
+    rounding: str = "keep_floor",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random masking of embedded patches (He et al. 2022, section 3): the kept tokens, the mask, and the way back.
+
+    Where the patches are not embedded yet, ``mask_ids`` and ``embed_visible`` leave out three quarters of that work.
+
+    Args:
+        x: (N, L, D) float32, bfloat16, float16 or float64, without prefix tokens.
+        mask_ratio: share that is removed, in [0, 1).
+        noise, generator, seed, num_keep, rounding: as in ``mask_ids``.
+
+    Returns:
+        x_masked (N, K, D) in the order of the noise, K = int(L (1 - mask_ratio)) by default; mask (N, L) float32, 1 = removed;
+        ids_restore (N, L) int64 for ``restore_tokens``. Differentiable once in ``x``.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "random_masking"
+    check_floats(op, "x", x, "N, L, D")
+    ids = mask_ids(
+        x.shape[:2],
+        mask_ratio,
+        noise=noise,
+        generator=generator,
+        seed=seed,
+        num_keep=num_keep,
+        rounding=rounding,
+        device=x.device,
+    )
+    return gather_tokens(x, ids.ids_keep), ids.mask, ids.ids_restore
+
+
+def random_token_mask(
+    size: tuple[int, int],
+    mask_ratio: float = 0.6,
+    mask_class_token: bool = False,
+    device: torch.device | str | None = None,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Kept and removed token ids of each sample, as ``lightly.models.utils.random_token_mask``.
+
+    Args:
+        size: (N, L), the class token included in L.
+        mask_ratio: in [0, 1).
+        mask_class_token: False: token 0 is always kept, the first of all, and does not count:
+            K = max(1, int((L - 1) (1 - mask_ratio)) + 1). True: K = int(L (1 - mask_ratio)).
+        device: where the result lies; None: that of ``noise`` or ``generator``, else the CPU.
+        noise: (N, L) float, at least 0; the first column is not looked at where the class token is kept.
+        generator: for ``torch.rand``.
+
+    Returns:
+        idx_keep (N, K) and idx_mask (N, L - K), int64, in the order of the noise.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "random_token_mask"
+    check_number(op, "mask_ratio", mask_ratio, 0.0, 1.0)
+    if noise is not None and generator is not None:
+        raise ValueError(f"{op}: only one of noise and generator can be given")
+    if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2 or min(size) < 1:
+        raise ValueError(f"{op}: size must be (N, L), whole numbers of at least 1, got {size!r}")
+    keep = int((size[1] - (not mask_class_token)) * (1 - mask_ratio))
+    if noise is None:
+        noise = torch.rand(tuple(size), generator=generator, device=device or (generator.device if generator else None))
+    if not mask_class_token:
+        keep = max(1, keep + 1)
+        noise = torch.cat([torch.full_like(noise[:, :1], -1.0), noise[:, 1:]], 1)
+    found = mask_ids(tuple(size), mask_ratio, noise=noise, num_keep=keep, device=device)
+    return found.ids_keep, found.ids_mask

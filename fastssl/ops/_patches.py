@@ -1,0 +1,61 @@
+"""Refusals for images, patches, tokens and their ids: op, argument, expected, got. Read no tensor data on a GPU."""
+
+import torch
+from torch import Tensor
+
+from ._checks import FLOATS
+
+
+def check_floats(op: str, name: str, value, letters: str) -> None:
+    """A float tensor with as many dimensions as ``letters`` ("N, L, D"), none of them empty."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor ({letters}), got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    if value.dim() != letters.count(",") + 1 or 0 in value.shape:
+        raise ValueError(f"{op}: {name} must have shape ({letters}), no side of it 0, got {tuple(value.shape)}")
+
+
+def check_device(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    if value.device != like.device:
+        raise ValueError(f"{op}: {like_name} and {name} must be on the same device, got {like.device} and {value.device}")
+
+
+def check_ids(op: str, name: str, ids, rows: int, letters: str, below: int, like_name: str, like: Tensor) -> None:
+    """int64 (rows, any), on the device of ``like``, entries in [0, below); these are looked at only on the CPU."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{op}: {name} must be an int64 tensor ({letters}), got {type(ids).__name__}")
+    if ids.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be int64, got {ids.dtype}")
+    if ids.dim() != 2 or ids.shape[0] != rows:
+        raise ValueError(f"{op}: {name} must have shape ({letters}) with {rows} rows as {like_name}, got {tuple(ids.shape)}")
+    check_device(op, name, ids, like_name, like)
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+        return
+    low, high = (int(t) for t in ids.aminmax())
+    if low < 0 or high >= below:
+        raise ValueError(f"{op}: {name} must be in [0, {below}), got {low if low < 0 else high}")
+
+
+def patch_pair(op: str, patch_size) -> tuple[int, int]:
+    """Height and width of a patch, from a whole number or a pair of them."""
+    pair = (patch_size, patch_size) if isinstance(patch_size, (int, torch.SymInt)) else patch_size
+    if isinstance(patch_size, bool) or not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"{op}: patch_size must be a whole number or a pair (height, width), got {patch_size!r}")
+    if not all(isinstance(side, (int, torch.SymInt)) and not isinstance(side, bool) and side >= 1 for side in pair):
+        raise ValueError(f"{op}: patch_size must be at least 1, got {patch_size!r}")
+    return tuple(pair)
+
+
+def patch_grid(op: str, images: Tensor, patch: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of patches of images (N, C, H, W), whose sides must be multiples of the patch's."""
+    if images.shape[2] % patch[0] or images.shape[3] % patch[1]:
+        raise ValueError(
+            f"{op}: images must have sides that are multiples of the patch size {tuple(patch)}, got {tuple(images.shape[2:])}"
+        )
+    return images.shape[2] // patch[0], images.shape[3] // patch[1]
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """``x`` itself where the entries of a row are neighbours in memory, else a contiguous copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()

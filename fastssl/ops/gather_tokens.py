@@ -1,0 +1,66 @@
+"""Contract of the op that takes some tokens of each sample, and of its gradient.
+
+    out_{n,k} = x_{n, ids_{n,k}}                                              x (N, L, D), ids (N, K)
+    dx_{n,l}  = sum_{k : ids_{n,k} = l} dout_{n,k}        in the order of k, in float32 for 16-bit tokens: same bits each time
+
+Bytes: forward 2 N K D elements, backward N (K + L) D. ``torch.gather`` reads an index of 8 bytes for each element besides, and its
+gradient needs zeros first and atomic additions.
+"""
+
+import torch
+from torch import Tensor
+
+from ._patches import check_floats, check_ids, dense_rows
+from ._register import define_op, first_derivative_only, refuse_functorch
+
+_fwd = define_op(
+    "gather_tokens_fwd",
+    "(Tensor x, Tensor ids) -> Tensor",
+    lambda x, ids: x.new_empty((*ids.shape, x.shape[2])),
+    "gather_tokens",
+)
+_bwd = define_op(
+    "gather_tokens_bwd",
+    "(Tensor dout, Tensor ids, SymInt length) -> Tensor",
+    lambda dout, ids, length: dout.new_empty((dout.shape[0], length, dout.shape[2])),
+    "gather_tokens",
+)
+
+
+def scatter_rows(dout: Tensor, ids: Tensor, length: int) -> Tensor:
+    """dout (N, K, D) added up by ids (N, K) into (N, length, D), zeros elsewhere."""
+    return _bwd(dense_rows(dout), ids, length)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, ids):
+        ctx.save_for_backward(ids)
+        ctx.length = x.shape[1]
+        return _fwd(dense_rows(x), ids)
+
+    @staticmethod
+    @first_derivative_only("gather_tokens")
+    def backward(ctx, dout):
+        (ids,) = ctx.saved_tensors
+        return scatter_rows(dout, ids, ctx.length), None
+
+
+def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
+    """The tokens of each sample that ``ids`` names: ``out[n, k] = x[n, ids[n, k]]``; ``get_at_index`` of lightly.
+
+    Args:
+        x: (N, L, D) float32, bfloat16, float16 or float64. A slice such as ``x[:, 1:]`` is read in place.
+        ids: (N, K) int64 in [0, L), any order, any number of times; K may be 0. On a GPU an id out of range gives a row of zeros.
+
+    Returns:
+        (N, K, D) in the dtype of ``x``; its gradient is exact for repeated ids too. Differentiable once.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "gather_tokens"
+    refuse_functorch(op)
+    check_floats(op, "x", x, "N, L, D")
+    check_ids(op, "ids", ids, x.shape[0], "N, K", x.shape[1], "x", x)
+    return _Gather.apply(x, ids.contiguous())

@@ -1,0 +1,131 @@
+"""Contract of MAE's loss: predicted against true pixels of the removed patches, the target made from the image on the way.
+
+    t_{n,l} = patch l of image n, entries in the order (p, q, c) or (c, p, q)                                     (P,), P = C p q
+    normalised: t <- (t - mean) / sqrt(var + eps), var unbiased                                       (He et al. 2022, section 3)
+    loss = sum_{n,l} m_{n,l} mean_i d(pred_{n,l,i} - t_{n,l,i}) / sum_{n,l} m_{n,l},       d(e) = e^2 or |e|
+    dpred_{n,l,i} = g m_{n,l} d'(e) / (P sum m)
+
+Only patches of weight other than 0 are read, and rows of pred beside them get a gradient of 0. Bytes at a ratio of removed patches
+r, with M = N L P elements: forward 2 r M, backward 2 r M read and M written. The eager form moves 14 times as many. Kept for the
+backward besides images, pred and mask: mean and 1 / sqrt(var + eps) of each patch where normalised.
+"""
+
+import torch
+from torch import Tensor
+
+from ._checks import check_choice, check_number
+from ._patches import check_device, check_floats, check_ids, dense_rows, patch_grid, patch_pair
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+
+_COMMON = (
+    "Tensor images, Tensor pred, Tensor? mask, Tensor? ids, SymInt height, SymInt width, "
+    "bool channels_last, bool normalize, float eps, bool absolute"
+)
+
+
+def _fake_fwd(images, pred, mask, ids, height, width, channels_last, normalize, eps, absolute):
+    stats = new_accumulator(pred, *((*pred.shape[:2], 2) if normalize else (0,)))
+    return new_accumulator(pred), new_accumulator(pred), stats
+
+
+_fwd = define_op("patch_loss_fwd", f"({_COMMON}) -> (Tensor, Tensor, Tensor)", _fake_fwd, "patch_loss")
+_bwd = define_op(
+    "patch_loss_bwd",
+    f"(Tensor grad, Tensor total, Tensor stats, {_COMMON}) -> Tensor",
+    lambda grad, total, stats, images, pred, *_: pred.new_empty(pred.shape),
+    "patch_loss",
+)
+
+
+class _PatchLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pred, images, mask, ids, how):
+        loss, total, stats = _fwd(images, pred, mask, ids, *how)
+        ctx.save_for_backward(total, stats, images, pred, mask, ids)
+        ctx.how = how
+        return loss
+
+    @staticmethod
+    @first_derivative_only("masked_patch_loss")
+    def backward(ctx, grad):
+        total, stats, images, pred, mask, ids = ctx.saved_tensors
+        return _bwd(grad, total, stats, images, pred, mask, ids, *ctx.how), None, None, None, None
+
+
+def masked_patch_loss(
+    images: Tensor,
+    pred: Tensor,
+    mask: Tensor | None,
+    patch_size: int | tuple[int, int],
+    *,
+    norm_pix_loss: bool = False,
+    layout: str = "pqc",
+    loss: str = "mse",
+    ids: Tensor | None = None,
+    eps: float = 1e-6,
+    empty: str = "error",
+) -> Tensor:
+    """Mean error of the predicted pixels of the removed patches (He et al. 2022, section 3; L1 as in Xie et al. 2022, eq. 2).
+
+    Args:
+        images: (N, C, H, W) float32, bfloat16, float16 or float64; a constant: asking for its gradient is refused.
+        pred: (N, L, P), P = C p q, L = H W / (p q); with ``ids`` (N, K, P), rows of the named patches only.
+        mask: (N, L) bool or float, the weight of each patch: 1 = removed, 0 = visible. None with ``ids``: those patches, weight 1.
+        patch_size: p = q, or (p, q); H and W are multiples.
+        norm_pix_loss: targets are normalised patch by patch.
+        layout: order of a patch's entries: "pqc" as in MAE, transformers and lightly, "cpq" as in the weights of a convolution.
+        loss: "mse" or "l1".
+        ids: (N, K) int64 in [0, L): the patches that the rows of ``pred`` belong to, such as ``ids_mask``.
+        eps: added to the variance.
+        empty: what a mask without any removed patch gives: "error", or "zero": loss and gradients 0. On a GPU, where looking would
+            wait for it, always 0.
+
+    Returns:
+        The loss, float32 (float64 where ``pred`` is). Differentiable once, in ``pred``.
+
+    Raises:
+        TypeError, ValueError: naming the argument. NotImplementedError: ``images`` requires a gradient.
+    """
+    op = "masked_patch_loss"
+    refuse_functorch(op)
+    check_floats(op, "images", images, "N, C, H, W")
+    check_floats(op, "pred", pred, "N, L, P")
+    check_device(op, "pred", pred, "images", images)
+    check_choice(op, "layout", layout, ("pqc", "cpq"))
+    check_choice(op, "loss", loss, ("mse", "l1"))
+    check_choice(op, "empty", empty, ("error", "zero"))
+    check_number(op, "eps", eps, 0.0)
+    height, width = patch_pair(op, patch_size)
+    down, across = patch_grid(op, images, (height, width))
+    n, length, entries = images.shape[0], down * across, images.shape[1] * height * width
+    if images.requires_grad:
+        raise NotImplementedError(f"{op}: images are a constant of the loss; pass images.detach()")
+    if norm_pix_loss and entries < 2:
+        raise ValueError(f"{op}: norm_pix_loss needs patches of at least 2 entries, got patch_size {patch_size!r} and 1 channel")
+    if (mask is None) == (ids is None):
+        raise ValueError(f"{op}: exactly one of mask and ids must be given")
+    rows = length
+    if ids is not None:
+        check_ids(op, "ids", ids, n, "N, K", length, "images", images)
+        ids, rows = ids.contiguous(), ids.shape[1]
+    if tuple(pred.shape) != (n, rows, entries):
+        raise ValueError(f"{op}: pred must have shape ({n}, {rows}, {entries}), got {tuple(pred.shape)}")
+    if mask is not None:
+        mask = _check_mask(op, mask, images, (n, length), empty)
+    how = (height, width, layout == "pqc", norm_pix_loss, eps, loss == "l1")
+    return _PatchLoss.apply(dense_rows(pred), dense_rows(images), mask, ids, how)
+
+
+def _check_mask(op: str, mask, images: Tensor, shape: tuple[int, int], empty: str) -> Tensor:
+    """The mask as contiguous float32."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{op}: mask must be a tensor {shape}, got {type(mask).__name__}")
+    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
+        raise TypeError(f"{op}: mask must be bool or float, got {mask.dtype}")
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"{op}: mask must have shape {shape}, one for each patch, got {tuple(mask.shape)}")
+    check_device(op, "mask", mask, "images", images)
+    mask = mask.detach().float().contiguous()
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and empty == "error" and not mask.any():
+        raise ValueError(f'{op}: mask must have at least one removed patch (1), got none; empty="zero" gives a loss of 0')
+    return mask

@@ -1,0 +1,109 @@
+"""Contract of the op between MAE's encoder and decoder: kept tokens back to their places, mask tokens elsewhere, positions added.
+
+    out_{n,P+l} = (r < K ? x_{n,P+r} : mask_token) + pos_{P+l},   r = ids_restore_{n,l};      out_{n,p} = x_{n,p} + pos_p,  p < P
+    dx_{n,P+r} = sum_{l : ids_restore_{n,l} = r} dout_{n,P+l}      dmask_token = sum_{n,l : ids_restore_{n,l} >= K} dout_{n,P+l}
+
+x (N, P + K, D), ids_restore (N, L), pos (P + L, D); ids_restore is a permutation of 0 .. L - 1 in each sample, so that each sum for
+dx has one term. Bytes: forward N (2 P + K + L) D elements, backward N (P + L) D read and N (P + K) D written; the usual form
+makes four full copies and an index of 8 bytes for each element.
+"""
+
+import torch
+from torch import Tensor
+
+from ._patches import check_device, check_floats, check_ids, dense_rows
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+
+
+def _fake_fwd(x, ids_restore, mask_token, pos, prefix):
+    return mask_token.new_empty((x.shape[0], prefix + ids_restore.shape[1], x.shape[2]))
+
+
+def _fake_bwd(dout, ids_restore, kept, prefix, need):
+    n, _, d = dout.shape
+    dx = dout.new_empty((n, prefix + kept, d)) if need[0] else dout.new_empty((0,))
+    return dx, new_accumulator(dout, d) if need[1] else new_accumulator(dout, 0)
+
+
+_fwd = define_op(
+    "restore_tokens_fwd",
+    "(Tensor x, Tensor ids_restore, Tensor mask_token, Tensor? pos, SymInt prefix) -> Tensor",
+    _fake_fwd,
+    "restore_tokens",
+)
+_bwd = define_op(
+    "restore_tokens_bwd",
+    "(Tensor dout, Tensor ids_restore, SymInt kept, SymInt prefix, bool[2] need) -> (Tensor, Tensor)",
+    _fake_bwd,
+    "restore_tokens",
+)
+
+
+class _Restore(torch.autograd.Function):
+    """mask_token (D,) and pos (P + L, D) are in the dtype of the result, which x may be narrower than."""
+
+    @staticmethod
+    def forward(ctx, x, ids_restore, mask_token, pos, prefix):
+        ctx.save_for_backward(ids_restore)
+        ctx.prefix, ctx.kept, ctx.dtype = prefix, x.shape[1] - prefix, x.dtype
+        return _fwd(dense_rows(x), ids_restore, mask_token, pos, prefix)
+
+    @staticmethod
+    @first_derivative_only("restore_tokens")
+    def backward(ctx, dout):
+        (ids_restore,) = ctx.saved_tensors
+        need_x, _, need_token, need_pos, _ = ctx.needs_input_grad
+        dx = dtoken = None
+        if need_x or need_token:
+            dx, dtoken = _bwd(dense_rows(dout), ids_restore, ctx.kept, ctx.prefix, (need_x, need_token))
+        dpos = dout.sum(0, dtype=torch.promote_types(dout.dtype, torch.float32)).to(dout.dtype) if need_pos else None
+        return dx.to(ctx.dtype) if need_x else None, None, dtoken.to(dout.dtype) if need_token else None, dpos, None
+
+
+def restore_tokens(
+    x: Tensor, ids_restore: Tensor, mask_token: Tensor, *, num_prefix_tokens: int = 1, pos_embed: Tensor | None = None
+) -> Tensor:
+    """Input of MAE's decoder (He et al. 2022, section 3): encoded tokens in their places, the mask token in all others.
+
+    Args:
+        x: (N, P + K, D): P prefix tokens (class token, registers), then the kept ones; float32, bfloat16, float16 or float64.
+        ids_restore: (N, L) int64 of ``mask_ids`` or ``random_masking``, a permutation of 0 .. L - 1 in each row; K at most L. On a
+            GPU what lies outside counts as removed.
+        mask_token: D elements, such as (1, 1, D).
+        num_prefix_tokens: P, 0 or more.
+        pos_embed: (1, P + L, D) or (P + L, D), added to all tokens.
+
+    Returns:
+        (N, P + L, D), in the widest dtype of ``x``, ``mask_token`` and ``pos_embed``. Differentiable once in these.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "restore_tokens"
+    refuse_functorch(op)
+    check_floats(op, "x", x, "N, P + K, D")
+    n, tokens, width = x.shape
+    length = ids_restore.shape[-1] if isinstance(ids_restore, Tensor) else 0
+    check_ids(op, "ids_restore", ids_restore, n, "N, L", max(1, length), "x", x)
+    prefix = num_prefix_tokens
+    if isinstance(prefix, bool) or not isinstance(prefix, (int, torch.SymInt)) or not 0 <= prefix <= tokens:
+        raise ValueError(f"{op}: num_prefix_tokens must be a whole number in [0, {tokens}], got {prefix!r}")
+    if length < 1 or tokens - prefix > length:
+        raise ValueError(
+            f"{op}: ids_restore must have a column for each of {tokens - prefix} kept tokens, got {tuple(ids_restore.shape)}"
+        )
+    given = {"mask_token": (mask_token, width)}
+    if pos_embed is not None:
+        given["pos_embed"] = (pos_embed, (prefix + length) * width)
+    for name, (value, count) in given.items():
+        if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+            raise TypeError(f"{op}: {name} must be a float tensor, got {getattr(value, 'dtype', type(value).__name__)}")
+        if value.numel() != count or value.shape[-1] != width:
+            shape = f"({width},)" if name == "mask_token" else f"(1, {prefix + length}, {width})"
+            raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
+        check_device(op, name, value, "x", x)
+    dtype = torch.promote_types(x.dtype, mask_token.dtype)
+    if pos_embed is not None:
+        dtype = torch.promote_types(dtype, pos_embed.dtype)
+        pos_embed = pos_embed.reshape(prefix + length, width).to(dtype).contiguous()
+    return _Restore.apply(x, ids_restore.contiguous(), mask_token.reshape(width).to(dtype).contiguous(), pos_embed, prefix)
