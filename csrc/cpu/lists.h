@@ -10,25 +10,10 @@
 
 namespace fastssl {
 
-inline Kind kind_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return kFloat32;
-    case at::kBFloat16:
-      return kBFloat16;
-    case at::kHalf:
-      return kFloat16;
-    case at::kDouble:
-      return kFloat64;
-    default:
-      TORCH_CHECK(false, "expected a float tensor, got ", tensor.scalar_type());
-  }
-}
-
 // The array of position t, or nothing where the list is empty.
 inline Array array_of(at::TensorList list, size_t t) {
   if (list.empty()) return {nullptr, kNothing};
-  return {list[t].data_ptr(), kind_of(list[t])};
+  return array_of(list[t]);
 }
 
 // 32,768 elements: 256 KB of two float32 lists, a few microseconds. A multiple of 8, so that a chunk begins at a word of random

@@ -3,15 +3,9 @@
 #pragma once
 #include <cstdint>
 
-#include "common/kinds.h"
+#include "cpu/arrays.h"
 
 namespace fastssl {
-
-// An array of one kind; kNothing where it is not given.
-struct Array {
-  void* data;
-  Kind kind;
-};
 
 struct EmaRule {
   bool mul_add;

@@ -1,0 +1,33 @@
+// An array of one kind of elements, and the kind of a tensor's.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "common/kinds.h"
+
+namespace fastssl {
+
+struct Array {
+  void* data;
+  Kind kind;  // kNothing where it is not given
+};
+
+inline Kind kind_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return kFloat32;
+    case at::kBFloat16:
+      return kBFloat16;
+    case at::kHalf:
+      return kFloat16;
+    case at::kDouble:
+      return kFloat64;
+    default:
+      TORCH_CHECK(false, "expected a float tensor, got ", tensor.scalar_type());
+  }
+}
+
+inline Array array_of(const at::Tensor& tensor) { return {tensor.data_ptr(), kind_of(tensor)}; }
+
+}  // namespace fastssl

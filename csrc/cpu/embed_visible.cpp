@@ -1,0 +1,102 @@
+// The visible patches of images as rows of a matrix, their gradient back to the pixels, and the rows that the product is added to.
+//   A[n, P + k] = patch ids[n, k] of image n in the order (c, p, q), A[n, i < P] = 0
+//   O[n, P + k] = bias + pos[P + ids[n, k]],  O[n, i < P] = prefix[i] + pos[i]
+// N K C p q elements read and written; runs of q pixels are neighbours in an image.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "cpu/tokens.h"
+
+namespace fastssl::embed_visible {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, int64_t height, int64_t width, int64_t prefix,
+                           at::ScalarType dtype) {
+  const Tensor images = images_given.stride(3) == 1 ? images_given : images_given.contiguous(), ids = ids_given.contiguous();
+  const int64_t N = images.size(0), C = images.size(1), across = images.size(3) / width, K = ids.size(1);
+  check_range("embed_visible", ids, images.size(2) / height * across);
+  const int64_t entries = C * height * width, tokens = prefix + K;
+  Tensor out = at::empty({N, tokens, entries}, images.options().dtype(dtype));
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  const Array from = array_of(images), to = array_of(out);
+  const auto copy = dtype == at::kDouble ? token_rows<double>().copy : token_rows<float>().copy;
+  at::parallel_for(0, N * tokens, rows_a_task(entries), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t n = i / tokens, k = i % tokens - prefix;
+      if (k < 0) {
+        std::fill_n(static_cast<char*>(to.data) + i * entries * bytes_of(to.kind), entries * bytes_of(to.kind), 0);
+        continue;
+      }
+      const int64_t l = id[n * K + k];
+      const int64_t corner = n * images.stride(0) + l / across * height * images.stride(2) + l % across * width;
+      for (int64_t c = 0; c < C; c++)
+        for (int64_t p = 0; p < height; p++)
+          copy(from, corner + c * images.stride(1) + p * images.stride(2), to, i * entries + (c * height + p) * width, width);
+    }
+  });
+  return out;
+}
+
+Tensor visible_patches_bwd(const Tensor& dpatches_given, const Tensor& ids_given, at::IntArrayRef shape, int64_t height,
+                           int64_t width, int64_t prefix) {
+  const Tensor dpatches = dpatches_given.contiguous(), ids = ids_given.contiguous();
+  const int64_t N = shape[0], C = shape[1], H = shape[2], W = shape[3], across = W / width, length = H / height * across;
+  const int64_t entries = C * height * width, tokens = dpatches.size(1);
+  check_range("embed_visible", ids, length);
+  Tensor out = at::empty(shape, dpatches.options());
+  const Matches matches(ids, length);
+  const Array from = array_of(dpatches), to = array_of(out);
+  with_accumulator(dpatches.scalar_type(), [&]<class T>(T) {
+    at::parallel_for(0, N * length, rows_a_task(entries), [&](int64_t begin, int64_t end) {
+      std::vector<T> buffer;
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t n = i / length, l = i % length;
+        const int64_t corner = n * C * H * W + l / across * height * W + l % across * width;
+        for (int64_t c = 0; c < C; c++)
+          for (int64_t p = 0; p < height; p++)
+            write_matches(matches, n, l, from, (n * tokens + prefix) * entries + (c * height + p) * width, entries, to,
+                          corner + c * H * W + p * W, width, buffer);
+      }
+    });
+  });
+  return out;
+}
+
+Tensor visible_positions(const Tensor& ids_given, const OptionalTensor& bias, const OptionalTensor& pos,
+                         const OptionalTensor& prefix, int64_t width, at::ScalarType dtype) {
+  const Tensor ids = ids_given.contiguous();
+  const int64_t N = ids.size(0), K = ids.size(1), before = prefix ? prefix->size(0) : 0, tokens = before + K;
+  if (pos) check_range("embed_visible", ids, pos->size(0) - before);
+  Tensor out = at::empty({N, tokens, width}, ids.options().dtype(dtype));
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  const Array to = array_of(out), none{nullptr, kNothing};
+  const Array shift = bias ? array_of(*bias) : none, position = pos ? array_of(*pos) : none;
+  const Array front = prefix ? array_of(*prefix) : none;
+  with_accumulator(dtype, [&]<class T>(T) {
+    const TokenRows<T>& rows = token_rows<T>();
+    at::parallel_for(0, N * tokens, rows_a_task(width), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t t = i % tokens, place = t < before ? t : before + id[i / tokens * K + t - before];
+        const Array own = t < before ? front : shift;
+        const int64_t start = t < before ? t * width : 0;
+        if (pos && own.kind != kNothing) rows.add(own, start, position, place * width, to, i * width, width);
+        else if (pos) rows.copy(position, place * width, to, i * width, width);
+        else if (own.kind != kNothing) rows.copy(own, start, to, i * width, width);
+        else std::fill_n(static_cast<char*>(to.data) + i * width * bytes_of(to.kind), width * bytes_of(to.kind), 0);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace fastssl::embed_visible
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("visible_patches_fwd", &fastssl::embed_visible::visible_patches_fwd);
+  m.impl("visible_patches_bwd", &fastssl::embed_visible::visible_patches_bwd);
+  m.impl("visible_positions", &fastssl::embed_visible::visible_positions);
+}

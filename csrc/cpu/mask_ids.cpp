@@ -1,0 +1,127 @@
+// The order of the keys of each sample, its inverse and the mask: rank_i = #{j : (key_j, j) < (key_i, i)}.
+//   keys (N, L): noise, or Philox words; ids_shuffle, ids_restore (N, L) int64, mask (N, L) float32 = [rank >= keep]
+// A stable sort by digits of 8 bits, least significant first: 4 passes over (key, index) pairs in the first cache, L = 196 takes
+// 1.5 us. Counting ranks takes L^2 / 16 comparisons with AVX-512: as fast at L = 196, slower from there on.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <array>
+#include <limits>
+#include <utility>
+#include <vector>
+
+namespace fastssl::mask_ids {
+namespace {
+
+#define FASTSSL_FN inline
+#define FASTSSL_FMA 0
+#include "common/elements.h"
+#include "common/philox.h"
+#undef FASTSSL_FN
+#undef FASTSSL_FMA
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr uint32_t kStream = 0x6D61736B;
+
+// Unsigned integers in the order of the numbers: -0 as 0, NaN above all.
+uint32_t ordered(float x) {
+  if (x != x) return ~0u;
+  const uint32_t bits = bits_of(x == 0.0f ? 0.0f : x);
+  return bits >> 31 ? ~bits : bits | 1u << 31;
+}
+uint64_t ordered(double x) {
+  if (x != x) return ~0ull;
+  uint64_t bits;
+  x = x == 0.0 ? 0.0 : x;
+  __builtin_memcpy(&bits, &x, 8);
+  return bits >> 63 ? ~bits : bits | 1ull << 63;
+}
+
+template <class Key>
+struct Pair {
+  Key key;
+  uint32_t index;
+};
+
+// Sorts `pairs` (in the order of their index) by key, stable; `other` is as large. Returns where the result lies.
+template <class Key>
+const Pair<Key>* sorted(std::vector<Pair<Key>>& pairs, std::vector<Pair<Key>>& other) {
+  constexpr int kDigits = sizeof(Key);
+  std::array<std::array<uint32_t, 256>, kDigits> count{};
+  for (const auto& pair : pairs)
+    for (int d = 0; d < kDigits; d++) count[d][uint8_t(pair.key >> (8 * d))]++;
+  Pair<Key>*from = pairs.data(), *to = other.data();
+  for (int d = 0; d < kDigits; d++) {
+    auto& place = count[d];
+    if (place[uint8_t(from[0].key >> (8 * d))] == pairs.size()) continue;  // one digit for all
+    uint32_t before = 0;
+    for (uint32_t& each : place) before += std::exchange(each, before);
+    for (size_t i = 0; i < pairs.size(); i++) to[place[uint8_t(from[i].key >> (8 * d))]++] = from[i];
+    std::swap(from, to);
+  }
+  return from;
+}
+
+struct Result {
+  int64_t *shuffle, *restore;
+  float* mask;
+  int64_t length, keep;
+};
+
+// fill(row, pairs) sets the keys of a row.
+template <class Key, class F>
+void order_rows(int64_t rows, const Result& result, const F& fill) {
+  const int64_t length = result.length;
+  at::parallel_for(0, rows, 1 + (1 << 12) / length, [&](int64_t begin, int64_t end) {
+    std::vector<Pair<Key>> pairs(length), other(length);
+    for (int64_t n = begin; n < end; n++) {
+      for (int64_t i = 0; i < length; i++) pairs[i].index = uint32_t(i);
+      fill(n, pairs);
+      const Pair<Key>* order = sorted(pairs, other);
+      int64_t *shuffle = result.shuffle + n * length, *restore = result.restore + n * length;
+      float* mask = result.mask + n * length;
+      for (int64_t rank = 0; rank < length; rank++) {
+        const uint32_t i = order[rank].index;
+        shuffle[rank] = i, restore[i] = rank, mask[i] = rank >= result.keep;
+      }
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> mask_ids(const OptionalTensor& noise, const OptionalTensor& seed, int64_t rows, int64_t length,
+                                            int64_t keep) {
+  TORCH_CHECK_VALUE(length < std::numeric_limits<uint32_t>::max(), "mask_ids: size must be below 2^31, got ", length);
+  const auto options = (noise ? *noise : *seed).options();
+  Tensor shuffle = at::empty({rows, length}, options.dtype(at::kLong)), restore = at::empty({rows, length}, shuffle.options());
+  Tensor mask = at::empty({rows, length}, options.dtype(at::kFloat));
+  const Result result{shuffle.mutable_data_ptr<int64_t>(), restore.mutable_data_ptr<int64_t>(), mask.mutable_data_ptr<float>(),
+                      length, keep};
+  if (!noise) {
+    const uint64_t key = uint64_t(seed->item<int64_t>());
+    order_rows<uint32_t>(rows, result, [&](int64_t n, auto& pairs) {
+      for (int64_t i = 0; i < length; i += 4) {
+        const Words words = philox({{uint32_t(i / 4), uint32_t(n), kStream, 0u}}, key);
+        for (int64_t k = 0; k < 4 && i + k < length; k++) pairs[i + k].key = words.word[k];
+      }
+    });
+    return {shuffle, restore, mask};
+  }
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, noise->scalar_type(), "mask_ids", [&] {
+    using Wide = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    const Tensor dense = noise->contiguous();
+    const scalar_t* values = dense.const_data_ptr<scalar_t>();
+    order_rows<decltype(ordered(Wide()))>(rows, result, [&](int64_t n, auto& pairs) {
+      for (int64_t i = 0; i < length; i++) pairs[i].key = ordered(Wide(values[n * length + i]));
+    });
+  });
+  return {shuffle, restore, mask};
+}
+
+}  // namespace
+}  // namespace fastssl::mask_ids
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("mask_ids", &fastssl::mask_ids::mask_ids); }

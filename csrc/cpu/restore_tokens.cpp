@@ -1,0 +1,93 @@
+// Kept tokens back to their places, the mask token elsewhere, positions added, in one pass; and the gradient in one.
+//   out[n, P + l] = (r < K ? x[n, P + r] : token) + pos[P + l], r = ids[n, l];   out[n, p] = x[n, p] + pos[p]
+//   dx[n, P + r] = sum over l with ids[n, l] = r of dout[n, P + l];   dtoken = sum over (n, l) with ids[n, l] >= K of dout[n, P +
+//   l]
+// N (2 P + K + L) D elements moved forward, N (2 P + L + K) D backward.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "cpu/tokens.h"
+
+namespace fastssl::restore_tokens {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kSamples = 8;  // whose mask token's gradient is summed apart: the same sums for every number of threads
+
+Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const Tensor& token, const OptionalTensor& pos,
+                          int64_t prefix) {
+  const Tensor x = x_given.stride(2) == 1 ? x_given : x_given.contiguous(), ids = ids_given.contiguous();
+  const int64_t N = x.size(0), D = x.size(2), L = ids.size(1), tokens = prefix + L, K = x.size(1) - prefix;
+  Tensor out = at::empty({N, tokens, D}, token.options());
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  const Array from = array_of(x), hidden = array_of(token), to = array_of(out);
+  const Array position = pos ? array_of(*pos) : Array{nullptr, kNothing};
+  with_accumulator(out.scalar_type(), [&]<class T>(T) {
+    const TokenRows<T>& rows = token_rows<T>();
+    at::parallel_for(0, N * tokens, rows_a_task(D), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t n = i / tokens, t = i % tokens;
+        const uint64_t r = t < prefix ? 0 : uint64_t(id[n * L + t - prefix]);
+        const bool kept = r < uint64_t(K) || t < prefix;
+        const Array source = kept ? from : hidden;
+        const int64_t start = kept ? n * x.stride(0) + (t < prefix ? t : prefix + int64_t(r)) * x.stride(1) : 0;
+        if (pos) rows.add(source, start, position, t * D, to, i * D, D);
+        else rows.copy(source, start, to, i * D, D);
+      }
+    });
+  });
+  return out;
+}
+
+template <class T>
+void gradients(const Tensor& dout, const Tensor& ids, int64_t K, int64_t prefix, const Tensor& dx, std::vector<T>& partial) {
+  const int64_t N = dout.size(0), D = dout.size(2), L = ids.size(1);
+  const bool need_x = dx.numel() > 0, need_token = !partial.empty();
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  const Array from = array_of(dout), to = array_of(dx);
+  const TokenRows<T>& rows = token_rows<T>();
+  const Matches matches(ids, need_x ? K : 0);
+  at::parallel_for(0, (N + kSamples - 1) / kSamples, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> buffer;
+    for (int64_t group = begin; group < end; group++)
+      for (int64_t n = group * kSamples; n < std::min(N, (group + 1) * kSamples); n++) {
+        const int64_t start = n * dout.stride(0), step = dout.stride(1), patches = start + prefix * step;
+        const int64_t row = n * (prefix + K);
+        if (need_x) {
+          for (int64_t p = 0; p < prefix; p++) rows.copy(from, start + p * step, to, (row + p) * D, D);
+          for (int64_t r = 0; r < K; r++) write_matches(matches, n, r, from, patches, step, to, (row + prefix + r) * D, D, buffer);
+        }
+        if (need_token)
+          for (int64_t l = 0; l < L; l++)
+            if (uint64_t(id[n * L + l]) >= uint64_t(K)) rows.accumulate(from, patches + l * step, D, partial.data() + group * D);
+      }
+  });
+}
+
+std::tuple<Tensor, Tensor> restore_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int64_t kept, int64_t prefix,
+                                              std::array<bool, 2> need) {
+  const Tensor dout = dout_given.stride(2) == 1 ? dout_given : dout_given.contiguous(), ids = ids_given.contiguous();
+  const int64_t N = dout.size(0), D = dout.size(2), groups = (N + kSamples - 1) / kSamples;
+  Tensor dx = need[0] ? at::empty({N, prefix + kept, D}, dout.options()) : at::empty({0}, dout.options());
+  Tensor dtoken = at::empty({need[1] ? D : 0}, dout.options().dtype(accumulator(dout.scalar_type())));
+  with_accumulator(dout.scalar_type(), [&]<class T>(T) {
+    std::vector<T> partial(need[1] ? groups * D : 0, T(0));
+    gradients(dout, ids, kept, prefix, dx, partial);
+    if (!need[1]) return;
+    T* sum = dtoken.mutable_data_ptr<T>();
+    std::copy_n(partial.data(), D, sum);
+    for (int64_t group = 1; group < groups; group++)
+      for (int64_t d = 0; d < D; d++) sum[d] += partial[group * D + d];
+  });
+  return {dx, dtoken};
+}
+
+}  // namespace
+}  // namespace fastssl::restore_tokens
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("restore_tokens_fwd", &fastssl::restore_tokens::restore_tokens_fwd);
+  m.impl("restore_tokens_bwd", &fastssl::restore_tokens::restore_tokens_bwd);
+}

@@ -1,0 +1,71 @@
+// What the ops on tokens (N, L, D) share: which rows of a gradient come from which, the check of ids, and the type sums are kept
+// in.
+#pragma once
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/token_rows.h"
+
+namespace fastssl {
+
+// Calls f with a value of the type that sums over elements of `dtype` are kept in.
+template <class F>
+auto with_accumulator(at::ScalarType dtype, const F& f) {
+  return dtype == at::kDouble ? f(double()) : f(float());
+}
+
+inline at::ScalarType accumulator(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+// Rows of a task that moves `width` elements a row: about 64 KB.
+inline int64_t rows_a_task(int64_t width) { return 1 + (1 << 14) / std::max<int64_t>(1, width); }
+
+// Python refuses ids out of range where it may look at them; a compiled graph comes here without.
+inline void check_range(const char* op, const at::Tensor& ids, int64_t below) {
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  uint64_t largest = 0;  // a negative id is larger than any other
+  for (int64_t i = 0, n = ids.numel(); i < n; i++) largest = std::max(largest, uint64_t(id[i]));
+  TORCH_CHECK_VALUE(largest < uint64_t(below), op, ": ids must be in [0, ", below, "), got ", int64_t(largest));
+}
+
+// For each sample n and row l: the k with ids[n, k] = l, in their order. Ids from `length` on belong to no row.
+class Matches {
+ public:
+  Matches(const at::Tensor& ids, int64_t length)
+      : count_(ids.size(1)), length_(length), first_(ids.size(0) * length, -1), next_(ids.numel(), -1) {
+    const int64_t* id = ids.const_data_ptr<int64_t>();
+    for (int64_t n = 0; n < ids.size(0); n++)
+      for (int64_t k = count_ - 1; k >= 0; k--) {
+        const int64_t l = id[n * count_ + k];
+        if (uint64_t(l) >= uint64_t(length)) continue;
+        next_[n * count_ + k] = first_[n * length + l];
+        first_[n * length + l] = int32_t(k);
+      }
+  }
+  int64_t first(int64_t n, int64_t l) const { return first_[n * length_ + l]; }  // -1: none
+  int64_t next(int64_t n, int64_t k) const { return next_[n * count_ + k]; }
+
+ private:
+  int64_t count_, length_;
+  std::vector<int32_t> first_, next_;
+};
+
+// to[j ..] <- sum over the matches k of (n, l) of from[start + k step ..]: zeros, a copy, or a sum in T rounded once.
+template <class T>
+void write_matches(const Matches& matches, int64_t n, int64_t l, Array from, int64_t start, int64_t step, Array to, int64_t j,
+                   int64_t width, std::vector<T>& buffer) {
+  const TokenRows<T>& rows = token_rows<T>();
+  const int64_t k = matches.first(n, l);
+  if (k < 0) {
+    std::fill_n(static_cast<char*>(to.data) + j * bytes_of(to.kind), width * bytes_of(to.kind), 0);
+    return;
+  }
+  if (matches.next(n, k) < 0) return rows.copy(from, start + k * step, to, j, width);
+  buffer.assign(width, T(0));
+  for (int64_t each = k; each >= 0; each = matches.next(n, each)) rows.accumulate(from, start + each * step, width, buffer.data());
+  rows.copy({buffer.data(), sizeof(T) == 8 ? kFloat64 : kFloat32}, 0, to, j, width);
+}
+
+}  // namespace fastssl

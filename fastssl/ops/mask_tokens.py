@@ -1,0 +1,126 @@
+"""Contract of the op behind masked language modelling: which tokens are hidden, by what, and the labels, in one pass.
+
+    r_nl = word l mod 4 of Philox4x32-10 at the counter (l / 4, n, 0x6D746F6B, 0) under the seed, 32 random bits
+    special_nl or r_nl >= pick:   inputs = ids,      labels = ignore_index
+    r_nl < hide:                  inputs = mask_id,  labels = ids
+    r_nl < swap:                  inputs = floor(w_nl V / 2^32),  labels = ids      w_nl: word 0 at (l, n, 0x6D746F6C, 0)
+    else:                         inputs = ids,      labels = ids
+
+hide = p_mask p 2^32, swap = (p_mask + p_random) p 2^32 and pick = p 2^32, rounded to whole numbers: one word decides, so that all
+backends agree on every token. Bytes: 8 read (9 with special), 16 written for each token.
+"""
+
+import torch
+from torch import Tensor
+
+from ._checks import check_number
+from ._register import define_op
+from .mask_ids import _seed_tensor
+
+STREAM, STREAM_SWAP = 0x6D746F6B, 0x6D746F6C
+
+_mask_tokens = define_op(
+    "mask_tokens",
+    "(Tensor ids, Tensor? special, Tensor seed, int mask_id, int vocab_size, int hide, int swap, int pick, int ignore_index)"
+    " -> (Tensor, Tensor)",
+    lambda ids, *_: (torch.empty_like(ids), torch.empty_like(ids)),
+    "mask_tokens",
+)
+
+
+def mask_tokens(
+    ids: Tensor,
+    *,
+    mask_id: int,
+    vocab_size: int,
+    probability: float = 0.15,
+    mask_share: float = 0.8,
+    random_share: float = 0.1,
+    special: Tensor | None = None,
+    ignore_index: int = -100,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of masked language modelling (Devlin et al. 2019, section 3.1).
+
+    Each token is chosen on its own with ``probability``. Of the chosen, a share of ``mask_share`` becomes ``mask_id``, one of
+    ``random_share`` a random id of [0, V), the token itself among them, and the rest stays: the distribution of transformers'
+    ``DataCollatorForLanguageModeling``.
+
+    Args:
+        ids: (N, L) int64. Not changed.
+        mask_id: the id of [MASK].
+        vocab_size: V, in [1, 2^32).
+        probability: in [0, 1].
+        mask_share, random_share: at least 0, together at most 1.
+        special: (N, L) bool, True: never chosen ([CLS], [SEP], padding).
+        ignore_index: the label where nothing is to be predicted.
+        generator: draws the seed on the device of ``ids``; None: torch's own generator, so that ``torch.manual_seed`` decides.
+        seed: instead: 64 bits for Philox, the same masks on every device. A one-element int64 tensor on the device of ``ids`` is
+            read there, anew in each replay of a CUDA graph.
+
+    Returns:
+        inputs (N, L) and labels (N, L), int64.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "mask_tokens"
+    _check_tokens(op, ids, special)
+    for name, number, low in (("mask_id", mask_id, 0), ("vocab_size", vocab_size, 1), ("ignore_index", ignore_index, -(2**63))):
+        check_whole(op, name, number, low, 2**32 if name == "vocab_size" else 2**63)
+    shares = (("probability", probability), ("mask_share", mask_share), ("random_share", random_share))
+    for name, share in shares:
+        check_number(op, name, share, 0.0)
+        if share > 1:
+            raise ValueError(f"{op}: {name} must be in [0, 1], got {share}")
+    if mask_share + random_share > 1 + 1e-12:
+        raise ValueError(f"{op}: mask_share + random_share must be at most 1, got {mask_share} + {random_share}")
+    seed = seed_of(op, seed, generator, ids.device)
+    pick = round(probability * 2**32)
+    hide, swap = (min(pick, round(probability * share * 2**32)) for share in (mask_share, mask_share + random_share))
+    special = None if special is None else special.contiguous()
+    return _mask_tokens(ids.contiguous(), special, seed, mask_id, vocab_size, hide, swap, pick, ignore_index)
+
+
+def _check_tokens(op: str, ids, special) -> None:
+    check_ids(op, ids)
+    if special is None:
+        return
+    if not isinstance(special, Tensor) or special.dtype != torch.bool:
+        got = special.dtype if isinstance(special, Tensor) else type(special).__name__
+        raise TypeError(f"{op}: special must be a bool tensor (N, L), got {got}")
+    if special.shape != ids.shape or special.device != ids.device:
+        got = f"{tuple(special.shape)} on {special.device}"
+        raise ValueError(f"{op}: special must have shape {tuple(ids.shape)} on {ids.device} as ids, got {got}")
+
+
+def check_ids(op: str, ids) -> None:
+    """Tokens (N, L) int64, N and L at least 1 and below 2^31."""
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"{op}: ids must be an int64 tensor (N, L), got {got}")
+    if ids.dim() != 2 or min(ids.shape) < 1 or max(ids.shape) >= 2**31:
+        raise ValueError(f"{op}: ids must be (N, L), sides of at least 1 and below 2^31, got shape {tuple(ids.shape)}")
+
+
+def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> None:
+    """A whole number in [low, below)."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
+    if not low <= value < below:
+        raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {value}")
+
+
+def seed_of(op: str, seed, generator, device: torch.device | str | None) -> Tensor:
+    """() int64 on ``device``: the given seed, or one that the generator draws there, without a sync."""
+    if seed is not None:
+        if generator is not None:
+            raise ValueError(f"{op}: only one of generator and seed can be given")
+        return _seed_tensor(op, seed, device)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{op}: generator must be a torch.Generator, got {type(generator).__name__}")
+    if generator is not None and device is not None and generator.device.type != torch.device(device).type:
+        raise ValueError(f"{op}: generator must be on {device}, got {generator.device}")
+    device = device or (generator.device if generator else None)
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator, device=device)
