@@ -2,7 +2,6 @@
 //   A[n, P + k] = patch ids[n, k] of image n in the order (c, p, q), A[n, i < P] = 0
 //   O[n, P + k] = bias + pos[P + ids[n, k]],  O[n, i < P] = prefix[i] + pos[i]
 // N K C p q elements read and written; runs of q pixels are neighbours in an image.
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "cpu/tokens.h"
@@ -19,7 +18,7 @@ Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, 
   const int64_t N = images.size(0), C = images.size(1), across = images.size(3) / width, K = ids.size(1);
   check_range("embed_visible", ids, images.size(2) / height * across);
   const int64_t entries = C * height * width, tokens = prefix + K;
-  Tensor out = at::empty({N, tokens, entries}, images.options().dtype(dtype));
+  Tensor out = new_tensor({N, tokens, entries}, images.options().dtype(dtype));
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(images), to = array_of(out);
   const auto copy = dtype == at::kDouble ? token_rows<double>().copy : token_rows<float>().copy;
@@ -46,7 +45,7 @@ Tensor visible_patches_bwd(const Tensor& dpatches_given, const Tensor& ids_given
   const int64_t N = shape[0], C = shape[1], H = shape[2], W = shape[3], across = W / width, length = H / height * across;
   const int64_t entries = C * height * width, tokens = dpatches.size(1);
   check_range("embed_visible", ids, length);
-  Tensor out = at::empty(shape, dpatches.options());
+  Tensor out = new_tensor(shape, dpatches.options());
   const Matches matches(ids, length);
   const Array from = array_of(dpatches), to = array_of(out);
   with_accumulator(dpatches.scalar_type(), [&]<class T>(T) {
@@ -70,7 +69,7 @@ Tensor visible_positions(const Tensor& ids_given, const OptionalTensor& bias, co
   const Tensor ids = ids_given.contiguous();
   const int64_t N = ids.size(0), K = ids.size(1), before = prefix ? prefix->size(0) : 0, tokens = before + K;
   if (pos) check_range("embed_visible", ids, pos->size(0) - before);
-  Tensor out = at::empty({N, tokens, width}, ids.options().dtype(dtype));
+  Tensor out = new_tensor({N, tokens, width}, ids.options().dtype(dtype));
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array to = array_of(out), none{nullptr, kNothing};
   const Array shift = bias ? array_of(*bias) : none, position = pos ? array_of(*pos) : none;

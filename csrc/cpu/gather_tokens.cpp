@@ -1,7 +1,6 @@
 // Some tokens of each sample, whole rows at a time, and the gradient: zeros, a copy, or a sum for each row.
 //   out[n, k] = x[n, ids[n, k]];   dx[n, l] = sum over k with ids[n, k] = l of dout[n, k].   2 N K D and N (K + L) D elements
 //   moved.
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "cpu/tokens.h"
@@ -15,7 +14,7 @@ Tensor gather_tokens_fwd(const Tensor& x_given, const Tensor& ids_given) {
   const Tensor x = x_given.stride(2) == 1 ? x_given : x_given.contiguous(), ids = ids_given.contiguous();
   check_range("gather_tokens", ids, x.size(1));
   const int64_t N = x.size(0), K = ids.size(1), D = x.size(2), sample = x.stride(0), row = x.stride(1);
-  Tensor out = at::empty({N, K, D}, x.options());
+  Tensor out = new_tensor({N, K, D}, x.options());
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(x), to = array_of(out);
   const auto copy = token_rows<float>().copy;
@@ -29,7 +28,7 @@ Tensor gather_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int6
   const Tensor dout = dout_given.stride(2) == 1 ? dout_given : dout_given.contiguous(), ids = ids_given.contiguous();
   check_range("gather_tokens", ids, length);
   const int64_t N = dout.size(0), D = dout.size(2), sample = dout.stride(0), row = dout.stride(1);
-  Tensor dx = at::empty({N, length, D}, dout.options());
+  Tensor dx = new_tensor({N, length, D}, dout.options());
   const Matches matches(ids, length);
   const Array from = array_of(dout), to = array_of(dx);
   with_accumulator(dout.scalar_type(), [&]<class T>(T) {

@@ -1,7 +1,8 @@
 // MAE's loss over the removed patches, the target made from the image patch by patch in the first cache.
 //   loss = sum m mean_i d(pred_i - t_i) / sum m,  t <- (t - mean) / sqrt(var + eps) where normalised,  d(e) = e^2 or |e|
 //   dpred_i = g m d'(e) / (P sum m);  rows of weight 0 are not read, their gradient is 0
-// With M = N L P elements and a share r of removed patches: 2 r M elements read forward, 2 r M read and M written backward.
+// With M = N L P elements and a share r of removed patches: 2 r M elements read forward, 2 r M read and M written backward; in one
+// pass, which makes the gradient for g = 1 beside the loss, 2 r M read and M written for both.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -43,20 +44,56 @@ struct Problem {
   float weight(int64_t i) const { return mask.defined() ? mask.const_data_ptr<float>()[i] : 1.0f; }
   int64_t pred_row(int64_t i) const { return i / R * pred.stride(0) + i % R * pred.stride(1); }
 
+  // First pixel of the row's patch.
+  int64_t corner(int64_t i) const {
+    const int64_t l = ids.defined() ? ids.const_data_ptr<int64_t>()[i] : i % R;
+    return i / R * images.stride(0) + l / across * shape.height * shape.row + l % across * shape.width;
+  }
+
+  // Asks for the lines of a later patch and row of pred: a patch lies in C p places, more than the machine looks ahead by itself.
+  void prefetch(int64_t i) const {
+    if (i >= rows() || weight(i) == 0.0f) return;
+    const Array image = array_of(images), row = array_of(pred);
+    for (int64_t c = 0; c < shape.channels; c++)
+      for (int64_t p = 0; p < shape.height; p++) prefetch(image, corner(i) + c * shape.plane + p * shape.row, shape.width);
+    prefetch(row, pred_row(i), shape.entries());
+  }
+  static void prefetch(const Array& array, int64_t i, int64_t count) {
+    const char* from = static_cast<const char*>(array.data) + i * bytes_of(array.kind);
+    for (int64_t b = 0; b < count * bytes_of(array.kind); b += 64) __builtin_prefetch(from + b);
+  }
+
   template <class T>
   void target(int64_t i, T* out) const {
-    const int64_t l = ids.defined() ? ids.const_data_ptr<int64_t>()[i] : i % R;
-    const int64_t down = l / across * shape.height, right = l % across * shape.width;
-    token_rows<T>().patch(array_of(images), i / R * images.stride(0) + down * shape.row + right, shape, out);
+    prefetch(i + 1);
+    token_rows<T>().patch(array_of(images), corner(i), shape, out);
+  }
+
+  // g m / (P sum m)
+  template <class T>
+  T size(int64_t i, T grad, T total) const {
+    return total > T(0) ? grad * T(weight(i)) / (total * T(shape.entries())) : T(0);
+  }
+
+  template <class T>
+  void gradient(int64_t i, T size, const std::vector<T>& target, Scaling<T> scaling, const Tensor& dpred) const {
+    const Array out = array_of(dpred);
+    const int64_t entries = shape.entries(), bytes = entries * bytes_of(out.kind);
+    if (size == T(0)) std::fill_n(static_cast<char*>(out.data) + i * bytes, bytes, 0);
+    else
+      token_rows<T>().slope(array_of(pred), pred_row(i), entries, target.data(), scaling, absolute, absolute ? size : T(2) * size,
+                            out, i * entries);
   }
 };
 
+// Errors of the rows, weighted, and their weights; and where `dpred` is given its rows, for an upstream gradient of 1.
 template <class T>
-void forward(const Problem& p, T* stats, T* loss, T* total) {
+void forward(const Problem& p, T* stats, const Tensor* dpred, T* loss, T* total) {
   const TokenRows<T>& f = token_rows<T>();
   const int64_t rows = p.rows(), entries = p.shape.entries(), groups = (rows + kRows - 1) / kRows;
-  std::vector<double> losses(groups, 0.0), weights(groups, 0.0);
-  const Array pred = array_of(p.pred);
+  double weight_sum = 0.0;
+  for (int64_t i = 0; i < rows; i++) weight_sum += p.weight(i);
+  std::vector<double> losses(groups, 0.0);
   at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
     std::vector<T> target(entries);
     for (int64_t group = begin; group < end; group++)
@@ -66,34 +103,26 @@ void forward(const Problem& p, T* stats, T* loss, T* total) {
         if (weight != 0.0) {
           p.target(i, target.data());
           if (p.normalize) scaling = f.scaling(target.data(), entries, p.eps);
-          losses[group] += weight * f.error(pred, p.pred_row(i), entries, target.data(), scaling, p.absolute) / double(entries);
-          weights[group] += weight;
+          losses[group] +=
+              weight * f.error(array_of(p.pred), p.pred_row(i), entries, target.data(), scaling, p.absolute) / double(entries);
         }
-        if (p.normalize) stats[2 * i] = scaling.mean, stats[2 * i + 1] = scaling.scale;
+        if (stats) stats[2 * i] = scaling.mean, stats[2 * i + 1] = scaling.scale;
+        if (dpred) p.gradient(i, p.size(i, T(1), T(weight_sum)), target, scaling, *dpred);
       }
   });
-  double sum = 0.0, weight = 0.0;
-  for (int64_t group = 0; group < groups; group++) sum += losses[group], weight += weights[group];
-  *total = T(weight), *loss = weight > 0.0 ? T(sum / weight) : T(0);
+  double sum = 0.0;
+  for (double each : losses) sum += each;
+  *total = T(weight_sum), *loss = weight_sum > 0.0 ? T(sum / weight_sum) : T(0);
 }
 
 template <class T>
 void backward(const Problem& p, const T* stats, T grad, T total, const Tensor& dpred) {
-  const TokenRows<T>& f = token_rows<T>();
-  const int64_t entries = p.shape.entries();
-  const Array pred = array_of(p.pred), out = array_of(dpred);
-  const int64_t bytes = entries * bytes_of(pred.kind);
-  at::parallel_for(0, p.rows(), rows_a_task(entries), [&](int64_t begin, int64_t end) {
-    std::vector<T> target(entries);
+  at::parallel_for(0, p.rows(), rows_a_task(p.shape.entries()), [&](int64_t begin, int64_t end) {
+    std::vector<T> target(p.shape.entries());
     for (int64_t i = begin; i < end; i++) {
-      const T size = total > T(0) ? grad * T(p.weight(i)) / (total * T(entries)) : T(0);
-      if (size == T(0)) {
-        std::fill_n(static_cast<char*>(out.data) + i * bytes, bytes, 0);
-        continue;
-      }
-      p.target(i, target.data());
-      const Scaling<T> scaling = p.normalize ? Scaling<T>{stats[2 * i], stats[2 * i + 1]} : Scaling<T>{T(0), T(1)};
-      f.slope(pred, p.pred_row(i), entries, target.data(), scaling, p.absolute, p.absolute ? size : T(2) * size, out, i * entries);
+      const T size = p.size(i, grad, total);
+      if (size != T(0)) p.target(i, target.data());
+      p.gradient(i, size, target, p.normalize ? Scaling<T>{stats[2 * i], stats[2 * i + 1]} : Scaling<T>{T(0), T(1)}, dpred);
     }
   });
 }
@@ -106,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor> patch_loss_fwd(const Tensor& images, const Te
   Tensor loss = at::empty({}, options), total = at::empty({}, options);
   Tensor stats = normalize ? at::empty({pred.size(0), pred.size(1), 2}, options) : at::empty({0}, options);
   with_accumulator(pred.scalar_type(), [&]<class T>(T) {
-    forward(p, stats.mutable_data_ptr<T>(), loss.mutable_data_ptr<T>(), total.mutable_data_ptr<T>());
+    forward(p, normalize ? stats.mutable_data_ptr<T>() : nullptr, nullptr, loss.mutable_data_ptr<T>(), total.mutable_data_ptr<T>());
   });
   return {loss, total, stats};
 }
@@ -115,10 +144,21 @@ Tensor patch_loss_bwd(const Tensor& grad, const Tensor& total, const Tensor& sta
                       const OptionalTensor& mask, const OptionalTensor& ids, int64_t height, int64_t width, bool channels_last,
                       bool normalize, double eps, bool absolute) {
   const Problem p(images, pred, mask, ids, height, width, channels_last, normalize, eps, absolute);
-  Tensor dpred = at::empty(pred.sizes(), pred.options());
+  Tensor dpred = new_tensor(pred.sizes(), pred.options());
   with_accumulator(pred.scalar_type(),
                    [&]<class T>(T) { backward(p, stats.const_data_ptr<T>(), grad.item<T>(), total.item<T>(), dpred); });
   return dpred;
+}
+
+std::tuple<Tensor, Tensor> patch_loss_one_pass(const Tensor& images, const Tensor& pred, const OptionalTensor& mask,
+                                               const OptionalTensor& ids, int64_t height, int64_t width, bool channels_last,
+                                               bool normalize, double eps, bool absolute) {
+  const Problem p(images, pred, mask, ids, height, width, channels_last, normalize, eps, absolute);
+  Tensor loss = at::empty({}, pred.options().dtype(accumulator(pred.scalar_type()))), total = at::empty({}, loss.options());
+  Tensor dpred = new_tensor(pred.sizes(), pred.options());
+  with_accumulator(pred.scalar_type(),
+                   [&]<class T>(T) { forward<T>(p, nullptr, &dpred, loss.mutable_data_ptr<T>(), total.mutable_data_ptr<T>()); });
+  return {loss, dpred};
 }
 
 }  // namespace
@@ -127,4 +167,5 @@ Tensor patch_loss_bwd(const Tensor& grad, const Tensor& total, const Tensor& sta
 TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
   m.impl("patch_loss_fwd", &fastssl::patch_loss::patch_loss_fwd);
   m.impl("patch_loss_bwd", &fastssl::patch_loss::patch_loss_bwd);
+  m.impl("patch_loss_one_pass", &fastssl::patch_loss::patch_loss_one_pass);
 }

@@ -3,7 +3,6 @@
 //   dx[n, P + r] = sum over l with ids[n, l] = r of dout[n, P + l];   dtoken = sum over (n, l) with ids[n, l] >= K of dout[n, P +
 //   l]
 // N (2 P + K + L) D elements moved forward, N (2 P + L + K) D backward.
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "cpu/tokens.h"
@@ -20,7 +19,7 @@ Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const 
                           int64_t prefix) {
   const Tensor x = x_given.stride(2) == 1 ? x_given : x_given.contiguous(), ids = ids_given.contiguous();
   const int64_t N = x.size(0), D = x.size(2), L = ids.size(1), tokens = prefix + L, K = x.size(1) - prefix;
-  Tensor out = at::empty({N, tokens, D}, token.options());
+  Tensor out = new_tensor({N, tokens, D}, token.options());
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(x), hidden = array_of(token), to = array_of(out);
   const Array position = pos ? array_of(*pos) : Array{nullptr, kNothing};
@@ -41,28 +40,51 @@ Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const 
   return out;
 }
 
+// Sum of rows, kRun of them in T, then in double: T alone would lose six bits over 65,536 of them.
 template <class T>
-void gradients(const Tensor& dout, const Tensor& ids, int64_t K, int64_t prefix, const Tensor& dx, std::vector<T>& partial) {
+struct RowSum {
+  static constexpr int kRun = 64;
+  std::vector<T> run;
+  double* sum;
+  int rows = 0;
+
+  RowSum(int64_t width, double* sum) : run(width, T(0)), sum(sum) {}
+  void add(Array from, int64_t i) {
+    token_rows<T>().accumulate(from, i, int64_t(run.size()), run.data());
+    if (++rows == kRun) flush();
+  }
+  void flush() {
+    for (size_t d = 0; d < run.size(); d++) sum[d] += run[d], run[d] = T(0);
+    rows = 0;
+  }
+};
+
+// dx where it has elements, and the groups' sums of the rows of removed patches where `partial` does.
+template <class T>
+void gradients(const Tensor& dout, const Tensor& ids, int64_t K, int64_t prefix, const Tensor& dx, std::vector<double>& partial) {
   const int64_t N = dout.size(0), D = dout.size(2), L = ids.size(1);
   const bool need_x = dx.numel() > 0, need_token = !partial.empty();
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(dout), to = array_of(dx);
-  const TokenRows<T>& rows = token_rows<T>();
+  const auto copy = token_rows<T>().copy;
   const Matches matches(ids, need_x ? K : 0);
   at::parallel_for(0, (N + kSamples - 1) / kSamples, 1, [&](int64_t begin, int64_t end) {
     std::vector<T> buffer;
-    for (int64_t group = begin; group < end; group++)
+    for (int64_t group = begin; group < end; group++) {
+      RowSum<T> hidden(D, partial.data() + group * D);
       for (int64_t n = group * kSamples; n < std::min(N, (group + 1) * kSamples); n++) {
         const int64_t start = n * dout.stride(0), step = dout.stride(1), patches = start + prefix * step;
         const int64_t row = n * (prefix + K);
         if (need_x) {
-          for (int64_t p = 0; p < prefix; p++) rows.copy(from, start + p * step, to, (row + p) * D, D);
+          for (int64_t p = 0; p < prefix; p++) copy(from, start + p * step, to, (row + p) * D, D);
           for (int64_t r = 0; r < K; r++) write_matches(matches, n, r, from, patches, step, to, (row + prefix + r) * D, D, buffer);
         }
         if (need_token)
           for (int64_t l = 0; l < L; l++)
-            if (uint64_t(id[n * L + l]) >= uint64_t(K)) rows.accumulate(from, patches + l * step, D, partial.data() + group * D);
+            if (uint64_t(id[n * L + l]) >= uint64_t(K)) hidden.add(from, patches + l * step);
       }
+      if (need_token) hidden.flush();
+    }
   });
 }
 
@@ -70,16 +92,15 @@ std::tuple<Tensor, Tensor> restore_tokens_bwd(const Tensor& dout_given, const Te
                                               std::array<bool, 2> need) {
   const Tensor dout = dout_given.stride(2) == 1 ? dout_given : dout_given.contiguous(), ids = ids_given.contiguous();
   const int64_t N = dout.size(0), D = dout.size(2), groups = (N + kSamples - 1) / kSamples;
-  Tensor dx = need[0] ? at::empty({N, prefix + kept, D}, dout.options()) : at::empty({0}, dout.options());
+  Tensor dx = need[0] ? new_tensor({N, prefix + kept, D}, dout.options()) : at::empty({0}, dout.options());
   Tensor dtoken = at::empty({need[1] ? D : 0}, dout.options().dtype(accumulator(dout.scalar_type())));
+  std::vector<double> partial(need[1] ? groups * D : 0, 0.0);
   with_accumulator(dout.scalar_type(), [&]<class T>(T) {
-    std::vector<T> partial(need[1] ? groups * D : 0, T(0));
-    gradients(dout, ids, kept, prefix, dx, partial);
+    gradients<T>(dout, ids, kept, prefix, dx, partial);
     if (!need[1]) return;
-    T* sum = dtoken.mutable_data_ptr<T>();
-    std::copy_n(partial.data(), D, sum);
     for (int64_t group = 1; group < groups; group++)
-      for (int64_t d = 0; d < D; d++) sum[d] += partial[group * D + d];
+      for (int64_t d = 0; d < D; d++) partial[d] += partial[group * D + d];
+    std::copy_n(partial.data(), D, dtoken.mutable_data_ptr<T>());
   });
   return {dx, dtoken};
 }

@@ -10,10 +10,7 @@
 #include <torch/library.h>
 
 #include <array>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
+#include "cpu/new_tensor.h"
 #include "cpu/similarity_problem.h"
 
 namespace fastssl::similarity {
@@ -29,15 +26,6 @@ struct Sums {
     for (int64_t i = 0; i < count; i++) lse[i] = lse_of(top[i], sum[i]);
   }
 };
-
-// Asks for large pages: the first touch of 64 MB in pages of 4 KB takes as long as half a product that would fill them.
-inline void in_large_pages(const Tensor& t) {
-#ifdef __linux__
-  const uintptr_t page = 1 << 21, begin = (uintptr_t(t.data_ptr()) + page - 1) / page * page;
-  const uintptr_t end = (uintptr_t(t.data_ptr()) + t.nbytes()) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
 
 // Logits (rows, M) of the first rows, from the forward to the backward: a copy is cheaper than a product of width D.
 template <class T>
@@ -104,8 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_cross_fwd(const Tensor& x,
   const auto options = x.options().dtype(compute_dtype(x));
   Tensor row = at::empty({x.size(0)}, options), column = at::empty({y.size(0)}, options);
   Tensor rank = at::empty({threshold.has_value() ? x.size(0) : 0}, x.options().dtype(at::kInt));
-  Tensor kept = at::empty({keep_rows, y.size(0)}, options);
-  in_large_pages(kept);
+  Tensor kept = new_tensor({keep_rows, y.size(0)}, options);
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
     const auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, std::nullopt);

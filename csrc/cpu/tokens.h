@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/new_tensor.h"
 #include "cpu/token_rows.h"
 
 namespace fastssl {

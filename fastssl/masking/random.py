@@ -6,7 +6,7 @@ from torch import Tensor
 from fastssl.ops._checks import check_number
 from fastssl.ops._patches import check_floats
 from fastssl.ops.gather_tokens import gather_tokens
-from fastssl.ops.mask_ids import mask_ids
+from fastssl.ops.mask_ids import mask_ids, uniform
 
 
 def random_masking(
@@ -84,7 +84,7 @@ def random_token_mask(
         raise ValueError(f"{op}: size must be (N, L), whole numbers of at least 1, got {size!r}")
     keep = int((size[1] - (not mask_class_token)) * (1 - mask_ratio))
     if noise is None:
-        noise = torch.rand(tuple(size), generator=generator, device=device or (generator.device if generator else None))
+        noise = uniform(*size, generator, device)
     if not mask_class_token:
         keep = max(1, keep + 1)
         noise = torch.cat([torch.full_like(noise[:, :1], -1.0), noise[:, 1:]], 1)

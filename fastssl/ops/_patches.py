@@ -6,13 +6,14 @@ from torch import Tensor
 from ._checks import FLOATS
 
 
-def check_floats(op: str, name: str, value, letters: str) -> None:
-    """A float tensor with as many dimensions as ``letters`` ("N, L, D"), none of them empty."""
+def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | None = None) -> None:
+    """A float tensor with as many dimensions as ``letters`` ("N, L, D"), none of them empty but ``may_be_empty``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor ({letters}), got {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
-    if value.dim() != letters.count(",") + 1 or 0 in value.shape:
+    empty = [side for side, size in enumerate(value.shape) if size == 0 and side != may_be_empty]
+    if value.dim() != letters.count(",") + 1 or empty:
         raise ValueError(f"{op}: {name} must have shape ({letters}), no side of it 0, got {tuple(value.shape)}")
 
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastssl.reference.mask_ids import mask_ids as by_sorting
+
 from ._checks import FLOATS, check_choice, check_number
 from ._register import define_op
 
@@ -114,9 +116,18 @@ def mask_ids(
     elif seed is not None:
         seed = _seed_tensor(op, seed, device)
     else:
-        noise = torch.rand(rows, length, generator=generator, device=device or (generator.device if generator else None))
-    shuffle, restore, mask = _mask_ids(noise, seed, rows, length, keep)
+        noise = uniform(rows, length, generator, device)
+    given = noise if noise is not None else seed
+    run = by_sorting if given.is_cuda and length > COUNTED else _mask_ids
+    shuffle, restore, mask = run(noise, seed, rows, length, keep)
     return MaskIds(shuffle[:, :keep], shuffle[:, keep:], restore, mask)
+
+
+def uniform(rows: int, length: int, generator: torch.Generator | None, device) -> Tensor:
+    """(rows, length) float32 of one call of ``torch.rand``, on ``device`` or where the generator is."""
+    if generator is None:  # dynamo (2.13) traces no dynamic shape beside the keyword
+        return torch.rand(rows, length, device=device)
+    return torch.rand(rows, length, generator=generator, device=device or generator.device)
 
 
 def _check_size(op: str, size) -> tuple[int, int]:

@@ -81,17 +81,17 @@ def restore_tokens(
     """
     op = "restore_tokens"
     refuse_functorch(op)
-    check_floats(op, "x", x, "N, P + K, D")
+    check_floats(op, "x", x, "N, P + K, D", may_be_empty=1)
     n, tokens, width = x.shape
-    length = ids_restore.shape[-1] if isinstance(ids_restore, Tensor) else 0
-    check_ids(op, "ids_restore", ids_restore, n, "N, L", max(1, length), "x", x)
+    length = ids_restore.shape[-1] if isinstance(ids_restore, Tensor) and ids_restore.dim() else 0
     prefix = num_prefix_tokens
     if isinstance(prefix, bool) or not isinstance(prefix, (int, torch.SymInt)) or not 0 <= prefix <= tokens:
         raise ValueError(f"{op}: num_prefix_tokens must be a whole number in [0, {tokens}], got {prefix!r}")
-    if length < 1 or tokens - prefix > length:
+    if isinstance(ids_restore, Tensor) and (length < 1 or tokens - prefix > length):
         raise ValueError(
             f"{op}: ids_restore must have a column for each of {tokens - prefix} kept tokens, got {tuple(ids_restore.shape)}"
         )
+    check_ids(op, "ids_restore", ids_restore, n, "N, L", length, "x", x)
     given = {"mask_token": (mask_token, width)}
     if pos_embed is not None:
         given["pos_embed"] = (pos_embed, (prefix + length) * width)

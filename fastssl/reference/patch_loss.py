@@ -39,6 +39,12 @@ def patch_loss_fwd(
     return torch.where(total > 0, loss, 0.0), total, stats
 
 
+def patch_loss_one_pass(images, pred, *how) -> tuple[Tensor, Tensor]:
+    """loss () and its gradient in pred (N, R, P), for an upstream gradient of 1."""
+    loss, total, stats = patch_loss_fwd(images, pred, *how)
+    return loss, patch_loss_bwd(torch.ones_like(loss), total, stats, images, pred, *how)
+
+
 def patch_loss_bwd(grad, total, stats, images, pred, mask, ids, height, width, channels_last, normalize, eps, absolute) -> Tensor:
     """grad () of the loss -> dpred (N, R, P) in the dtype of pred, 0 beside the removed patches."""
     target, weight = _prepared(images, pred, mask, ids, height, width, channels_last)
