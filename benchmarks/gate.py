@@ -214,13 +214,19 @@ def tensors(value) -> list[Tensor]:
 
 
 def update_errors(before: State, after: State, truth: State) -> dict[str, float]:
-    """Name -> |after - truth| / |truth - before|, of its worst tensor; what was not there before counts from zero."""
+    """Name -> |after - truth| / |truth - before|, of its worst tensor; what was not there before counts from zero.
+
+    Integers are right or wrong: 0 or infinite.
+    """
     found = {}
     for name, exact in truth.items():
         exact, got = tensors(exact), tensors(after.get(name, []))
         start = tensors(before[name]) if name in before else [torch.zeros_like(t) for t in exact]
         if [t.shape for t in got] != [t.shape for t in exact]:
             found[name] = float("inf")
+            continue
+        if not exact[0].is_floating_point():
+            found[name] = 0.0 if all(map(torch.equal, got, exact)) else float("inf")
             continue
         moved = ((g.detach().double() - s, t - s) for g, t, s in zip(got, exact, (s.double() for s in start), strict=True))
         found[name] = max(relative_error(*pair) for pair in moved)

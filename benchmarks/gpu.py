@@ -38,7 +38,13 @@ LIMIT_S = {"facts": 40, "build": 110, "bench": 60, "tests": 180, "tune": 100, "s
 #: (work, shape, dtype) beside each work's own bfloat16 shapes.
 EXTRA_CASES = (("nt_xent", (4096, 128), "float32"),)
 #: Updates that share a process: they are short, its start is not.
-GROUPS = (("ema", "ema_shadow", "queue_push", "moco_step"), ("lars", "larc", "adamw", "adamw_ema"))
+GROUPS = (
+    ("ema", "ema_shadow", "queue_push", "moco_step"),
+    ("lars", "larc", "adamw", "adamw_ema"),
+    ("mae_bundle",),
+    ("mask_ids", "random_masking", "embed_visible"),
+    ("restore_tokens", "patch_loss", "patch_loss_norm"),
+)
 #: Seconds that the benchmark leaves for the stages after it, and seconds of turns for a case.
 RESERVE_S = 220
 BUDGET_S = {"loss": 3, "update": 1}

@@ -29,6 +29,8 @@ STYLE = {
     "open_clip": ("#882255", "d"),
     "siglip_kernel": ("#44AA99", "p"),
     "moco_repository": ("#E69F00", "X"),
+    "mae_repository": ("#E69F00", "X"),
+    "transformers": ("#332288", "P"),
 }
 LABELS = {
     "compile": "torch.compile",
@@ -41,6 +43,7 @@ LABELS = {
     "siglip_kernel": "siglip-kernel",
     "loop": "a loop, as DINO's",
     "moco_repository": "MoCo repository",
+    "mae_repository": "MAE repository",
     "averaged_model": "torch AveragedModel",
     "fused": "torch fused",
     "update_momentum": "fastssl, on modules",

@@ -1,6 +1,6 @@
 """What is measured: each work is a case of the shared tables with the shapes, constants and targets of a benchmark.
 
-The losses stand here, the updates in ``updates.py``.
+The losses stand here, the updates in ``updates.py``, masked image modelling in ``masking.py``.
 
     U = 2 N M D FLOP, one sweep over all similarities.       NT-Xent over B pairs: N = M = 2B
     limit = time of ``case.flops(shape)`` in the machine's own matrix product of ``product(shape)``
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gate import clip_truth, pair_truth, siglip_truth
+from benchmarks.masking import MASKING
 from benchmarks.updates import UPDATES
 from benchmarks.work import Shape, Target, Work, faster, parse_shape, shape_name
 from fastssl import functional
@@ -212,4 +213,4 @@ WORKS = {
             largest={"cpu": 8192, "cuda": 32768},
         ),
     )
-} | UPDATES
+} | (UPDATES | MASKING)

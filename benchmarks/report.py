@@ -35,6 +35,8 @@ _README_PEERS = {
     "siglip_kernel": "siglip-kernel",
     "loop": "a loop",
     "moco_repository": "MoCo repository",
+    "mae_repository": "MAE repository",
+    "transformers": "transformers",
     "timm": "timm",
     "averaged_model": "torch AveragedModel",
     "fused": "torch fused",
@@ -178,8 +180,9 @@ _README_TEXT = {
     "loss": "Forward + backward. A peer's column says how many times longer it takes than fastssl in the same run, in turns,"
     " medians. Of the limit: the time of the least FLOPs in the machine's own matrix product, over our time."
     " Peak memory is above the inputs. Every implementation first passed a comparison with float64.",
-    "update": "State updates in place, one step. Of the limit: the time in which the machine's memory moves the step's bytes (on a"
-    " CPU in a pass in place, on a GPU in a copy; MoCo: its matrix products), over our time. Peak memory is above the state.",
+    "update": "State updates in place, and masked image modelling forward + backward, one step. Of the limit: the time in which the"
+    " machine's memory moves the step's bytes (on a CPU in a pass in place, on a GPU in a copy; MoCo and patch embedding: its"
+    " matrix products), over our time. Peak memory is above the state.",
 }
 
 

@@ -144,17 +144,17 @@ def judge(target: Target, entries: dict[str, dict], limit_ms: float | None) -> d
     """{"target", "got", "met"}; "got" is text, "met" None where it could not be decided."""
     ours = entries.get(OURS, {})
     got: float | None = None
-    faster = target.kind in ("times_faster", "not_slower")
-    if faster:
+    against = {"times_faster": "ms", "not_slower": "ms", "times_less_memory": "peak_mb"}.get(target.kind)
+    if against:
         peer = entries.get(target.peer, {})
-        got = peer["ms"] / ours["ms"] if "ms" in peer and "ms" in ours else None
+        got = peer[against] / max(ours[against], 1e-9) if against in peer and against in ours else None
     elif target.kind == "times_limit" and limit_ms and "ms" in ours:
         got = ours["ms"] / limit_ms
     elif target.kind in ("ms", "peak_mb", "launches"):
         got = ours.get(target.kind)
     elif target.kind == "runs" and ours:
         got = float(ours["status"] == "ok")
-    met = None if got is None else got >= target.value if faster or target.kind == "runs" else got <= target.value
+    met = None if got is None else got >= target.value if against or target.kind == "runs" else got <= target.value
     shown = "not measured" if got is None else ("yes" if got else "no") if target.kind == "runs" else f"{got:.3g}"
     return {"target": str(target), "got": shown, "met": met}
 

@@ -21,7 +21,8 @@ class Target:
     """What a result should reach at one shape.
 
     ``kind``: "times_faster" than ``peer`` (at least ``value``), "not_slower" than ``peer`` (the same, ``value`` a little under 1:
-    the spread of a run), "times_limit" (at most ``value`` times the limit), "peak_mb", "ms" and "launches" (at most), "runs".
+    the spread of a run), "times_less_memory" than ``peer`` (at least), "times_limit" (at most ``value`` times the limit),
+    "peak_mb", "ms" and "launches" (at most), "runs".
     """
 
     shape: Shape
@@ -34,6 +35,7 @@ class Target:
         return {
             "times_faster": f">= {self.value:g}x {self.peer}",
             "not_slower": f"not slower than {self.peer}, within the spread of a run (>= {self.value:g}x)",
+            "times_less_memory": f">= {self.value:g}x less memory above the inputs than {self.peer}",
             "times_limit": f"<= {self.value:g}x the limit",
             "peak_mb": f"<= {self.value:g} MB above the inputs",
             "ms": f"<= {self.value:g} ms",
@@ -95,7 +97,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Update:
-    """One row of the benchmark: a step that changes tensors in place, and how to measure it.
+    """One row of the benchmark: a step that changes tensors in place or makes new ones, and how to measure it.
 
     Its limit is ``case.bytes`` at the rate of this machine's memory, or, where it has a ``product``, ``case.flops`` at the rate of
     that matrix product, as for losses. Measured in ``dtypes`` only, the first where another is asked for.

@@ -6,6 +6,7 @@ of an update returns ``bind(state) -> step``, where a step changes the state as 
 of the library's own memory into the state.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+
+from fastssl.testing.masked_updates import LEAVES, Forward, forward_backward
 
 #: In the order of the tables; each is a module of this package.
 NAMES = (
@@ -32,6 +35,8 @@ NAMES = (
     "siglip_kernel",
     "loop",
     "moco_repository",
+    "mae_repository",
+    "transformers",
     "timm",
     "averaged_model",
     "fused",
@@ -106,7 +111,7 @@ def load(name: str) -> Peer:
 def ready_torchvision() -> str:
     """Makes ``import torchvision`` work where its operators can't load: "real", or "stub" with nms declared, not implemented.
 
-    lightly imports torchvision for its transforms. Call before importing lightly; calling again does nothing.
+    lightly and transformers import torchvision for their transforms. Call before importing these; calling again does nothing.
     """
     try:
         importlib.import_module("torchvision")
@@ -123,6 +128,22 @@ def ready_torchvision() -> str:
     ready_torchvision.declared = True
     importlib.import_module("torchvision")
     return "stub"
+
+
+def after_torchvision(forward: Forward) -> Forward:
+    """The forward, of a library that imports torchvision where it is installed."""
+    with contextlib.suppress(ImportError):
+        ready_torchvision()
+    return forward
+
+
+def masked(forwards: dict[str, Forward], prepare: Callable[[Forward], Forward] = lambda forward: forward) -> dict[str, Callable]:
+    """Forms of works of masked image modelling from their forwards, each ``prepare``d before its first use."""
+
+    def form(work: str, **constants) -> Callable:
+        return partial(forward_backward, prepare(forwards[work]), LEAVES[work], **constants)
+
+    return {work: partial(form, work) for work in forwards}
 
 
 def implementation(name: str, work) -> Callable:

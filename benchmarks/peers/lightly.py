@@ -2,11 +2,24 @@
 
 On a GPU its boolean indexing synchronises with the host, so it cannot be captured in a CUDA graph. The same holds for the pointer
 of its memory bank and for LARS, which asks the host whether each norm is zero.
+
+Its masks take no noise, so one argsort of the given noise stands where random_token_mask sorts its own. It has ids alone: mask and
+ids_restore of random_masking are made beside it, by a scatter and a second argsort. As in its MAE, all patches are embedded, the
+decoder's tokens are mask tokens that the kept ones are written over, and the loss takes predictions and targets of the removed
+patches.
 """
 
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from fastssl.testing.masked_updates import in_turn, patch_side
 from fastssl.testing.updates import as_module, with_gradients
 
-from . import Peer, ready_torchvision
+from . import Peer, after_torchvision, masked, ready_torchvision
 
 
 def _loss(name: str, temperature: float):
@@ -76,6 +89,72 @@ def _larc(lr, momentum, weight_decay, trust_coefficient, eps):
     return bind
 
 
+@lru_cache
+def _backbone(side: int, patch: int, width: int):
+    """Its masked vision transformer on timm's, without memory, blocks and norm."""
+    from lightly.models.modules import MaskedVisionTransformerTIMM
+    from timm.models.vision_transformer import VisionTransformer
+
+    with torch.device("meta"):
+        vit = VisionTransformer(side, patch, num_classes=0, global_pool="", embed_dim=width, depth=0, num_heads=1)
+        vit.norm = nn.Identity()
+        return MaskedVisionTransformerTIMM(vit, weight_initialization="skip", pos_embed_initialization="skip")
+
+
+def _token_mask(given):
+    """Ids of kept and removed tokens; the class token, with noise of -1, comes first."""
+    noise = F.pad(given["noise"], (1, 0), value=-1.0)
+    order, keep = torch.argsort(noise, dim=1), int(given["noise"].shape[1] * (1 - given["mask_ratio"])) + 1
+    return {"idx_keep": order[:, :keep], "idx_mask": order[:, keep:]}
+
+
+def _random_masking(given):
+    from lightly.models.utils import get_at_index
+
+    order = torch.argsort(given["noise"], dim=1)
+    keep = int(order.shape[1] * (1 - given["mask_ratio"]))
+    mask = torch.ones(order.shape, device=order.device).scatter_(1, order[:, :keep], 0.0)
+    return {"kept": get_at_index(given["x"], order[:, :keep]), "mask": mask, "ids_restore": torch.argsort(order, dim=1)}
+
+
+def _embed(given):
+    weight = given["weight"]
+    module = _backbone(given["images"].shape[2], weight.shape[2], weight.shape[0])
+    tensors = {
+        "vit.cls_token": given["cls"],
+        "vit.pos_embed": given["pos"],
+        "vit.patch_embed.proj.weight": weight,
+        "vit.patch_embed.proj.bias": given["bias"],
+    }
+    return {"embedded": functional_call(module, tensors, (given["images"],), {"idx_keep": given["idx_keep"]})}
+
+
+def _restore(given):
+    from lightly.models.utils import repeat_token, set_at_index
+
+    x, pos = given["x"], given["decoder_pos"]
+    tokens = repeat_token(given["mask_token"], (len(x), pos.shape[1]))
+    return {"restored": set_at_index(tokens, given["idx_keep"], x.type_as(tokens)) + pos}
+
+
+def _patch_loss(given):
+    from lightly.models.utils import get_at_index, normalize_mean_var, patchify
+
+    ids = given["idx_mask"] - 1
+    target = get_at_index(patchify(given["images"], patch_side(given)), ids)
+    if given["norm_pix_loss"]:
+        target = normalize_mean_var(target)
+    return {"loss": nn.MSELoss()(get_at_index(given["pred"], ids), target)}
+
+
+_MASKED = {
+    "random_masking": _random_masking,
+    "embed_visible": _embed,
+    "restore_tokens": _restore,
+    "patch_loss": _patch_loss,
+    "patch_loss_norm": _patch_loss,
+    "mae_bundle": in_turn(_token_mask, _embed, _restore, _patch_loss),
+}
 PEER = Peer(
     "lightly",
     {
@@ -85,9 +164,13 @@ PEER = Peer(
         "queue_push": _push,
         "moco_step": _moco_step,
         "larc": _larc,
+        **masked(_MASKED, after_torchvision),
     },
     distribution="lightly",
-    differs={"moco": "normalises inside, and its memory bank copies itself and takes the new keys in the same call"},
+    differs={
+        "moco": "normalises inside, and its memory bank copies itself and takes the new keys in the same call",
+        "mask_ids": "random_token_mask draws its own noise, and returns neither mask nor ids_restore",
+    },
     module="lightly",
     max_rows={"cpu": 16384},
 )

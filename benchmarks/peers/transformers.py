@@ -1,0 +1,109 @@
+"""transformers: ViTMAE's own embeddings, decoder and loss, without the blocks between them.
+
+The modules are built without memory and called with the tensors of the state as their parameters. The decoder has no blocks, and
+identities for its two linear layers; what its norm is given is the result. The loss stands inside ``ViTMAEForPreTraining.forward``,
+which is called on a stand-in for the model.
+"""
+
+from functools import lru_cache, partial
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from fastssl.testing.masked_updates import in_turn, patch_side
+
+from . import Peer, after_torchvision, masked
+
+
+class _Seen(nn.Module):
+    """An identity that keeps what it is given."""
+
+    def forward(self, x):
+        self.x = x
+        return x
+
+    def taken(self):
+        found, self.x = self.x, None
+        return found
+
+
+@lru_cache
+def _embeddings(side: int, patch: int, width: int, mask_ratio: float):
+    from transformers.models.vit_mae.modeling_vit_mae import ViTMAEConfig, ViTMAEEmbeddings
+
+    with torch.device("meta"):
+        return ViTMAEEmbeddings(ViTMAEConfig(image_size=side, patch_size=patch, hidden_size=width, mask_ratio=mask_ratio))
+
+
+@lru_cache
+def _decoder(length: int, width: int):
+    from transformers.models.vit_mae.modeling_vit_mae import ViTMAEConfig, ViTMAEDecoder
+
+    with torch.device("meta"):
+        decoder = ViTMAEDecoder(ViTMAEConfig(decoder_hidden_size=width, decoder_num_hidden_layers=0), length)
+    decoder.decoder_embed = decoder.decoder_pred = nn.Identity()
+    decoder.decoder_norm = _Seen()
+    return decoder
+
+
+def _random_masking(given):
+    from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
+
+    stand_in = SimpleNamespace(config=SimpleNamespace(mask_ratio=given["mask_ratio"]))
+    tokens, mask, ids_restore = ViTMAEEmbeddings.random_masking(stand_in, given["x"], given["noise"])
+    return {"kept": tokens, "mask": mask, "ids_restore": ids_restore}
+
+
+def _embed(given):
+    weight = given["weight"]
+    module = _embeddings(given["images"].shape[2], weight.shape[2], weight.shape[0], given["mask_ratio"])
+    tensors = {
+        "cls_token": given["cls"],
+        "position_embeddings": given["pos"],
+        "patch_embeddings.projection.weight": weight,
+        "patch_embeddings.projection.bias": given["bias"],
+    }
+    embedded, mask, ids_restore = functional_call(module, tensors, (given["images"], given["noise"]))
+    return {"embedded": embedded, "mask": mask, "ids_restore": ids_restore}
+
+
+def _restore(given):
+    decoder = _decoder(given["ids_restore"].shape[1], given["x"].shape[2])
+    tensors = {"mask_token": given["mask_token"], "decoder_pos_embed": given["decoder_pos"]}
+    functional_call(decoder, tensors, (given["x"], given["ids_restore"]))
+    return {"restored": decoder.decoder_norm.taken()}
+
+
+def _loss(given):
+    from transformers.models.vit_mae.modeling_vit_mae import ViTMAEForPreTraining
+
+    config = {"norm_pix_loss": given["norm_pix_loss"], "patch_size": patch_side(given), "num_channels": given["images"].shape[1]}
+    encoded = {"last_hidden_state": None, "ids_restore": None, "hidden_states": None, "attentions": None, "mask": given["mask"]}
+    model = SimpleNamespace(
+        config=SimpleNamespace(return_dict=True, **config),
+        vit=lambda *_, **__: SimpleNamespace(**encoded),
+        decoder=lambda *_, **__: SimpleNamespace(logits=given["pred"]),
+    )
+    model.patchify = partial(ViTMAEForPreTraining.patchify, model)
+    return {"loss": ViTMAEForPreTraining.forward(model, given["images"]).loss}
+
+
+FORMS = {
+    "random_masking": _random_masking,
+    "restore_tokens": _restore,
+    "patch_loss": _loss,
+    "patch_loss_norm": _loss,
+    "mae_bundle": in_turn(_embed, _restore, _loss),
+}
+PEER = Peer(
+    "transformers",
+    masked(FORMS, after_torchvision),
+    distribution="transformers",
+    module="transformers",
+    differs={
+        "mask_ids": "makes the mask in the call that takes the tokens: random_masking",
+        "embed_visible": "makes the mask in the same call: mae_bundle",
+    },
+)
