@@ -11,7 +11,17 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-_PEERS = ("lightly", "pytorch-metric-learning", "info-nce-pytorch", "timm", "memeff", "inf_cl", "cut-cross-entropy", "liger-kernel")
+_PEERS = (
+    "lightly",
+    "pytorch-metric-learning",
+    "info-nce-pytorch",
+    "timm",
+    "transformers",
+    "memeff",
+    "inf_cl",
+    "cut-cross-entropy",
+    "liger-kernel",
+)
 
 
 def _cpu_name() -> str:

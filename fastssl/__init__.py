@@ -4,5 +4,6 @@ from . import functional, loss, methods, momentum, optim
 from ._version import __version__
 from .functional import *  # noqa: F403
 from .functional import __all__ as _functions
+from .patch import patch
 
-__all__ = ["__version__", "functional", "loss", "methods", "momentum", "optim", *_functions]
+__all__ = ["__version__", "functional", "loss", "methods", "momentum", "optim", "patch", *_functions]

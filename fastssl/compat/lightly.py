@@ -1,4 +1,4 @@
-"""Drop-ins for lightly 1.6: memory banks, momentum update, NT-Xent.
+"""Drop-ins for lightly 1.6: memory banks, momentum update, NT-Xent, and the functions on tokens of ``lightly.models.utils``.
 
 lightly 1.6.0 asks nowhere for its own classes (no ``isinstance``), so these derive from none and lightly need not be installed.
 """
@@ -9,15 +9,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl import masking
 from fastssl.distributed import gather_rows
 from fastssl.loss.nt_xent import NTXentLoss
 from fastssl.loss.variants import nearest_neighbor
 from fastssl.ops._checks import check_matrix
+from fastssl.ops._patches import check_floats, check_ids
+from fastssl.ops.embed_visible import embed_visible
+from fastssl.ops.gather_tokens import gather_tokens
 from fastssl.ops.queue import queue_push_
 
 from ._common import average_parameters
+from .mae import plain_patch_embed, unwatched
 
-__all__ = ["MemoryBankModule", "NNMemoryBankModule", "NTXentLoss", "update_momentum"]
+__all__ = [
+    "MemoryBankModule",
+    "NNMemoryBankModule",
+    "NTXentLoss",
+    "get_at_index",
+    "mask_at_index",
+    "mask_bool",
+    "normalize_mean_var",
+    "patchify",
+    "random_token_mask",
+    "repeat_token",
+    "set_at_index",
+    "unpatchify",
+    "update_momentum",
+    "vit_preprocess",
+]
 
 
 def update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> None:
@@ -110,3 +130,155 @@ def _bank_size(op: str, size: int | Sequence[int]) -> tuple[int, ...]:
     if entries != (0,) and len(entries) != 2:
         raise ValueError(f"{op}: size must be (K, D), or 0 for no bank, got {size}")
     return entries
+
+
+# --- lightly.models.utils: tokens, masks, patches -------------------------------------------------------------------------
+
+
+def random_token_mask(
+    size: tuple[int, int],
+    mask_ratio: float = 0.6,
+    mask_class_token: bool = False,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``fastssl.functional.random_token_mask`` with one ``torch.rand(N, L)``: a seed gives the tokens that lightly gives.
+
+    size (N, L), class token included -> index_keep (N, K) and index_mask (N, L - K), int64, in the order of the noise.
+    """
+    return masking.random_token_mask(size, mask_ratio, mask_class_token, device)
+
+
+def get_at_index(tokens: Tensor, index: Tensor) -> Tensor:
+    """tokens (N, L, D), index (N, K) int64 -> (N, K, D): ``gather_tokens``, or ``torch.gather`` where tokens are no floats."""
+    if isinstance(tokens, Tensor) and not tokens.is_floating_point():
+        return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))
+    return gather_tokens(tokens, index)
+
+
+def set_at_index(tokens: Tensor, index: Tensor, value: Tensor | float) -> Tensor:
+    """A copy of tokens (N, L, D) with value (N, K, D), or a number, at index (N, K) int64. Differentiable in tokens and value.
+
+    TypeError, ValueError: wrong shape, dtype or device. Which value stays where an index repeats is left open, as there.
+    """
+    op = "set_at_index"
+    check_floats(op, "tokens", tokens, "N, L, D")
+    check_ids(op, "index", index, tokens.shape[0], "N, K", tokens.shape[1], "tokens", tokens)
+    if not isinstance(value, Tensor):
+        value = tokens.new_full((), value)
+    elif value.shape != (*index.shape, tokens.shape[2]):
+        raise ValueError(f"{op}: value must have shape {(*index.shape, tokens.shape[2])}, got {tuple(value.shape)}")
+    elif value.dtype != tokens.dtype:
+        raise TypeError(f"{op}: tokens and value must have the same dtype, got {tokens.dtype} and {value.dtype}")
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None]  # whole rows: half the time of a scatter by elements
+    return tokens.index_put((rows, index), value)
+
+
+def mask_at_index(tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:
+    """tokens (N, L, D) with mask_token (1, 1, D) at index (N, K) int64, in the wider dtype of both. Differentiable in both.
+
+    TypeError, ValueError: wrong shape, dtype or device. A token that is replaced may be NaN (NaN stays there).
+    """
+    op = "mask_at_index"
+    check_floats(op, "tokens", tokens, "N, L, D")
+    check_ids(op, "index", index, tokens.shape[0], "N, K", tokens.shape[1], "tokens", tokens)
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device).scatter_(1, index, True)
+    return _masked(op, tokens, mask, mask_token)
+
+
+def mask_bool(tokens: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
+    """tokens (N, L, D) with mask_token (1, 1, D) where mask (N, L), of any dtype, is not 0; otherwise as ``mask_at_index``."""
+    op = "mask_bool"
+    check_floats(op, "tokens", tokens, "N, L, D")
+    if not isinstance(mask, Tensor) or mask.shape != tokens.shape[:2]:
+        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"{op}: mask must be a tensor {tuple(tokens.shape[:2])}, one entry for each token, got {got}")
+    return _masked(op, tokens, mask.to(torch.bool), mask_token)
+
+
+def _masked(op: str, tokens: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
+    """tokens (N, L, D), mask (N, L) bool, mask_token: D elements -> (N, L, D)."""
+    check_floats(op, "mask_token", mask_token, "1, 1, D")
+    if mask_token.numel() != tokens.shape[2]:
+        raise ValueError(f"{op}: mask_token must have shape (1, 1, {tokens.shape[2]}), got {tuple(mask_token.shape)}")
+    return torch.where(mask[:, :, None], mask_token, tokens)
+
+
+def repeat_token(token: Tensor, size: tuple[int, int]) -> Tensor:
+    """token (1, 1, D), size (N, L) -> (N, L, D), a copy."""
+    check_floats("repeat_token", "token", token, "1, 1, D")
+    return token.repeat(*size, 1)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """images (N, C, H, W) -> (N, L, C p p), entries in the order (p, q, c): ``fastssl.functional.patchify``."""
+    return masking.patchify(images, patch_size)
+
+
+def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
+    """patches (N, L, C p p), L a square number -> images (N, C, H, W). ValueError where C is not ``channels``."""
+    check_floats("unpatchify", "patches", patches, "N, L, P")
+    if patches.shape[2] != channels * patch_size**2:
+        raise ValueError(f"unpatchify: patches must have {channels * patch_size**2} entries, got {patches.shape[2]}")
+    return masking.unpatchify(patches, patch_size)
+
+
+def normalize_mean_var(x: Tensor, dim: int = -1, eps: float = 1.0e-6) -> Tensor:
+    """(x - mean) / sqrt(var + eps) along ``dim``, the variance unbiased; ``masked_patch_loss`` does it to its targets by itself."""
+    var, mean = torch.var_mean(x, dim=dim, keepdim=True)
+    return (x - mean) / (var + eps).sqrt()
+
+
+# --- lightly.models.modules.MaskedVisionTransformerTIMM -------------------------------------------------------------------
+
+
+def vit_preprocess(
+    self, images: Tensor, idx_mask: Tensor | None = None, idx_keep: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Method ``preprocess``: images (N, C, H, W) -> tokens with positions (N, P + L, E), or those of idx_keep (N, K, E).
+
+    Where only ``idx_keep`` is given, only its patches are embedded, unless a subclass, a hook, a dropout or a norm could see the
+    difference. idx_mask and idx_keep (N, K) int64 in [0, P + L); mask (N, P + L), not 0 = masked.
+
+    TypeError, ValueError: idx_mask and mask both given; as ``mask_at_index``, ``mask_bool``, ``embed_visible``, ``gather_tokens``.
+    """
+    if idx_mask is not None and mask is not None:
+        raise ValueError("preprocess: only one of idx_mask and mask can be given")
+    if idx_keep is not None and idx_mask is None and mask is None and _embeds_kept(self, images):
+        return _embed_at(self.vit, images, idx_keep)
+    tokens = self.prepend_prefix_tokens(self.images_to_tokens(images))
+    if idx_mask is not None:
+        tokens = mask_at_index(tokens, idx_mask, self.mask_token)
+    elif mask is not None:
+        tokens = mask_bool(tokens, mask, self.mask_token)
+    tokens = self.add_pos_embed(tokens)
+    return tokens if idx_keep is None else get_at_index(tokens, idx_keep)
+
+
+def _embeds_kept(self, images: Tensor) -> bool:
+    drop = self.vit.pos_drop
+    return (
+        type(self).__name__ == "MaskedVisionTransformerTIMM"
+        and type(self).__module__.startswith("lightly.")
+        and plain_patch_embed(self.vit.patch_embed, images)
+        and unwatched(drop)
+        and not (drop.training and getattr(drop, "p", 0.0))
+    )
+
+
+def _embed_at(vit: nn.Module, images: Tensor, idx_keep: Tensor) -> Tensor:
+    """images (N, C, H, W), idx_keep (N, K) in [0, P + L) -> (N, K, E), prefix tokens wherever they stand in it."""
+    prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
+    before, length = sum(token.shape[1] for token in prefix), vit.patch_embed.num_patches
+    check_ids("preprocess", "idx_keep", idx_keep, len(images), "N, K", before + length, "images", images)
+    projection, positions = vit.patch_embed.proj, vit.pos_embed
+    ids = (idx_keep - before).clamp_min(0)
+    tokens = embed_visible(images, projection.weight, ids, projection.bias, pos_embed=positions[:, -length:])
+    tokens = tokens.to(torch.promote_types(tokens.dtype, positions.dtype))
+    if not prefix:
+        return tokens
+    front = torch.cat(prefix, 1)
+    if not vit.no_embed_class:
+        front = front + positions[:, :before]
+    for place in range(before):
+        tokens = torch.where((idx_keep == place)[:, :, None], front[:, place : place + 1], tokens)
+    return tokens

@@ -1,7 +1,7 @@
-"""Drop-ins for solo-learn 1.0.6: ``solo.utils.momentum`` and the losses of MoCo v2+, SimCLR and BYOL, with its loss scales.
+"""Drop-ins for solo-learn 1.0.6: ``solo.utils.momentum`` and the losses of MoCo v2+, SimCLR, BYOL, MAE, at its scales.
 
 Methods there bind the names at import: ``solo.methods.mocov2plus.mocov2plus_loss_func = mocov2plus_loss_func``,
-``solo.methods.base.MomentumUpdater = MomentumUpdater``.
+``solo.methods.base.MomentumUpdater = MomentumUpdater``; ``fastssl.patch("solo")`` finds them all.
 """
 
 import math
@@ -14,6 +14,7 @@ from fastssl.loss._common import dot_rows, softplus, unit_rows
 from fastssl.loss.cosine import byol_loss
 from fastssl.loss.moco import moco_loss
 from fastssl.ops._checks import INTEGERS, check_matrix, check_number, check_scalar, check_vector
+from fastssl.ops.patch_loss import masked_patch_loss
 from fastssl.ops.similarity import similarity_lse
 
 from ._common import average_parameters, check_share, copy_parameters
@@ -60,6 +61,25 @@ def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature:
 def byol_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
     """2 - 2 cos(p, z), averaged; p, z (N, D), no gradient to z. Both values of ``simplified`` are the same computation here."""
     return byol_loss(p, z.detach())
+
+
+def mae_loss_func(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int, norm_pix_loss: bool = True) -> Tensor:
+    """``masked_patch_loss`` with solo-learn's default, normalised targets; 0 where nothing is removed (NaN there).
+
+    Args:
+        imgs: (N, C, H, W), a constant.
+        pred: (N, L, C p p), entries in the order (p, q, c).
+        mask: (N, L), 1 = removed.
+        patch_size: p.
+        norm_pix_loss: targets are normalised patch by patch.
+
+    Returns:
+        The mean over the removed patches, float32 (float64 where ``pred`` is).
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as ``masked_patch_loss``.
+    """
+    return masked_patch_loss(imgs, pred, mask, patch_size, norm_pix_loss=norm_pix_loss, empty="zero")
 
 
 def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:

@@ -1,0 +1,198 @@
+"""``fastssl.patch("lightly")``: another library's names bound to the drop-ins of ``fastssl.compat``, until they are put back.
+
+A module binds what it imports under names of its own, so the original is looked for in all loaded modules of the library. Names
+that the user's own modules imported before stay what they are: patch first, then import. Not for use by two threads at once.
+"""
+
+import importlib
+import inspect
+import sys
+from types import FunctionType, ModuleType
+
+#: library -> its module -> names there, each with a drop-in of the same name in ``fastssl.compat``.
+NAMES = {
+    "lightly": {
+        "lightly.models.utils": (
+            "get_at_index",
+            "mask_at_index",
+            "mask_bool",
+            "normalize_mean_var",
+            "patchify",
+            "random_token_mask",
+            "repeat_token",
+            "set_at_index",
+            "unpatchify",
+            "update_momentum",
+        ),
+        "lightly.models.modules.memory_bank": ("MemoryBankModule",),
+        "lightly.models.modules.nn_memory_bank": ("NNMemoryBankModule",),
+        "lightly.loss.ntx_ent_loss": ("NTXentLoss",),
+    },
+    "solo": {
+        "solo.losses.byol": ("byol_loss_func",),
+        "solo.losses.mae": ("mae_loss_func",),
+        "solo.losses.mocov2plus": ("mocov2plus_loss_func",),
+        "solo.losses.simclr": ("simclr_loss_func",),
+        "solo.utils.momentum": ("MomentumUpdater", "initialize_momentum_params"),
+    },
+    "timm": {"timm.utils.model_ema": ("ModelEmaV3",)},
+}
+
+#: library -> class -> its methods and their names in ``fastssl.compat``.
+METHODS = {
+    "lightly": {"MaskedVisionTransformerTIMM": {"preprocess": "vit_preprocess"}},
+    "mae": {
+        "MaskedAutoencoderViT": {
+            name: name
+            for name in ("forward_decoder", "forward_encoder", "forward_loss", "patchify", "random_masking", "unpatchify")
+        }
+    },
+    "transformers": {
+        "ViTMAEEmbeddings": {"random_masking": "random_masking", "forward": "embeddings_forward"},
+        "ViTMAEDecoder": {"forward": "decoder_forward"},
+        "ViTMAEForPreTraining": {"forward": "forward"},
+    },
+}
+#: library -> the module with these classes; of "mae" the user brings the class.
+HOLDERS = {"lightly": "lightly.models.modules", "transformers": "transformers.models.vit_mae.modeling_vit_mae"}
+_LIBRARIES = sorted(NAMES | METHODS)
+_ABSENT = object()
+
+
+class Patch:
+    """What a call of ``patch`` swapped. ``names``: the names, as "module.name" or "Class.method", that were bound anew."""
+
+    def __init__(self, library: str, modules: list[tuple], methods: list[tuple]):
+        """modules: (module that defines it, name, replacement); methods: (class, name, replacement)."""
+        self._library = library
+        self._objects, self._methods, names = [], [], []
+        for owner, name, new in modules:
+            old = getattr(owner, name)
+            bound = [] if old is new else _rebind(library, old, new)
+            if bound:
+                self._objects.append((old, new))
+                names += bound
+        for cls, name, new in methods:
+            old = vars(cls).get(name, _ABSENT)
+            if old is not new:
+                setattr(cls, name, new)
+                self._methods.append((cls, name, old))
+                names.append(f"{cls.__name__}.{name}")
+        self.names = tuple(names)
+
+    def undo(self) -> None:
+        """Puts the originals back, in modules too that were imported meanwhile. A second call does nothing."""
+        for old, new in self._objects:
+            _rebind(self._library, new, old)
+        for cls, name, old in self._methods:
+            if old is _ABSENT:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, old)
+        self._objects, self._methods = [], []
+
+    def __enter__(self) -> "Patch":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        return f"Patch({self._library!r}, {len(self.names)} names)"
+
+
+def patch(library: str, target: type | ModuleType | None = None) -> Patch:
+    """Swaps a library's functions, classes and methods for the drop-ins, at once; also for the length of a ``with`` block.
+
+    What is swapped already stays so: an inner patch swaps nothing and puts nothing back. Objects that exist keep their class. A
+    class whose own methods call it by its name (``super(Name, self)``) keeps it in the module that defines it, for their sake.
+
+    Args:
+        library: "lightly", "solo", "timm", "transformers" (its ViTMAE) or "mae".
+        target: for "mae": the class ``MaskedAutoencoderViT``, or the module that holds it under this name.
+
+    Returns:
+        Has ``undo()`` and the swapped ``names``; as a context manager it undoes at the end.
+
+    Raises:
+        ValueError: unknown library, or a version of it whose functions take other arguments; nothing is swapped then.
+        TypeError: "mae" without a class, or a class for another library. ImportError: the library is not installed.
+    """
+    if library not in _LIBRARIES:
+        raise ValueError(f"patch: library must be one of {', '.join(map(repr, _LIBRARIES))}, got {library!r}")
+    if library == "mae":
+        return Patch(library, [], _methods(library, _mae_class(target)))
+    if target is not None:
+        raise TypeError(f'patch: target is for "mae" alone, got {target!r} for {library!r}')
+    modules = [(_imported(module), name) for module, names in NAMES.get(library, {}).items() for name in names]
+    holder = _imported(HOLDERS[library]) if library in HOLDERS else None
+    ours = importlib.import_module(f"fastssl.compat.{library}")
+    modules = [(module, name, getattr(ours, name)) for module, name in modules]
+    for module, name, new in modules:
+        _check_arguments(f"{module.__name__}.{name}", getattr(module, name, None), new)
+    return Patch(library, modules, _methods(library, holder))
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        library = module.partition(".")[0]
+        if error.name is not None and error.name.partition(".")[0] == library:
+            raise ImportError(f"patch: {module} was not found; is {library} installed?") from error
+        raise
+
+
+def _mae_class(target) -> ModuleType:
+    """A namespace with the class under its published name."""
+    cls = getattr(target, "MaskedAutoencoderViT", None) if isinstance(target, ModuleType) else target
+    if not isinstance(cls, type):
+        raise TypeError(f'patch: "mae" needs the class MaskedAutoencoderViT or the module that holds it, got {target!r}')
+    holder = ModuleType("mae")
+    holder.MaskedAutoencoderViT = cls
+    return holder
+
+
+def _methods(library: str, holder: ModuleType | None) -> list[tuple]:
+    """(class, name, replacement) for the classes of a module; lightly has some only where timm is installed."""
+    table = {cls: names for cls, names in METHODS.get(library, {}).items() if library != "lightly" or hasattr(holder, cls)}
+    if library == "transformers" and hasattr(holder.ViTMAEForPreTraining, "forward_loss"):
+        table["ViTMAEForPreTraining"] = {"forward_loss": "forward_loss"}
+    ours = importlib.import_module(f"fastssl.compat.{library}")
+    found = []
+    for cls, names in table.items():
+        for name, replacement in names.items():
+            found.append((getattr(holder, cls), name, getattr(ours, replacement)))
+            _check_arguments(f"{cls}.{name}", getattr(found[-1][0], name, None), found[-1][2])
+    return found
+
+
+def _check_arguments(where: str, theirs, ours) -> None:
+    """The installed version must have the name, and a function there must take the arguments that ours takes, in their order."""
+    if theirs is None:
+        raise ValueError(f"patch: {where} is missing; is this another version?")
+    if not isinstance(theirs, FunctionType):
+        return
+    wanted, got = (list(inspect.signature(f).parameters) for f in (ours, theirs))
+    if got != wanted:
+        raise ValueError(f"patch: {where} must take ({', '.join(wanted)}), this version takes ({', '.join(got)})")
+
+
+def _rebind(library: str, old, new) -> list[str]:
+    """Binds ``new`` wherever a loaded module of the library binds ``old``; the names, as "module.name"."""
+    names = []
+    for path, module in list(sys.modules.items()):
+        if path.partition(".")[0] != library or not isinstance(module, ModuleType):
+            continue
+        for name in [name for name, value in vars(module).items() if value is old]:
+            if not (path == getattr(old, "__module__", None) and _names_itself(old)):
+                setattr(module, name, new)
+                names.append(f"{path}.{name}")
+    return names
+
+
+def _names_itself(cls) -> bool:
+    """Whether a method of the class looks its class up by name, as ``super(Name, self)`` does."""
+    if not isinstance(cls, type):
+        return False
+    return any(isinstance(f, FunctionType) and cls.__name__ in f.__code__.co_names for f in vars(cls).values())
