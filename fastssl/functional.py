@@ -12,14 +12,19 @@ from .loss.nt_xent import dcl, nt_xent
 from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
 from .loss.sup_con import sup_con
 from .loss.variants import matryoshka, nearest_neighbor
+from .masking.blocks import grid_mask, multi_block_mask, tube_mask
 from .masking.patches import patchify, unpatchify
 from .masking.random import random_masking, random_token_mask
+from .masking.spans import span_mask
+from .masking.tokens import corrupt_spans, span_lengths
 from .ops.adamw import adamw_
+from .ops.block_mask import block_mask
 from .ops.ema import ema_update_
 from .ops.embed_visible import embed_visible
 from .ops.gather_tokens import gather_tokens
 from .ops.lars import lars_
 from .ops.mask_ids import mask_ids, num_kept
+from .ops.mask_tokens import mask_tokens
 from .ops.patch_loss import masked_patch_loss
 from .ops.queue import queue_push_
 from .ops.restore_tokens import restore_tokens
@@ -29,24 +34,29 @@ __all__ = [
     "RowStats",
     "adamw_",
     "alignment",
+    "block_mask",
     "byol_loss",
     "clip_loss",
     "contrastive",
     "contrastive_pairs",
+    "corrupt_spans",
     "dcl",
     "debiased_nt_xent",
     "ema_update_",
     "embed_visible",
     "gather_tokens",
+    "grid_mask",
     "hard_nt_xent",
     "info_nce",
     "lars_",
     "lifted_structured",
     "mask_ids",
+    "mask_tokens",
     "masked_patch_loss",
     "matryoshka",
     "moco_loss",
     "moco_v3_loss",
+    "multi_block_mask",
     "n_pair",
     "nce",
     "nce_log_z",
@@ -63,9 +73,12 @@ __all__ = [
     "siglip_loss",
     "similarity_lse",
     "soft_nearest_neighbor",
+    "span_lengths",
+    "span_mask",
     "sup_con",
     "triplet",
     "triplet_batch",
+    "tube_mask",
     "uniformity",
     "unpatchify",
 ]

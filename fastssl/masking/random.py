@@ -5,8 +5,9 @@ from torch import Tensor
 
 from fastssl.ops._checks import check_number
 from fastssl.ops._patches import check_floats
+from fastssl.ops._random import uniform
 from fastssl.ops.gather_tokens import gather_tokens
-from fastssl.ops.mask_ids import mask_ids, uniform
+from fastssl.ops.mask_ids import mask_ids
 
 
 def random_masking(

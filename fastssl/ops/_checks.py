@@ -98,3 +98,21 @@ def device_scalar(op: str, name: str, value: Tensor, device: torch.device) -> Te
         return None
     wide = value.detach() if value.dtype in (torch.float32, torch.float64) else value.detach().double()
     return wide.reshape(()).to(device)
+
+
+def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> None:
+    """A whole number in [low, below)."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
+    if not low <= value < below:
+        raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {value}")
+
+
+def check_range(op: str, name: str, pair) -> None:
+    """(low, high), positive finite numbers, low <= high."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"{op}: {name} must be a pair (low, high), got {pair!r}")
+    for number in pair:
+        check_number(op, name, number, 0.0)
+    if not 0 < pair[0] <= pair[1]:
+        raise ValueError(f"{op}: {name} must be (low, high) with 0 < low <= high, got {tuple(pair)}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS
+from ._checks import FLOATS, check_whole
 
 
 def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | None = None) -> None:
@@ -60,3 +60,14 @@ def patch_grid(op: str, images: Tensor, patch: tuple[int, int]) -> tuple[int, in
 def dense_rows(x: Tensor) -> Tensor:
     """``x`` itself where the entries of a row are neighbours in memory, else a contiguous copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def check_grid(op: str, grid) -> tuple[int, int]:
+    """(h, w), whole numbers of at least 1, fewer than 2^31 patches."""
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2:
+        raise TypeError(f"{op}: grid must be a pair (h, w), got {grid!r}")
+    for side in grid:
+        check_whole(op, "grid", side, 1)
+    if grid[0] * grid[1] >= 2**31:
+        raise ValueError(f"{op}: grid must have fewer than 2^31 patches, got {tuple(grid)}")
+    return grid[0], grid[1]

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastssl.reference.mask_ids import mask_ids as by_sorting
 
 from ._checks import FLOATS, check_choice, check_number
+from ._random import seed_tensor, uniform
 from ._register import define_op
 
 #: Ids of a sample up to which the CUDA kernel counts ranks; the keys of a sample lie in shared memory.
@@ -114,20 +115,13 @@ def mask_ids(
         _check_noise(op, noise, rows, length, device)
         noise = noise.detach().contiguous()
     elif seed is not None:
-        seed = _seed_tensor(op, seed, device)
+        seed = seed_tensor(op, seed, device)
     else:
         noise = uniform(rows, length, generator, device)
     given = noise if noise is not None else seed
     run = by_sorting if given.is_cuda and length > COUNTED else _mask_ids
     shuffle, restore, mask = run(noise, seed, rows, length, keep)
     return MaskIds(shuffle[:, :keep], shuffle[:, keep:], restore, mask)
-
-
-def uniform(rows: int, length: int, generator: torch.Generator | None, device) -> Tensor:
-    """(rows, length) float32 of one call of ``torch.rand``, on ``device`` or where the generator is."""
-    if generator is None:  # dynamo (2.13) traces no dynamic shape beside the keyword
-        return torch.rand(rows, length, device=device)
-    return torch.rand(rows, length, generator=generator, device=device or generator.device)
 
 
 def _check_size(op: str, size) -> tuple[int, int]:
@@ -150,20 +144,3 @@ def _check_noise(op: str, noise, rows: int, length: int, device) -> None:
         raise ValueError(f"{op}: noise must have shape ({rows}, {length}), got {tuple(noise.shape)}")
     if device is not None and noise.device.type != torch.device(device).type:
         raise ValueError(f"{op}: noise must be on {device}, got {noise.device}")
-
-
-def _seed_tensor(op: str, seed, device) -> Tensor:
-    """() int64 on the device where the ids are wanted."""
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise ValueError(
-                f"{op}: seed must be a whole number or a one-element int64 tensor, got {seed.dtype} {tuple(seed.shape)}"
-            )
-        if device is not None and seed.device.type != torch.device(device).type:
-            raise ValueError(f"{op}: seed must be on {device}, got {seed.device}")
-        return seed.reshape(())
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"{op}: seed must be a whole number or a one-element int64 tensor, got {type(seed).__name__}")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"{op}: seed must be in [-2^63, 2^63), got {seed}")
-    return torch.tensor(seed, dtype=torch.int64, device=device)

@@ -13,9 +13,9 @@ backends agree on every token. Bytes: 8 read (9 with special), 16 written for ea
 import torch
 from torch import Tensor
 
-from ._checks import check_number
+from ._checks import check_number, check_whole
+from ._random import seed_of
 from ._register import define_op
-from .mask_ids import _seed_tensor
 
 STREAM, STREAM_SWAP = 0x6D746F6B, 0x6D746F6C
 
@@ -84,7 +84,7 @@ def mask_tokens(
 
 
 def _check_tokens(op: str, ids, special) -> None:
-    check_ids(op, ids)
+    check_token_ids(op, ids)
     if special is None:
         return
     if not isinstance(special, Tensor) or special.dtype != torch.bool:
@@ -95,32 +95,10 @@ def _check_tokens(op: str, ids, special) -> None:
         raise ValueError(f"{op}: special must have shape {tuple(ids.shape)} on {ids.device} as ids, got {got}")
 
 
-def check_ids(op: str, ids) -> None:
+def check_token_ids(op: str, ids) -> None:
     """Tokens (N, L) int64, N and L at least 1 and below 2^31."""
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(f"{op}: ids must be an int64 tensor (N, L), got {got}")
     if ids.dim() != 2 or min(ids.shape) < 1 or max(ids.shape) >= 2**31:
         raise ValueError(f"{op}: ids must be (N, L), sides of at least 1 and below 2^31, got shape {tuple(ids.shape)}")
-
-
-def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> None:
-    """A whole number in [low, below)."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
-    if not low <= value < below:
-        raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {value}")
-
-
-def seed_of(op: str, seed, generator, device: torch.device | str | None) -> Tensor:
-    """() int64 on ``device``: the given seed, or one that the generator draws there, without a sync."""
-    if seed is not None:
-        if generator is not None:
-            raise ValueError(f"{op}: only one of generator and seed can be given")
-        return _seed_tensor(op, seed, device)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"{op}: generator must be a torch.Generator, got {type(generator).__name__}")
-    if generator is not None and device is not None and generator.device.type != torch.device(device).type:
-        raise ValueError(f"{op}: generator must be on {device}, got {generator.device}")
-    device = device or (generator.device if generator else None)
-    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator, device=device)

@@ -52,10 +52,9 @@ def _block(words, aspects: Tensor, most: Tensor, min_block: int, height: int, wi
     area = (min_block << 20) + (most - min_block) * (words[0] >> 12)
     area = area.double().float() * 2.0**-20
     aspect = aspects[(words[1] * len(aspects)) >> 32]
-    h, w = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-    top = (words[2] * (height - h + 1).clamp(min=1)) >> 32
-    left = (words[3] * (width - w + 1).clamp(min=1)) >> 32
-    return h, w, top, left
+    h = (area * aspect).sqrt().round().clamp(max=height).long()
+    w = (area / aspect).sqrt().round().clamp(max=width).long()
+    return h, w, (words[2] * (height - h + 1)) >> 32, (words[3] * (width - w + 1)) >> 32
 
 
 def _topped_up(mask: Tensor, missing: Tensor, seed: Tensor) -> Tensor:

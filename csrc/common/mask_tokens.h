@@ -1,0 +1,26 @@
+// Masked language modelling for four tokens that share a call of Philox, one source for the CPU and for CUDA; the equations are in
+// fastssl/ops/mask_tokens.py. Included after philox.h where FASTSSL_FN says what a function is; no include guard, as elements.h.
+
+struct TokenRule {
+  uint64_t seed;
+  int64_t mask_id, ignore_index;
+  uint64_t vocab_size, hide, swap, pick;  // below 2^32; thresholds up to 2^32
+};
+
+// Tokens 4 block .. of a row, `count` of them, all pointers at the first; special may be null.
+FASTSSL_FN void mask_four(const TokenRule& rule, uint32_t row, uint32_t block, int count, const int64_t* ids, const bool* special,
+                          int64_t* inputs, int64_t* labels) {
+  const Words words = philox({{block, row, 0x6D746F6Bu, 0u}}, rule.seed);
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if (i >= count) break;
+    const uint64_t word = words.word[i];
+    const bool chosen = word < rule.pick && !(special && special[i]);
+    int64_t id = ids[i];
+    labels[i] = chosen ? id : rule.ignore_index;
+    if (chosen && word < rule.hide) id = rule.mask_id;
+    else if (chosen && word < rule.swap)
+      id = int64_t((philox({{4 * block + i, row, 0x6D746F6Cu, 0u}}, rule.seed).word[0] * rule.vocab_size) >> 32);
+    inputs[i] = id;
+  }
+}

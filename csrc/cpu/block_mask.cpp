@@ -1,0 +1,60 @@
+// Block-wise masks: common/block_mask.h for each sample, a bit a patch, then 1 byte written for each.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace fastssl {
+namespace {
+
+using at::Tensor;
+
+#define FASTSSL_FN inline
+#include "common/philox.h"
+
+#include "common/block_mask.h"
+#undef FASTSSL_FN
+
+// Samples of a range: one array of bits, used again for each.
+void mask_samples(const BlockRule& rule, const int64_t* num_masked, bool* out, int64_t begin, int64_t end) {
+  const int words = (rule.W + 31) / 32;
+  std::vector<uint32_t> bits(size_t(rule.H) * words);
+  const BlockBits mask{bits.data(), words, 1};
+  for (int64_t n = begin; n < end; n++) {
+    std::fill(bits.begin(), bits.end(), 0u);
+    mask_blocks(mask, rule, uint32_t(n), int(num_masked[n]));
+    bool* to = out + n * rule.H * rule.W;
+    for (int row = 0; row < rule.H; row++)
+      for (int column = 0; column < rule.W; column++) *to++ = word_of(mask, row, column / 32) >> (column % 32) & 1u;
+  }
+}
+
+Tensor block_mask(const Tensor& num_masked, const Tensor& seed, const Tensor& aspects, int64_t rows, int64_t height, int64_t width,
+                  int64_t min_block, int64_t max_block, int64_t attempts, bool exact) {
+  TORCH_CHECK(rows > 0 && height > 0 && width > 0 && height <= 512 && width <= 512, "block_mask: bad size");
+  TORCH_CHECK(num_masked.numel() == rows && seed.numel() == 1 && aspects.numel() > 0 && aspects.numel() < (int64_t(1) << 31),
+              "block_mask: bad num_masked, seed or aspects");
+  const Tensor goals = num_masked.clamp(0, height * width).contiguous(), table = aspects.contiguous();
+  const Tensor out = at::empty({rows, height, width}, seed.options().dtype(at::kBool));
+  const BlockRule rule{uint64_t(*seed.const_data_ptr<int64_t>()),
+                       table.const_data_ptr<float>(),
+                       int(table.numel()),
+                       int(height),
+                       int(width),
+                       int(min_block),
+                       int(max_block),
+                       int(attempts),
+                       exact};
+  const int64_t* from = goals.const_data_ptr<int64_t>();
+  bool* to = out.mutable_data_ptr<bool>();
+  at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) { mask_samples(rule, from, to, begin, end); });
+  return out;
+}
+
+}  // namespace
+}  // namespace fastssl
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("block_mask", &fastssl::block_mask); }

@@ -1,0 +1,52 @@
+// Inputs and labels of masked language modelling: common/mask_tokens.h for each four tokens of a row.
+//   ids (N, L) int64, special (N, L) bool or none -> inputs, labels (N, L) int64; 8 or 9 bytes read, 16 written for each token
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+namespace fastssl {
+namespace {
+
+using at::Tensor;
+
+#define FASTSSL_FN inline
+#include "common/philox.h"
+
+#include "common/mask_tokens.h"
+#undef FASTSSL_FN
+
+std::tuple<Tensor, Tensor> mask_tokens(const Tensor& given, const std::optional<Tensor>& special, const Tensor& seed,
+                                       int64_t mask_id, int64_t vocab_size, int64_t hide, int64_t swap, int64_t pick,
+                                       int64_t ignore_index) {
+  const Tensor ids = given.contiguous(), never = special ? special->contiguous() : Tensor();
+  TORCH_CHECK(ids.dim() == 2 && seed.numel() == 1 && (!special || never.numel() == ids.numel()),
+              "mask_tokens: bad ids, special or seed");
+  const int64_t N = ids.size(0), L = ids.size(1);
+  const Tensor inputs = at::empty({N, L}, ids.options()), labels = at::empty({N, L}, ids.options());
+  const TokenRule rule{uint64_t(*seed.const_data_ptr<int64_t>()),
+                       mask_id,
+                       ignore_index,
+                       uint64_t(vocab_size),
+                       uint64_t(hide),
+                       uint64_t(swap),
+                       uint64_t(pick)};
+  const int64_t* from = ids.const_data_ptr<int64_t>();
+  const bool* marks = special ? never.const_data_ptr<bool>() : nullptr;
+  int64_t *to = inputs.mutable_data_ptr<int64_t>(), *label = labels.mutable_data_ptr<int64_t>();
+  at::parallel_for(0, N, (1 << 14) / (L + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; n++)
+      for (int64_t l = 0; l < L; l += 4) {
+        const int64_t at = n * L + l;
+        const int count = int(std::min<int64_t>(4, L - l));
+        mask_four(rule, uint32_t(n), uint32_t(l / 4), count, from + at, marks ? marks + at : nullptr, to + at, label + at);
+      }
+  });
+  return {inputs, labels};
+}
+
+}  // namespace
+}  // namespace fastssl
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("mask_tokens", &fastssl::mask_tokens); }

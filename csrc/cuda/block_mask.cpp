@@ -1,0 +1,36 @@
+// fastssl::block_mask on CUDA: one launch of block_mask_kernel.cuh.
+#include "cuda/block_mask.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+
+#include "cuda/tables.h"
+
+namespace fastssl {
+namespace {
+
+Tensor block_mask(Tensor num_masked, Tensor seed, Tensor aspects, int64_t rows, int64_t height, int64_t width, int64_t min_block,
+                  int64_t max_block, int64_t attempts, bool exact) {
+  const int64_t words = height * ((width + 31) / 32);
+  STD_TORCH_CHECK(words >= 1 && words <= kBlockMaskWords && rows < (int64_t(1) << 31), "block_mask: grid too large, got ", height,
+                  " x ", width);
+  STD_TORCH_CHECK(num_masked.numel() == rows && num_masked.is_contiguous(), "block_mask: num_masked must be (", rows, ")");
+  const DeviceOf on(seed);
+  Tensor mask = torch::stable::new_empty(seed, {rows, height, width}, torch::headeronly::ScalarType::Bool);
+  BlockMaskCall call{};
+  call.num_masked = static_cast<const int64_t*>(num_masked.data_ptr()), call.seed = static_cast<const int64_t*>(seed.data_ptr());
+  call.aspects = static_cast<const float*>(aspects.data_ptr()), call.mask = static_cast<bool*>(mask.data_ptr());
+  call.N = rows, call.T = int(aspects.numel()), call.H = int(height), call.W = int(width);
+  call.min_block = int(min_block), call.max_block = int(max_block), call.attempts = int(attempts), call.exact = exact;
+  call.words = int(words), call.samples = int(std::min<int64_t>(kBlockMaskSamples, kBlockMaskWords / words));
+  launch_block_mask(call, on.stream);
+  check(cudaGetLastError(), "block_mask");
+  return mask;
+}
+
+}  // namespace
+}  // namespace fastssl
+
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CUDA, m) { m.impl("block_mask", TORCH_BOX(&fastssl::block_mask)); }

@@ -1,0 +1,220 @@
+"""Masks of patches that hide more than single patches: units of a grid, tubes through frames, blocks."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastssl.ops._checks import check_range, check_whole
+from fastssl.ops._patches import check_grid
+from fastssl.ops._random import seed_of
+from fastssl.ops.mask_ids import MaskIds, mask_ids
+from fastssl.reference.mask_ids import random_bits
+from fastssl.reference.philox import philox
+
+_STREAM_SIZES, _STREAM_PLACES = 0x6A657073, 0x6A657070
+
+
+def grid_mask(
+    rows: int,
+    grid: tuple[int, int],
+    mask_ratio: float = 0.6,
+    *,
+    unit: int = 1,
+    rounding: str = "mask_ceil",
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Random mask of a grid of patches in square units: those of one unit are removed together (Xie et al. 2022, section 3.2).
+
+    SimMIM's mask: units of 32 pixels over patches of 4 or 16 pixels, ceil(ratio x units) of them removed.
+
+    Args:
+        rows: N, samples.
+        grid: (h, w), patches; multiples of ``unit``.
+        mask_ratio: share that is removed, in [0, 1).
+        unit: side of a unit, in patches.
+        rounding: from ratio to units, see ``num_kept``.
+        noise: (N, h w / unit^2) float, one number for each unit in reading order; generator, seed, device: as in ``mask_ids``.
+
+    Returns:
+        (N, h w) float32, 1 = removed.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "grid_mask"
+    check_whole(op, "rows", rows, 1)
+    height, width = check_grid(op, grid)
+    check_whole(op, "unit", unit, 1)
+    if height % unit or width % unit:
+        raise ValueError(f"{op}: grid must be multiples of unit {unit}, got {(height, width)}")
+    down, across = height // unit, width // unit
+    found = mask_ids(
+        (rows, down * across), mask_ratio, noise=noise, generator=generator, seed=seed, rounding=rounding, device=device
+    )
+    if unit == 1:
+        return found.mask
+    units = found.mask.reshape(rows, down, 1, across, 1).expand(rows, down, unit, across, unit)
+    return units.reshape(rows, height * width).contiguous()  # a side of one unit leaves stride 0
+
+
+def tube_mask(
+    rows: int,
+    frames: int,
+    length: int,
+    mask_ratio: float = 0.9,
+    *,
+    rounding: str = "mask_floor",
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> MaskIds:
+    """Tube masking: the same random patches of every frame are removed (Tong et al. 2022, section 3.2).
+
+    Args:
+        rows: N, samples.
+        frames: T, frames or pairs of frames that share a token.
+        length: L, patches of a frame.
+        mask_ratio: share that is removed, in [0, 1).
+        rounding: from ratio to patches of a frame, see ``num_kept``; the default is VideoMAE's int(ratio x L) removed.
+        noise: (N, L) float, one number for each tube; generator, seed, device: as in ``mask_ids``.
+
+    Returns:
+        ids of tokens t L + l, frame after frame, in a frame in the order of the noise: ids_keep (N, T K), ids_mask (N, T (L - K)),
+        ids_restore (N, T L) int64 into their concatenation, as ``restore_tokens`` wants it; mask (N, T L) float32, 1 = removed.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "tube_mask"
+    for name, number in (("rows", rows), ("frames", frames), ("length", length)):
+        check_whole(op, name, number, 1)
+    if frames * length >= 2**31:
+        raise ValueError(f"{op}: frames x length must be below 2^31, got {frames} x {length}")
+    found = mask_ids((rows, length), mask_ratio, noise=noise, generator=generator, seed=seed, rounding=rounding, device=device)
+    kept, removed = found.ids_keep.shape[1], found.ids_mask.shape[1]
+    frame = torch.arange(frames, device=found.mask.device)[None, :, None]
+
+    def along(ids: Tensor, step: int) -> Tensor:
+        return (ids[:, None, :] + frame * step).reshape(rows, -1)
+
+    place = found.ids_restore[:, None, :]
+    restore = torch.where(place < kept, place + frame * kept, place - kept + frames * kept + frame * removed)
+    return MaskIds(
+        along(found.ids_keep, length), along(found.ids_mask, length), restore.reshape(rows, -1), found.mask.repeat(1, frames)
+    )
+
+
+class ContextAndTargets(NamedTuple):
+    """``context_ids`` (N, K) int64, ascending; ``target_ids`` (N, M, T) int64, each block in reading order."""
+
+    context_ids: Tensor
+    target_ids: Tensor
+
+
+def multi_block_mask(
+    rows: int,
+    grid: tuple[int, int],
+    *,
+    num_targets: int = 4,
+    target_scale: tuple[float, float] = (0.15, 0.2),
+    target_aspect: tuple[float, float] = (0.75, 1.5),
+    context_scale: tuple[float, float] = (0.85, 1.0),
+    min_keep: int = 10,
+    context_keep: int | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+    device: torch.device | str | None = None,
+) -> ContextAndTargets:
+    """A context block and target blocks of each sample (Assran et al. 2023, section 3), for I-JEPA.
+
+    Sizes are drawn once a batch: area = scale h w and height / width = aspect uniform, sides at most h - 1 and w - 1 as in I-JEPA's
+    code. Places are drawn for each sample, all of the grid equally likely. Targets are taken out of the context; where that leaves
+    fewer than ``min_keep`` patches, the last targets stay in. All contexts are cut to the K first patches, K the smallest number in
+    the batch.
+
+    Args:
+        rows: N, samples.
+        grid: (h, w), patches, at least 2 each.
+        num_targets: M, at least 1.
+        target_scale, context_scale: least and largest area as a share of the grid, in (0, 1].
+        target_aspect: least and largest height / width of targets; the context is square.
+        min_keep: patches that every context has at least; no more than the smallest context block.
+        context_keep: K itself; counts as ``min_keep`` where that is less. None: on a GPU, one wait for the smallest number.
+        generator: draws the seed. Of a GPU: one wait, since the host needs the sizes.
+        seed: instead: 64 bits for Philox, the same blocks on every device; a tensor on a GPU is read by the host, one wait.
+        device: where the ids lie; by default that of ``seed`` or ``generator``, else the CPU.
+
+    Returns:
+        ``ContextAndTargets``. Targets of one sample may overlap.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "multi_block_mask"
+    check_whole(op, "rows", rows, 1)
+    height, width = check_grid(op, grid)
+    if min(height, width) < 2:
+        raise ValueError(f"{op}: grid must be at least 2 on each side, got {(height, width)}")
+    check_whole(op, "num_targets", num_targets, 1)
+    check_whole(op, "min_keep", min_keep, 1)
+    least = min_keep
+    if context_keep is not None:
+        check_whole(op, "context_keep", context_keep, 1)
+        least = max(min_keep, context_keep)
+    for name, scale in (("target_scale", target_scale), ("context_scale", context_scale)):
+        check_range(op, name, scale)
+        if scale[1] > 1:
+            raise ValueError(f"{op}: {name} must be in (0, 1], got {tuple(scale)}")
+    check_range(op, "target_aspect", target_aspect)
+    smallest = math.prod(_sides((height, width), context_scale[0], 1.0))
+    if smallest < least:
+        raise ValueError(f"{op}: min_keep and context_keep must be at most {smallest}, the smallest context, got {least}")
+    drawn = seed_of(op, seed, generator, device if seed is None and generator is None else None)
+    device = drawn.device if device is None else device
+    number = int(drawn)
+    scale, aspect, context, _ = (word / 2**32 for word in philox((0, 0, _STREAM_SIZES, 0), number))
+    target = _sides((height, width), _between(target_scale, scale), _between(target_aspect, aspect))
+    block = _sides((height, width), _between(context_scale, context), 1.0)
+    seed = torch.full((), number, dtype=torch.int64, device=device)
+    bits = random_bits(rows, 2 * num_targets + 2, seed, _STREAM_PLACES)
+    target_ids = _placed(bits[:, : 2 * num_targets].reshape(rows, num_targets, 2), (height, width), target)
+    inside = _placed(bits[:, None, 2 * num_targets :], (height, width), block)[:, 0]
+    free = _free(inside, target_ids, height * width, least)
+    keep = int(free.sum(1).min()) if context_keep is None else context_keep
+    return ContextAndTargets((~free).byte().argsort(dim=1, stable=True)[:, :keep], target_ids)
+
+
+def _between(pair: tuple[float, float], share: float) -> float:
+    return pair[0] + share * (pair[1] - pair[0])
+
+
+def _sides(grid: tuple[int, int], scale: float, aspect: float) -> tuple[int, int]:
+    """(h, w) of a block of scale h w patches, at least 1 and below the grid's."""
+    area = int(grid[0] * grid[1] * scale)
+    sides = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    return tuple(max(1, min(side, most - 1)) for side, most in zip(sides, grid, strict=True))
+
+
+def _placed(words: Tensor, grid: tuple[int, int], block: tuple[int, int]) -> Tensor:
+    """words (N, M, 2) of 32 bits -> ids (N, M, T) of a block of (h, w), T = h w patches, at a place for each."""
+    (height, width), (h, w) = grid, block
+    top, left = (words[:, :, 0] * (height - h + 1)) >> 32, (words[:, :, 1] * (width - w + 1)) >> 32
+    down, across = torch.arange(h, device=words.device)[:, None], torch.arange(w, device=words.device)[None, :]
+    return (top * width + left)[:, :, None] + (down * width + across).reshape(1, 1, h * w)
+
+
+def _free(inside: Tensor, targets: Tensor, length: int, least: int) -> Tensor:
+    """inside (N, C), targets (N, M, T) ids -> (N, L) bool: the context without as many of the first targets as leave ``least``."""
+    rows, count, _ = targets.shape
+    context = torch.zeros(rows, length, dtype=torch.bool, device=targets.device).scatter_(1, inside, True)
+    hidden = torch.zeros(rows, count + 1, length, dtype=torch.bool, device=targets.device)
+    hidden[:, 1:].scatter_(2, targets, True)
+    left = context[:, None, :] & (hidden.cumsum(1) == 0)
+    taken = (left.sum(2) >= least).sum(1) - 1  # counts only fall with each target
+    return left.gather(1, taken[:, None, None].expand(-1, 1, length))[:, 0]

@@ -1,0 +1,111 @@
+"""Span corruption of token sequences, for encoder-decoders."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastssl.ops._checks import check_number, check_whole
+from fastssl.ops._random import seed_of
+from fastssl.ops.mask_ids import mask_ids
+from fastssl.ops.mask_tokens import check_token_ids
+
+_SECOND = 0x7435  # the noise's cuts have a seed of their own, so that they do not follow those of the rest
+
+
+def span_lengths(length: int, density: float = 0.15, mean_span: float = 3.0, *, eos: bool = True) -> tuple[int, int]:
+    """(Li, Lt), tokens of inputs and targets that ``corrupt_spans`` makes of L tokens, with the end token or without.
+
+    Args:
+        length: L, at least 2.
+        density: share of noise tokens, in (0, 1).
+        mean_span: their number in a span on average, at least 1.
+        eos: whether both end with an end token.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    noise, spans = _noise("span_lengths", length, density, mean_span)
+    return length - noise + spans + bool(eos), noise + spans + bool(eos)
+
+
+def _noise(op: str, length: int, density: float, mean_span: float) -> tuple[int, int]:
+    """Noise tokens and spans: round(L density), from 1 to L - 1, and round(noise / mean), from 1 to what both sides can fill."""
+    check_whole(op, "length", length, 2)
+    check_number(op, "density", density, 0.0, 1.0)
+    if density == 0:
+        raise ValueError(f"{op}: density must be in (0, 1), got {density}")
+    check_number(op, "mean_span", mean_span, 1.0)
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / mean_span), 1), noise, length - noise)
+
+
+def corrupt_spans(
+    ids: Tensor,
+    *,
+    sentinel_start: int,
+    eos_id: int | None,
+    density: float = 0.15,
+    mean_span: float = 3.0,
+    generator: torch.Generator | None = None,
+    seed: int | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Span corruption (Raffel et al. 2020, section 3.1.4): spans of noise leave the inputs and become the targets.
+
+    A row is c_0 n_0 c_1 n_1 ... c_{S-1} n_{S-1}, kept and noise spans in turn, none empty. Every way to cut the kept
+    tokens into S spans is equally likely, and so is every way to cut the noise tokens. With x_k = sentinel_start - k:
+
+        inputs  = c_0 x_0 c_1 x_1 ... c_{S-1} x_{S-1} [eos]        targets = x_0 n_0 x_1 n_1 ... x_{S-1} n_{S-1} [eos]
+
+    Noise tokens are round(L density) from 1 to L - 1, S = round(noise / mean_span) from 1 on, halves to even, as in T5's code; as
+    there, a row ends in noise, so that no sentinel closes the targets. Rows have no padding: T5 cuts its text into rows of L.
+
+    Args:
+        ids: (N, L) int64, L at least 2. Not changed.
+        sentinel_start: x_0, at least S - 1: <extra_id_0> of T5's vocabulary, whose sentinels count down.
+        eos_id: appended to both; None: nothing is.
+        density: share of noise tokens, in (0, 1).
+        mean_span: noise tokens of a span on average, at least 1.
+        generator, seed: as in ``mask_tokens``.
+
+    Returns:
+        inputs (N, Li), targets (N, Lt) int64, lengths by ``span_lengths``.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "corrupt_spans"
+    check_token_ids(op, ids)
+    rows, length = ids.shape
+    noise, spans = _noise(op, length, density, mean_span)
+    check_whole(op, "sentinel_start", sentinel_start, spans - 1, 2**63)
+    if eos_id is not None:
+        check_whole(op, "eos_id", eos_id, 0, 2**63)
+    seed = seed_of(op, seed, generator, ids.device)
+    kept, hidden = _cut(rows, length - noise, spans, seed), _cut(rows, noise, spans, seed ^ _SECOND)
+    starts = torch.stack([kept, hidden], 2).reshape(rows, -1).cumsum(1)[:, :-1]
+    part = torch.zeros_like(ids).scatter(1, starts, torch.ones_like(starts)).cumsum(1)
+    sentinels, is_noise = sentinel_start - part // 2, part % 2 == 1
+    inputs = _collapsed(ids, is_noise, sentinels, length - noise + spans)
+    targets = _collapsed(ids, ~is_noise, sentinels, noise + spans)
+    if eos_id is None:
+        return inputs, targets
+    end = torch.full_like(ids[:, :1], eos_id)
+    return torch.cat([inputs, end], 1), torch.cat([targets, end], 1)
+
+
+def _cut(rows: int, items: int, spans: int, seed: Tensor) -> Tensor:
+    """(N, S) int64 of at least 1 each, sum ``items``: S - 1 cuts among items - 1 places, each subset equally likely."""
+    if items == 1:
+        return torch.ones(rows, 1, dtype=torch.int64, device=seed.device)
+    cuts = mask_ids((rows, items - 1), seed=seed, num_keep=spans - 1).mask == 0
+    which = F.pad(cuts.long(), (1, 0)).cumsum(1)
+    return which.new_zeros(rows, spans).scatter_add(1, which, torch.ones_like(which))
+
+
+def _collapsed(ids: Tensor, hidden: Tensor, sentinels: Tensor, length: int) -> Tensor:
+    """ids, hidden, sentinels (N, L) -> (N, length): each run of hidden tokens becomes its sentinel."""
+    first = hidden & ~F.pad(hidden[:, :-1], (1, 0))
+    stays = first | ~hidden
+    place = torch.where(stays, stays.cumsum(1) - 1, length)
+    values = torch.where(first, sentinels, ids)
+    return ids.new_zeros(len(ids), length + 1).scatter(1, place, values)[:, :length]

@@ -1,0 +1,149 @@
+"""Masks on a GPU: the CPU's bits, one launch, no sync, a seed on the device that a graph reads anew."""
+
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+
+from fastssl.masking import block_mask, corrupt_spans, grid_mask, mask_tokens, multi_block_mask, span_mask, tube_mask
+from fastssl.ops._register import OWNERS
+from fastssl.ops.block_mask import _aspects
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+BERT = {"mask_id": 103, "vocab_size": 30522}
+
+
+def seed_of(number: int, device="cuda"):
+    """Filled on the device: no copy, so no sync."""
+    return torch.full((), number, dtype=torch.int64, device=device)
+
+
+def tokens(rows=300, length=257, device="cuda"):
+    """Ids, and which of them are special."""
+    ids = torch.arange(rows * length, device=device).reshape(rows, length) * 7919 % 30522
+    return ids, ids % 11 == 0
+
+
+def masked_tokens(seed, special=True):
+    ids, never = tokens(device=seed.device)
+    return torch.stack(mask_tokens(ids, special=never if special else None, seed=seed, **BERT))
+
+
+CALLS = {
+    "grid": lambda seed: grid_mask(300, (12, 12), unit=4, seed=seed),
+    "tube": lambda seed: torch.cat([t.double() for t in tube_mask(100, 8, 196, seed=seed)], 1),
+    "block": lambda seed: block_mask(1000, (14, 14), 75, min_block=16, seed=seed),
+    "exact block": lambda seed: block_mask(1000, (14, 14), 118, exact=True, seed=seed),
+    "long block": lambda seed: block_mask(33, (8, 64), 300, exact=True, seed=seed),
+    "large block": lambda seed: block_mask(5, (512, 512), 100_000, max_block=5000, min_block=100, seed=seed),
+    "goals": lambda seed: block_mask(197, (14, 14), torch.arange(197, device=seed.device), exact=True, seed=seed),
+    "spans": lambda seed: span_mask(200, 1500, seed=seed),
+    "short spans": lambda seed: span_mask(200, 1500, lengths=torch.arange(200, device=seed.device) * 7, min_masks=2, seed=seed),
+    "tokens": masked_tokens,
+    "plain tokens": partial(masked_tokens, special=False),
+    "corrupted": lambda seed: torch.cat(corrupt_spans(tokens(device=seed.device)[0], sentinel_start=32099, eos_id=1, seed=seed), 1),
+}
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@contextmanager
+def no_sync():
+    """After a first call: the table of aspects goes to the device once."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_owner_is_cuda():
+    assert OWNERS["block_mask"]["CUDA"] == OWNERS["mask_tokens"]["CUDA"] == "CUDA C++"
+
+
+@pytest.mark.parametrize("number", [0, 7, -1, 2**62 + 1])
+@each_call
+def test_the_cpus_bits_each_time(call, number):
+    expected = call(seed_of(number, "cpu"))
+    for _ in range(3):
+        found = call(seed_of(number))
+        assert found.is_cuda and torch.equal(found.cpu(), expected)
+
+
+def test_the_cpus_blocks_of_a_context():
+    for how in ({}, {"context_keep": 20}):
+        ours, theirs = (multi_block_mask(500, (14, 14), seed=9, device=device, **how) for device in ("cuda", "cpu"))
+        assert all(a.is_cuda and torch.equal(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_context_of_a_given_size_without_a_sync():
+    torch.zeros((), device="cuda")
+    with no_sync():
+        found = multi_block_mask(500, (14, 14), context_keep=20, device="cuda", seed=9)
+    assert found.context_ids.shape == (500, 20)
+
+
+@each_call
+def test_no_sync(call):
+    call(seed_of(3))
+    with no_sync():
+        call(seed_of(4))
+
+
+def test_torchs_generator_decides_without_a_sync():
+    ids, _ = tokens()
+    mask_tokens(ids, **BERT), block_mask(64, (14, 14), 75, device="cuda")
+    drawn = []
+    with no_sync():
+        for start in (1, 1, 2):
+            torch.cuda.manual_seed(start)
+            drawn.append((*mask_tokens(ids, **BERT), block_mask(64, (14, 14), 75, device="cuda")))
+    assert all(map(torch.equal, drawn[0], drawn[1])) and not any(map(torch.equal, drawn[0], drawn[2]))
+
+
+def test_one_launch():
+    ids, special = tokens()
+    seed, goals = seed_of(3), torch.arange(197, device="cuda")
+    aspects = _aspects(0.3, 1 / 0.3, seed.device)
+    calls = [
+        lambda: torch.ops.fastssl.mask_tokens(ids, special, seed, 103, 30522, 2**28, 2**29, 2**30, -100),
+        lambda: torch.ops.fastssl.block_mask(goals, seed, aspects, 197, 14, 14, 4, 196, 10, True),
+    ]
+    for call in calls:
+        call()
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        assert len([name for name in names if "kernel" in name]) == 1, names
+
+
+@each_call
+def test_a_graph_reads_the_seed_anew(call):
+    seed = seed_of(1)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        call(seed)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call(seed)
+    for number in (5, 6):
+        seed.fill_(number)
+        graph.replay()
+        assert torch.equal(out.cpu(), call(seed_of(number, "cpu")))
+
+
+def test_more_than_2_to_the_31_tokens():
+    """Offsets beyond 32 bits: the first tokens of all rows are the same as alone, and the last row has its share."""
+    if torch.cuda.get_device_properties(0).total_memory < 60 * 2**30:
+        pytest.skip("needs 60 GB")
+    rows, length = 4400, 500_003
+    ids = torch.full((rows, length), 5, device="cuda")
+    inputs, labels = mask_tokens(ids, seed=seed_of(2), **BERT)
+    chosen = labels[-1] >= 0
+    alone = mask_tokens(torch.full((rows, 8), 5), seed=2, **BERT)
+    assert torch.equal(labels[:, :8].cpu(), alone[1]) and torch.equal(inputs[:, :8].cpu(), alone[0])
+    assert 0.149 < chosen.double().mean() < 0.151 and (inputs[-1][~chosen] == 5).all()
