@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compat_nets import library
 
 from fastssl.info import report
 from fastssl.ops._register import _C, OWNERS
@@ -71,11 +72,28 @@ def python_blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
 
 
+def masked_modelling(images: int, width: int) -> dict[str, torch.Tensor | torch.nn.Module]:
+    """Images of 224 x 224 in patches of 16 x 16, and what MAE has around its blocks."""
+    scope = {"images": torch.rand(images, 3, 224, 224), "weight": torch.randn(width, 3, 16, 16), "bias": torch.randn(width)}
+    scope |= {name: torch.randn(1, 197, width) for name in ("pos", "decoder_pos")}
+    scope |= {name: torch.randn(1, 1, width) for name in ("cls", "mask_token")}
+    return scope | {"encoder": torch.nn.Linear(width, width), "decoder": torch.nn.Linear(width, 768)}
+
+
+def small_vit_mae() -> dict[str, torch.Tensor | torch.nn.Module]:
+    """ViTMAE of transformers; skips where it is not installed."""
+    theirs = library("transformers.models.vit_mae.modeling_vit_mae")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "decoder_hidden_size": 8, "decoder_intermediate_size": 8}
+    layers = {"num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "num_attention_heads": 2, "decoder_num_attention_heads": 2}
+    config = theirs.ViTMAEConfig(image_size=32, patch_size=8, **sizes, **layers)
+    return {"vit_mae": theirs.ViTMAEForPreTraining(config), "pixel_values": torch.rand(2, 3, 32, 32), "noise": torch.rand(2, 16)}
+
+
 def test_the_code_in_the_readme_runs():
     views = {name: torch.randn(8, 128, requires_grad=True) for name in ("z0", "z1", "query", "positive")}
     backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 12))
     backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), backbone)
-    scope = {**views, "keys": torch.randn(9, 128), "backbone": backbone, "encoder": torch.nn.Linear(3, 3)}
+    scope = {**views, "keys": torch.randn(9, 128), "backbone": backbone} | masked_modelling(8, 3) | small_vit_mae()
     scope |= {"view0": torch.rand(4, 3, 32, 32), "view1": torch.rand(4, 3, 32, 32), "queue": torch.randn(128, 9)}
     scope |= {"image": torch.randn(8, 16), "text": torch.randn(8, 16), "logit_scale": torch.tensor(10.0)}
     scope |= {"caption_id": torch.arange(8) // 2, "features": torch.randn(8, 2, 16), "labels": torch.arange(8) // 2}
@@ -94,6 +112,15 @@ def test_the_code_in_the_page_on_momentum_runs():
     assert scope["q"].grad is not None and scope["queue"].queue_ptr.item() == 4
 
 
+def test_the_code_in_the_page_on_masking_runs():
+    scope = masked_modelling(4, 3) | {"N": 4, "decoder_embed": torch.nn.Identity(), "predict": torch.nn.Linear(3, 768)}
+    scope |= {"decoder": torch.nn.Linear(3, 3), "x": torch.randn(4, 196, 8)}
+    scope |= {"ids": torch.randint(1000, 30000, (4, 100)), "special": torch.zeros(4, 100, dtype=torch.bool)}
+    tokens = scope["ids"]
+    for block in python_blocks("docs/masking.md"):
+        exec(block, scope | {"ids": tokens})
+
+
 @pytest.mark.parametrize(
     "page",
     [
@@ -103,6 +130,7 @@ def test_the_code_in_the_page_on_momentum_runs():
         "docs/losses.md",
         "docs/methods.md",
         "docs/momentum.md",
+        "docs/masking.md",
         "docs/compat.md",
     ],
 )
@@ -158,4 +186,8 @@ def test_the_cuda_library_loads_and_registers_its_ops_also_without_a_gpu(tmp_pat
         "from fastssl.ops._register import OWNERS; import fastssl\n"
         "print(*(op for op, owners in OWNERS.items() if owners['CUDA'] == 'CUDA C++'))"
     )
-    assert sorted(out.split()) == ["adamw_", "ema_update_", "lars_", "queue_push_"]
+    written = {"adamw_", "ema_update_", "lars_", "queue_push_", "mask_ids", "block_mask", "mask_tokens", "visible_positions"}
+    written |= {
+        f"{op}_{way}" for op in ("gather_tokens", "restore_tokens", "visible_patches", "patch_loss") for way in ("fwd", "bwd")
+    }
+    assert set(out.split()) == written
