@@ -21,20 +21,25 @@ Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, 
   Tensor out = new_tensor({N, tokens, entries}, images.options().dtype(dtype));
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(images), to = array_of(out);
-  const auto copy = dtype == at::kDouble ? token_rows<double>().copy : token_rows<float>().copy;
-  at::parallel_for(0, N * tokens, rows_a_task(entries), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t n = i / tokens, k = i % tokens - prefix;
-      if (k < 0) {
-        std::fill_n(static_cast<char*>(to.data) + i * entries * bytes_of(to.kind), entries * bytes_of(to.kind), 0);
-        continue;
+  const PatchShape shape{C, height, width, images.stride(1), images.stride(2), false};
+  with_accumulator(dtype, [&]<class T>(T) {
+    const TokenRows<T>& rows = token_rows<T>();
+    const bool narrow = bytes_of(to.kind) < int(sizeof(T));
+    at::parallel_for(0, N * tokens, rows_a_task(entries), [&](int64_t begin, int64_t end) {
+      std::vector<T> wide(narrow ? entries : 0);
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t n = i / tokens, k = i % tokens - prefix;
+        char* row = static_cast<char*>(to.data) + i * entries * bytes_of(to.kind);
+        if (k < 0) {
+          std::fill_n(row, entries * bytes_of(to.kind), 0);
+          continue;
+        }
+        const int64_t l = id[n * K + k];
+        const int64_t corner = n * images.stride(0) + l / across * height * shape.row + l % across * width;
+        rows.patch(from, corner, shape, narrow ? wide.data() : reinterpret_cast<T*>(row));
+        if (narrow) rows.copy({wide.data(), kFloat32}, 0, to, i * entries, entries);
       }
-      const int64_t l = id[n * K + k];
-      const int64_t corner = n * images.stride(0) + l / across * height * images.stride(2) + l % across * width;
-      for (int64_t c = 0; c < C; c++)
-        for (int64_t p = 0; p < height; p++)
-          copy(from, corner + c * images.stride(1) + p * images.stride(2), to, i * entries + (c * height + p) * width, width);
-    }
+    });
   });
   return out;
 }

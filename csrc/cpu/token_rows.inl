@@ -79,32 +79,51 @@ static void accumulate_row(Array row, int64_t i, int64_t n, T* sum) {
   });
 }
 
-// One row of pixels of each of three planes, as red, green, blue, red, ...
+// A run of `count` pixels of each of `channels` planes into its places of a patch; three channels last as a loop of their own,
+// which compilers turn into shuffles.
 template <class T>
-static void interleave(const T* red, const T* green, const T* blue, int64_t n, T* out) {
-  for (int64_t q = 0; q < n; q++) out[3 * q] = red[q], out[3 * q + 1] = green[q], out[3 * q + 2] = blue[q];
+static inline __attribute__((always_inline)) void place_runs(const T* run, int64_t plane, int64_t first, int64_t count,
+                                                             const PatchShape& shape, T* out) {
+  const int64_t channels = shape.channels, size = shape.height * shape.width;
+  if (shape.channels_last && channels == 3) {
+    const T *red = run, *green = run + plane, *blue = run + 2 * plane;
+    T* to = out + 3 * first;
+    for (int64_t q = 0; q < count; q++) to[3 * q] = red[q], to[3 * q + 1] = green[q], to[3 * q + 2] = blue[q];
+    return;
+  }
+  for (int64_t c = 0; c < channels; c++) {
+    const T* from = run + c * plane;
+    if (shape.channels_last) {
+      for (int64_t q = 0; q < count; q++) out[(first + q) * channels + c] = from[q];
+      continue;
+    }
+    using L = LaneOf<T>;
+    T* to = out + c * size + first;
+    int64_t q = 0;
+    for (; q + L::W <= count; q += L::W) L::store(to + q, L::load(from + q));
+    for (; q < count; q++) to[q] = from[q];
+  }
 }
 
 template <class T>
 static void read_patch(Array images, int64_t begin, const PatchShape& shape, T* out) {
-  T buffer[3][kBlock];
-  for (int64_t p = 0; p < shape.height; p++)
-    for (int64_t first = 0; first < shape.width; first += kBlock) {
-      const int count = int(shape.width - first < kBlock ? shape.width - first : kBlock);
-      const int64_t pixel = begin + p * shape.row + first;
-      if (shape.channels_last && shape.channels == 3) {
-        const T* planes[3];
-        for (int c = 0; c < 3; c++) planes[c] = values_of(images, pixel + c * shape.plane, count, buffer[c]);
-        interleave(planes[0], planes[1], planes[2], count, out + (p * shape.width + first) * 3);
-        continue;
-      }
-      for (int64_t c = 0; c < shape.channels; c++) {
-        const T* run = values_of(images, pixel + c * shape.plane, count, buffer[0]);
+  if (images.kind == (std::is_same_v<T, float> ? kFloat32 : kFloat64)) {
+    const T* pixels = static_cast<const T*>(at(images, begin));
+    for (int64_t p = 0; p < shape.height; p++)
+      place_runs(pixels + p * shape.row, shape.plane, p * shape.width, shape.width, shape, out);
+    return;
+  }
+  for (int64_t c = 0; c < shape.channels; c++)
+    for (int64_t p = 0; p < shape.height; p++)
+      for_each_block(shape.width, [&](int64_t first, int count) {
+        T buffer[kBlock];
+        const T* run = values_of(images, begin + c * shape.plane + p * shape.row + first, count, buffer);
+        const int64_t place = p * shape.width + first, size = shape.height * shape.width;
         if (shape.channels_last)
-          for (int q = 0; q < count; q++) out[(p * shape.width + first + q) * shape.channels + c] = run[q];
-        else __builtin_memcpy(out + (c * shape.height + p) * shape.width + first, run, count * sizeof(T));
-      }
-    }
+          for (int q = 0; q < count; q++) out[(place + q) * shape.channels + c] = run[q];
+        else
+          for (int q = 0; q < count; q++) out[c * size + place + q] = run[q];
+      });
 }
 
 // sum of f(x_e) over a row, side by side in the entries of four registers, then in a fixed order.
