@@ -18,6 +18,7 @@ namespace {
 #define FASTSSL_FN inline
 #define FASTSSL_FMA 0
 #include "common/elements.h"
+#include "common/masking.h"
 #include "common/philox.h"
 #undef FASTSSL_FN
 #undef FASTSSL_FMA
@@ -26,20 +27,6 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr uint32_t kStream = 0x6D61736B;
-
-// Unsigned integers in the order of the numbers: -0 as 0, NaN above all.
-uint32_t ordered(float x) {
-  if (x != x) return ~0u;
-  const uint32_t bits = bits_of(x == 0.0f ? 0.0f : x);
-  return bits >> 31 ? ~bits : bits | 1u << 31;
-}
-uint64_t ordered(double x) {
-  if (x != x) return ~0ull;
-  uint64_t bits;
-  x = x == 0.0 ? 0.0 : x;
-  __builtin_memcpy(&bits, &x, 8);
-  return bits >> 63 ? ~bits : bits | 1ull << 63;
-}
 
 template <class Key>
 struct Pair {
@@ -114,8 +101,8 @@ std::tuple<Tensor, Tensor, Tensor> mask_ids(const OptionalTensor& noise, const O
     using Wide = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
     const Tensor dense = noise->contiguous();
     const scalar_t* values = dense.const_data_ptr<scalar_t>();
-    order_rows<decltype(ordered(Wide()))>(rows, result, [&](int64_t n, auto& pairs) {
-      for (int64_t i = 0; i < length; i++) pairs[i].key = ordered(Wide(values[n * length + i]));
+    order_rows<decltype(ordered_key(Wide()))>(rows, result, [&](int64_t n, auto& pairs) {
+      for (int64_t i = 0; i < length; i++) pairs[i].key = ordered_key(Wide(values[n * length + i]));
     });
   });
   return {shuffle, restore, mask};

@@ -105,7 +105,8 @@ def masked_patch_loss(
         norm_pix_loss: targets are normalised patch by patch.
         layout: order of a patch's entries: "pqc" as in MAE, transformers and lightly, "cpq" as in the weights of a convolution.
         loss: "mse" or "l1".
-        ids: (N, K) int64 in [0, L): the patches that the rows of ``pred`` belong to, such as ``ids_mask``.
+        ids: (N, K) int64 in [0, L): the patches that the rows of ``pred`` belong to, such as ``ids_mask``. On a GPU one out of
+            range counts as weight 0.
         eps: added to the variance.
         empty: what a mask without any removed patch gives: "error", or "zero": loss and gradients 0. On a GPU, where looking would
             wait for it, always 0.

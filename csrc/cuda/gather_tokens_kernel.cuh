@@ -1,0 +1,34 @@
+// Some tokens of each sample, out_{n,k} = x_{n, ids_{n,k}}, and the gradient dx_{n,l} = sum_{k : ids_{n,k} = l} dout_{n,k}.
+// Forward 2 N K D elements, backward N (K + L) D. Predicted at the copy bandwidth of an H200, 49 of 196 tokens of 768 entries in
+// bfloat16, N = 256: 9 us forward, 22 us backward.
+#pragma once
+#include "cuda/gather_tokens.h"
+#include "cuda/rows.cuh"
+
+namespace fastssl {
+
+// An id out of range gives zeros.
+template <int G>
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks) gather_kernel(GatherCall call) {
+  for_each_row(call.samples * call.count, [&](int64_t row) {
+    const int64_t id = call.ids[row];
+    const bool inside = uint64_t(id) < uint64_t(call.length);
+    const void* from = inside ? row_of(call.x, row / call.count, id) : nullptr;
+    copy_row<G>(static_cast<Bits<G>*>(call.out) + row * call.width, InOrder{}, from, call.width);
+  });
+}
+
+// A warp looks for its row among the ids of the sample, which its block's other warps read too: from the first-level cache.
+template <int G>
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks) scatter_kernel(ScatterCall call) {
+  const int64_t tokens = call.prefix + call.length;
+  for_each_row(call.samples * tokens, [&](int64_t row) {
+    const int64_t n = row / tokens, l = row % tokens - call.prefix;
+    void* out = static_cast<Bits<G>*>(call.out) + row * call.width;
+    if (l < 0) return copy_row<G>(out, InOrder{}, row_of(call.dout, n, call.prefix + l), call.width);
+    const RowsView patches = {row_of(call.dout, n, call.prefix), call.dout.kind, 0, call.dout.row};
+    write_found<G>(out, InOrder{}, patches, {call.ids + n * call.count, call.count, l}, call.width);
+  });
+}
+
+}  // namespace fastssl

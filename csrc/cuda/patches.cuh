@@ -1,0 +1,32 @@
+// Where the entries of a patch lie in its image.
+#pragma once
+#include "cuda/rows.cuh"
+
+namespace fastssl {
+
+__device__ inline uint32_t quotient(uint32_t n, const Divisor& d) { return uint32_t(n * d.multiplier >> (32 + d.shift)); }
+
+// Element of the image at which patch `l` of sample `n` begins.
+__device__ inline int64_t patch_begin(const PatchGrid& grid, int64_t n, int64_t l) {
+  return n * grid.sample + l / grid.across * grid.height * grid.line + l % grid.across * grid.width;
+}
+
+// Entry i of a patch in the order (c, p, q) lies at this element behind its beginning.
+struct InPatch {
+  const PatchGrid& grid;
+
+  __device__ int64_t operator()(int64_t i) const {
+    const uint32_t c = quotient(uint32_t(i), grid.by_plane), pixel = uint32_t(i) - c * grid.by_plane.value;
+    const uint32_t y = quotient(pixel, grid.by_width), x = pixel - y * grid.by_width.value;
+    return c * grid.channel + y * grid.line + x;
+  }
+
+  // Whether G entries from a multiple of G on are neighbours in an image of `kind`, and as aligned as the patch's first entry.
+  template <int G>
+  __device__ bool in_groups(Kind kind) const {
+    const int bytes = size_of(kind), access = G * bytes < 16 ? G * bytes : 16;
+    return grid.width % G == 0 && grid.channel * bytes % access == 0 && grid.line * bytes % access == 0;
+  }
+};
+
+}  // namespace fastssl

@@ -1,0 +1,294 @@
+// How a warp walks a row: 16 bytes of the op's own dtype a lane and step where every address allows it, single elements elsewhere
+// and at the end. G is the number of elements in 16 bytes: 2 for float64, 4 for float32, 8 for 16-bit floats.
+#pragma once
+#include <type_traits>
+
+#include "cuda/access.cuh"
+#include "cuda/rows.h"
+
+namespace fastssl {
+
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+constexpr int kRowThreads = kRowWarps * kWarp;
+constexpr int kRowBlocks = 6;  // on a multiprocessor: 48 warps with 512 bytes under way, 23 KB fill an H200
+
+template <int W>
+using Width = std::integral_constant<int, W>;
+template <int G>
+using Real = std::conditional_t<G == 2, double, float>;  // of the arithmetic
+template <int G>
+using Bits = std::conditional_t<G == 2, uint64_t, std::conditional_t<G == 4, uint32_t, uint16_t>>;
+
+// The kind of an op's own rows, known to the compiler but for the two 16-bit ones.
+template <int G>
+__device__ constexpr Kind own(Kind kind) {
+  return G == 2 ? kFloat64 : G == 4 ? kFloat32 : kind == kBFloat16 ? kBFloat16 : kFloat16;
+}
+
+// f(Width<G>) for the kind of an op.
+template <class F>
+void with_group(Kind kind, const F& f) {
+  if (kind == kFloat64) f(Width<2>{});
+  else if (kind == kFloat32) f(Width<4>{});
+  else f(Width<8>{});
+}
+
+#if defined(__CUDACC__)
+template <class Call>
+void launch(void (*kernel)(Call), dim3 grid, dim3 block, CUstream_st* stream, const Call& call) {
+  kernel<<<grid, block, 0, stream>>>(call);
+}
+#endif
+
+__device__ inline int size_of(Kind kind) { return kind == kFloat64 ? 8 : kind == kFloat32 ? 4 : 2; }
+
+__device__ inline int lane() { return int(threadIdx.x) % kWarp; }
+__device__ inline int warp() { return int(threadIdx.x) / kWarp; }
+
+// f(row) for the rows of this warp; all its lanes together.
+template <class F>
+__device__ inline void for_each_row(int64_t rows, const F& f) {
+  const int warps = int(blockDim.x) / kWarp;
+  for (int64_t row = int64_t(blockIdx.x) * warps + warp(); row < rows; row += int64_t(gridDim.x) * warps) f(row);
+}
+
+// 16-bit floats by the GPU's own conversions, which round as those of elements.h and give another NaN for a NaN.
+__device__ inline float real_of(uint16_t h, Kind kind) {
+#if defined(__CUDA_ARCH__)
+  if (kind == kBFloat16) return from_bfloat16(h);
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+  return x;
+#else
+  return widen(h, kind);
+#endif
+}
+__device__ inline uint16_t half_of(float x, Kind kind) {
+#if defined(__CUDA_ARCH__)
+  uint16_t h;
+  if (kind == kBFloat16) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x));
+  else asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+  return h;
+#else
+  return narrow(x, kind);
+#endif
+}
+
+// W elements in accesses of at most 16 bytes.
+template <class E, int W>
+struct alignas(sizeof(E) * W < 16 ? sizeof(E) * W : 16) Packed {
+  E value[W];
+};
+
+template <int W, class T>
+__device__ inline void load(const void* data, Kind kind, int64_t i, T (&x)[W]) {
+  if (kind == kFloat64) {
+    const auto raw = *reinterpret_cast<const Packed<double, W>*>(static_cast<const double*>(data) + i);
+#pragma unroll
+    for (int k = 0; k < W; k++) x[k] = T(raw.value[k]);
+  } else if (kind == kFloat32) {
+    const auto raw = *reinterpret_cast<const Packed<float, W>*>(static_cast<const float*>(data) + i);
+#pragma unroll
+    for (int k = 0; k < W; k++) x[k] = T(raw.value[k]);
+  } else if constexpr (W == 1) {
+    x[0] = T(real_of(static_cast<const uint16_t*>(data)[i], kind));
+  } else {
+    const auto raw = *reinterpret_cast<const Packed<uint32_t, W / 2>*>(static_cast<const uint16_t*>(data) + i);
+#pragma unroll
+    for (int k = 0; k < W; k++) x[k] = T(real_of(uint16_t(raw.value[k / 2] >> (16 * (k % 2))), kind));
+  }
+}
+
+template <int W, class T>
+__device__ inline void store(void* data, Kind kind, int64_t i, const T (&x)[W]) {
+  if constexpr (sizeof(T) == 8) {  // the arithmetic is in float64 for float64 alone
+    Packed<double, W> raw;
+#pragma unroll
+    for (int k = 0; k < W; k++) raw.value[k] = x[k];
+    *reinterpret_cast<Packed<double, W>*>(static_cast<double*>(data) + i) = raw;
+  } else if (kind == kFloat32) {
+    Packed<float, W> raw;
+#pragma unroll
+    for (int k = 0; k < W; k++) raw.value[k] = x[k];
+    *reinterpret_cast<Packed<float, W>*>(static_cast<float*>(data) + i) = raw;
+  } else if constexpr (W == 1) {
+    static_cast<uint16_t*>(data)[i] = half_of(x[0], kind);
+  } else {
+    Packed<uint32_t, W / 2> raw;
+#pragma unroll
+    for (int k = 0; k < W / 2; k++) raw.value[k] = uint32_t(half_of(x[2 * k], kind)) | uint32_t(half_of(x[2 * k + 1], kind)) << 16;
+    *reinterpret_cast<Packed<uint32_t, W / 2>*>(static_cast<uint16_t*>(data) + i) = raw;
+  }
+}
+
+// Whether G elements at `data` are accesses as load and store make them. Null is not read.
+template <int G>
+__device__ inline bool fits(const void* data, Kind kind) {
+  const int bytes = G * size_of(kind);
+  return reinterpret_cast<uint64_t>(data) % (bytes < 16 ? bytes : 16) == 0;
+}
+
+__device__ inline const void* element(const void* data, Kind kind, int64_t i) {
+  return static_cast<const char*>(data) + i * size_of(kind);
+}
+__device__ inline void* element(void* data, Kind kind, int64_t i) { return static_cast<char*>(data) + i * size_of(kind); }
+__device__ inline const void* row_of(const RowsView& view, int64_t sample, int64_t row) {
+  return element(view.data, view.kind, sample * view.sample + row * view.row);
+}
+
+// f(i, Width<W>) for elements i .. i + W - 1 of a row; lanes take turns.
+template <int G, class F>
+__device__ inline void walk_row(int64_t count, bool aligned, const F& f) {
+  const int64_t grouped = aligned ? count / G * G : 0;
+#pragma unroll 1
+  for (int64_t i = int64_t(lane()) * G; i < grouped; i += kWarp * G) f(i, Width<G>{});
+#pragma unroll 1
+  for (int64_t i = grouped + lane(); i < count; i += kWarp) f(i, Width<1>{});
+}
+
+template <class T>
+__device__ inline T value_of(uint16_t bits, Kind kind) {
+  return T(real_of(bits, kind));
+}
+template <class T>
+__device__ inline T value_of(float x, Kind) {
+  return T(x);
+}
+template <class T>
+__device__ inline T value_of(double x, Kind) {
+  return T(x);
+}
+
+// f(i, x) for the entries of a row of fewer than 2^31, x that at data[place(i)], one a lane and step. Four loads of each are
+// under way before the first is used: 20 KB of float32 on a multiprocessor with 40 warps.
+template <class T, class E, class Place, class F>
+__device__ inline void read_singles(const E* data, Kind kind, const Place& place, uint32_t count, const F& f) {
+  constexpr int kAhead = 4;
+#pragma unroll 1
+  for (uint32_t i = lane(); i < count; i += kWarp * kAhead) {
+    E x[kAhead] = {};
+#pragma unroll
+    for (int u = 0; u < kAhead; u++)
+      if (i + u * kWarp < count) x[u] = data[place(i + u * kWarp)];
+#pragma unroll
+    for (int u = 0; u < kAhead; u++)
+      if (i + u * kWarp < count) f(i + u * kWarp, value_of<T>(x[u], kind));
+  }
+}
+template <class T, class Place, class F>
+__device__ inline void read_singles(const void* data, Kind kind, const Place& place, uint32_t count, const F& f) {
+  if (kind == kFloat64) read_singles<T>(static_cast<const double*>(data), kind, place, count, f);
+  else if (kind == kFloat32) read_singles<T>(static_cast<const float*>(data), kind, place, count, f);
+  else read_singles<T>(static_cast<const uint16_t*>(data), kind, place, count, f);
+}
+
+// Entry i of a row lies at element i.
+struct InOrder {
+  __device__ int64_t operator()(int64_t i) const { return i; }
+  template <int G>
+  __device__ bool in_groups(Kind) const {
+    return true;
+  }
+};
+
+// out[place(i)] = from[i], or 0 where from is null, bit by bit.
+template <int G, class Place>
+__device__ inline void copy_row(void* out, const Place& place, const void* from, int64_t count) {
+  const bool aligned = (reinterpret_cast<uint64_t>(out) | reinterpret_cast<uint64_t>(from)) % 16 == 0;
+  walk_row<G>(count, aligned && place.template in_groups<G>(own<G>(kNothing)), [&](int64_t i, auto width) {
+    using Access = std::conditional_t<decltype(width)::value == 1, Bits<G>, Sixteen>;
+    *reinterpret_cast<Access*>(static_cast<Bits<G>*>(out) + place(i)) =
+        from ? *reinterpret_cast<const Access*>(static_cast<const Bits<G>*>(from) + i) : Access{};
+  });
+}
+
+struct Row {
+  const void* data;  // null: zeros
+  Kind kind;
+};
+
+// out = a + b in the kind of `out`, rounded once.
+template <int G>
+__device__ inline void write_sum(void* out, Kind out_kind, const Row& a, const Row& b, int64_t count) {
+  const Kind kind = own<G>(out_kind);
+  const bool aligned = fits<G>(out, kind) && fits<G>(a.data, a.kind) && fits<G>(b.data, b.kind);
+  walk_row<G>(count, aligned, [&](int64_t i, auto width) {
+    constexpr int W = decltype(width)::value;
+    Real<G> x[W] = {}, y[W];
+    if (a.data) load<W>(a.data, a.kind, i, x);
+    if (b.data) {
+      load<W>(b.data, b.kind, i, y);
+#pragma unroll
+      for (int k = 0; k < W; k++) x[k] += y[k];
+    }
+    store<W>(out, kind, i, x);
+  });
+}
+
+// Where `wanted` stands among the ids of a sample.
+struct Search {
+  const int64_t* ids;
+  int64_t count, wanted;
+};
+
+// f(bits, base) for each kWarp ids: bit b is set where id base + b is the wanted one. All lanes of the warp together.
+template <class F>
+__device__ inline void for_each_match(const Search& search, const F& f) {
+  constexpr int kAhead = 4;
+  for (int64_t base = 0; base < search.count; base += kWarp * kAhead) {
+    bool found[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; u++) {
+      const int64_t k = base + u * kWarp + lane();
+      found[u] = k < search.count && search.ids[k] == search.wanted;
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; u++)
+      if (const unsigned bits = __ballot_sync(kAllLanes, found[u])) f(bits, base + u * kWarp);
+  }
+}
+
+// out[place(i)] = sum of rows.data[k][i] over the k whose id is the wanted one, in the order of k; `rows` begins at row 0 of the
+// sample. Each element is written once, by one lane, and nothing is added across lanes: the same bits at every run.
+template <int G, class Place>
+__device__ inline void write_found(void* out, const Place& place, const RowsView& rows, const Search& search, int64_t count) {
+  int64_t first = -1;
+  bool several = false;
+  for_each_match(search, [&](unsigned bits, int64_t base) {
+    several |= first >= 0 || (bits & (bits - 1)) != 0;
+    if (first < 0) first = base + __ffs(int(bits)) - 1;
+  });
+  if (!several) return copy_row<G>(out, place, first < 0 ? nullptr : row_of(rows, 0, first), count);
+  constexpr int kColumns = 2;  // of a lane at once
+  for (int64_t i0 = 0; i0 < count; i0 += kWarp * kColumns) {
+    Real<G> sum[kColumns] = {};
+    for_each_match(search, [&](unsigned bits, int64_t base) {
+      for (; bits; bits &= bits - 1) {
+        const void* row = row_of(rows, 0, base + __ffs(int(bits)) - 1);
+#pragma unroll
+        for (int c = 0; c < kColumns; c++) {
+          const int64_t i = i0 + c * kWarp + lane();
+          Real<G> x[1] = {};
+          if (i < count) load<1>(row, own<G>(rows.kind), i, x);
+          sum[c] += x[0];
+        }
+      }
+    });
+#pragma unroll
+    for (int c = 0; c < kColumns; c++) {
+      const int64_t i = i0 + c * kWarp + lane();
+      const Real<G> x[1] = {sum[c]};
+      if (i < count) store<1>(out, own<G>(rows.kind), place(i), x);
+    }
+  }
+}
+
+// The sum over the lanes of a warp to all of them: in each of five steps both partners add the same two numbers.
+template <class T>
+__device__ inline T add_over_warp(T x) {
+#pragma unroll
+  for (int other = kWarp / 2; other > 0; other /= 2) x += __shfl_xor_sync(kAllLanes, x, other);
+  return x;
+}
+
+}  // namespace fastssl
