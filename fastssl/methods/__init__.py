@@ -1,25 +1,33 @@
 """Self-supervised methods as thin modules: an encoder, a head, and ``forward(views) -> loss``, usable in any training loop."""
 
+from ._vit import VisionTransformer
+from .bert import BERT
 from .byol import BYOL
 from .clip import CLIP, SigLIP
 from .cmc import CMC
 from .cpc import CPC
+from .inpainting import Inpainting
 from .instdisc import InstDisc
+from .mae import MAE
 from .mean_teacher import MeanTeacher
 from .moco import MoCo
 from .moco_v3 import MoCoV3
 from .nnclr import NNCLR
 from .simclr import SimCLR
 from .simcse import SimCSE
+from .simmim import SimMIM
 from .simsiam import SimSiam
 from .supcon import SupCon
 
 __all__ = [
+    "BERT",
     "BYOL",
     "CLIP",
     "CMC",
     "CPC",
+    "MAE",
     "NNCLR",
+    "Inpainting",
     "InstDisc",
     "MeanTeacher",
     "MoCo",
@@ -27,6 +35,8 @@ __all__ = [
     "SigLIP",
     "SimCLR",
     "SimCSE",
+    "SimMIM",
     "SimSiam",
     "SupCon",
+    "VisionTransformer",
 ]

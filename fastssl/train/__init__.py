@@ -40,6 +40,13 @@ class TrainConfig:
     labels_per_class: int = 10
     consistency_weight: float = 100.0
     pooler: str = "mean"
+    mask_ratio: float = 0.75
+    mask_size: int = 8
+    norm_pix_loss: bool = False
+    decoder_dim: int = 64
+    decoder_depth: int = 2
+    corruption: str = "blocks"
+    sigma: float = 0.2
     min_scale: float = 0.2
     jitter: float = 0.5
     knn_every: int = 2
@@ -67,6 +74,7 @@ class Recipe:
     defaults: dict = field(default_factory=dict)  # where they differ from TrainConfig's
     watch: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # of monitor, beside scores: the two names, the format
     prepare: Callable | None = None  # (module) -> None, once before the first epoch: fills a bank
+    draw: Callable | None = None  # (method, data, folder, *, device) -> path of a picture, drawn after each monitor
     help: dict[str, str] = field(default_factory=dict)  # of options, where it is not the command line's
     loss: str = "NT-Xent"
     heading: str = "accuracy on test images"

@@ -9,6 +9,7 @@ import importlib
 import torch
 from torch import Tensor, nn
 
+from fastssl.methods import VisionTransformer
 from fastssl.train import UsageError
 
 BUILT_IN = ("conv", "vit")
@@ -27,28 +28,12 @@ class ConvEncoder(nn.Sequential):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.contiguous(memory_format=torch.channels_last))
 
-
-class ViTEncoder(nn.Module):
-    """A small pre-norm vision transformer: patches of ``patch_size``, learned positions, mean over tokens.
-
-    (B, 3, S, S) -> (B, width), S the ``image_size`` it was made for, a multiple of ``patch_size``.
-    """
-
-    def __init__(self, image_size: int = 32, patch_size: int = 4, width: int = 128, depth: int = 4, heads: int = 4):
-        super().__init__()
-        if image_size % patch_size:
-            raise UsageError(f"--image-size must be a multiple of {patch_size} for --backbone vit, got {image_size}")
-        self.patches = nn.Conv2d(3, width, patch_size, patch_size)
-        self.position = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2, width))
-        nn.init.trunc_normal_(self.position, std=0.02)
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(width)
-        self.num_features = width
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.position
-        return self.norm(self.blocks(tokens)).mean(1)
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> maps (B, D, S / 16, S / 16), before the mean."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        for layer in list(self)[:-2]:
+            images = layer(images)
+        return images
 
 
 def _timm_backbone(timm, name: str, image_size: int) -> nn.Module:
@@ -82,7 +67,9 @@ def build_backbone(name: str, image_size: int = 32) -> nn.Module:
     if name == "conv":
         return ConvEncoder()
     if name == "vit":
-        return ViTEncoder(image_size)
+        if image_size % 4:
+            raise UsageError(f"--image-size must be a multiple of 4 for --backbone vit, got {image_size}")
+        return VisionTransformer(image_size)
     prefix, _, bare = name.rpartition(":")
     if prefix not in ("", "timm", "torchvision"):
         raise UsageError(f"--backbone: unknown library '{prefix}' in '{name}'; known: timm:NAME, torchvision:NAME")

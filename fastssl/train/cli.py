@@ -14,7 +14,7 @@ from fastssl.train.recipes import RECIPES
 
 COMMON = ("method", "data", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "knn_every", "seed")
 FREE_ON_RESUME = ("epochs", "knn_every", "knn_k", "knn_t")  # the other settings of a run stay as they were
-OWN_FILES = ("last.ckpt", "previous.ckpt", "curves.png", "map.png", "csv", "tensorboard")
+OWN_FILES = ("last.ckpt", "previous.ckpt", "curves.png", "map.png", "reconstruction.png", "csv", "tensorboard")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -92,6 +92,13 @@ def train_parser(method: str = "simclr") -> Parser:
     option("labels_per_class", "training images a class whose label may be used", type=number(int, 1))
     option("consistency_weight", "of the agreement with the teacher, after its ramp", type=number(float, 0))
     option("pooler", "mean over the tokens, or cls: the first one", choices=("cls", "mean"))
+    option("mask_ratio", "share of the patches that is removed", type=share)
+    option("mask_size", "side in pixels of the squares that are removed", type=number(int, 1))
+    option("norm_pix_loss", "pixels normalised patch by patch; leaves out the error of removed patches", action="store_true")
+    option("decoder_dim", "width of the decoder", type=number(int, 4))
+    option("decoder_depth", "blocks of the decoder", type=number(int, 0))
+    option("corruption", "blocks: squares are removed; noise: added to the pixels", choices=("blocks", "noise"))
+    option("sigma", "standard deviation of the noise, pixels in [0, 1]", type=number(float, 0, above=True))
     option("min_scale", "smallest share of an image that a crop keeps", type=share)
     option("jitter", "strength of the colour jitter, 0 for none", type=number(float, 0))
     option("knn_every", "epochs between evaluations during training", type=number(int, 1))
@@ -195,6 +202,8 @@ def evaluate(method, data, config: TrainConfig, *, device, workers: int, picture
     if any(row["loss"] is not None for row in history):
         drawn.append(pictures / "curves.png")
         draw_curves(history, drawn[-1], loss=recipe.loss, score=first, title=f"{short} {recipe.heading}")
+    if recipe.draw is not None:
+        drawn.append(recipe.draw(method, data, pictures, device=device))
     if points is not None and len(points[1]) > 2:
         features, labels, class_names = points
         before, *_ = recipe.points(build_method(config, data).to(device), data, **where)

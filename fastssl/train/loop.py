@@ -174,6 +174,8 @@ class MethodModule(pl.LightningModule):
         row = {"epoch": epoch, "loss": loss}
         if epoch % self.config.knn_every == 0 or epoch == self.config.epochs:
             row |= self.monitor()
+            if self.recipe.draw is not None and self.trainer.is_global_zero:
+                self.recipe.draw(self.method, self.data, Path(self.trainer.checkpoint_callback.dirpath), device=self.device)
         self.history.append(row)
         if self.trainer.is_global_zero:
             self.log_dict({name: value for name, value in row.items() if name != "epoch"}, rank_zero_only=True)

@@ -1,4 +1,5 @@
-"""Recipes of the methods that read text: CLIP and SigLIP on captioned crops, SimCSE on sentences; all scored by retrieval."""
+"""Recipes of the methods that read text: CLIP and SigLIP on captioned crops and SimCSE on sentences, scored by retrieval, and BERT
+on sentences, scored by the words that it names."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -6,7 +7,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from fastssl.methods import CLIP, SigLIP, SimCSE
+from fastssl.methods import BERT, CLIP, SigLIP, SimCSE
 from fastssl.train import Recipe, TrainConfig, UsageError
 
 TEXT_ENCODERS = ("bert", "text")
@@ -133,6 +134,45 @@ def sentence_points(method: nn.Module, data, *, device, workers: int) -> tuple[T
     return embed_sentences(method, data.test.tokens[kept], device), labels.to(device), names
 
 
+def load_words(config: TrainConfig):
+    """Sentences as whole words."""
+    if config.data != "sentences":
+        raise UsageError(f"--data: bert learns from single sentences; known: sentences, got '{config.data}'")
+    return load_sentences(config)
+
+
+def bert(config: TrainConfig, data) -> nn.Module:
+    """One token more than the tokeniser has: the mask."""
+    from fastssl.train.text import SPECIAL
+
+    if config.mask_ratio == 1:
+        raise UsageError("--mask-ratio 1.0: must be below 1")
+    special, mask = tuple(range(len(SPECIAL))), data.vocabulary
+    return BERT(mask + 1, mask_id=mask, special_ids=special, width=96, length=24, probability=config.mask_ratio)
+
+
+@torch.no_grad()
+def word_accuracy(method: nn.Module, data, *, device) -> dict[str, float]:
+    """Share of hidden tokens of the test sentences that are named, and that of always naming the commonest training token; the
+    same tokens are hidden each time."""
+    counts = data.train.tokens.flatten().bincount(minlength=method.vocab_size)
+    counts[method.special_ids.cpu()] = 0
+    commonest = counts.argmax().item()
+    training, named, common, total = method.training, 0, 0, 0
+    method.eval()
+    for seed, part in enumerate(data.test.tokens.to(device).split(256)):
+        logits, labels = method.predict(part, seed=seed)
+        named += (logits.argmax(1) == labels).sum().item()
+        common += (labels == commonest).sum().item()
+        total += len(labels)
+    method.train(training)
+    return {"accuracy": named / max(1, total), "commonest": common / max(1, total)}
+
+
+def word_scores(method: nn.Module, data, config: TrainConfig, *, device, workers: int, most: int | None, full: bool) -> dict:
+    return word_accuracy(method, data, device=device)
+
+
 CLIP_ = Recipe(
     load=load_captions,
     build=lambda config, data: CLIP(*encoders(config, data), config.projection_dim, temperature=config.temperature),
@@ -185,5 +225,19 @@ SIMCSE = Recipe(
     heading="retrieval of test sentences",
     unit="sentences",
 )
+BERT_ = replace(
+    SIMCSE,
+    load=load_words,
+    build=bert,
+    arguments=lambda module, batch: (batch[0],),
+    monitor=word_scores,
+    scores={"accuracy": ("accuracy", "hidden words named")},
+    watch={"commonest": ("commonest", "the commonest word", ".3f")},
+    options=("mask_ratio",),
+    defaults={"data": "sentences", "backbone": "text", "epochs": 10, "batch_size": 64, "lr": 2e-3, "mask_ratio": 0.15},
+    help={"data": "sentences", "lr": "peak learning rate", "mask_ratio": "share of the tokens that is selected"},
+    loss="masked language model",
+    heading="test sentences",
+)
 
-TEXT_RECIPES: dict[str, Recipe] = {"clip": CLIP_, "siglip": SIGLIP, "simcse": SIMCSE}
+TEXT_RECIPES: dict[str, Recipe] = {"clip": CLIP_, "siglip": SIGLIP, "simcse": SIMCSE, "bert": BERT_}

@@ -1,0 +1,291 @@
+"""A small vision transformer (Dosovitskiy et al. 2021), and what masked image modelling asks of any such backbone.
+
+Its attributes and state keys have timm's names, so that the masked methods take it or a timm ``VisionTransformer``. The
+functions below it use these attributes only: ``patch_embed.proj``, ``cls_token``, ``reg_token``, ``pos_embed``, ``norm_pre``,
+``blocks``, ``norm``, ``fc_norm``.
+"""
+
+import math
+from collections import OrderedDict
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl.functional import embed_visible, num_kept, patchify, unpatchify
+
+
+class Attention(nn.Module):
+    """Self-attention over tokens (N, T, D)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"Attention: width must be a multiple of heads, got {width} and {heads}")
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (N, T, D), mask (N, 1, 1, T) bool, True = token that is looked at -> (N, T, D)."""
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(n, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(x.transpose(1, 2).reshape(n, tokens, width))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm1, self.attn = nn.LayerNorm(width, 1e-6), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, 1e-6)
+        layers = {"fc1": nn.Linear(width, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))
+
+
+def init_linear(module: nn.Module) -> None:
+    """For ``apply``: Xavier's uniform weights and zero biases in linear layers, as MAE's."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def sine_positions(height: int, width: int, dim: int) -> Tensor:
+    """Fixed positions (height width, dim) float32 of a grid, row by row; ``dim`` a multiple of 4 (He et al. 2022, appendix A).
+
+    The first half of the channels has the column x, the second the row y, as in MAE, transformers and lightly; each half is
+    sin(x w_k), then cos(x w_k), with w_k = 10000^(-k / (dim / 4)), k = 0 .. dim / 4 - 1.
+    """
+    if dim % 4 or dim < 4:
+        raise ValueError(f"sine_positions: dim must be a multiple of 4, got {dim}")
+    k = torch.arange(dim // 4, dtype=torch.float64)
+    frequency = 10000.0 ** (-k / (dim // 4))
+    row, column = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequency for place in (column, row)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1).float()
+
+
+class PatchEmbed(nn.Module):
+    """images (N, C, H, W) -> patches (N, L, width), by a convolution whose stride is its kernel."""
+
+    def __init__(self, image_size: tuple[int, int], patch_size: int, channels: int, width: int):
+        super().__init__()
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
+        nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """A small pre-norm vision transformer: images (N, C, H, W) -> features (N, width).
+
+    Args:
+        image_size: H = W, or (H, W), multiples of ``patch_size``.
+        patch_size: side of a patch.
+        width, depth, heads, mlp_ratio: of the blocks.
+        channels: C.
+        class_token: a class token in front; its output is the feature. Without one it is the mean over patches.
+        positions: "learned", or "sine": ``sine_positions``, fixed.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 32,
+        patch_size: int = 4,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        *,
+        mlp_ratio: float = 4.0,
+        channels: int = 3,
+        class_token: bool = False,
+        positions: str = "learned",
+    ):
+        super().__init__()
+        name = type(self).__name__
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if any(side < 1 or side % patch_size for side in size):
+            raise ValueError(f"{name}: image_size must be multiples of patch_size {patch_size}, got {image_size}")
+        if positions not in ("learned", "sine"):
+            raise ValueError(f"{name}: positions must be 'learned' or 'sine', got {positions!r}")
+        self.num_features = self.embed_dim = width
+        self.num_prefix_tokens = int(class_token)
+        self.patch_embed = PatchEmbed(size, patch_size, channels, width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + self.patch_embed.num_patches, width))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, 1e-6)
+        self.apply(init_linear)
+        if class_token:
+            nn.init.normal_(self.cls_token, std=0.02)
+        if positions == "learned":
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        else:
+            self.pos_embed.requires_grad_(False)[0, self.num_prefix_tokens :] = sine_positions(*self.patch_embed.grid_size, width)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) -> tokens (N, P + L, width), class token first."""
+        tokens = self.patch_embed(images)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], 1)
+        return run_blocks(self, tokens + self.pos_embed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) -> features (N, width): the class token, or the mean over patches."""
+        tokens = self.forward_features(images)
+        return tokens.mean(1) if self.cls_token is None else tokens[:, 0]
+
+
+# --- any vision transformer with timm's attributes ------------------------------------------------------------------------
+
+#: What may have parameters in such a backbone; head and pooling are not part of the encoder that is trained.
+PARTS = ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre", "blocks", "norm", "fc_norm", "attn_pool", "head")
+
+
+def is_identity(module: nn.Module | None) -> bool:
+    return module is None or isinstance(module, nn.Identity)
+
+
+def prefix_tokens(backbone: nn.Module) -> Tensor | None:
+    """Class token and registers (1, P, E), or None."""
+    found = [token for name in ("cls_token", "reg_token") if (token := getattr(backbone, name, None)) is not None]
+    return torch.cat(found, 1) if found else None
+
+
+def image_shape(backbone: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of the images that the backbone was made for."""
+    proj, grid = backbone.patch_embed.proj, backbone.patch_embed.grid_size
+    return proj.in_channels, grid[0] * proj.kernel_size[0], grid[1] * proj.kernel_size[1]
+
+
+def check_backbone(op: str, backbone: nn.Module) -> None:
+    """Refuses what is no plain vision transformer: its blocks must work on any subset of the tokens."""
+
+    def refuse(what: str):
+        kind = type(backbone).__name__
+        raise ValueError(f"{op}: backbone must be a vision transformer with timm's attributes, got {kind}: {what}")
+
+    for attribute in ("patch_embed", "pos_embed", "cls_token", "num_prefix_tokens", "blocks", "norm"):
+        if not hasattr(backbone, attribute):
+            refuse(f"it has no {attribute}")
+    embed, proj = backbone.patch_embed, getattr(backbone.patch_embed, "proj", None)
+    own = {id(p) for part in (proj, getattr(embed, "norm", None)) if part is not None for p in part.parameters()}
+    plain = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride and proj.padding == (0, 0) and proj.groups == 1
+    if not plain or any(id(p) not in own for p in embed.parameters()):
+        refuse("patch_embed must be one convolution whose stride is its kernel")
+    if not isinstance(backbone.blocks, (nn.Sequential, nn.ModuleList)):
+        refuse("blocks must be a Sequential or a ModuleList")
+    others = {name.split(".")[0] for name, _ in backbone.named_parameters()} - set(PARTS)
+    if others:
+        refuse(f"it has more than the usual parts: {', '.join(sorted(others))}")
+    parts = chain(backbone.named_modules(), backbone.named_parameters())
+    if getattr(backbone, "rope", None) is not None or any("rel_pos" in n or "relative_position" in n for n, _ in parts):
+        refuse("its blocks need the positions of all tokens (relative or rotary)")
+    prefix, grid = prefix_tokens(backbone), getattr(embed, "grid_size", None)
+    if (0 if prefix is None else prefix.shape[1]) != backbone.num_prefix_tokens:
+        refuse(f"num_prefix_tokens is {backbone.num_prefix_tokens}, but cls_token and reg_token are other than these")
+    if grid is None:
+        refuse("patch_embed.grid_size is not known; make it with img_size")
+    length, pos = grid[0] * grid[1], backbone.pos_embed
+    if pos is not None and tuple(pos.shape[:2]) not in ((1, length), (1, length + backbone.num_prefix_tokens)):
+        refuse(f"pos_embed must have a row for each of {length} patches, got shape {tuple(pos.shape)}")
+
+
+def check_ratio(name: str, mask_ratio: float, length: int, rounding: str = "keep_floor") -> int:
+    """How many of ``length`` patches or units stay; at least one stays, at least one is removed."""
+    keep = num_kept(length, mask_ratio, rounding)
+    if not 0 < keep < length:
+        raise ValueError(f"{name}: mask_ratio must remove some of {length} patches and keep some, got {mask_ratio} (keeps {keep})")
+    return keep
+
+
+def full_positions(backbone: nn.Module) -> Tensor | None:
+    """Positions (1, P + L, E) of prefix and patches, zeros for a prefix that has none; None where there are none at all."""
+    pos, missing = backbone.pos_embed, backbone.num_prefix_tokens
+    if pos is None:
+        return None
+    missing += backbone.patch_embed.grid_size[0] * backbone.patch_embed.grid_size[1] - pos.shape[1]
+    return pos if missing == 0 else torch.cat([pos.new_zeros(1, missing, pos.shape[2]), pos], 1)
+
+
+def embed_patches(backbone: nn.Module, images: Tensor, ids: Tensor, *, positions: bool = True) -> Tensor:
+    """images (N, C, H, W), ids (N, K) -> prefix and these patches (N, P + K, E), with their positions or without."""
+    proj, norm, prefix = backbone.patch_embed.proj, getattr(backbone.patch_embed, "norm", None), prefix_tokens(backbone)
+    pos = full_positions(backbone) if positions else None
+    if is_identity(norm):
+        return embed_visible(images, proj.weight, ids, proj.bias, pos_embed=pos, prefix_tokens=prefix)
+    x = norm(embed_visible(images, proj.weight, ids, proj.bias))
+    before = backbone.num_prefix_tokens
+    if prefix is not None:
+        x = torch.cat([prefix.to(x.dtype).expand(len(x), -1, -1), x], 1)
+    if pos is None:
+        return x
+    front = torch.arange(before, device=ids.device).expand(len(ids), -1)
+    return x + F.embedding(torch.cat([front, ids + before], 1), pos[0])
+
+
+def run_blocks(backbone: nn.Module, x: Tensor) -> Tensor:
+    """Embedded tokens (N, T, E) -> the encoder's output (N, T, E), normalised, by ``fc_norm`` where there is no other norm."""
+    for name in ("pos_drop", "norm_pre"):
+        x = getattr(backbone, name, nn.Identity())(x)
+    for block in backbone.blocks:
+        x = block(x)
+    return getattr(backbone, "fc_norm", backbone.norm)(x) if is_identity(backbone.norm) else backbone.norm(x)
+
+
+def pooled_features(backbone: nn.Module, images: Tensor) -> Tensor:
+    """images (N, C, H, W) -> features (N, D), as the backbone pools them, before its classifier."""
+    if hasattr(backbone, "forward_head"):
+        return backbone.forward_head(backbone.forward_features(images), pre_logits=True)
+    return backbone(images)
+
+
+def pasted(images: Tensor, pred: Tensor, mask: Tensor, patch: tuple[int, int], layout: str) -> tuple[Tensor, Tensor]:
+    """images (N, C, H, W), pred (N, L, P), mask (N, L) -> images with removed patches 0, and with the predicted ones there."""
+    removed, target = mask[:, :, None] > 0, patchify(images, patch, layout=layout)
+    parts = (target.masked_fill(removed, 0.0), torch.where(removed, pred.to(target.dtype), target))
+    masked, filled = (unpatchify(part, patch, layout=layout, image_size=tuple(images.shape[2:])) for part in parts)
+    return masked, filled
+
+
+class MaskedImages(nn.Module):
+    """What MAE and SimMIM share: a backbone that is known to work, images on the scale that it sees, features."""
+
+    def __init__(self, backbone: nn.Module, pixel_mean: float, pixel_std: float):
+        super().__init__()
+        self.name = type(self).__name__
+        check_backbone(self.name, backbone)
+        if not (math.isfinite(pixel_mean) and 0 < pixel_std < math.inf):
+            raise ValueError(f"{self.name}: pixel_mean must be finite and pixel_std above 0, got {pixel_mean} and {pixel_std}")
+        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+        self.patch_size, self.grid = backbone.patch_embed.proj.kernel_size, tuple(backbone.patch_embed.grid_size)
+        self.backbone = backbone
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) of the backbone's size, less ``pixel_mean``, over ``pixel_std``."""
+        if not isinstance(images, Tensor):
+            raise TypeError(f"{self.name}: images must be a tensor (N, C, H, W), got {type(images).__name__}")
+        shape = image_shape(self.backbone)
+        if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
+            wanted = f"(N, {', '.join(map(str, shape))})"
+            raise ValueError(f"{self.name}: images must have the backbone's shape {wanted}, got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(f"{self.name}: images must be floating, got {images.dtype}")
+        return images if (self.pixel_mean, self.pixel_std) == (0.0, 1.0) else (images - self.pixel_mean) / self.pixel_std
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W) -> features (N, D) of all patches, as the backbone pools them: class token, or mean of tokens."""
+        return pooled_features(self.backbone, self.scaled(images))

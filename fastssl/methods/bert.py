@@ -1,0 +1,147 @@
+"""Masked language model (Devlin et al. 2019, section 3.1): name the words that were hidden.
+
+15 % of the tokens are selected; of these 80 % become [MASK], 10 % a random token, 10 % stay. With h the encoder's output,
+
+    logits = E norm(gelu(W h)) + b, E the tokens' embedding        loss = mean over selected places of -log softmax(logits)_token
+
+Only the selected places go through the head: 15 % of the largest product. The blocks are pre-norm, where the paper's are post-norm.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl.masking import mask_tokens
+
+from ._vit import Block, init_linear
+
+IGNORED = -100
+
+
+class BERT(nn.Module):
+    """A small BERT with its masked language model: ``BERT(vocab_size, mask_id=...)(input_ids)`` is the loss.
+
+    Args:
+        vocab_size: V, the mask token included.
+        mask_id: token in [0, V) that stands for a hidden one.
+        special_ids: tokens that are never hidden, such as those of the ends of a text; ``pad_id`` is one of them always.
+        pad_id: token that fills up short texts; nothing looks at it.
+        width, depth, heads: of the encoder.
+        length: longest text in tokens.
+        probability: share of the tokens that is selected.
+
+    Raises:
+        ValueError: ids outside of the vocabulary, a probability not in (0, 1).
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        mask_id: int,
+        special_ids: Sequence[int] = (),
+        pad_id: int = 0,
+        width: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        length: int = 64,
+        probability: float = 0.15,
+    ):
+        super().__init__()
+        for name, value in (("mask_id", mask_id), ("pad_id", pad_id), *(("special_ids", value) for value in special_ids)):
+            if not 0 <= value < vocab_size:
+                raise ValueError(f"BERT: {name} must be in [0, {vocab_size}), got {value}")
+        if not 0 < probability < 1:
+            raise ValueError(f"BERT: probability must be above 0 and below 1, got {probability}")
+        self.vocab_size, self.mask_id, self.pad_id, self.probability = vocab_size, mask_id, pad_id, probability
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.positions = nn.Parameter(torch.empty(length, width))
+        self.norm_pre = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        special = torch.tensor(sorted({pad_id, *special_ids}))
+        self.register_buffer("special_ids", special, persistent=False)
+        self.apply(init_linear)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """input_ids (N, L) int64, attention_mask (N, L), 0 = padding -> hidden states (N, L, width). None: ``ids != pad_id``."""
+        mask = self.check(input_ids, attention_mask)
+        x = self.norm_pre(self.tokens(input_ids) + self.positions[: input_ids.shape[1]])
+        for block in self.blocks:
+            x = block(x, mask[:, None, None])
+        return self.norm(x)
+
+    def check(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The mask (N, L) bool. A text without any token looks at its first place: an empty softmax is NaN."""
+        if not isinstance(input_ids, Tensor) or input_ids.dtype != torch.int64:
+            raise TypeError(f"BERT: input_ids must be int64 (N, L), got {getattr(input_ids, 'dtype', type(input_ids).__name__)}")
+        length = len(self.positions)
+        if input_ids.ndim != 2 or 0 in input_ids.shape or input_ids.shape[1] > length:
+            raise ValueError(f"BERT: input_ids must have shape (N, L), L from 1 to {length}, got {tuple(input_ids.shape)}")
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (int(t) for t in input_ids.aminmax())
+            if low < 0 or high >= self.vocab_size:
+                raise ValueError(f"BERT: input_ids must be in [0, {self.vocab_size}), got {low if low < 0 else high}")
+        if attention_mask is None:
+            mask = input_ids != self.pad_id
+        elif attention_mask.shape != input_ids.shape:
+            given = tuple(attention_mask.shape)
+            raise ValueError(f"BERT: attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, got {given}")
+        else:
+            mask = attention_mask.bool()
+        first = torch.arange(mask.shape[1], device=mask.device) == 0
+        return mask | (first & ~mask.any(1, keepdim=True))
+
+    def predict(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (M, V) of the M selected places and the tokens (M,) that they had, row by row."""
+        mask = self.check(input_ids, attention_mask)
+        hidden, labels = mask_tokens(
+            input_ids,
+            mask_id=self.mask_id,
+            vocab_size=self.vocab_size,
+            probability=self.probability,
+            special=torch.isin(input_ids, self.special_ids) | ~mask,
+            ignore_index=IGNORED,
+            generator=generator,
+            seed=seed,
+        )
+        chosen = labels != IGNORED
+        rows = self.head(self.encode(hidden, mask)[chosen])
+        return F.linear(rows, self.tokens.weight, self.bias), labels[chosen]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """The loss, scalar float32; 0 where no token was selected.
+
+        Args:
+            input_ids: (N, L) int64.
+            attention_mask: (N, L), 0 = padding; None: ``input_ids != pad_id``.
+            generator, seed: of the selection, as in ``fastssl.masking.mask_tokens``.
+        """
+        logits, labels = self.predict(input_ids, attention_mask, generator=generator, seed=seed)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.to(wide), labels, reduction="sum") / max(1, len(labels))
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """input_ids, attention_mask (N, L) -> (N, width): the mean over the tokens of each text."""
+        weight = (input_ids != self.pad_id if attention_mask is None else attention_mask).to(self.positions.dtype)[..., None]
+        return (self.encode(input_ids, attention_mask) * weight).sum(1) / weight.sum(1).clamp_min(1.0)

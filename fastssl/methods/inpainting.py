@@ -1,0 +1,148 @@
+"""Autoencoders of corrupted images: context encoder (Pathak et al. 2016) without its adversary, denoising (Vincent et al. 2008).
+
+    out = decoder(encoder(corrupted))
+    blocks:  corrupted = image, random cells of a grid filled by the mean of the rest      loss = mean over these of (out - image)^2
+    noise:   corrupted = image + sigma n, n normal                                         loss = mean over all of (out - image)^2
+
+The encoder gives maps (N, D, h, w); the decoder doubles them up to the images' size. No connection goes around the maps.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl.functional import mask_ids, masked_patch_loss, patchify
+
+from ._vit import check_ratio, pasted
+
+
+def map_shape(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(D, h, w) of ``backbone.forward_features`` for images of ``shape`` (C, H, W)."""
+    name, kind = (
+        "Inpainting: backbone must be a convolutional encoder with forward_features -> (N, D, h, w)",
+        type(backbone).__name__,
+    )
+    if not hasattr(backbone, "forward_features"):
+        raise ValueError(f"{name}, got {kind} without forward_features")
+    like = next(backbone.parameters(), torch.empty(0))
+    training = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    with torch.no_grad():
+        maps = backbone.forward_features(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
+    for module, mode in training.items():
+        module.training = mode
+    if not isinstance(maps, Tensor) or maps.ndim != 4:
+        raise ValueError(f"{name}, got {kind}, whose features have shape {tuple(getattr(maps, 'shape', ()))}")
+    scale = shape[1] // maps.shape[2]
+    if scale & (scale - 1) or (maps.shape[2] * scale, maps.shape[3] * scale) != shape[1:]:
+        raise ValueError(f"{name}, h and w those of the images {shape[1:]} over a power of 2, got {tuple(maps.shape[2:])}")
+    return tuple(maps.shape[1:])
+
+
+class Inpainting(nn.Module):
+    """Fills removed blocks, or removes noise: ``Inpainting(backbone)(images)`` is the loss to call ``backward`` on.
+
+    Args:
+        backbone: ``forward_features``: images (N, C, H, W) -> maps (N, D, h, w), H / h = W / w a power of 2, such as timm's
+            convolutional models; called itself, it gives the features (N, D') of ``embed``.
+        image_size: H = W.
+        corruption: "blocks", or "noise".
+        mask_ratio: share of the cells that is removed; of "blocks".
+        mask_size: side of a cell in pixels; of "blocks".
+        sigma: standard deviation of the noise; of "noise".
+        channels: C.
+
+    Raises:
+        ValueError: a backbone without such maps, cells that do not fit, a ratio that removes no cell or all.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        image_size: int = 32,
+        *,
+        corruption: str = "blocks",
+        mask_ratio: float = 0.25,
+        mask_size: int = 8,
+        sigma: float = 0.2,
+        channels: int = 3,
+    ):
+        super().__init__()
+        if corruption not in ("blocks", "noise"):
+            raise ValueError(f"Inpainting: corruption must be 'blocks' or 'noise', got {corruption!r}")
+        if mask_size < 1 or image_size % mask_size:
+            raise ValueError(f"Inpainting: mask_size must divide image_size {image_size}, got {mask_size}")
+        if not sigma > 0:
+            raise ValueError(f"Inpainting: sigma must be above 0, got {sigma}")
+        self.cells = (image_size // mask_size) ** 2
+        if corruption == "blocks":
+            check_ratio("Inpainting", mask_ratio, self.cells)
+        self.shape = (channels, image_size, image_size)
+        self.corruption, self.mask_ratio, self.sigma = corruption, mask_ratio, sigma
+        self.patch_size = (mask_size, mask_size)
+        self.backbone = backbone
+        before, height, _ = map_shape(backbone, self.shape)
+        layers = []
+        for _ in range((image_size // height).bit_length() - 1):
+            width = max(32, before // 2)
+            layers += [nn.ConvTranspose2d(before, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            before = width
+        self.decoder = nn.Sequential(*layers, nn.Conv2d(before, channels, 3, 1, 1))
+
+    def corrupt(self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """images -> corrupted images (N, C, H, W), mask (N, cells) float32, 1 = removed (all of them where it is noise)."""
+        n = len(images)
+        if self.corruption == "noise":
+            if noise is None:
+                noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+            elif noise.shape != images.shape:
+                raise ValueError(f"Inpainting: noise must have the images' shape {tuple(images.shape)}, got {tuple(noise.shape)}")
+            return images + self.sigma * noise, torch.ones(n, self.cells, device=images.device)
+        mask = mask_ids((n, self.cells), self.mask_ratio, noise=noise, generator=generator, device=images.device).mask
+        side = round(self.cells**0.5)
+        removed = mask.view(n, 1, side, side).repeat_interleave(self.patch_size[0], 2).repeat_interleave(self.patch_size[1], 3)
+        seen = 1 - removed.to(images.dtype)
+        mean = (images * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
+        return torch.where(removed > 0, mean, images), mask
+
+    def paint(self, corrupted: Tensor) -> Tensor:
+        """Corrupted images (N, C, H, W) -> whole ones."""
+        return self.decoder(self.backbone.forward_features(corrupted))
+
+    def forward(self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """The loss, scalar float32 (float64 for a float64 model).
+
+        Args:
+            images: (N, C, H, W) float.
+            noise: blocks: (N, cells), those of the smallest stay, None: ``torch.rand``. noise: (N, C, H, W), None: ``torch.randn``.
+        """
+        self.check(images)
+        corrupted, mask = self.corrupt(images, noise, generator)
+        out = self.paint(corrupted)
+        if self.corruption == "noise":
+            wide = torch.promote_types(out.dtype, torch.float32)
+            return F.mse_loss(out.to(wide), images.to(wide))
+        return masked_patch_loss(images, patchify(out, self.patch_size), mask, self.patch_size)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For pictures: images with removed cells 0, or with noise; images filled, or without it; mask (N, cells), 1 = removed."""
+        self.check(images)
+        corrupted, mask = self.corrupt(images, noise, generator)
+        out = self.paint(corrupted)
+        if self.corruption == "noise":
+            return corrupted, out, mask
+        return *pasted(images, patchify(out, self.patch_size), mask, self.patch_size, "pqc"), mask
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images (N, C, H, W), uncorrupted -> features (N, D') of the backbone."""
+        return self.backbone(images).flatten(1)
+
+    def check(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"Inpainting: images must be a tensor (N, C, H, W), got {type(images).__name__}")
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape or len(images) == 0:
+            shape = ", ".join(map(str, self.shape))
+            raise ValueError(f"Inpainting: images must have shape (N, {shape}), got {tuple(images.shape)}")

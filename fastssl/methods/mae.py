@@ -1,0 +1,125 @@
+"""Masked autoencoder (He et al. 2022): three quarters of the patches are removed, a light decoder paints them.
+
+    visible = embed(patches[ids_keep]) + positions        z = encoder(visible)                        the visible patches only
+    x = restore(W z, mask token) + positions              pred = W' norm(decoder(x))                  all places
+    loss = mean over removed patches of mean_i (pred_i - pixel_i)^2
+
+The patches are chosen before they are embedded (``mask_ids``, ``embed_visible``), put back in one pass (``restore_tokens``), and
+only the rows of removed patches are predicted and compared (``masked_patch_loss``).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.functional import gather_tokens, mask_ids, masked_patch_loss, patchify, restore_tokens
+from fastssl.masking import MaskIds
+
+from ._vit import (
+    Block,
+    MaskedImages,
+    check_ratio,
+    embed_patches,
+    init_linear,
+    pasted,
+    run_blocks,
+    sine_positions,
+)
+
+EPS = 1e-6
+
+
+class MAE(MaskedImages):
+    """MAE around a vision transformer: ``MAE(backbone)(images)`` is the loss to call ``backward`` on.
+
+    Args:
+        backbone: ``fastssl.methods.VisionTransformer``, or timm's, made for the images' size; class token, registers,
+            ``no_embed_class``, ``norm_pre`` and a norm in the patch embedding are taken as they are.
+        mask_ratio: share of the patches that is removed; K = int(L (1 - mask_ratio)) stay.
+        decoder_dim, decoder_depth, decoder_heads: of the decoder; the defaults are the paper's, for large encoders.
+        norm_pix_loss: compare with pixels normalised patch by patch.
+        pixel_mean, pixel_std: (image - mean) / std is what the encoder sees and the loss compares.
+        predict_only_masked: the decoder's last norm and layer see the removed patches only: the same loss for less work.
+
+    Raises:
+        ValueError: a backbone that is no plain vision transformer, a ratio that removes no patch or all.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        mask_ratio: float = 0.75,
+        decoder_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        norm_pix_loss: bool = False,
+        pixel_mean: float = 0.0,
+        pixel_std: float = 1.0,
+        predict_only_masked: bool = True,
+    ):
+        super().__init__(backbone, pixel_mean, pixel_std)
+        proj, self.num_patches = backbone.patch_embed.proj, self.grid[0] * self.grid[1]
+        check_ratio("MAE", mask_ratio, self.num_patches)
+        self.mask_ratio, self.norm_pix_loss, self.predict_only_masked = mask_ratio, norm_pix_loss, predict_only_masked
+        self.decoder_embed = nn.Linear(proj.out_channels, decoder_dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
+        self.decoder_blocks = nn.ModuleList(Block(decoder_dim, decoder_heads) for _ in range(decoder_depth))
+        self.decoder_norm = nn.LayerNorm(decoder_dim, EPS)
+        self.decoder_pred = nn.Linear(decoder_dim, proj.in_channels * self.patch_size[0] * self.patch_size[1])
+        positions = torch.zeros(1, backbone.num_prefix_tokens + self.num_patches, decoder_dim)
+        positions[0, backbone.num_prefix_tokens :] = sine_positions(*self.grid, decoder_dim)
+        self.register_buffer("decoder_pos_embed", positions, persistent=False)
+        for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
+            part.apply(init_linear)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """The loss, scalar float32 (float64 for a float64 model).
+
+        Args:
+            images: (N, C, H, W) float, of the backbone's size.
+            noise: (N, L): in each row the K patches of the smallest stay. None: ``torch.rand`` of ``generator``.
+        """
+        images = self.scaled(images)
+        ids = self.choose(images, noise, generator)
+        x = self.decode(images, ids)
+        if self.predict_only_masked:
+            pred = self.predict(gather_tokens(x, ids.ids_mask))
+            return masked_patch_loss(
+                images, pred, None, self.patch_size, norm_pix_loss=self.norm_pix_loss, eps=EPS, ids=ids.ids_mask
+            )
+        return masked_patch_loss(images, self.predict(x), ids.mask, self.patch_size, norm_pix_loss=self.norm_pix_loss, eps=EPS)
+
+    def choose(self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> MaskIds:
+        size = (len(images), self.num_patches)
+        return mask_ids(size, self.mask_ratio, noise=noise, generator=generator, device=images.device)
+
+    def decode(self, images: Tensor, ids: MaskIds) -> Tensor:
+        """Decoded tokens (N, L, decoder_dim) of all patches, before the last norm."""
+        before = self.backbone.num_prefix_tokens
+        z = self.decoder_embed(run_blocks(self.backbone, embed_patches(self.backbone, images, ids.ids_keep)))
+        x = restore_tokens(z, ids.ids_restore, self.mask_token, num_prefix_tokens=before, pos_embed=self.decoder_pos_embed)
+        for block in self.decoder_blocks:
+            x = block(x)
+        return x[:, before:]
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Decoded tokens (N, K, decoder_dim) -> pixels (N, K, p q C)."""
+        return self.decoder_pred(self.decoder_norm(x))
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For pictures: images with the removed patches 0, images with the predicted patches there, mask (N, L), 1 = removed.
+
+        With ``norm_pix_loss`` the predictions get the true mean and variance of their patches back, which a picture may know.
+        """
+        scaled = self.scaled(images)
+        ids = self.choose(scaled, noise, generator)
+        pred = self.predict(self.decode(scaled, ids))
+        if self.norm_pix_loss:
+            target = patchify(scaled, self.patch_size)
+            pred = pred * (target.var(2, keepdim=True) + EPS).sqrt() + target.mean(2, keepdim=True)
+        pred = pred * self.pixel_std + self.pixel_mean
+        return *pasted(images, pred, ids.mask, self.patch_size, "pqc"), ids.mask

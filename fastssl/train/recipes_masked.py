@@ -1,0 +1,101 @@
+"""Recipes of the methods that paint what was removed from an image: MAE, SimMIM, and a convolutional autoencoder.
+
+Scored by kNN as the other image methods, and by the error of removed patches beside that of a mean of their neighbours.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from fastssl.methods import MAE, Inpainting, SimMIM, VisionTransformer
+from fastssl.train import Recipe, TrainConfig, UsageError
+from fastssl.train.recipes_image import SIMCLR, backbone, image_scores
+from fastssl.train.recipes_text import one_view
+
+IMAGES = ("backbone", "image_size", "min_scale", "knn_k", "knn_t")
+PIXELS = {"pixel_mean": 0.5, "pixel_std": 0.25}  # on [0, 1] itself MAE paints nothing but the mean of the image for many epochs
+
+
+def refused_in_options(make: Callable[..., nn.Module], *arguments, **options) -> nn.Module:
+    """``make(...)``, whose ``ValueError: method: argument ...`` is said of the option with the argument's name."""
+    try:
+        return make(*arguments, **options)
+    except ValueError as error:
+        name = str(error).partition(": ")[2].partition(" ")[0].replace("_", "-")
+        raise UsageError(f"--{name}: {error}") from None
+
+
+def transformer(config: TrainConfig, data) -> nn.Module:
+    """The built-in transformer with fixed positions, as MAE's and SimMIM's encoders: learned ones cost it the first epochs."""
+    encoder = backbone(config, data)
+    return VisionTransformer(data.image_size, positions="sine") if config.backbone == "vit" else encoder
+
+
+def mae(config: TrainConfig, data) -> nn.Module:
+    if config.decoder_dim % 4:
+        raise UsageError(f"--decoder-dim {config.decoder_dim}: must be a multiple of 4, the decoder's heads")
+    names = ("mask_ratio", "norm_pix_loss", "decoder_dim", "decoder_depth")
+    options = {name: getattr(config, name) for name in names}
+    return refused_in_options(MAE, transformer(config, data), decoder_heads=4, **PIXELS, **options)
+
+
+def simmim(config: TrainConfig, data) -> nn.Module:
+    options = {"mask_ratio": config.mask_ratio, "mask_size": config.mask_size}
+    return refused_in_options(SimMIM, transformer(config, data), **PIXELS, **options)
+
+
+def inpainting(config: TrainConfig, data) -> nn.Module:
+    options = {name: getattr(config, name) for name in ("corruption", "mask_ratio", "mask_size", "sigma")}
+    return refused_in_options(Inpainting, backbone(config, data), data.image_size, **options)
+
+
+def masked_scores(method: nn.Module, data, config: TrainConfig, *, device, workers: int, most: int | None, full: bool) -> dict:
+    """``image_scores`` and the errors of ``reconstruction_errors`` on test images."""
+    from fastssl.train.reconstruct import reconstruction_errors
+
+    where = {"device": device, "workers": workers, "most": most}
+    return image_scores(method, data, config, **where, full=full) | reconstruction_errors(method, data, **where)
+
+
+def draw(method: nn.Module, data, folder: Path, *, device) -> Path:
+    from fastssl.train.reconstruct import draw_reconstruction
+
+    return draw_reconstruction(method, data, folder / "reconstruction.png", device=device)
+
+
+MAE_ = replace(
+    SIMCLR,
+    build=mae,
+    augment=one_view,
+    arguments=lambda module, batch: (module.views.one(batch[0]),),
+    monitor=masked_scores,
+    watch={
+        **SIMCLR.watch,
+        "error": ("error", "squared error of removed", ".4f"),
+        "fill": ("fill", "the same, mean of neighbours", ".4f"),
+    },
+    options=(*IMAGES, "mask_ratio", "norm_pix_loss", "decoder_dim", "decoder_depth"),
+    defaults={"backbone": "vit", "epochs": 12, "batch_size": 64, "lr": 1.5e-3, "knn_every": 4, "min_scale": 0.8},
+    help={"backbone": "vit, or a vision transformer of timm where installed (also timm:NAME)", "lr": "peak learning rate"},
+    draw=draw,
+    loss="MAE",
+)
+SIMMIM = replace(
+    MAE_,
+    build=simmim,
+    options=(*IMAGES, "mask_ratio", "mask_size"),
+    defaults={**MAE_.defaults, "lr": 1e-3, "epochs": 8, "mask_ratio": 0.6},
+    loss="SimMIM",
+)
+INPAINTING = replace(
+    MAE_,
+    build=inpainting,
+    options=(*IMAGES, "mask_ratio", "mask_size", "corruption", "sigma"),
+    defaults={"epochs": 12, "batch_size": 64, "lr": 2e-3, "knn_every": 4, "min_scale": 0.8, "mask_ratio": 0.25},
+    help={"backbone": "conv, or a convolutional model of timm where installed (also timm:NAME)", "lr": "peak learning rate"},
+    loss="reconstruction",
+)
+
+MASKED_RECIPES: dict[str, Recipe] = {"mae": MAE_, "simmim": SIMMIM, "inpainting": INPAINTING}

@@ -1,0 +1,102 @@
+"""What a method paints where patches were removed: its error on test images, and ``reconstruction.png``.
+
+Any method with ``reconstruct(images, generator=...) -> (corrupted, reconstruction, mask (N, L))`` and ``patch_size``. Beside the
+error stands that of the simplest guess: each removed patch in the mean colour of its visible neighbours.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastssl.train.augment import as_float
+from fastssl.train.data import batches, limited
+from fastssl.train.evaluate import centre
+
+COLUMNS, BLOCKS = 10, 2  # test images of the picture: in a row, and rows of triples
+
+
+def pixel_mask(mask: Tensor, images: Tensor, patch: tuple[int, int]) -> Tensor:
+    """mask (N, L) of patches of images (N, C, H, W) -> (N, 1, H, W)."""
+    grid = mask.view(len(mask), 1, images.shape[2] // patch[0], images.shape[3] // patch[1])
+    return grid.repeat_interleave(patch[0], 2).repeat_interleave(patch[1], 3)
+
+
+def neighbour_fill(images: Tensor, mask: Tensor, patch: tuple[int, int]) -> Tensor:
+    """images (N, C, H, W), mask (N, L), 1 = removed -> images whose removed patches have one colour: the mean of the visible ones
+    of their 8 neighbours, and where there are none the mean of all visible patches of the image."""
+    colour = F.avg_pool2d(images, patch)
+    seen = 1.0 - mask.to(images.dtype).view(len(mask), 1, *colour.shape[2:])
+    total, count = (F.avg_pool2d(part, 3, 1, 1) * 9 for part in (colour * seen, seen))
+    whole = (colour * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
+    guess = torch.where(count > 0.5, total / count.clamp_min(1.0), whole)
+    guess = guess.repeat_interleave(patch[0], 2).repeat_interleave(patch[1], 3)
+    return torch.where(pixel_mask(mask, images, patch) > 0, guess, images)
+
+
+def smoothed(images: Tensor) -> Tensor:
+    """Each pixel the mean of its 3 x 3 neighbourhood."""
+    return F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+
+
+@torch.no_grad()
+def reconstruction_errors(method: nn.Module, data, *, device, workers: int, most: int | None) -> dict[str, float]:
+    """Mean squared error of removed pixels, in [0, 1], on test images, and that of ``neighbour_fill``: "error", "fill". The same
+    patches are removed each time.
+
+    Of noise, all pixels count, and the simple guess is the noisy image ``smoothed``. {} without test images, and for a method
+    that paints with the true mean of each patch, ``norm_pix_loss``.
+    """
+    if not len(data.test) or getattr(method, "norm_pix_loss", False):
+        return {}
+    training, error, fill, count = method.training, 0.0, 0.0, 0.0
+    noisy = getattr(method, "corruption", None) == "noise"
+    generator = torch.Generator(device).manual_seed(0)
+    method.eval()
+    for images, *_ in batches(data.test if most is None else limited(data.test, most), 512, workers=workers):
+        if len(images):
+            images = centre(as_float(images.to(device)), data.image_size)
+            corrupted, painted, mask = method.reconstruct(images, generator=generator)
+            guess = smoothed(corrupted) if noisy else neighbour_fill(images, mask, method.patch_size)
+            removed = pixel_mask(mask, images, method.patch_size)
+            error += ((painted - images).square() * removed).sum().item()
+            fill += ((guess - images).square() * removed).sum().item()
+            count += removed.sum().item() * images.shape[1]
+    method.train(training)
+    return {"error": error / count, "fill": fill / count}
+
+
+def mosaic(rows: list[Tensor], gap: int) -> Tensor:
+    """Rows of images (N, C, H, W), the first the longest -> one image (H', W', C), white between them."""
+    columns = len(rows[0])
+    lines = [F.pad(torch.cat([row, row.new_ones(columns - len(row), *row.shape[1:])]), (0, gap, 0, gap), value=1.0) for row in rows]
+    return torch.cat([line.permute(2, 0, 3, 1).flatten(1, 2) for line in lines])
+
+
+@torch.no_grad()
+def draw_reconstruction(method: nn.Module, data, path: Path, *, device) -> Path:
+    """Test images (of training where there are none): whole, without what was removed, and as the method paints them."""
+    from fastssl.train.pictures import STYLE, plt, save
+
+    half = data.test if len(data.test) else data.train
+    chosen = torch.linspace(0, len(half) - 1, min(len(half), COLUMNS * BLOCKS), dtype=torch.float64).long().tolist()
+    images = centre(as_float(half.__getitems__(chosen)[0].to(device)), data.image_size)
+    training = method.training
+    method.eval()
+    corrupted, painted, mask = method.reconstruct(images, generator=torch.Generator(device).manual_seed(0))
+    method.train(training)
+    if getattr(method, "corruption", None) != "noise":
+        corrupted = corrupted + 0.5 * pixel_mask(mask, images, method.patch_size)
+    parts = [part.clamp(0, 1).float().cpu().split(COLUMNS) for part in (images, corrupted, painted)]
+    rows = [part for block in zip(*parts, strict=True) for part in block]
+    gap = max(1, images.shape[3] // 10)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(0.9 * len(rows[0]) + 1, 0.9 * len(rows)))
+        axis.imshow(mosaic(rows, gap).numpy(), interpolation="nearest")
+        axis.axis("off")
+        for i in range(len(rows)):
+            name = ("original", "corrupted", "painted")[i % 3]
+            axis.text(-gap, i * (images.shape[2] + gap) + images.shape[2] / 2, name, ha="right", va="center")
+        save(figure, path)
+    return path
