@@ -66,7 +66,7 @@ def test_gradcheck(case):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_same_bits_twice(case):
-    inputs = case.inputs(case.shape(700, 40))
+    inputs = case.inputs(case.shape(100 if case.name in LINEAR else 700, 40))
     first, second = (gradients(case.ours, inputs) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(first[1][name], second[1][name]) for name in inputs)

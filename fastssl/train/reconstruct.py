@@ -86,7 +86,8 @@ def draw_reconstruction(method: nn.Module, data, path: Path, *, device) -> Path:
     method.eval()
     corrupted, painted, mask = method.reconstruct(images, generator=torch.Generator(device).manual_seed(0))
     method.train(training)
-    if getattr(method, "corruption", None) != "noise":
+    noisy = getattr(method, "corruption", None) == "noise"
+    if not noisy:
         corrupted = corrupted + 0.5 * pixel_mask(mask, images, method.patch_size)
     parts = [part.clamp(0, 1).float().cpu().split(COLUMNS) for part in (images, corrupted, painted)]
     rows = [part for block in zip(*parts, strict=True) for part in block]
@@ -96,7 +97,7 @@ def draw_reconstruction(method: nn.Module, data, path: Path, *, device) -> Path:
         axis.imshow(mosaic(rows, gap).numpy(), interpolation="nearest")
         axis.axis("off")
         for i in range(len(rows)):
-            name = ("original", "corrupted", "painted")[i % 3]
+            name = ("original", "noisy" if noisy else "masked", "reconstructed")[i % 3]
             axis.text(-gap, i * (images.shape[2] + gap) + images.shape[2] / 2, name, ha="right", va="center")
         save(figure, path)
     return path
