@@ -50,22 +50,22 @@ struct Problem {
     return i / R * images.stride(0) + l / across * shape.height * shape.row + l % across * shape.width;
   }
 
-  // Asks for the lines of a later patch and row of pred: a patch lies in C p places, more than the machine looks ahead by itself.
+  // Asks for a share of the next row of patches, along the image's lines: a patch by itself lies in C p places, which the machine
+  // neither foresees nor can wait for at once.
   void prefetch(int64_t i) const {
-    if (i >= rows() || weight(i) == 0.0f) return;
-    const Array image = array_of(images), row = array_of(pred);
-    for (int64_t c = 0; c < shape.channels; c++)
-      for (int64_t p = 0; p < shape.height; p++) prefetch(image, corner(i) + c * shape.plane + p * shape.row, shape.width);
-    prefetch(row, pred_row(i), shape.entries());
-  }
-  static void prefetch(const Array& array, int64_t i, int64_t count) {
-    const char* from = static_cast<const char*>(array.data) + i * bytes_of(array.kind);
-    for (int64_t b = 0; b < count * bytes_of(array.kind); b += 64) __builtin_prefetch(from + b);
+    const int64_t far = i + across;
+    if (far >= rows() || ids.defined()) return;
+    const int64_t share = shape.height * shape.width, column = far % R % across;
+    const int64_t band = far / R * images.stride(0) + far % R / across * shape.height * shape.row;
+    const Array image = array_of(images);
+    for (int64_t c = 0; c < shape.channels; c++) {
+      const char* from = static_cast<const char*>(image.data) + (band + c * shape.plane + column * share) * bytes_of(image.kind);
+      for (int64_t b = 0; b < share * bytes_of(image.kind); b += 64) __builtin_prefetch(from + b);
+    }
   }
 
   template <class T>
   void target(int64_t i, T* out) const {
-    prefetch(i + 1);
     token_rows<T>().patch(array_of(images), corner(i), shape, out);
   }
 
@@ -99,6 +99,7 @@ void forward(const Problem& p, T* stats, const Tensor* dpred, T* loss, T* total)
     for (int64_t group = begin; group < end; group++)
       for (int64_t i = group * kRows; i < std::min(rows, (group + 1) * kRows); i++) {
         const double weight = p.weight(i);
+        p.prefetch(i);
         Scaling<T> scaling{T(0), T(1)};
         if (weight != 0.0) {
           p.target(i, target.data());
@@ -121,6 +122,7 @@ void backward(const Problem& p, const T* stats, T grad, T total, const Tensor& d
     std::vector<T> target(p.shape.entries());
     for (int64_t i = begin; i < end; i++) {
       const T size = p.size(i, grad, total);
+      p.prefetch(i);
       if (size != T(0)) p.target(i, target.data());
       p.gradient(i, size, target, p.normalize ? Scaling<T>{stats[2 * i], stats[2 * i + 1]} : Scaling<T>{T(0), T(1)}, dpred);
     }
