@@ -1,9 +1,9 @@
 """fastssl: fused kernels for self-supervised learning. Importing it compiles nothing and touches no GPU."""
 
-from . import functional, loss, methods, momentum, optim
+from . import functional, loss, masking, methods, momentum, optim
 from ._version import __version__
 from .functional import *  # noqa: F403
 from .functional import __all__ as _functions
 from .patch import patch
 
-__all__ = ["__version__", "functional", "loss", "methods", "momentum", "optim", "patch", *_functions]
+__all__ = ["__version__", "functional", "loss", "masking", "methods", "momentum", "optim", "patch", *_functions]
