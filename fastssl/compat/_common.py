@@ -9,11 +9,6 @@ from fastssl.ops._checks import check_number
 SHARE = "the share that is kept"  # these libraries have many names for it
 
 
-def check_whole(op: str, name: str, value, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{op}: {name} must be a whole number of at least {low}, got {value!r}")
-
-
 def check_share(op: str, name: str, value) -> None:
     check_number(op, name, value, 0.0)
     if value > 1:

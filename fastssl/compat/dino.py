@@ -5,9 +5,9 @@ import math
 import numpy as np
 from torch import nn
 
-from fastssl.ops._checks import check_number
+from fastssl.ops._checks import check_number, check_whole
 
-from ._common import average_parameters, check_whole
+from ._common import average_parameters
 
 
 def update_teacher(student: nn.Module, teacher: nn.Module, m: float) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fastssl.distributed import gather_rows, world_size
 from fastssl.loss.moco import moco_loss
-from fastssl.ops._checks import check_number
+from fastssl.ops._checks import check_number, check_whole
 from fastssl.ops.queue import queue_push_
 
-from ._common import average_parameters, check_share, check_whole, copy_parameters
+from ._common import average_parameters, check_share, copy_parameters
 
 _OP = "MoCo"
 

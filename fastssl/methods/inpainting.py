@@ -18,10 +18,8 @@ from ._vit import check_ratio, pasted
 
 def map_shape(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """(D, h, w) of ``backbone.forward_features`` for images of ``shape`` (C, H, W)."""
-    name, kind = (
-        "Inpainting: backbone must be a convolutional encoder with forward_features -> (N, D, h, w)",
-        type(backbone).__name__,
-    )
+    name = "Inpainting: backbone must be a convolutional encoder with forward_features -> (N, D, h, w)"
+    kind = type(backbone).__name__
     if not hasattr(backbone, "forward_features"):
         raise ValueError(f"{name}, got {kind} without forward_features")
     like = next(backbone.parameters(), torch.empty(0))

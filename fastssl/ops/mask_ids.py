@@ -5,8 +5,8 @@
 
 Keys are given noise (N, L), or 32 random bits of Philox4x32-10: word l mod 4 of the counter (l / 4, n, 0x6D61736B, 0) under the
 seed. These are equal on every backend, and depend on the seed and the place in the batch alone. NaN counts as larger than
-all numbers, -0 as equal to 0. Bytes: 4 read, 20 written for each id. Counting takes L^2 comparisons a sample: 157 M for
-N = 4096, L = 196; beyond a thousand ids the CPU sorts by digits, beyond ``COUNTED`` a GPU takes torch's own stable sort.
+all numbers, -0 as equal to 0. Bytes: 4 read, 20 written for each id. The CPU sorts by digits; a GPU
+counts, L^2 comparisons a sample (157 M for N = 4096, L = 196), and beyond ``COUNTED`` ids takes torch's own stable sort.
 """
 
 from typing import NamedTuple

@@ -11,6 +11,8 @@ backward besides images, pred and mask: mean and 1 / sqrt(var + eps) of each pat
 2 r M read and M written, and the gradient is kept.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -100,7 +102,8 @@ def masked_patch_loss(
     Args:
         images: (N, C, H, W) float32, bfloat16, float16 or float64; a constant: asking for its gradient is refused.
         pred: (N, L, P), P = C p q, L = H W / (p q); with ``ids`` (N, K, P), rows of the named patches only.
-        mask: (N, L) bool or float, the weight of each patch: 1 = removed, 0 = visible. None with ``ids``: those patches, weight 1.
+        mask: (N, L) bool or float, the weight of each patch: 1 = removed, 0 = visible; finite and at least 0, which is looked at
+            on a CPU alone. None with ``ids``: those patches, weight 1.
         patch_size: p = q, or (p, q); H and W are multiples.
         norm_pix_loss: targets are normalised patch by patch.
         layout: order of a patch's entries: "pqc" as in MAE, transformers and lightly, "cpq" as in the weights of a convolution.
@@ -158,6 +161,11 @@ def _check_mask(op: str, mask, images: Tensor, shape: tuple[int, int], empty: st
         raise ValueError(f"{op}: mask must have shape {shape}, one for each patch, got {tuple(mask.shape)}")
     check_device(op, "mask", mask, "images", images)
     mask = mask.detach().float().contiguous()
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and empty == "error" and not mask.any():
+    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return mask
+    low, high = (t.item() for t in mask.aminmax())
+    if not (low >= 0 and high < math.inf):
+        raise ValueError(f"{op}: mask must hold weights that are at least 0 and finite, got {low if not low >= 0 else high}")
+    if high == 0 and empty == "error":
         raise ValueError(f'{op}: mask must have at least one removed patch (1), got none; empty="zero" gives a loss of 0')
     return mask

@@ -138,18 +138,6 @@ def _pair_bytes(shape, itemsize) -> float:
     return 2 * 2 * shape[0] * shape[1] * itemsize
 
 
-def _lse_case(name, inputs, wrap, flops) -> OpCase:
-    return OpCase(
-        name,
-        inputs,
-        wrap(functional.similarity_lse),
-        wrap(eager_lse),
-        flops=lambda s: flops * 2 * s[0] * s[1] * s[2],
-        bytes=lambda s, itemsize: 2 * (s[0] + s[1]) * s[2] * itemsize,
-        shapes=((1, 1, 1), (5, 3, 2), (64, 64, 32), (70, 70, 24), (130, 257, 33), (300, 100, 130)),
-    )
-
-
 def _sides_inputs(shape, dtype=torch.float32, device="cpu", seed=0):
     inputs = _two_sided_inputs(shape, dtype, device, seed)
     return {"x": inputs["x"], "y": inputs["y"], "scale": inputs["scale"]}
