@@ -67,7 +67,7 @@ def _why(key: str, owner: str) -> str:
     if key == "CPU" and owner == "reference":
         return f"no C++: {why_not_cpp or 'the op has no C++ kernel'}"
     if key == "CUDA" and owner == "reference":
-        return f"no CUDA C++: {why_not_cuda}; no Triton: {why_not_triton or 'no kernel for it'}"
+        return f"no CUDA C++: {why_not_cuda or 'no kernel for it'}; no Triton: {why_not_triton or 'no kernel for it'}"
     return "no CUDA C++ kernel for it" if owner == "Triton" else ""
 
 

@@ -3,40 +3,40 @@
 python tests/triton_compile.py fwd|one_pass|cross|bwd|other [--all]      --all: every variant of every configuration, minutes
 """
 
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastssl.kernels import normalize, similarity, similarity_chunked, similarity_cross, similarity_merge
+from fastssl.kernels import normalize, similarity, similarity_chunked, similarity_cross, similarity_facts, similarity_merge
 from fastssl.kernels.similarity_config import ALL_CONFIGS, pick_config
+from fastssl.testing.compile import SHARED_KIB, resources
 
-OBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-SHARED_KIB = {80: 163, 90: 227, 100: 227, 120: 99}
 TARGET = {80: 80, 90: 90, 100: 100, 0: 120}  # family -> the architecture that stands for it
 MATRIX = {80: ("mma.sync",), 90: ("wgmma",), 100: ("tcgen05.mma", "mma.sync"), 120: ("mma.sync",)}
 TYPES = {"16-bit": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
 
-# The heaviest variants: what a pointer of None leaves out costs less. "plain" is the one that NT-Xent trains with.
-# "transposed" is a queue stored (D, M), "rank" counts, and "cross" is a backward of rows and columns, each with terms of its own.
-FWD = {"plain": ("bias", "factor", "sum", "threshold", "rank"), "heavy": ("threshold", "rank")}
-FWD |= {"transposed": FWD["plain"], "rank": ("bias", "factor", "sum"), "heavy rank transposed": ()}
-CROSS = {"plain": ("factor", "row_sum", "threshold", "rank"), "heavy rank transposed": ()}
+# The heaviest variants: what a pointer of None leaves out costs less. "plain" is the one that NT-Xent trains with, int32 ids and
+# facts of the columns; the others have int64 ids. "small" is a problem too small for facts, "bare" one without ids too (which no
+# loss asks of cross), "transposed" is a queue stored (D, M), "rank" counts.
+FWD = {"plain": ("bias", "factor", "sum", "threshold", "rank"), "heavy": ("threshold", "rank", "norm")}
+FACTS = ("range", "norm")
+FWD |= {"transposed": FWD["plain"], "rank": ("bias", "factor", "sum", *FACTS), "heavy rank transposed": FACTS}
+FWD |= {"small": (*FWD["plain"], *FACTS), "bare": (*FWD["plain"], *FACTS, "x_id", "y_id")}
+CROSS = {"plain": ("factor", "row_sum", "threshold", "rank"), "heavy rank transposed": FACTS}
 BWD = {"plain": ("bias", "factor", "dbias"), "heavy": (), "stream": ("l_a", "w_a", "v_a"), "own": ("dbias", "l_b", "w_b", "v_b")}
 VARIANTS = {"fwd": FWD, "one_pass": FWD, "cross": CROSS, "bwd": BWD}
+LEAN = ("plain", "bare", "transposed", "stream", "own")
 # Compiled for the configurations of these families and arithmetics; everything else only with --all.
 HOPPER = (90,), tuple(TYPES)
 SOME = {"stream": HOPPER, "own": HOPPER, "transposed": ((90,), ("16-bit",)), "rank": ((90,), ("16-bit",))}
+SOME |= dict.fromkeys(("small", "bare"), ((90,), ("16-bit",)))
 SOME |= {"heavy rank transposed": ((80, 90, 100), ("16-bit", "tf32"))}
 
 
-def compile_one(kernel, pointers: dict, numbers: dict, constants: dict, target: int, warps: int, stages: int):
+def compile_one(kernel, pointers: dict, numbers: dict, constants: dict, target: int, warps: int, stages: int, registers=None):
     """pointers: name -> type or None; numbers: name -> (type, divisible by 16). Returns the compiled kernel."""
     signature, constexprs, attributes = {}, dict(constants), {}
     for index, name in enumerate(kernel.arg_names):
@@ -51,17 +51,8 @@ def compile_one(kernel, pointers: dict, numbers: dict, constants: dict, target: 
         else:
             signature[name], attributes[(index,)] = pointers[name], [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps, "num_stages": stages})
-
-
-def resources(compiled) -> tuple[int, int]:
-    """(registers, bytes of stack and local memory) of a thread."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        text = subprocess.run([OBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text).groups())
-    return registers, stack + local
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
 def verdict(name: str, compiled, target: int, matrix: bool | None) -> bool:
@@ -79,24 +70,25 @@ def verdict(name: str, compiled, target: int, matrix: bool | None) -> bool:
 
 
 def _forward_pointers(kernel: str, data: str) -> dict:
-    pointers = dict.fromkeys(("x_ptr", "y_ptr"), data) | dict.fromkeys(("x_id_ptr", "y_id_ptr"), "*i64") | {"rank_ptr": "*i32"}
-    reals = ("threshold", "factor")
+    pointers = dict.fromkeys(("x_ptr", "y_ptr"), data) | {"rank_ptr": "*i32", "range_ptr": "*i64"}
+    reals = ("threshold", "factor", "norm")
     reals += ("row", "row_sum", "column", "column_sum") if kernel == "cross" else ("bias", "lse", "sum", "mean")
     pointers |= {f"{name}_ptr": "*fp32" for name in reals}
     return pointers | ({"mean_ptr": None} if kernel == "fwd" else {})
 
 
 def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: int, config, even: bool, ones: bool = False) -> bool:
-    """``ones``: one row, one column, D = 1, which Triton compiles in as constants."""
+    """``ones``: D = 1 and strides of 1, which Triton compiles in as constants."""
     data, target = TYPES[arithmetic], TARGET[family]
-    numbers = dict.fromkeys(("N", "M", "NA", "NB"), ("i32", "transposed" in variant)) | {"scale": ("fp32", False)}
-    numbers |= dict.fromkeys(("D", "s_x", "s_y", "s_yd", "s_a", "s_b", "split_len", "group_len"), ("i32", True))
+    counts = dict.fromkeys(("N", "NA", "NB"), ("i32", False)) | dict.fromkeys(("split_len", "group_len"), ("i32", True))
+    numbers = dict.fromkeys(("D", "s_x", "s_y", "s_yd", "s_a", "s_b"), ("i32", True)) | {"scale": ("fp32", False)}
+    numbers["M"] = ("i32", "transposed" in variant)
     precision = "ieee" if arithmetic == "16-bit" else arithmetic
     constants = {"EVEN_D": True, "PRECISION": precision, "BM": config.block_m, "BN": config.block_n, "BD": width}
     if kernel == "bwd":
         function = similarity.similarity_bwd_kernel
         reals = ("l_a", "w_a", "v_a", "l_b", "w_b", "v_b", "stats", "factor", "dbias", "bias")
-        pointers = {f"{name}_ptr": "*fp32" for name in reals} | dict.fromkeys(("a_id_ptr", "b_id_ptr"), "*i64")
+        pointers = {f"{name}_ptr": "*fp32" for name in reals} | {"range_ptr": "*i64"}
         pointers |= dict.fromkeys(("a_ptr", "b_ptr", "out_ptr"), data)
         constants |= {"EVEN_B": even, "OWN": variant != "stream", "STREAM": variant != "own", "FINAL": True}
     else:
@@ -104,11 +96,14 @@ def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: in
         pointers = _forward_pointers(kernel, data)
         constants |= {"EVEN_M": even, "s_y" if "transposed" in variant else "s_yd": 1}
         constants |= {"EVEN_N": even} if kernel == "cross" else {}
+    pointers |= dict.fromkeys((f"{side}_id_ptr" for side in "xyab"), "*i32" if variant in LEAN else "*i64")
     pointers |= {f"{name}_ptr": None for name in VARIANTS[kernel][variant]}
     if ones:
-        constants |= {k: 1 for k in numbers if k in function.arg_names and k not in ("scale", "split_len", "group_len")}
+        constants |= {k: 1 for k in numbers if k in function.arg_names and k != "scale"}
         constants["EVEN_D"] = False
-    compiled = compile_one(function, pointers, numbers, constants, target, config.num_warps, config.num_stages)
+    compiled = compile_one(
+        function, pointers, numbers | counts, constants, target, config.num_warps, config.num_stages, config.max_registers
+    )
     name = f"{kernel} {arithmetic} {config.block_m}x{config.block_n}x{width} {variant}{'' if even else ' ragged'}"
     return verdict(name, compiled, target, arithmetic != "ieee")
 
@@ -116,15 +111,15 @@ def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: in
 def tile_cases(kernel: str, everything: bool) -> list[bool]:
     """Each configuration in its training variant and in its heaviest; the others as SOME says, unless ``everything``."""
     good = []
-    for name, family, arithmetic, width, plain in ALL_CONFIGS:
+    for name, family, arithmetic, width, _ in ALL_CONFIGS:
         if name != kernel:
             continue
         for variant in VARIANTS[kernel]:
-            counting = "rank" in variant and kernel != "cross"
+            asked = " lean" if variant in LEAN else " rank" if "rank" in variant else ""
             data = torch.float32 if arithmetic in ("tf32", "ieee") else torch.bfloat16
-            config = pick_config(f"{kernel} rank", TARGET[family], data, width, arithmetic) if counting else plain
+            config = pick_config(kernel + asked, TARGET[family], data, width, arithmetic)
             families, arithmetics = SOME.get(variant, ((family,), (arithmetic,)))
-            for even in (True, False) if everything else (variant == "plain",):
+            for even in (True, False) if everything else (variant in LEAN,):
                 if everything or (family in families and arithmetic in arithmetics):
                     good.append(tile_case(kernel, variant, family, arithmetic, width, config, even))
     return good
@@ -135,7 +130,7 @@ def small_cases() -> list[bool]:
     real, half, ids = "*fp32", "*bf16", "*i64"
     whole = lambda *names: dict.fromkeys(names, ("i32", False))  # noqa: E731
     number = lambda *names: dict.fromkeys(names, ("fp32", False))  # noqa: E731
-    merge, chunk = similarity_merge, similarity_chunked
+    merge, chunk, facts = similarity_merge, similarity_chunked, similarity_facts
     reals = lambda *names: {f"{name}_ptr": real for name in names}  # noqa: E731
     cases = [
         (
@@ -153,7 +148,7 @@ def small_cases() -> list[bool]:
         (
             chunk.chunk_rows_kernel,
             reals("s", "bias", "threshold", "factor", "top", "sum")
-            | {"x_id_ptr": ids, "y_id_ptr": ids, "p_ptr": half, "count_ptr": "*i32"},
+            | {"x_id_ptr": ids, "y_id_ptr": ids, "range_ptr": ids, "p_ptr": half, "count_ptr": "*i32"},
             whole("C") | number("scale"), {"BLOCK": 1024}, 4,
         ),
         (
@@ -167,6 +162,10 @@ def small_cases() -> list[bool]:
             whole("R", "C") | number("scale"), {"SYMMETRIC": True, "BM": 32, "BN": 128}, 4,
         ),
     ]  # fmt: skip
+    for width in (128, 256):
+        pointers = reals("norm") | {"y_ptr": half, "id_ptr": ids, "range_ptr": ids}
+        constants = {"EVEN_M": False, "EVEN_D": True, "BN": 128, "BD": width}
+        cases.append((facts.row_facts_kernel, pointers, whole("M", "D", "s_y", "s_yd"), constants, 8))
     for width in (128, 8192):
         bm, bd, warps = normalize.tile_shape(width)
         tile = {"BM": bm, "BD": bd}

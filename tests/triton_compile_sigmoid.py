@@ -27,7 +27,7 @@ def _pointers(data: str, absent: tuple[str, ...]) -> dict:
 
 
 def tile_case(variant: str, family: int, arithmetic: str, width: int, config, even: bool, ones: bool = False) -> bool:
-    """``ones``: one row, one column, D = 1, which Triton compiles in as constants."""
+    """``ones``: D = 1 and strides of 1, which Triton compiles in as constants."""
     numbers = dict.fromkeys(("NA", "NB"), ("i32", False)) | dict.fromkeys(("scale", "bias"), ("fp32", False))
     numbers |= dict.fromkeys(("D", "s_a", "s_b", "split_len"), ("i32", True))
     constants = {
@@ -36,21 +36,23 @@ def tile_case(variant: str, family: int, arithmetic: str, width: int, config, ev
     }  # fmt: skip
     pointers = _pointers(TYPES[arithmetic], VARIANTS[variant])
     if ones:
-        constants |= dict.fromkeys(("NA", "NB", "D", "s_a", "s_b"), 1) | {"EVEN_D": False}
+        constants |= dict.fromkeys(("D", "s_a", "s_b"), 1) | {"EVEN_D": False}
     target = TARGET[family]
     kernel = sigmoid_pair.sigmoid_pair_kernel
-    compiled = compile_one(kernel, pointers, numbers, constants, target, config.num_warps, config.num_stages)
+    compiled = compile_one(kernel, pointers, numbers, constants, target, config.num_warps, config.num_stages, config.max_registers)
     name = f"sigmoid {arithmetic} {config.block_m}x{config.block_n}x{width} {variant}{'' if even else ' ragged'}"
     return verdict(name, compiled, target, arithmetic != "ieee")
 
 
 def tile_cases(everything: bool) -> list[bool]:
-    """Every configuration with all gradients, plain and heavy; the lighter variants for sm_90 only, unless ``everything``."""
+    """Every configuration with all gradients, plain and heavy; the lighter variants for sm_90 only, unless ``everything``. A tile
+    is derived from the backward's, or measured for this kernel."""
     good = []
     for name, family, arithmetic, width, config in ALL_CONFIGS:
-        if name != "bwd":
+        if name not in ("bwd", "sigmoid"):
             continue
-        config = sigmoid_pair.tile_of(config, TARGET[family])
+        if name == "bwd":
+            config = sigmoid_pair.tile_of(config, TARGET[family])
         for variant in VARIANTS:
             for even in (True, False) if everything else (variant != "heavy",):
                 if everything or family == 90 or variant in ("plain", "heavy"):
@@ -67,13 +69,6 @@ def small_cases() -> list[bool]:
     cases = [
         (sigmoid_pair_chunked.sigmoid_chunk_kernel, chunk, numbers, {"SPAN": 4096, "BLOCK": 1024}, 4),
         (sigmoid_pair_terms.sums_kernel, rows, whole("K", "stride"), {"BLOCK": 4096}, 16),
-        (
-            sigmoid_pair_terms.id_ranges_kernel,
-            dict.fromkeys(("id_ptr", "range_ptr"), "*i64"),
-            whole("N"),
-            {"TILES": 16, "BN": 64},
-            4,
-        ),
     ]
     good = [tile_case("heavy", 90, "16-bit", 16, TileConfig(128, 64, 8, 3), False, True)]
     for kernel, pointers, kernel_numbers, constants, warps in cases:

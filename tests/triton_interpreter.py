@@ -21,6 +21,7 @@ from fastssl.kernels import similarity as kernels
 from fastssl.kernels import similarity_chunked as chunked
 from fastssl.kernels import similarity_cross as cross_kernels
 from fastssl.kernels.similarity_config import TileConfig
+from fastssl.kernels.similarity_facts import row_facts
 from fastssl.reference import normalize as normalize_reference
 from fastssl.reference import similarity as reference
 from fastssl.testing.cases import CASES
@@ -59,11 +60,12 @@ def poison(monkeypatch):
 
 @pytest.fixture
 def tiles(monkeypatch):
-    """Small tiles, so that small shapes have many; and a given number of splits."""
+    """Small tiles, so that small shapes have many; a given number of splits; with or without facts of the columns."""
 
-    def use(block_m=32, block_n=16, splits=None):
+    def use(block_m=32, block_n=16, splits=None, facts=True):
         for module in (kernels, cross_kernels):
             monkeypatch.setattr(module, "pick_config", lambda *args: TileConfig(block_m, block_n, 4, 2))
+            monkeypatch.setattr(module, "pays", lambda rows, columns: facts)
         if splits is not None:
 
             def pick(rows, columns, *_, block=block_n, parts=splits):
@@ -140,7 +142,7 @@ SHAPES = [(1, 1, 1), (1, 70, 3), (70, 1, 33), (33, 50, 16), (70, 45, 130), (5, 3
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("splits", [1, 3])
 def test_two_sided(tiles, shape, splits):
-    tiles(splits=splits)
+    tiles(splits=splits, facts=splits == 1)
     check(*make(*shape, ids="third", bias=True, factor=True))
 
 
@@ -148,7 +150,7 @@ def test_two_sided(tiles, shape, splits):
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("splits", [1, 2])
 def test_symmetric(tiles, shape, bias, splits):
-    tiles(splits=splits)
+    tiles(splits=splits, facts=splits == 1)
     n, d = shape
     check(*make(n, None, d, ids="pair", bias=bias, factor=True))
 
@@ -159,6 +161,42 @@ def test_symmetric(tiles, shape, bias, splits):
 def test_types_and_temperatures(tiles, dtype, m, scale):
     tiles(splits=2)
     check(*make(50, m, 24, dtype, ids="pair" if m is None else "third"), scale=scale)
+
+
+@pytest.mark.parametrize("ids", [None, "pair", "third"])
+@pytest.mark.parametrize("scale", [10.0, -10.0, 60.0])
+def test_facts_of_the_columns_change_nothing(tiles, scale, ids):
+    """Logits below the bound take no maximum, tiles far from the diagonal no ids; above the bound, and with ids everywhere, all."""
+    args, g = make(70, None, 16, ids=ids)
+    with_facts, without = [], []
+    for found, facts in ((with_facts, True), (without, False)):
+        tiles(splits=2, facts=facts)
+        found += check(args, g, scale, large_logits=scale == 60.0).values()
+    for ours, other in zip(with_facts, without, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_row_facts(dtype, transposed):
+    y = torch.randn(21, 37, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = y.T.contiguous().T if transposed else y
+    ids = torch.tensor([5, -7, 1 << 40, 3] + [9] * 17)
+    ranges, norm = row_facts(y, ids, 4, True)
+    blocks = [slice(start, start + 4) for start in range(0, 21, 4)]
+    assert ranges.tolist() == [[int(ids[b].min()), int(ids[b].max())] for b in blocks]
+    torch.testing.assert_close(norm, torch.stack([y[b].float().norm(dim=1).max() for b in blocks]))
+    assert row_facts(y, ids.int(), 4, False)[1] is None and row_facts(y, None, 4, True)[0] is None
+    assert row_facts(y, torch.arange(21, dtype=torch.int32), 16, False)[0].tolist() == [[0, 15], [16, 20]]
+
+
+def test_a_long_row_is_no_small_logit(tiles):
+    """One column of length 1,000 in the last tile: 2^s of its logits would be infinite."""
+    tiles()
+    args, g = make(40, 50, 16, ids="third")
+    args["y"][-1] *= 1000.0
+    found = check(args, g, 10.0, large_logits=True)
+    assert all(t.isfinite().all() for t in found.values())
 
 
 @pytest.mark.parametrize("m", [None, 40], ids=["symmetric", "two-sided"])

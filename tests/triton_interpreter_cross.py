@@ -16,11 +16,15 @@ ALL = (True, True, True)
 NAMES = ("dx", "dy", "dscale")
 
 
-def cross(n, m, d, dtype=F32, **kwargs):
-    """The arguments of the forward but for the scale, and upstream gradients g (n,), h (m,)."""
+def cross(n, m, d, dtype=F32, counted=True, **kwargs):
+    """The arguments of the forward but for the scale, and upstream gradients g (n,), h (m,); ``counted``: with a threshold."""
     args, g = make(n, m, d, dtype, **kwargs)
     args.pop("y_bias")
-    return args | {"threshold": random_threshold(n)}, g, torch.rand(m, generator=torch.Generator().manual_seed(9)) + 0.1
+    return (
+        args | {"threshold": random_threshold(n) if counted else None},
+        g,
+        torch.rand(m, generator=torch.Generator().manual_seed(9)) + 0.1,
+    )
 
 
 def call(module, args, g, h, scale, need=ALL) -> dict[str, Tensor]:
@@ -50,14 +54,15 @@ def check(args, g, h, scale=10.0, need=ALL, large_logits=False) -> dict[str, Ten
 @pytest.mark.parametrize("splits", [1, 3])
 def test_shapes(tiles, shape, ids, splits):  # noqa: F811
     tiles(splits=splits)
-    check(*cross(*shape, ids=ids, factor=True))
+    check(*cross(*shape, ids=ids, factor=True, counted=splits == 1))
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("scale", [100.0, -20.0, 0.0])
 def test_types_and_temperatures(tiles, dtype, scale):  # noqa: F811
-    tiles(splits=2)
-    check(*cross(70, 49, 24, dtype, ids="third"), scale=scale)
+    for counted in (True, False):
+        tiles(splits=2, facts=not counted)
+        check(*cross(70, 49, 24, dtype, ids="third", counted=counted), scale=scale)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)

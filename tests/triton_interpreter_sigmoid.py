@@ -256,12 +256,6 @@ def test_float64_falls_back_to_the_reference():
     assert all(torch.equal(a, b) for a, b in zip(ours, want, strict=True))
 
 
-def test_ranges_of_ids():
-    ids = torch.tensor([5, -7, 1 << 40, 3, 3, 9, 8], dtype=torch.int64)
-    assert terms.id_ranges(ids, 2).tolist() == [[-7, 5], [3, 1 << 40], [3, 9], [8, 8]]
-    assert terms.id_ranges(torch.arange(3000, dtype=torch.int32), 64).tolist()[-1] == [2944, 2999]
-
-
 def test_sums_are_long():
     """16,384 rows: the sum keeps float32's accuracy whatever the order."""
     rows = torch.rand(3, 20000, generator=torch.Generator().manual_seed(0))

@@ -32,7 +32,6 @@ from .sigmoid_pair_terms import (
     Logits,
     Pair,
     float16_stats,
-    id_ranges,
     join,
     load_gain,
     load_sum,
@@ -41,9 +40,11 @@ from .sigmoid_pair_terms import (
     sigmoid_terms,
     sums,
 )
-from .similarity import _dense, _load_rows, _precision, _rows
-from .similarity_config import TileConfig, device_facts, pick_config, pick_splits, tile_fits
+from .similarity import _dense, _precision, _rows
+from .similarity_config import TileConfig, device_facts, pick_config, pick_splits, tile_fits, tuned_config
+from .similarity_facts import row_facts
 from .similarity_merge import INF, finish, load_scale
+from .similarity_tiles import load_rows, may_hold
 
 
 @triton.jit
@@ -78,20 +79,12 @@ def _far_tile(u, weight_a, LOSS: tl.constexpr):
 
 
 @triton.jit
-def _is_near(range_ptr, start, lowest, highest, NB, EVEN_B: tl.constexpr, BN: tl.constexpr):
-    """Whether the columns from start on may hold an id between lowest and highest, or reach past NB."""
-    at = range_ptr + start // BN * 2
-    near = (tl.load(at) <= highest) & (tl.load(at + 1) >= lowest)
-    return near if EVEN_B else near | (start + BN > NB)
-
-
-@triton.jit
 def _store_row(ptr, at, value, inside):
     if ptr is not None:
         tl.store(ptr + at, value, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NA", "NB"])
 def sigmoid_pair_kernel(
     a_ptr, b_ptr, a_id_ptr, b_id_ptr, a_weight_ptr, b_weight_ptr, range_ptr, factor_ptr, term_ptr, stats_ptr,
     out_ptr, loss_ptr, sum_ptr, dot_ptr, NA, NB, D, s_a, s_b, scale, bias, split_len, FINAL: tl.constexpr,
@@ -107,7 +100,7 @@ def sigmoid_pair_kernel(
     scale = load_scale(scale, factor_ptr)
     bias = load_sum(bias, term_ptr)
     gain = load_gain(stats_ptr)
-    a = _load_rows(a_ptr, first, NA, D, s_a, BM, BD, False, EVEN_D)  # (BM, BD)
+    a = load_rows(a_ptr, first, NA, D, s_a, BM, BD, False, EVEN_D)  # (BM, BD)
     a_id = tl.load(a_id_ptr + tl.minimum(rows, NA - 1))
     lowest = tl.min(a_id, 0)
     highest = tl.max(a_id, 0)
@@ -122,10 +115,10 @@ def sigmoid_pair_kernel(
     lo = split * split_len
     for start in range(lo, tl.minimum(lo + split_len, NB), BN):
         cols = start + tl.arange(0, BN)
-        b = _load_rows(b_ptr, start, NB, D, s_b, BN, BD, EVEN_B, EVEN_D)  # (BN, BD)
+        b = load_rows(b_ptr, start, NB, D, s_b, BN, BD, EVEN_B, EVEN_D)  # (BN, BD)
         s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # (BM, BN)
         logits = s * scale + bias  # before the branch: Triton 3.6 cannot pipeline a product that only a branch reads
-        if _is_near(range_ptr, start, lowest, highest, NB, EVEN_B, BN):
+        if may_hold(range_ptr, start, lowest, highest, NB, EVEN_B, BN):
             w, loss = _near_tile(logits, a_id, cols, NB, b_id_ptr, weight_a, b_weight_ptr, LOSS, EVEN_B)
         else:
             w, loss = _far_tile(logits, weight_a, LOSS)
@@ -150,6 +143,7 @@ def sigmoid_pair_kernel(
 _INSTEAD = {
     (100, TileConfig(128, 32, 8, 2)): TileConfig(64, 64, 8, 2),
     (80, TileConfig(32, 16, 8, 2)): TileConfig(32, 16, 4, 2),
+    (90, TileConfig(128, 64, 8, 3)): TileConfig(64, 64, 4, 3, 2),  # two programs on a multiprocessor
     (90, TileConfig(32, 16, 8, 2)): TileConfig(32, 16, 8, 1),
     (100, TileConfig(32, 16, 8, 2)): TileConfig(32, 16, 4, 2),
     (0, TileConfig(32, 32, 4, 2)): TileConfig(64, 32, 8, 2),  # 16-bit, D = 256, and tf32
@@ -169,19 +163,20 @@ def _sweep(pair: Pair, logits: Logits, out: Tensor | None, loss: Tensor | None, 
     (na, d), nb = pair.a.shape, pair.b.shape[0]
     precision = _precision(pair.a)
     facts = device_facts(pair.a.device)
-    config = tile_of(pick_config("bwd", facts.arch, pair.a.dtype, d, precision), facts.arch)
+    about = facts.arch, pair.a.dtype, d, precision
+    config = tuned_config("sigmoid", *about) or tile_of(pick_config("bwd", *about), facts.arch)
     splits, length = pick_splits(na, nb, config, facts.num_sms)
     new = {"dtype": torch.float32, "device": pair.a.device}
     rows = None if loss is None else torch.empty((3, triton.cdiv(splits * na, 16) * 16), **new)[:, : splits * na]
     wanted = [rows[k] if rows is not None and t is not None else None for k, t in enumerate((loss, dbias, dscale))]
     part = torch.empty((splits, na, d), **new) if out is not None and splits > 1 else out
-    ranges = id_ranges(pair.b_id, config.block_n)
+    ranges, _ = row_facts(pair.b, pair.b_id, config.block_n, False)
     bd = triton.next_power_of_2(max(d, 16))
     scale, factor, bias, term, stats = logits
     sigmoid_pair_kernel[(triton.cdiv(na, config.block_m), splits)](
         *pair, ranges, factor, term, stats, part, *wanted, na, nb, d, pair.a.stride(0), pair.b.stride(0), scale, bias, length,
         FINAL=splits == 1, EVEN_B=nb % config.block_n == 0, EVEN_D=d == bd, PRECISION=precision, BM=config.block_m,
-        BN=config.block_n, BD=bd, num_warps=config.num_warps, num_stages=config.num_stages,
+        BN=config.block_n, BD=bd, num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=config.max_registers,
     )  # fmt: skip
     if part is not out:
         finish(part, stats, scale, factor, out)

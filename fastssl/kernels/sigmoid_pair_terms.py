@@ -99,26 +99,6 @@ def sums_kernel(rows_ptr, loss_ptr, dbias_ptr, dscale_ptr, K, stride, BLOCK: tl.
         _sum(ptr, dscale_ptr, K, BLOCK)
 
 
-@triton.jit
-def id_ranges_kernel(id_ptr, range_ptr, N, TILES: tl.constexpr, BN: tl.constexpr):
-    """ids (N,) -> range (N / BN, 2): lowest and highest id of every BN. grid (N / BN / TILES,)"""
-    tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
-    at = tile[:, None].to(tl.int64) * BN + tl.arange(0, BN)[None, :]
-    ids = tl.load(id_ptr + tl.minimum(at, N - 1)).to(tl.int64)  # (TILES, BN)
-    inside = tile < tl.cdiv(N, BN)
-    tl.store(range_ptr + tile * 2, tl.min(ids, 1), mask=inside)
-    tl.store(range_ptr + tile * 2 + 1, tl.max(ids, 1), mask=inside)
-
-
-def id_ranges(ids: Tensor, length: int) -> Tensor:
-    """(N / length, 2) int64."""
-    count = triton.cdiv(ids.shape[0], length)
-    ranges = torch.empty((count, 2), dtype=torch.int64, device=ids.device)
-    tiles = max(1, 1024 // length)
-    id_ranges_kernel[(triton.cdiv(count, tiles),)](ids, ranges, ids.shape[0], tiles, length)
-    return ranges
-
-
 class Pair(NamedTuple):
     """The side that owns rows, and the one that is streamed."""
 

@@ -24,115 +24,88 @@ from fastssl.reference import similarity as reference
 from . import on_device
 from . import similarity_chunked as chunked
 from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, tile_fits
+from .similarity_facts import is_small, pays, row_facts, variant
 from .similarity_merge import INF, LOG2E, finish, load_scale, merge, new_rank, row_terms, to_lse
+from .similarity_tiles import (
+    count_above,
+    extent,
+    load_bias,
+    load_column,
+    load_ids,
+    load_rows,
+    load_threshold,
+    masked_dots,
+    masked_logits,
+    signed_unit,
+)
 
 
 @triton.jit
-def _signed_unit(scale):
-    """(sign, unit > 0) with sign * unit = log2(e) scale: the sign goes into the owned rows, exactly, so that a maximum of raw
-    dots is a maximum of logits; at scale 0 the rows become 0 and -inf * unit stays -inf."""
-    scale2 = scale * LOG2E
-    zero = tl.abs(scale2) < 1e-37
-    sign = tl.where(zero, 0.0, tl.where(scale2 < 0, -1.0, 1.0))
-    return sign, tl.where(zero, 1.0, tl.abs(scale2))
+def _online(s, top, total, acc, MEAN: tl.constexpr):
+    """p = 2^(s - maximum so far), and what was summed before under another maximum brought under this one."""
+    new = tl.maximum(top, tl.max(s, 1))
+    safe = tl.where(new == -INF, 0.0, new)
+    p = tl.exp2(s - safe[:, None])
+    fix = tl.exp2(top - safe)
+    if MEAN:
+        acc = acc * fix[:, None]
+    return p, new, total * fix + tl.sum(p, 1), acc
 
 
-@triton.jit
-def _load_rows(
-    ptr, first, count, D, stride, ROWS: tl.constexpr, BD: tl.constexpr, EVEN_ROWS: tl.constexpr, EVEN_D: tl.constexpr, dim_stride=1
-):  # fmt: skip
-    """(ROWS, BD) from row ``first`` on, zeros outside (count, D); the base is 64-bit, the offsets within a tile 32-bit."""
-    rows = tl.arange(0, ROWS)
-    dims = tl.arange(0, BD)
-    tile = ptr + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + dims[None, :] * dim_stride)
-    if EVEN_ROWS and EVEN_D:
-        return tl.load(tile)
-    elif EVEN_ROWS:
-        return tl.load(tile, mask=dims[None, :] < D, other=0.0)
-    elif EVEN_D:
-        return tl.load(tile, mask=first + rows[:, None] < count, other=0.0)
-    return tl.load(tile, mask=(first + rows[:, None] < count) & (dims[None, :] < D), other=0.0)
-
-
-@triton.jit
-def _dots(a, b, a_id, b_id_ptr, cols, count, EVEN: tl.constexpr, PRECISION: tl.constexpr):
-    """(BM, BN) raw dots; -inf at excluded columns and outside the matrix."""
-    s = tl.dot(a, tl.trans(b), input_precision=PRECISION)
-    if b_id_ptr is not None:
-        b_id = tl.load(b_id_ptr + cols, mask=cols < count, other=0)  # (BN,)
-        s = tl.where(a_id[:, None] == b_id[None, :], -INF, s)
-    if not EVEN:
-        s = tl.where(cols[None, :] < count, s, -INF)
-    return s
-
-
-@triton.jit
-def _load_ids(id_ptr, rows, count):
-    return tl.load(id_ptr + rows, mask=rows < count, other=0) if id_ptr is not None else rows
-
-
-@triton.jit
-def _load_bias(bias_ptr, rows, count):
-    """Base-2 bias of some rows of y, (rows,)."""
-    return tl.load(bias_ptr + rows, mask=rows < count, other=0.0).to(tl.float32) * LOG2E
-
-
-@triton.jit
-def _load_threshold(threshold_ptr, rows, count):
-    """(rows,) float32; without a threshold something that nobody reads."""
-    return tl.load(threshold_ptr + rows, mask=rows < count, other=INF).to(tl.float32) if threshold_ptr is not None else rows
-
-
-@triton.jit
-def _count_above(s, scale, threshold, bias_ptr, cols, count):
-    """(BM,) int32: logits |scale| s + bias above the row's threshold (BM,), in natural units; s (BM, BN) as ``_dots`` gives it."""
-    s = s * tl.abs(scale)  # -inf, or NaN at scale 0, where excluded: above nothing
-    if bias_ptr is not None:
-        s += tl.load(bias_ptr + cols, mask=cols < count, other=0.0).to(tl.float32)[None, :]
-    return tl.sum((s > threshold[:, None]).to(tl.int32), 1)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["N"])  # batches of any size share a compiled kernel; of M, wide loads from (D, M) depend
 def similarity_fwd_kernel(
-    x_ptr, y_ptr, x_id_ptr, y_id_ptr, bias_ptr, threshold_ptr, factor_ptr, lse_ptr, sum_ptr, mean_ptr, rank_ptr,
-    N, M, D, s_x, s_y, s_yd, scale, split_len,
+    x_ptr, y_ptr, x_id_ptr, y_id_ptr, range_ptr, norm_ptr, bias_ptr, threshold_ptr, factor_ptr,
+    lse_ptr, sum_ptr, mean_ptr, rank_ptr, N, M, D, s_x, s_y, s_yd, scale, split_len,
     EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """lse (N,), mean (N, D) where mean_ptr and rank (N,) where threshold_ptr is given; with sum_ptr, one split's partials
-    (maximum, sum, sum of 2^. y, count)."""
+    (maximum, sum, sum of 2^. y, count). Where norm_ptr proves the logits small, no maximum is taken."""
     first = tl.program_id(0) * BM
     split = tl.program_id(1)
     rows = first + tl.arange(0, BM)
     dims = tl.arange(0, BD)
     scale = load_scale(scale, factor_ptr)
-    sign, unit = _signed_unit(scale)
-    x = _load_rows(x_ptr, first, N, D, s_x, BM, BD, False, EVEN_D)  # (BM, BD)
-    x = (x * sign).to(x_ptr.dtype.element_ty)
-    x_id = _load_ids(x_id_ptr, rows, N)
+    RANK: tl.constexpr = threshold_ptr is not None
+    MEAN: tl.constexpr = mean_ptr is not None
+    x = load_rows(x_ptr, first, N, D, s_x, BM, BD, False, EVEN_D)  # (BM, BD)
+    if RANK:
+        sign, unit = signed_unit(scale)
+        x = (x * sign).to(x_ptr.dtype.element_ty)
+    x_id = load_ids(x_id_ptr, rows, N)
+    lowest, highest = extent(x_id, range_ptr)
     top = tl.full((BM,), -INF, tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, BD), tl.float32)
     rank = tl.zeros((BM,), tl.int32)
-    threshold = _load_threshold(threshold_ptr, rows, N)
+    threshold = load_threshold(threshold_ptr, rows, N)
     lo = split * split_len
-    for start in range(lo, tl.minimum(lo + split_len, M), BN):
+    hi = tl.minimum(lo + split_len, M)
+    BOUNDED: tl.constexpr = norm_ptr is not None
+    small = False
+    if BOUNDED:
+        small = is_small(x, norm_ptr, tl.cdiv(M, BN), scale)
+        top = tl.where(small, tl.zeros((BM,), tl.float32), top)
+    for start in range(lo, hi, BN):
         cols = start + tl.arange(0, BN)
-        y = _load_rows(y_ptr, start, M, D, s_y, BN, BD, EVEN_M, EVEN_D, s_yd)  # (BN, BD)
-        s = _dots(x, y, x_id, y_id_ptr, cols, M, EVEN_M, PRECISION)
-        if threshold_ptr is not None:
-            rank += _count_above(s, scale, threshold, bias_ptr, cols, M)
-        if bias_ptr is not None:
-            s = s * unit + _load_bias(bias_ptr, cols, M)[None, :]
-            new = tl.maximum(top, tl.max(s, 1))
+        y = load_rows(y_ptr, start, M, D, s_y, BN, BD, EVEN_M, EVEN_D, s_yd)  # (BN, BD)
+        if RANK:  # x has the sign: thresholds are met by raw dots, in natural units
+            dots = masked_dots(x, y, x_id, y_id_ptr, cols, M, EVEN_M, PRECISION)
+            rank += count_above(dots, scale, threshold, bias_ptr, cols, M)
+            s = dots * unit
         else:
-            new = tl.maximum(top, tl.max(s, 1) * unit)
-        safe = tl.where(new == -INF, 0.0, new)
-        p = tl.exp2(s - safe[:, None]) if bias_ptr is not None else tl.exp2(s * unit - safe[:, None])
-        fix = tl.exp2(top - safe)
-        total = total * fix + tl.sum(p, 1)
-        if mean_ptr is not None:
-            acc = tl.dot(p.to(y.dtype), y, acc * fix[:, None], input_precision=PRECISION)
-        top = new
+            s = masked_logits(x, y, x_id, lowest, highest, y_id_ptr, range_ptr, start, M, scale * LOG2E, 0.0, EVEN_M, PRECISION, BN)
+        if bias_ptr is not None:
+            s += load_bias(bias_ptr, cols, M)[None, :]
+        if BOUNDED:
+            if small:
+                p = tl.exp2(s)
+                total += tl.sum(p, 1)
+            else:
+                p, top, total, acc = _online(s, top, total, acc, MEAN)
+        else:
+            p, top, total, acc = _online(s, top, total, acc, MEAN)
+        if MEAN:
+            acc = tl.dot(p.to(y.dtype), y, acc, input_precision=PRECISION)
     inside = rows < N
     if sum_ptr is not None:
         at = split.to(tl.int64) * N + rows
@@ -150,7 +123,8 @@ def similarity_fwd_kernel(
 
 @triton.jit
 def _row_owner_sweep(
-    acc, total, a, a_id, l_a, w_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_b_ptr, w_b_ptr, lo, hi, NB, D, s_b, unit, centre,
+    acc, total, a, a_id, lowest, highest, l_a, w_a, bias_a, b_ptr, b_id_ptr, range_ptr, bias_ptr, l_b_ptr, w_b_ptr, lo, hi,
+    NB, D, s_b, scale2, centre,
     OWN: tl.constexpr, STREAM: tl.constexpr, NARROW: tl.constexpr, WEIGHTS_ONLY: tl.constexpr,
     EVEN_B: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -158,31 +132,40 @@ def _row_owner_sweep(
     w_b_ptr hold v, and l is not read."""
     for start in range(lo, hi, BN):
         cols = start + tl.arange(0, BN)
-        b = _load_rows(b_ptr, start, NB, D, s_b, BN, BD, EVEN_B, EVEN_D)  # (BN, BD)
-        s = _dots(a, b, a_id, b_id_ptr, cols, NB, EVEN_B, PRECISION) * unit
+        b = load_rows(b_ptr, start, NB, D, s_b, BN, BD, EVEN_B, EVEN_D)  # (BN, BD)
+        shift = centre
         if STREAM:
-            w_b = tl.load(w_b_ptr + cols, mask=cols < NB, other=0.0)  # (BN,)
+            w_b = load_column(w_b_ptr, cols, NB, 0.0, EVEN_B)  # (BN,)
+            if not NARROW:
+                l_b = load_column(l_b_ptr, cols, NB, INF, EVEN_B)  # (BN,)
+        if not NARROW and OWN != STREAM:
+            shift = l_a[:, None] if OWN else l_b[None, :]
+        s = masked_logits(a, b, a_id, lowest, highest, b_id_ptr, range_ptr, start, NB, scale2, shift, EVEN_B, PRECISION, BN)
         if NARROW:
-            w = tl.exp2(s - centre) * (w_a[:, None] + w_b[None, :])
+            w = tl.exp2(s) * (w_a[:, None] + w_b[None, :])
         else:
             if STREAM:
-                l_b = tl.load(l_b_ptr + cols, mask=cols < NB, other=INF)  # (BN,)
-                w = w_b[None, :] * tl.exp2(s + bias_a[:, None] - l_b[None, :])
+                from_b = s - l_b[None, :] if OWN else s
+                if bias_ptr is not None:
+                    from_b += bias_a[:, None]
+                w = w_b[None, :] * tl.exp2(from_b)
                 total += tl.sum(w, 1)
             if OWN:
+                from_a = s - l_a[:, None] if STREAM else s
                 if bias_ptr is not None:
-                    s += _load_bias(bias_ptr, cols, NB)[None, :]
-                own = w_a[:, None] * tl.exp2(s - l_a[:, None])
+                    from_a += load_bias(bias_ptr, cols, NB)[None, :]
+                own = w_a[:, None] * tl.exp2(from_a)
                 w = w + own if STREAM else own
         if not WEIGHTS_ONLY:
             acc = tl.dot(w.to(b.dtype), b, acc, input_precision=PRECISION)
     return acc, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NA", "NB"])
 def similarity_bwd_kernel(
-    a_ptr, b_ptr, a_id_ptr, b_id_ptr, bias_ptr, l_a_ptr, w_a_ptr, v_a_ptr, l_b_ptr, w_b_ptr, v_b_ptr, stats_ptr, factor_ptr,
-    out_ptr, dbias_ptr, NA, NB, D, s_a, s_b, scale, split_len, OWN: tl.constexpr, STREAM: tl.constexpr, FINAL: tl.constexpr,
+    a_ptr, b_ptr, a_id_ptr, b_id_ptr, range_ptr, bias_ptr, l_a_ptr, w_a_ptr, v_a_ptr, l_b_ptr, w_b_ptr, v_b_ptr, stats_ptr,
+    factor_ptr, out_ptr, dbias_ptr, NA, NB, D, s_a, s_b, scale, split_len,
+    OWN: tl.constexpr, STREAM: tl.constexpr, FINAL: tl.constexpr,
     EVEN_B: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """out (NA, D) and dbias (NA,) of the owned rows; unless FINAL, one split's sums before scale and 1 / gain. OWN reads l, w, v
@@ -197,11 +180,11 @@ def similarity_bwd_kernel(
     dims = tl.arange(0, BD)
     inside = rows < NA
     scale = load_scale(scale, factor_ptr)
-    sign, unit = _signed_unit(scale)
+    scale2 = scale * LOG2E
     ungain = tl.load(stats_ptr + 2)
-    a = _load_rows(a_ptr, first, NA, D, s_a, BM, BD, False, EVEN_D)  # (BM, BD)
-    a = (a * sign).to(a_ptr.dtype.element_ty)
-    a_id = _load_ids(a_id_ptr, rows, NA)
+    a = load_rows(a_ptr, first, NA, D, s_a, BM, BD, False, EVEN_D)  # (BM, BD)
+    a_id = load_ids(a_id_ptr, rows, NA)
+    lowest, highest = extent(a_id, range_ptr)
     acc = tl.zeros((BM, BD), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     l_a = total
@@ -211,7 +194,7 @@ def similarity_bwd_kernel(
         l_a = tl.load(l_a_ptr + rows, mask=inside, other=INF)  # (BM,)
         w_a = tl.load(w_a_ptr + rows, mask=inside, other=0.0)
     if STREAM and bias_ptr is not None:
-        bias_a = _load_bias(bias_ptr, rows, NA)
+        bias_a = load_bias(bias_ptr, rows, NA)
     lo = split * split_len
     hi = tl.minimum(lo + split_len, NB)
     WEIGHTS_ONLY: tl.constexpr = out_ptr is None
@@ -220,13 +203,13 @@ def similarity_bwd_kernel(
     if SHARED and narrow:
         v_a = tl.load(v_a_ptr + rows, mask=inside, other=0.0)  # (BM,)
         acc, total = _row_owner_sweep(
-            acc, total, a, a_id, l_a, v_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_b_ptr, v_b_ptr, lo, hi, NB, D, s_b, unit,
-            tl.load(stats_ptr), OWN, STREAM, SHARED, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
+            acc, total, a, a_id, lowest, highest, l_a, v_a, bias_a, b_ptr, b_id_ptr, range_ptr, bias_ptr, l_b_ptr, v_b_ptr, lo, hi,
+            NB, D, s_b, scale2, tl.load(stats_ptr), OWN, STREAM, SHARED, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
         )  # fmt: skip
     else:
         acc, total = _row_owner_sweep(
-            acc, total, a, a_id, l_a, w_a, bias_a, b_ptr, b_id_ptr, bias_ptr, l_b_ptr, w_b_ptr, lo, hi, NB, D, s_b, unit,
-            0.0, OWN, STREAM, False, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
+            acc, total, a, a_id, lowest, highest, l_a, w_a, bias_a, b_ptr, b_id_ptr, range_ptr, bias_ptr, l_b_ptr, w_b_ptr, lo, hi,
+            NB, D, s_b, scale2, 0.0, OWN, STREAM, False, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
         )  # fmt: skip
     at = split.to(tl.int64) * NA + rows
     if dbias_ptr is not None:
@@ -261,7 +244,7 @@ def tile_options(width: int, config: TileConfig, precision: str) -> dict:
     bd = triton.next_power_of_2(max(width, 16))
     return {
         "EVEN_D": width == bd, "PRECISION": precision, "BM": config.block_m, "BN": config.block_n, "BD": bd,
-        "num_warps": config.num_warps, "num_stages": config.num_stages,
+        "num_warps": config.num_warps, "num_stages": config.num_stages, "maxnreg": config.max_registers,
     }  # fmt: skip
 
 
@@ -290,15 +273,18 @@ def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean
         with torch.autocast(x.device.type, enabled=False):
             chunked.forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, lse, mean, rank)
         return lse, mean, rank
-    kernel = ("one_pass" if want_mean else "fwd") + ("" if threshold is None else " rank")
+    facts = threshold is None and pays(n, m)
+    kernel = ("one_pass" if want_mean else "fwd") + variant(facts, y_id, y_bias, threshold)
     config, splits, length, options = _plan(kernel, n, m, x, precision)
     top, total, acc, count = lse, None, mean, rank
     if splits > 1:
         top, total = torch.empty((2, splits, n), **new)
         acc = torch.empty((splits, n, d), **new) if want_mean else None
         count = rank.new_empty((splits, n))
+    bounded = y_bias is None and not (want_mean and x.dtype == torch.float16)  # 2^60 is no float16
+    ranges, norm = row_facts(y, y_id, config.block_n, bounded) if facts else (None, None)
     similarity_fwd_kernel[(triton.cdiv(n, config.block_m), splits)](
-        x, y, x_id, y_id, y_bias, threshold, scale_factor, top, total, acc, None if threshold is None else count,
+        x, y, x_id, y_id, ranges, norm, y_bias, threshold, scale_factor, top, total, acc, None if threshold is None else count,
         n, m, d, x.stride(0), *y.stride(), scale, length, EVEN_M=m % config.block_n == 0, **options,
     )  # fmt: skip
     if splits > 1:
@@ -331,15 +317,17 @@ def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor,
     and ``stream`` (3, NB) are ``row_terms`` or None."""
     (na, d), nb = a.shape, b.shape[0]
     precision = _precision(a)
-    config, splits, length, options = _plan("bwd", na, nb, a, precision)
+    facts = pays(na, nb)
+    config, splits, length, options = _plan("bwd" + variant(facts, b_id, y_bias), na, nb, a, precision)
     new = {"dtype": torch.float32, "device": a.device}
     has_own, has_stream = own is not None, stream is not None
     final = splits == 1 and dots is None
     weighted = out is not None or dots is not None
     part = out if final else torch.empty((splits, na, d), **new) if weighted else None
     part_bias = dbias if final or dbias is None else torch.empty((splits, na, 1), **new)
+    ranges = row_facts(b, b_id, config.block_n, False)[0] if facts else None
     similarity_bwd_kernel[(triton.cdiv(na, config.block_m), splits)](
-        a, b, a_id, b_id, y_bias, *(own if has_own else _ABSENT), *(stream if has_stream else _ABSENT), stats, scale_factor,
+        a, b, a_id, b_id, ranges, y_bias, *(own if has_own else _ABSENT), *(stream if has_stream else _ABSENT), stats, scale_factor,
         part, part_bias, na, nb, d, a.stride(0), b.stride(0), scale, length, OWN=has_own, STREAM=has_stream, FINAL=final,
         EVEN_B=nb % config.block_n == 0, **options,
     )  # fmt: skip

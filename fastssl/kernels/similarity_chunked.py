@@ -15,7 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .similarity_config import chunk_shape
+from .similarity_facts import row_facts
 from .similarity_merge import INF, LOG2E, finish, load_scale, merge, row_terms
+from .similarity_tiles import may_hold
+
+BLOCK = 1024  # columns that a row's program reads at a time
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
@@ -34,19 +38,28 @@ def _cut(t: Tensor | None, piece: slice) -> Tensor | None:
 
 
 @triton.jit
-def _row_logits(s_row_ptr, cols, C, row_id, y_id_ptr, bias_ptr, scale, UNIT: tl.constexpr):
-    """scale s + UNIT bias at some columns of one row; -inf where excluded or outside."""
+def _row_logits(s_row_ptr, cols, C, row_id, y_id_ptr, near, bias_ptr, scale, UNIT: tl.constexpr):
+    """scale s + UNIT bias at some columns of one row; -inf where excluded, if any is ``near``, or outside."""
     s = tl.load(s_row_ptr + cols, mask=cols < C, other=0.0) * scale
     if bias_ptr is not None:
         s += tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32) * UNIT
-    if y_id_ptr is not None:
+    if y_id_ptr is not None and near:
         s = tl.where(tl.load(y_id_ptr + cols, mask=cols < C, other=0) == row_id, -INF, s)
     return tl.where(cols < C, s, -INF)
 
 
 @triton.jit
+def _near(range_ptr, start, row_id, BLOCK: tl.constexpr):
+    """Whether the columns from ``start`` on may hold the row's id."""
+    near = True
+    if range_ptr is not None:
+        near = may_hold(range_ptr, start, row_id, row_id, 0, True, BLOCK)
+    return near
+
+
+@triton.jit
 def chunk_rows_kernel(
-    s_ptr, x_id_ptr, y_id_ptr, bias_ptr, threshold_ptr, factor_ptr, top_ptr, sum_ptr, p_ptr, count_ptr, C, scale,
+    s_ptr, x_id_ptr, y_id_ptr, range_ptr, bias_ptr, threshold_ptr, factor_ptr, top_ptr, sum_ptr, p_ptr, count_ptr, C, scale,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Row program_id of S (R, C) -> its maximum and sum of 2^(s2 - maximum); with p_ptr also P (R, C), with threshold_ptr the
@@ -60,13 +73,14 @@ def chunk_rows_kernel(
     count = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, C, BLOCK):
         cols = start + tl.arange(0, BLOCK)
-        s = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, bias_ptr, scale * LOG2E, LOG2E)  # (BLOCK,)
+        near = _near(range_ptr, start, row_id, BLOCK)
+        s = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, near, bias_ptr, scale * LOG2E, LOG2E)  # (BLOCK,)
         new = tl.maximum(top, s)
         safe = tl.where(new == -INF, 0.0, new)
         total = total * tl.exp2(top - safe) + tl.exp2(s - safe)
         top = new
         if threshold_ptr is not None:
-            natural = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, bias_ptr, scale, 1.0)
+            natural = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, near, bias_ptr, scale, 1.0)
             count += (natural > threshold).to(tl.int32)
     best = tl.max(top, 0)
     safe_best = tl.where(best == -INF, 0.0, best)
@@ -77,7 +91,8 @@ def chunk_rows_kernel(
     if p_ptr is not None:
         for start in range(0, C, BLOCK):
             cols = start + tl.arange(0, BLOCK)
-            s = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, bias_ptr, scale * LOG2E, LOG2E)
+            near = _near(range_ptr, start, row_id, BLOCK)
+            s = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, near, bias_ptr, scale * LOG2E, LOG2E)
             tl.store(p_ptr + row * C + cols, tl.exp2(s - safe_best).to(p_ptr.dtype.element_ty), mask=cols < C)
 
 
@@ -156,12 +171,18 @@ def _walk(x: Tensor, y: Tensor):
     return ((rows, columns) for rows in _pieces(x.shape[0], chunk_r))
 
 
-def _rows_of_chunk(s, rows, cols, ids, bias, threshold, scale, factor, partials, k, p=None) -> None:
+def _ranges(y: Tensor, y_id: Tensor | None) -> Tensor | None:
+    """(M / BLOCK, 2): lowest and highest id of the blocks that ``chunk_rows_kernel`` reads; chunks begin with one."""
+    return None if y_id is None else row_facts(y, y_id, BLOCK, False)[0]
+
+
+def _rows_of_chunk(s, rows, cols, ids, ranges, bias, threshold, scale, factor, partials, k, p=None) -> None:
     """Partial k of top, total and count (chunks, R) of one chunk s (R, C), and p (R, C)."""
     top, total, count = partials
+    near = None if ranges is None or cols.start % BLOCK else ranges[cols.start // BLOCK :]
     chunk_rows_kernel[(s.shape[0],)](
-        s, _cut(ids[0], rows), _cut(ids[1], cols), _cut(bias, cols), _cut(threshold, rows), factor,
-        top[k], total[k], p, None if count is None else count[k], s.shape[1], scale, 1024,
+        s, _cut(ids[0], rows), _cut(ids[1], cols), near, _cut(bias, cols), _cut(threshold, rows), factor,
+        top[k], total[k], p, None if count is None else count[k], s.shape[1], scale, BLOCK,
     )  # fmt: skip
 
 
@@ -172,6 +193,7 @@ def _new_partials(chunks: int, rows: int, threshold: Tensor | None, device) -> t
 
 def forward(x, y, scale, factor, x_id, y_id, bias, threshold, lse, mean, rank) -> None:
     """Fills lse (N,), mean (N, D) where given and, with a threshold, rank (N,); x (N, D), y (M, D)."""
+    ranges = _ranges(y, y_id)
     for rows, columns in _walk(x, y):
         count = rows.stop - rows.start
         partials = _new_partials(len(columns), count, threshold, x.device)
@@ -179,7 +201,7 @@ def forward(x, y, scale, factor, x_id, y_id, bias, threshold, lse, mean, rank) -
         for k, cols in enumerate(columns):
             s = _mm(x[rows], y[cols].t())  # (R, C)
             p = None if mean is None else torch.empty(s.shape, dtype=x.dtype, device=x.device)
-            _rows_of_chunk(s, rows, cols, (x_id, y_id), bias, threshold, scale, factor, partials, k, p)
+            _rows_of_chunk(s, rows, cols, (x_id, y_id), ranges, bias, threshold, scale, factor, partials, k, p)
             if mean is not None:
                 acc[k] = _mm(p, y[cols])
         top, total, count = partials
@@ -191,13 +213,13 @@ PIECES = 4  # of the rows of a chunk: 4 x 64 programs sweep the columns of 2,048
 
 def cross_forward(x, y, scale, factor, x_id, y_id, threshold, row, column, rank) -> None:
     """Fills row (N,), column (M,) and, with a threshold, rank (N,); each chunk is read twice out of L2."""
-    m = y.shape[0]
+    m, ranges = y.shape[0], _ranges(y, y_id)
     column_top, column_sum = torch.empty((2, PIECES, m), dtype=torch.float32, device=x.device)
     for rows, columns in _walk(x, y):
         partials = _new_partials(len(columns), rows.stop - rows.start, threshold, x.device)
         for k, cols in enumerate(columns):
             s = _mm(x[rows], y[cols].t())  # (R, C)
-            _rows_of_chunk(s, rows, cols, (x_id, y_id), None, threshold, scale, factor, partials, k)
+            _rows_of_chunk(s, rows, cols, (x_id, y_id), ranges, None, threshold, scale, factor, partials, k)
             chunk_columns_kernel[(triton.cdiv(s.shape[1], 64), PIECES)](
                 s, _cut(x_id, rows), _cut(y_id, cols), factor, column_top[:, cols], column_sum[:, cols], *s.shape, m,
                 rows.start, scale, 16, 64,
@@ -210,13 +232,13 @@ def cross_forward(x, y, scale, factor, x_id, y_id, threshold, row, column, rank)
 def _chunk_weights(s, rows, cols, own, other, row_bias, scale, factor, x_id, y_id, bias, want_w, dtype, dbias):
     """W (R, C) of one chunk, or None; adds its column sums to dbias (M,), where one is given."""
     w = torch.empty(s.shape, dtype=dtype, device=s.device) if want_w else None
-    bm, bn = 32, 128  # 4,096 elements: 32 a thread
+    bm, bn = 32, 128  # 4,096 elements: 16 a thread; 4 warps spill 24 bytes
     grid = (triton.cdiv(s.shape[1], bn), triton.cdiv(s.shape[0], bm))
     sums = None if dbias is None else torch.empty((grid[1], s.shape[1]), dtype=torch.float32, device=s.device)
     both = other is not None
     chunk_weights_kernel[grid](
         s, w, _cut(x_id, rows), _cut(y_id, cols), _cut(bias, cols), _cut(row_bias, rows), factor,
-        *own[:2, rows], *(other[:2, cols] if both else (None, None)), sums, *s.shape, scale, both, bm, bn,
+        *own[:2, rows], *(other[:2, cols] if both else (None, None)), sums, *s.shape, scale, both, bm, bn, num_warps=8,
     )  # fmt: skip
     if dbias is not None:
         dbias[cols] += sums.sum(0)

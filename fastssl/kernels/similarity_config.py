@@ -1,11 +1,14 @@
-"""Tiles, splits and chunks of ``similarity_lse`` as pure functions of shape, dtype and device. Nothing here is timed: the tables
-hold what compiles without spilling (tests/test_triton_compile.py proves it), chosen by arithmetic, to be tuned on a GPU.
+"""Tiles, splits and chunks of ``similarity_lse`` as pure functions of shape, dtype and device. Nothing here is timed: the table
+holds what compiles without spilling (tests/test_triton_compile.py proves it), chosen by arithmetic. Tiles that ``benchmarks.tune``
+measured on an architecture stand in ``tuned`` and come first.
 """
 
 import functools
 from dataclasses import dataclass
 
 import torch
+
+from . import tuned
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,12 @@ class TileConfig:
     block_n: int  # columns it streams at a time
     num_warps: int
     num_stages: int
+    programs: int = 1  # on a multiprocessor at once: the registers of a thread are capped so that they fit
+
+    @property
+    def max_registers(self) -> int | None:
+        most = 65536 // (32 * self.num_warps * self.programs) // 8 * 8
+        return most if self.programs > 1 and most < 255 else None  # no thread has more than 255
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,10 @@ _HALVES, _TF32, _IEEE = "16-bit", "tf32", "ieee"
 _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     # forward: no accumulator, so S takes 128 x 128; three stages hide the loads, 160 KiB at D = 256 with half the columns.
     ("fwd", 90, _HALVES, 128): TileConfig(128, 128, 8, 3),
+    ("fwd lean", 90, _HALVES, 128): TileConfig(128, 128, 8, 2, programs=2),
     ("fwd", 90, _HALVES, 256): TileConfig(128, 64, 8, 3),
-    ("fwd", 100, _HALVES, 128): TileConfig(128, 128, 8, 2),
+    ("fwd lean", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
+    ("fwd", 100, _HALVES, 128): TileConfig(128, 64, 8, 2),  # 128 columns spill 32 bytes
     ("fwd", 100, _HALVES, 256): TileConfig(128, 64, 8, 2),
     ("fwd", 80, _HALVES, 128): TileConfig(128, 64, 4, 3),  # 65 KiB: two programs on an SM
     ("fwd", 80, _HALVES, 256): TileConfig(64, 64, 4, 2),  # 128 rows with bias spill 8 bytes
@@ -47,15 +58,18 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     # in a thread, so that every column costs it a register: 64 columns spill up to 136 bytes.
     ("cross", 90, _HALVES, 128): TileConfig(128, 64, 4, 3),
     ("cross", 90, _HALVES, 256): TileConfig(128, 64, 8, 3),
+    ("cross lean", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
     ("cross", 100, _HALVES, 128): TileConfig(128, 32, 8, 2),
     ("cross", 100, _HALVES, 256): TileConfig(128, 32, 8, 2),
     ("cross", 80, _HALVES, 128): TileConfig(128, 32, 4, 3),
     ("cross", 80, _HALVES, 256): TileConfig(64, 64, 8, 2),
-    ("cross", 0, _HALVES, 128): TileConfig(64, 64, 4, 2),
+    ("cross", 0, _HALVES, 128): TileConfig(64, 64, 8, 2),
     ("cross", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
     # one-pass: acc and p live together; 128 columns spill 56 bytes with ids and bias.
     ("one_pass", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
     ("one_pass", 90, _HALVES, 256): TileConfig(128, 32, 8, 3),
+    ("one_pass lean", 90, _HALVES, 128): TileConfig(64, 64, 4, 3, programs=2),
+    ("one_pass lean", 90, _HALVES, 256): TileConfig(64, 32, 4, 2, programs=2),
     ("one_pass", 100, _HALVES, 128): TileConfig(128, 64, 8, 2),
     ("one_pass", 100, _HALVES, 256): TileConfig(64, 32, 8, 2),  # 64 columns spill 8 bytes, 128 rows 136
     ("one_pass", 80, _HALVES, 128): TileConfig(128, 64, 8, 2),
@@ -65,7 +79,9 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     # backward: acc, S and two loops (one exponential or two) in a kernel; 128 x 64 takes 204 to 246 registers on sm_90.
     ("bwd", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
     ("bwd", 90, _HALVES, 256): TileConfig(64, 64, 8, 2),
-    ("bwd", 100, _HALVES, 128): TileConfig(128, 64, 8, 2),
+    ("bwd lean", 90, _HALVES, 128): TileConfig(64, 64, 4, 3, programs=2),
+    ("bwd lean", 90, _HALVES, 256): TileConfig(64, 32, 4, 2, programs=2),
+    ("bwd", 100, _HALVES, 128): TileConfig(128, 32, 8, 2),  # 64 columns spill 8 bytes with ids and bias
     ("bwd", 100, _HALVES, 256): TileConfig(128, 32, 8, 2),
     ("bwd", 80, _HALVES, 128): TileConfig(128, 32, 8, 3),
     ("bwd", 80, _HALVES, 256): TileConfig(64, 32, 8, 2),
@@ -75,24 +91,40 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     **{("fwd", family, _TF32, 128): TileConfig(64, 64, 8, 2) for family in (80, 90, 100)},
     **{("one_pass", family, _TF32, 128): TileConfig(64, 32, 8, 2) for family in (80, 90)},
     **{("bwd", family, _TF32, 128): TileConfig(64, 32, 8, 2) for family in (80, 90)},
-    ("one_pass", 100, _TF32, 128): TileConfig(64, 32, 4, 2),  # 8 warps leave 8 bytes on the stack
+    ("one_pass", 100, _TF32, 128): TileConfig(64, 32, 4, 2),  # 8 warps leave 8 bytes on the stack, 4 where they count
+    ("one_pass rank", 100, _TF32, 128): TileConfig(64, 32, 8, 2),
     ("bwd", 100, _TF32, 128): TileConfig(64, 32, 4, 2),
     **{("cross", family, _TF32, 128): TileConfig(64, 64, 8, 2) for family in (80, 90)},
     ("cross", 100, _TF32, 128): TileConfig(64, 32, 8, 2),
     ("fwd", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
-    ("cross", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
+    ("cross", 0, _TF32, 128): TileConfig(32, 32, 8, 2),
     ("one_pass", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
     ("bwd", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
     # ieee: no matrix unit; Triton unrolls the whole product into registers, which 64 rows or 32 columns overflow by kilobytes.
     **{("fwd", family, _IEEE, 128): TileConfig(32, 32, 8, 2) for family in (80, 90, 100, 0)},
     **{("cross", family, _IEEE, 128): TileConfig(32, 32, 8, 2) for family in (80, 90, 100, 0)},
     **{("one_pass", family, _IEEE, 128): TileConfig(32, 16, 8, 2) for family in (80, 90, 100, 0)},
-    **{("bwd", family, _IEEE, 128): TileConfig(32, 16, 8, 2) for family in (80, 90, 100)},
+    ("bwd", 90, _IEEE, 128): TileConfig(32, 16, 8, 2),
+    **{("bwd", family, _IEEE, 128): TileConfig(32, 16, 4, 2) for family in (80, 100)},  # 8 warps leave 8 to 24 bytes
     ("bwd", 0, _IEEE, 128): TileConfig(16, 16, 4, 2),
 }
 
-#: every configuration that ``pick_config`` can return, with where it is used.
-ALL_CONFIGS = tuple((*key, config) for key, config in _TABLE.items())
+
+def _family(arch: int) -> int:
+    return 80 if arch == 80 else arch // 10 * 10 if arch // 10 in (9, 10) else 0
+
+
+def _tuned_configs() -> list[tuple[str, int, str, int, TileConfig]]:
+    tables = [(arch, tuned.table("similarity", arch)) for arch in tuned.architectures("similarity")]
+    return [
+        (kernel, _family(arch), arithmetic, width, TileConfig(*numbers))
+        for arch, table in tables
+        for (kernel, arithmetic, width), numbers in table.items()
+    ]
+
+
+#: every configuration that ``pick_config`` can return, with where it is used; the measured ones last.
+ALL_CONFIGS = (*((*key, config) for key, config in _TABLE.items()), *_tuned_configs())
 
 WIDEST = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 128}
 
@@ -111,21 +143,35 @@ def tile_fits(rows: int, columns: int, width: int, dtype: torch.dtype, precision
     return width <= WIDEST[dtype] and not slow
 
 
+def _use(dtype: torch.dtype, width: int, precision: str) -> tuple[str, int]:
+    """(arithmetic, widest D) of a key."""
+    return precision if dtype == torch.float32 else _HALVES, 128 if width <= 128 else 256
+
+
+@functools.lru_cache(maxsize=256)
+def tuned_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precision: str = _IEEE) -> TileConfig | None:
+    """The tile measured on this architecture, where one was; arguments as ``pick_config``, and kernel "sigmoid"."""
+    found = tuned.table("similarity", arch).get((kernel, *_use(dtype, width, precision)))
+    return found and TileConfig(*found)
+
+
 @functools.lru_cache(maxsize=256)
 def pick_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precision: str = _IEEE) -> TileConfig:
-    """kernel "fwd", "one_pass", the same with " rank", "cross" or "bwd"; arch the compute capability (90); precision matters for
-    float32 only."""
-    family = 80 if arch == 80 else arch // 10 * 10 if arch // 10 in (9, 10) else 0
-    arithmetic = precision if dtype == torch.float32 else _HALVES
-    use = (family, arithmetic, 128 if width <= 128 else 256)
-    return _TABLE.get((kernel, *use)) or _TABLE[kernel.removesuffix(" rank"), *use]
+    """kernel "fwd", "one_pass", "cross" or "bwd"; with " lean" where most tiles look at nothing but dots, with " rank" where logits
+    are counted; arch the compute capability (90); precision matters for float32 only. A measured tile comes before the table's,
+    one for the special case before the plain kernel's."""
+    key = _family(arch), *_use(dtype, width, precision)
+    for name in (kernel, kernel.partition(" ")[0]):
+        if found := tuned_config(name, arch, dtype, width, precision) or _TABLE.get((name, *key)):
+            return found
+    raise KeyError((kernel, *key))
 
 
 @functools.lru_cache(maxsize=1024)
 def pick_groups(rows: int, columns: int, config: TileConfig, num_sms: int) -> tuple[int, int, int, int]:
     """(groups, rows of each, splits, columns of each) of a sweep that keeps column partials (groups, columns): at most 32 groups,
     least time counted as in ``pick_splits``, then the fewest programs. 512 x 512: 4 x 4; 32,768 x 32,768: 64 x 2."""
-    slots = num_sms * max(1, 8 // config.num_warps)
+    slots = num_sms * max(config.programs, 8 // config.num_warps)
     blocks, tiles = -(-rows // config.block_m), -(-columns // config.block_n)
     best = None
     for high in {-(-blocks // wanted) for wanted in range(1, min(blocks, 32) + 1)}:
@@ -145,7 +191,7 @@ def pick_splits(rows: int, columns: int, config: TileConfig, num_sms: int) -> tu
     Time = waves of programs x (tiles of a split + 3 for writing and merging partials, where there are any). Registers allow
     8 warps on an SM at once. 256 rows x 65,536 columns: 64 splits fill 128 of 132 SMs; 65,536 rows: one.
     """
-    slots = num_sms * max(1, 8 // config.num_warps)
+    slots = num_sms * max(config.programs, 8 // config.num_warps)
     blocks, tiles = -(-rows // config.block_m), -(-columns // config.block_n)
     costs = {}
     for wanted in range(1, min(tiles, max(1, 8 * slots // blocks)) + 1):
@@ -157,11 +203,10 @@ def pick_splits(rows: int, columns: int, config: TileConfig, num_sms: int) -> tu
     return splits, costs[splits][1] * config.block_n
 
 
-def chunk_shape(rows: int, columns: int) -> tuple[int, int]:
+def chunk_shape(rows: int, columns: int, tall: int = 2048, most: int = 1 << 23) -> tuple[int, int]:
     """(R, C) of a chunk of S: 4 R C <= 32 MB, so that it stays in an L2 of 40 to 60 MB; up to 2,048 rows first, then as many
-    columns as fit, since each chunk adds (R + C) D float32 sums."""
-    most = 1 << 23
-    r = min(rows, 2048)
+    columns as fit, since each chunk adds (R + C) D float32 sums. ``tall`` rows and ``most`` logits are what the tuner varies."""
+    r = min(rows, tall)
     c = min(columns, max(1024, most // r // 1024 * 1024))
     return min(rows, max(r, most // c // 1024 * 1024)), c
 

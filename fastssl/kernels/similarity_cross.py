@@ -9,7 +9,9 @@ registers; each tile stores those of its columns in the program's own slice of (
 folds its slice, in order: 32 bytes a column and row block beside 2 D of y. Both are merged in a fixed order; no atomics.
 Backward: ``similarity_bwd_kernel`` once with (a, b) = (x, y) and once with (y, x), each both OWN and STREAM.
 
-U = 2 N M D FLOP: forward U with two exponentials an element, backward 4U (chunks 3U).
+Where ``similarity_facts`` prove the logits small, both maxima are 0 and rows and columns share one exponential.
+
+U = 2 N M D FLOP: forward U, backward 4U (chunks 3U).
 """
 
 import torch
@@ -21,30 +23,38 @@ from fastssl.reference import similarity_cross as reference
 
 from . import on_device
 from . import similarity_chunked as chunked
-from .similarity import (
-    _count_above,
-    _dense,
-    _dots,
-    _load_ids,
-    _load_rows,
-    _load_threshold,
-    _precision,
-    _rows,
-    _signed_unit,
-    _streamed,
-    row_owner,
-    tile_options,
-)
+from .similarity import _dense, _precision, _rows, _streamed, row_owner, tile_options
 from .similarity_config import device_facts, pick_config, pick_groups, tile_fits
-from .similarity_merge import INF, load_scale, merge, new_rank, row_terms, to_lse
+from .similarity_facts import is_small, pays, row_facts, variant
+from .similarity_merge import INF, LOG2E, load_scale, merge, new_rank, row_terms, to_lse
+from .similarity_tiles import (
+    count_above,
+    extent,
+    load_ids,
+    load_rows,
+    load_threshold,
+    masked_dots,
+    masked_logits,
+    signed_unit,
+)
 
 
 @triton.jit
-def _max_sum(s, unit):
-    """(maximum, sum of 2^(s2 - maximum)) of each column of the raw dots s (BM, BN), base 2."""
-    top = tl.max(s, 0) * unit
-    safe = tl.where(top == -INF, 0.0, top)
-    return top, tl.sum(tl.exp2(s * unit - safe[None, :]), 0)
+def _plain_sums(s, total, BM: tl.constexpr, BN: tl.constexpr):
+    """One exponential for rows and columns: (0, running sum) of each row of s (BM, BN), (0, sum) of each column; base 2."""
+    p = tl.exp2(s)
+    return tl.zeros((BM,), tl.float32), total + tl.sum(p, 1), tl.zeros((BN,), tl.float32), tl.sum(p, 0)
+
+
+@triton.jit
+def _online_sums(s, top, total):
+    """Running (maximum, sum of 2^(s - maximum)) of each row of s (BM, BN), and (maximum, sum) of each column; base 2."""
+    column = tl.max(s, 0)
+    safe = tl.where(column == -INF, 0.0, column)
+    column_sum = tl.sum(tl.exp2(s - safe[None, :]), 0)
+    new = tl.maximum(top, tl.max(s, 1))
+    safe = tl.where(new == -INF, 0.0, new)
+    return new, total * tl.exp2(top - safe) + tl.sum(tl.exp2(s - safe[:, None]), 1), column, column_sum
 
 
 @triton.jit
@@ -73,9 +83,10 @@ def _store_rows(row_ptr, row_sum_ptr, rank_ptr, threshold_ptr, at, top, total, r
         tl.store(rank_ptr + at, rank, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def similarity_cross_fwd_kernel(
-    x_ptr, y_ptr, x_id_ptr, y_id_ptr, threshold_ptr, factor_ptr, row_ptr, row_sum_ptr, rank_ptr, column_ptr, column_sum_ptr,
+    x_ptr, y_ptr, x_id_ptr, y_id_ptr, range_ptr, norm_ptr, threshold_ptr, factor_ptr,
+    row_ptr, row_sum_ptr, rank_ptr, column_ptr, column_sum_ptr,
     N, M, D, s_x, s_y, s_yd, scale, group_len, split_len, EVEN_N: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -89,33 +100,47 @@ def similarity_cross_fwd_kernel(
     column_sum_ptr += tl.program_id(0).to(tl.int64) * M
     more = tl.num_programs(0).to(tl.int64) * M
     scale = load_scale(scale, factor_ptr)
-    sign, unit = _signed_unit(scale)
+    sign, unit = signed_unit(scale)
+    RANK: tl.constexpr = threshold_ptr is not None
+    BOUNDED: tl.constexpr = norm_ptr is not None
     for first in range(begin, tl.minimum(begin + group_len, N), BM):
         rows = first + tl.arange(0, BM)
         inside = rows < N
-        x = _load_rows(x_ptr, first, N, D, s_x, BM, BD, EVEN_N, EVEN_D)  # (BM, BD)
-        x = (x * sign).to(x_ptr.dtype.element_ty)
-        x_id = _load_ids(x_id_ptr, rows, N)
-        threshold = _load_threshold(threshold_ptr, rows, N)
+        x = load_rows(x_ptr, first, N, D, s_x, BM, BD, EVEN_N, EVEN_D)  # (BM, BD)
+        if RANK:
+            x = (x * sign).to(x_ptr.dtype.element_ty)
+        x_id = load_ids(x_id_ptr, rows, N)
+        lowest, highest = extent(x_id, range_ptr)
+        small = False
+        if BOUNDED:
+            small = is_small(x, norm_ptr, tl.cdiv(M, BN), scale)
+        threshold = load_threshold(threshold_ptr, rows, N)
         top = tl.full((BM,), -INF, tl.float32)
         total = tl.zeros((BM,), tl.float32)
         rank = tl.zeros((BM,), tl.int32)
         behind = tl.where(first > begin, more, 0)
         for start in range(lo, hi, BN):
             cols = start + tl.arange(0, BN)
-            y = _load_rows(y_ptr, start, M, D, s_y, BN, BD, EVEN_M, EVEN_D, s_yd)  # (BN, BD)
-            s = _dots(x, y, x_id, y_id_ptr, cols, M, EVEN_M, PRECISION)
+            y = load_rows(y_ptr, start, M, D, s_y, BN, BD, EVEN_M, EVEN_D, s_yd)  # (BN, BD)
+            if RANK:
+                dots = masked_dots(x, y, x_id, y_id_ptr, cols, M, EVEN_M, PRECISION)
+                rank += count_above(dots, scale, threshold, None, cols, M)
+                s = dots * unit
+            else:
+                s = masked_logits(
+                    x, y, x_id, lowest, highest, y_id_ptr, range_ptr, start, M, scale * LOG2E, 0.0, EVEN_M, PRECISION, BN
+                )
             if not EVEN_N:
                 s = tl.where(inside[:, None], s, -INF)
-            if threshold_ptr is not None:
-                rank += _count_above(s, scale, threshold, None, cols, M)
-            column, column_sum = _max_sum(s, unit)  # (BN,)
+            if BOUNDED:
+                if small:
+                    top, total, column, column_sum = _plain_sums(s, total, BM, BN)
+                else:
+                    top, total, column, column_sum = _online_sums(s, top, total)
+            else:
+                top, total, column, column_sum = _online_sums(s, top, total)
             tl.store(column_ptr + behind + cols, column, mask=cols < M)
             tl.store(column_sum_ptr + behind + cols, column_sum, mask=cols < M)
-            new = tl.maximum(top, tl.max(s, 1) * unit)  # (BM,)
-            safe = tl.where(new == -INF, 0.0, new)
-            total = total * tl.exp2(top - safe) + tl.sum(tl.exp2(s * unit - safe[:, None]), 1)
-            top = new
         _store_rows(row_ptr, row_sum_ptr, rank_ptr, threshold_ptr, split.to(tl.int64) * N + rows, top, total, rank, inside)
         if first > begin:
             tl.debug_barrier()  # what other threads stored
@@ -126,7 +151,8 @@ def similarity_cross_fwd_kernel(
 def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, row, column, rank) -> None:
     (n, d), m = x.shape, y.shape[0]
     precision, facts = _precision(x), device_facts(x.device)
-    config = pick_config("cross", facts.arch, x.dtype, d, precision)
+    known = threshold is None and pays(n, m)
+    config = pick_config("cross" + variant(known, y_id, None, threshold), facts.arch, x.dtype, d, precision)
     groups, group_len, splits, split_len = pick_groups(n, m, config, facts.num_sms)
     new = {"dtype": torch.float32, "device": x.device}
     blocks = 1 if group_len == config.block_m else 2
@@ -135,8 +161,10 @@ def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, row, column, rank) 
     if splits > 1:
         top, total = torch.empty((2, splits, n), **new)
         count = torch.empty((splits, n), dtype=torch.int32, device=x.device)
+    ranges, norm = row_facts(y, y_id, config.block_n, True) if known else (None, None)
     similarity_cross_fwd_kernel[(groups, splits)](
-        x, y, x_id, y_id, threshold, scale_factor, top, total, None if threshold is None else count, column_top, column_sum,
+        x, y, x_id, y_id, ranges, norm, threshold, scale_factor,
+        top, total, None if threshold is None else count, column_top, column_sum,
         n, m, d, x.stride(0), *y.stride(), scale, group_len, split_len,
         EVEN_N=n % config.block_m == 0, EVEN_M=m % config.block_n == 0, **tile_options(d, config, precision),
     )  # fmt: skip

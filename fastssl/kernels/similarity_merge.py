@@ -32,8 +32,12 @@ def load_scale(scale, factor_ptr):
 
 @triton.jit
 def to_lse(top, total):
-    """ln(2) (top + log2(total)) rounded once: at 100, a second rounding would cost the weights of the backward 4e-6."""
-    return ((top.to(tl.float64) + tl.log2(total).to(tl.float64)) * LN2).to(tl.float32)
+    """ln(2) (top + log2(total)) rounded once: at 100, a second rounding would cost the weights of the backward 4e-6. The whole
+    part of the logarithm is taken out first, for sums that were taken under no maximum."""
+    ordinary = (total > 0.0) & (total < INF)
+    whole = tl.where(ordinary, tl.floor(tl.log2(total)), 0.0)
+    rest = tl.log2(total * tl.exp2(-whole))
+    return ((top.to(tl.float64) + whole.to(tl.float64) + rest.to(tl.float64)) * LN2).to(tl.float32)
 
 
 @triton.jit
@@ -68,7 +72,7 @@ def _store_terms(lse_ptr, g_ptr, l_ptr, w_ptr, v_ptr, N, s_g, centre, gain, BLOC
         tl.store(v_ptr + rows, tl.where(dead, 0.0, v), mask=rows < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "N2"])
 def row_terms_kernel(
     lse_ptr, g_ptr, l_ptr, w_ptr, v_ptr, lse2_ptr, g2_ptr, l2_ptr, w2_ptr, v2_ptr, stats_ptr, N, s_g, N2, s_g2,
     NORMALISE: tl.constexpr, BLOCK: tl.constexpr,
@@ -121,7 +125,7 @@ def row_terms(
     return terms, terms2, stats
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "SPLITS"])
 def merge_kernel(
     top_ptr, sum_ptr, acc_ptr, count_ptr, lse_ptr, mean_ptr, rank_ptr, N, D, SPLITS, BM: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
@@ -173,7 +177,7 @@ def merge(
     merge_kernel[grid](top, total, acc, count, lse, mean, rank, rows, width, splits, bm, bd)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "SPLITS"])
 def finish_kernel(
     part_ptr, a_ptr, stats_ptr, factor_ptr, out_ptr, dot_ptr, N, D, s_a, scale, dot_scale, SPLITS,
     BM: tl.constexpr, BD: tl.constexpr,

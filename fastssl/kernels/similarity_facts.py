@@ -1,0 +1,82 @@
+"""What is known of the streamed rows before a sweep, so that its tiles can leave work out. One launch, y read once.
+
+    range_t = (lowest, highest) id of the rows of tile t         norm_t = max_j ||y_j||, j in t
+
+A tile whose range meets no id of the owned rows excludes nothing and reads no ids: all but the diagonal where ids are row
+numbers or pairs. And |scale| max ||x_i|| max ||y_j|| bounds every logit (Cauchy-Schwarz): below 2^60 an exponential needs no
+maximum, no shift and no correction of earlier sums.
+
+Bytes: M (D itemsize + id), once; 20 written for each tile.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .similarity_merge import LOG2E
+from .similarity_tiles import load_rows
+
+#: Logits (base 2) within +-BOUND take exponentials as they are: 2^60 summed over 2^31 columns stays finite in float32.
+BOUND = tl.constexpr(60.0)
+# Fewer logits than this are done before the launch pays: counted from the instructions of a tile, not measured.
+_LEAST_LOGITS = 1 << 25
+
+
+@triton.jit(do_not_specialize=["M"])
+def row_facts_kernel(
+    y_ptr, id_ptr, range_ptr, norm_ptr, M, D, s_y, s_yd,
+    EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """y (M, D), ids (M,) -> range (M / BN, 2) int64 and norm (M / BN,) float32, those that are given. grid (M / BN,)"""
+    tile = tl.program_id(0)
+    if range_ptr is not None:
+        rows = tl.minimum(tile * BN + tl.arange(0, BN), M - 1)
+        ids = tl.load(id_ptr + rows).to(tl.int64)  # (BN,)
+        tl.store(range_ptr + 2 * tile, tl.min(ids, 0))
+        tl.store(range_ptr + 2 * tile + 1, tl.max(ids, 0))
+    if norm_ptr is not None:
+        y = load_rows(y_ptr, tile * BN, M, D, s_y, BN, BD, EVEN_M, EVEN_D, s_yd).to(tl.float32)  # (BN, BD)
+        tl.store(norm_ptr + tile, tl.sqrt(tl.max(tl.sum(y * y, 1), 0)))
+
+
+@triton.jit
+def greatest(ptr, count, BLOCK: tl.constexpr):
+    """Maximum of ptr (count,), at least 0."""
+    most = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, count, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        most = tl.maximum(most, tl.load(ptr + at, mask=at < count, other=0.0))
+    return tl.max(most, 0)
+
+
+@triton.jit
+def is_small(x, norm_ptr, tiles, scale):
+    """Whether every logit of the rows x (BM, BD) lies within +-BOUND, by Cauchy-Schwarz; base 2."""
+    wide = x.to(tl.float32)
+    longest = tl.sqrt(tl.max(tl.sum(wide * wide, 1), 0))
+    return tl.abs(scale) * LOG2E * longest * greatest(norm_ptr, tiles, 1024) <= BOUND
+
+
+def pays(rows: int, columns: int) -> bool:
+    return rows * columns >= _LEAST_LOGITS
+
+
+def variant(facts: bool, ids: Tensor | None, bias: Tensor | None, threshold: Tensor | None = None) -> str:
+    """Which tile ``pick_config`` is asked for: what int64 ids and biases hold in registers leaves no room for a second program."""
+    if threshold is not None:
+        return " rank"
+    return " lean" if bias is None and (ids is None or (facts and ids.element_size() == 4)) else ""
+
+
+def row_facts(y: Tensor, ids: Tensor | None, length: int, norms: bool) -> tuple[Tensor | None, Tensor | None]:
+    """range (M / length, 2) int64 where ids (M,) are given, norm (M / length,) float32 where wanted; y (M, D)."""
+    m, d = y.shape
+    tiles, bd = triton.cdiv(m, length), triton.next_power_of_2(max(d, 16))
+    ranges = None if ids is None else torch.empty((tiles, 2), dtype=torch.int64, device=y.device)
+    norm = torch.empty(tiles, dtype=torch.float32, device=y.device) if norms else None
+    if ids is not None or norms:
+        row_facts_kernel[(tiles,)](
+            y, ids, ranges, norm, m, d, *y.stride(), EVEN_M=m % length == 0, EVEN_D=d == bd, BN=length, BD=bd, num_warps=8
+        )
+    return ranges, norm

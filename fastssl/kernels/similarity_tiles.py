@@ -1,0 +1,124 @@
+"""What the tile kernels of the similarities read and make: rows, ids and vectors of a tile, and its logits.
+
+    s2_ij = log2(e) (scale <x_i, y_j> + y_bias_j), base 2          -inf where x_id_i = y_id_j and outside the matrix
+
+Ids are compared only in tiles that may hold equal ones, where ``similarity_facts`` say which. Thresholds are met by logits in
+natural units, exactly, so kernels that count take raw dots.
+"""
+
+import triton
+import triton.language as tl
+
+from .similarity_merge import INF, LOG2E
+
+
+@triton.jit
+def load_rows(
+    ptr, first, count, D, stride, ROWS: tl.constexpr, BD: tl.constexpr, EVEN_ROWS: tl.constexpr, EVEN_D: tl.constexpr, dim_stride=1
+):  # fmt: skip
+    """(ROWS, BD) from row ``first`` on, zeros outside (count, D); the base is 64-bit, the offsets within a tile 32-bit."""
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, BD)
+    tile = ptr + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + dims[None, :] * dim_stride)
+    if EVEN_ROWS and EVEN_D:
+        return tl.load(tile)
+    elif EVEN_ROWS:
+        return tl.load(tile, mask=dims[None, :] < D, other=0.0)
+    elif EVEN_D:
+        return tl.load(tile, mask=first + rows[:, None] < count, other=0.0)
+    return tl.load(tile, mask=(first + rows[:, None] < count) & (dims[None, :] < D), other=0.0)
+
+
+@triton.jit
+def may_hold(range_ptr, start, lowest, highest, count, EVEN: tl.constexpr, BN: tl.constexpr):
+    """Whether the streamed rows from ``start`` on may hold an id between lowest and highest, or reach past ``count``."""
+    at = range_ptr + start // BN * 2
+    near = (tl.load(at) <= highest) & (tl.load(at + 1) >= lowest)
+    return near if EVEN else near | (start + BN > count)
+
+
+@triton.jit
+def load_ids(id_ptr, rows, count):
+    """(rows,), the last one's again outside; where there are no ids something that nobody reads."""
+    return tl.load(id_ptr + tl.minimum(rows, count - 1)) if id_ptr is not None else rows
+
+
+@triton.jit
+def extent(ids, range_ptr):
+    """Lowest and highest of some ids, where anybody asks."""
+    if range_ptr is not None:
+        return tl.min(ids, 0).to(tl.int64), tl.max(ids, 0).to(tl.int64)
+    else:
+        return 0, 0
+
+
+@triton.jit
+def load_column(ptr, cols, count, other, EVEN: tl.constexpr):
+    return tl.load(ptr + cols) if EVEN else tl.load(ptr + cols, mask=cols < count, other=other)
+
+
+@triton.jit
+def load_bias(bias_ptr, rows, count):
+    """Base-2 bias of some rows of y, (rows,)."""
+    return tl.load(bias_ptr + rows, mask=rows < count, other=0.0).to(tl.float32) * LOG2E
+
+
+@triton.jit
+def load_threshold(threshold_ptr, rows, count):
+    """(rows,) float32; without a threshold something that nobody reads."""
+    return tl.load(threshold_ptr + rows, mask=rows < count, other=INF).to(tl.float32) if threshold_ptr is not None else rows
+
+
+@triton.jit
+def signed_unit(scale):
+    """(sign, unit > 0) with sign * unit = log2(e) scale: the sign goes into the owned rows, exactly, so that a maximum of raw
+    dots is a maximum of logits; at scale 0 the rows become 0 and -inf * unit stays -inf."""
+    scale2 = scale * LOG2E
+    zero = tl.abs(scale2) < 1e-37
+    sign = tl.where(zero, 0.0, tl.where(scale2 < 0, -1.0, 1.0))
+    return sign, tl.where(zero, 1.0, tl.abs(scale2))
+
+
+@triton.jit
+def excluded(s, a_id, b_id_ptr, cols, count, EVEN: tl.constexpr):
+    """s (BM, BN) with -inf at excluded columns and outside the matrix."""
+    if b_id_ptr is not None:
+        b_id = tl.load(b_id_ptr + cols, mask=cols < count, other=0)  # (BN,)
+        s = tl.where(a_id[:, None] == b_id[None, :], -INF, s)
+    if not EVEN:
+        s = tl.where(cols[None, :] < count, s, -INF)
+    return s
+
+
+@triton.jit
+def masked_dots(a, b, a_id, b_id_ptr, cols, count, EVEN: tl.constexpr, PRECISION: tl.constexpr):
+    """(BM, BN) raw dots; -inf at excluded columns and outside the matrix."""
+    return excluded(tl.dot(a, tl.trans(b), input_precision=PRECISION), a_id, b_id_ptr, cols, count, EVEN)
+
+
+@triton.jit
+def masked_logits(
+    a, b, a_id, lowest, highest, b_id_ptr, range_ptr, start, count, scale2, shift,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """(BM, BN) scale2 <a, b> - shift; -inf at excluded columns and outside the matrix, looked for only where there may be some."""
+    cols = start + tl.arange(0, BN)
+    s = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    s = s * scale2 - shift  # before the branch: Triton 3.6 cannot pipeline a product that only a branch reads
+    if range_ptr is not None:
+        if may_hold(range_ptr, start, lowest, highest, count, EVEN, BN):
+            s = excluded(s, a_id, b_id_ptr, cols, count, EVEN)
+    elif b_id_ptr is not None:  # noqa: SIM114  decided when compiled, the next one when run
+        s = excluded(s, a_id, b_id_ptr, cols, count, EVEN)
+    elif not EVEN and start + BN > count:
+        s = excluded(s, a_id, b_id_ptr, cols, count, EVEN)
+    return s
+
+
+@triton.jit
+def count_above(s, scale, threshold, bias_ptr, cols, count):
+    """(BM,) int32: logits |scale| s + bias above the row's threshold (BM,), in natural units; s (BM, BN) as ``_dots`` gives it."""
+    s = s * tl.abs(scale)  # -inf, or NaN at scale 0, where excluded: above nothing
+    if bias_ptr is not None:
+        s += tl.load(bias_ptr + cols, mask=cols < count, other=0.0).to(tl.float32)[None, :]
+    return tl.sum((s > threshold[:, None]).to(tl.int32), 1)

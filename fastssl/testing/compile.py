@@ -1,0 +1,91 @@
+"""Compile Triton kernels without a GPU, through their own launchers, and read what the assembler says of them.
+
+``offline(arch, num_sms)`` answers Triton's questions about the device. A launcher called inside it, on CPU tensors, takes the path
+of a real launch up to the launch itself: the same tiles and splits, the same types and divisibilities, so also the same entry of
+Triton's cache, which a later launch on such a GPU finds (tests/test_tune.py compares the two).
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest import mock
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
+from fastssl.kernels.similarity_config import DeviceFacts
+
+OBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+#: Shared memory that one program may take, by compute capability.
+SHARED_KIB = {80: 163, 90: 227, 100: 227, 120: 99}
+#: Shared memory, registers and threads of one SM; each program takes 1 KiB for itself.
+SM_SHARED_KIB = {80: 164, 90: 228, 100: 228, 120: 100}
+SM_REGISTERS = 65536
+SM_THREADS = {80: 2048, 90: 2048, 100: 2048, 120: 1536}
+
+
+class _Device:
+    """What ``JITFunction.run`` asks of a driver before it compiles."""
+
+    def __init__(self, arch: int):
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+@contextmanager
+def offline(arch: int, num_sms: int) -> Iterator[list[tuple[str, object]]]:
+    """Inside, launches compile and do not run; the list collects (name of the kernel, compiled kernel) of each.
+
+    Nothing that a kernel would write is written. Not with TRITON_INTERPRET=1. Kernels compiled for one architecture stay with
+    their function for the life of the process: use one ``arch`` in a process.
+    """
+    found: list[tuple[str, object]] = []
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        found.append((self.__name__, compiled))
+        return compiled
+
+    facts = DeviceFacts(arch, num_sms)
+    before = driver._active
+    with ExitStack() as stack:
+        for module in (similarity, similarity_cross, sigmoid_pair):
+            stack.enter_context(mock.patch.object(module, "device_facts", lambda device: facts))
+        stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
+        driver.set_active(_Device(arch))
+        try:
+            yield found
+        finally:
+            driver._active = before
+
+
+def resources(compiled) -> tuple[int, int]:
+    """(registers, bytes of stack and local memory) of a thread."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([OBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text).groups())
+    return registers, stack + local
+
+
+def programs_per_sm(registers: int, shared: int, warps: int, arch: int) -> int:
+    """Programs of ``warps`` warps that one SM holds at once; ``registers`` of a thread, ``shared`` bytes of a program."""
+    by_registers = SM_REGISTERS // (-(-registers // 8) * 8 * 32 * warps)
+    by_shared = int(SM_SHARED_KIB[arch] * 1024 // (shared + 1024))
+    return min(by_registers, by_shared, SM_THREADS[arch] // (32 * warps))
