@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu_common import captured, no_sync, odd, same
 
 from fastssl.functional import embed_visible, gather_tokens, mask_ids, masked_patch_loss, random_masking, restore_tokens
 from fastssl.ops._register import OWNERS, why_not_cuda
@@ -21,14 +22,6 @@ def randn(*shape, dtype=torch.float32):
     return torch.randn(*shape, dtype=torch.float64).to(dtype)
 
 
-def odd(x):
-    """On the GPU, one element behind an aligned address."""
-    room = torch.zeros(x.numel() + 1, dtype=x.dtype, device="cuda")
-    view = room[1:].view(x.shape)
-    view.copy_(x)
-    return view
-
-
 def run(call, tensors, device="cuda", place=None):
     """Value of ``call(**tensors)`` and the gradients of its float tensors, for an upstream gradient that differs by entry."""
     place = place or (lambda t: t.to(device))
@@ -39,10 +32,6 @@ def run(call, tensors, device="cuda", place=None):
     return [out.detach(), *torch.autograd.grad(out, wanted, upstream)]
 
 
-def same(ours, theirs):
-    return all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True))
-
-
 def check_against_eager(name, ours, eager_call, tensors, dtype):
     own_dtype = run(eager_call, tensors)
     truth = run(eager_call, {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()})
@@ -50,6 +39,7 @@ def check_against_eager(name, ours, eager_call, tensors, dtype):
         assert_no_worse(f"{name}[{i}]", *(t.cpu() for t in triple), dtype)
 
 
+@pytest.mark.cuda_only
 def test_the_owner_is_cuda():
     assert why_not_cuda is None
     assert {OWNERS[op]["CUDA"] for op in OPS} == {"CUDA C++"}
@@ -77,7 +67,7 @@ def test_ids_of_a_seed_are_the_cpus(size, seed):
     assert same(mask_ids(size, seed=torch.tensor(seed, device="cuda")), mask_ids(size, seed=seed))
 
 
-@pytest.mark.parametrize("place", [lambda t: t.cuda(), odd], ids=["aligned", "odd"])
+@pytest.mark.parametrize("place", [lambda t: t.cuda(), lambda t: odd(t.cuda())], ids=["aligned", "odd"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (64, 196, 49, 768), (5, 33, 7, 130), (2, 1500, 700, 24), (3, 9, 9, 17)], ids=str)
 def test_tokens_taken_and_brought_back_have_the_cpus_bits(shape, dtype, place):
@@ -102,6 +92,7 @@ def test_repeated_ids_are_added_in_order(dtype):
     check_against_eager("gather", got, eager.gather, tensors, dtype)
 
 
+@pytest.mark.cuda_only
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_ids_out_of_range_read_nothing(dtype):
     x, ids = randn(2, 5, 64, dtype=dtype).cuda(), torch.tensor([[0, -1, 5, 4], [2**62, 1, -(2**63), 2]], device="cuda")
@@ -196,55 +187,40 @@ def test_every_run_gives_the_same_bits(dtype):
 def test_nothing_waits_for_the_gpu():
     inputs = step_inputs()
     step(*inputs)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_sync():
         step(*inputs)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
-def launches(call):
-    call()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-
-
-def test_how_many_launches():
+@pytest.mark.parametrize("op, count", [("mask_ids", 1), ("gather_tokens", 1), ("restore_tokens", 1), ("patch_loss", 2)])
+def test_how_many_launches(op, count, kernels_of):
     images, *_, seed = step_inputs(4)
     ids = mask_ids((4, 196), seed=seed)
     x, token, pred = (torch.randn(shape, device="cuda") for shape in ((4, 50, 64), (1, 1, 64), (4, 196, 768)))
-    assert len(launches(lambda: mask_ids((4, 196), seed=seed))) == 1
     few = (ids.ids_keep % 50).contiguous()
-    assert len(launches(lambda: gather_tokens(x, few))) == 1
-    assert len(launches(lambda: restore_tokens(x, ids.ids_restore, token))) == 1
-    assert len(launches(lambda: masked_patch_loss(images, pred, ids.mask, 16))) == 2
+    calls = {
+        "mask_ids": lambda: mask_ids((4, 196), seed=seed),
+        "gather_tokens": lambda: gather_tokens(x, few),
+        "restore_tokens": lambda: restore_tokens(x, ids.ids_restore, token),
+        "patch_loss": lambda: masked_patch_loss(images, pred, ids.mask, 16),
+    }
+    names = kernels_of(calls[op])
+    assert len(names) == count, names
 
 
 def test_replays_of_a_graph_draw_new_masks():
     """The seed is read on the device: each replay is the step outside the graph with the same seed."""
     inputs = step_inputs()
     seed, outside = inputs[-1], torch.zeros_like(inputs[-1])
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(*inputs)
+    graph, captured_step = captured(lambda: step(*inputs))
     losses = set()
     for turn in range(5):
         seed.fill_(turn)
         outside.fill_(turn)
         graph.replay()
         expected = step(*inputs[:-1], outside)
-        assert torch.equal(captured[0], expected[0])
-        torch.testing.assert_close(captured[1:], expected[1:], rtol=1e-3, atol=1e-5)  # matrix products between them
-        losses.add(captured[1].item())
+        assert torch.equal(captured_step[0], expected[0])
+        torch.testing.assert_close(captured_step[1:], expected[1:], rtol=1e-3, atol=1e-5)  # matrix products between them
+        losses.add(captured_step[1].item())
     assert len(losses) == 5
 
 
@@ -257,55 +233,3 @@ def test_on_a_stream_of_its_own():
         got = random_masking(x, 0.75, noise=noise)
     stream.synchronize()
     assert same(got, expected)
-
-
-# --- more than 2^31 elements ----------------------------------------------------------------------------------------------------
-
-
-def test_tokens_beyond_two_to_the_31_elements():
-    n, length, width = 3, 700_007, 1024
-    x = torch.empty(n, length, width, dtype=torch.bfloat16, device="cuda").normal_().requires_grad_()
-    ids = torch.arange(length - 1, -1, -1, device="cuda").expand(n, length)[:, :4096].contiguous()
-    taken = gather_tokens(x, ids)
-    assert torch.equal(taken, x[:, length - 4096 :].flip(1))
-    (dx,) = torch.autograd.grad(taken, x, torch.ones_like(taken))
-    assert (dx[:, length - 4096 :] == 1).all() and not dx[:, : length - 4096].any()
-
-
-def test_restored_tokens_beyond_two_to_the_31_elements():
-    n, kept, length, width = 4096, 49, 600, 1024
-    x, token = (
-        torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in ((n, kept, width), (width,))
-    )
-    ids = mask_ids((n, length), num_keep=kept, seed=3, device="cuda")
-    full = restore_tokens(x, ids.ids_restore, token, num_prefix_tokens=0)
-    assert torch.equal(gather_tokens(full, ids.ids_keep), x)
-    assert torch.equal(full[-1, ids.ids_mask[-1]], token.expand(length - kept, width))
-    dx, dtoken = torch.autograd.grad(full, [x, token], torch.ones_like(full))
-    assert (dx == 1).all()
-    torch.testing.assert_close(dtoken, torch.full_like(dtoken, n * (length - kept)))
-
-
-def test_images_beyond_two_to_the_31_elements():
-    n, patch = 14_400, 16
-    images = torch.empty(n, 3, 224, 224, dtype=torch.bfloat16, device="cuda").normal_()
-    ids = mask_ids((n, 196), seed=1, device="cuda")
-    patches = torch.ops.fastssl.visible_patches_fwd(images, ids.ids_keep.contiguous(), patch, patch, 0, torch.bfloat16)
-    last = eager.patches(images[-1:], patch, patch, "cpq")
-    assert torch.equal(patches[-1], last[0, ids.ids_keep[-1]])
-    dimages = torch.ops.fastssl.visible_patches_bwd(patches, ids.ids_keep.contiguous(), images.shape, patch, patch, 0)
-    visible = eager.patches(dimages[-1:], patch, patch, "cpq")[0]
-    assert torch.equal(visible, last[0] * (ids.mask[-1] == 0)[:, None])
-    del patches, dimages
-    pred = torch.zeros(n, 196, 768, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-    loss = masked_patch_loss(images, pred, ids.mask, patch)
-    (dpred,) = torch.autograd.grad(loss, pred)
-    pieces = range(0, n, 400)
-    squares = sum(
-        eager.patches(images[i : i + 400], patch, patch).double().square().mean(2).mul(ids.mask[i : i + 400]).sum() for i in pieces
-    )
-    torch.testing.assert_close(loss.double(), squares / ids.mask.double().sum(), rtol=1e-5, atol=0)
-    expected = -2 * eager.patches(images[-1:], patch, patch).double()[0] / (768 * ids.mask.double().sum())
-    removed = ids.mask[-1] != 0
-    torch.testing.assert_close(dpred[-1][removed].double(), expected[removed], rtol=1e-2, atol=1e-12)
-    assert not dpred[-1][~removed].any()

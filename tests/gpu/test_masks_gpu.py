@@ -1,10 +1,10 @@
 """Masks on a GPU: the CPU's bits, one launch, no sync, a seed on the device that a graph reads anew."""
 
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
+from gpu_common import captured, no_sync
 
 from fastssl.masking import block_mask, corrupt_spans, grid_mask, mask_tokens, multi_block_mask, span_mask, tube_mask
 from fastssl.ops._register import OWNERS
@@ -47,17 +47,7 @@ CALLS = {
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
-@contextmanager
-def no_sync():
-    """After a first call: the table of aspects goes to the device once."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
+@pytest.mark.cuda_only
 def test_the_owner_is_cuda():
     assert OWNERS["block_mask"]["CUDA"] == OWNERS["mask_tokens"]["CUDA"] == "CUDA C++"
 
@@ -102,48 +92,24 @@ def test_torchs_generator_decides_without_a_sync():
     assert all(map(torch.equal, drawn[0], drawn[1])) and not any(map(torch.equal, drawn[0], drawn[2]))
 
 
-def test_one_launch():
+@pytest.mark.parametrize("op", ["mask_tokens", "block_mask"])
+def test_one_launch(op, kernels_of):
     ids, special = tokens()
     seed, goals = seed_of(3), torch.arange(197, device="cuda")
     aspects = _aspects(0.3, 1 / 0.3, seed.device)
-    calls = [
-        lambda: torch.ops.fastssl.mask_tokens(ids, special, seed, 103, 30522, 2**28, 2**29, 2**30, -100),
-        lambda: torch.ops.fastssl.block_mask(goals, seed, aspects, 197, 14, 14, 4, 196, 10, True),
-    ]
-    for call in calls:
-        call()
-        torch.cuda.synchronize()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            call()
-            torch.cuda.synchronize()
-        names = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-        assert len([name for name in names if "kernel" in name]) == 1, names
+    calls = {
+        "mask_tokens": lambda: torch.ops.fastssl.mask_tokens(ids, special, seed, 103, 30522, 2**28, 2**29, 2**30, -100),
+        "block_mask": lambda: torch.ops.fastssl.block_mask(goals, seed, aspects, 197, 14, 14, 4, 196, 10, True),
+    }
+    names = kernels_of(calls[op])
+    assert len(names) == 1, names
 
 
 @each_call
 def test_a_graph_reads_the_seed_anew(call):
     seed = seed_of(1)
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        call(seed)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call(seed)
+    graph, out = captured(lambda: call(seed))
     for number in (5, 6):
         seed.fill_(number)
         graph.replay()
         assert torch.equal(out.cpu(), call(seed_of(number, "cpu")))
-
-
-def test_more_than_2_to_the_31_tokens():
-    """Offsets beyond 32 bits: the first tokens of all rows are the same as alone, and the last row has its share."""
-    if torch.cuda.get_device_properties(0).total_memory < 60 * 2**30:
-        pytest.skip("needs 60 GB")
-    rows, length = 4400, 500_003
-    ids = torch.full((rows, length), 5, device="cuda")
-    inputs, labels = mask_tokens(ids, seed=seed_of(2), **BERT)
-    chosen = labels[-1] >= 0
-    alone = mask_tokens(torch.full((rows, 8), 5), seed=2, **BERT)
-    assert torch.equal(labels[:, :8].cpu(), alone[1]) and torch.equal(inputs[:, :8].cpu(), alone[0])
-    assert 0.149 < chosen.double().mean() < 0.151 and (inputs[-1][~chosen] == 5).all()

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from gpu_common import captured, no_sync, on_gpu, same
 
 from fastssl.ops._register import OWNERS
 from fastssl.ops.adamw import adamw_
@@ -19,8 +20,8 @@ def lists(count, dtype=torch.float32):
     return [[torch.randn(shape).abs().to(dtype) for shape in SHAPES] for _ in range(count)]
 
 
-def on_gpu(state):
-    return [[t.cuda() for t in tensors] for tensors in state]
+def moved(state):
+    return [on_gpu(tensors) for tensors in state]
 
 
 STEPS = {form: (lars_, 3, {"lr": 0.3, "weight_decay": 0.125, "form": form}) for form in FORMS}
@@ -28,26 +29,16 @@ STEPS["adamw"] = (adamw_, 4, {"lr": 0.3, "step": 3, "betas": (0.4, 0.95), "eps":
 each_step = pytest.mark.parametrize("op, count, rates", STEPS.values(), ids=STEPS)
 
 
-def kernels_of(call):
-    """Names of the kernels that a call launches; an error where it waits for the GPU."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            call()
-            torch.cuda.set_sync_debug_mode("default")
-            torch.cuda.synchronize()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+@pytest.mark.cuda_only
+def test_the_owner_is_cuda():
+    assert OWNERS["lars_"]["CUDA"] == OWNERS["adamw_"]["CUDA"] == "CUDA C++"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_step
 def test_the_cpus_bits(op, count, rates, dtype):
-    assert OWNERS[op.__name__]["CUDA"] == "CUDA C++"
     state, copies = lists(count, dtype), lists(3, dtype)
-    ours, our_copies = on_gpu(state), on_gpu(copies)
+    ours, our_copies = moved(state), moved(copies)
     for _ in range(3):
         for s, (ema, shadow, ema_shadow) in ((state, copies), (ours, our_copies)):
             op(*s, **rates, ema=ema, ema_momentum=0.9, shadow=shadow, ema_shadow=ema_shadow)
@@ -57,23 +48,29 @@ def test_the_cpus_bits(op, count, rates, dtype):
             torch.testing.assert_close(x.cpu(), y, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("params, copies", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
 @each_step
-def test_launches_without_a_sync(op, count, rates):
-    state = on_gpu(lists(count))
-    (ema,) = on_gpu(lists(1))
+def test_the_cpus_bits_of_mixed_dtypes(op, count, rates, params, copies):
+    """Gradients and shadows in another dtype than parameters and momenta."""
+    state, (ema, shadow, ema_shadow) = lists(count, params), lists(3, copies)
+    state[1] = [t.to(copies) for t in state[1]]
+    ours, (our_ema, our_shadow, our_ema_shadow) = moved(state), moved([ema, shadow, ema_shadow])
+    op(*state, **rates, ema=ema, ema_momentum=0.9, shadow=shadow, ema_shadow=ema_shadow)
+    op(*ours, **rates, ema=our_ema, ema_momentum=0.9, shadow=our_shadow, ema_shadow=our_ema_shadow)
+    found = [*ours, our_ema, our_shadow, our_ema_shadow]
+    assert all(map(same, found, [*state, ema, shadow, ema_shadow]))
+
+
+@each_step
+def test_launches_without_a_sync(op, count, rates, kernels_of):
+    state = moved(lists(count))
+    (ema,) = moved(lists(1))
     rates = rates | {"lr": torch.tensor(0.3, device="cuda"), "ema": ema}
     op(*state, **rates)
+    with no_sync():
+        op(*state, **rates)
     names = kernels_of(lambda: op(*state, **rates))
     assert len(names) == (2 if op is lars_ else 1), names
-
-
-@each_step
-def test_same_bits_twice(op, count, rates):
-    state = lists(count)
-    first, second = on_gpu(state), on_gpu(state)
-    op(*first, **rates)
-    op(*second, **rates)
-    assert all(torch.equal(x, y) for a, b in zip(first, second, strict=True) for x, y in zip(a, b, strict=True))
 
 
 MAKERS = {form: partial(LARS, form=form, weight_decay=0.1) for form in FORMS} | {"adamw": partial(AdamW, capturable=True)}
@@ -90,14 +87,8 @@ def test_a_step_in_a_graph_reads_rate_and_count_anew(make):
         return params, rate, make(params, lr=rate, ema=[p.detach().clone() for p in params])
 
     (params, rate, optimizer), (others, other_rate, other) = start(), start()
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        optimizer.step()
-    torch.cuda.synchronize()
     other.step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        optimizer.step()
+    graph, _ = captured(optimizer.step)
     for turn in range(4):
         for r in (rate, other_rate):
             r.fill_(0.1 / (turn + 1))

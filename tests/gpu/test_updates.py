@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu_common import captured, no_sync, odd, on_gpu, same
 
 from fastssl.functional import ema_update_, moco_loss, queue_push_
 from fastssl.ops._register import OWNERS, why_not_cuda
@@ -17,22 +18,7 @@ def pair(dtype=torch.float32, other=None, shapes=SHAPES):
     return [torch.randn(s).to(dtype) for s in shapes], [torch.randn(s).to(other or dtype) for s in shapes]
 
 
-def on_gpu(tensors):
-    return [t.cuda() for t in tensors]
-
-
-def same(ours, theirs):
-    return all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(ours, theirs, strict=True))
-
-
-@pytest.fixture
-def no_sync():
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-
-
+@pytest.mark.cuda_only
 def test_the_owner_is_cuda():
     assert why_not_cuda is None
     assert OWNERS["ema_update_"]["CUDA"] == OWNERS["queue_push_"]["CUDA"] == "CUDA C++"
@@ -75,27 +61,22 @@ def test_ema_at_odd_addresses_and_in_other_layouts(dtype):
     e, p = pair(dtype, shapes=[(8193,), (70, 30), (8, 3, 5, 7)])
     expected = [t.clone() for t in e]
     ema_update_(expected, p, 0.9)
-    odd = [torch.cat([t.new_zeros(1, device="cuda"), t.cuda().reshape(-1)])[1:].view(t.shape) for t in e]
-    ema_update_(odd, on_gpu(p), 0.9)
-    assert same(odd, expected)
+    shifted = [odd(t.cuda()) for t in e]
+    ema_update_(shifted, on_gpu(p), 0.9)
+    assert same(shifted, expected)
     last = [t.cuda().to(memory_format=torch.channels_last) if t.dim() == 4 else t.cuda() for t in e]
     ema_update_(last, on_gpu(p), 0.9)
     assert same(last, expected)
 
 
-def test_ema_is_one_launch_without_a_sync(no_sync):
-    torch.cuda.set_sync_debug_mode("default")
+def test_ema_is_one_launch_without_a_sync(kernels_of):
     e, p = map(on_gpu, pair())
     momentum = torch.tensor(0.99, device="cuda", dtype=torch.float64)
     ema_update_(e, p, momentum)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with no_sync():
         ema_update_(e, p, momentum)
-        torch.cuda.set_sync_debug_mode("default")
-        torch.cuda.synchronize()
-    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    assert len(kernels) == 1, [event.name for event in kernels]
+    names = kernels_of(lambda: ema_update_(e, p, momentum))
+    assert len(names) == 1, names
 
 
 @pytest.mark.parametrize("warm", [True, False])
@@ -133,14 +114,6 @@ def test_tables_come_and_go_on_two_streams():
     assert all(same(ours, expected) for ours, _ in many)
 
 
-def test_ema_beyond_two_to_the_31_elements():
-    count = 2**31 + 12_345
-    e, p = torch.zeros(count, dtype=torch.bfloat16, device="cuda"), torch.ones(count, dtype=torch.bfloat16, device="cuda")
-    p[-1] = 3.0
-    ema_update_(e, p, 0.5)
-    assert e[-1].item() == 1.5 and (e[:-1] == 0.5).all()
-
-
 @pytest.mark.parametrize("overflow", ["wrap", "truncate"])
 @pytest.mark.parametrize("layout", ["dk", "kd"])
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
@@ -159,9 +132,8 @@ def test_queue_has_the_cpus_contents(dtype, layout, overflow):
         assert same(ours, state), (size, width, count)
 
 
-def test_a_moco_step_in_a_graph_is_the_step_outside(no_sync):
+def test_a_push_between_loss_and_backward_is_captured():
     """Loss, push, backward: the push between them changes no gradient, and every replay moves the pointer."""
-    torch.cuda.set_sync_debug_mode("default")
     query, key = (F.normalize(torch.randn(64, 32), dim=1).cuda() for _ in range(2))
     queue, ptr = F.normalize(torch.randn(32, 1000), dim=0).cuda(), torch.zeros(1, dtype=torch.int64, device="cuda")
     outside, outside_ptr = queue.clone(), ptr.clone()
@@ -172,13 +144,7 @@ def test_a_moco_step_in_a_graph_is_the_step_outside(no_sync):
         queue_push_(queue, ptr, key)
         return (*torch.autograd.grad(loss, query), loss)
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        step(queue.clone(), ptr.clone())
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        gradient, loss = step(queue, ptr)
+    graph, (gradient, loss) = captured(lambda: step(queue, ptr), warm=lambda: step(queue.clone(), ptr.clone()))
     for _ in range(20):
         graph.replay()
         expected_gradient, expected_loss = step(outside, outside_ptr)

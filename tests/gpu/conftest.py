@@ -1,0 +1,52 @@
+"""Fixtures of the GPU tests, and what changes where ``rehearse.py`` runs them without a GPU."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # equal bits of matrix products on every stream
+REHEARSING = "rehearsal" in sys.modules
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "large: needs 8 GB of the GPU or more; run these in one process, after the others")
+    config.addinivalue_line("markers", "cuda_only: asks who serves the CUDA key, or what its kernels do otherwise than the CPU's")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if REHEARSING and item.get_closest_marker("cuda_only"):
+            item.add_marker(pytest.mark.skip(reason="rehearsal: the CPU answers otherwise"))
+
+
+@pytest.fixture(autouse=True)
+def _give_memory_back(request):
+    yield
+    if request.node.get_closest_marker("large"):
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def on_device():
+    """``on_device(size, small)``: the size of a test on a GPU; in the rehearsal the small one, whose memory and time a CPU has."""
+    return lambda size, small: small if REHEARSING else size
+
+
+@pytest.fixture
+def kernels_of():
+    """``kernels_of(call)``: names of the kernels, copies and fills that a call launches on the GPU after a first call."""
+
+    def names(call):
+        call()
+        torch.cuda.synchronize()
+        if REHEARSING:
+            call()
+            pytest.skip("rehearsal: there are no kernels to count")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
+        return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+
+    return names

@@ -1,0 +1,38 @@
+"""The GPU tests on a machine without a GPU:  python tests/gpu/rehearse.py [arguments of pytest]
+
+Needs a C++ compiler and no CUDA. ``rehearsal.py`` says what runs and what does not.
+"""
+
+import ctypes
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def load_device() -> None:
+    """Torch looks for devices once, so this comes before it is imported."""
+    torch = Path(importlib.util.find_spec("torch").origin).parent
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "device.so"
+        command = [os.environ.get("CXX", "c++"), "-std=c++20", "-shared", "-fPIC", f"-I{torch}/include", HERE / "rehearsal.cpp"]
+        command += ["-o", library, f"-L{torch}/lib", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch}/lib"]
+        subprocess.run(command, check=True)
+        ctypes.CDLL(str(library))
+
+
+def main(arguments: list[str]) -> int:
+    load_device()
+    import pytest
+    import rehearsal
+
+    rehearsal.start()
+    return pytest.main(arguments or [str(HERE)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,38 @@
+"""The rehearsal of the GPU tests: a few of each file run on a machine without a GPU, on a stand-in for its tensors."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent / "gpu"
+#: A few tests of each file; all of them:  python tests/gpu/rehearse.py
+CHOSEN = {
+    "test_cuda.py": "(nt_xent-65x20 and float32 and high) or graph_and_replayed[moco] or host[sup_con]",
+    "test_large.py": "queue or a_step or lse or ids_beyond",
+    "test_layouts_gpu.py": "mixed",
+    "test_masking_gpu.py": "replays or waits",
+    "test_masks_gpu.py": "graph and tokens",
+    "test_optim_cuda.py": "graph or mixed",
+    "test_sanitized.py": "two_sided or update",
+    "test_stand_in.py": "test",
+    "test_steps_gpu.py": "test",
+    "test_updates.py": "graph or odd or captured",
+}
+
+
+def test_every_file_is_rehearsed():
+    assert {path.name for path in HERE.glob("test_*.py")} == set(CHOSEN)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the tests themselves run")
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
+def test_some_of_each_file_pass_on_the_stand_in():
+    words = " or ".join(f"({name} and ({chosen}))" for name, chosen in CHOSEN.items())
+    command = [sys.executable, str(HERE / "rehearse.py"), str(HERE), "-q", "-rs", "-p", "no:cacheprovider", "-k", words]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
+    assert done.returncode == 0 and " passed" in done.stdout and "SKIPPED" not in done.stdout, done.stdout[-3000:] + done.stderr
