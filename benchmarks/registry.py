@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from benchmarks.gate import clip_truth, pair_truth, siglip_truth
 from benchmarks.masking import MASKING
 from benchmarks.updates import UPDATES
-from benchmarks.work import Shape, Target, Work, faster, parse_shape, shape_name
+from benchmarks.work import Plan, Shape, Target, Work, faster, parse_shape, shape_name
 from fastssl import functional
 from fastssl.testing import contrastive
 from fastssl.testing.cases import CASES, OpCase, moco_inputs, randn, sup_con_inputs
@@ -100,6 +100,10 @@ _NT_XENT_TARGETS = (
     Target((65536, 64), "runs", 1),
 )
 
+_CLIP_PEERS = ("eager", "compile", "open_clip", "inf_cl", "cut_cross_entropy", "liger", "linear_cross_entropy")
+#: Forward U, backward 2U; of wide rows S written and read twice in float32, W written and read once in 16 bits.
+_SYMMETRIC = Plan((("fwd lean", 1), ("bwd lean", 2)), chunks=(3, 20))
+
 _NT_XENT_GPU_TARGETS = (
     *(Target((b, 128), "times_faster", 1, "compile", "bfloat16") for b in (256, 2048, 4096)),
     Target((32768, 128), "ms", 6.6, dtype="bfloat16"),
@@ -122,6 +126,7 @@ WORKS = {
             gpu=((256, 128), (2048, 128), (4096, 128), (16384, 128), (32768, 128), (8192, 512)),
             targets=_NT_XENT_TARGETS,
             gpu_targets=_NT_XENT_GPU_TARGETS,
+            gpu_plan=_SYMMETRIC,
             truth=pair_truth,
             largest={"cpu": 1 << 18, "cuda": 1 << 18},
         ),
@@ -135,6 +140,7 @@ WORKS = {
             product=_pair_product,
             quick=((64, 128),),
             gpu=((4096, 128),),
+            gpu_plan=_SYMMETRIC,
             largest={"cpu": 8192, "cuda": 32768},
         ),
         Work(
@@ -147,7 +153,7 @@ WORKS = {
             product=_square,
             quick=((128, 128),),
             gpu=((4096, 128), (16384, 512)),
-            gpu_sweeps=4.0,
+            gpu_plan=Plan((("fwd lean", 1), ("bwd lean", 4)), chunks=(4, 22)),
             largest={"cpu": 8192, "cuda": 32768},
         ),
         Work(
@@ -168,7 +174,7 @@ WORKS = {
             gpu_targets=tuple(
                 Target((n, 65536, 128), "ms", ms, dtype="bfloat16") for n, ms in ((256, 0.025), (1024, 0.07), (4096, 0.26))
             ),
-            gpu_sweeps=2.0,
+            gpu_plan=Plan((("one_pass lean", 2),), chunks=(2, 16)),
             constant_inputs=("queue",),
             largest={"cpu": 4096, "cuda": 16384},
         ),
@@ -183,8 +189,12 @@ WORKS = {
             quick=((128, 128),),
             gpu=((4096, 512), (16384, 512), (65536, 768)),
             targets=(*faster((4096, 512), open_clip=2.5),),
-            gpu_targets=(Target((65536, 768), "ms", 45, dtype="bfloat16"), Target((65536, 768), "peak_mb", 1500, dtype="bfloat16")),
-            gpu_sweeps=5.0,
+            gpu_targets=(
+                *(Target((16384, 512), "times_faster", 1, peer, "bfloat16") for peer in _CLIP_PEERS),
+                Target((65536, 768), "ms", 45, dtype="bfloat16"),
+                Target((65536, 768), "peak_mb", 1500, dtype="bfloat16"),
+            ),
+            gpu_plan=Plan((("cross lean", 1), ("bwd lean", 4)), chunks=(4, 26)),
             truth=clip_truth,
         ),
         Work(
@@ -198,6 +208,7 @@ WORKS = {
             quick=((128, 128),),
             gpu=((4096, 768), (16384, 768), (65536, 768)),
             gpu_targets=(Target((16384, 768), "ms", 2.4, dtype="bfloat16"),),
+            gpu_plan=Plan((("sigmoid", 4),), chunks=(3, 14)),
             truth=siglip_truth,
         ),
         Work(
@@ -210,6 +221,7 @@ WORKS = {
             product=lambda s: (3 * s[0], 3 * s[0], s[1]),
             quick=((64, 128),),
             gpu=((4096, 128),),
+            gpu_plan=_SYMMETRIC,
             largest={"cpu": 8192, "cuda": 32768},
         ),
     )

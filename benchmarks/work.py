@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import gate
+from benchmarks import gate, predict
 from fastssl.testing.cases import OpCase
 from fastssl.testing.updates import MODELS, State, Step, UpdateCase, copied
 
@@ -14,6 +14,8 @@ from fastssl.testing.updates import MODELS, State, Step, UpdateCase, copied
 Shape = tuple[int | str, ...]
 #: Rates of an H200, measured: the bfloat16 product of an 8192 cube, and a large copy, bytes read and written.
 H200_FLOP_PER_S, H200_BYTES_PER_S = 790e12, 4.3e12
+#: Of an H200, not measured: its matrix units at 1.755 GHz, reads out of L2, and the launches of a loss forward and backward.
+H200_MATRIX_FLOP_PER_S, H200_L2_BYTES_PER_S, STEP_MS = 132 * 4096 * 1.755e9, 5.5e12, 0.02
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,29 @@ def faster(shape: Shape, **times: float) -> tuple[Target, ...]:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a loss costs a GPU, to predict its time.
+
+    ``tiles``: (kernel, sweeps) for rows up to 256 wide, at the share of the matrix rate that ``benchmarks.predict`` gives the
+    kernel's tile. ``chunks``: for wider rows, sweeps at the rate of the vendor's product, and bytes for each logit that pass
+    between the products, through L2.
+    """
+
+    tiles: tuple[tuple[str, float], ...]
+    chunks: tuple[float, float]
+
+    def ms(self, product: tuple[int, int, int], sweep_flops: float) -> float:
+        n, m, d = product
+        if d > 256:
+            sweeps, moved = self.chunks
+            seconds = sweeps * sweep_flops / H200_FLOP_PER_S + moved * n * m / H200_L2_BYTES_PER_S
+        else:
+            rates = {kernel: min(predict.share(kernel, d) * H200_MATRIX_FLOP_PER_S, H200_FLOP_PER_S) for kernel, _ in self.tiles}
+            seconds = sum(sweeps * sweep_flops / rates[kernel] for kernel, sweeps in self.tiles)
+        return 1e3 * seconds + STEP_MS
+
+
+@dataclass(frozen=True)
 class Work:
     """One row of the benchmark: a loss, and how to measure it.
 
@@ -67,7 +92,7 @@ class Work:
     gpu: tuple[Shape, ...] = ()
     targets: tuple[Target, ...] = ()
     gpu_targets: tuple[Target, ...] = ()
-    gpu_sweeps: float = 3.0
+    gpu_plan: "Plan | None" = None
     truth: Callable | None = None
     constant_inputs: tuple[str, ...] = ()
     largest: dict[str, int] = field(default_factory=lambda: {"cpu": 16384, "cuda": 65536})
@@ -87,8 +112,8 @@ class Work:
         return 2.0 * n * m * d
 
     def predicted_ms(self, shape: Shape) -> float:
-        """ms on an H200: ``gpu_sweeps`` sweeps at the rate of its matrix product, no overhead."""
-        return 1e3 * self.gpu_sweeps * self.sweep_flops(shape) / H200_FLOP_PER_S
+        """ms on an H200, of the whole step: ``gpu_plan``."""
+        return self.gpu_plan.ms(self.product(shape), self.sweep_flops(shape))
 
     def turn(self, call: Callable, shape: Shape, dtype: torch.dtype) -> Callable[[], object]:
         """One forward and backward of an implementation on inputs of its own, on the CPU."""

@@ -1,0 +1,212 @@
+"""What the machine code of a tile says of its speed, without a GPU:  python -m benchmarks.predict [--write]
+
+The usual tile of every case of the tuner is compiled for sm_90 through its launcher, and the loop that streams columns is read
+from the disassembly, along the way that most tiles take: no id in reach, logits small. Clocks of one multiprocessor for a tile:
+
+    matrix   HGMMA 64 x n x 16: n / 2, or its operands out of shared memory, 128 bytes a clock
+    exp      MUFU, 16 a clock            fma   128 a clock            other   64 lanes a clock (integers, maxima, conversions)
+    issue    4 instructions of a warp a clock                         L2      the columns' bytes, 32 a clock
+
+Programs on one multiprocessor overlap: the busiest unit decides. One alone waits for its products, then its products for it:
+matrix + 1.1 of the busiest other unit, and k programs share that among them. share = clocks of the product at full rate / clocks
+of the tile. The rates are the data sheet's and published measurements; L2 is the least certain. A model, to be refuted by
+``benchmarks.tune``; ``--write`` keeps it in predicted_sm90.json, from which ``Work.predicted_ms`` makes the predictions.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PATH = Path(__file__).parent / "predicted_sm90.json"
+ARCH, NUM_SMS = 90, 132
+#: FLOP of a clock in 16 bits, on one multiprocessor.
+MATRIX_FLOP = 4096
+L2_BYTES, SHARED_BYTES = 32.0, 128.0
+_FMA = ("FFMA", "FADD", "FMUL")
+_HALF_RATE = {
+    *("IMAD", "IADD3", "VIADD", "LEA", "LOP3", "SHF", "PRMT", "MOV", "CS2R", "SEL", "FSEL", "ISETP", "FSETP", "PLOP3"),
+    *("FMNMX", "VIMNMX", "F2FP", "F2F", "I2F", "P2R", "R2P", "VOTE", "POPC"),
+}
+#: Regions shorter than this are no way of their own.
+_LEAST_REGION = 20
+
+
+@dataclass(frozen=True)
+class Instruction:
+    at: int
+    name: str  # HGMMA.64x128x16.F32.BF16
+    operands: str
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(".")[0]
+
+    def jump(self) -> int | None:
+        found = re.search(r"0x([0-9a-f]+)", self.operands) if self.kind == "BRA" else None
+        return found and int(found[1], 16)
+
+
+def parse(sass: str) -> list[Instruction]:
+    """The instructions of one kernel, as ``cuobjdump -sass`` prints them."""
+    lines = (re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z0-9_.x]+)(.*?);", line) for line in sass.splitlines())
+    return [Instruction(int(line[1], 16), line[2], line[3]) for line in lines if line]
+
+
+def _loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
+    for end in code:
+        start = end.jump()
+        if start is not None and start < end.at:
+            yield [i for i in code if start <= i.at <= end.at]
+
+
+def _seldom(region: list[Instruction]) -> bool:
+    """Whether a region that may be jumped over is the one that compares ids, or the one that takes maxima."""
+    kinds = Counter(i.kind for i in region)
+    ids = kinds["FSEL"] >= 8 and not kinds["MUFU"]
+    return not kinds["HGMMA"] and (ids or kinds["FMNMX"] >= 16)
+
+
+def usual_way(code: list[Instruction]) -> list[Instruction]:
+    """Instructions of the loop with the products that most tiles execute; of several such loops the shortest."""
+    ways = []
+    for loop in _loops(code):
+        if not any(i.kind == "HGMMA" for i in loop):
+            continue
+        left_out: set[int] = set()
+        for i in loop:
+            target = i.jump()
+            if target is not None and target > i.at + 16 * _LEAST_REGION:
+                region = [other for other in loop if i.at < other.at < target]
+                left_out |= {other.at for other in region} if _seldom(region) else set()
+        ways.append([i for i in loop if i.at not in left_out])
+    if not ways:
+        raise ValueError("predict: no loop with matrix products in this code")
+    return min(ways, key=len)
+
+
+def products(way: list[Instruction]) -> tuple[float, float]:
+    """(clocks at full rate, clocks with operands from shared memory) of one warpgroup's HGMMA."""
+    full = real = 0.0
+    for i in way:
+        if size := re.match(r"HGMMA\.64x(\d+)x16", i.name):
+            n = int(size[1])
+            from_registers = not i.operands.split(",")[1].strip().startswith("gdesc")
+            shared = (32 * n + (0 if from_registers else 2048)) / SHARED_BYTES
+            full, real = full + n / 2, real + max(n / 2, shared)
+    return full, real
+
+
+def clocks(way: list[Instruction], warps: int, column_bytes: int) -> dict[str, float]:
+    """Clocks of each unit of a multiprocessor for one tile of ``warps`` warps."""
+    kinds = Counter(i.kind for i in way)
+    return {
+        "matrix": products(way)[1] * warps / 4,
+        "exp": kinds["MUFU"] * warps * 2,
+        "issue": len(way) * warps / 4,
+        "fma": sum(kinds[k] for k in _FMA) * warps / 4,
+        "other": sum(kinds[k] for k in _HALF_RATE) * warps / 2,
+        "L2": column_bytes / L2_BYTES,
+    }
+
+
+def tile_clocks(units: dict[str, float], programs: int) -> tuple[float, str]:
+    """(clocks of a tile, what binds it)."""
+    beside = max(v for k, v in units.items() if k not in ("matrix", "L2"))
+    bounds = units | {"waiting": (units["matrix"] + 1.1 * beside) / max(1, programs)}
+    binds = max(bounds, key=bounds.__getitem__)
+    return bounds[binds], binds
+
+
+def _sass(compiled) -> str:
+    from fastssl.testing.compile import OBJDUMP
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        return subprocess.run([OBJDUMP, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+
+
+def row_of(compiled, kernel: str, config: tuple[int, ...], width: int) -> dict:
+    """The line of one compiled tile kernel in the table."""
+    from fastssl.testing.compile import programs_per_sm, resources
+
+    block_m, block_n, warps = config[:3]
+    registers, _ = resources(compiled)
+    programs = programs_per_sm(registers, compiled.metadata.shared, warps, ARCH)
+    way = usual_way(parse(_sass(compiled)))
+    units = clocks(way, warps, block_n * width * 2)
+    total, binds = tile_clocks(units, programs)
+    full = products(way)[0] * warps / 4
+    return {
+        "kernel": kernel,
+        "width": width,
+        "config": list(config),
+        "registers": registers,
+        "programs": programs,
+        "instructions_per_logit": round(len(way) * 32 * warps / (block_m * block_n), 2),
+        "clocks": {k: round(v) for k, v in units.items()},
+        "binds": binds,
+        "share": round(full / total, 3),
+    }
+
+
+def rows() -> list[dict]:
+    """One for each key of the tuner's cases, at its usual tile."""
+    import torch
+
+    from benchmarks.tune_cases import CASES, FUNCTIONS, base, usual_config, without_contents
+    from fastssl.testing.compile import offline
+
+    first = {case.key: case for case in reversed(CASES) if not case.chunked}
+    found = []
+    with offline(ARCH, NUM_SMS) as launched, without_contents():
+        for (kernel, arithmetic, width), case in sorted(first.items()):
+            launched.clear()
+            case.build(*case.shape, torch.bfloat16, "cpu")()
+            compiled = [k for name, k in launched if name == FUNCTIONS[base(kernel)]][-1]
+            found.append(row_of(compiled, kernel, usual_config((kernel, arithmetic, width), ARCH), width))
+    return found
+
+
+def share(kernel: str, width: int) -> float:
+    """Predicted share of the matrix rate of a kernel's usual tile, "fwd lean" for example; KeyError where there is none."""
+    table = {(row["kernel"], row["width"]): row["share"] for row in json.loads(PATH.read_text())["rows"]}
+    return table[kernel, 128 if width <= 128 else 256]
+
+
+def table(found: list[dict]) -> str:
+    units = ("matrix", "exp", "issue", "fma", "other", "L2")
+    head = ("kernel", "D", "tile", "registers", "programs", "instructions a logit", *units, "binds", "share")
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in found:
+        m, n, warps, stages = row["config"][:4]
+        tile = f"{m} x {n}, {warps} warps, {stages} stages"
+        cells = (row["kernel"], row["width"], tile, row["registers"], row["programs"], row["instructions_per_logit"])
+        cells += (*(row["clocks"][unit] for unit in units), row["binds"], f"{row['share']:.2f}")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.partition(":")[0])
+    parser.add_argument("--write", action="store_true", help=f"to {PATH.name}")
+    args = parser.parse_args(argv)
+    found = rows()
+    print(table(found))
+    if args.write:
+        from benchmarks.tune_candidates import kernels_digest
+
+        lines = ",\n".join(map(json.dumps, found))
+        PATH.write_text(f'{{"arch": {ARCH}, "kernels": "{kernels_digest()}", "rows": [\n{lines}\n]}}\n')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
