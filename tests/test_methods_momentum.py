@@ -207,6 +207,23 @@ def seen_by(backbone: nn.Module, images: torch.Tensor, run) -> list[list[int]]:
     return groups
 
 
+def test_moco_keeps_its_products_in_the_dtype_of_its_queue():
+    """A queue in autocast's dtype: queries and keys in it too, the loss that of the same numbers in float64."""
+    method = make(MoCo, queue_size=16, queue_dtype=torch.bfloat16).eval()
+    a, b = views()
+    with torch.autocast("cpu", torch.bfloat16):
+        q, k = method.unit(method.encoder(a)), method.keys(b)
+        loss = method(a, b)
+    assert q.dtype == k.dtype == method.state_dict()["queue.queue"].dtype == torch.bfloat16
+    q, k, queue = q.double(), k.double(), method.queue.queue.double()
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue], 1) / method.temperature
+    torch.testing.assert_close(loss.double(), F.cross_entropy(logits, torch.zeros(len(a), dtype=torch.long)), rtol=2e-2, atol=0)
+    method.train()(a, b).backward()
+    assert all(p.grad.isfinite().all() for p in method.encoder.parameters())
+    with pytest.raises(TypeError, match="dtype"):
+        MoCo(tiny(), 10, queue_size=16, queue_dtype=torch.int32)
+
+
 def test_shuffling_changes_who_shares_statistics_and_keys_come_back_in_order():
     method = make(MoCo, queue_size=32, bn_splits=2)
     images = torch.rand(12, 3, 4, 4)
