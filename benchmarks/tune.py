@@ -1,204 +1,307 @@
-"""Times the candidate configurations of the similarity kernels on this GPU:  python -m benchmarks.tune --out tune.json
+"""Times candidate tiles of the similarity kernels on this GPU:  python -m benchmarks.tune --out DIR [--seconds S]
 
-The kernels ask ``pick_config`` for a configuration at every launch. A plain run shows which questions a shape asks; then each
-candidate, neighbours of the usual answer first, answers one question at a time while the others keep their usual answer. A
-candidate whose gradient leaves the usual one's is "wrong", one that does not launch (registers, shared memory) "failed". Times
-are of forward + backward, in turns with the usual answer, so that a drift of the clock moves both.
+    1. processes without a GPU context compile every surviving candidate (``tune_candidates``) of every case (``tune_cases``)
+    2. one process times them, each in turns with the usual configuration, as replays of a CUDA graph; one that dies of a
+       candidate is started again behind it (``tune_worker``)
+    3. DIR/tune.json gets every row, DIR/tune.md a line for each key, and DIR/tuned/similarity_sm90.py the tiles that won: put it
+       into fastssl/kernels/tuned, and run the tests that compile every tile
+
+Chunk sizes that win are printed and stand in tune.json: they are the arguments of ``chunk_shape``. ``--list`` makes the candidates
+anew, without a GPU; ``--device cpu`` rehearses at tiny shapes in Triton's interpreter.
 """
 
 import argparse
-import dataclasses
-import importlib
 import json
+import math
+import multiprocessing
+import os
+import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
-from functools import partial
+from dataclasses import astuple, dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
-from benchmarks import gate, machine, timing
-from benchmarks.registry import WORKS, shape_name
-from fastssl.testing.compare import FLOOR, relative_error
+from benchmarks import machine, tune_candidates, tune_worker
+from benchmarks.tune_cases import Case, Config, Key, architecture, usual_config
+from fastssl.kernels import tuned
+from fastssl.kernels.similarity_config import pick_config
 
-KERNELS = ("fastssl.kernels.similarity", "fastssl.kernels.similarity_chunked")
-CONFIGS = "fastssl.kernels.similarity_config"
-CANDIDATE_NAMES = ("ALL_CONFIGS", "CANDIDATES", "CONFIGS")
-SHAPES = (("nt_xent", (32768, 128)), ("nt_xent", (4096, 128)), ("info_nce", (16384, 128)))
+#: A winner beats the usual configuration by this, and by twice what the usual one differs from itself.
+LEAST_GAIN = 1.03
+#: It is nowhere slower than this, and where another is so much faster still, finer keys would pay.
+LEAST_ANYWHERE, FINER = 0.97, 1.05
+#: Of the time, for compiling; seconds without a word after which the timing hangs; deaths of its process endured.
+COMPILE_SHARE, HANG_S, RESTARTS = 0.4, 60.0, 20
+#: Of the time, for the last item and for writing.
+GRACE_S, WRITE_S = 4.0, 4.0
 
-
-def _walk(found) -> Iterable:
-    """The dataclass instances in nested lists, tuples and mappings."""
-    if dataclasses.is_dataclass(found):
-        yield found
-    elif isinstance(found, Mapping):
-        for value in found.values():
-            yield from _walk(value)
-    elif isinstance(found, (list, tuple, set, frozenset)):
-        for value in found:
-            yield from _walk(value)
+LATE = "out of time"
+WORKER = [sys.executable, "-m", "benchmarks.tune_worker"]
 
 
-def candidates(module) -> list:
-    """The configurations that a module offers under the first of ``CANDIDATE_NAMES``, each once."""
-    for name in CANDIDATE_NAMES:
-        if offered := list(dict.fromkeys(_walk(getattr(module, name, None)))):
-            return offered
-    return []
+def plan_items(cases: tuple[Case, ...], tries: dict[Key, list[Config]]) -> list[tuple[int, list[Config]]]:
+    """(case, configurations): the first case of every key, the second of every key, and so on."""
+    of_key: dict[Key, list[int]] = {}
+    for index, case in enumerate(cases):
+        of_key.setdefault(case.key, []).append(index)
+    turns = zip_longest(*of_key.values())
+    return [(index, tries[cases[index].key]) for turn in turns for index in turn if index is not None]
 
 
-def neighbours(config) -> list:
-    """Configurations one step away: one block or warp count halved or doubled, or one stage less or more."""
-    steps = []
-    for part in dataclasses.fields(config):
-        value = getattr(config, part.name)
-        if "stages" in part.name:
-            options, least = (value - 1, value + 1), 1
-        else:
-            options, least = (value // 2, value * 2), 16 if "block" in part.name else 1
-        steps += [dataclasses.replace(config, **{part.name: v}) for v in options if v >= least]
-    return steps
+def precompile(plan: dict, num_sms: int, seconds: float, workers: int) -> dict:
+    """{"done", "left", "failed", "seconds"}: one task for each candidate, over all cases of its key; chunks need none. What failed
+    leaves the plan, but for the usual configuration."""
+    begin, cases = time.monotonic(), tune_worker.cases(plan["device"])
+    tasks: dict[tuple[Key, Config], list[int]] = {}
+    for index, configs in plan["items"]:
+        for config in configs if not cases[index].chunked else ():
+            indices = tasks.setdefault((cases[index].key, tuple(config)), [])
+            indices += [] if index in indices else [index]
+    failed, done = {}, 0
+    work = [(plan["arch"], num_sms, tuple(indices), config, plan["device"]) for (_, config), indices in tasks.items()]
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(work) or 1)) as pool:
+        results = pool.imap_unordered(tune_worker.compile_cases, work)
+        try:
+            while done < len(work):
+                left = begin + seconds - time.monotonic()
+                indices, config, reason = results.next(max(0.0, left))
+                failed |= {(cases[indices[0]].key, config): reason} if reason else {}
+                done += 1
+        except multiprocessing.TimeoutError:
+            print("tune: late, or a process died; the timing process compiles the rest", flush=True)
+    keep = lambda index, configs: [c for c in configs if c == configs[0] or (cases[index].key, tuple(c)) not in failed]  # noqa: E731
+    plan["items"] = [(index, keep(index, configs)) for index, configs in plan["items"]]
+    said = [f"{' '.join(map(str, key))} {config}: {reason}" for (key, config), reason in failed.items()]
+    return {"done": done, "left": len(work) - done, "failed": said, "seconds": round(time.monotonic() - begin, 1)}
 
 
-def as_json(config) -> object:
-    return dataclasses.asdict(config) if dataclasses.is_dataclass(config) else repr(config)
+def _watch(process: subprocess.Popen, rows: Path, deadline: float, hang_s: float) -> str:
+    """Waits for the end; why it was killed, or ""."""
+    heard, size = time.monotonic(), -1
+    while process.poll() is None:
+        time.sleep(0.1)
+        now = rows.stat().st_size if rows.exists() else 0
+        if now != size:
+            heard, size = time.monotonic(), now
+        late = time.time() > deadline + GRACE_S
+        if late or time.monotonic() - heard > hang_s:
+            process.kill()
+            process.wait()
+            return LATE if late else f"no word for {hang_s:.0f} s"
+    return ""
 
 
-def question(args: tuple, kwargs: dict) -> str:
-    return repr((args, sorted(kwargs.items())))
+def run_plan(plan: dict, out: Path, environment: dict[str, str]) -> int:
+    """Times the plan in a process that is started again behind a candidate that kills it; the number of such ends."""
+    plan_file, rows = out / "tune_plan.json", out / "tune_rows.jsonl"
+    plan_file.write_text(json.dumps(plan))
+    rows.unlink(missing_ok=True)
+    command = [*WORKER, str(plan_file), str(rows)]
+    for ends in range(RESTARTS + 1):
+        process = subprocess.Popen(command, cwd=machine.ROOT, env=environment)
+        reason = _watch(process, rows, plan["deadline"], HANG_S)
+        if process.returncode == 0 or reason == LATE:
+            return ends
+        begun, finished = tune_worker.read_rows(rows)
+        culprits = begun - set(finished)
+        with rows.open("a") as file:
+            for item in culprits:
+                row = {"failed": reason or f"the process ended with {process.returncode}"}
+                file.write(json.dumps({"item": item, "row": row}) + "\n")
+        if not culprits and process.returncode != tune_worker.LOST:
+            return ends + 1
+    return RESTARTS + 1
 
 
-@contextmanager
-def answering(modules: list, answer):
-    """Every module's ``pick_config`` replaced by ``answer(original, args, kwargs)``."""
-    originals = [module.pick_config for module in modules]
-    for module, original in zip(modules, originals, strict=True):
-        module.pick_config = lambda *args, _original=original, **kwargs: answer(_original, args, kwargs)
-    try:
-        yield
-    finally:
-        for module, original in zip(modules, originals, strict=True):
-            module.pick_config = original
+def named_rows(plan: dict, rows: Path) -> list[dict]:
+    """The finished rows with the names of their case and configuration; "usual" where it is the usual one."""
+    cases, (_, finished) = tune_worker.cases(plan["device"]), tune_worker.read_rows(rows)
+    named = []
+    for index, configs in plan["items"]:
+        case, (kernel, arithmetic, width) = cases[index], cases[index].key
+        about = {"kernel": kernel, "arithmetic": arithmetic, "width": width, "case": case.name, "shape": list(case.shape)}
+        for number, config in enumerate(configs):
+            if (index, number) in finished:
+                usual = list(config) == list(configs[0])
+                named.append(about | {"config": list(config), "usual": usual} | finished[index, number])
+    return named
 
 
-def questions_of(modules: list, run) -> dict[str, object]:
-    """question -> usual answer, of one call of ``run``."""
-    asked: dict[str, object] = {}
+@dataclass(frozen=True)
+class Verdict:
+    """The best candidate of a key over all cases in which every candidate was tried."""
 
-    def record(original, args, kwargs):
-        found = original(*args, **kwargs)
-        asked[question(args, kwargs)] = found
-        return found
+    key: Key
+    usual: Config
+    best: Config | None
+    gain: float  # geometric mean over the cases
+    gains: dict[str, float]  # case -> gain
+    spread: float  # of the usual configuration against itself
+    finer: dict[str, tuple[Config, float]]  # case -> a much faster configuration, its gain
 
-    with answering(modules, record):
-        run()
-    return asked
-
-
-def _forced(asked: str, candidate):
-    return lambda original, args, kwargs: candidate if question(args, kwargs) == asked else original(*args, **kwargs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """Forward + backward of one case, and its gradients with the usual configurations."""
-
-    modules: list
-    run: Callable
-    inputs: dict[str, torch.Tensor]
-    grads: dict[str, torch.Tensor]
-    device: str
-
-
-def try_candidate(trial: Trial, asked: str, candidate, rounds: int = 5) -> dict:
-    """{"config", "ms", "usual_ms"} or {"config", "failed" | "wrong": reason}."""
-    modules, run, inputs, device = trial.modules, trial.run, trial.inputs, trial.device
-    row: dict = {"config": as_json(candidate)}
-    try:
-        with answering(modules, _forced(asked, candidate)):
-            run()
-            worst = max(relative_error(t.grad.cpu(), trial.grads[name]) for name, t in inputs.items())
-            tolerance = 4 * FLOOR[next(iter(inputs.values())).dtype]
-            if not worst <= tolerance:
-                return row | {"wrong": f"gradient is {worst:.1e} from the usual configuration's, over {tolerance:.1e}"}
-            run()
-        mine, usual = [], []
-        for _ in range(rounds):
-            with answering(modules, _forced(asked, candidate)):
-                mine.append(timing.once_ms(run, device, 2))
-            usual.append(timing.once_ms(run, device, 2))
-    except Exception as error:  # a configuration that does not compile or launch is a result
-        return row | {"failed": f"{type(error).__name__}: {str(error)[:160]}"}
-    return row | {"ms": timing.summarize(mine).ms, "usual_ms": timing.summarize(usual).ms}
-
-
-def tune(modules: list, configs: list, work, inputs: dict[str, torch.Tensor], deadline: float) -> list[dict]:
-    """Rows for each question that forward + backward of the work asks, fastest candidate first."""
-    inputs = gate.leaves(inputs)
-    first = next(iter(inputs.values()))
-    run = partial(gate.step, partial(work.case.ours, **work.constants), inputs)
-    found: list[dict] = []
-    asked = questions_of(modules, run)
-    for question_asked, usual in asked.items():
-        run()
-        grads = {name: t.grad.detach().cpu().clone() for name, t in inputs.items()}
-        trial = Trial(modules, run, inputs, grads, first.device.type)
-        order = [c for c in dict.fromkeys([*neighbours(usual), *configs]) if c != usual]
-        now = time.monotonic()
-        stop = now + (deadline - now) / (len(asked) - len(found))
-        rows = [try_candidate(trial, question_asked, c) for c in order if time.monotonic() < stop]
-        rows.sort(key=lambda row: row.get("ms", float("inf")))
-        found.append(
-            {
-                "work": work.name,
-                "shape": list(first.shape),
-                "question": question_asked,
-                "usual": as_json(usual),
-                "candidates": rows,
-                "not_tried": len(order) - len(rows),
-            }
+    @property
+    def wins(self) -> bool:
+        return (
+            self.best is not None
+            and self.gain >= max(LEAST_GAIN, 1 + 2 * self.spread)
+            and min(self.gains.values()) >= LEAST_ANYWHERE
         )
+
+    def text(self) -> str:
+        head = f"{' '.join(map(str, self.key))}: usual {self.usual}, twice it differs by {100 * self.spread:.1f} %"
+        if self.best is None:
+            return f"{head}; nothing else was timed"
+        by_case = ", ".join(f"{name} {gain:.3f}" for name, gain in self.gains.items())
+        finer = "".join(f"; {name} alone: {config} {gain:.3f}" for name, (config, gain) in self.finer.items())
+        return f"{head}; {'wins' if self.wins else 'best'} {self.best}: {self.gain:.3f}x ({by_case}){finer}"
+
+
+def _name(case: str, shape) -> str:
+    return f"{case} {'x'.join(map(str, shape))}"
+
+
+def _verdict(key: Key, rows: list[dict], counts: dict[str, int]) -> Verdict:
+    """counts: case -> rows that it has when every candidate was tried."""
+    gains: dict[Config, dict[str, float]] = {}
+    tried: dict[str, int] = {}
+    spread, usual = 0.0, ()
+    for row in rows:
+        case, config = _name(row["case"], row["shape"]), tuple(row["config"])
+        tried[case] = tried.get(case, 0) + 1
+        if row["usual"]:
+            usual, spread = config, max(spread, abs(row.get("gain", 1.0) - 1))
+        elif "gain" in row:
+            gains.setdefault(config, {})[case] = row["gain"]
+    whole = [case for case, count in tried.items() if count == counts[case]]
+    safe = {config: by_case for config, by_case in gains.items() if whole and set(whole) <= set(by_case)}
+    means = {config: math.exp(statistics.fmean(math.log(by_case[case]) for case in whole)) for config, by_case in safe.items()}
+    best = max(means, key=means.get, default=None)
+    mine = {case: gains[best][case] for case in whole} if best else {}
+    finer = {}
+    for case in mine:
+        config = max(safe, key=lambda c: gains[c][case])
+        if gains[config][case] >= FINER * max(1.0, mine[case]):
+            finer[case] = config, gains[config][case]
+    return Verdict(key, usual, best, means.get(best, 0.0), mine, spread, finer)
+
+
+def verdicts(plan: dict, rows: list[dict]) -> list[Verdict]:
+    cases = tune_worker.cases(plan["device"])
+    counts: dict[Key, dict[str, int]] = {}
+    for index, configs in plan["items"]:
+        counts.setdefault(cases[index].key, {})[_name(cases[index].name, cases[index].shape)] = len(configs)
+    of_key = lambda key: [row for row in rows if (row["kernel"], row["arithmetic"], row["width"]) == key]  # noqa: E731
+    return [_verdict(key, of_key(key), count) for key, count in counts.items() if of_key(key)]
+
+
+def entries(found: list[Verdict], arch: int) -> dict[Key, tuple[Config, str]]:
+    """key -> (tile, comment) of a tuned file: what stood there, what won, and what winning must not change.
+
+    Counting above a threshold keeps the tile that it has now, which was compiled for it; so does the sigmoid loss, whose tile is
+    otherwise derived from that of the backward.
+    """
+    new = {key: (tuple(numbers), "as before") for key, numbers in tuned.table("similarity", arch).items()}
+    for verdict in found:
+        kernel, arithmetic, width = verdict.key
+        if not verdict.wins or kernel.startswith("chunk"):
+            continue
+        new[verdict.key] = verdict.best, verdict.text().partition(": ")[2]
+        if kernel in ("fwd", "one_pass"):
+            tile = pick_config(f"{kernel} rank", arch, torch.bfloat16, width)
+            new.setdefault((f"{kernel} rank", arithmetic, width), (astuple(tile), "unchanged"))
+        if kernel == "bwd":
+            sigmoid = "sigmoid", arithmetic, width
+            new.setdefault(sigmoid, (usual_config(sigmoid, arch), "unchanged"))
+    return new
+
+
+def tuned_text(new: dict[Key, tuple[Config, str]], about: str) -> str:
+    """A file of ``fastssl.kernels.tuned``."""
+    lines = [f"    # {comment}\n    {key!r}: {config!r},\n".replace("'", '"') for key, (config, comment) in sorted(new.items())]
+    return f'"""Tiles that benchmarks.tune measured.\n\n{about}\n"""\n\n# ruff: noqa: E501\nTABLE = {{\n{"".join(lines)}}}\n'
+
+
+def _about(found: dict) -> str:
+    about = found["machine"]
+    versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("python", "torch", "triton") if name in about["versions"])
+    return f"{about['name']}, {found['date']}, commit {found['commit']}, {versions}, CUDA {about.get('cuda')}"
+
+
+def _page(found: dict) -> str:
+    """tune.md: a line for each key, and what went wrong."""
+    bad = [row for row in found["rows"] if "ms" not in row]
+    compiled = found["compile"]
+    lines = [*found["verdicts"], f"compiled {compiled['done']} candidates in {compiled['seconds']} s, {compiled['left']} left"]
+    lines += [f"dropped {reason}" for reason in compiled["failed"][:20]]
+    lines += [f"{len(found['rows'])} rows, {found['left']} left, {found['ends']} processes died, {len(bad)} without a time"]
+    lines += [f"{row['kernel']} {row['width']} {row['config']}: {row.get('failed') or row['wrong']}" for row in bad[:20]]
+    lines += ["the list of candidates is older than the kernels"] * found["stale"]
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def _plan(device: str, arch: int, candidates: dict, limit: int | None, deadline: float) -> dict:
+    """What the timing process reads; at most ``limit`` candidates of each key."""
+    cases, tries = tune_worker.cases(device), {}
+    for case in cases:
+        usual, *others, again = tune_candidates.to_try(case.key, candidates, arch)
+        tries[case.key] = [usual, *others[:limit], again]
+    return {"device": device, "arch": arch, "items": plan_items(cases, tries), "deadline": deadline}
+
+
+def tune(out: Path, device: str, seconds: float, limit: int | None = None) -> dict:
+    """Everything on this machine's device, at most ``limit`` candidates of each key; what tune.json holds."""
+    begin, (arch, num_sms) = time.time(), architecture(device)
+    candidates = tune_candidates.read(tune_candidates.path(arch))
+    plan = _plan(device, arch, candidates, limit, begin + seconds - GRACE_S - WRITE_S)
+    found = {"machine": machine.describe(device), **machine.run_stamp(), "seconds": seconds}
+    found["stale"] = tune_candidates.stale(tune_candidates.path(arch))
+    found["compile"] = precompile(plan, num_sms, COMPILE_SHARE * seconds, len(os.sched_getaffinity(0)))
+    environment = dict(os.environ) | ({} if device == "cuda" else {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
+    found["ends"] = run_plan(plan, out, environment)
+    rows = named_rows(plan, out / "tune_rows.jsonl")
+    found |= {"rows": rows, "left": sum(len(configs) for _, configs in plan["items"]) - len(rows)}
+    judged = verdicts(plan, rows)
+    found["verdicts"] = [verdict.text() for verdict in judged]
+    (out / "tune.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "tune.md").write_text(_page(found))
+    if new := entries(judged, arch):
+        folder = out / "tuned"
+        folder.mkdir(exist_ok=True)
+        (folder / f"similarity_sm{arch}.py").write_text(tuned_text(new, _about(found)))
     return found
-
-
-def best_line(row: dict) -> str:
-    """One line for the log: the usual configuration against the best candidate."""
-    timed = [c for c in row["candidates"] if "ms" in c]
-    head = f"{row['work']} {shape_name(row['shape'])} {row['question']}: usual {row['usual']}"
-    if not timed:
-        return f"{head}; no other candidate ran ({len(row['candidates'])} tried)"
-    gain = timed[0]["usual_ms"] / timed[0]["ms"]
-    return f"{head}; best other {timed[0]['config']}: {timed[0]['ms']:.3f} ms, {gain:.3f}x as fast as the usual"
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.partition(":")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--list", action="store_true", help="compile the grid offline and write the candidates; no GPU")
+    parser.add_argument("--arch", type=int, default=90, help="of --list")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of --list, at most one for each of ten keys")
+    parser.add_argument("--out", type=Path, metavar="DIR")
+    parser.add_argument("--seconds", type=float, default=150.0)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args = parser.parse_args(argv)
-    deadline = time.monotonic() + args.seconds
-    if not torch.cuda.is_available():
+    if args.list:
+        file = tune_candidates.path(args.arch)
+        tune_candidates.write(tune_candidates.compile_all(args.arch, args.jobs), file)
+        print(f"wrote {file}")
+        return 0
+    if args.out is None:
+        parser.error("--out DIR or --list")
+    if args.device == "cuda" and not torch.cuda.is_available():
         print("tune: this torch sees no GPU")
         return 2
-    modules = [m for m in map(importlib.import_module, KERNELS) if callable(getattr(m, "pick_config", None))]
-    configs = candidates(importlib.import_module(CONFIGS))
-    found = {"machine": machine.describe("cuda"), **machine.run_stamp(), "rows": []}
-    if not configs or not modules:
-        found["reason"] = f"{CONFIGS} offers none of {', '.join(CANDIDATE_NAMES)}, or no kernel module uses pick_config"
-        print(found["reason"])
-    else:
-        share = (deadline - time.monotonic()) / len(SHAPES)
-        for index, (name, shape) in enumerate(SHAPES):
-            stop = deadline - share * (len(SHAPES) - 1 - index)
-            work = WORKS[name]
-            rows = tune(modules, configs, work, work.case.inputs(shape, dtype=torch.bfloat16, device="cuda"), stop)
-            found["rows"] += rows
-            args.out.write_text(json.dumps(found, indent=1) + "\n")
-            print("\n".join(map(best_line, rows)), flush=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
+    arch, _ = architecture(args.device)
+    if not tune_candidates.path(arch).exists():
+        print(f"tune: {tune_candidates.path(arch)} is missing; python -m benchmarks.tune --list --arch {arch} makes it")
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = tune(args.out.resolve(), args.device, args.seconds, None if args.device == "cuda" else 1)
+    print((args.out / "tune.md").read_text())
+    return 0 if any("ms" in row for row in found["rows"]) else 1
 
 
 if __name__ == "__main__":

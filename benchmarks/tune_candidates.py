@@ -1,0 +1,192 @@
+"""Which tiles are worth a GPU's time: a grid cut by register arithmetic, compiled offline, kept where nothing spills.
+
+``python -m benchmarks.tune --list`` writes ``candidates_sm90.json``, one line for each tile that survives: registers and shared
+memory of the training variant, and how many programs an SM then holds. Make it anew when a tile kernel has changed; on a GPU the
+tuner drops, unlaunched, what has begun to spill since.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from benchmarks.tune_cases import CASES, FUNCTIONS, SCALE, Call, Case, Config, Key, base, forced, usual_config, without_contents
+from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
+
+#: num_sms that offline launches are split for: an H100 or H200.
+NUM_SMS = 132
+#: Of the launches that ask for everything: enough logits that facts about the columns pay.
+ROWS, COLUMNS = 8186, 8170
+CHUNKS = tuple(product((1024, 2048, 4096, 8192), (22, 23, 24, 25)))
+
+
+def path(arch: int) -> Path:
+    return Path(__file__).parent / f"candidates_sm{arch}.json"
+
+
+def _promising(kernel: str, width: int, config: Config) -> bool:
+    """S (block_m, block_n) and, but in the forwards, the accumulator (block_m, D) in float32 take a thread at most 144 registers; a
+    tile is no smaller than 32 of them at D = 128, 16 beyond, and what is loaded fits in an SM as often as programs are wanted."""
+    block_m, block_n, warps, stages, programs = config
+    threads = 32 * warps
+    s, acc = block_m * block_n / threads, 0 if kernel in ("fwd", "cross") else block_m * width / threads
+    most = {"fwd": 128, "cross": 64}.get(kernel, 144)
+    kib = (block_m + stages * block_n) * width * 2 / 1024
+    return (
+        (32 if width == 128 else 16) <= s + acc <= most
+        and s >= 16
+        and kib <= 226 / programs
+        and (stages < 4 or block_n == 32)
+        and (kernel != "sigmoid" or block_n <= 64)
+        and programs in ((1, 2) if warps == 8 else (2, 3))
+        and 65536 // (threads * programs) >= 1.5 * (s + acc)
+    )
+
+
+def grid(key: Key) -> list[Config]:
+    """Tiles of a key before anything is compiled."""
+    kernel, _, width = base(key[0]), *key[1:]
+    tiles = product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1, 2, 3))
+    return [config for config in tiles if _promising(kernel, width, config)]
+
+
+def _operands(width: int) -> tuple[torch.Tensor, ...]:
+    """x (N, D), y (M, D), ids, and a vector of float32 for each: no count that a block or 16 divides."""
+    n, m = ROWS, COLUMNS
+    x, y = (torch.zeros(count, width, dtype=torch.bfloat16) for count in (n, m))
+    return x, y, torch.arange(n), torch.arange(m), torch.zeros(n), torch.zeros(m)
+
+
+def heavy(kernel: str, width: int) -> Call:
+    """A launch with everything that may be asked for: int64 ids, bias or weights, a learnt temperature, ragged counts; the columns
+    of CLIP are counted and lie transposed."""
+    x, y, x_id, y_id, of_x, of_y = _operands(width)
+    one = torch.ones(1)
+    if kernel in ("fwd", "one_pass"):
+        call = similarity.similarity_fwd if kernel == "fwd" else similarity.similarity_one_pass
+        return lambda: call(x, y, SCALE, one, x_id, y_id, of_y, None)
+    if kernel == "cross":
+        transposed = y.t().contiguous().t()
+        return lambda: similarity_cross.similarity_cross_fwd(x, transposed, SCALE, one, x_id, y_id, of_x, 0)
+    if kernel == "sigmoid":
+        return lambda: sigmoid_pair.sigmoid_pair(x, y, SCALE, one, 0.0, one, x_id, y_id, of_x, of_y, (True, False, True, True))
+    terms, stats, out, sums = _terms(), torch.zeros(3), torch.zeros_like(x), torch.zeros(ROWS)
+    return lambda: similarity.row_owner(terms, terms, x, x, x_id, x_id, of_x, stats, SCALE, one, out, sums, None)
+
+
+def _terms() -> torch.Tensor:
+    """(3, ROWS), each row aligned as ``row_terms`` aligns it."""
+    return torch.zeros(3, 8192)[:, :ROWS]
+
+
+def _one_sided(width: int) -> Iterator[Call]:
+    """The backward of rows alone, and that of columns alone."""
+    x, y, x_id, y_id, _, of_y = _operands(width)
+    terms, stats, dx, dy, sums = _terms(), torch.zeros(3), torch.zeros_like(x), torch.zeros_like(y), torch.zeros(COLUMNS)
+    yield lambda: similarity.row_owner(terms, None, x, y, x_id, y_id, of_y, stats, SCALE, None, dx, None, None)
+    yield lambda: similarity.row_owner(None, terms, y, x, y_id, x_id, of_y, stats, SCALE, None, dy, sums, None)
+
+
+def _plain(case: Case) -> Call:
+    """The case on CPU tensors; what its preparation launches is compiled with the usual tiles."""
+    return case.build(*case.shape, torch.bfloat16, "cpu")
+
+
+def needs(found: list, kernel: str) -> tuple[int, int, int]:
+    """(registers, bytes spilled, bytes of shared memory), the largest among the launches of the kernel that were compiled."""
+    from fastssl.testing.compile import resources
+
+    compiled = [kernel_found for name, kernel_found in found if name == FUNCTIONS[base(kernel)]]
+    numbers = [(*resources(k), k.metadata.shared) for k in compiled]
+    return tuple(max(column) for column in zip(*numbers, strict=True))
+
+
+def judge(found: list, case: Case, config: Config, arch: int = 90) -> dict | None:
+    """The line of a tile that survives every case of its key and, where it is not for lean launches alone, the heaviest ones;
+    otherwise None. Inside ``offline``."""
+    from fastssl.testing.compile import programs_per_sm
+
+    kernel, arithmetic, width = case.key
+    others = [] if kernel.endswith(" lean") else [heavy(kernel, width), *(_one_sided(width) if kernel == "bwd" else ())]
+    calls = [*others, *(_plain(same) for same in CASES if same.key == case.key)]
+    for call in calls:
+        found.clear()
+        with forced(kernel, config):
+            call()
+        registers, spilled, shared = needs(found, kernel)
+        held = programs_per_sm(registers, shared, config[2], arch)
+        if spilled or held < config[4]:
+            return None
+    line = {"kernel": kernel, "arithmetic": arithmetic, "width": width, "config": list(config)}
+    return line | {"registers": registers, "shared": shared, "programs": held}
+
+
+def kernels_digest() -> str:
+    """Of the sources of the tile kernels, that a list may be known to be older than they are."""
+    folder = Path(similarity.__file__).parent
+    names = sorted(file for stem in ("similarity*.py", "sigmoid_pair*.py") for file in folder.glob(stem))
+    texts = [
+        file.read_bytes() for file in names if file.stem not in ("similarity_config", "similarity_chunked", "sigmoid_pair_chunked")
+    ]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
+
+
+def _compile_key(arch: int, case: Case) -> list[dict]:
+    """The surviving tiles of the case's key. One that failed is not tried again with more stages or more programs."""
+    from fastssl.testing.compile import offline
+
+    lines: list[dict] = []
+    failed: dict[tuple, int] = {}
+    with offline(arch, NUM_SMS) as found, without_contents():
+        for config in grid(case.key):
+            hopeless = config[4] >= failed.get(config[:3], 1000)
+            line = None if hopeless else judge(found, case, config, arch)
+            if line:
+                lines.append(line)
+            elif not hopeless:
+                failed[config[:3]] = config[4]
+            print(f"{' '.join(map(str, case.key))} {config}: {line or 'spills or does not fit'}", flush=True)
+    return lines
+
+
+def compile_all(arch: int, jobs: int = 1) -> dict:
+    """{"arch", "versions", "kernels", "candidates"}, keys shared out among processes. A quarter of an hour on a free core."""
+    first = {case.key: case for case in reversed(CASES) if not case.chunked}
+    versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+    found = {"arch": arch, "versions": versions, "kernels": kernels_digest()}
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        of_keys = pool.map(partial(_compile_key, arch), reversed(first.values()), chunksize=1)
+    return found | {"candidates": [line for lines in of_keys for line in lines]}
+
+
+def write(found: dict, file: Path) -> None:
+    """JSON with one candidate on each line."""
+    head = json.dumps({k: v for k, v in found.items() if k != "candidates"})
+    lines = ",\n".join(map(json.dumps, found["candidates"]))
+    file.write_text(f'{head[:-1]}, "candidates": [\n{lines}\n]}}\n')
+
+
+def read(file: Path) -> dict[Key, dict[Config, dict]]:
+    """key -> tile -> its line."""
+    found: dict[Key, dict[Config, dict]] = {}
+    for line in json.loads(file.read_text())["candidates"]:
+        found.setdefault((line["kernel"], line["arithmetic"], line["width"]), {})[tuple(line["config"])] = line
+    return found
+
+
+def stale(file: Path) -> bool:
+    """Whether a kernel has changed since the list was made."""
+    return json.loads(file.read_text())["kernels"] != kernels_digest()
+
+
+def to_try(key: Key, found: dict[Key, dict[Config, dict]], arch: int) -> list[Config]:
+    """The usual configuration, the candidates of the key, and the usual once more: its two times give the spread."""
+    usual = usual_config(key, arch)
+    offered = CHUNKS if key[0].startswith("chunk") else found.get(key, {})
+    return [usual, *(config for config in offered if config != usual), usual]

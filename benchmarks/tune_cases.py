@@ -1,0 +1,236 @@
+"""What the tuner times: launches of one kernel, with the merging that its splits cost, at the shapes that matter.
+
+A key is (kernel, arithmetic, widest D), as the tables name it; its candidates are tiles (block_m, block_n, warps, stages,
+programs), those of the chunks (tall, log2 of logits), the arguments of ``chunk_shape``.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from functools import partial
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastssl.kernels import sigmoid_pair, sigmoid_pair_chunked, similarity, similarity_chunked, similarity_cross
+from fastssl.kernels.similarity_config import TileConfig, chunk_shape, device_facts, tuned_config
+from fastssl.kernels.similarity_merge import row_terms
+from fastssl.testing.compare import FLOOR
+
+Key = tuple[str, str, int]
+Config = tuple[int, ...]
+Outputs = dict[str, Tensor]
+Call = Callable[[], Outputs]
+
+HALVES = "16-bit"
+SCALE = 10.0
+USUAL_CHUNK = (2048, 23)
+#: The function of each kernel, whose resources decide.
+FUNCTIONS = {
+    "fwd": "similarity_fwd_kernel",
+    "one_pass": "similarity_fwd_kernel",
+    "bwd": "similarity_bwd_kernel",
+    "cross": "similarity_cross_fwd_kernel",
+    "sigmoid": "sigmoid_pair_kernel",
+}
+#: Largest relative difference from the usual tile's result: these are sums of the same float32 terms in another order.
+EXACT = dict.fromkeys(("lse", "row", "column", "loss"), 2e-5)
+
+
+def tolerance(output: str, dtype: torch.dtype) -> float:
+    return EXACT.get(output, FLOOR[dtype])
+
+
+def rows_of(count: int, width: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
+    """(count, width) unit rows."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return F.normalize(torch.randn(count, width, generator=generator, device=device), dim=1).to(dtype)
+
+
+def _empty_rows(count: int, width: int, dtype: torch.dtype, device: str, seed: int) -> Tensor:
+    return torch.empty(count, width, dtype=dtype, device=device)
+
+
+def without_contents():
+    """A context in which cases are built at once, for launches that only compile."""
+    return mock.patch(f"{__name__}.rows_of", _empty_rows)
+
+
+def _ids(count: int, device: str) -> Tensor:
+    return torch.arange(count, dtype=torch.int32, device=device)
+
+
+def nt_xent_forward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
+    """x (N, D) against itself, positives left out by ids; M = N."""
+    x, ids = rows_of(n, d, dtype, device, 0), _ids(n, device) % (n // 2)
+    return lambda: {"lse": similarity.similarity_fwd(x, None, SCALE, None, ids, ids, None, None)[0]}
+
+
+def nt_xent_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
+    """dx (N, D) of one sweep that owns and streams the same rows."""
+    x, ids = rows_of(n, d, dtype, device, 0), _ids(n, device) % (n // 2)
+    lse = similarity.similarity_fwd(x, None, SCALE, None, ids, ids, None, None)[0]
+    terms, _, stats = row_terms(lse, torch.full((n,), 1.0 / n, device=device), dtype)
+
+    def call() -> Outputs:
+        dx = torch.empty_like(x)
+        similarity.row_owner(terms, terms, x, x, ids, ids, None, stats, SCALE, None, dx, None, None)
+        return {"dx": dx}
+
+    return call
+
+
+def clip_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
+    """dx (N, D) of rows and columns, the temperature learnt: x (N, D), y (M, D)."""
+    x, y = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1)
+    factor = torch.ones(1, device=device)
+    row, column, *_ = similarity_cross.similarity_cross_fwd(x, y, SCALE, factor, None, None, None, 0)
+    gradients = (torch.full((count,), 0.5 / count, device=device) for count in (n, m))
+    of_x, of_y, stats = row_terms(row, next(gradients), dtype, column, next(gradients))
+
+    def call() -> Outputs:
+        dx, dots = torch.empty_like(x), torch.empty(n, device=device)
+        similarity.row_owner(of_x, of_y, x, y, None, None, None, stats, SCALE, factor, dx, None, dots)
+        return {"dx": dx, "dots": dots}
+
+    return call
+
+
+def moco_one_pass(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
+    """Queries (N, D) against a queue stored (D, M)."""
+    x, queue = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1).t().contiguous()
+
+    def call() -> Outputs:
+        lse, mean, _ = similarity.similarity_one_pass(x, queue.t(), SCALE, None, None, None, None, None)
+        return {"lse": lse, "mean": mean}
+
+    return call
+
+
+def clip_forward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
+    x, y = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1)
+    factor = torch.ones(1, device=device)
+
+    def call() -> Outputs:
+        row, column, *_ = similarity_cross.similarity_cross_fwd(x, y, SCALE, factor, None, None, None, 0)
+        return {"row": row, "column": column}
+
+    return call
+
+
+def clip_both(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
+    """Forward and both gradients, as the chunks share them."""
+    x, y = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1)
+    factor = torch.ones(1, device=device)
+    drow, dcolumn = (torch.full((count,), 0.5 / count, device=device) for count in (n, m))
+
+    def call() -> Outputs:
+        row, column, _, kept = similarity_cross.similarity_cross_fwd(x, y, SCALE, factor, None, None, None, 0)
+        dx, dy, _ = similarity_cross.similarity_cross_bwd(
+            drow, dcolumn, row, column, kept, x, y, SCALE, factor, None, None, (True, True, True)
+        )
+        return {"row": row, "column": column, "dx": dx, "dy": dy}
+
+    return call
+
+
+def siglip(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
+    """Loss and all four gradients."""
+    x, y = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1)
+    factor, term = torch.ones(1, device=device), torch.zeros(1, device=device)
+    x_id, y_id = _ids(n, device), _ids(m, device)
+
+    def call() -> Outputs:
+        loss, dx, dy, *_ = sigmoid_pair.sigmoid_pair(x, y, SCALE, factor, -10.0, term, x_id, y_id, None, None, (True,) * 4)
+        return {"loss": loss, "dx": dx, "dy": dy}
+
+    return call
+
+
+@dataclass(frozen=True)
+class Case:
+    kernel: str
+    name: str
+    shape: tuple[int, int, int]  # N, M, D
+    build: Callable[..., Call]
+
+    @property
+    def key(self) -> Key:
+        return self.kernel, HALVES, 128 if self.shape[2] <= 128 else 256 if self.shape[2] <= 256 else self.shape[2]
+
+    @property
+    def chunked(self) -> bool:
+        return self.kernel.startswith("chunk")
+
+
+def _square(kernel: str, name: str, build: Callable[..., Call], *sizes: tuple[int, int]) -> list[Case]:
+    return [Case(kernel, name, (n, n, d), build) for n, d in sizes]
+
+
+#: Of each key the most telling first. " lean" is what the launcher asks for where most tiles look at nothing but dots.
+CASES: tuple[Case, ...] = (
+    *_square("fwd lean", "nt_xent", nt_xent_forward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
+    *_square("bwd lean", "nt_xent", nt_xent_backward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
+    *_square("bwd lean", "clip", clip_backward, (16384, 128), (16384, 256)),
+    *(Case("one_pass lean", "moco", (n, 65536, 128), moco_one_pass) for n in (1024, 4096, 256)),
+    Case("one_pass lean", "moco", (1024, 65536, 256), moco_one_pass),
+    *_square("cross lean", "clip", clip_forward, (16384, 128), (8192, 128), (16384, 256)),
+    *_square("sigmoid", "siglip", siglip, (16384, 128), (4096, 128), (16384, 256)),
+    *_square("chunk cross", "clip", clip_both, (16384, 512)),
+    *_square("chunk sigmoid", "siglip", siglip, (16384, 768)),
+)
+#: The rehearsal's: what the interpreter computes in a second.
+TINY: tuple[Case, ...] = (
+    *_square("fwd lean", "nt_xent", nt_xent_forward, (48, 16), (20, 16)),
+    Case("one_pass", "moco", (16, 80, 16), moco_one_pass),
+    *_square("chunk cross", "clip", clip_both, (8, 272)),
+)
+
+
+def base(kernel: str) -> str:
+    """ "fwd" of "fwd lean"."""
+    return kernel.partition(" ")[0]
+
+
+def _only(kernel: str, tile: TileConfig, usual, name: str, *args, **kwargs) -> TileConfig:
+    return tile if base(name) == kernel else usual(name, *args, **kwargs)
+
+
+@contextmanager
+def forced(kernel: str, config: Config) -> Iterator[None]:
+    """Launches of ``kernel``, lean and counting ones too, take this configuration; the others keep theirs."""
+    if kernel.startswith("chunk"):
+        tall, log = config
+        module = similarity_chunked if kernel == "chunk cross" else sigmoid_pair_chunked
+        with mock.patch.object(module, "chunk_shape", partial(chunk_shape, tall=tall, most=1 << log)):
+            yield
+        return
+    tile = TileConfig(*config)
+    if kernel == "sigmoid":
+        with mock.patch.object(sigmoid_pair, "tile_of", lambda *_: tile):
+            yield
+        return
+    module = similarity_cross if base(kernel) == "cross" else similarity
+    with mock.patch.object(module, "pick_config", partial(_only, base(kernel), tile, module.pick_config)):
+        yield
+
+
+def usual_config(key: Key, arch: int) -> Config:
+    """What the library takes now."""
+    kernel, _, width = key
+    if kernel.startswith("chunk"):
+        return USUAL_CHUNK
+    about = arch, torch.bfloat16, width
+    if kernel == "sigmoid":
+        tile = tuned_config("sigmoid", *about) or sigmoid_pair.tile_of(sigmoid_pair.pick_config("bwd", *about), arch)
+    else:
+        tile = similarity.pick_config(kernel, *about)
+    return astuple(tile)
+
+
+def architecture(device: str) -> tuple[int, int]:
+    """(compute capability, SMs) that a process on this device launches for."""
+    facts = device_facts(torch.device(device, 0) if device == "cuda" else torch.device(device))
+    return facts.arch, facts.num_sms
