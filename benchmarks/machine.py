@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+#: Environment variable that carries the commit to processes in a copy without ``.git``.
+COMMIT = "FASTSSL_COMMIT"
 ROOT = Path(__file__).resolve().parents[1]
 _PEERS = (
     "lightly",
@@ -52,7 +54,7 @@ def slug(device: str) -> str:
 
 
 def commit() -> str:
-    """Short hash, "-dirty" when tracked source differs from it, "unknown" outside a checkout."""
+    """Short hash, "-dirty" when tracked source differs from it; outside a checkout what ``benchmarks.gpu --commit`` was told."""
 
     def git(*args: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True, timeout=20)
@@ -62,7 +64,7 @@ def commit() -> str:
         head = git("rev-parse", "--short", "HEAD")
         return head + ("-dirty" if git("status", "--porcelain", "--", ":!benchmarks/results", ":!README.md") else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get(COMMIT, "unknown")
 
 
 def _version(package: str) -> str | None:

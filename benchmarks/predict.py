@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 PATH = Path(__file__).parent / "predicted_sm90.json"
 ARCH, NUM_SMS = 90, 132
 #: FLOP of a clock in 16 bits, on one multiprocessor.
@@ -159,8 +161,6 @@ def row_of(compiled, kernel: str, config: tuple[int, ...], width: int) -> dict:
 
 def rows() -> list[dict]:
     """One for each key of the tuner's cases, at its usual tile."""
-    import torch
-
     from benchmarks.tune_cases import CASES, FUNCTIONS, base, usual_config, without_contents
     from fastssl.testing.compile import offline
 
@@ -181,17 +181,36 @@ def share(kernel: str, width: int) -> float:
     return table[kernel, 128 if width <= 128 else 256]
 
 
+def _markdown(head: tuple, lines: list[tuple]) -> str:
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in (head, ["---"] * len(head), *lines))
+
+
+def predictions() -> str:
+    """Every work and GPU shape: the time of its least FLOPs or bytes, the predicted time, and the target."""
+    from benchmarks.registry import WORKS
+    from benchmarks.report import ms_text
+    from benchmarks.work import H200_BYTES_PER_S, H200_FLOP_PER_S, shape_name
+
+    lines = []
+    for work in WORKS.values():
+        for shape in work.gpu:
+            moved = work.case.bytes(shape, work.dtype(torch.bfloat16).itemsize) / H200_BYTES_PER_S
+            limit = 1e3 * max(work.case.flops(shape) / H200_FLOP_PER_S, moved)
+            targets = ", ".join(str(t) for t in work.gpu_targets if t.shape == shape and t.kind == "ms")
+            lines.append((work.name, shape_name(shape), ms_text(limit), ms_text(work.predicted_ms(shape)), targets))
+    return _markdown(("work", "shape", "limit", "predicted", "target"), lines)
+
+
 def table(found: list[dict]) -> str:
     units = ("matrix", "exp", "issue", "fma", "other", "L2")
     head = ("kernel", "D", "tile", "registers", "programs", "instructions a logit", *units, "binds", "share")
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = []
     for row in found:
         m, n, warps, stages = row["config"][:4]
         tile = f"{m} x {n}, {warps} warps, {stages} stages"
         cells = (row["kernel"], row["width"], tile, row["registers"], row["programs"], row["instructions_per_logit"])
-        cells += (*(row["clocks"][unit] for unit in units), row["binds"], f"{row['share']:.2f}")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append((*cells, *(row["clocks"][unit] for unit in units), row["binds"], f"{row['share']:.2f}"))
+    return _markdown(head, lines)
 
 
 def main(argv: list[str]) -> int:
@@ -205,6 +224,7 @@ def main(argv: list[str]) -> int:
 
         lines = ",\n".join(map(json.dumps, found))
         PATH.write_text(f'{{"arch": {ARCH}, "kernels": "{kernels_digest()}", "rows": [\n{lines}\n]}}\n')
+    print(f"\n{predictions()}")
     return 0
 
 

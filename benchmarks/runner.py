@@ -232,8 +232,9 @@ def save(found: dict, folder: Path) -> Path:
     key = lambda case: (case["dtype"], case["rows"], *case["shape"])  # noqa: E731
     cases = {key(case): case for case in read(path)["cases"]} if path.exists() else {}
     cases |= {key(case): case for case in found["cases"]}
-    path.write_text(json.dumps(found | {"cases": [cases[k] for k in sorted(cases)]}, indent=1) + "\n")
-    return path
+    part = path.with_suffix(".part")  # a process that is stopped here leaves the old file whole
+    part.write_text(json.dumps(found | {"cases": [cases[k] for k in sorted(cases)]}, indent=1) + "\n")
+    return part.replace(path)
 
 
 def read(path: Path) -> dict:

@@ -3,16 +3,16 @@
 import json
 import os
 import sys
-import tarfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from benchmarks import gate, gpu, machine, memory, peers, plots, report, runner, timing, tune
+from benchmarks import gate, machine, memory, peers, plots, predict, report, runner, timing
 from benchmarks.peers import Peer
 from benchmarks.registry import WORKS, Target, parse_shape
+from benchmarks.work import Plan
 from fastssl import bench
 from fastssl.testing.compare import relative_error
 
@@ -148,7 +148,10 @@ def test_flops_bytes_and_limit_by_hand():
     u = 2 * 8192 * 8192 * 128
     assert NT_XENT.sweep_flops(shape) == u and NT_XENT.case.flops(shape) == 2 * u
     assert NT_XENT.case.bytes(shape, 4) == 2 * (2 * 4096 * 128 * 4)
-    assert NT_XENT.predicted_ms((32768, 128)) == pytest.approx(4.2, abs=0.05)
+    plan = Plan((("fwd lean", 1), ("bwd lean", 2)), chunks=(3, 20))
+    times = [1e3 * 1e12 / min(132 * 4096 * 1.755e9 * predict.share(kernel, 128), 790e12) for kernel in ("fwd lean", "bwd lean")]
+    assert plan.ms((1000, 1000, 128), 1e12) == pytest.approx(times[0] + 2 * times[1] + 0.02)
+    assert plan.ms((1000, 1000, 512), 1e12) == pytest.approx(1e3 * (3e12 / 790e12 + 20 * 1e6 / 5.5e12) + 0.02)
     info_nce = WORKS["info_nce"]
     assert info_nce.case.flops((256, 64)) == 4 * (2 * 256 * 256 * 64) == 4 * info_nce.sweep_flops((256, 64))
     call, factor = timing.product_call((40, 40, 8), torch.float32)
@@ -220,55 +223,3 @@ def test_device_slug_has_no_odd_characters(monkeypatch):
     assert machine.slug("cpu").startswith("cpu-")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200 (SXM)")
     assert machine.slug("cuda") == "nvidia-h200-sxm"
-
-
-def test_gpu_command_keeps_earlier_stages_when_one_fails(tmp_path, monkeypatch, capsys):
-    def broken(run):
-        raise OSError("no driver")
-
-    monkeypatch.setitem(gpu.ACTIONS, "tests", broken)
-    monkeypatch.setattr(gpu, "_cases", lambda run: [gpu.Case(("nt_xent",), (16, 8), "float32")])
-    status = gpu.main(["--out", str(tmp_path), "--device", "cpu", "--peers", "eager", "--stages", "bench", "tests", "summary"])
-    with tarfile.open(tmp_path / "results.tar.gz") as archive:
-        assert status == 1 and "./nt_xent.json" in archive.getnames()
-    summary = (tmp_path / "summary.md").read_text()
-    assert "OSError: no driver" in summary and "16 x 8" in summary
-    assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--stages", "summary"]) == 0
-    assert "16 x 8" in (tmp_path / "summary.md").read_text(), "the results of an earlier command count"
-    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "results.tar.gz", "summary.md"}
-
-
-def test_gpu_step_is_stopped_at_its_limit(tmp_path):
-    run = gpu.Run(tmp_path)
-    assert not run.step("sleep", [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(30)"], 2)
-    assert run.steps[0][1] == "stopped after 2 s" and "begun" in (tmp_path / "log.txt").read_text()
-
-
-def test_tuner_tries_each_candidate_on_each_question():
-    @dataclass(frozen=True)
-    class Config:
-        rows: int
-
-    class Kernels:
-        CANDIDATES = {"fwd": [Config(1), Config(2)], "bwd": [Config(2), Config(0)]}
-
-        @staticmethod
-        def pick_config(kind, width):
-            return Config(1)
-
-    def ours(z0, z1, **constants):
-        rows = [Kernels.pick_config(kind, width=z0.shape[1]).rows for kind in ("fwd", "bwd")]
-        if 0 in rows:
-            raise RuntimeError("out of resources")
-        return NT_XENT.case.eager(z0, z1, **constants) * (1.5 if rows == [1, 2] else 1.0)
-
-    work = replace(NT_XENT, case=replace(NT_XENT.case, ours=ours))
-    configs = tune.candidates(Kernels)
-    assert configs == [Config(1), Config(2), Config(0)]
-    assert tune.neighbours(Config(4)) == [Config(2), Config(8)] and tune.neighbours(Config(1)) == [Config(2)]
-    usual = Kernels.pick_config
-    forward, backward = tune.tune([Kernels], configs, work, work.case.inputs(SHAPE), float("inf"))
-    assert forward["usual"] == {"rows": 1} and forward["not_tried"] == 0 and len(forward["candidates"]) == 2
-    assert "ms" in forward["candidates"][0] and "out of resources" in forward["candidates"][1]["failed"]
-    assert "wrong" in backward["candidates"][0] and Kernels.pick_config is usual
-    assert "best other {'rows': 2}" in tune.best_line(forward) and "no other candidate ran" in tune.best_line(backward)

@@ -2,13 +2,12 @@
 
 import os
 import sys
-import tarfile
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import gpu, memory, peers, plots, report, runner, timing
+from benchmarks import memory, peers, plots, report, runner, timing
 from benchmarks.registry import WORKS, Target, parse_shape
 from fastssl import bench
 from fastssl.testing.updates import MODELS, as_module, copied, elements
@@ -221,19 +220,6 @@ def test_command_line_of_updates(tmp_path, capsys):
     assert parse_shape("vit_l16", EMA) == ("vit_l16",) and parse_shape("8x40x16", QUEUE) == (8, 40, 16)
 
 
-def test_gpu_command_measures_every_work(tmp_path):
-    run = gpu.Run(tmp_path)
-    cases = gpu._cases(run)
-    assert {name for case in cases for name in case.works} == set(WORKS)
-    updates = [case for case in cases if case.shape is None]
-    assert sorted(name for case in updates for name in case.works) == sorted(work.name for work in UPDATES)
-    assert cases.index(updates[-1]) < len(cases) - 1, "the updates come before the larger shapes of the losses"
-    assert "ema vit_l16 0.849 ms" in gpu._predictions(updates[0])
-    assert gpu._command(run, updates[0])[3:8] == ["ema", "ema_shadow", "queue_push", "moco_step", "--dtype"]
-    only = gpu._cases(gpu.Run(tmp_path, works=("lars", "nt_xent")))
-    assert {name for case in only for name in case.works} == {"lars", "nt_xent"}
-
-
 def test_without_matplotlib_results_come_without_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
@@ -241,24 +227,3 @@ def test_without_matplotlib_results_come_without_pictures(tmp_path, monkeypatch,
     assert bench.main(["ema", "queue_push", *options]) == 0
     assert "pictures left out" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ema.json", "queue_push.json"]
-
-
-def test_gpu_command_rehearses_updates(tmp_path):
-    words = [
-        "--out",
-        str(tmp_path),
-        "--device",
-        "cpu",
-        "--works",
-        "ema",
-        "lars",
-        "--peers",
-        "eager",
-        "--stages",
-        "bench",
-        "summary",
-    ]
-    assert gpu.main(words) == 0
-    with tarfile.open(tmp_path / "results.tar.gz") as archive:
-        assert {"./ema.json", "./ema.png"} <= set(archive.getnames())
-    assert "## EMA of all parameters" in (tmp_path / "summary.md").read_text()

@@ -132,6 +132,7 @@ def test_the_code_in_the_page_on_masking_runs():
         "docs/momentum.md",
         "docs/masking.md",
         "docs/compat.md",
+        "docs/gpu.md",
     ],
 )
 def test_files_that_the_pages_name_exist(page):

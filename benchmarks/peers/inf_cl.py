@@ -1,7 +1,8 @@
-"""Inf-CL: ``cal_inf_loss(q, k, scale=, head_dim=)``, one direction, mean over rows, online maximum; TF32 even for float32.
+"""Inf-CL: ``cal_flash_loss(q, k, scale=, head_dim=)``, one direction, online maximum; TF32 even for float32.
 
 Does not normalise. ``head_dim`` must be a power of two from 16 to 256 that divides D (its default of 256 fails for D = 128).
-``cal_ring_loss`` has no maximum shift and is not used. Signature read in the 1.2.1 wheel; this adaptor has not run.
+``cal_inf_loss`` asks torch.distributed for its rank, ``cal_ring_loss`` has no maximum shift: neither is used. Signature read in
+the 1.2.1 wheel; this adaptor has not run.
 """
 
 import torch.nn.functional as F
@@ -17,21 +18,21 @@ def _head_dim(d: int) -> int:
 
 
 def _info_nce(temperature: float):
-    from inf_cl import cal_inf_loss
+    from inf_cl import cal_flash_loss
 
     def call(query, positive_key):
         q, k = F.normalize(query, dim=1), F.normalize(positive_key, dim=1)
-        return cal_inf_loss(q, k, scale=1.0 / temperature, head_dim=_head_dim(q.shape[1])).mean()
+        return cal_flash_loss(q, k, scale=1.0 / temperature, head_dim=_head_dim(q.shape[1])).mean()
 
     return call
 
 
 def _clip():
-    from inf_cl import cal_inf_loss
+    from inf_cl import cal_flash_loss
 
     def call(image, text, logit_scale):
         width = _head_dim(image.shape[1])
-        one, other = (cal_inf_loss(a, b, scale=logit_scale, head_dim=width).mean() for a, b in ((image, text), (text, image)))
+        one, other = (cal_flash_loss(a, b, scale=logit_scale, head_dim=width).mean() for a, b in ((image, text), (text, image)))
         return 0.5 * (one + other)
 
     return call

@@ -1,0 +1,225 @@
+"""The cases of a GPU run: their order, the processes that measure, warm and profile them; rehearsed without a GPU."""
+
+import json
+import os
+import sys
+import tarfile
+import time
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import gpu, gpu_bench, gpu_cases, gpu_profile, runner
+from benchmarks.gpu_cases import CONTEXT_LOST, Case
+from benchmarks.gpu_run import Run
+from benchmarks.registry import WORKS
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with its scratch folder under ``tmp_path``; DIR is tmp_path/out."""
+    (tmp_path / "out").mkdir()
+    made = Run(tmp_path / "out", works=tuple(WORKS), scratch=tmp_path / "scratch")
+    yield made
+    made.abandon()
+
+
+def python(code: str, *words: str) -> list[str]:
+    return [sys.executable, "-c", code, *words]
+
+
+def test_cases_with_targets_come_first_and_compile_where_one_names_it(run):
+    found = gpu_bench.cases(run)
+    first = found[: len({(case.work, case.shape, case.dtype) for case in found})]
+    assert {(case.work, case.shape) for case in first} >= {(w.name, shape) for w in WORKS.values() for shape in w.gpu}
+    aimed = {(w.name, t.shape, t.dtype) for w in WORKS.values() for t in w.gpu_targets} | {("clip", (16384, 512), "bfloat16")}
+    assert {(case.work, case.shape, case.dtype) for case in first[: len(aimed)]} == aimed
+    assert all("eager" in case.peers for case in found)
+    named = {(w.name, t.shape, t.dtype) for w in WORKS.values() for t in w.gpu_targets if t.peer == "compile"}
+    assert {(case.work, case.shape, case.dtype) for case in first if "compile" in case.peers} == named != set()
+    again = found[len(first) :]
+    assert {(case.work, case.shape, case.dtype) for case in again}.isdisjoint(named)
+    assert all("compile" in case.peers for case in again)
+    assert ("ema", ("vit_l16",)) not in {(case.work, case.shape) for case in again}, "torch.compile has no form of it"
+    assert ("nt_xent", (4096, 128), "float32") in {(case.work, case.shape, case.dtype) for case in first}
+    assert "ema vit_l16 0.849 ms" in gpu_bench.predictions(found)
+    assert not any("compile" in case.peers for case in gpu_bench.cases(replace(run, peers=("eager",))))
+    assert {case.work for case in gpu_bench.cases(replace(run, works=("lars", "nt_xent")))} == {"lars", "nt_xent"}
+
+
+def test_quick_cases_are_one_of_each_work(run):
+    small = gpu_bench.cases(replace(run, quick=True))
+    assert sorted(case.work for case in small) == sorted(WORKS)
+    assert ("nt_xent", (256, 128)) in {(case.work, case.shape) for case in small}
+    rehearsed = gpu_bench.cases(replace(run, device="cpu"))
+    assert {(case.work, case.shape) for case in rehearsed} == {(w.name, w.quick[0]) for w in WORKS.values()}
+
+
+def test_every_kernel_is_warmed_once(run):
+    found = gpu_bench.warm_cases(gpu_bench.cases(run))
+    pairs = [(case.work, case.shape, case.dtype, peer) for case in found for peer in case.peers]
+    assert len(pairs) == len(set(pairs)) and {pair[3] for pair in pairs} <= set(gpu_bench.COMPILED)
+    assert ("nt_xent", (32768, 128), "bfloat16", "compile") not in pairs, "its matrix is too large beside others"
+    assert ("moco", (1024, 65536, 128), "bfloat16", "compile") in pairs
+    losses = {(w.name, shape) for w in WORKS.values() if w.kind == "loss" for shape in w.gpu}
+    assert losses <= {(case.work, case.shape) for case in found} and "ema" not in {case.work for case in found}
+    assert all(case.shape in WORKS[case.work].gpu for cases in gpu_profile.GROUPS.values() for case in cases)
+
+
+#: Stands for the process that measures: a case's first size says how it ends.
+CHILD = """
+import json, os, sys, time
+cases, progress, first = json.load(open(sys.argv[1])), sys.argv[2], int(sys.argv[sys.argv.index("--first") + 1])
+def say(**line):
+    open(progress, "a").write(json.dumps(line) + "\\n")
+for k, case in list(enumerate(cases))[first:]:
+    say(case=k, state="begin")
+    how = case["shape"][0]
+    if how == 1: os._exit(9)
+    if how == 2: time.sleep(60)
+    say(case=k, state="failed: device" if how == 3 else "ok", seconds=0.1)
+    if how == 3: sys.exit(3)
+"""
+
+
+def _stand_in(monkeypatch, code):
+    monkeypatch.setattr(gpu_bench, "_command", lambda run, path, progress, *words: python(code, str(path), str(progress), *words))
+    monkeypatch.setattr(gpu_bench, "CASE_S", 1.5)
+
+
+def test_a_case_that_takes_the_process_down_costs_only_itself(run, monkeypatch):
+    _stand_in(monkeypatch, CHILD)
+    found = [Case(f"work{k}", (how,), "float32", ()) for k, how in enumerate((0, 1, 0, 2, 3, 0, 1))]
+    lost = gpu_bench.serve(run, found, "bench", time.monotonic() + 60)
+    states = ["ok", "exit 9", "ok", "stopped after 2 s", "failed: device", "ok", "exit 9"]
+    assert [step.state for step in run.steps] == states
+    assert [case.work for case in lost] == ["work1", "work3", "work4", "work6"] and CONTEXT_LOST == 3
+
+
+def test_cases_end_with_the_time(run, monkeypatch):
+    _stand_in(monkeypatch, CHILD)
+    monkeypatch.setattr(gpu_bench, "CASE_S", 60)
+    found = [Case(f"work{k}", (how,), "float32", ()) for k, how in enumerate((0, 2, 0))]
+    assert gpu_bench.serve(run, found, "bench", time.monotonic() + 2) == []
+    assert [step.state for step in run.steps] == ["ok", "no time left", "no time left"]
+
+
+def test_a_process_that_cannot_start_is_not_tried_for_every_case(run, monkeypatch):
+    _stand_in(monkeypatch, "raise ImportError('no torch')")
+    found = [Case(f"work{k}", (0,), "float32", ()) for k in range(4)]
+    gpu_bench.serve(run, found, "bench", time.monotonic() + 60)
+    assert [step.state for step in run.steps] == ["exit 1", "not run", "not run", "not run"]
+    assert "no torch" in (run.out / "log.txt").read_text()
+
+
+def test_lost_cases_are_tried_with_eager_only_where_nothing_was_measured(run, monkeypatch):
+    tried = []
+
+    def serve(run, found, name, until):
+        tried.append((name, found))
+        return found if name == "bench" else []
+
+    monkeypatch.setattr(gpu_bench, "serve", serve)
+    found = [Case("mask_ids", (8, 20), "float32", ("eager", "compile")), Case("mask_ids", (9, 20), "float32", ("compile",))]
+    kept = {"shape": [8, 20], "dtype": "float32", "rows": 8}
+    runner.save({"schema": runner.SCHEMA, "work": "mask_ids", "cases": [kept]}, run.results)
+    (run.results / "ema.json").write_text('{"schema": ')  # a process was stopped while it wrote
+    monkeypatch.setattr(gpu_bench, "comparison", lambda found: "")
+    gpu_bench._serve_all(run, "bench", found)
+    assert tried[1] == ("bench eager only", [Case("mask_ids", (9, 20), "float32", ("eager",))])
+
+
+def test_cases_are_measured_one_after_another(tmp_path, monkeypatch):
+    cases = [Case("mask_ids", (8, 20), "float32", ("eager",)), Case("mask_ids", (1, 1, 1), "float32", ())]
+    cases.append(Case("queue_push", (8, 40, 16), "float32", ("eager",)))
+    path, progress = gpu_cases.write_cases(cases, tmp_path / "cases.json"), tmp_path / "progress.jsonl"
+    assert gpu_cases.read_cases(path) == cases
+    words = [str(path), "--progress", str(progress), "--device", "cpu", "--update-budget", "0.01"]
+    assert gpu_cases.main([*words, "--out", str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in progress.read_text().splitlines()]
+    assert [(line["case"], line["state"] == "ok") for line in lines if line["state"] != "begin"] == [
+        (0, True),
+        (1, False),
+        (2, True),
+    ]
+    assert runner.read(tmp_path / "mask_ids.json")["cases"][0]["shape"] == [8, 20] and (tmp_path / "queue_push.json").exists()
+    monkeypatch.setattr(gpu_cases, "_context_lost", lambda device: True)
+    assert gpu_cases.main([*words, "--out", str(tmp_path)]) == CONTEXT_LOST
+    assert len(progress.read_text().splitlines()) == len(lines) + 2, "the first case was the last"
+
+
+def test_warming_runs_ours_and_the_peers_that_fit(monkeypatch):
+    called = []
+    monkeypatch.setattr(gpu_cases, "bound", lambda case, name, device: lambda: called.append(name))
+    case = Case("nt_xent", (24, 16), "float32", ("compile", "siglip_kernel"))
+    assert gpu_cases.warm(case, "cpu") == "" and called == ["fastssl", "compile"]
+    monkeypatch.undo()
+    turns = [
+        gpu_cases.bound(Case(name, shape, "float32", ()), "fastssl", "cpu")
+        for name, shape in (("nt_xent", (24, 16)), ("ema", ("tiny",)))
+    ]
+    for turn in turns:
+        turn()
+    broken = gpu_cases.warm(Case("moco", (4, 4), "float32", ()), "cpu")
+    assert broken.startswith("fastssl: ")
+
+
+# --- profiles -----------------------------------------------------------------------------------------------------------------
+
+
+def test_profiles_become_a_table():
+    head = ["ID", "Kernel Name", "gpu__time_duration.sum", "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"]
+    head += ["sm__throughput.avg.pct_of_peak_sustained_elapsed", "lts__throughput.avg.pct_of_peak_sustained_elapsed"]
+    head += ["gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed", "launch__registers_per_thread"]
+    head += ["sm__warps_active.avg.pct_of_peak_sustained_active"]
+    rows = [
+        ["", "", "ns", "%", "%", "%", "%", "register/thread", "%"],
+        [0, "void spin_kernel(long)", 900, 0, 0, 0, 0, 16, 1],
+        [1, "fwd_kernel", 1000, 71.5, 60, 20, 5, 200, 12.4],
+        [2, "fwd_kernel", "3,000,000", 72.5, 61, 21, 6, 200, 12.5],
+        [3, "void spin_kernel(long)", 900, 0, 0, 0, 0, 16, 1],
+        [4, "void ema_kernel<float, 4>(float*)", 849_000, 0, 10, "n/a", 55, 40, 90],
+    ]
+    text = "==PROF== Connected\n" + "\n".join(",".join(f'"{cell}"' for cell in row) for row in [head, *rows])
+    cases = (Case("nt_xent", (4096, 128), "bfloat16", ()), Case("ema", ("vit_l16",), "float32", ()))
+    tile, update = gpu_profile.read_profile(text, cases)
+    assert (tile.case, tile.launches, tile.values["us"], tile.values["tensor %"]) == (str(cases[0]), 2, 3000.0, 72.5)
+    assert tile.binds() == "tensor" and update.binds() == "latency (most: DRAM)" and update.values["L2 %"] is None
+    shown = gpu_profile.table([tile, update])
+    assert "| ema vit_l16 float32 | ema_kernel<float, 4> | 1 | 849 |" in shown
+    assert gpu_profile.read_profile("==ERROR== no permission\n", cases) == []
+
+
+def test_the_profiler_gets_every_group_and_what_it_says_is_kept(run, tmp_path, monkeypatch):
+    tool = tmp_path / "bin" / "ncu"
+    tool.parent.mkdir()
+    tool.write_text(
+        '#!/bin/sh\nwhile [ "$1" != --log-file ]; do shift; done\necho "failed: moco: absent"\n'
+        'printf \'"Kernel Name","gpu__time_duration.sum"\\n"spin_kernel","1"\\n"k","2000"\\n\' > "$2"\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    gpu_profile.profile(run)
+    assert [(step.name, step.state, step.note) for step in run.steps] == [
+        (f"profile {name}", "ok", "1 kernels") for name in gpu_profile.GROUPS
+    ]
+    text = (run.out / "profile.txt").read_text()
+    assert text.count("| k | 1 | 2.00 |") == 2 and "failed: moco: absent" in text
+
+
+# --- rehearsals ---------------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
+    """With stand-ins for the stages that would take minutes."""
+    for stage in ("build", "tests", "tune", "steps"):
+        monkeypatch.setitem(gpu.ACTIONS, stage, lambda run, stage=stage: run.skip(stage, "stand-in"))
+    assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--works", "mask_ids", "--peers", "eager"]) == 0
+    summary = (tmp_path / "summary.md").read_text()
+    measured = ("smoke", "bench")
+    assert all(f"| {stage} mask_ids 8x20 float32 | ok |" in summary for stage in measured)
+    assert "## Random mask from noise" in summary
+    assert all(f"| {stage} | skipped: " in summary for stage in gpu.STAGES if stage not in measured)
+    with tarfile.open(tmp_path / "results.tar.gz") as archive:
+        assert {"results/mask_ids.json", "reports/bench.md"} <= set(archive.getnames())
+    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "results.tar.gz", "summary.md"}
