@@ -10,7 +10,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastssl.kernels import normalize, similarity, similarity_chunked, similarity_cross, similarity_facts, similarity_merge
+from fastssl.kernels import (
+    normalize,
+    similarity,
+    similarity_chunked,
+    similarity_cross,
+    similarity_facts,
+    similarity_merge,
+    softplus_sum,
+)
 from fastssl.kernels.similarity_config import ALL_CONFIGS, pick_config
 from fastssl.testing.compile import SHARED_KIB, resources
 
@@ -162,6 +170,12 @@ def small_cases() -> list[bool]:
             whole("R", "C") | number("scale"), {"SYMMETRIC": True, "BM": 32, "BN": 128}, 4,
         ),
     ]  # fmt: skip
+    counts = whole("N", "P") | number("scale", "weight")
+    pointers = reals("lse", "positive", "total", "dtotal", "dlse", "dpositive")
+    cases += [
+        (softplus_sum.softplus_sum_fwd_kernel, pointers, counts, {"BLOCK": 4096}, 16),
+        (softplus_sum.softplus_sum_bwd_kernel, pointers, counts, {"BLOCK": 512}, 4),
+    ]
     for width in (128, 256):
         pointers = reals("norm") | {"y_ptr": half, "id_ptr": ids, "range_ptr": ids}
         constants = {"EVEN_M": False, "EVEN_D": True, "BN": 128, "BD": width}

@@ -24,7 +24,7 @@ from triton.runtime import JITFunction
 
 from fastssl import kernels
 from fastssl.functional import moco_loss, similarity_lse
-from fastssl.kernels import normalize, sigmoid_pair, similarity, similarity_cross, similarity_merge
+from fastssl.kernels import normalize, sigmoid_pair, similarity, similarity_cross, similarity_merge, softplus_sum
 from fastssl.kernels.similarity_config import DeviceFacts
 from fastssl.testing.cases import CASES
 from fastssl.testing.compile import resources
@@ -85,6 +85,7 @@ def _serve_the_cpu() -> torch.library.Library:
         (similarity_cross, ("similarity_cross_bwd",)),
         (sigmoid_pair, ("sigmoid_pair",)),
         (normalize, ("normalize_pair_fwd", "normalize_pair_bwd")),
+        (softplus_sum, ("softplus_sum_fwd", "softplus_sum_bwd")),
     ):
         for name in names:
             library.impl(name, getattr(module, name), "CPU", allow_override=True)
@@ -179,7 +180,8 @@ def test_a_queue_stored_by_columns_is_read_as_it_lies_and_counted():
     LAUNCHES.clear()
     before = len(BUILT)
     moco_loss(query.requires_grad_(), key, queue, return_stats=True)[0].backward()
-    assert {name for name, _ in LAUNCHES} == {"similarity_fwd_kernel", "merge_kernel"}
+    summed = {"softplus_sum_fwd_kernel", "softplus_sum_bwd_kernel"}
+    assert {name for name, _ in LAUNCHES} == {"similarity_fwd_kernel", "merge_kernel"} | summed
     assert _spilling(before) == []
 
 

@@ -15,15 +15,18 @@ import fastssl.ops.normalize as normalize_op
 import fastssl.ops.sigmoid_pair as sigmoid_op
 import fastssl.ops.similarity as similarity_op
 import fastssl.ops.similarity_cross as cross_op
+import fastssl.ops.softplus_sum as softplus_op
 from fastssl.kernels import normalize as normalize_kernels
 from fastssl.kernels import sigmoid_pair as sigmoid_kernels
 from fastssl.kernels import similarity as kernels
 from fastssl.kernels import similarity_chunked as chunked
 from fastssl.kernels import similarity_cross as cross_kernels
+from fastssl.kernels import softplus_sum as softplus_kernels
 from fastssl.kernels.similarity_config import TileConfig
 from fastssl.kernels.similarity_facts import row_facts
 from fastssl.reference import normalize as normalize_reference
 from fastssl.reference import similarity as reference
+from fastssl.reference import softplus_sum as softplus_reference
 from fastssl.testing.cases import CASES
 from fastssl.testing.compare import assert_no_worse, relative_error
 
@@ -373,6 +376,7 @@ def triton_ops(monkeypatch):
         monkeypatch.setattr(similarity_op, op, getattr(kernels, f"similarity{op}"))
     for op in ("_fwd", "_bwd"):
         monkeypatch.setattr(normalize_op, op, getattr(normalize_kernels, f"normalize_pair{op}"))
+        monkeypatch.setattr(softplus_op, op, getattr(softplus_kernels, f"softplus_sum{op}"))
         monkeypatch.setattr(cross_op, op, getattr(cross_kernels, f"similarity_cross{op}"))
     monkeypatch.setattr(sigmoid_op, "_op", sigmoid_kernels.sigmoid_pair)
 
@@ -409,6 +413,23 @@ def test_small_loss_keeps_its_digits(triton_ops):
     z = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
     loss, truth = functional.nt_xent(z, z, 0.05), functional.nt_xent(z.double(), z.double(), 0.05)
     assert truth < 1e-2 and abs(float(loss) - float(truth)) <= 1e-5 * float(truth)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (2, 1), (14, 7), (9000, 4500), (4097, 4097), (1800, 600)])
+@pytest.mark.parametrize("mean", [True, False])
+def test_softplus_sum(rows, count, mean):
+    gen = torch.Generator().manual_seed(0)
+    lse, positive, g = 30 * torch.randn(rows, generator=gen), 9 * torch.randn(count, generator=gen), torch.tensor(0.7)
+    lse[-1] = -torch.inf
+    for scale in (3.0, -0.5, 0.0):
+        forward, backward = (lse, positive, scale, mean), (g, lse, positive, scale, mean)
+        exact = [t.double() if isinstance(t, Tensor) else t for t in backward]
+        ours = [softplus_kernels.softplus_sum_fwd(*forward), *softplus_kernels.softplus_sum_bwd(*backward)]
+        plain = [softplus_reference.softplus_sum_fwd(*forward), *softplus_reference.softplus_sum_bwd(*backward)]
+        truth = [softplus_reference.softplus_sum_fwd(*exact[1:]), *softplus_reference.softplus_sum_bwd(*exact)]
+        for name, *three in zip(("total", "dlse", "dpositive"), ours, plain, truth, strict=True):
+            assert three[0].dtype == F32 and three[0].shape == three[1].shape
+            assert_no_worse(name, *three, F32)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (33, 130), (2, 5000)], ids=str)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.ops.normalize import EPS, normalize_pair
+from fastssl.ops.softplus_sum import softplus_sum
 
 
 class RowStats(NamedTuple):
@@ -36,6 +37,15 @@ def reduce_rows(loss: Tensor, reduction: str) -> Tensor:
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x); torch's default threshold of 20 is wrong in the tenth digit of a float64."""
     return nn.functional.softplus(x, threshold=40.0)
+
+
+def positive_loss(lse: Tensor, dot: Tensor, scale: float | Tensor, reduction: str) -> Tensor:
+    """softplus(lse_i - scale dot_(i mod P)), reduced: lse (N,) over the negatives, dot (P,) of the positives, N a multiple of P."""
+    if reduction == "none":
+        return softplus(lse.view(-1, len(dot)) - scale * dot).flatten()
+    if isinstance(scale, Tensor):
+        dot, scale = (scale * dot).to(lse.dtype), 1.0
+    return softplus_sum(lse, dot, scale, reduction == "mean")
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

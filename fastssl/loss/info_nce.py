@@ -29,6 +29,7 @@ from ._common import (
     dot_rows,
     dot_sum,
     paired,
+    positive_loss,
     reduce_rows,
     refuse_group,
     row_stats,
@@ -58,8 +59,6 @@ def _negative_sums(query: Tensor, keys: Tensor, extra: Tensor | None, ids: Tenso
 
 def _smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | float], scale, smoothing: float) -> Tensor:
     """Cross-entropy with label smoothing from the plain one: + eps (s_pos - mean of all logits of the row)."""
-    if smoothing == 0.0:
-        return loss
     total, count = negatives
     return loss + smoothing * scale * (positive - (positive + total) / (count + 1.0))
 
@@ -170,9 +169,16 @@ def info_nce(
         lse, rank = similarity_lse_rank(query, extra, scale=scale, threshold=threshold, op=op)
         if return_stats or label_smoothing:
             sums = dot_sum(query, extra), float(len(extra))
-    rows = _smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing)
-    loss = reduce_rows(rows, reduction)
-    return (loss, row_stats(rows, rank, dot, sums[0] / sums[1])) if return_stats else loss
+    rows = None
+    if label_smoothing:
+        rows = _smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing)
+        loss = reduce_rows(rows, reduction)
+    else:
+        loss = positive_loss(lse, dot, scale, reduction)
+    if not return_stats:
+        return loss
+    rows = softplus((lse - scale * dot).detach()) if rows is None else rows
+    return loss, row_stats(rows, rank, dot, sums[0] / sums[1])
 
 
 def _batch_lse(query, key, extra, scale, ids, weight, threshold):

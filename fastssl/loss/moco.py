@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastssl.ops._checks import check_choice, check_matrix, check_scalar, check_views
 from fastssl.ops.similarity import similarity_lse_rank
 
-from ._common import RowStats, dot_rows, dot_sum, reduce_rows, row_stats, softplus
+from ._common import RowStats, dot_rows, dot_sum, positive_loss, row_stats, softplus
 from .info_nce import info_nce
 
 
@@ -64,11 +64,11 @@ def moco_loss(
     scale, dot = 1.0 / temperature, dot_rows(query, key)
     threshold = scale * dot.detach() if return_stats else None
     lse, rank = similarity_lse_rank(query, keys, scale=scale, threshold=threshold, op=op)
-    rows = softplus(lse - scale * dot)
-    loss = reduce_rows(rows, reduction)
+    loss = positive_loss(lse, dot, scale, reduction)
     if not return_stats:
         return loss
     with torch.no_grad():
+        rows = softplus(lse - scale * dot)
         negative = dot_sum(query, keys) / len(keys)
     return loss, row_stats(rows, rank, dot, negative)
 

@@ -19,12 +19,12 @@ from fastssl.ops._checks import check_choice, check_scalar, check_views
 from fastssl.ops.normalize import normalize_pair
 from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, dot_rows, reduce_rows, refuse_group, softplus
+from ._common import arange_ids, dot_rows, positive_loss, reduce_rows, refuse_group
 from .moco import moco_loss
 
 
-def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, group) -> tuple[Tensor, Tensor, Tensor]:
-    """z (2B, D), view 0 first; lse (2, B) over the negatives of each row; s_pos (B,), the same for both rows of a pair."""
+def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, group) -> tuple[Tensor, Tensor, Tensor, float]:
+    """z (2B, D), view 0 first; lse (2B,) over the negatives of each row; dot (B,) of each pair; 1 / temperature."""
     check_views(op, ("z0", "z1"), z0, z1)
     check_scalar(op, "temperature", temperature, z0, zero=False)
     refuse_group(op, group)
@@ -34,7 +34,7 @@ def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, g
         z, dot = torch.cat([z0, z1]), dot_rows(z0, z1)
     pair = arange_ids(z0).repeat(2)
     scale = 1.0 / temperature
-    return z, similarity_lse(z, z, scale=scale, x_id=pair).view(2, -1), scale * dot
+    return z, similarity_lse(z, z, scale=scale, x_id=pair), dot, scale
 
 
 def nt_xent(
@@ -66,8 +66,8 @@ def nt_xent(
         TypeError, ValueError: wrong type, dtype, shape, device, temperature (0, NaN, infinite) or reduction.
     """
     check_choice("nt_xent", "reduction", reduction, ("mean", "sum", "none"))
-    _, lse, positive = _pair_terms("nt_xent", z0, z1, temperature, normalize, group)
-    return reduce_rows(softplus(lse - positive), reduction)
+    _, lse, dot, scale = _pair_terms("nt_xent", z0, z1, temperature, normalize, group)
+    return positive_loss(lse, dot, scale, reduction)
 
 
 def dcl(
@@ -90,11 +90,12 @@ def dcl(
     check_views("dcl", ("z0", "z1"), z0, z1)
     if z0.shape[0] < 2:
         raise ValueError(f"dcl: z0 must have at least 2 rows, since one pair has no negatives, got shape {tuple(z0.shape)}")
-    z, lse, positive = _pair_terms("dcl", z0, z1, temperature, normalize, group)
+    z, lse, dot, scale = _pair_terms("dcl", z0, z1, temperature, normalize, group)
+    positive = scale * dot
     if weight_fn is not None:
         a, b = z.chunk(2)
         positive = positive * torch.stack([weight_fn(a, b), weight_fn(b, a)])
-    return reduce_rows(lse - positive, reduction)
+    return reduce_rows(lse.view(2, -1) - positive, reduction)
 
 
 def mises_fisher_weight(own: Tensor, other: Tensor, sigma: float = 0.5) -> Tensor:

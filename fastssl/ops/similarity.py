@@ -74,6 +74,7 @@ class _TwoSided(torch.autograd.Function):
     def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
         lse, rank = _fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
         ctx.mark_non_differentiable(rank)
+        ctx.set_materialize_grads(False)  # no zeros for the rank
         ctx.save_for_backward(lse, x, y, scale_factor, x_id, y_id, y_bias)
         ctx.scale = scale
         return lse, rank
@@ -81,6 +82,8 @@ class _TwoSided(torch.autograd.Function):
     @staticmethod
     @first_derivative_only(_OP)
     def backward(ctx, dlse, _):
+        if dlse is None:
+            return (None,) * 8
         lse, x, y, scale_factor, x_id, y_id, y_bias = ctx.saved_tensors
         wants = ctx.needs_input_grad
         need = (wants[0], wants[1], wants[6], wants[3])
@@ -104,6 +107,7 @@ class _OnePass(torch.autograd.Function):
     def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
         lse, mean, rank = _one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
         ctx.mark_non_differentiable(rank)
+        ctx.set_materialize_grads(False)  # no zeros for the rank
         ctx.save_for_backward(mean, x, scale_factor)
         ctx.scale = scale
         return lse, rank
@@ -111,6 +115,8 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     @first_derivative_only(_OP)
     def backward(ctx, dlse, _):
+        if dlse is None:
+            return (None,) * 8
         mean, x, scale_factor = ctx.saved_tensors
         dx = dscale = None
         if ctx.needs_input_grad[0]:
