@@ -10,7 +10,7 @@ demo: .venv/.train
 	$(BIN)/fastssl train simclr --out runs/demo $(DEMO)
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 bench: .venv/.dev
 	$(BIN)/fastssl bench $(BENCH)

@@ -4,6 +4,11 @@ import torch
 from fastssl.ops._register import _C
 
 
+def pytest_collection_modifyitems(items):
+    """Files whose few tests take minutes (the interpreter, offline compilation) begin: no process then ends long after the rest."""
+    items.sort(key=lambda item: not item.path.name.startswith("test_triton"))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

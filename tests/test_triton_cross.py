@@ -1,0 +1,11 @@
+"""``similarity_cross`` in Triton's interpreter: a file of its own, so that another process can run it."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+from test_triton_similarity import run_in_the_interpreter
+
+
+def test_in_the_interpreter():
+    run_in_the_interpreter("triton_interpreter_cross.py")
