@@ -1,11 +1,14 @@
 """Refusals in words: op, argument, expected, got. Run before any kernel; read no tensor data on a GPU."""
 
 import math
+import sys
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LARGEST = sys.float_info.max  # a Python integer beyond it has no float
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -13,10 +16,22 @@ def _kind(value) -> str:
     return type(value).__name__
 
 
+def readable(value: Tensor) -> bool:
+    """Whether the host may look at the data of ``value``: it lies on the CPU, is no fake tensor, and no graph is being traced."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and not isinstance(value, FakeTensor)
+
+
+def check_dense(op: str, name: str, value, wanted: str = "a tensor") -> None:
+    """A tensor that has one address and strides: neither sparse nor nested nor of a library's own layout."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be {wanted}, got {_kind(value)}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{op}: {name} must be a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
+
+
 def check_matrix(op: str, name: str, value: Tensor, letters: str) -> None:
     """A float matrix with at least one row and one column."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor ({letters}), got {_kind(value)}")
+    check_dense(op, name, value, f"a tensor ({letters})")
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
     if value.dim() != 2:
@@ -46,8 +61,7 @@ def check_views(op: str, names: tuple[str, str], z0: Tensor, z1: Tensor) -> None
 
 def check_vector(op: str, name: str, value: Tensor, length: int, dtypes: tuple, like_name: str, like: Tensor) -> None:
     """A 1-D tensor of a given length, one of the dtypes, on the device of ``like``."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor of shape ({length},), got {_kind(value)}")
+    check_dense(op, name, value, f"a tensor of shape ({length},)")
     if value.dtype not in dtypes:
         wanted = "an integer dtype" if dtypes is INTEGERS else "a float dtype"
         raise TypeError(f"{op}: {name} must have {wanted}, got {value.dtype}")
@@ -63,16 +77,17 @@ def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) 
     A tensor's value is looked at only on the CPU and outside a compiled graph: on a GPU it would be a sync.
     """
     if isinstance(value, Tensor):
+        check_dense(op, name, value)
         if value.numel() != 1 or not value.dtype.is_floating_point:
             raise ValueError(f"{op}: {name} must be a number or a one-element float tensor, got {value.dtype} {tuple(value.shape)}")
         if value.device != like.device:
             raise ValueError(f"{op}: {name} must be on the device of the embeddings, {like.device}, got {value.device}")
-        if torch.compiler.is_compiling() or value.device.type != "cpu":
+        if not readable(value):
             return
         value = float(value.detach())
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {_kind(value)}")
-    if not -math.inf < value < math.inf or (value == 0 and not zero):  # math.isfinite cannot be traced on a dynamic float
+    if not -LARGEST <= value <= LARGEST or (value == 0 and not zero):  # math.isfinite cannot be traced on a dynamic float
         raise ValueError(f"{op}: {name} must be finite{'' if zero else ' and not 0'}, got {value}")
 
 
@@ -85,7 +100,7 @@ def check_number(op: str, name: str, value, low: float = -math.inf, below: float
     """A finite number in [low, below)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number, got {_kind(value)}")
-    if not (-math.inf < value < math.inf and low <= value < below):
+    if not (-LARGEST <= value <= LARGEST and low <= value < below):
         wanted = "finite" if low == -math.inf else f"in [{low:g}, {below:g})" if below < math.inf else f"at least {low:g}"
         raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
 
@@ -94,7 +109,7 @@ def device_scalar(op: str, name: str, value: Tensor, device: torch.device) -> Te
     """A one-element tensor as float32 or float64 () on ``device`` where it lies on an accelerator or is traced; None: read it."""
     if value.device.type != "cpu" and value.device != device:
         raise ValueError(f"{op}: {name} must be on {device} or the CPU, got {value.device}")
-    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(value):
         return None
     wide = value.detach() if value.dtype in (torch.float32, torch.float64) else value.detach().double()
     return wide.reshape(()).to(device)

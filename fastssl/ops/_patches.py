@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, check_whole
+from ._checks import FLOATS, check_dense, check_whole, readable
 
 
 def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | None = None) -> None:
     """A float tensor with as many dimensions as ``letters`` ("N, L, D"), none of them empty but ``may_be_empty``."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor ({letters}), got {type(value).__name__}")
+    check_dense(op, name, value, f"a tensor ({letters})")
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
     empty = [side for side, size in enumerate(value.shape) if size == 0 and side != may_be_empty]
@@ -24,14 +23,13 @@ def check_device(op: str, name: str, value: Tensor, like_name: str, like: Tensor
 
 def check_ids(op: str, name: str, ids, rows: int, letters: str, below: int, like_name: str, like: Tensor) -> None:
     """int64 (rows, any), on the device of ``like``, entries in [0, below); these are looked at only on the CPU."""
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{op}: {name} must be an int64 tensor ({letters}), got {type(ids).__name__}")
+    check_dense(op, name, ids, f"an int64 tensor ({letters})")
     if ids.dtype != torch.int64:
         raise TypeError(f"{op}: {name} must be int64, got {ids.dtype}")
     if ids.dim() != 2 or ids.shape[0] != rows:
         raise ValueError(f"{op}: {name} must have shape ({letters}) with {rows} rows as {like_name}, got {tuple(ids.shape)}")
     check_device(op, name, ids, like_name, like)
-    if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+    if not readable(ids) or ids.numel() == 0:
         return
     low, high = (int(t) for t in ids.aminmax())
     if low < 0 or high >= below:
