@@ -89,7 +89,7 @@ def describe(device: str) -> dict:
     }
     if device == "cuda":
         info["cuda"] = torch.version.cuda
-        info["matmul_precision"] = torch.get_float32_matmul_precision()
+        info["matmul_precision"] = torch.backends.cuda.matmul.fp32_precision  # asking by an older name may raise
     return info
 
 

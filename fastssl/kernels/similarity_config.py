@@ -133,8 +133,12 @@ _IEEE_TILE_LOGITS = 1 << 22
 
 
 def float32_precision() -> str:
-    """Triton's input_precision for float32, as torch is set: "highest" means no rounding of the operands."""
-    return _IEEE if torch.get_float32_matmul_precision() == "highest" else _TF32
+    """Triton's input_precision for float32, as torch is set for products on a GPU: "ieee" rounds no operand.
+
+    This setting follows ``torch.set_float32_matmul_precision`` and ``allow_tf32`` too. Where it was set by itself, torch's getters of
+    the older names raise.
+    """
+    return _TF32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else _IEEE
 
 
 def tile_fits(rows: int, columns: int, width: int, dtype: torch.dtype, precision: str) -> bool:
