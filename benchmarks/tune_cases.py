@@ -71,8 +71,8 @@ def nt_xent_forward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> 
 def nt_xent_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
     """dx (N, D) of one sweep that owns and streams the same rows."""
     x, ids = rows_of(n, d, dtype, device, 0), _ids(n, device) % (n // 2)
-    lse = similarity.similarity_fwd(x, None, SCALE, None, ids, ids, None, None)[0]
-    terms, _, stats = row_terms(lse, torch.full((n,), 1.0 / n, device=device), dtype)
+    state = similarity.similarity_fwd(x, None, SCALE, None, ids, ids, None, None)[2]
+    terms, _, stats = row_terms(state, torch.full((n,), 1.0 / n, device=device), dtype)
 
     def call() -> Outputs:
         dx = torch.empty_like(x)
@@ -86,9 +86,9 @@ def clip_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Ca
     """dx (N, D) of rows and columns, the temperature learnt: x (N, D), y (M, D)."""
     x, y = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1)
     factor = torch.ones(1, device=device)
-    row, column, *_ = similarity_cross.similarity_cross_fwd(x, y, SCALE, factor, None, None, None, 0)
+    state = similarity_cross.similarity_cross_fwd(x, y, SCALE, factor, None, None, None, 0)[4]
     gradients = (torch.full((count,), 0.5 / count, device=device) for count in (n, m))
-    of_x, of_y, stats = row_terms(row, next(gradients), dtype, column, next(gradients))
+    of_x, of_y, stats = row_terms(state[:, :n], next(gradients), dtype, state[:, n:], next(gradients))
 
     def call() -> Outputs:
         dx, dots = torch.empty_like(x), torch.empty(n, device=device)

@@ -4,6 +4,7 @@
 #include <torch/version.h>
 
 #include "cpu/isa.h"
+#include "cpu/unlucky.h"
 #include "lists_agree.h"
 
 namespace py = pybind11;
@@ -29,4 +30,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
   m.def("isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");
   m.def("set_isa", &fastssl::isa::use, py::arg("name"), "Use another instruction set; ValueError if this machine lacks it.");
+  m.def(
+      "set_unlucky_products", [](bool on) { fastssl::unlucky_products = on; }, py::arg("on"),
+      "For tests: tiles of logits come with last bits that depend on the tile, the order of the operands and the pass.");
 }

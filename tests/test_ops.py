@@ -46,6 +46,12 @@ def test_value_and_gradients_on_every_isa(case, shape, isa):
     check(case, case.inputs(shape), torch.float32)
 
 
+@pytest.mark.parametrize("products", ["unlucky"], indirect=True)
+@pytest.mark.parametrize("case, shape", ROWS)
+def test_value_and_gradients_on_an_unlucky_blas(case, shape, products):
+    check(case, case.inputs(shape), torch.float32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case, shape", ROWS)
 def test_value_and_gradients_in_every_dtype(case, shape, dtype):

@@ -33,12 +33,12 @@ def test_opcheck(symmetric, layout):
     elif layout == "row-strided":
         x = torch.cat([x, x], 1)[:, :5]
     arguments = (x, y, *rest)
-    lse, _ = similarity._fwd(*arguments, None)
+    state, peak = similarity._fwd(*arguments, None)[2:]
     for threshold in (None, torch.randn(len(x))):
         torch.library.opcheck(similarity._fwd, (*arguments, threshold))
         torch.library.opcheck(similarity._one_pass, (*arguments, threshold))
     for need in ((True,) * 4, (True, False, False, False), (False, True, True, True)):
-        torch.library.opcheck(similarity._bwd, (torch.randn(len(x)), lse, *arguments, need))
+        torch.library.opcheck(similarity._bwd, (torch.randn(len(x)), state, peak, *arguments, need))
     a, b = rows(4, 3), rows(4, 3)
     torch.library.opcheck(normalize._fwd, (a, b, 1e-12))
     z, norm, _ = normalize._fwd(a, b, 1e-12)
@@ -52,14 +52,15 @@ def test_every_gradient_asked_for_alone_equals_the_reference(symmetric, scale, i
     arguments[2] = scale
     wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
     threshold = torch.randn(70)
-    (lse, rank), (want_lse, want_rank) = similarity._fwd(*arguments, threshold), reference.similarity_fwd(*wide, threshold)
+    lse, rank, *state = similarity._fwd(*arguments, threshold)
+    want_lse, want_rank, *want_state = reference.similarity_fwd(*wide, threshold)
     assert torch.equal(rank, want_rank)
     assert relative_error(lse, want_lse) < 1e-6
     g = torch.randn(70)
-    want = reference.similarity_bwd(g.double(), want_lse, *wide, (True,) * 4)
+    want = reference.similarity_bwd(g.double(), *want_state, *wide, (True,) * 4)
     for k in range(4):
         need = tuple(j == k for j in range(4))
-        got = similarity._bwd(g, lse, *arguments, need)
+        got = similarity._bwd(g, *state, *arguments, need)
         assert [t.numel() > 0 for t in got] == [j == k and want[j].numel() > 0 for j in range(4)]
         assert relative_error(got[k], want[k]) < 2e-5
     mean_lse, mean, rank = similarity._one_pass(*arguments, threshold)
@@ -117,7 +118,7 @@ def test_a_row_with_every_column_excluded(scale, grad_of_y):
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0, 300.0])
 @pytest.mark.parametrize("scale", [-50.0, 0.0, 1.0, 100.0])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_any_norm_and_any_scale(size, scale, symmetric, isa):
+def test_any_norm_and_any_scale(size, scale, symmetric, products, isa):
     x = (size * torch.randn(150, 20)).requires_grad_()
     y = x if symmetric else (size * torch.randn(170, 20)).requires_grad_()
     ids = {"x_id": torch.arange(150), "y_id": torch.arange(len(y)) % 150} if not symmetric else {"x_id": torch.arange(150) % 75}

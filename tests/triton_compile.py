@@ -29,11 +29,11 @@ TYPES = {"16-bit": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
 # The heaviest variants: what a pointer of None leaves out costs less. "plain" is the one that NT-Xent trains with, int32 ids and
 # facts of the columns; the others have int64 ids. "small" is a problem too small for facts, "bare" one without ids too (which no
 # loss asks of cross), "transposed" is a queue stored (D, M), "rank" counts.
-FWD = {"plain": ("bias", "factor", "sum", "threshold", "rank"), "heavy": ("threshold", "rank", "norm")}
+FWD = {"plain": ("bias", "factor", "threshold", "rank"), "heavy": ("lse", "peak", "threshold", "rank", "norm")}
 FACTS = ("range", "norm")
-FWD |= {"transposed": FWD["plain"], "rank": ("bias", "factor", "sum", *FACTS), "heavy rank transposed": FACTS}
+FWD |= {"transposed": FWD["plain"], "rank": ("bias", "factor", *FACTS), "heavy rank transposed": ("lse", "peak", *FACTS)}
 FWD |= {"small": (*FWD["plain"], *FACTS), "bare": (*FWD["plain"], *FACTS, "x_id", "y_id")}
-CROSS = {"plain": ("factor", "row_sum", "threshold", "rank"), "heavy rank transposed": FACTS}
+CROSS = {"plain": ("factor", "threshold", "rank"), "heavy rank transposed": ("row", "peak", *FACTS)}
 BWD = {"plain": ("bias", "factor", "dbias"), "heavy": (), "stream": ("l_a", "w_a", "v_a"), "own": ("dbias", "l_b", "w_b", "v_b")}
 VARIANTS = {"fwd": FWD, "one_pass": FWD, "cross": CROSS, "bwd": BWD}
 LEAN = ("plain", "bare", "transposed", "stream", "own")
@@ -78,9 +78,9 @@ def verdict(name: str, compiled, target: int, matrix: bool | None) -> bool:
 
 
 def _forward_pointers(kernel: str, data: str) -> dict:
-    pointers = dict.fromkeys(("x_ptr", "y_ptr"), data) | {"rank_ptr": "*i32", "range_ptr": "*i64"}
-    reals = ("threshold", "factor", "norm")
-    reals += ("row", "row_sum", "column", "column_sum") if kernel == "cross" else ("bias", "lse", "sum", "mean")
+    pointers = dict.fromkeys(("x_ptr", "y_ptr"), data) | {"rank_ptr": "*i32", "peak_ptr": "*i32", "range_ptr": "*i64"}
+    reals = ("threshold", "factor", "norm", "top", "sum")
+    reals += ("row", "column", "column_sum") if kernel == "cross" else ("bias", "lse", "mean")
     pointers |= {f"{name}_ptr": "*fp32" for name in reals}
     return pointers | ({"mean_ptr": None} if kernel == "fwd" else {})
 
@@ -142,11 +142,14 @@ def small_cases() -> list[bool]:
     reals = lambda *names: {f"{name}_ptr": real for name in names}  # noqa: E731
     cases = [
         (
-            merge.row_terms_kernel, reals("lse", "g", "l", "w", "v", "lse2", "g2", "l2", "w2", "v2", "stats"),
+            merge.row_terms_kernel,
+            reals(*(f"{name}{side}" for side in ("", "2") for name in ("top", "total", "g", "l", "w", "v")), "stats"),
             whole("N", "s_g", "N2", "s_g2"), {"NORMALISE": True, "BLOCK": 4096}, 16,
         ),
         (
-            merge.merge_kernel, reals("top", "sum", "acc", "lse", "mean") | dict.fromkeys(("count_ptr", "rank_ptr"), "*i32"),
+            merge.merge_kernel,
+            reals("top", "sum", "acc", "lse", "all_top", "all_sum", "mean")
+            | dict.fromkeys(("peak_ptr", "count_ptr", "all_peak_ptr", "rank_ptr"), "*i32"),
             whole("N", "D", "SPLITS"), {"BM": 8, "BD": 256}, 4,
         ),
         (
@@ -156,18 +159,19 @@ def small_cases() -> list[bool]:
         (
             chunk.chunk_rows_kernel,
             reals("s", "bias", "threshold", "factor", "top", "sum")
-            | {"x_id_ptr": ids, "y_id_ptr": ids, "range_ptr": ids, "p_ptr": half, "count_ptr": "*i32"},
-            whole("C") | number("scale"), {"BLOCK": 1024}, 4,
+            | {"x_id_ptr": ids, "y_id_ptr": ids, "range_ptr": ids, "p_ptr": half, "count_ptr": "*i32", "peak_ptr": "*i32"},
+            whole("C", "first") | number("scale"), {"BLOCK": 1024}, 4,
         ),
         (
-            chunk.chunk_columns_kernel, reals("s", "factor", "top", "sum") | {"x_id_ptr": ids, "y_id_ptr": ids},
+            chunk.chunk_columns_kernel,
+            reals("s", "factor", "top", "sum") | {"x_id_ptr": ids, "y_id_ptr": ids, "peak_ptr": "*i32"},
             whole("R", "C", "state", "seen") | number("scale"), {"BM": 16, "BN": 64}, 4,
         ),
         (
             chunk.chunk_weights_kernel,
             reals("s", "bias", "row_bias", "factor", "row_l", "row_w", "col_l", "col_w", "dbias")
-            | {"w_ptr": half, "x_id_ptr": ids, "y_id_ptr": ids},
-            whole("R", "C") | number("scale"), {"SYMMETRIC": True, "BM": 32, "BN": 128}, 4,
+            | {"w_ptr": half, "x_id_ptr": ids, "y_id_ptr": ids, "row_peak_ptr": "*i32", "col_peak_ptr": "*i32"},
+            whole("R", "C", "first_row", "first_col") | number("scale"), {"SYMMETRIC": True, "BM": 32, "BN": 128}, 4,
         ),
     ]  # fmt: skip
     counts = whole("N", "P") | number("scale", "weight")

@@ -188,7 +188,7 @@ def test_a_queue_stored_by_columns_is_read_as_it_lies_and_counted():
 def test_a_launch_that_no_device_takes_is_refused():
     """The stub does look: the second dimension of a grid ends at 65,535."""
     x = torch.zeros(16)
-    kernel, arguments = similarity_merge.row_terms_kernel, (x, x, x, x, x, *(None,) * 5, x, 16, 1, 0, 0, False, 4096)
+    kernel, arguments = similarity_merge.row_terms_kernel, (*(x,) * 6, *(None,) * 6, x, 16, 1, 0, 0, False, 4096)
     kernel[(1, 65535)](*arguments, num_warps=16)
     with pytest.raises(RuntimeError, match="beyond the limits of sm_90"):
         kernel[(1, 65536)](*arguments, num_warps=16)

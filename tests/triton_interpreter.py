@@ -28,7 +28,7 @@ from fastssl.reference import normalize as normalize_reference
 from fastssl.reference import similarity as reference
 from fastssl.reference import softplus_sum as softplus_reference
 from fastssl.testing.cases import CASES
-from fastssl.testing.compare import assert_no_worse, relative_error
+from fastssl.testing.compare import assert_no_worse
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run it through tests/test_triton_similarity.py"
 
@@ -82,6 +82,21 @@ def tiles(monkeypatch):
     return use
 
 
+@pytest.fixture(params=["", "unlucky"])
+def products(request, monkeypatch):
+    """The vendor's products of chunks as they come, and each with every result moved by up to one unit in the last place."""
+    if request.param:
+        mm, gen = chunked._mm, torch.Generator().manual_seed(0)
+
+        def unlucky(a, b):
+            s = mm(a, b)
+            up, down = torch.randint(0, 2, (2, *s.shape), generator=gen).bool()
+            toward = torch.where(up, torch.inf, torch.where(down, -torch.inf, s))
+            return torch.nextafter(s, toward)
+
+        monkeypatch.setattr(chunked, "_mm", unlucky)
+
+
 def make(n, m, d, dtype=F32, unit=True, ids=None, bias=False, factor=False, seed=0):
     """x (n, d), y (m, d) or None where m is None, and the other arguments; ids: None, "third", "all", "rows"."""
     gen = torch.Generator().manual_seed(seed)
@@ -109,12 +124,13 @@ def call(module, args, g, scale, need=ALL, schedules=("fwd", "one_pass", "bwd"))
     threshold = args.get("threshold")
     out = {}
     if "fwd" in schedules:
-        out["lse"], out["rank"] = module.similarity_fwd(*positional, threshold)
+        out["lse"], out["rank"], *_ = module.similarity_fwd(*positional, threshold)
     if "one_pass" in schedules:
         out["one_pass_lse"], out["mean"], out["one_pass_rank"] = module.similarity_one_pass(*positional, threshold)
     if "bwd" in schedules:
         names = ("dx", "dy", "dbias", "dscale")
-        out |= zip(names, module.similarity_bwd(g, module.similarity_fwd(*positional, None)[0], *positional, need), strict=True)
+        state = module.similarity_fwd(*positional, None)[2:]
+        out |= zip(names, module.similarity_bwd(g, *state, *positional, need), strict=True)
     return out
 
 
@@ -122,8 +138,7 @@ def wide(args):
     return {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in args.items()}
 
 
-def check(args, g, scale=10.0, need=ALL, large_logits=False, **kwargs) -> dict[str, Tensor]:
-    """``large_logits`` allows for what the contract itself rounds away: lse is handed to the backward in float32."""
+def check(args, g, scale=10.0, need=ALL, **kwargs) -> dict[str, Tensor]:
     need = (need[0], need[1] and args["y"] is not None, need[2] and args["y_bias"] is not None, need[3])
     ours = call(kernels, args, g, scale, need, **kwargs)
     plain = call(reference, args, g, scale, need, **kwargs)
@@ -132,8 +147,6 @@ def check(args, g, scale=10.0, need=ALL, large_logits=False, **kwargs) -> dict[s
         assert value.shape == plain[name].shape and value.dtype == plain[name].dtype and value.is_contiguous(), name
         if "rank" in name:
             assert torch.equal(value, truth[name]), name
-            continue
-        if large_logits and relative_error(value, truth[name]) <= 2.0**-22 * truth["lse"].abs().max():
             continue
         assert_no_worse(name, value, plain[name], truth[name], args["x"].dtype)
     return ours
@@ -174,7 +187,7 @@ def test_facts_of_the_columns_change_nothing(tiles, scale, ids):
     with_facts, without = [], []
     for found, facts in ((with_facts, True), (without, False)):
         tiles(splits=2, facts=facts)
-        found += check(args, g, scale, large_logits=scale == 60.0).values()
+        found += check(args, g, scale).values()
     for ours, other in zip(with_facts, without, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)
 
@@ -198,7 +211,7 @@ def test_a_long_row_is_no_small_logit(tiles):
     tiles()
     args, g = make(40, 50, 16, ids="third")
     args["y"][-1] *= 1000.0
-    found = check(args, g, 10.0, large_logits=True)
+    found = check(args, g, 10.0)
     assert all(t.isfinite().all() for t in found.values())
 
 
@@ -220,7 +233,7 @@ def test_float16_weights_of_a_mean_do_not_vanish(tiles, m):
 def test_unnormalised(tiles, m, dtype):
     """Logits of several hundred: more than one exponential can hold, so the symmetric backward takes its second path."""
     tiles()
-    check(*make(40, m, 33, dtype, unit=False, ids="third"), scale=5.0, large_logits=True)
+    check(*make(40, m, 33, dtype, unit=False, ids="third"), scale=5.0)
 
 
 def test_both_symmetric_paths_agree(tiles):
@@ -229,7 +242,7 @@ def test_both_symmetric_paths_agree(tiles):
     near = check(args, g)["dx"]
     args["x"] = torch.cat([args["x"], 40.0 * args["x"][:1]])  # one far row: the range of lse exceeds 64
     args["x_id"] = torch.arange(51)
-    far = check(args, torch.cat([g, g[:1]]), large_logits=True)["dx"]
+    far = check(args, torch.cat([g, g[:1]]))["dx"]
     assert near.isfinite().all() and far.isfinite().all()
 
 
@@ -289,7 +302,7 @@ def test_rank_counts_strictly_above(tiles, dtype):
     x, y = (torch.randint(-2, 3, (rows, 8), generator=torch.Generator().manual_seed(1)).to(dtype) for rows in (32, 64))
     s = 3.0 * (x.float() @ y.float().T)
     for threshold in (s[:, 5], s.max(1).values, s.min(1).values):
-        _, rank = kernels.similarity_fwd(x, y, 3.0, None, None, None, None, threshold)
+        _, rank, *_ = kernels.similarity_fwd(x, y, 3.0, None, None, None, None, threshold)
         assert torch.equal(rank, (s > threshold[:, None]).sum(1, dtype=torch.int32))
 
 
@@ -326,9 +339,21 @@ def test_strided_inputs(tiles):
 
 @pytest.mark.parametrize("shape", [(10, 17, 257), (11, None, 300), (1, 1, 300)], ids=str)
 @pytest.mark.parametrize(("dtype", "bias"), [(F32, True), (F32, False), (BF16, False), (F16, True)], ids=str)
-def test_chunked(monkeypatch, shape, bias, dtype):
+def test_chunked(monkeypatch, products, shape, bias, dtype):
     monkeypatch.setattr(chunked, "chunk_shape", lambda n, m: (min(n, 8), min(m, 7)))
     check(*make(*shape, dtype, ids="pair" if shape[1] is None else "third", bias=bias, factor=True))
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 300.0])
+@pytest.mark.parametrize("m", [None, 37], ids=["symmetric", "two-sided"])
+@pytest.mark.parametrize("how", ["tiles", "chunks"])
+def test_any_norm(tiles, monkeypatch, products, size, m, how):
+    """Logits of 1e3 to 1e8, where a row has one weight of 1: products of forward and backward need not agree on their last bits."""
+    tiles(splits=2)
+    monkeypatch.setattr(kernels, "tile_fits", lambda *_: how == "tiles")
+    monkeypatch.setattr(chunked, "chunk_shape", lambda n, m: (min(n, 16), min(m, 24)))
+    args, g = make(40, m, 20, unit=False, ids="pair" if m is None else "third")
+    check({k: size * v if k in ("x", "y") and v is not None else v for k, v in args.items()}, g, 100.0)
 
 
 def test_chunked_with_every_column_excluded(monkeypatch):

@@ -13,8 +13,10 @@ struct FloatLane {
   static inline V all(T a) { return a - V{}; }
   static inline V max(V a, V b) { return a > b ? a : b; }
   static inline I load_id(const int32_t* p) { return *reinterpret_cast<const I*>(p); }
+  static inline void store_id(int32_t* p, I v) { *reinterpret_cast<I*>(p) = v; }
   static inline V select_equal(I id, int32_t other, V equal, V different) { return id == other ? equal : different; }
   static inline V replace_equal(V s, I id, int32_t other, T with) { return select_equal(id, other, all(with), s); }
+  static inline I where_above(V a, V b, int32_t then, I otherwise) { return a > b ? then - I{} : otherwise; }
   // The first `count` entries of v, the rest of `rest`.
   static inline V first(int count, V v, V rest) {
     T a[W], b[W];
@@ -85,8 +87,10 @@ struct DoubleLane {
   static inline V all(T a) { return a; }
   static inline V max(V a, V b) { return a > b ? a : b; }
   static inline I load_id(const int32_t* p) { return *p; }
+  static inline void store_id(int32_t* p, I v) { *p = v; }
   static inline V select_equal(I id, int32_t other, V equal, V different) { return id == other ? equal : different; }
   static inline V replace_equal(V s, I id, int32_t other, T with) { return id == other ? with : s; }
+  static inline I where_above(V a, V b, int32_t then, I otherwise) { return a > b ? then : otherwise; }
   static inline V first(int count, V v, V rest) { return count > 0 ? v : rest; }
   static inline T sum(V v) { return v; }
   static inline T max(V v) { return v; }

@@ -1,6 +1,7 @@
 // Compiles the element functions once per ISA and picks the set in use.
 #include "cpu/rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>

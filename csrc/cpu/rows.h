@@ -2,9 +2,10 @@
 //   S (m, n) row-major with leading dimension ld >= n; n is a multiple of the vector width, entries beyond the matrix at -inf.
 //   Row vectors have m entries, column vectors n.
 // Bounded forms hold where |logit| <= 40 is proved: logits are in base 2, no maximum is needed, 2^S stays in float range, and
-// one exponential serves rows and columns; a bias is a weight rw, cw = e^bias (1 without), u = g e^-lse and v likewise.
-// Online forms hold for any logits, in natural units: s - lse is then exact where one logit dominates, however large it is;
-// u = g and v likewise. Rows<T> is one ISA's set of functions for float or double.
+// one exponential serves rows and columns; a bias is a weight rw, cw = e^bias (1 without), u = g / sum and v likewise.
+// Online forms hold for any logits, in natural units: s - top is then exact where one logit dominates, however large it is.
+// A weight e^(s - top) is at most 1, also where the product that made s anew gave it other bits than the one that made top.
+// u = g / sum and v likewise. Rows<T> is one ISA's set of functions for float or double.
 #pragma once
 #include <cstdint>
 
@@ -17,6 +18,13 @@ struct PairIds {
   const T *row_weight, *column_weight;
 };
 
+// What a sweep keeps of each row, or column: the largest logit, the sum of e^(s - top), and where the largest logit lies.
+template <class T>
+struct Running {
+  T *top, *sum;
+  int32_t* peak;
+};
+
 template <class T>
 struct Rows {
   int width;  // n and ld are padded to a multiple of it
@@ -27,12 +35,12 @@ struct Rows {
   void (*add_bias)(T* S, int m, int n, int ld, const T* bias);
   // row_sum_i += sum_j 2^S cw_j;  column_sum_j = sum_i 2^S rw_i (unless null)
   void (*sum_bounded)(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum);
-  // the same with running maxima: (max, sum) of rows and, unless null, of columns are updated
-  void (*sum_online)(const T* S, int m, int n, int ld, T* row_max, T* row_sum, T* column_max, T* column_sum);
+  // the same with running maxima, of rows and, unless null, of columns; S begins at row i0 and column j0 of the matrix
+  void (*sum_online)(const T* S, int m, int n, int ld, int i0, int j0, Running<T> rows, Running<T> columns);
   // S = 2^S (u_i cw_j + rw_i v_j), the second term only with v
   void (*weight_bounded)(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v);
-  // S = u_i e^(S - row_lse_i) + v_j e^(S - column_lse_j), the second term only with v
-  void (*weight_online)(T* S, int m, int n, int ld, const T* row_lse, const T* column_lse, const T* u, const T* v);
+  // S = u_i min(1, e^(S - row_top_i)) + v_j min(1, e^(S - column_top_j)), the second term only with v
+  void (*weight_online)(T* S, int m, int n, int ld, const T* row_top, const T* column_top, const T* u, const T* v);
   // S = 2^S cw_j, row_sum_i += sum_j
   void (*soft_bounded)(T* S, int m, int n, int ld, const T* cw, T* row_sum);
   // S = e^(S - new max_i), row_sum_i = row_sum_i factor_i + sum_j, factor_i = e^(old max_i - new max_i)

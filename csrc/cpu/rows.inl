@@ -12,6 +12,7 @@ struct RowFunctions {
 
   // A row with nothing in it yet has maximum -inf; subtracting 0 then keeps e^(-inf) = 0 instead of NaN.
   static inline T finite(T top) { return top == -kInf ? T(0) : top; }
+  static inline V at_most_0(V a) { return a > L::all(0) ? L::all(0) : a; }  // a NaN stays
 
   static void exclude(T* S, int m, int n, int ld, const int32_t* row_id, const int32_t* column_id) {
     for (int i = 0; i < m; i++)
@@ -50,38 +51,45 @@ struct RowFunctions {
   }
 
   template <bool kColumns>
-  static void sum_online_as(const T* S, int m, int n, int ld, T* row_max, T* row_sum, T* column_max, T* column_sum) {
+  static void sum_online_as(const T* S, int m, int n, int ld, int i0, int j0, const Running<T>& rows, const Running<T>& columns) {
     if (kColumns)
       for (int j = 0; j < n; j += W) {
-        const V old = L::load(column_max + j);
+        const V old = L::load(columns.top + j);
         V top = old;
-        for (int i = 0; i < m; i++) top = L::max(top, L::load(S + int64_t(i) * ld + j));
-        L::store(column_max + j, top);
+        typename L::I peak = L::load_id(columns.peak + j);
+        for (int i = 0; i < m; i++) {
+          const V t = L::load(S + int64_t(i) * ld + j);
+          peak = L::where_above(t, top, i0 + i, peak);
+          top = L::max(top, t);
+        }
+        L::store(columns.top + j, top);
+        L::store_id(columns.peak + j, peak);
         const V base = top == L::all(-kInf) ? L::all(0) : top;
-        L::store(column_sum + j, L::load(column_sum + j) * L::exp(old - base));
+        L::store(columns.sum + j, L::load(columns.sum + j) * L::exp(old - base));
       }
     for (int i = 0; i < m; i++) {
       const T* s = S + int64_t(i) * ld;
       V top_v = L::all(-kInf);
       for (int j = 0; j < n; j += W) top_v = L::max(top_v, L::load(s + j));
-      const T tile_top = L::max(top_v);
-      const T top = row_max[i] > tile_top ? row_max[i] : tile_top;
+      const T tile_top = L::max(top_v), before = rows.top[i];
+      const T top = before > tile_top ? before : tile_top;
       const V base = L::all(finite(top));
       V total = L::all(0);
       for (int j = 0; j < n; j += W) {
         const V t = L::load(s + j);
         total = total + L::exp(t - base);
         if (kColumns) {
-          const V c = L::load(column_max + j);
-          L::store(column_sum + j, L::load(column_sum + j) + L::exp(t - (c == L::all(-kInf) ? L::all(0) : c)));
+          const V c = L::load(columns.top + j);
+          L::store(columns.sum + j, L::load(columns.sum + j) + L::exp(t - (c == L::all(-kInf) ? L::all(0) : c)));
         }
       }
-      row_sum[i] = row_sum[i] * std::exp(row_max[i] - finite(top)) + L::sum(total);
-      row_max[i] = top;
+      rows.sum[i] = rows.sum[i] * std::exp(before - finite(top)) + L::sum(total);
+      rows.top[i] = top;
+      if (tile_top > before) rows.peak[i] = j0 + int(std::find(s, s + n, tile_top) - s);
     }
   }
-  static void sum_online(const T* S, int m, int n, int ld, T* row_max, T* row_sum, T* column_max, T* column_sum) {
-    (column_max ? sum_online_as<true> : sum_online_as<false>)(S, m, n, ld, row_max, row_sum, column_max, column_sum);
+  static void sum_online(const T* S, int m, int n, int ld, int i0, int j0, Running<T> rows, Running<T> columns) {
+    (columns.top ? sum_online_as<true> : sum_online_as<false>)(S, m, n, ld, i0, j0, rows, columns);
   }
 
   template <bool kBoth>
@@ -101,20 +109,20 @@ struct RowFunctions {
   }
 
   template <bool kBoth>
-  static void weight_online_as(T* S, int m, int n, int ld, const T* row_lse, const T* column_lse, const T* u, const T* v) {
+  static void weight_online_as(T* S, int m, int n, int ld, const T* row_top, const T* column_top, const T* u, const T* v) {
     for (int i = 0; i < m; i++) {
       T* s = S + int64_t(i) * ld;
-      const V own = L::all(u[i]), lse = L::all(row_lse[i]);
+      const V own = L::all(u[i]), top = L::all(row_top[i]);
       for (int j = 0; j < n; j += W) {
         const V t = L::load(s + j);
-        V w = own * L::exp(t - lse);
-        if (kBoth) w = w + L::load(v + j) * L::exp(t - L::load(column_lse + j));
+        V w = own * L::exp(at_most_0(t - top));
+        if (kBoth) w = w + L::load(v + j) * L::exp(at_most_0(t - L::load(column_top + j)));
         L::store(s + j, w);
       }
     }
   }
-  static void weight_online(T* S, int m, int n, int ld, const T* row_lse, const T* column_lse, const T* u, const T* v) {
-    (v ? weight_online_as<true> : weight_online_as<false>)(S, m, n, ld, row_lse, column_lse, u, v);
+  static void weight_online(T* S, int m, int n, int ld, const T* row_top, const T* column_top, const T* u, const T* v) {
+    (v ? weight_online_as<true> : weight_online_as<false>)(S, m, n, ld, row_top, column_top, u, v);
   }
 
   static void soft_bounded(T* S, int m, int n, int ld, const T* cw, T* row_sum) {

@@ -61,8 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pair(const Tensor& x,
   Tensor loss = scalar(true), dscale = scalar(need_scale), dbias = scalar(need_bias);
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    auto p = problem<T>(x, y, s, x_id, y_id, std::nullopt);
-    p.bounded = false;  // logits in natural units
+    const auto p = problem<T>(x, y, s, x_id, y_id, std::nullopt);
     Outcome<T> out{std::vector<T>(p.x.rows, T(0)), std::vector<T>(p.x.rows, T(0)), T(need_scale ? 1.0 : s), data_or_null<T>(own),
                    data_or_null<T>(other)};
     sweep(p, b, positive_weights<T>(x_weight, p.x.rows), positive_weights<T>(y_weight, p.y.rows), out);

@@ -1,6 +1,6 @@
 // The masked similarity log-sum-exp on the CPU.                                             x (N, D), y (M, D), U = 2 N M D FLOP
 //   s_ij  = scale <x_i, y_j> + bias_j          lse_i = log sum_{j: x_id_i != y_id_j} exp(s_ij)
-//   W_ij  = g_i exp(s_ij - lse_i)              dx = scale W y,  dy = scale W^T x,  dbias = W^T 1
+//   W_ij  = g_i p_ij,  p_ij = min(1, exp(s_ij - top_i)) / sum_i      dx = scale W y,  dy = scale W^T x,  dbias = W^T 1
 //   y is x:  W_ij = g_i p_ij + g_j p_ji is symmetric, so both sums of a row come from each unordered pair of tiles once.
 //
 // Tiles of logits that fit a core's L2, matrix products by torch's BLAS, exponentials between them:
@@ -23,33 +23,40 @@ Blocks triangle_blocks(int64_t rows) {
   return blocks;
 }
 
+// Logits of the pair of blocks (I, J) in the triangle. On the diagonal the upper half is copied over the lower one: the BLAS may
+// give s_ij and s_ji other bits, and rows i and j would then not see one logit.
 template <class T>
-void forward_symmetric(const Problem<T>& p, T* lse) {
+int triangle_logits(const Problem<T>& p, const Blocks& blocks, const IdRange& ids, int64_t I, int64_t J, T* S, int ld) {
+  const int m = blocks.length(I);
+  const int wide = logits(p, blocks.start(I), m, blocks.start(J), blocks.length(J), ids.meets(I, ids, J), S, ld);
+  if (I == J) mirror(S, m, ld);
+  return wide;
+}
+
+template <class T>
+void forward_symmetric(const Problem<T>& p, const State<T>& state, T* lse) {
   const auto& f = rows<T>();
   const Blocks blocks = triangle_blocks(p.x.rows);
   const IdRange ids(p.x.id, blocks);
-  const T kInf = std::numeric_limits<T>::infinity();
-  std::vector<T> top(p.x.rows + kPad, p.bounded ? T(0) : -kInf), sum(p.x.rows + kPad, T(0));
+  state.clear(p, p.x.rows);
   Workspace<T> work(blocks.longest(), blocks.longest());
   in_order(tournament(blocks.count), blocks.count, [&](int64_t I, int64_t J) {
     const int64_t i0 = blocks.start(I), j0 = blocks.start(J);
     const int m = blocks.length(I), n = blocks.length(J), ld = work.ld();
-    T *S = work.tile(), *column_sum = work.column(0), *column_max = work.column(1);
-    const int wide = logits(p, i0, m, j0, n, ids.meets(I, ids, J), S, ld);
+    T* S = work.tile();
+    const int wide = triangle_logits(p, blocks, ids, I, J, S, ld);
     const bool both = I != J;
     if (p.bounded) {
-      f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.x.weight.data() + j0, &sum[i0], both ? column_sum : nullptr);
-      for (int j = 0; both && j < n; j++) sum[j0 + j] += column_sum[j];
+      T* column_sum = both ? work.column(0) : nullptr;
+      f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.x.weight.data() + j0, state.sum + i0, column_sum);
+      for (int j = 0; both && j < n; j++) state.sum[j0 + j] += column_sum[j];
       return;
     }
-    if (both) {
-      std::copy_n(&top[j0], n, column_max), std::copy_n(&sum[j0], n, column_sum);
-      std::fill(column_max + n, column_max + wide, -kInf), std::fill(column_sum + n, column_sum + wide, T(0));
-    }
-    f.sum_online(S, m, wide, ld, &top[i0], &sum[i0], both ? column_max : nullptr, column_sum);
-    if (both) std::copy_n(column_max, n, &top[j0]), std::copy_n(column_sum, n, &sum[j0]);
+    const auto columns = both ? work.take_columns(state, j0, n, wide) : Running<T>{};
+    f.sum_online(S, m, wide, ld, int(i0), int(j0), state.from(i0), columns);
+    if (both) work.put_columns(columns, n, state, j0);
   });
-  for (int64_t i = 0; i < p.x.rows; i++) lse[i] = lse_of(top[i], sum[i]);
+  state.to_lse(p.x.rows, lse);
 }
 
 // Rows x column splits; each cell owns its rows' partial (max, sum[, mean]), merged in the order of the splits.
@@ -79,7 +86,7 @@ class ColumnCopies {
   ColumnCopies(const Problem<T>& p, int tile_columns)
       : ld_(padded(tile_columns)),
         stride_(p.y.transposed ? int64_t(p.D) * ld_ : 0),
-        data_(stride_ ? new T[size_t(at::get_num_threads()) * stride_] : nullptr) {}
+        data_(stride_ ? new_aligned<T>(size_t(at::get_num_threads()) * stride_) : nullptr) {}
   std::pair<const T*, int> tile(const Problem<T>& p, int64_t j0, int n) const {
     if (!stride_) return {p.y.row(j0), p.y.ld};
     T* copy = data_.get() + at::get_thread_num() * stride_;
@@ -90,25 +97,28 @@ class ColumnCopies {
  private:
   int ld_;
   int64_t stride_;
-  std::unique_ptr<T[]> data_;
+  AlignedArray<T> data_;
 };
 
-// Partial (max, sum[, mean]) of the splits, each (splits, N[, D]), into lse (N,) and, unless null, mean (N, D), which holds its
-// only partial itself where `parts` is null.
+// Partial (max, sum, peak[, mean]) of the splits, each (splits, N[, D]), into the state and lse (N,) and, unless null, mean (N, D),
+// which holds its only partial itself where `parts` is null.
 template <class T>
-void merge(int64_t splits, int64_t N, int64_t D, const T* top, const T* sum, const T* parts, T* lse, T* mean) {
+void merge(int64_t splits, int64_t N, int64_t D, const State<T>& part, const T* parts, const State<T>& state, T* lse, T* mean) {
   const T kInf = std::numeric_limits<T>::infinity();
   at::parallel_for(0, N, 1 + (1 << 14) / D, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      T best = -kInf, total = 0;
-      for (int64_t s = 0; s < splits; s++) best = std::max(best, top[s * N + i]);
-      const T base = best == -kInf ? T(0) : best;
-      for (int64_t s = 0; s < splits; s++) total += sum[s * N + i] * std::exp(top[s * N + i] - base);
+      int64_t first = i;  // of the partials, the one with the largest logit
+      for (int64_t k = i; k < splits * N; k += N)
+        if (part.top[k] > part.top[first]) first = k;
+      const T best = part.top[first], base = best == -kInf ? T(0) : best;
+      T total = 0;
+      for (int64_t k = i; k < splits * N; k += N) total += part.sum[k] * std::exp(part.top[k] - base);
+      state.top[i] = best, state.sum[i] = total, state.peak[i] = part.peak[first];
       lse[i] = lse_of(best, total);
       if (!mean) continue;
       T* out = mean + i * D;
       for (int64_t s = 0; s < splits; s++) {
-        const T share = total > 0 || std::isnan(total) ? std::exp(top[s * N + i] - base) / total : T(0);
+        const T share = total > 0 || std::isnan(total) ? std::exp(part.top[s * N + i] - base) / total : T(0);
         const T* part = parts ? parts + (s * N + i) * D : out;
         for (int64_t d = 0; d < D; d++) out[d] = (s ? out[d] : T(0)) + share * part[d];
       }
@@ -118,13 +128,14 @@ void merge(int64_t splits, int64_t N, int64_t D, const T* top, const T* sum, con
 
 // lse, and with kMean the mean of y under the softmax as well; ranks where they are asked for.
 template <class T, bool kMean>
-void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean) {
+void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, const State<T>& state, T* lse, T* mean) {
   const auto& f = rows<T>();
   const Grid grid(p.x.rows, p.y.rows);
   const IdRange x_ids(p.x.id, grid.rows), y_ids(p.y.id, grid.columns);
   const int64_t N = p.x.rows, D = p.D;
-  const T kInf = std::numeric_limits<T>::infinity();
-  std::vector<T> top(grid.splits * N, p.bounded ? T(0) : -kInf), sum(grid.splits * N, T(0));
+  OwnState<T> partials(grid.splits * N);
+  const State<T> part = partials.state();
+  part.clear(p, grid.splits * N);
   std::vector<int32_t> above(ranking.rank ? grid.splits * N : 0, 0);
   std::unique_ptr<T[]> parts(kMean && grid.splits > 1 ? new T[grid.splits * N * D] : nullptr);
   Workspace<T> work(grid.rows.longest(), grid.columns.longest());
@@ -132,7 +143,8 @@ void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean)
   grid.run([&](int64_t I, int64_t split, int64_t first, int64_t last) {
     const int64_t i0 = grid.rows.start(I);
     const int m = grid.rows.length(I), ld = work.ld();
-    T *S = work.tile(), *row_top = &top[split * N + i0], *row_sum = &sum[split * N + i0], *factor = work.row(0);
+    const Running<T> row = part.from(split * N + i0);
+    T *S = work.tile(), *factor = work.row();
     T* out = !kMean ? nullptr : (parts ? parts.get() + split * N * D : mean) + i0 * D;
     for (int64_t J = first; J < last; J++) {
       const int64_t j0 = grid.columns.start(J);
@@ -143,12 +155,12 @@ void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean)
       if (!p.bounded && !p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
       if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, &above[split * N + i0]);
       if (!kMean) {
-        if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, cw, row_sum, nullptr);
-        else f.sum_online(S, m, wide, ld, row_top, row_sum, nullptr, nullptr);
+        if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, cw, row.sum, nullptr);
+        else f.sum_online(S, m, wide, ld, int(i0), int(j0), row, {});
         continue;
       }
-      if (p.bounded) f.soft_bounded(S, m, wide, ld, cw, row_sum);
-      else f.soft_online(S, m, wide, ld, row_top, row_sum, factor);
+      if (p.bounded) f.soft_bounded(S, m, wide, ld, cw, row.sum);
+      else f.soft_online(S, m, wide, ld, row.top, row.sum, factor);
       for (int i = 0; !p.bounded && J > first && i < m; i++)
         if (factor[i] != T(1))
           for (int64_t d = 0; d < D; d++) out[i * D + d] *= factor[i];
@@ -159,11 +171,11 @@ void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean)
     ranking.rank[i] = 0;
     for (int64_t s = 0; s < grid.splits; s++) ranking.rank[i] += above[s * N + i];
   }
-  merge(grid.splits, N, D, top.data(), sum.data(), parts.get(), lse, mean);
+  merge(grid.splits, N, D, part, parts.get(), state, lse, mean);
 }
 
 template <class T>
-void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T factor, T* dz) {
+void backward_symmetric(const Problem<T>& p, const RowTerms<T>& terms, T factor, T* dz) {
   const auto& f = rows<T>();
   const Blocks blocks = triangle_blocks(p.x.rows);
   const IdRange ids(p.x.id, blocks);
@@ -173,28 +185,33 @@ void backward_symmetric(const Problem<T>& p, const RowState<T>& state, T factor,
     const int64_t i0 = blocks.start(I), j0 = blocks.start(J);
     const int m = blocks.length(I), n = blocks.length(J), ld = work.ld();
     T* S = work.tile();
-    const int wide = logits(p, i0, m, j0, n, ids.meets(I, ids, J), S, ld);
-    const T *u = &state.u[i0], *v = &state.u[j0], *w = p.x.weight.data();
-    if (p.bounded) f.weight_bounded(S, m, wide, ld, w + i0, w + j0, u, v);
-    else f.weight_online(S, m, wide, ld, &state.lse[i0], &state.lse[j0], u, v);
+    const int wide = triangle_logits(p, blocks, ids, I, J, S, ld);
+    const T *u = &terms.u[i0], *v = &terms.u[j0], *w = p.x.weight.data();
+    if (p.bounded) {
+      f.weight_bounded(S, m, wide, ld, w + i0, w + j0, u, v);
+    } else {
+      put_peaks(S, ld, i0, m, j0, n, terms, &terms);
+      f.weight_online(S, m, wide, ld, &terms.top[i0], &terms.top[j0], u, v);
+    }
     gemm(Op::kPlain, Op::kPlain, m, D, n, factor, S, ld, p.x.row(j0), p.x.ld, T(1), dz + i0 * D, D);
     if (I != J) gemm(Op::kTransposed, Op::kPlain, n, D, m, factor, S, ld, p.x.row(i0), p.x.ld, T(1), dz + j0 * D, D);
   });
 }
 
 template <class T>
-void backward_two_sided(const Problem<T>& p, const RowState<T>& state, const Gradients<T>& out) {
+void backward_two_sided(const Problem<T>& p, const RowTerms<T>& terms, const Gradients<T>& out) {
   const auto& f = rows<T>();
   auto work = latin_workspace(p);
   latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
     T *S = work.tile(), *sums = work.column(0);
     const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
-    const T* u = &state.u[i0];
+    const T* u = &terms.u[i0];
     if (p.bounded) {
       f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, nullptr);
     } else {
       if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
-      f.weight_online(S, m, wide, ld, &state.lse[i0], nullptr, u, nullptr);
+      put_peaks<T>(S, ld, i0, m, j0, n, terms, nullptr);
+      f.weight_online(S, m, wide, ld, &terms.top[i0], nullptr, u, nullptr);
     }
     add_products(p, S, ld, i0, m, j0, n, out.factor, out.own, out.other);
     if (!out.dbias) return;
@@ -213,32 +230,33 @@ bool triangular(const Problem<T>& p) {
 }  // namespace
 
 template <class T>
-void forward(const Problem<T>& p, const Ranking<T>& ranking, T* lse) {
-  if (triangular(p) && !ranking.rank) forward_symmetric(p, lse);
-  else sweep_rows<T, false>(p, ranking, lse, nullptr);
+void forward(const Problem<T>& p, const Ranking<T>& ranking, const State<T>& state, T* lse) {
+  if (triangular(p) && !ranking.rank) forward_symmetric(p, state, lse);
+  else sweep_rows<T, false>(p, ranking, state, lse, nullptr);
 }
 
 template <class T>
 void one_pass(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean) {
-  sweep_rows<T, true>(p, ranking, lse, mean);
+  OwnState<T> unused(p.x.rows);  // no backward asks for it
+  sweep_rows<T, true>(p, ranking, unused.state(), lse, mean);
 }
 
 template <class T>
-void backward(const Problem<T>& p, const T* lse, const T* g, const Gradients<T>& out) {
+void backward(const Problem<T>& p, const State<T>& state, const T* g, const Gradients<T>& out) {
   if (!out.own && !out.other && !out.dbias) return;
-  const RowState<T> state(p, p.x.rows, lse, g);
-  if (!p.symmetric) return backward_two_sided(p, state, out);
-  if (triangular(p) && !out.dbias) return backward_symmetric(p, state, out.factor, out.own);
+  const RowTerms<T> terms(p.x.rows, state, g);
+  if (!p.symmetric) return backward_two_sided(p, terms, out);
+  if (triangular(p) && !out.dbias) return backward_symmetric(p, terms, out.factor, out.own);
   std::vector<T> other(out.own ? p.x.rows * p.D : 0, T(0));  // the two roles of a row, apart
-  backward_two_sided(p, state, {out.own, out.own ? other.data() : nullptr, out.dbias, out.factor});
+  backward_two_sided(p, terms, {out.own, out.own ? other.data() : nullptr, out.dbias, out.factor});
   for (size_t k = 0; k < other.size(); k++) out.own[k] += other[k];
 }
 
-template void forward(const Problem<float>&, const Ranking<float>&, float*);
-template void forward(const Problem<double>&, const Ranking<double>&, double*);
+template void forward(const Problem<float>&, const Ranking<float>&, const State<float>&, float*);
+template void forward(const Problem<double>&, const Ranking<double>&, const State<double>&, double*);
 template void one_pass(const Problem<float>&, const Ranking<float>&, float*, float*);
 template void one_pass(const Problem<double>&, const Ranking<double>&, double*, double*);
-template void backward(const Problem<float>&, const float*, const float*, const Gradients<float>&);
-template void backward(const Problem<double>&, const double*, const double*, const Gradients<double>&);
+template void backward(const Problem<float>&, const State<float>&, const float*, const Gradients<float>&);
+template void backward(const Problem<double>&, const State<double>&, const double*, const Gradients<double>&);
 
 }  // namespace fastssl::similarity

@@ -7,11 +7,13 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "cpu/gemm.h"
 #include "cpu/rows.h"
 #include "cpu/schedule.h"
+#include "cpu/unlucky.h"
 
 namespace fastssl::similarity {
 
@@ -42,9 +44,15 @@ struct Problem {
   bool symmetric;  // y is x
   int D;
   double scale;
-  bool bounded;                    // |scale| max|x| max|y| + max|bias| <= 40 is proved, in nats
+  bool bounded = false;            // |scale| max|x| max|y| + max|bias| <= kBound is proved, in nats
+  bool backward = false;           // what a forward computed is computed anew
   std::array<at::Tensor, 2> keep;  // own the rows
 };
+
+template <class T>
+T lse_of(T top, T sum) {
+  return sum > 0 || std::isnan(sum) ? top + std::log(sum) : -std::numeric_limits<T>::infinity();
+}
 
 // Smallest and largest id of each block: blocks whose ranges are disjoint need no comparison of ids.
 struct IdRange {
@@ -61,25 +69,77 @@ struct IdRange {
   }
 };
 
-// One thread's buffers, allocated once for a whole sweep: a tile and some padded column vectors.
+// What the forward hands to the backward of each row, or column: its (maximum, sum, place of the maximum). Apart, they are as
+// exact at logits of 1e8 as at 1; joined to an lse in float32, weights would be off by |lse| 2^-24. Bounded problems know no
+// maximum: top is 0, peak -1.
+template <class T>
+struct State : Running<T> {
+  void clear(const Problem<T>& p, int64_t count) const {
+    std::fill_n(this->top, count, p.bounded ? T(0) : -std::numeric_limits<T>::infinity());
+    std::fill_n(this->sum, count, T(0));
+    std::fill_n(this->peak, count, -1);
+  }
+  void to_lse(int64_t count, T* lse) const {
+    for (int64_t i = 0; i < count; i++) lse[i] = lse_of(this->top[i], this->sum[i]);
+  }
+  Running<T> from(int64_t i) const { return {this->top + i, this->sum + i, this->peak + i}; }
+};
+
+// A state that lives for a sweep only.
+template <class T>
+struct OwnState {
+  std::vector<T> top, sum;
+  std::vector<int32_t> peak;
+  explicit OwnState(int64_t count) : top(count), sum(count), peak(count) {}
+  State<T> state() { return {{top.data(), sum.data(), peak.data()}}; }
+};
+
+// Uninitialised, at the beginning of a cache line: a BLAS may split a product, and so round it, by where its operands lie.
+constexpr std::align_val_t kLine{64};
+struct DeleteAligned {
+  void operator()(void* p) const { ::operator delete[](p, kLine); }
+};
+template <class T>
+using AlignedArray = std::unique_ptr<T[], DeleteAligned>;
+template <class T>
+AlignedArray<T> new_aligned(size_t count) {
+  return AlignedArray<T>(static_cast<T*>(::operator new[](count * sizeof(T), kLine)));
+}
+
+// One thread's buffers, allocated once for a whole sweep: a tile, some padded column vectors and a row vector.
 template <class T>
 class Workspace {
  public:
   static constexpr int kVectors = 2;
   Workspace(int tile_rows, int tile_columns)
       : ld_(padded(tile_columns)),
-        stride_(int64_t(tile_rows) * ld_ + kVectors * (ld_ + tile_rows)),
+        stride_(int64_t(tile_rows) * ld_ + kVectors * ld_ + padded(tile_rows)),
         rows_(tile_rows),
-        data_(new T[size_t(at::get_num_threads()) * stride_]) {}
+        data_(new_aligned<T>(size_t(at::get_num_threads()) * stride_)),
+        peaks_(new int32_t[size_t(at::get_num_threads()) * ld_]) {}
   int ld() const { return ld_; }
   T* tile() { return data_.get() + at::get_thread_num() * stride_; }
   T* column(int k) { return tile() + int64_t(rows_) * ld_ + int64_t(k) * ld_; }
-  T* row(int k) { return tile() + int64_t(rows_) * ld_ + int64_t(kVectors) * ld_ + int64_t(k) * rows_; }
+  T* row() { return column(kVectors); }
+
+  // The state of the n columns from j0 on, copied to where it may be read and written `wide` at a time, and put back.
+  Running<T> take_columns(const State<T>& state, int64_t j0, int n, int wide) {
+    const Running<T> copy{column(0), column(1), peaks_.get() + int64_t(at::get_thread_num()) * ld_};
+    std::copy_n(state.top + j0, n, copy.top), std::fill(copy.top + n, copy.top + wide, -std::numeric_limits<T>::infinity());
+    std::copy_n(state.sum + j0, n, copy.sum), std::fill(copy.sum + n, copy.sum + wide, T(0));
+    std::copy_n(state.peak + j0, n, copy.peak), std::fill(copy.peak + n, copy.peak + wide, -1);
+    return copy;
+  }
+  static void put_columns(const Running<T>& copy, int n, const State<T>& state, int64_t j0) {
+    std::copy_n(copy.top, n, state.top + j0), std::copy_n(copy.sum, n, state.sum + j0);
+    std::copy_n(copy.peak, n, state.peak + j0);
+  }
 
  private:
   int ld_;
   int64_t stride_, rows_;
-  std::unique_ptr<T[]> data_;
+  AlignedArray<T> data_;
+  std::unique_ptr<int32_t[]> peaks_;
 };
 
 // Fills n columns of m rows up to the next multiple of the vector width with -inf; returns that multiple.
@@ -95,8 +155,12 @@ int pad(T* S, int m, int n, int ld) {
 // y_J, as stored, may lie in a copy. Returns the padded n.
 template <class T>
 int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld, const T* y, int y_ld) {
-  gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), p.x.row(i0), p.x.ld, y, y_ld, T(0), S,
-       ld);
+  const T* x = p.x.row(i0);
+  gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), x, p.x.ld, y, y_ld, T(0), S, ld);
+  if (unlucky_products) {
+    const bool t = p.y.transposed;
+    move_logits<T>(x, p.x.ld, 1, y, t ? 1 : y_ld, t ? y_ld : 1, m, n, p.D, p.backward, S, ld);
+  }
   const int wide = pad(S, m, n, ld);
   if (ids_meet) rows<T>().exclude(S, m, wide, ld, p.x.id.data() + i0, p.y.id.data() + j0);
   return wide;
@@ -104,6 +168,16 @@ int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_m
 template <class T>
 int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
   return logits(p, i0, m, j0, n, ids_meet, S, ld, p.y.row(j0), p.y.ld);
+}
+
+// S_ji = S_ij above the diagonal of a square tile (m, m): 16 x 16 entries at a time, so that both stay in the first cache.
+template <class T>
+void mirror(T* S, int m, int ld) {
+  constexpr int kBlock = 16;
+  for (int a = 0; a < m; a += kBlock)
+    for (int b = a; b < m; b += kBlock)
+      for (int j = b; j < std::min(b + kBlock, m); j++)
+        for (int i = a; i < std::min(a + kBlock, j); i++) S[int64_t(j) * ld + i] = S[int64_t(i) * ld + j];
 }
 
 // own_I += factor W y_J and other_J += factor W^T x_I for a tile of weights W, each unless null.
@@ -162,24 +236,38 @@ int64_t latin_groups(const Problem<T>& p) {
   return std::max<int64_t>(1, std::min(enough_tasks(), std::min(p.x.rows, p.y.rows) / kLeast));
 }
 
-template <class T>
-T lse_of(T top, T sum) {
-  return sum > 0 || std::isnan(sum) ? top + std::log(sum) : -std::numeric_limits<T>::infinity();
-}
-
 // What the weights of a tile need of each row (or column), in the form of the bounded or of the online functions.
 template <class T>
-struct RowState {
-  std::vector<T> u, lse;  // padded
-  RowState(const Problem<T>& p, int64_t count, const T* given_lse, const T* g) : u(count + kPad), lse(count + kPad) {
-    const T kInf = std::numeric_limits<T>::infinity();
+struct RowTerms {
+  std::vector<T> u, top;  // g / sum; +inf where everything is excluded: padded
+  const int32_t* peak;
+  RowTerms(int64_t count, const State<T>& state, const T* g) : u(count + kPad), top(count + kPad), peak(state.peak) {
     for (int64_t i = 0; i < count; i++) {
-      const bool empty = given_lse[i] == -kInf;  // everything excluded: weight 0
-      lse[i] = empty ? kInf : given_lse[i];
-      u[i] = empty ? T(0) : p.bounded ? g[i] * std::exp(-lse[i]) : g[i];
+      const bool empty = state.sum[i] == 0;  // weight 0
+      top[i] = empty ? std::numeric_limits<T>::infinity() : state.top[i];
+      u[i] = empty ? T(0) : g[i] / state.sum[i];
     }
   }
 };
+
+// Gives the largest logit of each row and, unless null, of each column of a tile the value that the forward's product gave it.
+// Two products of other shapes, or of another BLAS, give one logit other bits: at logits of 1e8 that is e^(+-32), and the weight of
+// a row that one logit dominates, 1, would be anything. With its own value it is 1 again; the others are off as eager's are.
+template <class T>
+void put_peaks(T* S, int ld, int64_t i0, int m, int64_t j0, int n, const RowTerms<T>& rows, const RowTerms<T>* columns) {
+  for (int i = 0; i < m; i++) {
+    const int64_t j = rows.peak[i0 + i] - j0;
+    if (j >= 0 && j < n) S[int64_t(i) * ld + j] = rows.top[i0 + i];
+  }
+  if (!columns) return;
+  for (int j = 0; j < n; j++) {
+    const int64_t i = columns->peak[j0 + j] - i0;
+    if (i < 0 || i >= m) continue;
+    T& s = S[i * ld + j];
+    const T top = columns->top[j0 + j];
+    s = rows.peak[i0 + i] == j0 + j ? std::max(s, top) : top;  // largest of its row and of its column: a weight of 1 for both
+  }
+}
 
 // rank_i = number of logits above threshold_i, both null where nothing is counted.
 template <class T>
@@ -189,7 +277,7 @@ struct Ranking {
 };
 
 template <class T>
-void forward(const Problem<T>& p, const Ranking<T>& ranking, T* lse);
+void forward(const Problem<T>& p, const Ranking<T>& ranking, const State<T>& state, T* lse);
 template <class T>
 void one_pass(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean);
 
@@ -201,6 +289,6 @@ struct Gradients {
   T factor;
 };
 template <class T>
-void backward(const Problem<T>& p, const T* lse, const T* g, const Gradients<T>& out);
+void backward(const Problem<T>& p, const State<T>& state, const T* g, const Gradients<T>& out);
 
 }  // namespace fastssl::similarity

@@ -1,6 +1,7 @@
 // Row and column log-sum-exp of one similarity matrix on the CPU, both from one sweep.       x (N, D), y (M, D), U = 2 N M D FLOP
 //   s_ij = scale <x_i, y_j>, -inf where x_id_i = y_id_j     row_i = log sum_j exp(s_ij)     column_j = log sum_i exp(s_ij)
-//   W_ij = g_i exp(s_ij - row_i) + h_j exp(s_ij - column_j)     dx = scale W y,  dy = scale W^T x,  dscale = <x, dx> / scale
+//   W_ij = g_i p_ij + h_j q_ij,  p_ij = min(1, exp(s_ij - top_i)) / sum_i, q_ij the same of the columns
+//   dx = scale W y,  dy = scale W^T x,  dscale = <x, dx> / scale
 //
 // Tiles in Latin-square order: forward U, backward 3U, or 2U for the rows whose logits the forward kept; one exponential an
 // entry where the logits are bounded, two otherwise. Memory: one tile a thread, O(N + M) vectors, and the kept logits.
@@ -15,17 +16,6 @@
 
 namespace fastssl::similarity {
 namespace {
-
-// Running (maximum, sum) of the exponentials of each row, or column.
-template <class T>
-struct Sums {
-  std::vector<T> top, sum;
-  Sums(const Problem<T>& p, int64_t count)
-      : top(count + kPad, p.bounded ? T(0) : -std::numeric_limits<T>::infinity()), sum(count + kPad, T(0)) {}
-  void to_lse(int64_t count, T* lse) const {
-    for (int64_t i = 0; i < count; i++) lse[i] = lse_of(top[i], sum[i]);
-  }
-};
 
 // Logits (rows, M) of the first rows, from the forward to the backward: a copy is cheaper than a product of width D.
 template <class T>
@@ -43,34 +33,34 @@ struct Kept {
 };
 
 template <class T>
-void cross_forward(const Problem<T>& p, const Ranking<T>& ranking, const Kept<T>& kept, T* row, T* column) {
+void cross_forward(const Problem<T>& p, const Ranking<T>& ranking, const Kept<T>& kept, const State<T>& of_rows,
+                   const State<T>& of_columns, T* row, T* column) {
   const auto& f = rows<T>();
-  const T kInf = std::numeric_limits<T>::infinity();
-  Sums<T> of_rows(p, p.x.rows), of_columns(p, p.y.rows);
+  of_rows.clear(p, p.x.rows);
+  of_columns.clear(p, p.y.rows);
   if (ranking.rank) std::fill_n(ranking.rank, p.x.rows, 0);
   auto work = latin_workspace(p);
   latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
-    T *S = work.tile(), *column_sum = work.column(0), *column_max = work.column(1);
-    T *top = &of_columns.top[j0], *sum = &of_columns.sum[j0];
+    T* S = work.tile();
     const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
     if (kept.has(i0, m)) kept.put(S, ld, i0, m, j0, n);
     if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, ranking.rank + i0);
     if (p.bounded) {
-      f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, &of_rows.sum[i0], column_sum);
-      for (int j = 0; j < n; j++) sum[j] += column_sum[j];
+      T* column_sum = work.column(0);
+      f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, of_rows.sum + i0, column_sum);
+      for (int j = 0; j < n; j++) of_columns.sum[j0 + j] += column_sum[j];
       return;
     }
-    std::copy_n(top, n, column_max), std::copy_n(sum, n, column_sum);
-    std::fill(column_max + n, column_max + wide, -kInf), std::fill(column_sum + n, column_sum + wide, T(0));
-    f.sum_online(S, m, wide, ld, &of_rows.top[i0], &of_rows.sum[i0], column_max, column_sum);
-    std::copy_n(column_max, n, top), std::copy_n(column_sum, n, sum);
+    const Running<T> columns = work.take_columns(of_columns, j0, n, wide);
+    f.sum_online(S, m, wide, ld, int(i0), int(j0), of_rows.from(i0), columns);
+    work.put_columns(columns, n, of_columns, j0);
   });
   of_rows.to_lse(p.x.rows, row);
   of_columns.to_lse(p.y.rows, column);
 }
 
 template <class T>
-void cross_backward(const Problem<T>& p, const RowState<T>& row, const RowState<T>& column, const Kept<T>& kept, T factor, T* own,
+void cross_backward(const Problem<T>& p, const RowTerms<T>& row, const RowTerms<T>& column, const Kept<T>& kept, T factor, T* own,
                     T* other) {
   const auto& f = rows<T>();
   auto work = latin_workspace(p);
@@ -79,33 +69,42 @@ void cross_backward(const Problem<T>& p, const RowState<T>& row, const RowState<
     const int ld = work.ld();
     const int wide = kept.has(i0, m) ? kept.get(S, ld, i0, m, j0, n) : logits(p, i0, m, j0, n, ids_meet, S, ld);
     const T *u = &row.u[i0], *v = &column.u[j0];
-    if (p.bounded) f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, v);
-    else f.weight_online(S, m, wide, ld, &row.lse[i0], &column.lse[j0], u, v);
+    if (p.bounded) {
+      f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, v);
+    } else {
+      put_peaks(S, ld, i0, m, j0, n, row, &column);
+      f.weight_online(S, m, wide, ld, &row.top[i0], &column.top[j0], u, v);
+    }
     add_products(p, S, ld, i0, m, j0, n, factor, own, other);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale,
-                                                                const OptTensor& factor, const OptTensor& x_id,
-                                                                const OptTensor& y_id, const OptTensor& threshold,
-                                                                int64_t keep_rows) {
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Six similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale, const OptTensor& factor, const OptTensor& x_id,
+                         const OptTensor& y_id, const OptTensor& threshold, int64_t keep_rows) {
   const auto options = x.options().dtype(compute_dtype(x));
   Tensor row = at::empty({x.size(0)}, options), column = at::empty({y.size(0)}, options);
   Tensor rank = at::empty({threshold.has_value() ? x.size(0) : 0}, x.options().dtype(at::kInt));
   Tensor kept = new_tensor({keep_rows, y.size(0)}, options);
+  const int64_t all = x.size(0) + y.size(0);  // the state of the rows, then that of the columns
+  Tensor state = at::empty({2, all}, options), peak = at::empty({all}, x.options().dtype(at::kInt));
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    const auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, std::nullopt);
+    auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, std::nullopt);
+    p.bounded = proved_bounded(p);
     const Tensor bars = threshold.has_value() ? threshold->to(compute_dtype(x)).contiguous() : Tensor();
     const Ranking<T> none, ranking{bars.defined() ? bars.const_data_ptr<T>() : nullptr, data_or_null<int32_t>(rank)};
     const Kept<T> held{kept.mutable_data_ptr<T>(), keep_rows, p.y.rows};
-    cross_forward(p, bars.defined() ? ranking : none, held, row.mutable_data_ptr<T>(), column.mutable_data_ptr<T>());
+    const auto of_rows = state_of<T>(state, peak);
+    cross_forward(p, bars.defined() ? ranking : none, held, of_rows, {of_rows.from(p.x.rows)}, row.mutable_data_ptr<T>(),
+                  column.mutable_data_ptr<T>());
   });
-  return {row, column, rank, kept};
+  return {row, column, rank, kept, state, peak};
 }
 
-std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, const Tensor& dcolumn, const Tensor& row,
-                                                        const Tensor& column, const Tensor& kept, const Tensor& x, const Tensor& y,
+std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, const Tensor& dcolumn, const Tensor& state,
+                                                        const Tensor& peak, const Tensor& kept, const Tensor& x, const Tensor& y,
                                                         double scale, const OptTensor& factor, const OptTensor& x_id,
                                                         const OptTensor& y_id, std::array<bool, 3> need) {
   const auto options = x.options().dtype(compute_dtype(x));
@@ -115,12 +114,14 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
   Tensor other = need_y ? at::zeros(y.sizes(), options) : at::empty({0}, options);
   Tensor dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
   const Tensor g = drow.to(options.dtype()).contiguous(), h = dcolumn.to(options.dtype()).contiguous();
-  const Tensor row_lse = row.contiguous(), column_lse = column.contiguous();
+  const Tensor sums = state.contiguous(), peaks = peak.contiguous();
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    const auto p = problem<T>(x, y, s, x_id, y_id, std::nullopt);
-    const RowState<T> of_rows(p, p.x.rows, row_lse.const_data_ptr<T>(), g.const_data_ptr<T>());
-    const RowState<T> of_columns(p, p.y.rows, column_lse.const_data_ptr<T>(), h.const_data_ptr<T>());
+    auto p = problem<T>(x, y, s, x_id, y_id, std::nullopt);
+    const auto of_all = state_of<T>(sums, peaks);
+    set_backward(p, of_all);
+    const RowTerms<T> of_rows(p.x.rows, of_all, g.const_data_ptr<T>());
+    const RowTerms<T> of_columns(p.y.rows, {of_all.from(p.x.rows)}, h.const_data_ptr<T>());
     const Kept<T> held{const_cast<T*>(kept.const_data_ptr<T>()), kept.size(0), p.y.rows};
     cross_backward(p, of_rows, of_columns, held, T(need_scale ? 1.0 : s), data_or_null<T>(own), data_or_null<T>(other));
     if (!need_scale) return;

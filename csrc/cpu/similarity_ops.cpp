@@ -18,6 +18,7 @@ Tensor ranked(const Tensor& x, const OptTensor& y, double scale, const OptTensor
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
     auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias, true);
+    p.bounded = proved_bounded(p);
     if (!threshold.has_value()) return run(p, Ranking<T>{});
     p.bounded = p.bounded && !y_bias.has_value();  // bounded logits leave the bias to the weights
     const Tensor bars = threshold->to(compute_dtype(x)).contiguous();
@@ -26,14 +27,17 @@ Tensor ranked(const Tensor& x, const OptTensor& y, double scale, const OptTensor
   return rank;
 }
 
-std::tuple<Tensor, Tensor> similarity_fwd(const Tensor& x, const OptTensor& y, double scale, const OptTensor& factor,
-                                          const OptTensor& x_id, const OptTensor& y_id, const OptTensor& y_bias,
-                                          const OptTensor& threshold) {
-  Tensor lse = at::empty({x.size(0)}, x.options().dtype(compute_dtype(x)));
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_fwd(const Tensor& x, const OptTensor& y, double scale,
+                                                          const OptTensor& factor, const OptTensor& x_id, const OptTensor& y_id,
+                                                          const OptTensor& y_bias, const OptTensor& threshold) {
+  const auto options = x.options().dtype(compute_dtype(x));
+  Tensor lse = at::empty({x.size(0)}, options), state = at::empty({2, x.size(0)}, options);
+  Tensor peak = at::empty({x.size(0)}, x.options().dtype(at::kInt));
   const Tensor rank =
-      ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold,
-             [&]<class T>(const Problem<T>& p, Ranking<T> ranking) { forward(p, ranking, lse.mutable_data_ptr<T>()); });
-  return {lse, rank};
+      ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class T>(const Problem<T>& p, Ranking<T> ranking) {
+        forward(p, ranking, state_of<T>(state, peak), lse.mutable_data_ptr<T>());
+      });
+  return {lse, rank, state, peak};
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_one_pass(const Tensor& x, const OptTensor& y, double scale, const OptTensor& factor,
@@ -48,10 +52,10 @@ std::tuple<Tensor, Tensor, Tensor> similarity_one_pass(const Tensor& x, const Op
   return {lse, mean, rank};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, const Tensor& lse, const Tensor& x,
-                                                          const OptTensor& y, double scale, const OptTensor& factor,
-                                                          const OptTensor& x_id, const OptTensor& y_id, const OptTensor& y_bias,
-                                                          std::array<bool, 4> need) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, const Tensor& state, const Tensor& peak,
+                                                          const Tensor& x, const OptTensor& y, double scale,
+                                                          const OptTensor& factor, const OptTensor& x_id, const OptTensor& y_id,
+                                                          const OptTensor& y_bias, std::array<bool, 4> need) {
   const auto options = x.options().dtype(compute_dtype(x));
   const auto [need_x, need_y, need_bias, need_scale] = need;
   const bool symmetric = !y.has_value(), with_bias = need_bias && y_bias.has_value();
@@ -60,12 +64,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
   Tensor other = (!symmetric && need_y) ? at::zeros(y->sizes(), options) : at::empty({0}, options);
   Tensor dbias = with_bias ? at::zeros(y_bias->sizes(), options) : at::empty({0}, options);
   Tensor dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
-  const Tensor g = dlse.to(options.dtype()).contiguous(), top = lse.contiguous();
+  const Tensor g = dlse.to(options.dtype()).contiguous(), sums = state.contiguous(), peaks = peak.contiguous();
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    const auto p = problem<T>(x, y, s, x_id, y_id, y_bias);
+    auto p = problem<T>(x, y, s, x_id, y_id, y_bias);
+    const auto made = state_of<T>(sums, peaks);
+    set_backward(p, made);
     const Gradients<T> out{data_or_null<T>(own), data_or_null<T>(other), data_or_null<T>(dbias), T(need_scale ? 1.0 : s)};
-    backward(p, top.const_data_ptr<T>(), g.const_data_ptr<T>(), out);
+    backward(p, made, g.const_data_ptr<T>(), out);
     if (!need_scale) return;
     const T total = scale_gradient(p, own.const_data_ptr<T>());
     *dscale.mutable_data_ptr<T>() = symmetric ? total / 2 : total;  // symmetric: own holds both roles of each row

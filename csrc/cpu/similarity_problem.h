@@ -14,8 +14,10 @@ namespace fastssl::similarity {
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
-// |logits| that the bounded element functions take, in nats: sums of e^40 and weights of e^-40 stay far inside float range.
-constexpr double kBound = 40.0;
+// |logits| that the bounded element functions take, in nats. Sums of e^22 and weights of e^-22 stay far inside float range. The
+// logits, below 32 in base 2, have units of at most 2^-19: where a product gives one logit other bits in the backward than in the
+// forward, its weight is off by 1.3e-6 a unit, with no maximum to hold on to.
+constexpr double kBound = 22.0;
 
 inline at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
@@ -86,7 +88,7 @@ double longest_row(const Side<T>& side, int D) {
   return std::sqrt(square);
 }
 
-// `columns_too`: y may be stored (D, M), as the forward sweeps take it.
+// `columns_too`: y may be stored (D, M), as the forward sweeps take it. Logits are not taken as bounded yet.
 template <class T>
 Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptTensor& x_id, const OptTensor& y_id,
                    const OptTensor& y_bias, bool columns_too = false) {
@@ -101,21 +103,33 @@ Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptT
   if (x_id.has_value()) set_ids(p.x.id, p.y.id, *x_id, y_id.has_value() ? *y_id : *x_id);
   p.x.weight.assign(p.x.rows + kPad, T(1));
   p.y.weight.assign(p.y.rows + kPad, T(1));
-  double largest_bias = 0;
   if (y_bias.has_value()) {
     const Tensor given = y_bias->to(compute_dtype(x)).contiguous();
     p.y.bias.assign(p.y.rows + kPad, T(0));
     for (int64_t j = 0; j < p.y.rows; j++) {
       const T bias = given.const_data_ptr<T>()[j];
-      largest_bias = larger(largest_bias, std::abs(double(bias)));
       p.y.bias[j] = bias;
       p.y.weight[j] = std::exp(bias);
     }
     if (p.symmetric) p.x.weight = p.y.weight;
   }
-  const double longest_x = longest_row(p.x, p.D), longest_y = p.symmetric ? longest_x : longest_row(p.y, p.D);
-  p.bounded = std::abs(scale) * longest_x * longest_y + largest_bias <= kBound;
   return p;
+}
+
+// Whether every logit lies within +-kBound, by Cauchy-Schwarz: for a forward.
+template <class T>
+bool proved_bounded(const Problem<T>& p) {
+  double largest_bias = 0;
+  for (T bias : p.y.bias) largest_bias = larger(largest_bias, std::abs(double(bias)));
+  const double longest_x = longest_row(p.x, p.D), longest_y = p.symmetric ? longest_x : longest_row(p.y, p.D);
+  return std::abs(p.scale) * longest_x * longest_y + largest_bias <= kBound;
+}
+
+// The problem of a backward: bounded where its forward was. An online row whose maximum is 0 knows where that is.
+template <class T>
+void set_backward(Problem<T>& p, const State<T>& state) {
+  p.backward = true;
+  p.bounded = state.top[0] == 0 && state.peak[0] < 0;
 }
 
 template <class F>
@@ -133,6 +147,13 @@ T scale_gradient(const Problem<T>& p, const T* own) {
   T sum = 0;
   for (int64_t i = 0; i < p.x.rows; i++) sum += rows<T>().dot(p.x.row(i), own + i * p.D, p.D);
   return sum;
+}
+
+// state (2, N), maxima and sums, and peak (N,).
+template <class T>
+State<T> state_of(const Tensor& state, const Tensor& peak) {
+  T* data = const_cast<T*>(state.const_data_ptr<T>());
+  return {{data, data + state.size(1), const_cast<int32_t*>(peak.const_data_ptr<int32_t>())}};
 }
 
 // What an accumulator's data is called where it may be absent.

@@ -8,6 +8,7 @@ One backward kernel owns rows a and streams rows b: dx is OWN with (a, b) = (x, 
 symmetric gradient is both at once. Its STREAM weights summed over b are dy_bias, and sum_a <a, out_a / scale> is dscale (twice
 it when symmetric). Nothing is accumulated by atomics: columns are split in a fixed way, partials merged in a fixed order.
 The forward also counts rank_i = #{j : s_ij > threshold_i}, where a threshold is given. y may lie (D, M) in memory there.
+It hands the backward the largest logit t_i and the sum S_i = sum_j 2^(s2_ij - t_i) of each row; 2^(s2 - l) is 2^min(s2 - t, 0) / S.
 
 U = 2 N M D FLOP: forward U, one-pass 2U, backward 2U for each owner (symmetric 2U in all, two-sided 4U).
 Bytes: each program reads its rows once and the M columns of its split once, out of L2; N M is never stored.
@@ -25,8 +26,9 @@ from . import on_device
 from . import similarity_chunked as chunked
 from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
-from .similarity_merge import INF, LOG2E, finish, load_scale, merge, new_rank, row_terms, to_lse
+from .similarity_merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
 from .similarity_tiles import (
+    at_most_top,
     count_above,
     extent,
     load_bias,
@@ -55,11 +57,12 @@ def _online(s, top, total, acc, MEAN: tl.constexpr):
 @triton.jit(do_not_specialize=["N"])  # batches of any size share a compiled kernel; of M, wide loads from (D, M) depend
 def similarity_fwd_kernel(
     x_ptr, y_ptr, x_id_ptr, y_id_ptr, range_ptr, norm_ptr, bias_ptr, threshold_ptr, factor_ptr,
-    lse_ptr, sum_ptr, mean_ptr, rank_ptr, N, M, D, s_x, s_y, s_yd, scale, split_len,
+    top_ptr, sum_ptr, lse_ptr, peak_ptr, mean_ptr, rank_ptr, N, M, D, s_x, s_y, s_yd, scale, split_len,
     EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """lse (N,), mean (N, D) where mean_ptr and rank (N,) where threshold_ptr is given; with sum_ptr, one split's partials
-    (maximum, sum, sum of 2^. y, count). Where norm_ptr proves the logits small, no maximum is taken."""
+    """Maximum and sum (N,), mean (N, D) where mean_ptr and rank (N,) where threshold_ptr is given; with lse_ptr also lse and peak
+    (N,), -1: tiles do not look for it. Without, one split's partials (maximum, sum, sum of 2^. y, count). Where norm_ptr proves the
+    logits small, no maximum is taken."""
     first = tl.program_id(0) * BM
     split = tl.program_id(1)
     rows = first + tl.arange(0, BM)
@@ -107,13 +110,16 @@ def similarity_fwd_kernel(
         if MEAN:
             acc = tl.dot(p.to(y.dtype), y, acc, input_precision=PRECISION)
     inside = rows < N
-    if sum_ptr is not None:
-        at = split.to(tl.int64) * N + rows
-        tl.store(lse_ptr + at, top, mask=inside)
-        tl.store(sum_ptr + at, total, mask=inside)
-    else:
-        at = rows.to(tl.int64)
+    at = rows.to(tl.int64)
+    if lse_ptr is None:
+        at += split.to(tl.int64) * N
+    if BOUNDED and not MEAN:  # the mean is divided by a sum of its own base
+        top, total = under_a_top(top, total)
+    tl.store(top_ptr + at, top, mask=inside)
+    tl.store(sum_ptr + at, total, mask=inside)
+    if lse_ptr is not None:
         tl.store(lse_ptr + at, to_lse(top, total), mask=inside)
+        tl.store(peak_ptr + at, tl.full((BM,), -1, tl.int32), mask=inside)
         acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     if threshold_ptr is not None:
         tl.store(rank_ptr + at, rank, mask=inside)
@@ -130,6 +136,7 @@ def _row_owner_sweep(
 ):  # fmt: skip
     """acc (BM, BD) += sum_b w_ab b and total (BM,) += sum_b (STREAM term) over the streamed rows lo..hi. NARROW: w_a and
     w_b_ptr hold v, and l is not read."""
+    EXACT: tl.constexpr = PRECISION == "ieee" and b_ptr.dtype.element_ty == tl.float32
     for start in range(lo, hi, BN):
         cols = start + tl.arange(0, BN)
         b = load_rows(b_ptr, start, NB, D, s_b, BN, BD, EVEN_B, EVEN_D)  # (BN, BD)
@@ -148,13 +155,13 @@ def _row_owner_sweep(
                 from_b = s - l_b[None, :] if OWN else s
                 if bias_ptr is not None:
                     from_b += bias_a[:, None]
-                w = w_b[None, :] * tl.exp2(from_b)
+                w = w_b[None, :] * tl.exp2(at_most_top(from_b, l_b[None, :], EXACT))
                 total += tl.sum(w, 1)
             if OWN:
                 from_a = s - l_a[:, None] if STREAM else s
                 if bias_ptr is not None:
                     from_a += load_bias(bias_ptr, cols, NB)[None, :]
-                own = w_a[:, None] * tl.exp2(from_a)
+                own = w_a[:, None] * tl.exp2(at_most_top(from_a, l_a[:, None], EXACT))
                 w = w + own if STREAM else own
         if not WEIGHTS_ONLY:
             acc = tl.dot(w.to(b.dtype), b, acc, input_precision=PRECISION)
@@ -171,7 +178,7 @@ def similarity_bwd_kernel(
     """out (NA, D) and dbias (NA,) of the owned rows; unless FINAL, one split's sums before scale and 1 / gain. OWN reads l, w, v
     of the owned rows, STREAM those of the streamed ones: the same vectors when symmetric.
 
-    OWN and STREAM without bias, while all l lie within 64 of each other (base 2), share one exponential:
+    OWN and STREAM without bias, while all l lie within 64 of each other (base 2) and are not FAR, share one exponential:
     w = 2^(s - c) (v_a + v_b), v = g 2^(c - l), c in the middle; s <= min(l_a, l_b), so nothing overflows.
     """
     first = tl.program_id(0) * BM
@@ -260,45 +267,48 @@ def _precision(x: Tensor) -> str:
     return float32_precision() if x.dtype == torch.float32 else "ieee"
 
 
-def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean: bool):
-    """lse (N,), mean (N, D) or None, rank (N,) or (0,)."""
+def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean: bool) -> Results:
+    """lse (N,), state (2, N), peak (N,), mean (N, D) or None, rank (N,) or (0,)."""
     x, y, x_id, y_id, y_bias = _sides(x, y, x_id, y_id, y_bias, _streamed)
     threshold = _dense(threshold)
     (n, d), m = x.shape, y.shape[0]
     precision = _precision(x)
     new = {"dtype": torch.float32, "device": x.device}
-    lse, rank = torch.empty(n, **new), new_rank(n, threshold, x.device)
-    mean = torch.empty((n, d), **new) if want_mean else None
+    lse, state, peak = torch.empty(n, **new), torch.empty((2, n), **new), torch.empty(n, dtype=torch.int32, device=x.device)
+    mean, rank = torch.empty((n, d), **new) if want_mean else None, new_rank(n, threshold, x.device)
+    results = Results(lse, state, peak, mean, rank)
     if not tile_fits(n, m, d, x.dtype, precision):
         with torch.autocast(x.device.type, enabled=False):
-            chunked.forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, lse, mean, rank)
-        return lse, mean, rank
+            chunked.forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, results)
+        return results
     facts = threshold is None and pays(n, m)
     kernel = ("one_pass" if want_mean else "fwd") + variant(facts, y_id, y_bias, threshold)
     config, splits, length, options = _plan(kernel, n, m, x, precision)
-    top, total, acc, count = lse, None, mean, rank
+    top, total, acc, count = *state, mean, rank
     if splits > 1:
         top, total = torch.empty((2, splits, n), **new)
         acc = torch.empty((splits, n, d), **new) if want_mean else None
         count = rank.new_empty((splits, n))
+    count = None if threshold is None else count
+    final = (lse, peak) if splits == 1 else (None, None)
     bounded = y_bias is None and not (want_mean and x.dtype == torch.float16)  # 2^60 is no float16
     ranges, norm = row_facts(y, y_id, config.block_n, bounded) if facts else (None, None)
     similarity_fwd_kernel[(triton.cdiv(n, config.block_m), splits)](
-        x, y, x_id, y_id, ranges, norm, y_bias, threshold, scale_factor, top, total, acc, None if threshold is None else count,
+        x, y, x_id, y_id, ranges, norm, y_bias, threshold, scale_factor, top, total, *final, acc, count,
         n, m, d, x.stride(0), *y.stride(), scale, length, EVEN_M=m % config.block_n == 0, **options,
     )  # fmt: skip
     if splits > 1:
-        merge(top, total, acc, lse, mean, *((None, None) if threshold is None else (count, rank)))
-    return lse, mean, rank
+        merge(Partials(top, total, None, acc, count), results)
+    return results
 
 
-def similarity_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold) -> tuple[Tensor, Tensor]:
-    """lse (N,) and rank, int32 (N,) or without a threshold (0,); x (N, D), y (M, D) or None for x."""
+def similarity_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """lse (N,), rank, int32 (N,) or without a threshold (0,), state (2, N) and peak (N,); x (N, D), y (M, D) or None for x."""
     if x.dtype == torch.float64:
         return reference.similarity_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
     with on_device(x):
-        lse, _, rank = _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, False)
-        return lse, rank
+        lse, state, peak, _, rank = _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, False)
+        return lse, rank, state, peak
 
 
 def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold) -> tuple[Tensor, Tensor, Tensor]:
@@ -306,7 +316,8 @@ def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold
     if x.dtype == torch.float64:
         return reference.similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
     with on_device(x):
-        return _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, True)
+        lse, _, _, mean, rank = _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, True)
+        return lse, mean, rank
 
 
 _ABSENT = (None, None, None)
@@ -339,10 +350,10 @@ def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor,
         finish(part_bias, stats, 1.0, None, dbias)
 
 
-def similarity_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need) -> tuple[Tensor, ...]:
+def similarity_bwd(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_bias, need) -> tuple[Tensor, ...]:
     """(dx, dy, dbias, dscale); a gradient that ``need`` does not ask for is an empty tensor."""
     if x.dtype == torch.float64:
-        return reference.similarity_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need)
+        return reference.similarity_bwd(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_bias, need)
     symmetric = y is None
     x, y, x_id, y_id, y_bias = _sides(x, y, x_id, y_id, y_bias)
     need_x, need_y, need_bias, need_scale = need[0], need[1] and not symmetric, need[2] and y_bias is not None, need[3]
@@ -358,10 +369,10 @@ def similarity_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, nee
             dots = torch.empty((x if dots_of_x else y).shape[0], dtype=torch.float32, device=device) if need_scale else None
             outputs = (dx, dy, dbias, dots)
             with torch.autocast(device.type, enabled=False):
-                chunked.backward(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, symmetric, outputs)
+                chunked.backward(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_bias, symmetric, outputs)
         else:
             dots = torch.empty((x if sweep_x else y).shape[0], dtype=torch.float32, device=device) if need_scale else None
-            terms, _, stats = row_terms(lse, dlse, x.dtype)
+            terms, _, stats = row_terms(state, dlse, x.dtype)
             shared = (y_bias, stats, scale, scale_factor)
             if sweep_x:
                 stream, bias, dot_scale = (terms, dbias, 0.5) if symmetric else (None, None, 1.0)

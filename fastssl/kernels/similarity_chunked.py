@@ -5,9 +5,14 @@
     cross       the same of each column of a chunk, running over the chunks of rows
     backward    W_ij = g_i p_ij (symmetric + g_j p_ji, cross + h_j q_ij) in the dtype of the inputs; dx += W y, dy += W^T x
 
+The vendor may take another algorithm for another shape, so S of the backward need not have the bits of the forward's. A weight
+2^(s2 - t) is at most 1, and the largest logit of a row, whose place the forward keeps, counts as t itself.
+
 FLOP as in ``similarity``, but two-sided 3U: one S serves both sides. HBM: x once for each chunk of columns, y once for each
 chunk of rows, and so for the float32 sums of dx and dy. Chunks are a function of the shape alone, visited in a fixed order.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -16,7 +21,7 @@ from torch import Tensor
 
 from .similarity_config import chunk_shape
 from .similarity_facts import row_facts
-from .similarity_merge import INF, LOG2E, finish, load_scale, merge, row_terms
+from .similarity_merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, row_terms
 from .similarity_tiles import may_hold
 
 BLOCK = 1024  # columns that a row's program reads at a time
@@ -59,22 +64,25 @@ def _near(range_ptr, start, row_id, BLOCK: tl.constexpr):
 
 @triton.jit
 def chunk_rows_kernel(
-    s_ptr, x_id_ptr, y_id_ptr, range_ptr, bias_ptr, threshold_ptr, factor_ptr, top_ptr, sum_ptr, p_ptr, count_ptr, C, scale,
-    BLOCK: tl.constexpr,
+    s_ptr, x_id_ptr, y_id_ptr, range_ptr, bias_ptr, threshold_ptr, factor_ptr, top_ptr, sum_ptr, peak_ptr, p_ptr, count_ptr,
+    C, first, scale, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Row program_id of S (R, C) -> its maximum and sum of 2^(s2 - maximum); with p_ptr also P (R, C), with threshold_ptr the
-    count of logits above it. No barrier in the loop: each lane keeps a maximum, a sum and a count of its own."""
+    """Row program_id of S (R, C), whose columns begin at ``first`` -> its maximum, sum of 2^(s2 - maximum) and the column of the
+    maximum, -1 where all are excluded; with p_ptr also P (R, C), with threshold_ptr the count of logits above it. No barrier in the
+    loop: each lane keeps a maximum, a sum and a count of its own."""
     row = tl.program_id(0).to(tl.int64)
     scale = load_scale(scale, factor_ptr)
     row_id = tl.load(x_id_ptr + row) if x_id_ptr is not None else 0
     threshold = tl.load(threshold_ptr + row).to(tl.float32) if threshold_ptr is not None else 0.0
     top = tl.full((BLOCK,), -INF, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
+    peak = tl.full((BLOCK,), -1, tl.int32)
     count = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, C, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         near = _near(range_ptr, start, row_id, BLOCK)
         s = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, near, bias_ptr, scale * LOG2E, LOG2E)  # (BLOCK,)
+        peak = tl.where(s > top, first + cols, peak)
         new = tl.maximum(top, s)
         safe = tl.where(new == -INF, 0.0, new)
         total = total * tl.exp2(top - safe) + tl.exp2(s - safe)
@@ -86,6 +94,7 @@ def chunk_rows_kernel(
     safe_best = tl.where(best == -INF, 0.0, best)
     tl.store(top_ptr + row, best)
     tl.store(sum_ptr + row, tl.sum(total * tl.exp2(top - safe_best), 0))
+    tl.store(peak_ptr + row, tl.max(tl.where(top == best, peak, -1), 0))
     if threshold_ptr is not None:
         tl.store(count_ptr + row, tl.sum(count, 0))
     if p_ptr is not None:
@@ -98,10 +107,11 @@ def chunk_rows_kernel(
 
 @triton.jit
 def chunk_columns_kernel(
-    s_ptr, x_id_ptr, y_id_ptr, factor_ptr, top_ptr, sum_ptr, R, C, state, seen, scale, BM: tl.constexpr, BN: tl.constexpr
+    s_ptr, x_id_ptr, y_id_ptr, factor_ptr, top_ptr, sum_ptr, peak_ptr, R, C, state, seen, scale,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """S (R, C) -> running (maximum, sum) (pieces, state) of each column; the piece program_id(1) takes BM rows in each
-    pieces * BM. Nothing is read before it was ``seen``. grid (C / BN, pieces)."""
+    """S (R, C) -> running (maximum, sum, row of the maximum) (pieces, state) of each column; the piece program_id(1) takes BM rows
+    in each pieces * BM. The rows of S begin at ``seen``; nothing is read before some were. grid (C / BN, pieces)."""
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = cols < C
     at = tl.program_id(1).to(tl.int64) * state + cols
@@ -109,6 +119,7 @@ def chunk_columns_kernel(
     y_id = tl.load(y_id_ptr + cols, mask=inside, other=0) if y_id_ptr is not None else cols
     top = tl.full((BM, BN), -INF, tl.float32)
     total = tl.zeros((BM, BN), tl.float32)
+    peak = tl.full((BM, BN), -1, tl.int32)
     for start in range(tl.program_id(1) * BM, R, tl.num_programs(1) * BM):
         rows = start + tl.arange(0, BM)
         tile = (rows[:, None] < R) & inside[None, :]
@@ -117,25 +128,32 @@ def chunk_columns_kernel(
         if x_id_ptr is not None:
             x_id = tl.load(x_id_ptr + rows, mask=rows < R, other=0)  # (BM,)
             s = tl.where(x_id[:, None] == y_id[None, :], -INF, s)
+        peak = tl.where(s > top, (seen + rows)[:, None], peak)
         new = tl.maximum(top, s)
         safe = tl.where(new == -INF, 0.0, new)
         total = total * tl.exp2(top - safe) + tl.exp2(s - safe)
         top = new
     before = tl.load(top_ptr + at, mask=inside & (seen > 0), other=-INF)  # (BN,)
     before_sum = tl.load(sum_ptr + at, mask=inside & (seen > 0), other=0.0)
-    best = tl.maximum(before, tl.max(top, 0))
+    before_peak = tl.load(peak_ptr + at, mask=inside & (seen > 0), other=-1)
+    here = tl.max(top, 0)
+    best = tl.maximum(before, here)
     safe_best = tl.where(best == -INF, 0.0, best)
     after = before_sum * tl.exp2(before - safe_best) + tl.sum(total * tl.exp2(top - safe_best[None, :]), 0)
     tl.store(top_ptr + at, best, mask=inside)
     tl.store(sum_ptr + at, after, mask=inside)
+    peak_here = tl.max(tl.where(top == here[None, :], peak, -1), 0)
+    tl.store(peak_ptr + at, tl.where(here > before, peak_here, before_peak), mask=inside)
 
 
 @triton.jit
 def chunk_weights_kernel(
-    s_ptr, w_ptr, x_id_ptr, y_id_ptr, bias_ptr, row_bias_ptr, factor_ptr, row_l_ptr, row_w_ptr, col_l_ptr, col_w_ptr,
-    dbias_ptr, R, C, scale, SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    s_ptr, w_ptr, x_id_ptr, y_id_ptr, bias_ptr, row_bias_ptr, factor_ptr, row_l_ptr, row_w_ptr, row_peak_ptr,
+    col_l_ptr, col_w_ptr, col_peak_ptr, dbias_ptr, R, C, first_row, first_col, scale,
+    SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """S (R, C) -> gain W (R, C); dbias (R / BM, C): sums of g_i p_ij over the rows of each tile. grid (C / BN, R / BM)."""
+    """S (R, C), which begins at (first_row, first_col) -> gain W (R, C); dbias (R / BM, C): sums of g_i p_ij over the rows of each
+    tile. grid (C / BN, R / BM)."""
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     l_i = tl.load(row_l_ptr + rows, mask=rows < R, other=INF)  # (BM,)
@@ -151,7 +169,9 @@ def chunk_weights_kernel(
     own = s
     if bias_ptr is not None:
         own += tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :] * LOG2E
-    w = w_i[:, None] * tl.exp2(own - l_i[:, None])
+    peak_i = tl.load(row_peak_ptr + rows, mask=rows < R, other=-1)  # (BM,)
+    from_top = tl.where((first_col + cols)[None, :] == peak_i[:, None], 0.0, own - l_i[:, None])
+    w = w_i[:, None] * tl.exp2(tl.where(from_top > 0.0, 0.0, from_top))
     if dbias_ptr is not None:
         tl.store(dbias_ptr + tl.program_id(1).to(tl.int64) * C + cols, tl.sum(w, 0), mask=cols < C)
     if SYMMETRIC:
@@ -159,7 +179,9 @@ def chunk_weights_kernel(
         w_j = tl.load(col_w_ptr + cols, mask=cols < C, other=0.0)
         if row_bias_ptr is not None:
             s += tl.load(row_bias_ptr + rows, mask=rows < R, other=0.0).to(tl.float32)[:, None] * LOG2E
-        w += w_j[None, :] * tl.exp2(s - l_j[None, :])
+        peak_j = tl.load(col_peak_ptr + cols, mask=cols < C, other=-1)  # (BN,)
+        from_top = tl.where((first_row + rows)[:, None] == peak_j[None, :], 0.0, s - l_j[None, :])
+        w += w_j[None, :] * tl.exp2(tl.where(from_top > 0.0, 0.0, from_top))
     if w_ptr is not None:
         tl.store(w_ptr + at, w.to(w_ptr.dtype.element_ty), mask=tile)
 
@@ -177,56 +199,66 @@ def _ranges(y: Tensor, y_id: Tensor | None) -> Tensor | None:
 
 
 def _rows_of_chunk(s, rows, cols, ids, ranges, bias, threshold, scale, factor, partials, k, p=None) -> None:
-    """Partial k of top, total and count (chunks, R) of one chunk s (R, C), and p (R, C)."""
-    top, total, count = partials
+    """Partial k of all that ``partials`` hold (chunks, R) of one chunk s (R, C), and p (R, C)."""
+    top, total, peak, _, count = partials
     near = None if ranges is None or cols.start % BLOCK else ranges[cols.start // BLOCK :]
     chunk_rows_kernel[(s.shape[0],)](
         s, _cut(ids[0], rows), _cut(ids[1], cols), near, _cut(bias, cols), _cut(threshold, rows), factor,
-        top[k], total[k], p, None if count is None else count[k], s.shape[1], scale, BLOCK,
+        top[k], total[k], peak[k], p, None if count is None else count[k], s.shape[1], cols.start, scale, BLOCK,
     )  # fmt: skip
 
 
-def _new_partials(chunks: int, rows: int, threshold: Tensor | None, device) -> tuple[Tensor, Tensor, Tensor | None]:
+def _new_partials(chunks: int, rows: int, threshold: Tensor | None, device, acc: Tensor | None = None) -> Partials:
     top, total = torch.empty((2, chunks, rows), dtype=torch.float32, device=device)
-    return top, total, None if threshold is None else torch.empty((chunks, rows), dtype=torch.int32, device=device)
+    peak, count = torch.empty((2, chunks, rows), dtype=torch.int32, device=device)
+    return Partials(top, total, peak, acc, None if threshold is None else count)
 
 
-def forward(x, y, scale, factor, x_id, y_id, bias, threshold, lse, mean, rank) -> None:
-    """Fills lse (N,), mean (N, D) where given and, with a threshold, rank (N,); x (N, D), y (M, D)."""
+def forward(x, y, scale, factor, x_id, y_id, bias, threshold, results: Results) -> None:
+    """Fills the results, the mean where given and the rank where there is a threshold; x (N, D), y (M, D)."""
+    mean = results.mean
     ranges = _ranges(y, y_id)
     for rows, columns in _walk(x, y):
         count = rows.stop - rows.start
-        partials = _new_partials(len(columns), count, threshold, x.device)
         acc = None if mean is None else torch.empty((len(columns), count, x.shape[1]), dtype=torch.float32, device=x.device)
+        partials = _new_partials(len(columns), count, threshold, x.device, acc)
         for k, cols in enumerate(columns):
             s = _mm(x[rows], y[cols].t())  # (R, C)
             p = None if mean is None else torch.empty(s.shape, dtype=x.dtype, device=x.device)
             _rows_of_chunk(s, rows, cols, (x_id, y_id), ranges, bias, threshold, scale, factor, partials, k, p)
             if mean is not None:
                 acc[k] = _mm(p, y[cols])
-        top, total, count = partials
-        merge(top, total, acc, lse[rows], _cut(mean, rows), count, None if count is None else rank[rows])
+        merge(partials, results.of(rows))
 
 
 PIECES = 4  # of the rows of a chunk: 4 x 64 programs sweep the columns of 2,048 x 4,096
 
 
-def cross_forward(x, y, scale, factor, x_id, y_id, threshold, row, column, rank) -> None:
-    """Fills row (N,), column (M,) and, with a threshold, rank (N,); each chunk is read twice out of L2."""
+def cross_forward(x, y, scale, factor, x_id, y_id, threshold, of_rows: Results, of_columns: Results) -> None:
+    """Fills the results of the N rows, with a threshold the rank too, and of the M columns; a chunk is read twice out of L2."""
     m, ranges = y.shape[0], _ranges(y, y_id)
-    column_top, column_sum = torch.empty((2, PIECES, m), dtype=torch.float32, device=x.device)
+    column = _new_partials(PIECES, m, None, x.device)
     for rows, columns in _walk(x, y):
         partials = _new_partials(len(columns), rows.stop - rows.start, threshold, x.device)
         for k, cols in enumerate(columns):
             s = _mm(x[rows], y[cols].t())  # (R, C)
             _rows_of_chunk(s, rows, cols, (x_id, y_id), ranges, None, threshold, scale, factor, partials, k)
             chunk_columns_kernel[(triton.cdiv(s.shape[1], 64), PIECES)](
-                s, _cut(x_id, rows), _cut(y_id, cols), factor, column_top[:, cols], column_sum[:, cols], *s.shape, m,
+                s, _cut(x_id, rows), _cut(y_id, cols), factor, *(t[:, cols] for t in column[:3]), *s.shape, m,
                 rows.start, scale, 16, 64,
             )  # fmt: skip
-        top, total, count = partials
-        merge(top, total, None, row[rows], None, count, None if count is None else rank[rows])
-    merge(column_top, column_sum, None, column, None)
+        merge(partials, of_rows.of(rows))
+    merge(column, of_columns)
+
+
+class Terms(NamedTuple):
+    """What the weights need of each row (or column)."""
+
+    values: Tensor  # (3, N), of ``row_terms``
+    peak: Tensor  # (N,) int32
+
+    def of(self, rows) -> tuple[Tensor, Tensor, Tensor]:
+        return (*self.values[:2, rows], self.peak[rows])
 
 
 def _chunk_weights(s, rows, cols, own, other, row_bias, scale, factor, x_id, y_id, bias, want_w, dtype, dbias):
@@ -238,7 +270,8 @@ def _chunk_weights(s, rows, cols, own, other, row_bias, scale, factor, x_id, y_i
     both = other is not None
     chunk_weights_kernel[grid](
         s, w, _cut(x_id, rows), _cut(y_id, cols), _cut(bias, cols), _cut(row_bias, rows), factor,
-        *own[:2, rows], *(other[:2, cols] if both else (None, None)), sums, *s.shape, scale, both, bm, bn, num_warps=8,
+        *own.of(rows), *(other.of(cols) if both else (None,) * 3), sums, *s.shape, rows.start, cols.start, scale, both, bm, bn,
+        num_warps=8,
     )  # fmt: skip
     if dbias is not None:
         dbias[cols] += sums.sum(0)
@@ -247,7 +280,7 @@ def _chunk_weights(s, rows, cols, own, other, row_bias, scale, factor, x_id, y_i
 
 def _sweep(x, y, own, other, stats, scale, factor, x_id, y_id, bias, row_bias, outputs, dot_scale=1.0) -> None:
     """Fills outputs = (dx, dy, dbias, dots), those that are given; dots (N,), or (M,) where dx is not wanted and dy is. ``own``
-    (3, N) and ``other`` (3, M) or None are ``row_terms``."""
+    of N rows and ``other`` of M columns, or None, are ``Terms``."""
     dx, dy, dbias, dots = outputs
     new = {"dtype": torch.float32, "device": x.device}
     want_y = dy is not None
@@ -274,14 +307,16 @@ def _sweep(x, y, own, other, stats, scale, factor, x_id, y_id, bias, row_bias, o
         finish(sum_bias[None, :, None], stats, 1.0, None, dbias)
 
 
-def backward(g, lse, x, y, scale, factor, x_id, y_id, bias, symmetric, outputs) -> None:
+def backward(g, state, peak, x, y, scale, factor, x_id, y_id, bias, symmetric, outputs) -> None:
     """Fills outputs = (dx, dy, dbias, dots), those that are given; dscale is the sum of the dots."""
-    terms, _, stats = row_terms(lse, g, x.dtype)
+    values, _, stats = row_terms(state, g, x.dtype)
+    terms = Terms(values, peak)
     other, row_bias, dot_scale = (terms, bias, 0.5) if symmetric else (None, None, 1.0)
     _sweep(x, y, terms, other, stats, scale, factor, x_id, y_id, bias, row_bias, outputs, dot_scale)
 
 
-def cross_backward(terms, x, y, scale, factor, x_id, y_id, outputs) -> None:
-    """Fills outputs = (dx, dy, dots), those that are given; terms as ``row_terms`` of both sides gives them. 3U."""
+def cross_backward(of_x, of_y, stats, peak, x, y, scale, factor, x_id, y_id, outputs) -> None:
+    """Fills outputs = (dx, dy, dots), those that are given; of_x, of_y, stats as ``row_terms`` gives them, peak (N + M,). 3U."""
     dx, dy, dots = outputs
-    _sweep(x, y, *terms, scale, factor, x_id, y_id, None, None, (dx, dy, None, dots))
+    terms = Terms(of_x, peak[: len(x)]), Terms(of_y, peak[len(x) :])
+    _sweep(x, y, *terms, stats, scale, factor, x_id, y_id, None, None, (dx, dy, None, dots))

@@ -2,7 +2,8 @@
 
     s2_ij = log2(e) scale <x_i, y_j>,  -inf where x_id_i = y_id_j        x (N, D), y (M, D); base 2
     row_i = ln(2) log2 sum_j 2^s2_ij        column_j = ln(2) log2 sum_i 2^s2_ij        rank_i = #{j : s_ij > threshold_i}
-    W_ij  = drow_i 2^(s2_ij - l_i) + dcolumn_j 2^(s2_ij - l_j)           dx = scale W y,  dy = scale W^T x,  dscale = <x, W y>
+    W_ij  = drow_i p_ij + dcolumn_j q_ij,  the softmax of each row and of each column
+    dx = scale W y,  dy = scale W^T x,  dscale = <x, W y>
 
 Forward: a program owns a group of row blocks, at most 32 groups, and a split of the columns. Rows keep (maximum, sum) in
 registers; each tile stores those of its columns in the program's own slice of (groups, M), and after each row block the program
@@ -26,7 +27,7 @@ from . import similarity_chunked as chunked
 from .similarity import _dense, _precision, _rows, _streamed, row_owner, tile_options
 from .similarity_config import device_facts, pick_config, pick_groups, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
-from .similarity_merge import INF, LOG2E, load_scale, merge, new_rank, row_terms, to_lse
+from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
 from .similarity_tiles import (
     count_above,
     extent,
@@ -41,9 +42,10 @@ from .similarity_tiles import (
 
 @triton.jit
 def _plain_sums(s, total, BM: tl.constexpr, BN: tl.constexpr):
-    """One exponential for rows and columns: (0, running sum) of each row of s (BM, BN), (0, sum) of each column; base 2."""
+    """One exponential for rows and columns: (0, running sum) of each row of s (BM, BN), (top, sum) of each column; base 2."""
     p = tl.exp2(s)
-    return tl.zeros((BM,), tl.float32), total + tl.sum(p, 1), tl.zeros((BN,), tl.float32), tl.sum(p, 0)
+    column, column_sum = under_a_top(tl.zeros((BN,), tl.float32), tl.sum(p, 0))
+    return tl.zeros((BM,), tl.float32), total + tl.sum(p, 1), column, column_sum
 
 
 @triton.jit
@@ -73,12 +75,12 @@ def _fold_columns(top_ptr, sum_ptr, more, lo, hi, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _store_rows(row_ptr, row_sum_ptr, rank_ptr, threshold_ptr, at, top, total, rank, inside):
-    if row_sum_ptr is not None:
-        tl.store(row_ptr + at, top, mask=inside)
-        tl.store(row_sum_ptr + at, total, mask=inside)
-    else:
+def _store_rows(top_ptr, sum_ptr, row_ptr, peak_ptr, rank_ptr, threshold_ptr, at, top, total, rank, inside):
+    tl.store(top_ptr + at, top, mask=inside)
+    tl.store(sum_ptr + at, total, mask=inside)
+    if row_ptr is not None:
         tl.store(row_ptr + at, to_lse(top, total), mask=inside)
+        tl.store(peak_ptr + at, tl.full(top.shape, -1, tl.int32), mask=inside)
     if threshold_ptr is not None:
         tl.store(rank_ptr + at, rank, mask=inside)
 
@@ -86,12 +88,12 @@ def _store_rows(row_ptr, row_sum_ptr, rank_ptr, threshold_ptr, at, top, total, r
 @triton.jit(do_not_specialize=["N"])
 def similarity_cross_fwd_kernel(
     x_ptr, y_ptr, x_id_ptr, y_id_ptr, range_ptr, norm_ptr, threshold_ptr, factor_ptr,
-    row_ptr, row_sum_ptr, rank_ptr, column_ptr, column_sum_ptr,
+    top_ptr, sum_ptr, row_ptr, peak_ptr, rank_ptr, column_ptr, column_sum_ptr,
     N, M, D, s_x, s_y, s_yd, scale, group_len, split_len, EVEN_N: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """column (groups, M): partial maximum and sum, with as much room behind them where a group has several row blocks.
-    row (N,): lse; with row_sum_ptr (splits, N): partial maximum and sum."""
+    top and sum (N,) of the rows, with their lse and peak, -1, where row_ptr is given; without, (splits, N), partials."""
     begin = tl.program_id(0) * group_len
     split = tl.program_id(1)
     lo = split * split_len
@@ -141,14 +143,17 @@ def similarity_cross_fwd_kernel(
                 top, total, column, column_sum = _online_sums(s, top, total)
             tl.store(column_ptr + behind + cols, column, mask=cols < M)
             tl.store(column_sum_ptr + behind + cols, column_sum, mask=cols < M)
-        _store_rows(row_ptr, row_sum_ptr, rank_ptr, threshold_ptr, split.to(tl.int64) * N + rows, top, total, rank, inside)
+        if BOUNDED:
+            top, total = under_a_top(top, total)
+        at = split.to(tl.int64) * N + rows
+        _store_rows(top_ptr, sum_ptr, row_ptr, peak_ptr, rank_ptr, threshold_ptr, at, top, total, rank, inside)
         if first > begin:
             tl.debug_barrier()  # what other threads stored
             _fold_columns(column_ptr, column_sum_ptr, more, lo, hi, 1024)
             tl.debug_barrier()  # before the next block of rows stores there again
 
 
-def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, row, column, rank) -> None:
+def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, of_rows: Results, of_columns: Results) -> None:
     (n, d), m = x.shape, y.shape[0]
     precision, facts = _precision(x), device_facts(x.device)
     known = threshold is None and pays(n, m)
@@ -157,49 +162,53 @@ def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, row, column, rank) 
     new = {"dtype": torch.float32, "device": x.device}
     blocks = 1 if group_len == config.block_m else 2
     column_top, column_sum = torch.empty((2, blocks, groups, m), **new)
-    top, total, count = row, None, rank
+    (top, total), count = of_rows.state, of_rows.rank
     if splits > 1:
         top, total = torch.empty((2, splits, n), **new)
         count = torch.empty((splits, n), dtype=torch.int32, device=x.device)
     ranges, norm = row_facts(y, y_id, config.block_n, True) if known else (None, None)
     similarity_cross_fwd_kernel[(groups, splits)](
         x, y, x_id, y_id, ranges, norm, threshold, scale_factor,
-        top, total, None if threshold is None else count, column_top, column_sum,
-        n, m, d, x.stride(0), *y.stride(), scale, group_len, split_len,
+        top, total, *((of_rows.lse, of_rows.peak) if splits == 1 else (None, None)), None if threshold is None else count,
+        column_top, column_sum, n, m, d, x.stride(0), *y.stride(), scale, group_len, split_len,
         EVEN_N=n % config.block_m == 0, EVEN_M=m % config.block_n == 0, **tile_options(d, config, precision),
     )  # fmt: skip
     if splits > 1:
-        merge(top, total, None, row, None, *((None, None) if threshold is None else (count, rank)))
-    merge(column_top[0], column_sum[0], None, column, None)
+        merge(Partials(top, total, count=None if threshold is None else count), of_rows)
+    merge(Partials(column_top[0], column_sum[0]), of_columns)
 
 
-def similarity_cross_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """row (N,), column (M,), rank, int32 (N,) or without a threshold (0,), and the logits (keep_rows, M), which nothing here reads
-    again: a GPU is to be asked for 0 of them. x (N, D), y (M, D)."""
+def similarity_cross_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows) -> tuple[Tensor, ...]:
+    """row (N,), column (M,), rank, int32 (N,) or without a threshold (0,), the logits (keep_rows, M), which nothing here reads
+    again: a GPU is to be asked for 0 of them, and state (2, N + M) and peak (N + M,). x (N, D), y (M, D)."""
     if x.dtype == torch.float64:
         return reference.similarity_cross_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows)
     x, y, x_id, y_id, threshold = _rows(x), _streamed(y), _dense(x_id), _dense(y_id), _dense(threshold)
-    row, column = (torch.empty(len(t), dtype=torch.float32, device=x.device) for t in (x, y))
-    rank = new_rank(len(x), threshold, x.device)
-    arguments = (x, y, scale, scale_factor, x_id, y_id, threshold, row, column, rank)
+    n, m = len(x), len(y)
+    row, column = (torch.empty(k, dtype=torch.float32, device=x.device) for k in (n, m))
+    state = torch.empty((2, n + m), dtype=torch.float32, device=x.device)
+    peak = torch.empty(n + m, dtype=torch.int32, device=x.device)
+    rank = new_rank(n, threshold, x.device)
+    of_rows, of_columns = Results(row, state[:, :n], peak[:n], rank=rank), Results(column, state[:, n:], peak[n:])
+    arguments = (x, y, scale, scale_factor, x_id, y_id, threshold, of_rows, of_columns)
     with on_device(x):
-        if tile_fits(len(x), len(y), x.shape[1], x.dtype, _precision(x)):
+        if tile_fits(n, m, x.shape[1], x.dtype, _precision(x)):
             _tiles(*arguments)
         else:
             with torch.autocast(x.device.type, enabled=False):
                 chunked.cross_forward(*arguments)
-        kept = torch.empty((0, len(y)), dtype=torch.float32, device=x.device)
+        kept = torch.empty((0, m), dtype=torch.float32, device=x.device)
         if keep_rows > 0:
             some_id = None if x_id is None else x_id[:keep_rows]
             kept = reference.similarity_cross_fwd(x[:keep_rows], y, scale, scale_factor, some_id, y_id, None, keep_rows)[3]
-    return row, column, rank, kept
+    return row, column, rank, kept, state, peak
 
 
 def similarity_cross_bwd(
     drow: Tensor,  # (N,)
     dcolumn: Tensor,  # (M,)
-    row: Tensor,  # (N,)
-    column: Tensor,  # (M,)
+    state: Tensor,  # (2, N + M)
+    peak: Tensor,  # (N + M,)
     kept: Tensor,  # (R, M), not read
     x: Tensor,  # (N, D)
     y: Tensor,  # (M, D)
@@ -211,7 +220,7 @@ def similarity_cross_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dy, dscale); a gradient that ``need`` does not ask for is an empty tensor."""
     if x.dtype == torch.float64:
-        return reference.similarity_cross_bwd(drow, dcolumn, row, column, kept, x, y, scale, scale_factor, x_id, y_id, need)
+        return reference.similarity_cross_bwd(drow, dcolumn, state, peak, kept, x, y, scale, scale_factor, x_id, y_id, need)
     x, y, x_id, y_id = _rows(x), _rows(y), _dense(x_id), _dense(y_id)
     need_x, need_y, need_scale = need
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
@@ -219,10 +228,10 @@ def similarity_cross_bwd(
     sweep_x = need_x or (need_scale and not need_y)
     dots = torch.empty(len(x if sweep_x else y), dtype=torch.float32, device=x.device) if need_scale else None
     with on_device(x):
-        terms = row_terms(row, drow, x.dtype, column, dcolumn)
+        terms = row_terms(state[:, : len(x)], drow, x.dtype, state[:, len(x) :], dcolumn)
         if not tile_fits(len(x), len(y), x.shape[1], x.dtype, _precision(x)):
             with torch.autocast(x.device.type, enabled=False):
-                chunked.cross_backward(terms, x, y, scale, scale_factor, x_id, y_id, (dx, dy, dots))
+                chunked.cross_backward(*terms, peak, x, y, scale, scale_factor, x_id, y_id, (dx, dy, dots))
         else:
             of_x, of_y, stats = terms
             if sweep_x:

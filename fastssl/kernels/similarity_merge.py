@@ -1,11 +1,15 @@
 """What tiles and chunks of the similarities share: the terms of a row, and partial results merged in a fixed order.
 
-    l_i = log2(e) lse_i, base 2 throughout
-    lse = ln(2) (t + log2 sum_k 2^(t_k - t) sum_k),   mean = sum_k 2^(t_k - t) acc_k / sum_k 2^(t_k - t) sum_k,   t = max_k t_k
+    state_i = (t, S):  t = max_k t_k,  S = sum_k 2^(t_k - t) sum_k,  base 2 throughout       peak_i: where the largest logit lies
+    lse = ln(2) (t + log2 S),   mean = sum_k 2^(t_k - t) acc_k / S
     rank = sum_k count_k,   out = scale sum_k part_k,   dot_a = <a, sum_k part_k>
 
+The backward takes p_ij = 2^min(s2_ij - t_i, 0) / S_i. Where logits are proved small no maximum is taken; t is then the least whole
+number that no logit exceeds for certain, log2 of their sum rounded up.
 Bytes: every partial read once, the result written once; no atomics, so the same bits each time.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -32,8 +36,8 @@ def load_scale(scale, factor_ptr):
 
 @triton.jit
 def to_lse(top, total):
-    """ln(2) (top + log2(total)) rounded once: at 100, a second rounding would cost the weights of the backward 4e-6. The whole
-    part of the logarithm is taken out first, for sums that were taken under no maximum."""
+    """ln(2) (top + log2(total)) rounded once. The whole part of the logarithm is taken out first, for sums that were taken under
+    no maximum."""
     ordinary = (total > 0.0) & (total < INF)
     whole = tl.where(ordinary, tl.floor(tl.log2(total)), 0.0)
     rest = tl.log2(total * tl.exp2(-whole))
@@ -41,103 +45,151 @@ def to_lse(top, total):
 
 
 @triton.jit
-def _extremes(low, high, most, lse_ptr, g_ptr, N, s_g, NORMALISE: tl.constexpr, BLOCK: tl.constexpr):
-    """Running minimum and maximum of lse (N,), and NORMALISE: the largest |g| of rows that have a column, each (BLOCK,)."""
+def under_a_top(top, total):
+    """States (t, S) of rows or columns. Where no maximum was taken, ``top`` is 0 and the logits may exceed it: afterwards S is in
+    (1/2, 1] there, and no logit exceeds t. A true maximum of 0 stays one."""
+    ordinary = (top == 0.0) & (total > 0.0) & (total < INF)
+    whole = tl.where(ordinary, tl.ceil(tl.log2(total)), 0.0)
+    return top + whole, total * tl.exp2(-whole)
+
+
+# Rows and columns whose l = t + log2 S lie within +-FAR may share one exponential, with nothing to keep a weight at most 1. A logit
+# then has units of at most 2^-11: two products of a tile, if they differ at all, change a weight by less than the rounding of
+# 16-bit or TF32 operands. A tile in "ieee" float32 adds up each logit in one order wherever it lies.
+FAR = tl.constexpr(4096.0)
+
+
+@triton.jit
+def _extremes(low, high, most, top_ptr, total_ptr, g_ptr, N, s_g, NORMALISE: tl.constexpr, BLOCK: tl.constexpr):
+    """Running minimum and maximum of l = t + log2 S over N rows, and NORMALISE: the largest |g| of rows that have a column, each
+    (BLOCK,)."""
     for start in range(0, N, BLOCK):
         rows = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        lse = tl.load(lse_ptr + rows, mask=rows < N, other=0.0)  # (BLOCK,)
-        low = tl.minimum(low, tl.where(rows < N, lse, INF))
-        high = tl.maximum(high, tl.where(rows < N, lse, -INF))
+        top = tl.load(top_ptr + rows, mask=rows < N, other=0.0)  # (BLOCK,)
+        total = tl.load(total_ptr + rows, mask=rows < N, other=1.0)  # (BLOCK,)
+        lse2 = top + tl.log2(total)  # -inf where everything is excluded
+        low = tl.minimum(low, tl.where(rows < N, lse2, INF))
+        high = tl.maximum(high, tl.where(rows < N, lse2, -INF))
         if NORMALISE:
             g = tl.load(g_ptr + rows * s_g, mask=rows < N, other=0.0).to(tl.float32)  # (BLOCK,)
-            most = tl.maximum(most, tl.where(lse == -INF, 0.0, tl.abs(g)))
+            most = tl.maximum(most, tl.where(total == 0.0, 0.0, tl.abs(g)))
     return low, high, most
 
 
 @triton.jit
-def _store_terms(lse_ptr, g_ptr, l_ptr, w_ptr, v_ptr, N, s_g, centre, gain, BLOCK: tl.constexpr):
+def _store_terms(top_ptr, total_ptr, g_ptr, l_ptr, w_ptr, v_ptr, N, s_g, centre, gain, BLOCK: tl.constexpr):
     for start in range(0, N, BLOCK):
         rows = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        lse = tl.load(lse_ptr + rows, mask=rows < N, other=0.0)  # (BLOCK,)
+        top = tl.load(top_ptr + rows, mask=rows < N, other=0.0)  # (BLOCK,)
+        total = tl.load(total_ptr + rows, mask=rows < N, other=1.0)  # (BLOCK,)
         g = tl.load(g_ptr + rows * s_g, mask=rows < N, other=0.0).to(tl.float32) * gain  # (BLOCK,)
-        dead = lse == -INF
-        exact = tl.where(dead, 0.0, lse).to(tl.float64) * LOG2E
-        near = exact.to(tl.float32)
-        away = centre - exact
+        dead = total == 0.0
+        w = g / tl.where(dead, 1.0, total)
+        away = centre.to(tl.float64) - tl.where(dead, centre, top).to(tl.float64)
         far = away.to(tl.float32)
-        w = g * tl.exp2((near - exact).to(tl.float32))
-        v = g * tl.exp2(far) * tl.exp2((away - far).to(tl.float32))
-        tl.store(l_ptr + rows, tl.where(dead, INF, near), mask=rows < N)
+        v = w * tl.exp2(far) * tl.exp2((away - far).to(tl.float32))
+        tl.store(l_ptr + rows, tl.where(dead, INF, top), mask=rows < N)
         tl.store(w_ptr + rows, tl.where(dead, 0.0, w), mask=rows < N)
         tl.store(v_ptr + rows, tl.where(dead, 0.0, v), mask=rows < N)
 
 
 @triton.jit(do_not_specialize=["N", "N2"])
 def row_terms_kernel(
-    lse_ptr, g_ptr, l_ptr, w_ptr, v_ptr, lse2_ptr, g2_ptr, l2_ptr, w2_ptr, v2_ptr, stats_ptr, N, s_g, N2, s_g2,
-    NORMALISE: tl.constexpr, BLOCK: tl.constexpr,
+    top_ptr, total_ptr, g_ptr, l_ptr, w_ptr, v_ptr, top2_ptr, total2_ptr, g2_ptr, l2_ptr, w2_ptr, v2_ptr, stats_ptr,
+    N, s_g, N2, s_g2, NORMALISE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of each row, with l log2(e) lse exactly and l' its float32: l', w = gain g 2^(l' - l), v = gain g 2^(c - l); (N,) each.
+    """Of each row, from its state (t, S): l' = t, w = gain g / S, v = w 2^(c - t); (N,) each, so that p g = w 2^(s2 - l').
 
-    stats (3,) = c, whether all l lie within 64 of each other, 1 / gain. A row with every column excluded gets +inf, 0, 0.
-    gain brings float16 weights g p, as small as 2^-32 for a mean over 65,536 rows, to at most 2^14; it is 1 for other types.
-    The second vectors, (N2,) where given, share c, gain and the question. One program; reads 16N bytes, writes 12N.
+    stats (3,) = c, whether all t + log2 S lie within 64 of each other and within +-FAR, 1 / gain. A row with every column excluded
+    gets +inf, 0, 0. gain brings float16 weights g p, as small as 2^-32 for a mean over 65,536 rows, to at most 2^14; it is 1 for
+    other types. The second vectors, (N2,) where given, share c, gain and the question. One program; reads 20N bytes, writes 12N.
     """
     low = tl.full((BLOCK,), INF, tl.float32)
     high = tl.full((BLOCK,), -INF, tl.float32)
     most = tl.zeros((BLOCK,), tl.float32)
-    low, high, most = _extremes(low, high, most, lse_ptr, g_ptr, N, s_g, NORMALISE, BLOCK)
-    if lse2_ptr is not None:
-        low, high, most = _extremes(low, high, most, lse2_ptr, g2_ptr, N2, s_g2, NORMALISE, BLOCK)
-    lowest = tl.min(low, 0) * LOG2E
-    highest = tl.max(high, 0) * LOG2E
+    low, high, most = _extremes(low, high, most, top_ptr, total_ptr, g_ptr, N, s_g, NORMALISE, BLOCK)
+    if top2_ptr is not None:
+        low, high, most = _extremes(low, high, most, top2_ptr, total2_ptr, g2_ptr, N2, s_g2, NORMALISE, BLOCK)
+    lowest = tl.min(low, 0)
+    highest = tl.max(high, 0)
     centre = (lowest + highest) * 0.5
     gain = 1.0
     if NORMALISE:
         peak = tl.max(most, 0)
         gain = tl.where(peak > 1e-30, 16384.0 / peak, 1.0)
+    narrow = (highest - lowest < 64.0) & (lowest > -FAR) & (highest < FAR)
     tl.store(stats_ptr, centre)
-    tl.store(stats_ptr + 1, tl.where(highest - lowest < 64.0, 1.0, 0.0))
+    tl.store(stats_ptr + 1, tl.where(narrow, 1.0, 0.0))
     tl.store(stats_ptr + 2, 1.0 / gain)
-    _store_terms(lse_ptr, g_ptr, l_ptr, w_ptr, v_ptr, N, s_g, centre, gain, BLOCK)
-    if lse2_ptr is not None:
-        _store_terms(lse2_ptr, g2_ptr, l2_ptr, w2_ptr, v2_ptr, N2, s_g2, centre, gain, BLOCK)
+    _store_terms(top_ptr, total_ptr, g_ptr, l_ptr, w_ptr, v_ptr, N, s_g, centre, gain, BLOCK)
+    if top2_ptr is not None:
+        _store_terms(top2_ptr, total2_ptr, g2_ptr, l2_ptr, w2_ptr, v2_ptr, N2, s_g2, centre, gain, BLOCK)
 
 
 def row_terms(
-    lse: Tensor,  # (N,)
+    state: Tensor,  # (2, N)
     g: Tensor,  # (N,)
     dtype: torch.dtype,
-    lse2: Tensor | None = None,  # (N2,)
+    state2: Tensor | None = None,  # (2, N2)
     g2: Tensor | None = None,  # (N2,)
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """terms (3, N) = l, w, v, the same (3, N2) or None, and stats (3,), float32, left on the device; aligned to 64 bytes."""
+    """terms (3, N) = l', w, v, the same (3, N2) or None, and stats (3,), float32, left on the device; aligned to 64 bytes."""
 
     def room(t):
         return torch.empty((3, triton.cdiv(len(t), 16) * 16), dtype=torch.float32, device=t.device)[:, : len(t)]
 
-    terms, terms2 = room(lse), None if lse2 is None else room(lse2)
-    second, count2, s_g2 = ((None,) * 5, 0, 0) if lse2 is None else ((lse2, g2, *terms2), len(lse2), g2.stride(0))
-    stats = torch.empty(3, dtype=torch.float32, device=lse.device)
+    terms, terms2 = room(g), None if g2 is None else room(g2)
+    second, count2, s_g2 = ((None,) * 6, 0, 0) if g2 is None else ((*state2, g2, *terms2), len(g2), g2.stride(0))
+    stats = torch.empty(3, dtype=torch.float32, device=g.device)
     row_terms_kernel[(1,)](
-        lse, g, *terms, *second, stats, len(lse), g.stride(0), count2, s_g2, dtype == torch.float16, 4096, num_warps=16
+        *state, g, *terms, *second, stats, len(g), g.stride(0), count2, s_g2, dtype == torch.float16, 4096, num_warps=16
     )
     return terms, terms2, stats
 
 
+class Partials(NamedTuple):
+    """What the splits of a sweep, or its chunks, leave of each row; None for what nobody wants."""
+
+    top: Tensor  # (SPLITS, N)
+    total: Tensor  # (SPLITS, N)
+    peak: Tensor | None = None  # (SPLITS, N) int32
+    acc: Tensor | None = None  # (SPLITS, N, D)
+    count: Tensor | None = None  # (SPLITS, N) int32
+
+
+class Results(NamedTuple):
+    """What a sweep leaves of each row; None for what nobody wants."""
+
+    lse: Tensor  # (N,)
+    state: Tensor | None = None  # (2, N)
+    peak: Tensor | None = None  # (N,) int32, given with the state: -1 where only splits of tiles were merged
+    mean: Tensor | None = None  # (N, D)
+    rank: Tensor | None = None  # (N,) int32
+
+    def of(self, rows: slice) -> "Results":
+        """The results of some rows."""
+        cut = lambda t: t if t is None or t.numel() == 0 else t[rows]  # noqa: E731
+        return Results(cut(self.lse), self.state[:, rows], cut(self.peak), cut(self.mean), cut(self.rank))
+
+
 @triton.jit(do_not_specialize=["N", "SPLITS"])
 def merge_kernel(
-    top_ptr, sum_ptr, acc_ptr, count_ptr, lse_ptr, mean_ptr, rank_ptr, N, D, SPLITS, BM: tl.constexpr, BD: tl.constexpr
+    top_ptr, sum_ptr, peak_ptr, acc_ptr, count_ptr, lse_ptr, all_top_ptr, all_sum_ptr, all_peak_ptr, mean_ptr, rank_ptr,
+    N, D, SPLITS, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Partials (SPLITS, N[, D]) -> lse (N,), mean (N, D), rank (N,). grid (N / BM, D / BD)."""
+    """Partials (SPLITS, N[, D]) -> lse, all_top, all_sum, all_peak (N,), mean (N, D), rank (N,). grid (N / BM, D / BD)."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     dims = tl.program_id(1) * BD + tl.arange(0, BD)
     inside = rows < N
     tile = inside[:, None] & (dims[None, :] < D)
     best = tl.full((BM,), -INF, tl.float32)
+    peak = tl.full((BM,), -1, tl.int32)
     for split in range(SPLITS):
         at = tl.cast(split, tl.int64) * N + rows
-        best = tl.maximum(best, tl.load(top_ptr + at, mask=inside, other=-INF))  # (BM,)
+        top = tl.load(top_ptr + at, mask=inside, other=-INF)  # (BM,)
+        if peak_ptr is not None:
+            peak = tl.where(top > best, tl.load(peak_ptr + at, mask=inside, other=-1), peak)
+        best = tl.maximum(best, top)
     safe = tl.where(best == -INF, 0.0, best)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, BD), tl.float32)
@@ -152,6 +204,10 @@ def merge_kernel(
             acc += weight[:, None] * tl.load(acc_ptr + at[:, None] * D + dims[None, :], mask=tile, other=0.0)  # (BM, BD)
     if tl.program_id(1) == 0:
         tl.store(lse_ptr + rows, to_lse(best, total), mask=inside)
+        if all_top_ptr is not None:
+            tl.store(all_top_ptr + rows, best, mask=inside)
+            tl.store(all_sum_ptr + rows, total, mask=inside)
+            tl.store(all_peak_ptr + rows, peak, mask=inside)
         if count_ptr is not None:
             tl.store(rank_ptr + rows, rank, mask=inside)
     if mean_ptr is not None:
@@ -159,22 +215,16 @@ def merge_kernel(
         tl.store(mean_ptr + rows[:, None].to(tl.int64) * D + dims[None, :], acc, mask=tile)
 
 
-def merge(
-    top: Tensor,  # (SPLITS, N)
-    total: Tensor,  # (SPLITS, N)
-    acc: Tensor | None,  # (SPLITS, N, D)
-    lse: Tensor,  # (N,)
-    mean: Tensor | None,  # (N, D)
-    count: Tensor | None = None,  # (SPLITS, N) int32
-    rank: Tensor | None = None,  # (N,) int32
-) -> None:
-    """Fill lse, mean and rank, those that are given; 2,048 elements a program."""
-    splits, rows = top.shape
-    width = 1 if acc is None else acc.shape[2]
+def merge(partials: Partials, results: Results) -> None:
+    """Fill the results, those that are given; 2,048 elements a program."""
+    splits, rows = partials.top.shape
+    width = 1 if partials.acc is None else partials.acc.shape[2]
     bd = min(triton.next_power_of_2(width), 256)
-    bm = 128 if acc is None else 2048 // bd
+    bm = 128 if partials.acc is None else 2048 // bd
+    lse, state, peak, mean, rank = results
+    kept = (None,) * 3 if state is None else (*state, peak)
     grid = (triton.cdiv(rows, bm), triton.cdiv(width, bd))
-    merge_kernel[grid](top, total, acc, count, lse, mean, rank, rows, width, splits, bm, bd)
+    merge_kernel[grid](*partials, lse, *kept, mean, None if partials.count is None else rank, rows, width, splits, bm, bd)
 
 
 @triton.jit(do_not_specialize=["N", "SPLITS"])

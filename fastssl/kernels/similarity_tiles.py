@@ -116,6 +116,17 @@ def masked_logits(
 
 
 @triton.jit
+def at_most_top(d, top, EXACT: tl.constexpr):
+    """d = s - top, base 2, where ``top`` is the largest logit of the row: at most 0, and 0 for what may be that logit.
+
+    A weight 2^d is then at most 1, and 1 where one logit dominates its row, also if this product gave that logit other last bits
+    than the forward's, or if d was rounded once where s was: a logit within 2^-20 top of the largest counts as the largest. EXACT,
+    a product that adds up in one order wherever a logit lies: within 2^-23. A row without columns has top = +inf and stays -inf."""
+    near = -tl.abs(top) * (1.1920928955078125e-07 if EXACT else 9.5367431640625e-07)
+    return tl.where(d > near, 0.0, d)
+
+
+@triton.jit
 def count_above(s, scale, threshold, bias_ptr, cols, count):
     """(BM,) int32: logits |scale| s + bias above the row's threshold (BM,), in natural units; s (BM, BN) as ``_dots`` gives it."""
     s = s * tl.abs(scale)  # -inf, or NaN at scale 0, where excluded: above nothing

@@ -15,7 +15,12 @@ Four schedules, U = 2 N M D FLOP:
     one-pass    only x or scale does     forward 2U, also emits mean_i = sum_j p_ij y_j; backward 0, nothing of y is saved
     no-grad     nothing does             forward U
 
-Saved for the backward: x, y and lse (one-pass: mean). No N x M matrix exists in any of them.
+Saved for the backward: x, y and of each row (top, total, peak): the largest logit, the sum of exp(s - top), and where the largest
+logit lies (one-pass: mean). No N x M matrix exists in any of them.
+
+The backward makes each s_ij anew, and a product of another shape, or the vendor's choice of another algorithm, gives it other bits.
+So p_ij = min(1, exp(s_ij - top_i)) / total_i, and the logit at ``peak`` counts as top_i itself: a row that one logit dominates has
+the weight 1 there, however large the logits are, and every other weight is off by the rounding of its logit, as eager's is.
 
 The forward sweeps can also count: rank_i = #{j : x_id_i != y_id_j, s_ij > threshold_i}. With the positive's logit as the
 threshold that is the positive's rank among the negatives, hence acc@1 and acc@5, without logits.
@@ -37,27 +42,28 @@ def new_rank(x: Tensor, threshold: Tensor | None) -> Tensor:
 
 
 def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
-    return new_accumulator(x, x.shape[0]), new_rank(x, threshold)
+    n = x.shape[0]
+    return new_accumulator(x, n), new_rank(x, threshold), new_accumulator(x, 2, n), x.new_empty(n, dtype=torch.int32)
 
 
 def _fake_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
     return new_accumulator(x, x.shape[0]), new_accumulator(x, *x.shape), new_rank(x, threshold)
 
 
-def _fake_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need):
+def _fake_bwd(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_bias, need):
     dx = x.new_empty(x.shape if need[0] else (0,))
     dy = x.new_empty(y.shape if need[1] and y is not None else (0,))
     dbias = new_accumulator(x, 0) if y_bias is None else y_bias.new_empty(y_bias.shape if need[2] else (0,))
     return dx, dy, dbias, (new_accumulator(x) if need[3] else new_accumulator(x, 0))
 
 
-_fwd = define_op("similarity_fwd", f"({_COMMON}, Tensor? threshold) -> (Tensor, Tensor)", _fake_fwd, "similarity")
+_fwd = define_op("similarity_fwd", f"({_COMMON}, Tensor? threshold) -> (Tensor, Tensor, Tensor, Tensor)", _fake_fwd, "similarity")
 _one_pass = define_op(
     "similarity_one_pass", f"({_COMMON}, Tensor? threshold) -> (Tensor, Tensor, Tensor)", _fake_one_pass, "similarity"
 )
 _bwd = define_op(
     "similarity_bwd",
-    f"(Tensor dlse, Tensor lse, {_COMMON}, bool[4] need) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor dlse, Tensor state, Tensor peak, {_COMMON}, bool[4] need) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_bwd,
     "similarity",
 )
@@ -72,10 +78,10 @@ class _TwoSided(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
-        lse, rank = _fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
+        lse, rank, state, peak = _fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
-        ctx.save_for_backward(lse, x, y, scale_factor, x_id, y_id, y_bias)
+        ctx.save_for_backward(state, peak, x, y, scale_factor, x_id, y_id, y_bias)
         ctx.scale = scale
         return lse, rank
 
@@ -84,10 +90,10 @@ class _TwoSided(torch.autograd.Function):
     def backward(ctx, dlse, _):
         if dlse is None:
             return (None,) * 8
-        lse, x, y, scale_factor, x_id, y_id, y_bias = ctx.saved_tensors
+        state, peak, x, y, scale_factor, x_id, y_id, y_bias = ctx.saved_tensors
         wants = ctx.needs_input_grad
         need = (wants[0], wants[1], wants[6], wants[3])
-        dx, dy, dbias, dscale = _bwd(dlse, lse, x, y, ctx.scale, scale_factor, x_id, y_id, y_bias, need)
+        dx, dy, dbias, dscale = _bwd(dlse, state, peak, x, y, ctx.scale, scale_factor, x_id, y_id, y_bias, need)
         return (
             dx if need[0] else None,
             dy if need[1] else None,
@@ -165,12 +171,12 @@ def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, t
         y_id = distinct(x_id if y_id is None else y_id, x_id)
         args = (x, distinct(y, x), scale, factor, x_id, y_id, y_bias, threshold)
     if not torch.is_grad_enabled():
-        return _fwd(*args)
+        return _fwd(*args)[:2]
     column_gradient = y.requires_grad or (y_bias is not None and y_bias.requires_grad)
     row_gradient = x.requires_grad or (factor is not None and factor.requires_grad)
     if column_gradient or (symmetric and row_gradient):
         return _TwoSided.apply(*args)
-    return _OnePass.apply(*args) if row_gradient else _fwd(*args)
+    return _OnePass.apply(*args) if row_gradient else _fwd(*args)[:2]
 
 
 def similarity_lse(

@@ -5,12 +5,13 @@
 
 With upstream gradients g (N,) of row and h (M,) of column:
 
-    W_ij = g_i exp(s_ij - row_i) + h_j exp(s_ij - column_j)
+    W_ij = g_i p_ij + h_j q_ij,  p the softmax of each row, q of each column
     dx = scale W y        dy = scale W^T x        dscale = sum_ij W_ij <x_i, y_j>
 
 U = 2 N M D FLOP: forward U, backward 3U (4U where each side owns a sweep of its own, as on a GPU); no N x M matrix. Two calls
-of ``similarity_lse`` would take 2U + 6U. Saved for the backward: x, y, row, column, and on a CPU the logits of as many rows as
-fit in ``KEEP_ELEMENTS``: for them the backward takes 2U. Up to N = M = 4096 these are all.
+of ``similarity_lse`` would take 2U + 6U. Saved for the backward: x, y, (top, total, peak) of each row and each column as
+``similarity_lse`` has it, and on a CPU the logits of as many rows as fit in ``KEEP_ELEMENTS``: for them the backward takes 2U.
+Up to N = M = 4096 these are all.
 """
 
 import torch
@@ -27,23 +28,25 @@ _COMMON = "Tensor x, Tensor y, float scale, Tensor? scale_factor, Tensor? x_id, 
 
 def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows):
     kept = new_accumulator(x, keep_rows, y.shape[0])
-    return new_accumulator(x, x.shape[0]), new_accumulator(x, y.shape[0]), new_rank(x, threshold), kept
+    n, m = x.shape[0], y.shape[0]
+    state, peak = new_accumulator(x, 2, n + m), x.new_empty(n + m, dtype=torch.int32)
+    return new_accumulator(x, n), new_accumulator(x, m), new_rank(x, threshold), kept, state, peak
 
 
-def _fake_bwd(drow, dcolumn, row, column, kept, x, y, scale, scale_factor, x_id, y_id, need):
+def _fake_bwd(drow, dcolumn, state, peak, kept, x, y, scale, scale_factor, x_id, y_id, need):
     dx, dy = (t.new_empty(t.shape if wanted else (0,)) for t, wanted in zip((x, y), need[:2], strict=True))
     return dx, dy, (new_accumulator(x) if need[2] else new_accumulator(x, 0))
 
 
 _fwd = define_op(
     "similarity_cross_fwd",
-    f"({_COMMON}, Tensor? threshold, SymInt keep_rows) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"({_COMMON}, Tensor? threshold, SymInt keep_rows) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_fwd,
     "similarity_cross",
 )
 _bwd = define_op(
     "similarity_cross_bwd",
-    f"(Tensor drow, Tensor dcolumn, Tensor row, Tensor column, Tensor kept, {_COMMON}, bool[3] need) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor drow, Tensor dcolumn, Tensor state, Tensor peak, Tensor kept, {_COMMON}, bool[3] need) -> (Tensor, Tensor, Tensor)",
     _fake_bwd,
     "similarity_cross",
 )
@@ -53,19 +56,19 @@ class _Cross(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, scale, scale_factor, x_id, y_id, threshold):
         keep_rows = min(x.shape[0], KEEP_ELEMENTS // y.shape[0]) if x.device.type == "cpu" else 0
-        row, column, rank, kept = _fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows)
+        row, column, rank, kept, state, peak = _fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows)
         ctx.mark_non_differentiable(rank)
-        ctx.save_for_backward(row, column, kept, x, y, scale_factor, x_id, y_id)
+        ctx.save_for_backward(state, peak, kept, x, y, scale_factor, x_id, y_id)
         ctx.scale = scale
         return row, column, rank
 
     @staticmethod
     @first_derivative_only(_OP)
     def backward(ctx, drow, dcolumn, _):
-        row, column, kept, x, y, scale_factor, x_id, y_id = ctx.saved_tensors
+        state, peak, kept, x, y, scale_factor, x_id, y_id = ctx.saved_tensors
         wants = ctx.needs_input_grad
         need = (wants[0], wants[1], wants[3])
-        dx, dy, dscale = _bwd(drow, dcolumn, row, column, kept, x, y, ctx.scale, scale_factor, x_id, y_id, need)
+        dx, dy, dscale = _bwd(drow, dcolumn, state, peak, kept, x, y, ctx.scale, scale_factor, x_id, y_id, need)
         return (
             dx if need[0] else None,
             dy if need[1] else None,

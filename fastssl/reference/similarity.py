@@ -29,9 +29,26 @@ def _logits(x, y, scale, scale_factor, x_id, y_id, y_bias):
     return x, y, s
 
 
-def _softmax(s, lse):
-    """exp(s - lse), 0 in a row whose every column is excluded."""
-    return torch.exp(s - lse.masked_fill(lse == float("-inf"), 0.0)[:, None])
+def _state(s):
+    """What the backward is handed of s (N, M): (2, N), the largest logit of each row and the sum of exp(s - largest), and where
+    that logit lies, (N,) int32. In a row whose every column is excluded: -inf, 0, and any place."""
+    top, peak = s.max(1)
+    total = torch.exp(s - top.masked_fill(top == float("-inf"), 0.0)[:, None]).sum(1)
+    return torch.stack([top, total]), peak.to(torch.int32)
+
+
+def _softmax(s, state, peak):
+    """p (N, M) = min(1, exp(s - top)) / total, 0 in a row whose every column is excluded.
+
+    s was computed anew and need not have the bits that made the state; at logits of 1e8 that would give the weight of a row that
+    one logit dominates any value. That logit is the one at ``peak``: it gets the value it had.
+    """
+    top, total = state[0, :, None], state[1, :, None]
+    at_peak = torch.arange(s.shape[1], device=s.device) == peak[:, None]
+    s = torch.where(at_peak, top, s)
+    empty = total == 0
+    p = torch.exp((s - top.masked_fill(empty, float("inf"))).clamp_max(0.0))
+    return p / total.masked_fill(empty, 1.0)
 
 
 def _rank(s, threshold):
@@ -50,10 +67,10 @@ def similarity_fwd(
     y_id: Tensor | None,  # (M,)
     y_bias: Tensor | None,  # (M,)
     threshold: Tensor | None,  # (N,)
-) -> tuple[Tensor, Tensor]:  # lse (N,), rank (N,) or (0,)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # lse (N,), rank (N,) or (0,), state (2, N), peak (N,)
     with torch.autocast(x.device.type, enabled=False):
         s = _logits(x, y, scale, scale_factor, x_id, y_id, y_bias)[2]
-        return torch.logsumexp(s, dim=1), _rank(s, threshold)
+        return torch.logsumexp(s, dim=1), _rank(s, threshold), *_state(s)
 
 
 def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,14 +78,14 @@ def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold
     with torch.autocast(x.device.type, enabled=False):
         _, y, s = _logits(x, y, scale, scale_factor, x_id, y_id, y_bias)
         lse = torch.logsumexp(s, dim=1)
-        return lse, _softmax(s, lse) @ y, _rank(s, threshold)
+        return lse, _softmax(s, *_state(s)) @ y, _rank(s, threshold)
 
 
-def similarity_bwd(dlse, lse, x, y, scale, scale_factor, x_id, y_id, y_bias, need) -> tuple[Tensor, ...]:
+def similarity_bwd(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_bias, need) -> tuple[Tensor, ...]:
     """(dx, dy, dbias, dscale); a gradient that ``need`` does not ask for is an empty tensor."""
     with torch.autocast(x.device.type, enabled=False):
         xf, yf, s = _logits(x, y, scale, scale_factor, x_id, y_id, y_bias)
-        weight = dlse[:, None] * _softmax(s, lse)
+        weight = dlse[:, None] * _softmax(s, state, peak)
         factor = effective_scale(scale, scale_factor, xf.dtype)
         none = xf.new_empty(0)
         own = weight @ yf

@@ -2,7 +2,8 @@
 
     s_ij = scale * <x_i, y_j>,  -inf where x_id_i = y_id_j               x (N, D), y (M, D)
     row_i = log sum_j exp(s_ij)        column_j = log sum_i exp(s_ij)
-    W_ij = drow_i exp(s_ij - row_i) + dcolumn_j exp(s_ij - column_j)     dx = scale W y,  dy = scale W^T x,  dscale = sum W <x, y>
+    W_ij = drow_i p_ij + dcolumn_j q_ij,  p the softmax of each row, q of each column
+    dx = scale W y,  dy = scale W^T x,  dscale = sum_ij W_ij <x_i, y_j>
 
 Stores the (N, M) matrix: the oracle of every kernel, and the fallback where none is built.
 """
@@ -10,7 +11,7 @@ Stores the (N, M) matrix: the oracle of every kernel, and the fallback where non
 import torch
 from torch import Tensor
 
-from .similarity import _logits, _rank, _softmax, effective_scale
+from .similarity import _logits, _rank, _softmax, _state, effective_scale
 
 
 def similarity_cross_fwd(
@@ -22,19 +23,22 @@ def similarity_cross_fwd(
     y_id: Tensor | None,  # (M,)
     threshold: Tensor | None,  # (N,)
     keep_rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # row (N,), column (M,), rank (N,) or (0,), kept (keep_rows, M)
+) -> tuple[Tensor, ...]:  # row (N,), column (M,), rank (N,) or (0,), kept (keep_rows, M), state (2, N + M), peak (N + M,)
     with torch.autocast(x.device.type, enabled=False):
         s = _logits(x, y, scale, scale_factor, x_id, y_id, None)[2]
-        return torch.logsumexp(s, dim=1), torch.logsumexp(s, dim=0), _rank(s, threshold), s[:keep_rows].clone()
+        state, peak = (torch.cat(parts, -1) for parts in zip(_state(s), _state(s.T), strict=True))
+        return torch.logsumexp(s, dim=1), torch.logsumexp(s, dim=0), _rank(s, threshold), s[:keep_rows].clone(), state, peak
 
 
 def similarity_cross_bwd(
-    drow, dcolumn, row, column, kept, x, y, scale, scale_factor, x_id, y_id, need
+    drow, dcolumn, state, peak, kept, x, y, scale, scale_factor, x_id, y_id, need
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dy, dscale); a gradient that ``need`` does not ask for is an empty tensor. The kept logits are made again."""
     with torch.autocast(x.device.type, enabled=False):
         xf, yf, s = _logits(x, y, scale, scale_factor, x_id, y_id, None)
-        weight = drow[:, None] * _softmax(s, row) + (dcolumn[:, None] * _softmax(s.T, column)).T
+        n = len(x)
+        weight = drow[:, None] * _softmax(s, state[:, :n], peak[:n])
+        weight = weight + (dcolumn[:, None] * _softmax(s.T, state[:, n:], peak[n:])).T
         factor = effective_scale(scale, scale_factor, xf.dtype)
         own = weight @ yf
         none = xf.new_empty(0)
