@@ -133,6 +133,8 @@ names = "timm:mobilenetv3_small_100 timm:vit_tiny_patch16_224 resnet18 torchvisi
 for name in names.split():
     method = SimCLR(build_backbone(name, 32)).eval()
     print(name, tuple(method.embed(torch.rand(2, 3, 32, 32)).shape))
+    bands = build_backbone(name, 32, channels=5).eval()(torch.rand(2, 5, 32, 32))
+    assert bands.shape == (2, method.feature_dim), bands.shape
 """
 
 

@@ -3,6 +3,7 @@
 Needs ``pip install fastssl[train]``. ``import fastssl`` does not import this package; nothing here is imported before use.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,12 @@ class UsageError(Exception):
     """A wrong option or input; its text is the one line the person reads, naming the option."""
 
 
+def warn(text: str) -> None:
+    """A line for a person, from the first process of a run only."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """What defines a run: stored in its checkpoints, taken from there on ``--resume``. None: chosen from the data or optimizer."""
@@ -22,6 +29,8 @@ class TrainConfig:
     data: str = "photos"
     backbone: str = "conv"
     image_size: int | None = None
+    channels: int = 3
+    pixel_range: tuple[float, float] | None = None
     epochs: int = 8
     batch_size: int = 256
     optimizer: str = "adamw"

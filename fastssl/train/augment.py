@@ -14,14 +14,14 @@ BLUR_FROM = 64  # views smaller than this have no detail to spare; the paper, to
 
 
 class TwoViews(nn.Module):
-    """images (B, 3, H, W), uint8 or float in [0, 1] -> two independent views (B, 3, S, S) float32, values in [0, 1].
+    """images (B, C, H, W), uint8 or float in [0, 1] -> two independent views (B, C, S, S) float32, values in [0, 1].
 
     Args:
         size: S, the side of a view.
         min_scale: smallest share of the image's area that a crop keeps. The paper's 0.08 is for 224 x 224.
         strength: of the colour jitter; 1 is the paper's, 0.5 its choice for 32 x 32.
         mirror: flip half of the views; wrong for digits and text.
-        colour: jitter saturation and grey a fifth of the views; without it only brightness and contrast change.
+        colour: jitter saturation and grey a fifth of the views, which needs C = 3; without it only brightness and contrast change.
         hue: jitter the hue too.
     """
 
@@ -55,7 +55,7 @@ class TwoViews(nn.Module):
         return self.steps(images), self.steps(images)
 
     def one(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> one view (B, 3, S, S)."""
+        """images (B, C, H, W) -> one view (B, C, S, S)."""
         return self.steps(as_float(images))
 
 
@@ -67,5 +67,5 @@ def lab_views(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 in [0, 1]; floating images are returned as they are."""
+    """uint8 (B, C, H, W) -> float32 in [0, 1]; floating images are returned as they are."""
     return images if images.is_floating_point() else images.float().div_(255.0)

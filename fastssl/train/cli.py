@@ -9,10 +9,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NoReturn
 
-from fastssl.train import TrainConfig, UsageError
+from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.recipes import RECIPES
 
 COMMON = ("method", "data", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "knn_every", "seed")
+PIXEL_RANGE = (
+    "pixels that become 0 and 1, in folders of files with more than 8 bits; --pixel-range=-1000,3000 where LOW is negative"
+)
 FREE_ON_RESUME = ("epochs", "knn_every", "knn_k", "knn_t")  # the other settings of a run stay as they were
 OWN_FILES = ("last.ckpt", "previous.ckpt", "curves.png", "map.png", "reconstruction.png", "csv", "tensorboard")
 
@@ -53,6 +56,16 @@ def share(text: str) -> float:
     return value
 
 
+def pixel_range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be LOW,HIGH, such as 0,4095, got '{text}'") from None
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+        raise argparse.ArgumentTypeError(f"LOW must be below HIGH, got '{text}'")
+    return low, high
+
+
 def train_parser(method: str = "simclr") -> Parser:
     """The options that ``method`` takes. They default to SUPPRESS: recipe and TrainConfig own the defaults, and --resume sees
     which ones were given."""
@@ -72,6 +85,8 @@ def train_parser(method: str = "simclr") -> Parser:
     option("data", "photos, digits, or folder:PATH (class subfolders, or flat)")
     option("backbone", "conv, vit, or a timm or torchvision model where installed (also timm:NAME, torchvision:NAME)")
     option("image_size", "side of the views in pixels (default: 32; 64 for folders)", type=number(int, 8))
+    option("channels", "bands of a picture that the encoder takes: 3, 1 for grey, or all of a file's", type=number(int, 1))
+    option("pixel_range", PIXEL_RANGE, type=pixel_range, metavar="LOW,HIGH")
     option("epochs", f"passes over the training {recipe.unit}", type=number(int, 1))
     option("batch_size", f"{recipe.unit} per step and device", type=number(int, 2))
     option("optimizer", "adamw, sgd, or lars in MoCo v3's form", choices=("adamw", "sgd", "lars"))
@@ -123,6 +138,7 @@ def eval_parser() -> Parser:
     parser = Parser("fastssl eval", description="Evaluate a trained encoder: kNN, linear probe, pictures.", formatter_class=Help)
     parser.add_argument("run", type=Path, help="run directory or checkpoint file")
     parser.add_argument("--data", help="other data than the run's: photos, digits, or folder:PATH")
+    parser.add_argument("--pixel-range", type=pixel_range, metavar="LOW,HIGH", help="of other data than the run's; " + PIXEL_RANGE)
     parser.add_argument("--knn-k", type=number(int, 1), default=None, help="neighbours that vote; by default the run's")
     parser.add_argument(
         "--knn-t", type=number(float, 0, above=True), default=None, help="temperature of the vote; by default the run's"
@@ -163,11 +179,10 @@ def set_earlier_run_aside(out: Path) -> None:
 
 
 def report_corrupt(data) -> None:
-    files = [file for half in (data.train, data.test) if hasattr(half, "corrupt_files") for file in half.corrupt_files()]
-    if files:
-        named = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-        total = len(data.train) + len(data.test)
-        print(f"warning: {len(files)} of {total} files could not be decoded and were skipped: {named}", file=sys.stderr)
+    from fastssl.train.data import reading_warnings
+
+    for line in reading_warnings(data):
+        warn(line)
 
 
 def print_scores(scores: dict[str, float], untrained: dict[str, float], config: TrainConfig) -> None:
@@ -232,6 +247,8 @@ def fit(method, config: TrainConfig, data, found, given: dict, workers: int):
 
 def announce(config: TrainConfig, data, given: dict, found, done: int) -> None:
     print(f"{config.method}, {config.backbone}, on {data.name}: {data.summary()}")
+    if getattr(data, "channels", 3) != 3 and "jitter" in RECIPES[config.method].options and config.jitter > 0:
+        print("jitter of brightness and contrast only: saturation, hue and grey views need 3 channels")
     if given["resume"] and found:
         end = "; only evaluating" if done >= config.epochs else ""
         print(f"resume: {done} of {config.epochs} epochs were finished in {found[0]}{end}")
@@ -293,8 +310,10 @@ def evaluate_run(argv: list[str]) -> int:
     path, checkpoint = found
     stored = config_of(checkpoint)
     config = replace(stored, knn_k=given.knn_k or stored.knn_k, knn_t=given.knn_t or stored.knn_t)
+    spec = given.data or config.data
+    scale = given.pixel_range or (config.pixel_range if spec.startswith("folder:") else None)
     data = RECIPES[stored.method].load(
-        replace(config, data=given.data or config.data, image_size=checkpoint["fastssl"]["image_size"])
+        replace(config, data=spec, image_size=checkpoint["fastssl"]["image_size"], pixel_range=scale)
     )
     method = restore_method(checkpoint, data)
     history = checkpoint["fastssl"]["history"] if data.name == stored.data else []
@@ -303,7 +322,7 @@ def evaluate_run(argv: list[str]) -> int:
         method.to(given.device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {given.device}: {str(error).splitlines()[0]}") from None
-    print(f"{path}: {stored.method}, {stored.backbone}, on {data.name}")
+    print(f"{path}: {stored.method}, {stored.backbone}, on {data.name}: {data.summary()}")
     evaluate(method, data, config, device=given.device, workers=workers, pictures=path.parent, kind=given.map, history=history)
     return 0
 

@@ -1,13 +1,15 @@
-"""Data sets of the command line: uint8 images (B, 3, S, S) and int64 labels (B,), taken a batch at a time.
+"""Data sets of the command line: images (B, C, S, S) and int64 labels (B,), taken a batch at a time.
+
+Images are uint8; those of folders with deeper files float32 in [0, 1]. C is 3, or ``--channels``.
 
 ``photos``       crops of photographs and micrographs that scikit-image ships; class = picture; train left, test right
 ``digits``       the 8 x 8 handwritten digits of scikit-learn
-``folder:PATH``  image files; class = subfolder; ``train`` and ``test`` (or ``val``) subfolders are the split if present
+``folder:PATH``  image files; class = subfolder; ``layout.py`` finds them and their split, ``read.py`` reads them
 
 A data set answers ``__getitems__(indices)`` with one collated batch, so a ``DataLoader`` needs no per-image collation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +19,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from fastssl.train import UsageError
+from fastssl.train import UsageError, warn
+from fastssl.train.folder import FolderImages, Look, clipped_line
+from fastssl.train.layout import find_images, shortened
+from fastssl.train.read import grey
 
 PHOTOS = {
     "astronaut": "astronaut.png",
@@ -42,13 +47,11 @@ PHOTOS = {
 PHOTOS_SEED = 0
 PHOTOS_SPLIT = 0.65  # train crops lie left of this share of the width, test crops right of it
 PHOTOS_TRAIN, PHOTOS_TEST = 400, 100  # crops of each picture
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-FOLDER_TEST_SHARE = 5  # one file in five of each class is a test file where the folder has no split of its own
 FOLDER_MARGIN = 1.25  # folder images are decoded this much larger than the view, so that crops keep detail
 
 
 class TensorImages(Dataset):
-    """Images in memory: images (N, 3, S, S) uint8, labels (N,) int64, class_names of the labels."""
+    """Images in memory: images (N, C, S, S) uint8, labels (N,) int64, class_names of the labels."""
 
     gives_index = False  # whether a batch also holds the (B,) int64 indices of its samples, for banks with a row for each
 
@@ -64,46 +67,6 @@ class TensorImages(Dataset):
 
     def corrupt_files(self) -> list[str]:
         return []
-
-
-class FolderImages(Dataset):
-    """Image files, decoded when asked for (in DataLoader workers): the shorter side to ``size``, then the centre square.
-
-    A file that cannot be decoded is left out of its batch and marked in ``corrupt`` (N,) bool, which lies in shared memory,
-    so that the main process sees what its workers met.
-    """
-
-    gives_index = False
-
-    def __init__(self, paths: list[Path], labels: list[int], class_names: tuple[str, ...], size: int):
-        self.paths, self.class_names, self.size = paths, class_names, size
-        self.labels = torch.tensor(labels, dtype=torch.int64)
-        self.corrupt = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        decoded = [(image, index) for index in indices if (image := self._decode(index)) is not None]
-        index = torch.tensor([index for _, index in decoded], dtype=torch.int64)
-        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        images = torch.stack([image for image, _ in decoded]) if decoded else empty
-        return images, self.labels[index], *([index] if self.gives_index else [])
-
-    def _decode(self, index: int) -> Tensor | None:
-        """(3, size, size) uint8, or None for a file that is no readable image."""
-        if self.corrupt[index]:
-            return None
-        try:
-            with Image.open(self.paths[index]) as image:
-                image.draft("RGB", (2 * self.size, 2 * self.size))
-                return to_square(image.convert("RGB"), self.size)
-        except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files
-            self.corrupt[index] = True
-            return None
-
-    def corrupt_files(self) -> list[str]:
-        return [str(self.paths[i]) for i in self.corrupt.nonzero().flatten().tolist()]
 
 
 class FewLabels(Dataset):
@@ -137,15 +100,6 @@ class FewLabels(Dataset):
         return self.whole.corrupt_files()
 
 
-def to_square(image: Image.Image, size: int) -> Tensor:
-    """RGB image -> its centre square, shorter side scaled to ``size``: (3, size, size) uint8."""
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    box = (left, top, left + short, top + short)
-    square = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
-
-
 @dataclass(frozen=True)
 class ImageData:
     """One data set: its two halves, the side of its views, and what augmentation may do to it without changing the class."""
@@ -157,6 +111,8 @@ class ImageData:
     mirror: bool = True
     colour: bool = True
     hue: bool = True
+    channels: int = 3
+    notes: tuple[str, ...] = ()  # what was read, for the first line of a run
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -164,13 +120,15 @@ class ImageData:
 
     def summary(self) -> str:
         known = f" ({len(self.train.known)} labelled)" if isinstance(self.train, FewLabels) else ""
-        counts = f"{len(self.train)} training{known} and {len(self.test)} test images"
-        return f"{counts} of {self.image_size} x {self.image_size}, {len(self.class_names)} classes"
+        counts = f"{len(self.train)} training{known} and {len(self.test)} test images of {self.image_size} x {self.image_size}"
+        shape = "" if self.channels == 3 else f" x {self.channels} channels"
+        names = f"{len(self.class_names)} classes ({shortened(self.class_names)})" if len(self.class_names) > 1 else "no classes"
+        return "; ".join([f"{counts}{shape}, {names}", *self.notes])
 
     @property
     def labelled(self) -> bool:
-        """Whether kNN and linear probe mean anything: two classes at least to learn from, and something to test on."""
-        return len(self.train.labels.unique()) > 1 and len(self.test) > 0
+        """Whether kNN and linear probe mean anything: two classes at least to learn from, and one of them to test on."""
+        return len(self.train.labels.unique()) > 1 and bool(torch.isin(self.test.labels, self.train.labels).any())
 
 
 def shipped_photos() -> dict[str, np.ndarray]:
@@ -234,51 +192,58 @@ def digits(size: int = 32) -> ImageData:
     return ImageData("digits", train_half, test_half, size, mirror=False, colour=False)
 
 
-def _files_by_class(root: Path) -> dict[str, list[Path]]:
-    """Image files of each subfolder, at any depth, in sorted order; a flat folder is one class."""
-    classes = {}
-    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-        found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        if found:
-            classes[folder.name] = found
-    flat = sorted(file for file in root.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    if flat:
-        classes.setdefault(root.name, []).extend(flat)
-    return classes
+def in_channels(data: ImageData, channels: int) -> ImageData:
+    """Colour images in memory, as they are or as grey ones."""
+    if channels == 3:
+        return data
+    if channels != 1:
+        raise UsageError(f"--channels {channels}: --data {data.name} has 3, or 1 as grey images")
+    halves = {half: getattr(data, half) for half in ("train", "test")}
+    return replace(data, **{name: TensorImages(grey(h.images), h.labels, h.class_names) for name, h in halves.items()}, channels=1)
 
 
-def folder(root: Path, size: int = 64) -> ImageData:
-    """Image files below ``root``: class subfolders, or flat, or ``train`` and ``test``/``val`` folders of either."""
-    if not root.is_dir():
-        raise UsageError(f"--data folder:{root}: there is no such folder")
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and test_root is not None:
-        train_files, test_files = _files_by_class(root / "train"), _files_by_class(test_root)
-    else:
-        files = _files_by_class(root)
-        part = FOLDER_TEST_SHARE
-        train_files = {name: [f for i, f in enumerate(found) if i % part != part - 1] for name, found in files.items()}
-        test_files = {name: found[part - 1 :: part] for name, found in files.items()}
-    if not any(train_files.values()):
-        raise UsageError(f"--data folder:{root}: no images there ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    names = tuple(sorted({**train_files, **test_files}))
+def folder(root: Path, size: int = 64, channels: int = 3, pixel_range: tuple[float, float] | None = None) -> ImageData:
+    """Image files below ``root``: class subfolders, or flat, or a training and a test part of either. Prints what to warn of."""
+    layout = find_images(root)
+    names = tuple(sorted({**layout.train, **layout.test}))
     decoded = round(size * FOLDER_MARGIN)
 
     def half(files: dict[str, list[Path]]) -> FolderImages:
         pairs = [(path, names.index(name)) for name in names for path in files.get(name, [])]
-        return FolderImages([path for path, _ in pairs], [label for _, label in pairs], names, decoded)
+        return FolderImages([path for path, _ in pairs], [label for _, label in pairs], names, decoded, channels, pixel_range)
 
-    return ImageData(f"folder:{root}", half(train_files), half(test_files), size)
+    train, test = half(layout.train), half(layout.test)
+    look = Look(f"folder:{root}", [train, test])
+    look.refuse()
+    for line in layout.warnings + look.warnings():
+        warn(line)
+    return ImageData(f"folder:{root}", train, test, size, channels=channels, notes=tuple(layout.notes + look.notes()))
 
 
-def load_data(spec: str, size: int | None = None) -> ImageData:
+def load_data(spec: str, size: int | None = None, channels: int = 3, pixel_range: tuple[float, float] | None = None) -> ImageData:
     """The data set that ``--data`` names; ``size`` is the side of its views in pixels."""
     if spec.startswith("folder:"):
-        return folder(Path(spec.removeprefix("folder:")).expanduser(), size or 64)
+        return folder(Path(spec.removeprefix("folder:")).expanduser(), size or 64, channels, pixel_range)
     known = {"photos": photos, "digits": digits}
     if spec not in known:
         raise UsageError(f"--data: unknown data set '{spec}'; known: photos, digits, folder:PATH")
-    return known[spec](size or 32)
+    if pixel_range is not None:
+        warn(f"the pixel range changes nothing: --data {spec} has 8 bits, 0 to 255")
+    return in_channels(known[spec](size or 32), channels)
+
+
+def reading_warnings(data) -> list[str]:
+    """Lines about the files that could not be read, or whose pixels were clipped, so far."""
+    halves = [getattr(half, "whole", half) for half in (data.train, data.test)]  # FewLabels is a view of another
+    halves = [half for half in halves if isinstance(half, FolderImages)]
+    total, lines = sum(map(len, halves)), []
+    corrupt = [(half, file) for half in halves for file in half.corrupt_files()]
+    if corrupt:
+        named = shortened([f"{file} ({half.reason(file)})" for half, file in corrupt[:3]]) + (", ..." if len(corrupt) > 3 else "")
+        lines.append(f"{len(corrupt)} of {total} files could not be decoded and were skipped: {named}")
+    if clipped := [file for half in halves for file in half.clipped_files()]:
+        lines.append(clipped_line(clipped, total, "files", halves[0].pixel_range))
+    return lines
 
 
 def batches(

@@ -132,6 +132,6 @@ def embed(
 
 
 def centre(images: Tensor, size: int) -> Tensor:
-    """(B, 3, H, W) -> the centre (B, 3, size, size)."""
+    """(B, C, H, W) -> the centre (B, C, size, size)."""
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
     return images[:, :, top : top + size, left : left + size]

@@ -11,27 +11,28 @@ from fastssl.methods import CMC, CPC, NNCLR, InstDisc, SimCLR, SupCon
 from fastssl.methods.cpc import patch_columns
 from fastssl.train import Recipe, TrainConfig, UsageError
 
-VIEWS = ("backbone", "image_size", "min_scale", "jitter", "knn_k", "knn_t")
+PIXELS = ("channels", "pixel_range")
+VIEWS = ("backbone", "image_size", *PIXELS, "min_scale", "jitter", "knn_k", "knn_t")
 HEADS = ("temperature", "hidden_dim", "projection_dim")
 
 
 def load_images(config: TrainConfig):
     from fastssl.train.data import load_data
 
-    return load_data(config.data, config.image_size)
+    return load_data(config.data, config.image_size, config.channels, config.pixel_range)
 
 
 def two_views(config: TrainConfig, data) -> nn.Module:
     from fastssl.train.augment import TwoViews
 
-    kinds = {"mirror": data.mirror, "colour": data.colour, "hue": data.hue}
+    kinds = {"mirror": data.mirror, "colour": data.colour and data.channels == 3, "hue": data.hue}
     return TwoViews(data.image_size, min_scale=config.min_scale, strength=config.jitter, **kinds)
 
 
 def backbone(config: TrainConfig, data) -> nn.Module:
     from fastssl.train.backbones import build_backbone
 
-    return build_backbone(config.backbone, data.image_size)
+    return build_backbone(config.backbone, data.image_size, data.channels)
 
 
 def image_scores(method: nn.Module, data, config: TrainConfig, *, device, workers: int, most: int | None, full: bool) -> dict:
@@ -103,6 +104,8 @@ def nnclr(config: TrainConfig, data) -> nn.Module:
 def cmc(config: TrainConfig, data) -> nn.Module:
     from fastssl.train.augment import lab_views
 
+    if data.channels != 3:
+        raise UsageError(f"--channels {data.channels}: cmc parts colour images into lightness and colour, which needs 3")
     return CMC([backbone(config, data), backbone(config, data)], split=lab_views, **heads(config))
 
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from fastssl.methods import MAE, Inpainting, SimMIM, VisionTransformer
 from fastssl.train import Recipe, TrainConfig, UsageError
-from fastssl.train.recipes_image import SIMCLR, backbone, image_scores
+from fastssl.train.recipes_image import PIXELS, SIMCLR, backbone, image_scores
 from fastssl.train.recipes_text import one_view
 
-IMAGES = ("backbone", "image_size", "min_scale", "knn_k", "knn_t")
-PIXELS = {"pixel_mean": 0.5, "pixel_std": 0.25}  # on [0, 1] itself MAE paints nothing but the mean of the image for many epochs
+IMAGES = ("backbone", "image_size", *PIXELS, "min_scale", "knn_k", "knn_t")
+SCALE = {"pixel_mean": 0.5, "pixel_std": 0.25}  # on [0, 1] itself MAE paints nothing but the mean of the image for many epochs
 
 
 def refused_in_options(make: Callable[..., nn.Module], *arguments, **options) -> nn.Module:
@@ -30,7 +30,7 @@ def refused_in_options(make: Callable[..., nn.Module], *arguments, **options) ->
 def transformer(config: TrainConfig, data) -> nn.Module:
     """The built-in transformer with fixed positions, as MAE's and SimMIM's encoders: learned ones cost it the first epochs."""
     encoder = backbone(config, data)
-    return VisionTransformer(data.image_size, positions="sine") if config.backbone == "vit" else encoder
+    return VisionTransformer(data.image_size, channels=data.channels, positions="sine") if config.backbone == "vit" else encoder
 
 
 def mae(config: TrainConfig, data) -> nn.Module:
@@ -38,17 +38,17 @@ def mae(config: TrainConfig, data) -> nn.Module:
         raise UsageError(f"--decoder-dim {config.decoder_dim}: must be a multiple of 4, the decoder's heads")
     names = ("mask_ratio", "norm_pix_loss", "decoder_dim", "decoder_depth")
     options = {name: getattr(config, name) for name in names}
-    return refused_in_options(MAE, transformer(config, data), decoder_heads=4, **PIXELS, **options)
+    return refused_in_options(MAE, transformer(config, data), decoder_heads=4, **SCALE, **options)
 
 
 def simmim(config: TrainConfig, data) -> nn.Module:
     options = {"mask_ratio": config.mask_ratio, "mask_size": config.mask_size}
-    return refused_in_options(SimMIM, transformer(config, data), **PIXELS, **options)
+    return refused_in_options(SimMIM, transformer(config, data), **SCALE, **options)
 
 
 def inpainting(config: TrainConfig, data) -> nn.Module:
     options = {name: getattr(config, name) for name in ("corruption", "mask_ratio", "mask_size", "sigma")}
-    return refused_in_options(Inpainting, backbone(config, data), data.image_size, **options)
+    return refused_in_options(Inpainting, backbone(config, data), data.image_size, channels=data.channels, **options)
 
 
 def masked_scores(method: nn.Module, data, config: TrainConfig, *, device, workers: int, most: int | None, full: bool) -> dict:

@@ -90,6 +90,8 @@ def draw_reconstruction(method: nn.Module, data, path: Path, *, device) -> Path:
     if not noisy:
         corrupted = corrupted + 0.5 * pixel_mask(mask, images, method.patch_size)
     parts = [part.clamp(0, 1).float().cpu().split(COLUMNS) for part in (images, corrupted, painted)]
+    if images.shape[1] != 3:  # one band, or the first three
+        parts = [[row[:, :3] if row.shape[1] > 3 else row[:, :1].expand(-1, 3, -1, -1) for row in part] for part in parts]
     rows = [part for block in zip(*parts, strict=True) for part in block]
     gap = max(1, images.shape[3] // 10)
     with plt.rc_context(STYLE):

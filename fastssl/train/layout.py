@@ -1,0 +1,230 @@
+"""Which files below a folder are images, their classes, and whether they train or test. ``docs/data.md`` states the rules.
+
+A class is a subfolder with all images below it. Hidden entries are no data, links are followed, and each folder is read once.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastssl.train import UsageError
+
+PICTURES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
+IMAGE_SUFFIXES = PICTURES | {".webp", ".npy"}
+ARRAYS = ".npy"  # read only where there are no other images: beside those it is a mask or a table of features
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # in any letter case, the first found
+LEVEL = ("images", "image")  # a folder that only holds the others, as in Tiny-ImageNet
+NO_DATA = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}  # of the systems
+NO_FILES = {"thumbs.db", "desktop.ini"}
+TEST_SHARE = 5  # one file in five of each class is a test file where the folder has no test part of its own
+
+
+@dataclass
+class Layout:
+    """Image files of each class for the two halves; what to say about how they were found, and what to warn of."""
+
+    train: dict[str, list[Path]]
+    test: dict[str, list[Path]]
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Search:
+    """Lists folders and counts what it passes over: ``hidden`` entries, and files that are no images by their suffix."""
+
+    def __init__(self, root: Path):
+        self.root, self.hidden, self.others = root, 0, Counter()
+        self.counted: set[Path] = set()
+        self.warnings: list[str] = []
+
+    def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Subfolders and image files of ``folder`` itself, each in order."""
+        folders, files, hidden, others = [], [], 0, Counter()
+        try:
+            with os.scandir(folder) as found:
+                for entry in found:
+                    name = entry.name.lower()
+                    suffix = Path(name).suffix
+                    if name.startswith(".") or name in NO_DATA or name in NO_FILES:
+                        hidden += 1
+                    elif entry.is_dir():
+                        folders.append(Path(entry.path))
+                    elif suffix in IMAGE_SUFFIXES and entry.is_file():
+                        files.append(Path(entry.path))
+                    else:
+                        others["broken links" if entry.is_symlink() and not entry.is_file() else suffix or "without suffix"] += 1
+        except OSError as error:
+            raise UsageError(f"--data folder:{self.root}: {folder} cannot be listed: {error.strerror}") from None
+        if folder not in self.counted:
+            self.counted.add(folder)
+            self.hidden += hidden
+            self.others += others
+        return sorted(folders), sorted(files)
+
+    def images(self, folder: Path, above: tuple[Path, ...]) -> list[Path]:
+        """Image files at any depth of ``folder``. A link back to it, or to a folder ``above``, leads nowhere."""
+        seen, waiting, found = {_identity(path) for path in above}, [folder], []
+        while waiting:
+            place = waiting.pop()
+            if (this := _identity(place)) in seen:
+                continue
+            seen.add(this)
+            folders, files = self.entries(place)
+            waiting += folders
+            found += files
+        return sorted(found)
+
+    def level(self, folder: Path) -> Path:
+        """``folder``, or its subfolder called images where nothing else in it holds an image."""
+        aside = Search(self.root)  # its counts are not wanted: these places are listed again
+        folders, files = aside.entries(folder)
+        named = [path for path in folders if path.name.lower() in LEVEL]
+        if files or len(named) != 1:
+            return folder
+        others = (path for path in folders if path != named[0])
+        return folder if any(aside.images(path, (folder,)) for path in others) else self.level(named[0])
+
+    def classes(self, folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+        """Images by class subfolder, and those without a class: of a folder that holds no class subfolders."""
+        inner = self.level(folder)
+        above = tuple(dict.fromkeys((self.root, folder, inner)))
+        folders, flat = self.entries(inner)
+        classes = {path.name: self.images(path, above) for path in folders}
+        if empty := [name for name, files in classes.items() if not files]:
+            self.warnings.append(f"no images in {shortened(empty)} of {inner}, left out")
+        classes = {name: files for name, files in classes.items() if files}
+        table = folder / f"{folder.name}_annotations.txt"
+        if flat and not classes and table.is_file():
+            return self._annotated(table, flat)
+        if flat and classes:
+            beside = f"{len(flat)} images lie beside the class folders of {inner} and are left out"
+            self.warnings.append(f"{beside}: {shortened([file.name for file in flat])}")
+            flat = []
+        return classes, flat
+
+    def _annotated(self, table: Path, files: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
+        """Classes from Tiny-ImageNet's table of file names and classes, one a line, separated by tabs."""
+        rows = (line.split("\t") for line in table.read_text(errors="replace").splitlines())
+        label = {row[0]: row[1] for row in rows if len(row) > 1}
+        classes: dict[str, list[Path]] = {}
+        for file in files:
+            if file.name in label:
+                classes.setdefault(label[file.name], []).append(file)
+        if (missing := len(files) - sum(map(len, classes.values()))) and classes:
+            self.warnings.append(f"{missing} of {len(files)} images are not in {table} and are left out")
+        return classes, [] if classes else files
+
+    def skipped(self) -> list[str]:
+        notes = [f"{sum(self.others.values())} other files ({_counted(self.others)})"] if self.others else []
+        return notes + ([f"{self.hidden} hidden entries"] if self.hidden else [])
+
+
+def find_images(root: Path) -> Layout:
+    """The layout of ``root``: a split, class subfolders, or images alone."""
+    if not root.is_dir():
+        raise UsageError(f"--data folder:{root}: there is no such folder")
+    search = Search(root)
+    inner = search.level(root)
+    folders, _ = search.entries(inner)
+    train = [path for path in folders if path.name.lower() in TRAIN]
+    test = sorted((path for path in folders if path.name.lower() in TEST), key=lambda path: (TEST.index(path.name.lower()), path))
+    if len(train) > 1:
+        raise UsageError(f"--data folder:{root}: {' and '.join(path.name for path in train)} are both the training part")
+    if train:
+        layout = _of_split(search, inner, train[0], test)
+    else:
+        layout = _of_one(search, root, inner, test)
+    _keep_pictures(layout, search.others)
+    if not any(layout.train.values()):
+        where = f" in {train[0].name}" if train else ""
+        met = "; ".join(search.skipped())
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UsageError(f"--data folder:{root}: no images{where} there ({suffixes}){'; there are ' + met if met else ''}")
+    if search.skipped():
+        layout.notes.append("left out: " + ", ".join(search.skipped()))
+    layout.warnings = search.warnings + layout.warnings + _not_shared(layout)
+    return layout
+
+
+def _of_one(search: Search, root: Path, inner: Path, test: list[Path]) -> Layout:
+    """Class subfolders, or images alone, without a split."""
+    classes, flat = search.classes(inner)
+    tests = [path.name for path in test if path.name in classes]
+    if tests and len(tests) == len(classes):
+        raise UsageError(f"--data folder:{root}: {shortened(tests)} but no train folder; to learn from it, name {test[0]} itself")
+    layout = _parted(classes or {root.name: flat}, root.name)
+    if len(classes) == 1:
+        ((name, files),) = classes.items()
+        deeper = {parts[0] for file in files if len(parts := file.relative_to(inner / name).parts) > 1}
+        if len(deeper) > 1:
+            below = f"{shortened(sorted(deeper))} are folders in it; folder:{inner / name} would take them for classes"
+            layout.warnings.append(f"all images are of one class, {name}: {below}")
+    if tests:
+        layout.warnings.append(f"{shortened(tests)} of {inner} is taken for a class, since there is no train folder beside it")
+    return layout
+
+
+def _of_split(search: Search, inner: Path, train: Path, test: list[Path]) -> Layout:
+    """A train folder and the first test folder that has labels as the train folder has."""
+    classes, flat = search.classes(train)
+    others = [path.name for path in search.entries(inner)[0] if path != train]
+    chosen, labelled, unlabelled = None, {}, []
+    for path in test:
+        labelled, unlabelled = search.classes(path)
+        if labelled or (unlabelled and not classes):
+            chosen = path
+            break
+        search.warnings.append(f"{path} has no {'images with classes' if unlabelled else 'images'}, left out")
+    unnamed = search.root.name
+    if chosen is None:
+        layout = _parted(classes or {unnamed: flat}, train.name)
+    else:
+        layout = Layout(classes or {unnamed: flat}, labelled or {unnamed: unlabelled}, [f"split of {train.name} and {chosen.name}"])
+        others.remove(chosen.name)
+    if others:
+        layout.notes.append(f"not looked at: {shortened(others)}")
+    return layout
+
+
+def _parted(files: dict[str, list[Path]], name: str) -> Layout:
+    """One file in five of each class is a test file."""
+    train = {label: [file for i, file in enumerate(found) if i % TEST_SHARE != TEST_SHARE - 1] for label, found in files.items()}
+    test = {label: found[TEST_SHARE - 1 :: TEST_SHARE] for label, found in files.items()}
+    return Layout(train, test, [f"every {TEST_SHARE}th image of {name} is a test image"])
+
+
+def _keep_pictures(layout: Layout, others: Counter) -> None:
+    """Leaves arrays out where there are pictures."""
+    halves = (layout.train, layout.test)
+    suffixes = {file.suffix.lower() for half in halves for files in half.values() for file in files}
+    if ARRAYS not in suffixes or suffixes == {ARRAYS}:
+        return
+    for half in halves:
+        for label, files in half.items():
+            half[label] = [file for file in files if file.suffix.lower() != ARRAYS]
+            others[ARRAYS] += len(files) - len(half[label])
+
+
+def _not_shared(layout: Layout) -> list[str]:
+    """Warnings of the classes that only one of two halves has."""
+    train, test = ({label for label, files in half.items() if files} for half in (layout.train, layout.test))
+    if not test or len(train | test) < 2:
+        return []
+    pairs = (("test", train - test), ("training", test - train))
+    return [f"{len(names)} classes without {half} images: {shortened(sorted(names))}" for half, names in pairs if names]
+
+
+def shortened(names: list[str], most: int = 5) -> str:
+    """The first names; bytes that are no text are written out, since not every terminal takes them."""
+    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return shown.encode(errors="backslashreplace").decode()
+
+
+def _counted(counts: Counter, most: int = 5) -> str:
+    return shortened([f"{count} {name}" for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))], most)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

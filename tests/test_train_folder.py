@@ -1,0 +1,310 @@
+# ruff: noqa: E402
+"""Folders as they are: splits, levels, hidden entries, links, labels that do not match; runs on 16 bits and on six bands."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+needs = ("PIL", "kornia", "lightning_utilities", "matplotlib", "skimage", "sklearn", "tensorboard", "tifffile")
+if any(find_spec(name) is None for name in needs):
+    pytest.skip("fastssl[train] is not installed", allow_module_level=True)
+
+import tifffile
+from PIL import Image
+
+from fastssl.__main__ import main
+from fastssl.train import UsageError
+from fastssl.train.backbones import build_backbone
+from fastssl.train.layout import find_images
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def tree(root: Path, places: dict[str, int]) -> Path:
+    """Empty files: ``count`` of them in a place that ends with /, else one of that name. Layouts are found by names alone."""
+    for place, count in places.items():
+        (root / place if place.endswith("/") else (root / place).parent).mkdir(parents=True, exist_ok=True)
+        for name in [root / place / f"{i}.png" for i in range(count)] if place.endswith("/") else [root / place]:
+            name.touch()
+    return root
+
+
+def counts(half: dict[str, list[Path]]) -> dict[str, int]:
+    return {name: len(files) for name, files in half.items() if files}
+
+
+AB = {"a": 4, "b": 5}
+# files; images of each class that train, and that test; words of the notes; words of each warning, in order
+LAYOUTS = {
+    "train + valid": (
+        {"train/a/": 4, "train/b/": 5, "valid/a/": 2, "valid/b/": 1},
+        AB,
+        {"a": 2, "b": 1},
+        ["split of train and valid"],
+        [],
+    ),
+    "Training + Validation": (
+        {"Training/a/": 4, "Training/b/": 5, "Validation/a/": 2, "Validation/b/": 1},
+        AB,
+        {"a": 2, "b": 1},
+        ["split of Training and Validation"],
+        [],
+    ),
+    "TRAIN + test + val": (
+        {"TRAIN/a/": 4, "TRAIN/b/": 5, "test/a/": 1, "test/b/": 1, "val/a/": 3, "val/b/": 3},
+        AB,
+        {"a": 1, "b": 1},
+        ["split of TRAIN and test", "not looked at: val"],
+        [],
+    ),
+    "train alone": ({"train/a/": 5, "train/b/": 6}, AB, {"a": 1, "b": 1}, ["every 5th image of train"], []),
+    "an empty test folder": (
+        {"train/a/": 5, "train/b/": 6, "test/": 0},
+        AB,
+        {"a": 1, "b": 1},
+        ["every 5th image of train"],
+        ["test has no images"],
+    ),
+    "test without classes": (
+        {"train/a/": 5, "train/b/": 6, "val/": 7},
+        AB,
+        {"a": 1, "b": 1},
+        ["every 5th"],
+        ["val has no images with classes"],
+    ),
+    "test without classes, val with": (
+        {"train/a/": 4, "train/b/": 5, "val/a/": 1, "val/b/": 1, "test/images/": 7},
+        AB,
+        {"a": 1, "b": 1},
+        ["split of train and val"],
+        ["test has no images with classes"],
+    ),
+    "no classes at all": ({"train/": 4, "test/": 2}, {"root": 4}, {"root": 2}, ["split of train and test"], []),
+    "Tiny-ImageNet without its table": (
+        {"train/a/images/": 5, "train/b/images/": 6, "val/images/": 4},
+        AB,
+        {"a": 1, "b": 1},
+        ["every 5th"],
+        ["val has no images with classes"],
+    ),
+    "images level": ({"Images/a/": 5, "Images/b/": 6, "annotations/a.xml": 1}, AB, {"a": 1, "b": 1}, ["every 5th"], []),
+    "images level with a split": (
+        {"images/train/a/": 4, "images/train/b/": 5, "images/val/a/": 1, "images/val/b/": 1, "labels/train/a.txt": 1},
+        AB,
+        {"a": 1, "b": 1},
+        ["split of train and val"],
+        [],
+    ),
+    "a class called images": ({"images/": 5, "b/": 6}, {"images": 4, "b": 5}, {"images": 1, "b": 1}, [], []),
+    "hidden and system entries": (
+        {
+            "a/": 5,
+            "b/": 6,
+            ".ipynb_checkpoints/": 3,
+            "__MACOSX/": 3,
+            "a/._0.png": 1,
+            "b/.DS_Store": 1,
+            "Thumbs.db": 1,
+            "@eaDir/": 1,
+        },
+        AB,
+        {"a": 1, "b": 1},
+        ["left out: 6 hidden entries"],
+        [],
+    ),
+    "other files": (
+        {"a/": 5, "b/": 6, "a/x.csv": 1, "b/y.csv": 1, "notes": 1},
+        AB,
+        {"a": 1, "b": 1},
+        ["3 other files (2 .csv, 1 without suffix)"],
+        [],
+    ),
+    "an empty class": ({"a/": 5, "b/": 6, "c/": 0}, AB, {"a": 1, "b": 1}, [], ["no images in c of"]),
+    "a class too small to test": (
+        {"a/": 5, "b/": 6, "c/": 3},
+        AB | {"c": 3},
+        {"a": 1, "b": 1},
+        [],
+        ["1 classes without test images: c"],
+    ),
+    "labels not shared": (
+        {"train/a/": 4, "train/b/": 5, "test/b/": 1, "test/c/": 2},
+        AB,
+        {"b": 1, "c": 2},
+        [],
+        ["1 classes without test images: a", "1 classes without training images: c"],
+    ),
+    "images beside classes": (
+        {"a/": 5, "b/": 6, "stray.png": 1},
+        AB,
+        {"a": 1, "b": 1},
+        [],
+        ["1 images lie beside the class folders"],
+    ),
+    "arrays beside pictures": ({"a/": 5, "b/": 6, "a/0.npy": 1}, AB, {"a": 1, "b": 1}, ["1 other files (1 .npy)"], []),
+    "arrays alone": ({f"a/{i}.npy": 1 for i in range(5)} | {f"b/{i}.NPY": 1 for i in range(6)}, AB, {"a": 1, "b": 1}, [], []),
+    "a class called test": ({"test/": 5, "control/": 6}, {"test": 4, "control": 5}, {"test": 1, "control": 1}, [], ["test of"]),
+    "one folder too high": (
+        {"set/a/": 5, "set/b/": 5},
+        {"set": 8},
+        {"set": 2},
+        [],
+        ["all images are of one class, set: a, b are folders in it"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout(name, tmp_path):
+    places, train, test, notes, warnings = LAYOUTS[name]
+    found = find_images(tree(tmp_path / "root", places))
+    assert counts(found.train) == train and counts(found.test) == test
+    for words in notes:
+        assert any(words in note for note in found.notes), found.notes
+    assert len(found.warnings) == len(warnings), found.warnings
+    for words, warning in zip(warnings, found.warnings, strict=True):
+        assert words in warning
+    trained, tested = (set().union(*half.values()) for half in (found.train, found.test))
+    assert not trained & tested
+
+
+def test_tiny_imagenets_table(tmp_path):
+    root = tree(tmp_path, {"train/n01/images/": 3, "train/n02/images/": 3, "val/images/": 5, "test/images/": 4})
+    rows = [f"{i}.png\tn0{1 + i % 2}\t0\t0\t9\t9" for i in range(4)]
+    (root / "val" / "val_annotations.txt").write_text("\n".join(rows))
+    found = find_images(root)
+    assert {label: [file.name for file in files] for label, files in found.test.items()} == {
+        "n01": ["0.png", "2.png"],
+        "n02": ["1.png", "3.png"],
+    }
+    assert counts(found.train) == {"n01": 3, "n02": 3} and "split of train and val" in found.notes
+    assert len(found.warnings) == 2 and "1 of 5 images are not in" in found.warnings[1]
+
+
+def test_links_are_followed_and_loops_are_cut(tmp_path):
+    away = tree(tmp_path / "away", {"x/": 3, "y/deep/": 4, "one.png": 1})
+    root = tree(tmp_path / "root", {"cat/": 5, "dog/": 2})
+    os.symlink(away / "x", root / "dog" / "x")
+    os.symlink(away / "y", root / "bird")
+    os.symlink(away / "one.png", root / "cat" / "linked.png")
+    os.symlink(root / "dog", root / "dog" / "x-again")  # a loop by name
+    os.symlink(root, away / "y" / "deep" / "up")  # and one through a linked folder
+    os.symlink(root, root / "self")
+    os.symlink(away / "x", root / "dog" / "twice")
+    os.symlink(root / "nowhere.png", root / "dog" / "broken.png")
+    found = find_images(root)
+    both = {name: len(found.train[name]) + len(found.test[name]) for name in found.train}
+    assert both == {"bird": 4, "cat": 6, "dog": 5}
+    assert any("1 broken links" in note for note in found.notes) and any("no images in self" in line for line in found.warnings)
+
+
+def test_layouts_that_are_refused(tmp_path):
+    for name, places, words in (
+        ("twice", {"train/a/": 1, "Train/a/": 1}, "Train and train are both the training part"),
+        ("tests", {"val/a/": 1, "test/a/": 1}, "test, val but no train folder"),
+        (
+            "none",
+            {"a/x.txt": 1, "a/y.heic": 1, ".git/": 1},
+            r"no images there .*2 other files \(1 .heic, 1 .txt\); 1 hidden entries",
+        ),
+        ("untrained", {"train/": 0, "test/a/": 3}, "no images in train there"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            find_images(tree(tmp_path / name, places))
+    with pytest.raises(UsageError, match="no such folder"):
+        find_images(tmp_path / "absent")
+
+
+def test_names_that_are_no_text_can_be_printed(tmp_path):
+    place = os.fsencode(tmp_path / "c") + b"\xff"
+    try:
+        os.mkdir(place)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (line,) = find_images(tree(tmp_path, {"a/": 5, "b/": 5})).warnings
+    assert "no images in c\\udcff of" in line and line.encode()
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------------
+
+
+def deep_folder(folder: Path, bands: int) -> str:
+    """Two classes of 12-bit pictures in 16 bits: grey PNG, or TIFF of several bands."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("dim", "lit")):
+        (folder / name).mkdir(parents=True)
+        for i in range(15):
+            pixels = (rng.integers(0, 1200, (20, 22, bands)) + 1500 * label).astype(np.uint16)
+            if bands == 1:
+                Image.fromarray(pixels[..., 0]).save(folder / name / f"{i}.png")
+            else:
+                tifffile.imwrite(folder / name / f"{i}.tif", pixels, photometric="minisblack", planarconfig="contig")
+    return f"folder:{folder}"
+
+
+def options(spec: str, *more: str) -> list[str]:
+    quick = ["--image-size", "16", "--batch-size", "8", "--workers", "0", "--map", "pca", "--accelerator", "cpu"]
+    return ["--data", spec, *quick, *more]
+
+
+@pytest.mark.parametrize("bands", [1, 6])
+def test_a_run_on_deep_pictures_is_evaluated_and_resumed(bands, tmp_path, capsys):
+    spec, out = deep_folder(tmp_path / "images", bands), str(tmp_path / "run")
+    deep = options(spec, "--channels", str(bands), "--pixel-range", "0,4095")
+    assert main(["train", "simclr", *deep, "--epochs", "1", "--out", out]) == 0
+    said = capsys.readouterr()
+    first, second = said.out.splitlines()[:2]
+    kind = "grey" if bands == 1 else "6-band"
+    assert first.startswith(
+        f"simclr, conv, on {spec}: 24 training and 6 test images of 16 x 16 x {bands} channels, 2 classes (dim, lit)"
+    )
+    assert "every 5th image of images is a test image" in first and f"all 30 files: 22 x 20 pixels, {kind} uint16 from " in first
+    assert second == "jitter of brightness and contrast only: saturation, hue and grey views need 3 channels"
+    assert "weighted kNN" in said.out and (tmp_path / "run" / "map.png").stat().st_size > 1000 and "looked at" not in said.err
+    assert main(["train", "simclr", *deep, "--epochs", "2", "--out", out, "--resume"]) == 0
+    said = capsys.readouterr()
+    assert "resume: 1 of 2 epochs" in said.out and "epoch   2/2" in said.out and "looked at" not in said.err
+    assert main(["train", "simclr", *deep[:-1], "0,65535", "--epochs", "2", "--out", out, "--resume"]) == 2
+    assert "--pixel-range" in capsys.readouterr().err
+    assert main(["eval", out, "--map", "pca", "--workers", "0"]) == 0
+    assert f"{kind} uint16 from" in capsys.readouterr().out
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert state["state_dict"]["method.backbone.0.weight"].shape[1] == bands
+    assert state["fastssl"]["config"]["pixel_range"] == (0.0, 4095.0)
+    other = ["eval", out, "--map", "none", "--data", "digits"]
+    assert main(other) == (0 if bands == 1 else 2)
+    said = capsys.readouterr()
+    assert "pixel range" not in said.err and ("--channels 6: --data digits" in said.err) == (bands == 6)
+
+
+def test_masked_pictures_of_six_bands(tmp_path, capsys):
+    spec = deep_folder(tmp_path / "images", 6)
+    small = ["--decoder-dim", "16", "--decoder-depth", "1", "--map", "none", "--epochs", "1"]
+    deep = options(spec, "--channels", "6", "--pixel-range", "0,4095")
+    assert main(["train", "mae", *deep, *small, "--out", str(tmp_path / "mae")]) == 0
+    assert "error" in capsys.readouterr().out and (tmp_path / "mae" / "reconstruction.png").exists()
+    assert main(["train", "cmc", *deep, "--out", str(tmp_path / "cmc")]) == 2
+    assert "--channels 6: cmc parts colour images" in capsys.readouterr().err
+    assert main(["train", "simclr", *options(spec), "--out", str(tmp_path / "three")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "30 of 30 files looked at cannot be used" in said and "--channels 6 trains on all of them" in said and said.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize("text", ["4095", "1,2,3", "5,5", "9,1", "0,inf", "nan,1", "low,high"])
+def test_a_pixel_range_that_is_none(text, capsys):
+    assert main(["train", "simclr", f"--pixel-range={text}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--pixel-range" in said and text in said
+
+
+@pytest.mark.parametrize("name", ["conv", "vit"])
+def test_built_in_backbones_of_other_channels(name):
+    for channels in (1, 13):
+        encoder = build_backbone(name, 32, channels).eval()
+        assert encoder(torch.rand(2, channels, 32, 32)).shape == (2, encoder.num_features)
