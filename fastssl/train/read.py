@@ -58,13 +58,14 @@ def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[fl
         return picture_of_array(bands_last(array, "", channels), False, size, channels, pixel_range)
     if suffix in (".tif", ".tiff") and (found := _deep_tiff(path, channels)) is not None:
         return picture_of_array(*found, size, channels, pixel_range)
-    with warnings.catch_warnings(), Image.open(path) as image:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of damaged metadata: what is wrong with the pixels raises
-        if image.format == "PNG" and (found := _deep_png(path, image)) is not None:
-            return picture_of_array(*found, size, channels, pixel_range)
-        if image.mode in DEEP_MODES:
-            return picture_of_array(_deep_band(image), False, size, channels, pixel_range)
-        return _picture_of_image(image, size, channels)
+        with Image.open(path) as image:
+            if image.format == "PNG" and (found := _deep_png(path, image)) is not None:
+                return picture_of_array(*found, size, channels, pixel_range)
+            if image.mode in DEEP_MODES:
+                return picture_of_array(_deep_band(image), False, size, channels, pixel_range)
+            return _picture_of_image(image, size, channels)
 
 
 # --- 8 bits, by Pillow --------------------------------------------------------------------------------------------------------
