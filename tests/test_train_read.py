@@ -161,6 +161,23 @@ def test_colour_of_16_bits(tmp_path):
     assert (read_picture(tmp_path / "a.tif", SIDE, 4).square.double() - expected).abs().max() <= 2 * EPS
 
 
+def test_a_picture_is_known_by_its_content_not_its_name(tmp_path):
+    colour = np.stack([RAMP * 1000 + 3, RAMP * 500, RAMP], 2).astype(np.uint16)
+    write_png16(tmp_path / "a.png", colour)
+    tifffile.imwrite(tmp_path / "b.tif", colour, photometric="rgb")
+    (tmp_path / "a.png").rename(tmp_path / "png.tif")
+    (tmp_path / "b.tif").rename(tmp_path / "tiff.jpg")
+    for name in ("png.tif", "tiff.jpg"):
+        assert read_picture(tmp_path / name, SIDE).values == (0, 35003)
+
+
+def test_more_pixels_than_pillow_opens_are_said(tmp_path, monkeypatch):
+    Image.new("RGB", (30, 30)).save(tmp_path / "0.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(UsageError, match=r"0.png: .*900 pixels"):
+        load_data(f"folder:{tmp_path}")
+
+
 def modes() -> dict[str, Image.Image]:
     """One image of each mode of 8 bits; the transparent pixels of each have colours too."""
     rng = np.random.default_rng(3)
@@ -224,9 +241,9 @@ def test_damaged_metadata_turn_nothing(exif, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             square = read_picture(tmp_path / name, SIDE).square[0]
-        with warnings.catch_warnings(), Image.open(tmp_path / name) as plain:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert np.array_equal(square.numpy(), np.array(plain))
+            assert np.array_equal(square.numpy(), np.array(Image.open(tmp_path / name)))
 
 
 MISFITS = {

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -85,7 +86,7 @@ class FolderImages(Dataset):
 
 def why(error: Exception) -> str:
     """An exception of ``read_picture`` for a person."""
-    if isinstance(error, Misfit):
+    if isinstance(error, (Misfit, Image.DecompressionBombError)):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

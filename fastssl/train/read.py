@@ -20,6 +20,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of dama
 
 KINDS = {"1": "1-bit", "L": "grey uint8", "P": "palette uint8", "LA": "grey and alpha uint8", "PA": "palette and alpha uint8"}
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of one band with more than 8 bits
+TIFF = (".tif", ".tiff")
 TIFF_ALPHA = (1, 2)  # ExtraSamples: associated and unassociated alpha
 ORIENTATION = 274  # the tag of EXIF and TIFF
 PNG_BYTES, PNG_COLOURS = b"\x89PNG\r\n\x1a\n", {2: "rgb", 4: None, 6: "rgba"}  # colour types, as kornia_rs names them
@@ -56,12 +57,15 @@ def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[fl
     if suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return picture_of_array(bands_last(array, "", channels), False, size, channels, pixel_range)
-    if suffix in (".tif", ".tiff") and (found := _deep_tiff(path, channels)) is not None:
+    if suffix in TIFF and (found := _deep_tiff(path, channels)) is not None:
         return picture_of_array(*found, size, channels, pixel_range)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of damaged metadata: what is wrong with the pixels raises
         with Image.open(path) as image:
-            if image.format == "PNG" and (found := _deep_png(path, image)) is not None:
+            found = _deep_png(path, image) if image.format == "PNG" else None
+            if image.format == "TIFF" and suffix not in TIFF:  # by another name
+                found = _deep_tiff(path, channels)
+            if found is not None:
                 return picture_of_array(*found, size, channels, pixel_range)
             if image.mode in DEEP_MODES:
                 return picture_of_array(_deep_band(image), False, size, channels, pixel_range)
