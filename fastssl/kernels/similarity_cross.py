@@ -145,7 +145,9 @@ def similarity_cross_fwd_kernel(
             tl.store(column_sum_ptr + behind + cols, column_sum, mask=cols < M)
         if BOUNDED:
             top, total = under_a_top(top, total)
-        at = split.to(tl.int64) * N + rows
+        at = rows.to(tl.int64)
+        if row_ptr is None:
+            at += split.to(tl.int64) * N
         _store_rows(top_ptr, sum_ptr, row_ptr, peak_ptr, rank_ptr, threshold_ptr, at, top, total, rank, inside)
         if first > begin:
             tl.debug_barrier()  # what other threads stored

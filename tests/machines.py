@@ -1,0 +1,65 @@
+"""The numeric tests as other machines would run them: other code paths of the BLAS and of torch, numbers of threads, random inputs.
+
+python -m tests.machines                    all settings, one after the other
+python -m tests.machines avx2 unlucky       these
+python -m tests.machines --today            one of them, another one each day, over a short set of tests: CI runs it too
+
+No result may rest on the bits of a matrix product, so every setting must pass.
+"""
+
+import argparse
+import datetime
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+#: name -> environment, and arguments of pytest. MKL's settings choose other kernels of the same CPU, in other orders of sums.
+SETTINGS = {
+    "compatible": ({"MKL_CBWR": "COMPATIBLE"}, []),
+    "avx2": ({"MKL_ENABLE_INSTRUCTIONS": "AVX2"}, []),
+    "plain torch": ({"ATEN_CPU_CAPABILITY": "default"}, []),
+    "4 threads": ({"OMP_NUM_THREADS": "4"}, []),
+    "seed 1": ({"FASTSSL_TEST_SEED": "1"}, []),
+    "seed 2": ({"FASTSSL_TEST_SEED": "2", "MKL_CBWR": "COMPATIBLE"}, []),
+    "unlucky": ({}, ["--unlucky"]),
+}
+SHORT = ("test_similarity.py", "test_nt_xent.py", "test_cross_and_sigmoid.py", "test_ema.py", "test_optim_ops.py")
+NUMERIC = (
+    *SHORT, "test_ops.py", "test_contrastive.py", "test_older_losses.py", "test_cosine_losses.py", "test_softplus_sum.py",
+    "test_memory_bank.py", "test_momentum.py", "test_momentum_half.py", "test_queue.py", "test_optim.py", "test_optim_peers.py",
+    "test_mask_ids.py", "test_masking_ops.py", "test_token_masks.py", "test_masks.py", "test_compat.py", "test_compat_masked.py",
+    "test_compat_moco.py", "test_compat_timm.py", "test_triton_similarity.py", "test_triton_cross.py", "test_triton_sigmoid.py",
+)  # fmt: skip
+
+
+def run(name: str, files: tuple[str, ...], extra: list[str]) -> bool:
+    environment, arguments = SETTINGS[name]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, *extra]
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | environment
+    start = time.monotonic()
+    done = subprocess.run([*command, *(str(ROOT / "tests" / file) for file in files)], env=environment, cwd=ROOT)
+    print(f"{name}: {'passed' if done.returncode == 0 else 'FAILED'} in {time.monotonic() - start:.0f} s", flush=True)
+    return done.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"settings: {', '.join(SETTINGS)}")
+    parser.add_argument("--today", action="store_true")
+    parser.add_argument("--pytest", default="", help="further arguments of pytest, in one string")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in SETTINGS]:
+        parser.error(f"expected settings among {', '.join(SETTINGS)}, got {', '.join(unknown)}")
+    names = options.names or list(SETTINGS)
+    if options.today:
+        names = [list(SETTINGS)[datetime.date.today().toordinal() % len(SETTINGS)]]
+    files = SHORT if options.today else NUMERIC
+    passed = [run(name, files, options.pytest.split()) for name in names]
+    sys.exit(0 if all(passed) else 1)
+
+
+if __name__ == "__main__":
+    main()
