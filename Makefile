@@ -27,8 +27,9 @@ setup: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/base.txt
 	touch $@
 
-# An editable install: the compiled kernels are built into the source tree.
-.venv/.built: .venv/.base setup.py pyproject.toml $(shell find csrc -type f)
+# An editable install: the compiled kernels are built into the source tree. They belong to one torch: another one builds them anew.
+.venv/.built: .venv/.base setup.py pyproject.toml $(shell find csrc -type f) $(wildcard .venv/lib/python*/site-packages/torch/version.py)
+	@echo "Compiling the kernels: two or three minutes on 2 idle cores. FASTSSL_BUILD=cpu leaves out CUDA."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
@@ -43,4 +44,4 @@ setup: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv build runs fastssl/*.so *.egg-info
+	rm -rf .venv build dist runs fastssl/*.so fastssl/_build.json *.egg-info

@@ -1,106 +1,184 @@
-"""Builds fastssl._C (C++ kernels, pybind11) and, where there are CUDA sources and nvcc, fastssl/_cuda.so, with ninja.
+"""Builds fastssl._C (C++ kernels) and, where there is nvcc, fastssl/_cuda.so; fastssl/_build.json says what was left out and why.
 
-FASTSSL_BUILD=auto|cuda|cpu|none chooses: "auto" builds what the compilers here allow and falls back to pure Python with a
-warning, "cuda" and "cpu" fail if they can't, "none" installs pure Python.
+FASTSSL_BUILD=auto|cuda|cpu|none chooses: "auto" builds what the compilers here allow, which may be nothing, "cuda" and "cpu"
+fail if they can't, "none" installs pure Python. FASTSSL_CUDA_ARCH="9.0" (or "8.0;9.0") compiles for these GPUs alone.
 """
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
-# pip puts ninja beside the interpreter, which need not be on PATH.
-os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-CUDA_ARCHITECTURES = ("80", "90a", "100a", "120")
-CHOICE = os.environ.get("FASTSSL_BUILD", "auto")
-if CHOICE not in ("auto", "cuda", "cpu", "none"):
-    sys.exit(f"FASTSSL_BUILD must be auto, cuda, cpu or none, got {CHOICE!r}")
+ROOT = Path(__file__).resolve().parent
+HINT = "FASTSSL_BUILD=cpu leaves out the CUDA kernels, FASTSSL_BUILD=none installs plain PyTorch, without kernels."
+# Machine code runs on its own generation, also on later minor versions (10.0 on 10.3); later generations translate the last PTX.
+ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 
 
-def cpp_extension():
-    """The extension and its build command, or None for pure Python."""
-    if CHOICE == "none":
-        return None
-    compiler = os.environ.get("CXX", "g++")
-    reason = None if shutil.which(compiler.split()[0]) else f"no C++ compiler ({compiler})"
+def stop(sentence: str, cause: Exception | None = None) -> None:
+    """Ends the build with one sentence, which pip shows last."""
+    raise SystemExit(f"fastssl: {sentence}") from cause
+
+
+def find_ninja() -> str | None:
+    """pip puts ninja beside the interpreter or into a package of that name; neither need be on PATH, where torch looks."""
+    folders = [str(Path(sys.executable).parent)]
     try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
+        import ninja
+
+        folders.append(ninja.BIN_DIR)
     except ImportError:
-        reason = "torch is not importable here (build with --no-build-isolation)"
-    if reason:
-        if CHOICE != "auto":
-            sys.exit(f"FASTSSL_BUILD={CHOICE}: {reason}")
-        print(f"warning: {reason}; installing fastssl without C++ kernels", file=sys.stderr)
-        return None
+        pass
+    os.environ["PATH"] = os.pathsep.join([*folders, os.environ.get("PATH", os.defpath)])
+    return shutil.which("ninja")
+
+
+CHOICE = os.environ.get("FASTSSL_BUILD", "auto")
+ASKED = re.split(r"[;,\s]+", os.environ.get("FASTSSL_CUDA_ARCH", "").strip())
+CXX = os.environ.get("CXX", "g++")
+NINJA = find_ninja()
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"))
+TIME = "3 minutes of one core"
+#: Why a library is left out, or None.
+NO_CPP = "FASTSSL_BUILD=none was set" if CHOICE == "none" else None if shutil.which(CXX.split()[0]) else f"no C++ compiler ({CXX})"
+NO_CUDA = "FASTSSL_BUILD=cpu was set" if CHOICE == "cpu" else NO_CPP or (None if NVCC else "nvcc is not on PATH, nor in CUDA_HOME")
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    stop(f"setuptools 77 or newer builds it, this is {setuptools.__version__}: pip install --upgrade setuptools")
+if CHOICE not in ("auto", "cuda", "cpu", "none"):
+    stop(f"FASTSSL_BUILD must be auto, cuda, cpu or none, got {CHOICE!r}")
+if ASKED != [""] and not all(re.fullmatch(r"\d+\.\d", each) for each in ASKED):
+    stop(f'FASTSSL_CUDA_ARCH must name compute capabilities such as "9.0" or "8.0;9.0", got {os.environ["FASTSSL_CUDA_ARCH"]!r}')
+if CHOICE in ("cuda", "cpu") and (missing := NO_CPP or (CHOICE == "cuda" and NO_CUDA)):
+    stop(f"FASTSSL_BUILD={CHOICE}: {missing}")
+
+torch = cpp = None
+if not NO_CPP:
+    try:
+        import torch
+        from torch.utils import cpp_extension as cpp
+    except ImportError:
+        pass
+
+
+def refuse() -> None:
+    """Ends a build that cannot come to a good end before anything is compiled."""
+    if torch is None:
+        stop(
+            "its kernels are compiled for the torch that will run them, and there is no torch in this build (pip builds in an "
+            'environment of its own unless told otherwise). Install torch first, then: pip install "setuptools>=77" ninja && '
+            f"pip install --no-build-isolation . {HINT}"
+        )
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
+        stop(f"it needs torch 2.11 or newer, this is {torch.__version__}")
+    if not NO_CUDA and not NINJA:
+        stop(f"nvcc is here, but ninja is not, which builds the CUDA kernels: pip install ninja. {HINT}")
+
+
+def write_record(folder: Path) -> None:
+    """What fastssl reads when it is imported: the torch that it was built for, and why a library was left out."""
+    record = {"torch": str(torch.__version__) if torch else None, "no_cpp": NO_CPP, "no_cuda": NO_CUDA}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "_build.json").write_text(json.dumps(record) + "\n")
+
+
+def extension() -> setuptools.Extension:
     cuda = ROOT / "csrc" / "cuda"
     sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp") if path.parent != cuda)
-    headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl"))
-    extension = CppExtension(
+    if cpp is None:
+        return setuptools.Extension("fastssl._C", sources)
+    return cpp.CppExtension(
         "fastssl._C",
         sources,
-        depends=headers,
+        depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl")),
         include_dirs=[str(ROOT / "csrc")],
         # Without -fopenmp at::parallel_for is a serial loop, in silence. Python's own flags say -g: a quarter of the compile time.
         extra_compile_args=["-O3", "-g0", "-std=c++20", "-fopenmp", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas"],
         extra_link_args=["-fopenmp"],
     )
-    return extension, BuildExtension
 
 
-def build_cuda() -> None:
-    """csrc/cuda/* to fastssl/_cuda.so by nvcc and ninja: stable ABI only, so it needs no CUDA build of torch.
+def cuda_codes() -> tuple[str, int]:
+    """nvcc's options for machine code of each architecture and PTX of the last one, and how many architectures that are."""
+    names = sorted({int(each.replace(".", "")) for each in (ARCHITECTURES if ASKED == [""] else ASKED)})
+    if ASKED == [""]:  # an older nvcc lacks the newest
+        known = subprocess.run([NVCC, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+        names = [name for name in names if f"compute_{name}" in known]
+    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names[:-1]]
+    return " ".join([*codes, f"-gencode=arch=compute_{names[-1]},code=[sm_{names[-1]},compute_{names[-1]}]"]), len(names)
+
+
+def build_cuda(library: Path) -> None:
+    """csrc/cuda/* by nvcc and ninja to a library that uses torch's stable ABI only.
 
     Kernels (.cu) see no torch header: each is parsed once for each architecture. The ops around them are plain C++.
+
+    Python keeps torch's libraries out of the process's global scope, so the library names all those whose symbols it uses. One of
+    them, libtorch_cuda.so, does not come with a CPU build of torch. An empty library of that name stands for it when linking, so
+    that the result is the same beside any torch; at run time the loader finds the one that torch has loaded.
 
     Registers and spills of every kernel are in build/cuda/*.log; a test reads them.
     """
     sources = sorted([*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")])
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"))
-    if CHOICE == "cuda" and not nvcc:
-        sys.exit("FASTSSL_BUILD=cuda: nvcc is not on PATH, nor in CUDA_HOME")
-    if CHOICE in ("cpu", "none") or not nvcc or not sources:
-        return
-    import torch.utils.cpp_extension as cpp
-
     build = ROOT / "build" / "cuda"
     build.mkdir(parents=True, exist_ok=True)
-    codes = " ".join(f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES)
+    codes, count = cuda_codes()
     includes = " ".join(f"-I{path}" for path in cpp.include_paths())
     common = f"-O3 -std=c++20 -Xcompiler -fPIC -I{ROOT / 'csrc'}"
-    kernel = f"{common} -Xptxas -v --threads {len(CUDA_ARCHITECTURES)} {codes}"
+    kernel = f"{common} -Xptxas -v --threads {count} {codes}"
     op = f"{common} -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA {includes}"
-    # torch's libraries are not in the global scope of a Python process: unless they are named here, no symbol of theirs is found.
-    folders = [Path(path) for path in cpp.library_paths()]
-    names = [name for name in ("c10", "torch_cpu", "torch_cuda") if any((f / f"lib{name}.so").exists() for f in folders)]
-    torch = " ".join([*(f"-L{folder}" for folder in folders), *(f"-l{name}" for name in names)])
+    stub = build / "libtorch_cuda.so"
+    libraries = " ".join([*(f"-L{folder}" for folder in (build, *cpp.library_paths())), "-ltorch_cuda -ltorch_cpu -lc10"])
     objects = [build / f"{source.name}.o" for source in sources]
     compile = "{nvcc} -MMD -MF $out.d {flags} -c $in -o $out >$out.log 2>&1 || {{ cat $out.log; false; }}"
     lines = [
         *(
-            f"rule {name}\n  command = {compile.format(nvcc=nvcc, flags=flags)}\n  depfile = $out.d\n  deps = gcc"
+            f"rule {name}\n  command = {compile.format(nvcc=NVCC, flags=flags)}\n  depfile = $out.d\n  deps = gcc"
             for name, flags in (("cu", kernel), ("cpp", op))
         ),
-        f"rule link\n  command = {nvcc} -shared {codes} $in -o $out {torch}",
+        f"rule stub\n  command = {CXX} -shared -Wl,-soname,{stub.name} -x c++ /dev/null -o $out",
+        f"rule link\n  command = {NVCC} -shared {codes} $in -o $out -Xlinker --no-as-needed {libraries}",
+        f"build {stub}: stub",
         *(f"build {out}: {source.suffix[1:]} {source}" for out, source in zip(objects, sources, strict=True)),
-        f"build {ROOT / 'fastssl' / '_cuda.so'}: link {' '.join(map(str, objects))}",
+        f"build {library}: link {' '.join(map(str, objects))} | {stub}",
     ]
     (build / "build.ninja").write_text("\n".join(lines) + "\n")
-    subprocess.run(["ninja", "-C", str(build)], check=True)
+    jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []  # torch's own switch, obeyed for the C++ kernels too
+    subprocess.run([NINJA, "-C", str(build), *jobs], check=True)
 
 
-cpp = cpp_extension()
-if cpp is None:
-    setup()
-else:
-    extension, BuildExtension = cpp
+class BuildPy(build_py):
+    def run(self):
+        super().run()
+        write_record(ROOT / "fastssl" if self.editable_mode else Path(self.build_lib) / "fastssl")
 
-    class Build(BuildExtension):
-        def run(self):
-            super().run()
-            build_cuda()
 
-    setup(ext_modules=[extension], cmdclass={"build_ext": Build})
+class BuildExt(build_ext if cpp is None else cpp.BuildExtension):
+    def run(self):
+        folder = Path(self.get_ext_fullpath("fastssl._C")).resolve().parent  # the package where built in place, else a wheel's
+        library = folder / "_cuda.so"
+        if not NO_CPP:
+            refuse()
+            print(f"fastssl: compiling: about {TIME}, which ninja {'divides' if NINJA else 'would divide'} among the cores")
+            try:
+                super().run()
+                if not NO_CUDA:
+                    build_cuda(library)
+            except Exception as error:
+                stop(f"its kernels did not compile, the compiler's words are above ({error}). {HINT}", error)
+        if NO_CUDA and not self.inplace:
+            library.unlink(missing_ok=True)  # of an earlier wheel's build
+        write_record(folder)
+
+
+if NO_CPP:
+    print(f"fastssl: {NO_CPP}: it is installed in plain PyTorch, without kernels", file=sys.stderr)
+modules = [] if NO_CPP else [extension()]
+setuptools.setup(ext_modules=modules, cmdclass={"build_py": BuildPy, "build_ext": BuildExt})

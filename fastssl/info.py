@@ -6,15 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 from ._version import __version__
 from .ops import normalize, similarity  # noqa: F401  declare their ops
+from .ops._compiled import CUDA_LIBRARY
 from .ops._register import _C, OWNERS, why_not_cpp, why_not_cuda, why_not_triton
-
-CUDA_LIBRARY = Path(__file__).parent / "_cuda.so"
 
 
 def _version(package: str) -> str:
@@ -26,7 +24,7 @@ def _version(package: str) -> str:
 
 def _cpp_lines() -> list[str]:
     if _C is None:
-        return [f"C++ kernels     not built or not loadable: {why_not_cpp}"]
+        return [f"C++ kernels     none: {why_not_cpp}"]
     build = _C.build_info()
     isas = ", ".join(f"[{name}]" if name == _C.isa() else name for name in _C.isas())
     return [
@@ -45,10 +43,10 @@ def _nvcc() -> str:
 
 def _cuda_line() -> str:
     if not CUDA_LIBRARY.exists():
-        return f"CUDA C++        {why_not_cuda} ({_nvcc()})"
-    architectures = sorted(set(re.findall(rb"sm_\d+a?", CUDA_LIBRARY.read_bytes())))
+        return f"CUDA C++        none: {why_not_cuda} ({_nvcc()})"
+    architectures = sorted(set(re.findall(rb"sm_(\d+)", CUDA_LIBRARY.read_bytes())), key=int)
     loaded = "" if why_not_cuda is None else f", not loaded: {why_not_cuda}"
-    return f"CUDA C++        for {b', '.join(architectures).decode()} ({_nvcc()}){loaded}"
+    return f"CUDA C++        for {', '.join(f'sm_{name.decode()}' for name in architectures)} ({_nvcc()}){loaded}"
 
 
 def _gpu_lines() -> list[str]:
@@ -63,11 +61,16 @@ def _gpu_lines() -> list[str]:
     return [kernels, *gpus]
 
 
+def _no(library: str, why: str | None) -> str:
+    """A library that is not there at all is explained once, above the table."""
+    return f"no {library}, see above" if why else f"no {library} kernel for it"
+
+
 def _why(key: str, owner: str) -> str:
     if key == "CPU" and owner == "reference":
-        return f"no C++: {why_not_cpp or 'the op has no C++ kernel'}"
+        return _no("C++", why_not_cpp)
     if key == "CUDA" and owner == "reference":
-        return f"no CUDA C++: {why_not_cuda or 'no kernel for it'}; no Triton: {why_not_triton or 'no kernel for it'}"
+        return f"{_no('CUDA C++', why_not_cuda)}; {_no('Triton', why_not_triton)}"
     return "no CUDA C++ kernel for it" if owner == "Triton" else ""
 
 
@@ -78,12 +81,13 @@ def report() -> str:
         f"torch           {torch.__version__}, Triton {_version('triton')}, numpy {_version('numpy')}",
         *_cpp_lines(),
         *_gpu_lines(),
+        *([f"Triton kernels  none: {why_not_triton}"] if why_not_triton else []),
         "",
         f"{'op':22}{'CPU':12}CUDA",
     ]
     for op, owners in OWNERS.items():
         reasons = [f"{key}: {why}" for key, owner in owners.items() if (why := _why(key, owner))]
-        lines.append(f"{op:22}{owners['CPU']:12}{owners['CUDA']:12}{'; '.join(reasons)}")
+        lines.append(f"{op:22}{owners['CPU']:12}{owners['CUDA']:12}{'; '.join(reasons)}".rstrip())
     return "\n".join(lines)
 
 

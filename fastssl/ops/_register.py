@@ -8,34 +8,15 @@ from pathlib import Path
 
 import torch
 
+from ._compiled import load_cpp, load_cuda
+
 _LIBRARY = torch.library.Library("fastssl", "FRAGMENT")
 
-try:
-    from fastssl import _C  # loading it registers the C++ kernels for the CPU key
-except ImportError as error:
-    _C, why_not_cpp = None, str(error)
-else:
-    why_not_cpp = None
-
+_C, why_not_cpp = load_cpp()
+why_not_cuda = load_cuda()
 why_not_triton = None if importlib.util.find_spec("triton") else "triton is not installed"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def _load_cuda() -> str | None:
-    """Registers the CUDA C++ kernels, or says why not. Opens no device."""
-    if not (_PACKAGE / "_cuda.so").exists():
-        return "fastssl/_cuda.so is not built (no nvcc?)"
-    if torch.version.cuda is None:
-        return "torch is built without CUDA"
-    try:
-        torch.ops.load_library(str(_PACKAGE / "_cuda.so"))
-    except OSError as error:
-        return str(error)
-    return None
-
-
-why_not_cuda = _load_cuda()
 
 #: op name -> dispatch key -> "C++" | "CUDA C++" | "Triton" | "reference"; what ``fastssl info`` prints.
 OWNERS: dict[str, dict[str, str]] = {}

@@ -1,0 +1,67 @@
+"""The compiled libraries beside this package: loads those that fit this torch, and says why the others are not in use."""
+
+import importlib
+import importlib.util
+import json
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CUDA_LIBRARY = _PACKAGE / "_cuda.so"
+RECORD = _PACKAGE / "_build.json"
+
+
+def _record() -> dict[str, str | None]:
+    """What setup.py wrote: ``torch`` it was built for, ``no_cpp`` and ``no_cuda`` why a library was left out. Empty without it."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def _minor(version: str) -> list[str]:
+    return version.split("+")[0].split(".")[:2]
+
+
+def _unused(library: str, why: str) -> str:
+    """Warns of a library that is there and cannot be used; returns ``why``."""
+    warnings.warn(f"fastssl: {library} is not in use: {why}", RuntimeWarning, stacklevel=2)
+    return why
+
+
+def load_cpp() -> tuple[ModuleType | None, str | None]:
+    """``fastssl._C``, whose import registers the C++ kernels for the CPU key; or None, and why.
+
+    It uses torch's C++ interface, which changes with every minor version: beside another torch it would crash, or worse.
+    """
+    record = _record()
+    if record.get("no_cpp"):
+        return None, f"left out when fastssl was installed: {record['no_cpp']}"
+    if importlib.util.find_spec("fastssl._C") is None:
+        return None, f"fastssl._C is not built for Python {sys.version_info.major}.{sys.version_info.minor}"
+    built_for = record.get("torch")
+    if built_for and _minor(built_for) != _minor(torch.__version__):
+        return None, _unused(
+            "fastssl._C",
+            f"it was compiled for torch {built_for}, and this is torch {torch.__version__}. Compile it again, in fastssl's source "
+            "tree: pip install --no-build-isolation --no-deps . (-e . where it was installed so)",
+        )
+    try:
+        return importlib.import_module("fastssl._C"), None
+    except ImportError as error:
+        return None, _unused("fastssl._C", str(error))
+
+
+def load_cuda() -> str | None:
+    """Registers the CUDA C++ kernels, or says why not. Opens no device."""
+    if not CUDA_LIBRARY.exists():
+        why = _record().get("no_cuda")
+        return f"left out when fastssl was installed: {why}" if why else "fastssl/_cuda.so is not built"
+    if torch.version.cuda is None:
+        return "torch is built without CUDA"
+    try:
+        torch.ops.load_library(str(CUDA_LIBRARY))
+    except OSError as error:  # torch's own message names the file alone
+        return _unused("fastssl/_cuda.so", str(error.__cause__ or error))
+    return None
