@@ -17,7 +17,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-HINT = "FASTSSL_BUILD=cpu leaves out the CUDA kernels, FASTSSL_BUILD=none installs plain PyTorch, without kernels."
+WITHOUT = "FASTSSL_BUILD=none installs fastssl in plain PyTorch, without kernels"
+HINT = f"FASTSSL_BUILD=cpu leaves out the CUDA kernels; {WITHOUT}."
 # Machine code runs on its own generation, also on later minor versions (10.0 on 10.3); later generations translate the last PTX.
 ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 
@@ -74,7 +75,7 @@ def refuse() -> None:
         stop(
             "its kernels are compiled for the torch that will run them, and there is no torch in this build (pip builds in an "
             'environment of its own unless told otherwise). Install torch first, then: pip install "setuptools>=77" ninja && '
-            f"pip install --no-build-isolation . {HINT}"
+            f"pip install --no-build-isolation . ({WITHOUT}.)"
         )
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
         stop(f"it needs torch 2.11 or newer, this is {torch.__version__}")

@@ -38,15 +38,15 @@ def _nvcc() -> str:
     if nvcc is None:
         return "no nvcc here"
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    return "nvcc " + (re.findall(r"release ([\d.]+)", text) or ["of unknown version"])[0]
+    return "nvcc " + (re.findall(r"release ([\d.]+)", text) or ["of unknown version"])[0] + " here"
 
 
 def _cuda_line() -> str:
     if not CUDA_LIBRARY.exists():
-        return f"CUDA C++        none: {why_not_cuda} ({_nvcc()})"
+        return f"CUDA C++        none: {why_not_cuda}; {_nvcc()}"
     architectures = sorted(set(re.findall(rb"sm_(\d+)", CUDA_LIBRARY.read_bytes())), key=int)
-    loaded = "" if why_not_cuda is None else f", not loaded: {why_not_cuda}"
-    return f"CUDA C++        for {', '.join(f'sm_{name.decode()}' for name in architectures)} ({_nvcc()}){loaded}"
+    loaded = "" if why_not_cuda is None else f"; not loaded: {why_not_cuda}"
+    return f"CUDA C++        for {', '.join(f'sm_{name.decode()}' for name in architectures)}; {_nvcc()}{loaded}"
 
 
 def _gpu_lines() -> list[str]:
