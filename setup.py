@@ -46,7 +46,6 @@ ASKED = re.split(r"[;,\s]+", os.environ.get("FASTSSL_CUDA_ARCH", "").strip())
 CXX = os.environ.get("CXX", "g++")
 NINJA = find_ninja()
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"))
-TIME = "3 minutes of one core"
 #: Why a library is left out, or None.
 NO_CPP = "FASTSSL_BUILD=none was set" if CHOICE == "none" else None if shutil.which(CXX.split()[0]) else f"no C++ compiler ({CXX})"
 NO_CUDA = "FASTSSL_BUILD=cpu was set" if CHOICE == "cpu" else NO_CPP or (None if NVCC else "nvcc is not on PATH, nor in CUDA_HOME")
@@ -167,7 +166,8 @@ class BuildExt(build_ext if cpp is None else cpp.BuildExtension):
         library = folder / "_cuda.so"
         if not NO_CPP:
             refuse()
-            print(f"fastssl: compiling: about {TIME}, which ninja {'divides' if NINJA else 'would divide'} among the cores")
+            how = "ninja divides them" if NINJA else "pip install ninja would divide them"
+            print(f"fastssl: compiling takes about {3 if NO_CUDA else 5} minutes of one core; {how} among the cores")
             try:
                 super().run()
                 if not NO_CUDA:

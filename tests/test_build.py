@@ -135,12 +135,13 @@ def test_no_cuda_kernel_spills_registers():
     logs = {path.stem: ROOT / "build" / "cuda" / f"{path.name}.o.log" for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
     if not all(log.exists() for log in logs.values()):
         pytest.skip("the CUDA library is not built here")
+    architectures = set(re.findall(r"for '(sm_\w+)'", "".join(log.read_text() for log in logs.values())))
     for name, log in logs.items():
         text = log.read_text()
         spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
         assert set(spills) <= {("0", "0")}, (name, spills)
-        kernels = set(re.findall(r"Compiling entry function '(\w+)' for 'sm_90'", text))
-        assert all(text.count(f"'{kernel}' for 'sm_{arch}'") == 1 for kernel in kernels for arch in (80, 90, 100, 120))
+        kernels = set(re.findall(r"Compiling entry function '(\w+)'", text))
+        assert all(text.count(f"'{kernel}' for '{arch}'") == 1 for kernel in kernels for arch in architectures)
         assert kernels or "__global__" not in (ROOT / "csrc" / "cuda" / f"{name}.cu").read_text()
 
 
