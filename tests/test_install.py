@@ -9,6 +9,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -218,3 +219,15 @@ def test_another_torch_rebuilds(tmp_path):
     later = stamp.stat().st_mtime + 1
     os.utime(version, (later, later))
     assert subprocess.run(question, cwd=tmp_path).returncode == 1
+
+
+def test_kernels_of_another_version_are_told_from_a_fault(monkeypatch):
+    """A source tree that was updated without compiling: torch's own words speak of inferred schemas."""
+    from fastssl.ops import _register
+
+    def define(*_):
+        raise RuntimeError("Inferred operator schema for a C++ kernel function doesn't match the expected function schema")
+
+    monkeypatch.setattr(_register, "_LIBRARY", SimpleNamespace(define=define))
+    with pytest.raises(ImportError, match=r"of another version of it \(similarity_fwd\)\. Compile again"):
+        _register.define_op("similarity_fwd", "(Tensor x) -> Tensor", None, "similarity")

@@ -13,6 +13,9 @@ import torch
 _PACKAGE = Path(__file__).resolve().parents[1]
 CUDA_LIBRARY = _PACKAGE / "_cuda.so"
 RECORD = _PACKAGE / "_build.json"
+COMPILE_AGAIN = (
+    "Compile again, in fastssl's source tree: pip install --no-build-isolation --no-deps . (-e . where it was installed so)"
+)
 
 
 def _record() -> dict[str, str | None]:
@@ -44,8 +47,7 @@ def load_cpp() -> tuple[ModuleType | None, str | None]:
     if built_for and _minor(built_for) != _minor(torch.__version__):
         return None, _unused(
             "fastssl._C",
-            f"it was compiled for torch {built_for}, and this is torch {torch.__version__}. Compile it again, in fastssl's source "
-            "tree: pip install --no-build-isolation --no-deps . (-e . where it was installed so)",
+            f"it was compiled for torch {built_for}, and this is torch {torch.__version__}. {COMPILE_AGAIN}",
         )
     try:
         return importlib.import_module("fastssl._C"), None

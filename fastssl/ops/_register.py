@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ._compiled import load_cpp, load_cuda
+from ._compiled import COMPILE_AGAIN, load_cpp, load_cuda
 
 _LIBRARY = torch.library.Library("fastssl", "FRAGMENT")
 
@@ -33,7 +33,12 @@ def _late(module: str, name: str) -> Callable:
 
 def define_op(name: str, signature: str, fake: Callable, file: str):
     """Declare ``fastssl::name``; ``file`` is the op's word in csrc, kernels and reference. Returns the bound overload."""
-    _LIBRARY.define(name + signature)
+    try:
+        _LIBRARY.define(name + signature)
+    except RuntimeError as error:  # a compiled kernel of this name takes or gives something else
+        raise ImportError(
+            f"fastssl: the compiled kernels beside this package are those of another version of it ({name}). {COMPILE_AGAIN}"
+        ) from error
     torch.library.register_fake(f"fastssl::{name}", fake)
     owners = OWNERS.setdefault(name, {})
     reference = _late(f"fastssl.reference.{file}", name)
