@@ -75,7 +75,7 @@ def test_without_noise_it_is_one_call_of_torch_rand():
 @pytest.mark.parametrize(
     "length, ratio, kept",  # MAE, stable-pretraining, SimMIM, timm
     [(196, 0.75, (49, 49, 49, 49)), (196, 0.6, (78, 79, 78, 78)), (196, 0.9, (19, 20, 19, 19)), (100, 0.9, (9, 10, 10, 9))]
-    + [(1, 0.75, (0, 1, 0, 1)), (7, 0.0, (7, 7, 7, 7)), (3, 0.999, (0, 1, 0, 1))],
+    + [(1, 0.75, (0, 1, 0, 1)), (7, 0.0, (7, 7, 7, 7)), (3, 0.999, (0, 1, 0, 1)), (7, 1.0, (0, 0, 0, 1)), (1, 1, (0, 0, 0, 1))],
 )
 def test_roundings_of_the_libraries(length, ratio, kept):
     names = ("keep_floor", "mask_floor", "mask_ceil", "keep_one")
@@ -92,7 +92,7 @@ def test_random_masking_is_the_papers():
     assert torch.equal(x.grad.sum(2) > 0, masking.random_masking(x, 0.7, noise)[1] == 0)
 
 
-@pytest.mark.parametrize("length, ratio", [(1, 0.75), (8, 0.0), (1, 0.0)])
+@pytest.mark.parametrize("length, ratio", [(1, 0.75), (8, 0.0), (1, 0.0), (8, 1.0), (1, 1)])
 def test_all_or_nothing_masked(length, ratio):
     x = torch.randn(2, length, 3, requires_grad=True)
     kept, mask, restore = F.random_masking(x, ratio)

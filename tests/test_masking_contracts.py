@@ -2,33 +2,10 @@
 
 import pytest
 import torch
+from masking_calls import op_calls
 
 from fastssl import functional as F
 from fastssl.ops._register import _C
-from fastssl.testing import masking
-
-
-def op_calls():
-    """Each registered op with arguments, for opcheck."""
-    x, ids, noise = torch.randn(2, 6, 4), torch.tensor([[0, 5, 2], [1, 1, 4]]), torch.rand(2, 6)
-    images, pred = torch.randn(2, 3, 4, 6), torch.randn(2, 6, 12)
-    mask, how = (noise > 0.3).float(), (2, 2, True, True, 1e-6, False)
-    _, total, stats = torch.ops.fastssl.patch_loss_fwd(images, pred, mask, None, *how)
-    restore = masking.shuffled(2, 6, x)
-    return {
-        "mask_ids": (noise, None, 2, 6, 2),
-        "mask_ids.seed": (None, torch.tensor(3), 2, 6, 2),
-        "gather_tokens_fwd": (x, ids),
-        "gather_tokens_bwd": (x[:, :3], ids, 6),
-        "restore_tokens_fwd": (x[:, :4], restore, torch.randn(4), torch.randn(7, 4), 1),
-        "restore_tokens_bwd": (torch.randn(2, 7, 4), restore, 3, 1, [True, True]),
-        "visible_patches_fwd": (images, ids, 2, 2, 1, torch.float32),
-        "visible_patches_bwd": (torch.randn(2, 4, 12), ids, [2, 3, 4, 6], 2, 2, 1),
-        "visible_positions": (ids, torch.randn(5), torch.randn(7, 5), torch.randn(1, 5), 5, torch.float32),
-        "patch_loss_fwd": (images, pred, mask, None, *how),
-        "patch_loss_bwd": (torch.ones(()), total, stats, images, pred, mask, None, *how),
-        "patch_loss_one_pass": (images, pred, mask, None, *how),
-    }
 
 
 @pytest.mark.parametrize("name", op_calls())
@@ -55,35 +32,47 @@ def test_kernels_and_references_agree(name):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("randomness", ["noise", "seed", "rand"])
-def test_masking_is_compiled_whole(randomness):
-    def step(x, images, noise, seed):
-        given = {"noise": {"noise": noise}, "seed": {"seed": seed}, "rand": {}}[randomness]
-        kept, mask, restore = F.random_masking(x, 0.5, **given)
+def compiled_whole(step):
+    torch._dynamo.reset()
+    return torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+
+
+def test_masking_is_compiled_whole():
+    def step(x, images, noise):
+        kept, mask, restore = F.random_masking(x, 0.5, noise=noise)
         full = F.restore_tokens(kept, restore, x.new_zeros(8), num_prefix_tokens=0)
         return F.masked_patch_loss(images, F.patchify(images, 4)[:, :, :8].repeat(1, 1, 6) + full.repeat(1, 1, 6), mask, 4), mask
 
-    torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = compiled_whole(step)
     for n in (2, 3):
-        x, images = torch.randn(n, 9, 8, requires_grad=True), torch.rand(n, 3, 12, 12)
-        noise, seed = torch.rand(n, 9), torch.tensor(n)
-        torch.manual_seed(0)
-        loss, mask = compiled(x, images, noise, seed)
-        torch.manual_seed(0)
-        expected, expected_mask = step(x, images, noise, seed)
+        x, images, noise = torch.randn(n, 9, 8, requires_grad=True), torch.rand(n, 3, 12, 12), torch.rand(n, 9)
+        (loss, mask), (expected, expected_mask) = compiled(x, images, noise), step(x, images, noise)
         assert torch.equal(mask, expected_mask)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(*(torch.autograd.grad(t, x)[0] for t in (loss, expected)))
+
+
+@pytest.mark.parametrize("randomness", ["seed", "rand"])
+def test_random_numbers_are_compiled_whole(randomness):
+    def step(x, seed):
+        return F.random_masking(x, 0.5, **({"seed": seed} if randomness == "seed" else {}))
+
+    compiled = compiled_whole(step)
+    for n in (2, 3):
+        found = []
+        for call in (compiled, step):
+            torch.manual_seed(0)
+            found.append(call(torch.arange(n * 9.0).reshape(n, 9, 1), torch.tensor(n)))
+        assert all(map(torch.equal, *found))
 
 
 X, IDS, NOISE = torch.randn(2, 6, 4), torch.tensor([[0, 5], [1, 4]]), torch.rand(2, 6)
 IMAGES, WEIGHT, PRED, MASK = torch.rand(2, 3, 4, 6), torch.randn(5, 3, 2, 2), torch.randn(2, 6, 12), torch.ones(2, 6)
 TOKEN, RESTORE = torch.randn(1, 1, 4), torch.arange(6).expand(2, 6)
 REFUSALS = [
-    (ValueError, r"mask_ratio must be in \[0, 1\), got 1.0", lambda: F.random_masking(X, 1.0)),
-    (ValueError, r"mask_ratio must be in \[0, 1\), got -0.1", lambda: F.mask_ids((2, 6), -0.1)),
-    (ValueError, "mask_ratio must be .* got nan", lambda: F.mask_ids((2, 6), float("nan"))),
+    (ValueError, r"random_masking: mask_ratio must be in \[0, 1\], got 1.5", lambda: F.random_masking(X, 1.5)),
+    (ValueError, r"mask_ids: mask_ratio must be in \[0, 1\], got -0.1", lambda: F.mask_ids((2, 6), -0.1)),
+    (ValueError, "mask_ids: mask_ratio must be .* got nan", lambda: F.mask_ids((2, 6), float("nan"))),
     (TypeError, "mask_ratio must be a number, got str", lambda: F.random_token_mask((2, 6), "half")),
     (ValueError, r"noise must have shape \(2, 6\), got \(2, 5\)", lambda: F.random_masking(X, 0.5, noise=NOISE[:, :5])),
     (TypeError, "noise must be float32, .* got torch.int64", lambda: F.random_masking(X, 0.5, noise=IDS)),
@@ -126,10 +115,9 @@ REFUSALS = [
     (ValueError, "layout must be one of", lambda: F.masked_patch_loss(IMAGES, PRED, MASK, 2, layout="chw")),
     (ValueError, "loss must be one of", lambda: F.masked_patch_loss(IMAGES, PRED, MASK, 2, loss="huber")),
     (TypeError, "patch_size must be a whole number", lambda: F.masked_patch_loss(IMAGES, PRED, MASK, 2.0)),
-    (ValueError, "patch_size must be at least 1", lambda: F.patchify(IMAGES, 0)),
+    (ValueError, "patch_size must be whole numbers of at least 1", lambda: F.patchify(IMAGES, 0)),
     (ValueError, "at least 2 entries", lambda: F.masked_patch_loss(IMAGES[:, :1], X, MASK, 1, norm_pix_loss=True)),
     (ValueError, "eps must be", lambda: F.masked_patch_loss(IMAGES, PRED, MASK, 2, eps=-1.0)),
-    (NotImplementedError, "images are a constant", lambda: F.masked_patch_loss(IMAGES.clone().requires_grad_(), PRED, MASK, 2)),
     (ValueError, "a square number of patches", lambda: F.unpatchify(PRED, 2)),
     (ValueError, "a multiple of 9 entries", lambda: F.unpatchify(PRED, 3)),
     (ValueError, "2 x 2 patches, got 6", lambda: F.unpatchify(PRED, 2, image_size=4)),

@@ -59,16 +59,6 @@ def test_restore_with_any_prefix(prefix, positions, kept):
     against_eager(run(F.restore_tokens), run(masking.restore_tokens), inputs)
 
 
-def test_restore_of_ids_that_are_no_permutation_has_the_exact_gradient():
-    ids = torch.randint(0, 10, (4, 10))
-    inputs = {"x": torch.randn(4, 5, 3), "mask_token": torch.randn(1, 1, 3)}
-    against_eager(
-        lambda x, mask_token: F.restore_tokens(x, ids, mask_token),
-        lambda x, mask_token: masking.restore_tokens(x, ids, mask_token),
-        inputs,
-    )
-
-
 def test_restore_of_narrow_tokens_gives_the_widest_dtype():
     ids = masking.shuffled(2, 6, torch.empty(0))
     x, token, pos = torch.randn(2, 4, 8).bfloat16().requires_grad_(), torch.randn(1, 1, 8), torch.randn(1, 7, 8)

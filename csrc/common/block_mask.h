@@ -47,8 +47,8 @@ FASTSSL_FN int side_of(float square, int grid) {
   return side < float(grid) ? int(side) : grid;
 }
 
-FASTSSL_FN Block block_of(const Words& words, const BlockRule& rule, int most) {
-  const int64_t area = int64_t(rule.min_block) * (1 << 20) + int64_t(most - rule.min_block) * int64_t(words.word[0] >> 12);
+FASTSSL_FN Block block_of(const Words& words, const BlockRule& rule, int least, int most) {
+  const int64_t area = int64_t(least) * (1 << 20) + int64_t(most - least) * int64_t(words.word[0] >> 12);
   const float s = float(double(area)) * (1.0f / (1 << 20)), q = rule.aspects[scaled_word(words.word[1], rule.T)];
   Block block;
   block.h = side_of(s * q, rule.H), block.w = side_of(s / q, rule.W);
@@ -85,10 +85,11 @@ FASTSSL_FN void top_up(const BlockBits& mask, const BlockRule& rule, uint32_t sa
 
 // Draws the blocks of a sample into `mask`, all zero before.
 FASTSSL_FN void mask_blocks(const BlockBits& mask, const BlockRule& rule, uint32_t sample, int goal) {
+  const int least = goal < rule.min_block ? goal : rule.min_block;
   int count = 0, failed = 0;
   for (uint32_t attempt = 0; count < goal && failed < rule.attempts; attempt++, failed++) {
     const int most = goal - count < rule.max_block ? goal - count : rule.max_block;
-    const Block b = block_of(philox({{attempt, sample, 0x626C6F63u, 0u}}, rule.seed), rule, most);
+    const Block b = block_of(philox({{attempt, sample, 0x626C6F63u, 0u}}, rule.seed), rule, least, most);
     if (b.h >= rule.H || b.w >= rule.W) continue;
     const int added = newly_masked(mask, b);
     if (added < 1 || added > most) continue;

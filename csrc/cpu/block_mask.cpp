@@ -35,6 +35,8 @@ void mask_samples(const BlockRule& rule, const int64_t* num_masked, bool* out, i
 Tensor block_mask(const Tensor& num_masked, const Tensor& seed, const Tensor& aspects, int64_t rows, int64_t height, int64_t width,
                   int64_t min_block, int64_t max_block, int64_t attempts, bool exact) {
   TORCH_CHECK(rows > 0 && height > 0 && width > 0 && height <= 512 && width <= 512, "block_mask: bad size");
+  TORCH_CHECK(min_block > 0 && min_block < (int64_t(1) << 31) && max_block > 0 && max_block < (int64_t(1) << 31),
+              "block_mask: bad min_block or max_block");
   TORCH_CHECK(num_masked.numel() == rows && seed.numel() == 1 && aspects.numel() > 0 && aspects.numel() < (int64_t(1) << 31),
               "block_mask: bad num_masked, seed or aspects");
   const Tensor goals = num_masked.clamp(0, height * width).contiguous(), table = aspects.contiguous();

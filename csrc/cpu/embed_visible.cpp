@@ -14,6 +14,9 @@ using OptionalTensor = std::optional<Tensor>;
 
 Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, int64_t height, int64_t width, int64_t prefix,
                            at::ScalarType dtype) {
+  expect_images("embed_visible", images_given.sizes(), height, width);
+  expect_ids("embed_visible", ids_given, images_given.size(0));
+  TORCH_CHECK(prefix >= 0, "embed_visible: bad prefix");
   const Tensor images = images_given.stride(3) == 1 ? images_given : images_given.contiguous(), ids = ids_given.contiguous();
   const int64_t N = images.size(0), C = images.size(1), across = images.size(3) / width, K = ids.size(1);
   check_range("embed_visible", ids, images.size(2) / height * across);
@@ -46,6 +49,10 @@ Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, 
 
 Tensor visible_patches_bwd(const Tensor& dpatches_given, const Tensor& ids_given, at::IntArrayRef shape, int64_t height,
                            int64_t width, int64_t prefix) {
+  expect_images("embed_visible", shape, height, width);
+  expect_ids("embed_visible", ids_given, shape[0]);
+  TORCH_CHECK(prefix >= 0, "embed_visible: bad prefix");
+  expect_shape("embed_visible", dpatches_given, {shape[0], prefix + ids_given.size(1), shape[1] * height * width});
   const Tensor dpatches = dpatches_given.contiguous(), ids = ids_given.contiguous();
   const int64_t N = shape[0], C = shape[1], H = shape[2], W = shape[3], across = W / width, length = H / height * across;
   const int64_t entries = C * height * width, tokens = dpatches.size(1);
@@ -71,8 +78,12 @@ Tensor visible_patches_bwd(const Tensor& dpatches_given, const Tensor& ids_given
 
 Tensor visible_positions(const Tensor& ids_given, const OptionalTensor& bias, const OptionalTensor& pos,
                          const OptionalTensor& prefix, int64_t width, at::ScalarType dtype) {
+  TORCH_CHECK(ids_given.dim() == 2 && (!pos || pos->dim() == 2) && (!prefix || prefix->dim() == 2), "embed_visible: bad shapes");
   const Tensor ids = ids_given.contiguous();
   const int64_t N = ids.size(0), K = ids.size(1), before = prefix ? prefix->size(0) : 0, tokens = before + K;
+  if (bias) expect_dense("embed_visible", *bias, {width});
+  if (pos) expect_dense("embed_visible", *pos, {std::max(pos->size(0), before), width});
+  if (prefix) expect_dense("embed_visible", *prefix, {before, width});
   if (pos) check_range("embed_visible", ids, pos->size(0) - before);
   Tensor out = new_tensor({N, tokens, width}, ids.options().dtype(dtype));
   const int64_t* id = ids.const_data_ptr<int64_t>();

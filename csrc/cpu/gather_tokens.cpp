@@ -11,6 +11,8 @@ namespace {
 using at::Tensor;
 
 Tensor gather_tokens_fwd(const Tensor& x_given, const Tensor& ids_given) {
+  TORCH_CHECK(x_given.dim() == 3, "gather_tokens: expected x (N, L, D), got ", x_given.sizes());
+  expect_ids("gather_tokens", ids_given, x_given.size(0));
   const Tensor x = x_given.stride(2) == 1 ? x_given : x_given.contiguous(), ids = ids_given.contiguous();
   check_range("gather_tokens", ids, x.size(1));
   const int64_t N = x.size(0), K = ids.size(1), D = x.size(2), sample = x.stride(0), row = x.stride(1);
@@ -25,6 +27,8 @@ Tensor gather_tokens_fwd(const Tensor& x_given, const Tensor& ids_given) {
 }
 
 Tensor gather_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int64_t length) {
+  TORCH_CHECK(dout_given.dim() == 3 && length >= 0, "gather_tokens: expected dout (N, K, D), got ", dout_given.sizes());
+  expect_shape("gather_tokens", ids_given, dout_given.sizes().slice(0, 2));
   const Tensor dout = dout_given.stride(2) == 1 ? dout_given : dout_given.contiguous(), ids = ids_given.contiguous();
   check_range("gather_tokens", ids, length);
   const int64_t N = dout.size(0), D = dout.size(2), sample = dout.stride(0), row = dout.stride(1);

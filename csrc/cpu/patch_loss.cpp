@@ -24,9 +24,14 @@ struct Problem {
   double eps;
   bool normalize, absolute;
 
+  static const Tensor& checked(const Tensor& images, const Tensor& pred, int64_t height, int64_t width) {
+    expect_images("masked_patch_loss", images.sizes(), height, width);
+    TORCH_CHECK(pred.dim() == 3, "masked_patch_loss: expected pred (N, R, P), got ", pred.sizes());
+    return images;
+  }
   Problem(const Tensor& images_given, const Tensor& pred_given, const OptionalTensor& mask_given, const OptionalTensor& ids_given,
           int64_t height, int64_t width, bool channels_last, bool normalize, double eps, bool absolute)
-      : images(images_given.stride(3) == 1 ? images_given : images_given.contiguous()),
+      : images(checked(images_given, pred_given, height, width).stride(3) == 1 ? images_given : images_given.contiguous()),
         pred(pred_given.stride(2) == 1 ? pred_given : pred_given.contiguous()),
         shape{images.size(1), height, width, images.stride(1), images.stride(2), channels_last},
         R(pred.size(1)),
@@ -34,9 +39,14 @@ struct Problem {
         eps(eps),
         normalize(normalize),
         absolute(absolute) {
+    const char* op = "masked_patch_loss";
+    const int64_t length = images.size(2) / height * across;
+    expect_shape(op, pred, {images.size(0), ids_given ? R : length, shape.entries()});
+    if (mask_given) expect_shape(op, *mask_given, pred.sizes().slice(0, 2));
     if (ids_given) {
+      expect_shape(op, *ids_given, pred.sizes().slice(0, 2));
       ids = ids_given->contiguous();
-      check_range("masked_patch_loss", ids, images.size(2) / height * across);
+      check_range(op, ids, length);
     }
     if (mask_given) mask = mask_given->contiguous();
   }
@@ -72,7 +82,7 @@ struct Problem {
   // g m / (P sum m)
   template <class T>
   T size(int64_t i, T grad, T total) const {
-    return total > T(0) ? grad * T(weight(i)) / (total * T(shape.entries())) : T(0);
+    return total > T(0) && weight(i) != 0.0f ? grad * T(weight(i)) / (total * T(shape.entries())) : T(0);
   }
 
   template <class T>
@@ -146,6 +156,7 @@ Tensor patch_loss_bwd(const Tensor& grad, const Tensor& total, const Tensor& sta
                       const OptionalTensor& mask, const OptionalTensor& ids, int64_t height, int64_t width, bool channels_last,
                       bool normalize, double eps, bool absolute) {
   const Problem p(images, pred, mask, ids, height, width, channels_last, normalize, eps, absolute);
+  if (normalize) expect_dense("masked_patch_loss", stats, {pred.size(0), pred.size(1), 2});
   Tensor dpred = new_tensor(pred.sizes(), pred.options());
   with_accumulator(pred.scalar_type(),
                    [&]<class T>(T) { backward(p, stats.const_data_ptr<T>(), grad.item<T>(), total.item<T>(), dpred); });

@@ -17,6 +17,11 @@ constexpr int64_t kSamples = 8;  // whose mask token's gradient is summed apart:
 
 Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const Tensor& token, const OptionalTensor& pos,
                           int64_t prefix) {
+  TORCH_CHECK(x_given.dim() == 3 && prefix >= 0 && prefix <= x_given.size(1), "restore_tokens: expected x (N, P + K, D), got ",
+              x_given.sizes());
+  expect_ids("restore_tokens", ids_given, x_given.size(0));
+  expect_dense("restore_tokens", token, {x_given.size(2)});
+  if (pos) expect_dense("restore_tokens", *pos, {prefix + ids_given.size(1), x_given.size(2)});
   const Tensor x = x_given.stride(2) == 1 ? x_given : x_given.contiguous(), ids = ids_given.contiguous();
   const int64_t N = x.size(0), D = x.size(2), L = ids.size(1), tokens = prefix + L, K = x.size(1) - prefix;
   Tensor out = new_tensor({N, tokens, D}, token.options());
@@ -90,6 +95,10 @@ void gradients(const Tensor& dout, const Tensor& ids, int64_t K, int64_t prefix,
 
 std::tuple<Tensor, Tensor> restore_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int64_t kept, int64_t prefix,
                                               std::array<bool, 2> need) {
+  TORCH_CHECK(dout_given.dim() == 3 && kept >= 0 && prefix >= 0, "restore_tokens: expected dout (N, P + L, D), got ",
+              dout_given.sizes());
+  expect_ids("restore_tokens", ids_given, dout_given.size(0));
+  expect_shape("restore_tokens", dout_given, {dout_given.size(0), prefix + ids_given.size(1), dout_given.size(2)});
   const Tensor dout = dout_given.stride(2) == 1 ? dout_given : dout_given.contiguous(), ids = ids_given.contiguous();
   const int64_t N = dout.size(0), D = dout.size(2), groups = (N + kSamples - 1) / kSamples;
   Tensor dx = need[0] ? new_tensor({N, prefix + kept, D}, dout.options()) : at::empty({0}, dout.options());

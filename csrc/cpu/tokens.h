@@ -31,6 +31,23 @@ inline void check_range(const char* op, const at::Tensor& ids, int64_t below) {
   TORCH_CHECK_VALUE(largest < uint64_t(below), op, ": ids must be in [0, ", below, "), got ", int64_t(largest));
 }
 
+// Python has refused in words; this keeps a call from elsewhere from reading beside a tensor.
+inline void expect_shape(const char* op, const at::Tensor& t, at::IntArrayRef shape) {
+  TORCH_CHECK(t.sizes() == shape, op, ": expected a tensor of shape ", shape, ", got ", t.sizes());
+}
+inline void expect_dense(const char* op, const at::Tensor& t, at::IntArrayRef shape) {
+  expect_shape(op, t, shape);
+  TORCH_CHECK(t.is_contiguous(), op, ": expected a contiguous tensor of shape ", shape);
+}
+inline void expect_ids(const char* op, const at::Tensor& ids, int64_t rows) {
+  TORCH_CHECK(ids.dim() == 2 && ids.size(0) == rows, op, ": expected ids of ", rows, " rows, got ", ids.sizes());
+}
+// (N, C, H, W) in patches of height x width.
+inline void expect_images(const char* op, at::IntArrayRef shape, int64_t height, int64_t width) {
+  TORCH_CHECK(shape.size() == 4 && height > 0 && width > 0 && shape[2] % height == 0 && shape[3] % width == 0, op,
+              ": expected images in patches of ", height, " x ", width, ", got ", shape);
+}
+
 // For each sample n and row l: the k with ids[n, k] = l, in their order. Ids from `length` on belong to no row.
 class Matches {
  public:

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "cuda/expect.h"
 #include "cuda/tables.h"
 
 namespace fastssl {
@@ -16,7 +17,10 @@ Tensor block_mask(Tensor num_masked, Tensor seed, Tensor aspects, int64_t rows, 
   const int64_t words = height * ((width + 31) / 32);
   STD_TORCH_CHECK(words >= 1 && words <= kBlockMaskWords && rows < (int64_t(1) << 31), "block_mask: grid too large, got ", height,
                   " x ", width);
-  STD_TORCH_CHECK(num_masked.numel() == rows && num_masked.is_contiguous(), "block_mask: num_masked must be (", rows, ")");
+  STD_TORCH_CHECK(aspects.dim() == 1 && aspects.size(0) > 0, "block_mask: bad aspects");
+  expect("block_mask", num_masked, {rows}, ScalarType::Long, seed);
+  expect("block_mask", seed, {}, ScalarType::Long, seed);
+  expect("block_mask", aspects, {aspects.size(0)}, ScalarType::Float, seed);
   const DeviceOf on(seed);
   Tensor mask = torch::stable::new_empty(seed, {rows, height, width}, torch::headeronly::ScalarType::Bool);
   BlockMaskCall call{};

@@ -4,12 +4,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "cuda/expect.h"
 #include "cuda/tables.h"
 
 namespace fastssl {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::new_empty;
 
 PatchGrid visible_grid(const char* op, const Tensor& images, int64_t height, int64_t width) {
@@ -19,6 +19,9 @@ PatchGrid visible_grid(const char* op, const Tensor& images, int64_t height, int
 }
 
 Tensor visible_patches_fwd(Tensor images, Tensor ids, int64_t height, int64_t width, int64_t prefix, ScalarType dtype) {
+  expect_images("visible_patches_fwd", images, height, width);
+  expect_ids("visible_patches_fwd", ids, images.size(0), images);
+  STD_TORCH_CHECK(prefix >= 0, "visible_patches_fwd: bad prefix");
   const DeviceOf on(images);
   VisibleCall call{};
   call.grid = visible_grid("visible_patches_fwd", images, height, width);
@@ -35,7 +38,11 @@ Tensor visible_patches_bwd(Tensor dpatches, Tensor ids, std::vector<int64_t> sha
   const DeviceOf on(dpatches);
   VisibleGradCall call{};
   Tensor images = new_empty(dpatches, shape);
+  expect_images("visible_patches_bwd", images, height, width);
+  expect_ids("visible_patches_bwd", ids, images.size(0), dpatches);
   call.grid = visible_grid("visible_patches_bwd", images, height, width);
+  STD_TORCH_CHECK(prefix >= 0, "visible_patches_bwd: bad prefix");
+  expect_rows("visible_patches_bwd", dpatches, {ids.size(0), prefix + ids.size(1), call.grid.entries}, dpatches);
   call.dpatches = {dpatches.data_ptr(), kind_of(dpatches), dpatches.stride(0), dpatches.stride(1)};
   call.ids = static_cast<const int64_t*>(ids.data_ptr()), call.images = images.data_ptr();
   call.samples = images.size(0), call.prefix = prefix, call.kept = ids.size(1);
@@ -46,16 +53,24 @@ Tensor visible_patches_bwd(Tensor dpatches, Tensor ids, std::vector<int64_t> sha
 
 Tensor visible_positions(Tensor ids, std::optional<Tensor> bias, std::optional<Tensor> pos, std::optional<Tensor> prefix,
                          int64_t width, ScalarType dtype) {
+  const char* op = "visible_positions";
+  STD_TORCH_CHECK((!prefix || prefix->dim() == 2) && (!pos || pos->dim() == 2), op, ": bad shapes");
+  const int64_t before = prefix ? prefix->size(0) : 0;
+  STD_TORCH_CHECK(ids.dim() == 2, op, ": bad ids");
+  expect_ids(op, ids, ids.size(0), ids);
+  if (bias) expect(op, *bias, {width}, dtype, ids);
+  if (pos) expect(op, *pos, {std::max(before, pos->size(0)), width}, dtype, ids);
+  if (prefix) expect(op, *prefix, {before, width}, dtype, ids);
   const DeviceOf on(ids);
   PositionsCall call{};
   call.samples = ids.size(0), call.kept = ids.size(1), call.width = width;
-  call.prefix_rows = prefix ? prefix->size(0) : 0, call.length = pos ? pos->size(0) - call.prefix_rows : 0;
+  call.prefix_rows = before, call.length = pos ? pos->size(0) - call.prefix_rows : 0;
   Tensor out = new_empty(ids, {call.samples, call.prefix_rows + call.kept, width}, dtype);
   call.ids = static_cast<const int64_t*>(ids.data_ptr()), call.out = out.data_ptr(), call.kind = kind_of(out);
   call.bias = bias ? bias->data_ptr() : nullptr, call.pos = pos ? pos->data_ptr() : nullptr;
   call.prefix = prefix ? prefix->data_ptr() : nullptr;
   launch_visible_positions(call, on.stream);
-  check(cudaGetLastError(), "visible_positions");
+  check(cudaGetLastError(), op);
   return out;
 }
 

@@ -3,12 +3,16 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cuda/expect.h"
 #include "cuda/tables.h"
 
 namespace fastssl {
 namespace {
 
 Tensor gather_tokens_fwd(Tensor x, Tensor ids) {
+  STD_TORCH_CHECK(x.dim() == 3, "gather_tokens_fwd: bad x");
+  expect_rows("gather_tokens_fwd", x, {x.size(0), x.size(1), x.size(2)}, x);
+  expect_ids("gather_tokens_fwd", ids, x.size(0), x);
   const DeviceOf on(x);
   GatherCall call{};
   call.x = {x.data_ptr(), kind_of(x), x.stride(0), x.stride(1)};
@@ -21,6 +25,9 @@ Tensor gather_tokens_fwd(Tensor x, Tensor ids) {
 }
 
 Tensor gather_tokens_bwd(Tensor dout, Tensor ids, int64_t length) {
+  STD_TORCH_CHECK(dout.dim() == 3 && length >= 0, "gather_tokens_bwd: bad dout");
+  expect_ids("gather_tokens_bwd", ids, dout.size(0), dout);
+  expect_rows("gather_tokens_bwd", dout, {ids.size(0), ids.size(1), dout.size(2)}, dout);
   const DeviceOf on(dout);
   ScatterCall call{};
   call.dout = {dout.data_ptr(), kind_of(dout), dout.stride(0), dout.stride(1)};

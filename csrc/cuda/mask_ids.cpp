@@ -6,6 +6,7 @@
 
 #include <tuple>
 
+#include "cuda/expect.h"
 #include "cuda/tables.h"
 
 namespace fastssl {
@@ -13,10 +14,12 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> mask_ids(std::optional<Tensor> noise, std::optional<Tensor> seed, int64_t rows, int64_t length,
                                             int64_t keep) {
-  using torch::headeronly::ScalarType;
   using torch::stable::new_empty;
   STD_TORCH_CHECK(length <= kMostRanked, "mask_ids: at most ", kMostRanked, " ids of a sample, got ", length);
   const Tensor& like = noise ? *noise : *seed;
+  STD_TORCH_CHECK(rows >= 0 && length > 0, "mask_ids: bad size");
+  if (noise) expect("mask_ids", like, {rows, length}, like.scalar_type(), like);
+  else STD_TORCH_CHECK(like.numel() == 1 && like.scalar_type() == ScalarType::Long, "mask_ids: bad seed");
   const DeviceOf on(like);
   Tensor shuffle = new_empty(like, {rows, length}, ScalarType::Long), restore = new_empty(like, {rows, length}, ScalarType::Long);
   Tensor mask = new_empty(like, {rows, length}, ScalarType::Float);

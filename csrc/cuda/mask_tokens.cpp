@@ -6,6 +6,7 @@
 
 #include <tuple>
 
+#include "cuda/expect.h"
 #include "cuda/tables.h"
 
 namespace fastssl {
@@ -13,8 +14,10 @@ namespace {
 
 std::tuple<Tensor, Tensor> mask_tokens(Tensor ids, std::optional<Tensor> special, Tensor seed, int64_t mask_id, int64_t vocab_size,
                                        int64_t hide, int64_t swap, int64_t pick, int64_t ignore_index) {
-  STD_TORCH_CHECK(ids.dim() == 2 && ids.is_contiguous() && (!special || special->is_contiguous()),
-                  "mask_tokens: ids and special must be contiguous (N, L)");
+  STD_TORCH_CHECK(ids.dim() == 2, "mask_tokens: bad ids");
+  expect_ids("mask_tokens", ids, ids.size(0), ids);
+  if (special) expect("mask_tokens", *special, {ids.size(0), ids.size(1)}, ScalarType::Bool, ids);
+  expect("mask_tokens", seed, {}, ScalarType::Long, ids);
   const DeviceOf on(ids);
   const int64_t N = ids.size(0), L = ids.size(1);
   Tensor inputs = torch::stable::new_empty(ids, {N, L}), labels = torch::stable::new_empty(ids, {N, L});

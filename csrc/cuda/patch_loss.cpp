@@ -6,12 +6,12 @@
 
 #include <tuple>
 
+#include "cuda/expect.h"
 #include "cuda/tables.h"
 
 namespace fastssl {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::new_empty;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -25,6 +25,8 @@ struct How {
 
 PatchLossCall loss_call(const char* op, const Tensor& images, const Tensor& pred, const OptionalTensor& mask,
                         const OptionalTensor& ids, const How& how) {
+  expect_images(op, images, how.height, how.width);
+  STD_TORCH_CHECK(pred.dim() == 3 && images.is_cpu() == pred.is_cpu() && !mask == !!ids, op, ": bad pred, mask or ids");
   PatchLossCall call{};
   call.images = images.data_ptr(), call.image_kind = kind_of(images);
   call.grid = patch_grid(images.sizes().data(), images.strides().data(), how.height, how.width);
@@ -33,6 +35,9 @@ PatchLossCall loss_call(const char* op, const Tensor& images, const Tensor& pred
   call.mask = mask ? static_cast<const float*>(mask->data_ptr()) : nullptr;
   call.ids = ids ? static_cast<const int64_t*>(ids->data_ptr()) : nullptr;
   call.samples = pred.size(0), call.rows = pred.size(1);
+  expect_rows(op, pred, {images.size(0), ids ? call.rows : call.grid.length, call.grid.entries}, images);
+  if (mask) expect(op, *mask, {call.samples, call.rows}, ScalarType::Float, images);
+  if (ids) expect(op, *ids, {call.samples, call.rows}, ScalarType::Long, images);
   call.channels_last = how.channels_last, call.normalize = how.normalize, call.absolute = how.absolute, call.eps = how.eps;
   set_staging(call);
   return call;
@@ -61,6 +66,10 @@ Tensor patch_loss_bwd(Tensor grad, Tensor total, Tensor stats, Tensor images, Te
   const DeviceOf on(pred);
   PatchLossCall call =
       loss_call("patch_loss_bwd", images, pred, mask, ids, {height, width, channels_last, normalize, eps, absolute});
+  const ScalarType sums = call.pred.kind == kFloat64 ? ScalarType::Double : ScalarType::Float;
+  expect("patch_loss_bwd", grad, {}, sums, pred);
+  expect("patch_loss_bwd", total, {}, sums, pred);
+  if (normalize) expect("patch_loss_bwd", stats, {call.samples, call.rows, 2}, sums, pred);
   Tensor dpred = new_empty(pred, {call.samples, call.rows, call.grid.entries});
   call.grad = grad.data_ptr(), call.total = total.data_ptr(), call.stats = stats.data_ptr(), call.dpred = dpred.data_ptr();
   launch_patch_loss_grad(call, on.stream);

@@ -8,15 +8,21 @@
 #include <tuple>
 
 #include "cuda/gather_tokens.h"
+#include "cuda/expect.h"
 #include "cuda/tables.h"
 
 namespace fastssl {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::new_empty;
 
 Tensor restore_tokens_fwd(Tensor x, Tensor ids_restore, Tensor mask_token, std::optional<Tensor> pos, int64_t prefix) {
+  const char* op = "restore_tokens_fwd";
+  STD_TORCH_CHECK(x.dim() == 3 && prefix >= 0 && prefix <= x.size(1), op, ": bad x or prefix");
+  expect_rows(op, x, {x.size(0), x.size(1), x.size(2)}, x);
+  expect_ids(op, ids_restore, x.size(0), x);
+  expect(op, mask_token, {x.size(2)}, mask_token.scalar_type(), x);
+  if (pos) expect(op, *pos, {prefix + ids_restore.size(1), x.size(2)}, mask_token.scalar_type(), x);
   const DeviceOf on(x);
   RestoreCall call{};
   call.x = {x.data_ptr(), kind_of(x), x.stride(0), x.stride(1)};
@@ -27,7 +33,7 @@ Tensor restore_tokens_fwd(Tensor x, Tensor ids_restore, Tensor mask_token, std::
   Tensor out = new_empty(mask_token, {call.samples, prefix + call.length, call.width});
   call.out = out.data_ptr();
   launch_restore(call, on.stream);
-  check(cudaGetLastError(), "restore_tokens_fwd");
+  check(cudaGetLastError(), op);
   return out;
 }
 
@@ -62,11 +68,15 @@ Tensor gradient_of_token(const Tensor& dout, const Tensor& ids_restore, int64_t 
 
 std::tuple<Tensor, Tensor> restore_tokens_bwd(Tensor dout, Tensor ids_restore, int64_t kept, int64_t prefix,
                                               std::vector<bool> need) {
+  const char* op = "restore_tokens_bwd";
+  STD_TORCH_CHECK(dout.dim() == 3 && kept >= 0 && prefix >= 0 && need.size() == 2, op, ": bad dout");
+  expect_ids(op, ids_restore, dout.size(0), dout);
+  expect_rows(op, dout, {dout.size(0), prefix + ids_restore.size(1), dout.size(2)}, dout);
   const DeviceOf on(dout);
   const ScalarType sums = kind_of(dout) == kFloat64 ? ScalarType::Double : ScalarType::Float;
   Tensor dx = need[0] ? gradient_of_x(dout, ids_restore, kept, prefix, on.stream) : new_empty(dout, {0});
   Tensor dtoken = need[1] ? gradient_of_token(dout, ids_restore, kept, prefix, on.stream) : new_empty(dout, {0}, sums);
-  check(cudaGetLastError(), "restore_tokens_bwd");
+  check(cudaGetLastError(), op);
   return {dx, dtoken};
 }
 

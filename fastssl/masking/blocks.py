@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastssl.ops._checks import check_range, check_whole
 from fastssl.ops._patches import check_grid
-from fastssl.ops._random import seed_of
-from fastssl.ops.mask_ids import MaskIds, mask_ids
+from fastssl.ops._random import check_generator, check_place, seed_of
+from fastssl.ops.mask_ids import MaskIds, draw_ids
 from fastssl.reference.mask_ids import random_bits
 from fastssl.reference.philox import philox
 
@@ -35,7 +36,7 @@ def grid_mask(
     Args:
         rows: N, samples.
         grid: (h, w), patches; multiples of ``unit``.
-        mask_ratio: share that is removed, in [0, 1).
+        mask_ratio: share that is removed, in [0, 1].
         unit: side of a unit, in patches.
         rounding: from ratio to units, see ``num_kept``.
         noise: (N, h w / unit^2) float, one number for each unit in reading order; generator, seed, device: as in ``mask_ids``.
@@ -53,9 +54,8 @@ def grid_mask(
     if height % unit or width % unit:
         raise ValueError(f"{op}: grid must be multiples of unit {unit}, got {(height, width)}")
     down, across = height // unit, width // unit
-    found = mask_ids(
-        (rows, down * across), mask_ratio, noise=noise, generator=generator, seed=seed, rounding=rounding, device=device
-    )
+    random = {"noise": noise, "generator": generator, "seed": seed, "device": device}
+    found = draw_ids(op, (rows, down * across), mask_ratio, by="rows, grid and unit", rounding=rounding, **random)
     if unit == 1:
         return found.mask
     units = found.mask.reshape(rows, down, 1, across, 1).expand(rows, down, unit, across, unit)
@@ -80,7 +80,7 @@ def tube_mask(
         rows: N, samples.
         frames: T, frames or pairs of frames that share a token.
         length: L, patches of a frame.
-        mask_ratio: share that is removed, in [0, 1).
+        mask_ratio: share that is removed, in [0, 1].
         rounding: from ratio to patches of a frame, see ``num_kept``; the default is VideoMAE's int(ratio x L) removed.
         noise: (N, L) float, one number for each tube; generator, seed, device: as in ``mask_ids``.
 
@@ -96,7 +96,8 @@ def tube_mask(
         check_whole(op, name, number, 1)
     if frames * length >= 2**31:
         raise ValueError(f"{op}: frames x length must be below 2^31, got {frames} x {length}")
-    found = mask_ids((rows, length), mask_ratio, noise=noise, generator=generator, seed=seed, rounding=rounding, device=device)
+    random = {"noise": noise, "generator": generator, "seed": seed, "device": device}
+    found = draw_ids(op, (rows, length), mask_ratio, by="rows and length", rounding=rounding, **random)
     kept, removed = found.ids_keep.shape[1], found.ids_mask.shape[1]
     frame = torch.arange(frames, device=found.mask.device)[None, :, None]
 
@@ -147,14 +148,15 @@ def multi_block_mask(
         min_keep: patches that every context has at least; no more than the smallest context block.
         context_keep: K itself; counts as ``min_keep`` where that is less. None: on a GPU, one wait for the smallest number.
         generator: draws the seed. Of a GPU: one wait, since the host needs the sizes.
-        seed: instead: 64 bits for Philox, the same blocks on every device; a tensor on a GPU is read by the host, one wait.
+        seed: instead: 64 bits for Philox, the same blocks on every device; a tensor on a GPU is read by the host, one wait. With a
+            number and ``context_keep`` the host reads no tensor.
         device: where the ids lie; by default that of ``seed`` or ``generator``, else the CPU.
 
     Returns:
         ``ContextAndTargets``. Targets of one sample may overlap.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument. NotImplementedError: what has to be read is a fake or meta tensor.
     """
     op = "multi_block_mask"
     check_whole(op, "rows", rows, 1)
@@ -174,10 +176,12 @@ def multi_block_mask(
     check_range(op, "target_aspect", target_aspect)
     smallest = math.prod(_sides((height, width), context_scale[0], 1.0))
     if smallest < least:
-        raise ValueError(f"{op}: min_keep and context_keep must be at most {smallest}, the smallest context, got {least}")
-    drawn = seed_of(op, seed, generator, device if seed is None and generator is None else None)
-    device = drawn.device if device is None else device
-    number = int(drawn)
+        most = f"{smallest}, the smallest context of grid and context_scale"
+        raise ValueError(f"{op}: min_keep and context_keep must be at most {most}, got {least}")
+    device = check_place(op, device)
+    if context_keep is None and device is not None:
+        _check_data(op, "context_keep", torch.empty(0, device=device))
+    number, device = _host_seed(op, seed, generator, device)
     scale, aspect, context, _ = (word / 2**32 for word in philox((0, 0, _STREAM_SIZES, 0), number))
     target = _sides((height, width), _between(target_scale, scale), _between(target_aspect, aspect))
     block = _sides((height, width), _between(context_scale, context), 1.0)
@@ -186,8 +190,25 @@ def multi_block_mask(
     target_ids = _placed(bits[:, : 2 * num_targets].reshape(rows, num_targets, 2), (height, width), target)
     inside = _placed(bits[:, None, 2 * num_targets :], (height, width), block)[:, 0]
     free = _free(inside, target_ids, height * width, least)
-    keep = int(free.sum(1).min()) if context_keep is None else context_keep
+    keep = _on_host(op, "context_keep", free.sum(1).min()) if context_keep is None else context_keep
     return ContextAndTargets((~free).byte().argsort(dim=1, stable=True)[:, :keep], target_ids)
+
+
+def _host_seed(op: str, seed, generator, device: torch.device | None) -> tuple[int, torch.device]:
+    """The seed as a number, and where the ids shall lie."""
+    check_generator(op, generator, None)
+    drawn = seed_of(op, seed, generator, device if seed is None and generator is None else None)
+    return seed if isinstance(seed, int) else _on_host(op, "seed", drawn), device or drawn.device
+
+
+def _check_data(op: str, name: str, value: Tensor) -> None:
+    if not torch.compiler.is_compiling() and (isinstance(value, FakeTensor) or value.is_meta):
+        raise NotImplementedError(f"{op}: {name} must be given as a number where tensors have no data to read")
+
+
+def _on_host(op: str, name: str, value: Tensor) -> int:
+    _check_data(op, name, value)
+    return int(value)
 
 
 def _between(pair: tuple[float, float], share: float) -> float:
@@ -197,8 +218,8 @@ def _between(pair: tuple[float, float], share: float) -> float:
 def _sides(grid: tuple[int, int], scale: float, aspect: float) -> tuple[int, int]:
     """(h, w) of a block of scale h w patches, at least 1 and below the grid's."""
     area = int(grid[0] * grid[1] * scale)
-    sides = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-    return tuple(max(1, min(side, most - 1)) for side, most in zip(sides, grid, strict=True))
+    sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
+    return tuple(max(1, round(min(side, most - 1))) for side, most in zip(sides, grid, strict=True))
 
 
 def _placed(words: Tensor, grid: tuple[int, int], block: tuple[int, int]) -> Tensor:

@@ -6,7 +6,7 @@
 from torch import Tensor
 
 from fastssl.ops._checks import check_choice
-from fastssl.ops._patches import check_floats, patch_grid, patch_pair
+from fastssl.ops._patches import check_floats, patch_grid, side_pair
 
 LAYOUTS = ("pqc", "cpq")
 
@@ -25,7 +25,7 @@ def patchify(images: Tensor, patch_size: int | tuple[int, int], *, layout: str =
     op = "patchify"
     check_choice(op, "layout", layout, LAYOUTS)
     check_floats(op, "images", images, "N, C, H, W")
-    height, width = patch_pair(op, patch_size)
+    height, width = side_pair(op, "patch_size", patch_size)
     down, across = patch_grid(op, images, (height, width))
     n, channels = images.shape[:2]
     cells = images.reshape(n, channels, down, height, across, width)
@@ -54,20 +54,20 @@ def unpatchify(
     op = "unpatchify"
     check_choice(op, "layout", layout, LAYOUTS)
     check_floats(op, "patches", patches, "N, L, P")
-    height, width = patch_pair(op, patch_size)
+    height, width = side_pair(op, "patch_size", patch_size)
     n, length, entries = patches.shape
     if entries % (height * width):
-        raise ValueError(f"{op}: patches must have a multiple of {height * width} entries, got {entries}")
+        raise ValueError(f"{op}: patches must have a multiple of {height * width} entries, got {entries} (follows from patch_size)")
     if image_size is None:
         down = across = round(length**0.5)
     else:
-        pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if any(side < 1 or side % step for side, step in zip(pair, (height, width), strict=True)):
+        pair = side_pair(op, "image_size", image_size)
+        if pair[0] % height or pair[1] % width:
             raise ValueError(f"{op}: image_size must be multiples of the patch size {(height, width)}, got {image_size!r}")
         down, across = pair[0] // height, pair[1] // width
     if down * across != length:
         wanted = "a square number of patches, or image_size" if image_size is None else f"{down} x {across} patches"
-        raise ValueError(f"{op}: patches must have {wanted}, got {length}")
+        raise ValueError(f"{op}: patches must have {wanted}, got {length} (follows from image_size and patch_size)")
     channels = entries // (height * width)
     if layout == "pqc":
         cells = patches.reshape(n, down, across, height, width, channels).permute(0, 5, 1, 3, 2, 4)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import check_number
-from fastssl.ops._patches import check_floats
-from fastssl.ops._random import uniform
+from fastssl.ops._patches import check_flag, check_floats
+from fastssl.ops._random import check_generator, check_place, uniform
+from fastssl.ops._register import refuse_functorch
 from fastssl.ops.gather_tokens import gather_tokens
-from fastssl.ops.mask_ids import mask_ids
+from fastssl.ops.mask_ids import check_noise, check_ratio, check_size, draw_ids, in_order
 
 
 def random_masking(
@@ -26,7 +26,7 @@ def random_masking(
 
     Args:
         x: (N, L, D) float32, bfloat16, float16 or float64, without prefix tokens.
-        mask_ratio: share that is removed, in [0, 1).
+        mask_ratio: share that is removed, in [0, 1]; at 1 no token is kept.
         noise, generator, seed, num_keep, rounding: as in ``mask_ids``.
 
     Returns:
@@ -37,10 +37,13 @@ def random_masking(
         TypeError, ValueError: naming the argument.
     """
     op = "random_masking"
+    refuse_functorch(op)
     check_floats(op, "x", x, "N, L, D")
-    ids = mask_ids(
+    ids = draw_ids(
+        op,
         x.shape[:2],
         mask_ratio,
+        by="x",
         noise=noise,
         generator=generator,
         seed=seed,
@@ -64,7 +67,7 @@ def random_token_mask(
 
     Args:
         size: (N, L), the class token included in L.
-        mask_ratio: in [0, 1).
+        mask_ratio: in [0, 1].
         mask_class_token: False: token 0 is always kept, the first of all, and does not count:
             K = max(1, int((L - 1) (1 - mask_ratio)) + 1). True: K = int(L (1 - mask_ratio)).
         device: where the result lies; None: that of ``noise`` or ``generator``, else the CPU.
@@ -78,16 +81,21 @@ def random_token_mask(
         TypeError, ValueError: naming the argument.
     """
     op = "random_token_mask"
-    check_number(op, "mask_ratio", mask_ratio, 0.0, 1.0)
+    rows, length = check_size(op, size)
+    check_ratio(op, mask_ratio)
+    check_flag(op, "mask_class_token", mask_class_token)
     if noise is not None and generator is not None:
         raise ValueError(f"{op}: only one of noise and generator can be given")
-    if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2 or min(size) < 1:
-        raise ValueError(f"{op}: size must be (N, L), whole numbers of at least 1, got {size!r}")
-    keep = int((size[1] - (not mask_class_token)) * (1 - mask_ratio))
+    device = check_place(op, device)
+    check_generator(op, generator, device)
     if noise is None:
-        noise = uniform(*size, generator, device)
+        noise = uniform(rows, length, generator, device)
+    else:
+        check_noise(op, noise, rows, length, "size", device)
+    keep = int((length - (not mask_class_token)) * (1 - mask_ratio))
     if not mask_class_token:
         keep = max(1, keep + 1)
-        noise = torch.cat([torch.full_like(noise[:, :1], -1.0), noise[:, 1:]], 1)
-    found = mask_ids(tuple(size), mask_ratio, noise=noise, num_keep=keep, device=device)
+        noise = noise.detach().clone()
+        noise[:, 0] = -1.0
+    found = in_order(noise.detach().contiguous(), None, rows, length, keep)
     return found.ids_keep, found.ids_mask

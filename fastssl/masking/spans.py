@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssl.ops._checks import check_number, check_whole
-from fastssl.ops._random import seed_of
-from fastssl.ops.mask_ids import mask_ids
+from fastssl.ops._checks import check_dense, check_number, check_whole, readable
+from fastssl.ops._random import check_place, same_place, seed_of
+from fastssl.ops.mask_ids import in_order
 from fastssl.reference.mask_ids import random_bits
 
 _STREAM = 0x7370616E
@@ -53,18 +53,19 @@ def span_mask(
     check_number(op, "probability", probability, 0.0)
     if probability > 1:
         raise ValueError(f"{op}: probability must be in [0, 1], got {probability}")
-    check_whole(op, "span", span, 1, length + 1)
+    check_whole(op, "span", span, 1)
+    if span > length:
+        raise ValueError(f"{op}: span must be at most length {length}, got {span}")
     check_whole(op, "min_masks", min_masks, 0)
+    device = check_place(op, device)
     if lengths is not None:
-        _check_lengths(op, lengths, rows, length)
-        device = lengths.device if device is None else device
-    seed = seed_of(op, seed, generator, device)
+        _check_lengths(op, lengths, rows, length, device)
+        device = lengths.device
+    seed = seed_of(op, seed, generator, device, None if lengths is None else ("lengths", lengths))
     if lengths is None:
         lengths = torch.full((rows,), length, dtype=torch.int64, device=seed.device)
-    elif lengths.device != seed.device:
-        raise ValueError(f"{op}: lengths must be on {seed.device}, got {lengths.device}")
     places = length - span + 1
-    order = mask_ids((rows, places), seed=seed, num_keep=places).ids_keep
+    order = in_order(None, seed, rows, places, places).ids_keep
     share = random_bits(rows, 1, seed, _STREAM).double() * 2.0**-32
     count = (probability * lengths[:, None].double() + share).floor().long().clamp(min=min_masks)
     open_ = order < lengths[:, None] - span + 1
@@ -74,15 +75,13 @@ def span_mask(
     return running[:, :length] > 0
 
 
-def _check_lengths(op: str, lengths, rows: int, length: int) -> None:
-    if not isinstance(lengths, Tensor) or lengths.dtype != torch.int64:
-        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise TypeError(f"{op}: lengths must be an int64 tensor ({rows},), got {got}")
+def _check_lengths(op: str, lengths, rows: int, length: int, device: torch.device | None) -> None:
+    check_dense(op, "lengths", lengths, f"an int64 tensor ({rows},)")
+    if lengths.dtype != torch.int64:
+        raise TypeError(f"{op}: lengths must be an int64 tensor ({rows},), got {lengths.dtype}")
     if tuple(lengths.shape) != (rows,):
-        raise ValueError(f"{op}: lengths must have shape ({rows},), got {tuple(lengths.shape)}")
-    if (
-        lengths.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not bool(((lengths >= 0) & (lengths <= length)).all())
-    ):
-        raise ValueError(f"{op}: lengths must be in [0, {length}], got {lengths.tolist()}")
+        raise ValueError(f"{op}: lengths must have shape ({rows},), got {tuple(lengths.shape)} (follows from rows)")
+    if device is not None and not same_place(lengths.device, device):
+        raise ValueError(f"{op}: lengths must be on {device}, got {lengths.device}")
+    if readable(lengths) and not bool(((lengths >= 0) & (lengths <= length)).all()):
+        raise ValueError(f"{op}: lengths must be in [0, {length}], got {lengths.tolist()} (follows from length)")

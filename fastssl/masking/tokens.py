@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.ops._checks import check_number, check_whole
+from fastssl.ops._patches import check_flag
 from fastssl.ops._random import seed_of
-from fastssl.ops.mask_ids import mask_ids
+from fastssl.ops.mask_ids import in_order
 from fastssl.ops.mask_tokens import check_token_ids
 
 _SECOND = 0x7435  # the noise's cuts have a seed of their own, so that they do not follow those of the rest
@@ -24,13 +25,15 @@ def span_lengths(length: int, density: float = 0.15, mean_span: float = 3.0, *, 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    noise, spans = _noise("span_lengths", length, density, mean_span)
-    return length - noise + spans + bool(eos), noise + spans + bool(eos)
+    op = "span_lengths"
+    check_whole(op, "length", length, 2)
+    check_flag(op, "eos", eos)
+    noise, spans = _noise(op, length, density, mean_span)
+    return length - noise + spans + eos, noise + spans + eos
 
 
 def _noise(op: str, length: int, density: float, mean_span: float) -> tuple[int, int]:
     """Noise tokens and spans: round(L density), from 1 to L - 1, and round(noise / mean), from 1 to what both sides can fill."""
-    check_whole(op, "length", length, 2)
     check_number(op, "density", density, 0.0, 1.0)
     if density == 0:
         raise ValueError(f"{op}: density must be in (0, 1), got {density}")
@@ -76,11 +79,16 @@ def corrupt_spans(
     op = "corrupt_spans"
     check_token_ids(op, ids)
     rows, length = ids.shape
+    if length < 2:
+        raise ValueError(f"{op}: ids must be (N, L) with at least 2 tokens in a row, got shape {tuple(ids.shape)}")
     noise, spans = _noise(op, length, density, mean_span)
-    check_whole(op, "sentinel_start", sentinel_start, spans - 1, 2**63)
+    check_whole(op, "sentinel_start", sentinel_start, 0, 2**63)
+    if sentinel_start < spans - 1:
+        least = f"{spans - 1} for {spans} spans of ids, density and mean_span"
+        raise ValueError(f"{op}: sentinel_start must be at least {least}, got {sentinel_start}")
     if eos_id is not None:
         check_whole(op, "eos_id", eos_id, 0, 2**63)
-    seed = seed_of(op, seed, generator, ids.device)
+    seed = seed_of(op, seed, generator, ids.device, ("ids", ids))
     kept, hidden = _cut(rows, length - noise, spans, seed), _cut(rows, noise, spans, seed ^ _SECOND)
     starts = torch.stack([kept, hidden], 2).reshape(rows, -1).cumsum(1)[:, :-1]
     part = torch.zeros_like(ids).scatter(1, starts, torch.ones_like(starts)).cumsum(1)
@@ -97,7 +105,7 @@ def _cut(rows: int, items: int, spans: int, seed: Tensor) -> Tensor:
     """(N, S) int64 of at least 1 each, sum ``items``: S - 1 cuts among items - 1 places, each subset equally likely."""
     if items == 1:
         return torch.ones(rows, 1, dtype=torch.int64, device=seed.device)
-    cuts = mask_ids((rows, items - 1), seed=seed, num_keep=spans - 1).mask == 0
+    cuts = in_order(None, seed, rows, items - 1, spans - 1).mask == 0
     which = F.pad(cuts.long(), (1, 0)).cumsum(1)
     return which.new_zeros(rows, spans).scatter_add(1, which, torch.ones_like(which))
 

@@ -1,7 +1,11 @@
-"""Refusals for images, patches, tokens and their ids: op, argument, expected, got. Read no tensor data on a GPU."""
+"""Refusals for images, patches, tokens and their ids: op, argument, expected, got. Read no tensor data on a GPU.
+
+``by`` are the arguments that ask for it, where that is not the refused one alone.
+"""
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ._checks import FLOATS, check_dense, check_whole, readable
 
@@ -19,9 +23,13 @@ def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | No
 def check_device(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     if value.device != like.device:
         raise ValueError(f"{op}: {like_name} and {name} must be on the same device, got {like.device} and {value.device}")
+    if isinstance(value, FakeTensor) != isinstance(like, FakeTensor):
+        raise ValueError(f"{op}: {like_name} and {name} must both be fake tensors or both have data")
 
 
-def check_ids(op: str, name: str, ids, rows: int, letters: str, below: int, like_name: str, like: Tensor) -> None:
+def check_ids(
+    op: str, name: str, ids, rows: int, letters: str, below: int, like_name: str, like: Tensor, by: str | None = None
+) -> None:
     """int64 (rows, any), on the device of ``like``, entries in [0, below); these are looked at only on the CPU."""
     check_dense(op, name, ids, f"an int64 tensor ({letters})")
     if ids.dtype != torch.int64:
@@ -33,25 +41,41 @@ def check_ids(op: str, name: str, ids, rows: int, letters: str, below: int, like
         return
     low, high = (int(t) for t in ids.aminmax())
     if low < 0 or high >= below:
-        raise ValueError(f"{op}: {name} must be in [0, {below}), got {low if low < 0 else high}")
+        raise ValueError(f"{op}: {name} must be in [0, {below}), got {low if low < 0 else high} (follows from {by or like_name})")
 
 
-def patch_pair(op: str, patch_size) -> tuple[int, int]:
-    """Height and width of a patch, from a whole number or a pair of them."""
-    pair = (patch_size, patch_size) if isinstance(patch_size, (int, torch.SymInt)) else patch_size
-    if isinstance(patch_size, bool) or not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(f"{op}: patch_size must be a whole number or a pair (height, width), got {patch_size!r}")
+def check_part(op: str, name: str, value, shape: tuple[int, ...], by: str, like_name: str, like: Tensor) -> None:
+    """A float tensor of ``shape``, dimensions of 1 in front allowed, on the device of ``like``."""
+    shown = shape if len(shape) == 1 else (1, *shape)
+    check_dense(op, name, value, f"a float tensor {shown}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    front = value.dim() - len(shape)
+    if front < 0 or tuple(value.shape[front:]) != shape or any(side != 1 for side in value.shape[:front]):
+        raise ValueError(f"{op}: {name} must have shape {shown}, got {tuple(value.shape)} (follows from {by})")
+    check_device(op, name, value, like_name, like)
+
+
+def check_flag(op: str, name: str, value) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {type(value).__name__}")
+
+
+def side_pair(op: str, name: str, value) -> tuple[int, int]:
+    """Height and width, from a whole number or a pair of them."""
+    pair = (value, value) if isinstance(value, (int, torch.SymInt)) else value
+    if isinstance(value, bool) or not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"{op}: {name} must be a whole number or a pair (height, width), got {value!r}")
     if not all(isinstance(side, (int, torch.SymInt)) and not isinstance(side, bool) and side >= 1 for side in pair):
-        raise ValueError(f"{op}: patch_size must be at least 1, got {patch_size!r}")
+        raise ValueError(f"{op}: {name} must be whole numbers of at least 1, got {value!r}")
     return tuple(pair)
 
 
-def patch_grid(op: str, images: Tensor, patch: tuple[int, int]) -> tuple[int, int]:
+def patch_grid(op: str, images: Tensor, patch: tuple[int, int], by: str = "patch_size") -> tuple[int, int]:
     """Rows and columns of patches of images (N, C, H, W), whose sides must be multiples of the patch's."""
     if images.shape[2] % patch[0] or images.shape[3] % patch[1]:
-        raise ValueError(
-            f"{op}: images must have sides that are multiples of the patch size {tuple(patch)}, got {tuple(images.shape[2:])}"
-        )
+        wanted = f"sides that are multiples of the patch size {tuple(patch)} of {by}"
+        raise ValueError(f"{op}: images must have {wanted}, got {tuple(images.shape[2:])}")
     return images.shape[2] // patch[0], images.shape[3] // patch[1]
 
 

@@ -3,7 +3,7 @@ algorithm 1).
 
     attempt a of sample n: four words r of Philox4x32-10 at the counter (a, n, 0x626C6F63, 0) under the seed
       most = min(goal - count, max_block)                       so many patches may still be added at once
-      s = min_block + (most - min_block) r_0                    area, uniform;     r in [0, 1)
+      s = least + (most - least) r_0, least = min(min_block, goal)               area, uniform; r in [0, 1)
       q = aspects[r_1 T]                                        height / width, log-uniform
       h = round(sqrt(s q)), w = round(sqrt(s / q)), top = r_2 (H - h + 1), left = r_3 (W - w + 1), the last two rounded down
       where h < H, w < W and the block covers 1 .. most patches that are not removed yet: they are removed
@@ -20,9 +20,9 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import check_range, check_whole
-from ._patches import check_grid
-from ._random import seed_of
+from ._checks import check_dense, check_range, check_whole, readable
+from ._patches import check_flag, check_grid
+from ._random import check_place, same_place, seed_of
 from ._register import define_op
 
 #: Entries of the table of aspect ratios.
@@ -45,7 +45,7 @@ def block_mask(
     grid: tuple[int, int],
     num_masked: int | Tensor,
     *,
-    min_block: int = 4,
+    min_block: int | None = None,
     max_block: int | None = None,
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
     attempts: int = 10,
@@ -61,7 +61,9 @@ def block_mask(
         grid: (h, w), patches; at most 512 each.
         num_masked: how many patches to remove of each sample, in [0, h w]; a number, or (N,) int64 on ``device``. More are never
             removed, fewer where no further block is found. Values on a GPU are not looked at by the host, but cut to that range.
-        min_block: area of the smallest block, in patches; the last blocks of a sample may be smaller.
+        min_block: area of the smallest block, in patches, or what a tensor ``num_masked`` says of a sample where that is less; the
+            last blocks may be smaller. None: 4, or ``num_masked`` where that is less. Where no such block of these aspects has sides
+            below the grid's and at most ``num_masked`` patches, nothing could be removed: refused, unless ``exact``.
         max_block: most patches that one block may add; None: no limit.
         aspect: least and largest height / width.
         attempts: tries in a row that may fail before a sample is left as it is.
@@ -81,35 +83,78 @@ def block_mask(
     height, width = check_grid(op, grid)
     if max(height, width) > SIDE:
         raise ValueError(f"{op}: grid must be at most {SIDE} on each side, got {(height, width)}")
-    check_whole(op, "min_block", min_block, 1)
+    patches = height * width
+    device = _check_goals(op, num_masked, rows, patches, check_place(op, device))
+    least = 4 if min_block is None else min_block
+    check_whole(op, "min_block", least, 1)
     check_whole(op, "attempts", attempts, 1)
     if max_block is not None:
-        check_whole(op, "max_block", max_block, min_block)
+        check_whole(op, "max_block", max_block, 1)
+        if max_block < least:
+            raise ValueError(f"{op}: max_block must be at least min_block {least}, got {max_block}")
     check_range(op, "aspect", aspect)
-    if device is None and isinstance(num_masked, Tensor):
-        device = num_masked.device
-    if not isinstance(exact, bool):
-        raise TypeError(f"{op}: exact must be True or False, got {type(exact).__name__}")
-    seed = seed_of(op, seed, generator, device)
-    goal = _goals(op, num_masked, rows, height * width, seed.device)
-    table = _aspects(float(aspect[0]), float(aspect[1]), seed.device)
-    most = height * width if max_block is None else max_block
-    return _block_mask(goal, seed, table, rows, height, width, min_block, most, attempts, exact)
+    check_flag(op, "exact", exact)
+    low, high = float(aspect[0]), float(aspect[1])
+    most = patches if max_block is None else max_block
+    if not exact:
+        _check_fit(op, (height, width), num_masked, min_block, most, (low, high))
+    several = isinstance(num_masked, Tensor)
+    seed = seed_of(op, seed, generator, device, ("num_masked", num_masked) if several else None)
+    if several:
+        goals = num_masked.clamp(0, patches).contiguous()
+    else:
+        goals = torch.full((rows,), num_masked, dtype=torch.int64, device=seed.device)
+    table = _aspects(low, high, seed.device)
+    return _block_mask(goals, seed, table, rows, height, width, least, most, attempts, exact)
 
 
-def _goals(op: str, num_masked, rows: int, patches: int, device: torch.device) -> Tensor:
-    """(N,) int64 in [0, patches]."""
+def _check_goals(op: str, num_masked, rows: int, patches: int, device: torch.device | None) -> torch.device | None:
+    """Where the mask lies, as far as ``device`` and ``num_masked`` say."""
     if not isinstance(num_masked, Tensor):
-        check_whole(op, "num_masked", num_masked, 0, patches + 1)
-        return torch.full((rows,), num_masked, dtype=torch.int64, device=device)
+        check_whole(op, "num_masked", num_masked, 0)
+        if num_masked > patches:
+            raise ValueError(f"{op}: num_masked must be at most {patches}, the patches of grid, got {num_masked}")
+        return device
+    check_dense(op, "num_masked", num_masked)
     if num_masked.dtype != torch.int64 or tuple(num_masked.shape) != (rows,):
         got = f"{num_masked.dtype} {tuple(num_masked.shape)}"
-        raise ValueError(f"{op}: num_masked must be a whole number or int64 ({rows},), got {got}")
-    if num_masked.device != device:
+        raise ValueError(f"{op}: num_masked must be a whole number or int64 ({rows},), got {got} (follows from rows)")
+    if device is not None and not same_place(num_masked.device, device):
         raise ValueError(f"{op}: num_masked must be on {device}, got {num_masked.device}")
-    if device.type == "cpu" and not torch.compiler.is_compiling() and not bool(((num_masked >= 0) & (num_masked <= patches)).all()):
-        raise ValueError(f"{op}: num_masked must be in [0, {patches}], got {num_masked.tolist()}")
-    return num_masked.clamp(0, patches).contiguous()
+    if readable(num_masked) and not bool(((num_masked >= 0) & (num_masked <= patches)).all()):
+        raise ValueError(f"{op}: num_masked must be in [0, {patches}], got {num_masked.tolist()} (follows from grid)")
+    return num_masked.device
+
+
+def _check_fit(op: str, grid: tuple[int, int], num_masked, min_block: int | None, most: int, aspect: tuple[float, float]) -> None:
+    """Where no block could ever be placed, the mask would be empty in silence."""
+    if isinstance(num_masked, Tensor):
+        least = 4 if min_block is None else min_block
+    elif num_masked == 0:
+        return
+    else:
+        most, least = min(most, num_masked), min(4, num_masked) if min_block is None else min_block
+    if not _fits(grid, least, most, *aspect):
+        limits = f"sides below those of grid {grid}, aspect {aspect} and at most {most} patches (num_masked, max_block)"
+        raise ValueError(f"{op}: min_block must allow a block with {limits}, got {least}")
+
+
+def _fits(grid: tuple[int, int], least: int, most: int, low: float, high: float) -> bool:
+    """Whether some area in [least, most] and aspect in [low, high] round to sides h < H and w < W with 1 <= h w <= most.
+
+    With a = sqrt(s q) and b = sqrt(s / q), a in h -+ 1/2: b >= max(a / high, least / a), which is least at a = sqrt(least high).
+    """
+    if most < least:
+        return False
+    for h in range(1, grid[0]):
+        first, last = max(h - 0.5, math.sqrt(least) * math.sqrt(low)), min(h + 0.5, math.sqrt(most) * math.sqrt(high))
+        if first > last:
+            continue
+        a = min(max(math.sqrt(least) * math.sqrt(high), first), last)
+        w = max(1, round(min(max(a / high, least / a), grid[1])))
+        if w < grid[1] and h * w <= most and min(last / low, most / first) >= 0.5:
+            return True
+    return False
 
 
 def _aspects(low: float, high: float, device: torch.device) -> Tensor:

@@ -9,9 +9,11 @@ A is kept for the backward: 2 % more rows than patches, since the prefix's zeros
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ._patches import check_device, check_floats, check_ids, dense_rows, patch_grid
+from ._checks import check_dense, readable
+from ._patches import check_device, check_floats, check_ids, check_part, dense_rows, patch_grid
 from ._register import define_op, first_derivative_only, refuse_functorch
 from .gather_tokens import scatter_rows
 
@@ -50,7 +52,10 @@ class _Embed(torch.autograd.Function):
         before = 0 if prefix is None else prefix.shape[0]
         patches = _patches(images, ids, height, width, before, weight.dtype)
         out = _positions(ids, bias, pos, prefix, embedding, weight.dtype)
+        front = out[0, :before].clone() if before else None
         out.view(-1, embedding).addmm_(patches.view(-1, patches.shape[2]), weight.reshape(embedding, -1).t())
+        if before:
+            out[:, :before] = front  # a weight that is not finite makes 0 W NaN
         ctx.save_for_backward(patches, weight, ids)
         ctx.before, ctx.dtype = before, images.dtype
         ctx.channels, ctx.height, ctx.width = images.shape[1:]  # one by one: dynamo (2.13) keeps no tuple of symbols
@@ -70,7 +75,7 @@ class _Embed(torch.autograd.Function):
             dpatches = (rows @ weight.reshape(weight.shape[0], -1)).view_as(patches)
             dimages = _patches_bwd(dpatches, ids, shape, weight.shape[2], weight.shape[3], before).to(ctx.dtype)
         if weights:
-            dweight = (rows.t() @ patches.view(len(rows), -1)).view_as(weight)
+            dweight = (_finite_front(dout, before).view_as(rows).t() @ patches.view(-1, patches.shape[2])).view_as(weight)
         if biases:
             dbias = dout[:, before:].sum((0, 1), dtype=wide).to(dout.dtype)
         dprefix = dout[:, :before].sum(0, dtype=wide) if prefixes or positions else None
@@ -78,6 +83,14 @@ class _Embed(torch.autograd.Function):
             length = shape[2] // weight.shape[2] * (shape[3] // weight.shape[3])
             dpos = torch.cat([dprefix, _by_position(dout[:, before:], ids, length)]).to(dout.dtype)
         return dimages, dweight, None, dbias, dpos, dprefix.to(dout.dtype) if prefixes else None
+
+
+def _finite_front(dout: Tensor, before: int) -> Tensor:
+    """dout (N, P + K, E) for a product with the zeros of A's prefix: 0 where P rows may hold infinity or NaN. The host looks only
+    where it may; elsewhere these rows are always 0, for the price of a copy."""
+    if before == 0 or (readable(dout) and bool(dout[:, :before].isfinite().all())):
+        return dout
+    return F.pad(dout[:, before:], (0, 0, before, 0))
 
 
 def _by_position(dout: Tensor, ids: Tensor, length: int) -> Tensor:
@@ -125,31 +138,36 @@ def embed_visible(
     check_device(op, "weight", weight, "images", images)
     if weight.shape[1] != images.shape[1]:
         raise ValueError(f"{op}: weight must have the images' {images.shape[1]} channels, got shape {tuple(weight.shape)}")
-    down, across = patch_grid(op, images, weight.shape[2:])
+    down, across = patch_grid(op, images, weight.shape[2:], "weight")
     length, width = down * across, weight.shape[0]
-    check_ids(op, "ids", ids, images.shape[0], "N, K", length, "images", images)
-    before = 0 if prefix_tokens is None else prefix_tokens.shape[-2]
-    positions = length if pos_embed is not None and pos_embed.shape[-2] == length else before + length
-    given = {
-        "bias": (bias, (width,)),
-        "pos_embed": (pos_embed, (1, positions, width)),
-        "prefix_tokens": (prefix_tokens, (1, before, width)),
-    }
-    for name, (value, shape) in given.items():
-        if value is None:
-            continue
-        if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
-            raise TypeError(f"{op}: {name} must be a float tensor, got {getattr(value, 'dtype', type(value).__name__)}")
-        if tuple(value.shape) not in (shape, shape[1:]):
-            raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
-        check_device(op, name, value, "images", images)
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(images.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(images.device.type)
+    check_ids(op, "ids", ids, images.shape[0], "N, K", length, "images", images, "images and weight")
+    before, positions = _check_parts(op, images, length, width, bias, pos_embed, prefix_tokens)
+    dtype, device_type = weight.dtype, "cpu" if images.is_meta else images.device.type
+    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
     pos = None if pos_embed is None else pos_embed.reshape(positions, width)
     if pos is not None and positions == length and before:
-        pos = torch.cat([pos.new_zeros(before, width), pos])
+        pos = F.pad(pos, (0, 0, before, 0))
     prefix = None if prefix_tokens is None else prefix_tokens.reshape(before, width)
     weight, bias, pos, prefix = (t if t is None else t.to(dtype).contiguous() for t in (weight, bias, pos, prefix))
-    with torch.autocast(images.device.type, enabled=False):
+    with torch.autocast(device_type, enabled=False):
         return _Embed.apply(dense_rows(images), weight, ids.contiguous(), bias, pos, prefix)
+
+
+def _check_parts(op: str, images: Tensor, length: int, width: int, bias, pos_embed, prefix_tokens) -> tuple[int, int]:
+    """Numbers of prefix tokens, P, and of positions, L or P + L."""
+    before = 0
+    if bias is not None:
+        check_part(op, "bias", bias, (width,), "weight", "images", images)
+    if prefix_tokens is not None:
+        check_dense(op, "prefix_tokens", prefix_tokens, f"a float tensor (1, P, {width})")
+        before = prefix_tokens.shape[-2] if prefix_tokens.dim() > 1 else 1
+        check_part(op, "prefix_tokens", prefix_tokens, (before, width), "weight", "images", images)
+    positions = before + length
+    if pos_embed is not None:
+        check_dense(op, "pos_embed", pos_embed, f"a float tensor (1, {positions}, {width})")
+        if pos_embed.dim() > 1 and pos_embed.shape[-2] == length:
+            positions = length
+        by = "weight, images and prefix_tokens"
+        check_part(op, "pos_embed", pos_embed, (positions, width), by, "images", images)
+    return before, positions

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fastssl.reference.mask_ids import mask_ids as by_sorting
 
-from ._checks import FLOATS, check_choice, check_number
-from ._random import seed_tensor, uniform
+from ._checks import FLOATS, check_choice, check_dense, check_number, check_whole
+from ._random import check_generator, check_place, same_place, seed_tensor, uniform
 from ._register import define_op
 
 #: Ids of a sample up to which the CUDA kernel counts ranks; the keys of a sample lie in shared memory.
@@ -56,17 +56,21 @@ def num_kept(length: int, mask_ratio: float, rounding: str = "keep_floor") -> in
 
     Args:
         length: L, at least 1.
-        mask_ratio: in [0, 1).
+        mask_ratio: in [0, 1].
         rounding: "keep_floor": int(L (1 - r)), as MAE, transformers and lightly. "mask_floor": L - int(L r), as
             stable-pretraining. "mask_ceil": L - ceil(L r), as SimMIM. "keep_one": max(1, int(L (1 - r))), as timm's patch dropout.
-            At L = 100, r = 0.9 these keep 9, 10, 10, 9.
+            At L = 100, r = 0.9 these keep 9, 10, 10, 9; at r = 1 "keep_one" keeps 1, the others none.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    op = "num_kept"
-    check_number(op, "length", length, 1)
-    check_number(op, "mask_ratio", mask_ratio, 0.0, 1.0)
+    check_whole("num_kept", "length", length, 1)
+    return kept_of("num_kept", length, mask_ratio, rounding)
+
+
+def kept_of(op: str, length: int, mask_ratio: float, rounding: str) -> int:
+    """``num_kept`` for ``op``, of a length that was checked."""
+    check_ratio(op, mask_ratio)
     check_choice(op, "rounding", rounding, ROUNDINGS)
     if rounding == "mask_floor":
         return length - int(length * mask_ratio)
@@ -74,6 +78,12 @@ def num_kept(length: int, mask_ratio: float, rounding: str = "keep_floor") -> in
         return length + int(-(length * mask_ratio) // 1)
     kept = int(length * (1 - mask_ratio))
     return max(1, kept) if rounding == "keep_one" else kept
+
+
+def check_ratio(op: str, mask_ratio) -> None:
+    check_number(op, "mask_ratio", mask_ratio)
+    if not 0 <= mask_ratio <= 1:
+        raise ValueError(f"{op}: mask_ratio must be in [0, 1], got {mask_ratio}")
 
 
 def mask_ids(
@@ -91,7 +101,7 @@ def mask_ids(
 
     Args:
         size: (N, L), samples and patches of each, both at least 1.
-        mask_ratio: share that is removed, in [0, 1); not looked at with ``num_keep``.
+        mask_ratio: share that is removed, in [0, 1]; not looked at with ``num_keep``. At 1 ``ids_keep`` is (N, 0).
         noise: (N, L) float32, bfloat16, float16 or float64: the order is that of ``torch.argsort(noise, stable=True)``.
             None: ``torch.rand`` of ``generator``, one call, as the libraries make it.
         generator: for ``torch.rand``, on ``device``.
@@ -104,27 +114,60 @@ def mask_ids(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    op = "mask_ids"
-    rows, length = _check_size(op, size)
+    return draw_ids(
+        "mask_ids",
+        size,
+        mask_ratio,
+        noise=noise,
+        generator=generator,
+        seed=seed,
+        num_keep=num_keep,
+        rounding=rounding,
+        device=device,
+    )
+
+
+def draw_ids(
+    op: str,
+    size,
+    mask_ratio,
+    *,
+    by="size",
+    noise=None,
+    generator=None,
+    seed=None,
+    num_keep=None,
+    rounding="keep_floor",
+    device=None,
+) -> MaskIds:
+    """``mask_ids`` for ``op``, the function that was called, whose arguments ``by`` say the size."""
+    rows, length = check_size(op, size)
     if (noise is not None) + (generator is not None) + (seed is not None) > 1:
         raise ValueError(f"{op}: only one of noise, generator and seed can be given")
-    keep = num_kept(length, mask_ratio, rounding) if num_keep is None else num_keep
+    keep = kept_of(op, length, mask_ratio, rounding) if num_keep is None else num_keep
     if isinstance(keep, bool) or not isinstance(keep, (int, torch.SymInt)) or not 0 <= keep <= length:
-        raise ValueError(f"{op}: num_keep must be a whole number in [0, {length}], got {num_keep!r}")
+        raise ValueError(f"{op}: num_keep must be a whole number in [0, {length}], got {num_keep!r} (follows from {by})")
+    device = check_place(op, device)
     if noise is not None:
-        _check_noise(op, noise, rows, length, device)
+        check_noise(op, noise, rows, length, by, device)
         noise = noise.detach().contiguous()
     elif seed is not None:
         seed = seed_tensor(op, seed, device)
     else:
+        check_generator(op, generator, device)
         noise = uniform(rows, length, generator, device)
+    return in_order(noise, seed, rows, length, keep)
+
+
+def in_order(noise: Tensor | None, seed: Tensor | None, rows: int, length: int, keep: int) -> MaskIds:
+    """The masks of contiguous noise (rows, length), or of a seed (); nothing is checked."""
     given = noise if noise is not None else seed
     run = by_sorting if given.is_cuda and length > COUNTED else _mask_ids
     shuffle, restore, mask = run(noise, seed, rows, length, keep)
     return MaskIds(shuffle[:, :keep], shuffle[:, keep:], restore, mask)
 
 
-def _check_size(op: str, size) -> tuple[int, int]:
+def check_size(op: str, size) -> tuple[int, int]:
     if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2:
         raise TypeError(f"{op}: size must be a pair (N, L), got {size!r}")
     for side in size:
@@ -135,12 +178,11 @@ def _check_size(op: str, size) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _check_noise(op: str, noise, rows: int, length: int, device) -> None:
-    if not isinstance(noise, Tensor):
-        raise TypeError(f"{op}: noise must be a tensor ({rows}, {length}), got {type(noise).__name__}")
+def check_noise(op: str, noise, rows: int, length: int, by: str, device: torch.device | None) -> None:
+    check_dense(op, "noise", noise, f"a tensor ({rows}, {length})")
     if noise.dtype not in FLOATS:
         raise TypeError(f"{op}: noise must be float32, bfloat16, float16 or float64, got {noise.dtype}")
     if tuple(noise.shape) != (rows, length):
-        raise ValueError(f"{op}: noise must have shape ({rows}, {length}), got {tuple(noise.shape)}")
-    if device is not None and noise.device.type != torch.device(device).type:
+        raise ValueError(f"{op}: noise must have shape ({rows}, {length}), got {tuple(noise.shape)} (follows from {by})")
+    if device is not None and not same_place(noise.device, device):
         raise ValueError(f"{op}: noise must be on {device}, got {noise.device}")

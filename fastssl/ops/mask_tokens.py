@@ -13,7 +13,8 @@ backends agree on every token. Bytes: 8 read (9 with special), 16 written for ea
 import torch
 from torch import Tensor
 
-from ._checks import check_number, check_whole
+from ._checks import check_dense, check_number, check_whole
+from ._patches import check_device
 from ._random import seed_of
 from ._register import define_op
 
@@ -76,7 +77,7 @@ def mask_tokens(
             raise ValueError(f"{op}: {name} must be in [0, 1], got {share}")
     if mask_share + random_share > 1 + 1e-12:
         raise ValueError(f"{op}: mask_share + random_share must be at most 1, got {mask_share} + {random_share}")
-    seed = seed_of(op, seed, generator, ids.device)
+    seed = seed_of(op, seed, generator, ids.device, ("ids", ids))
     pick = round(probability * 2**32)
     hide, swap = (min(pick, round(probability * share * 2**32)) for share in (mask_share, mask_share + random_share))
     special = None if special is None else special.contiguous()
@@ -87,18 +88,19 @@ def _check_tokens(op: str, ids, special) -> None:
     check_token_ids(op, ids)
     if special is None:
         return
-    if not isinstance(special, Tensor) or special.dtype != torch.bool:
-        got = special.dtype if isinstance(special, Tensor) else type(special).__name__
-        raise TypeError(f"{op}: special must be a bool tensor (N, L), got {got}")
+    check_dense(op, "special", special, "a bool tensor (N, L)")
+    if special.dtype != torch.bool:
+        raise TypeError(f"{op}: special must be a bool tensor (N, L), got {special.dtype}")
     if special.shape != ids.shape or special.device != ids.device:
         got = f"{tuple(special.shape)} on {special.device}"
         raise ValueError(f"{op}: special must have shape {tuple(ids.shape)} on {ids.device} as ids, got {got}")
+    check_device(op, "special", special, "ids", ids)
 
 
 def check_token_ids(op: str, ids) -> None:
     """Tokens (N, L) int64, N and L at least 1 and below 2^31."""
-    if not isinstance(ids, Tensor) or ids.dtype != torch.int64:
-        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"{op}: ids must be an int64 tensor (N, L), got {got}")
+    check_dense(op, "ids", ids, "an int64 tensor (N, L)")
+    if ids.dtype != torch.int64:
+        raise TypeError(f"{op}: ids must be an int64 tensor (N, L), got {ids.dtype}")
     if ids.dim() != 2 or min(ids.shape) < 1 or max(ids.shape) >= 2**31:
         raise ValueError(f"{op}: ids must be (N, L), sides of at least 1 and below 2^31, got shape {tuple(ids.shape)}")

@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_number
-from ._patches import check_device, check_floats, check_ids, dense_rows, patch_grid, patch_pair
+from ._checks import FLOATS, check_choice, check_dense, check_number, readable
+from ._patches import check_device, check_flag, check_floats, check_ids, dense_rows, patch_grid, side_pair
 from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
 
 _COMMON = (
@@ -66,7 +66,12 @@ class _OnePass(torch.autograd.Function):
         dpred, ctx.dpred = ctx.dpred, None
         if dpred is None:
             dpred = _one_pass(images, pred, mask, ids, *ctx.how)[1]
-        return dpred if grad.item() == 1 else dpred.mul_(grad), None, None, None, None
+        size = grad.item()
+        if size != 1:
+            dpred.mul_(grad)
+        if mask is not None and not math.isfinite(size):  # 0 in rows of weight 0, not 0 times infinity
+            dpred.masked_fill_((mask == 0)[:, :, None], 0.0)
+        return dpred, None, None, None, None
 
 
 class _PatchLoss(torch.autograd.Function):
@@ -103,7 +108,7 @@ def masked_patch_loss(
         images: (N, C, H, W) float32, bfloat16, float16 or float64; a constant: asking for its gradient is refused.
         pred: (N, L, P), P = C p q, L = H W / (p q); with ``ids`` (N, K, P), rows of the named patches only.
         mask: (N, L) bool or float, the weight of each patch: 1 = removed, 0 = visible; finite and at least 0, which is looked at
-            on a CPU alone. None with ``ids``: those patches, weight 1.
+            on a CPU alone. A constant, as ``images``. None with ``ids``: those patches, weight 1.
         patch_size: p = q, or (p, q); H and W are multiples.
         norm_pix_loss: targets are normalised patch by patch.
         layout: order of a patch's entries: "pqc" as in MAE, transformers and lightly, "cpq" as in the weights of a convolution.
@@ -118,7 +123,7 @@ def masked_patch_loss(
         The loss, float32 (float64 where ``pred`` is). Differentiable once, in ``pred``.
 
     Raises:
-        TypeError, ValueError: naming the argument. NotImplementedError: ``images`` requires a gradient.
+        TypeError, ValueError: naming the argument. NotImplementedError: ``images`` or ``mask`` requires a gradient.
     """
     op = "masked_patch_loss"
     refuse_functorch(op)
@@ -128,40 +133,47 @@ def masked_patch_loss(
     check_choice(op, "layout", layout, ("pqc", "cpq"))
     check_choice(op, "loss", loss, ("mse", "l1"))
     check_choice(op, "empty", empty, ("error", "zero"))
+    check_flag(op, "norm_pix_loss", norm_pix_loss)
     check_number(op, "eps", eps, 0.0)
-    height, width = patch_pair(op, patch_size)
+    height, width = side_pair(op, "patch_size", patch_size)
     down, across = patch_grid(op, images, (height, width))
     n, length, entries = images.shape[0], down * across, images.shape[1] * height * width
-    if images.requires_grad:
-        raise NotImplementedError(f"{op}: images are a constant of the loss; pass images.detach()")
+    _refuse_gradient(op, "images", images)
     if norm_pix_loss and entries < 2:
-        raise ValueError(f"{op}: norm_pix_loss needs patches of at least 2 entries, got patch_size {patch_size!r} and 1 channel")
+        got = f"patch_size {patch_size!r} and images of 1 channel"
+        raise ValueError(f"{op}: norm_pix_loss needs patches of at least 2 entries, got {got}")
     if (mask is None) == (ids is None):
         raise ValueError(f"{op}: exactly one of mask and ids must be given")
     rows = length
     if ids is not None:
-        check_ids(op, "ids", ids, n, "N, K", length, "images", images)
+        check_ids(op, "ids", ids, n, "N, K", length, "images", images, "images and patch_size")
         ids, rows = ids.contiguous(), ids.shape[1]
     if tuple(pred.shape) != (n, rows, entries):
-        raise ValueError(f"{op}: pred must have shape ({n}, {rows}, {entries}), got {tuple(pred.shape)}")
+        by = "images and patch_size" if ids is None else "images, patch_size and ids"
+        raise ValueError(f"{op}: pred must have shape ({n}, {rows}, {entries}), got {tuple(pred.shape)} (follows from {by})")
     if mask is not None:
         mask = _check_mask(op, mask, images, (n, length), empty)
-    how = (height, width, layout == "pqc", norm_pix_loss, eps, loss == "l1")
-    one_pass = pred.device.type == "cpu" and not torch.compiler.is_compiling() and pred.requires_grad and torch.is_grad_enabled()
+    how = (height, width, layout == "pqc", norm_pix_loss, float(eps), loss == "l1")
+    one_pass = readable(pred) and pred.requires_grad and torch.is_grad_enabled()
     return (_OnePass if one_pass else _PatchLoss).apply(dense_rows(pred), dense_rows(images), mask, ids, how)
+
+
+def _refuse_gradient(op: str, name: str, value: Tensor) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(f"{op}: {name} must not require a gradient, it is a constant of the loss; pass {name}.detach()")
 
 
 def _check_mask(op: str, mask, images: Tensor, shape: tuple[int, int], empty: str) -> Tensor:
     """The mask as contiguous float32."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{op}: mask must be a tensor {shape}, got {type(mask).__name__}")
-    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
+    check_dense(op, "mask", mask, f"a tensor {shape}")
+    if mask.dtype != torch.bool and mask.dtype not in FLOATS:
         raise TypeError(f"{op}: mask must be bool or float, got {mask.dtype}")
     if tuple(mask.shape) != shape:
-        raise ValueError(f"{op}: mask must have shape {shape}, one for each patch, got {tuple(mask.shape)}")
+        raise ValueError(f"{op}: mask must have shape {shape}, got {tuple(mask.shape)} (follows from images and patch_size)")
     check_device(op, "mask", mask, "images", images)
+    _refuse_gradient(op, "mask", mask)
     mask = mask.detach().float().contiguous()
-    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+    if not readable(mask):
         return mask
     low, high = (t.item() for t in mask.aminmax())
     if not (low >= 0 and high < math.inf):

@@ -11,7 +11,8 @@ makes four full copies and an index of 8 bytes for each element.
 import torch
 from torch import Tensor
 
-from ._patches import check_device, check_floats, check_ids, dense_rows
+from ._checks import check_dense, readable
+from ._patches import check_floats, check_ids, check_part, dense_rows
 from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
 
 
@@ -68,7 +69,8 @@ def restore_tokens(
     Args:
         x: (N, P + K, D): P prefix tokens (class token, registers), then the kept ones; float32, bfloat16, float16 or float64.
         ids_restore: (N, L) int64 of ``mask_ids`` or ``random_masking``, a permutation of 0 .. L - 1 in each row; K at most L. On a
-            GPU what lies outside counts as removed.
+            GPU and in a compiled graph the values are not looked at: a repeated id repeats its token, whose gradient is the sum, a
+            token that no id names has gradient 0, and what lies outside 0 .. L - 1 counts as removed.
         mask_token: D elements, such as (1, 1, D).
         num_prefix_tokens: P, 0 or more.
         pos_embed: (1, P + L, D) or (P + L, D), added to all tokens.
@@ -83,27 +85,34 @@ def restore_tokens(
     refuse_functorch(op)
     check_floats(op, "x", x, "N, P + K, D", may_be_empty=1)
     n, tokens, width = x.shape
-    length = ids_restore.shape[-1] if isinstance(ids_restore, Tensor) and ids_restore.dim() else 0
+    check_dense(op, "ids_restore", ids_restore, "an int64 tensor (N, L)")
+    length = ids_restore.shape[-1] if ids_restore.dim() else 0
     prefix = num_prefix_tokens
     if isinstance(prefix, bool) or not isinstance(prefix, (int, torch.SymInt)) or not 0 <= prefix <= tokens:
-        raise ValueError(f"{op}: num_prefix_tokens must be a whole number in [0, {tokens}], got {prefix!r}")
-    if isinstance(ids_restore, Tensor) and (length < 1 or tokens - prefix > length):
+        raise ValueError(f"{op}: num_prefix_tokens must be a whole number in [0, {tokens}], got {prefix!r} (follows from x)")
+    if length < 1 or tokens - prefix > length:
         raise ValueError(
             f"{op}: ids_restore must have a column for each of {tokens - prefix} kept tokens, got {tuple(ids_restore.shape)}"
+            " (follows from x and num_prefix_tokens)"
         )
     check_ids(op, "ids_restore", ids_restore, n, "N, L", length, "x", x)
-    given = {"mask_token": (mask_token, width)}
+    _check_permutation(op, ids_restore)
+    check_part(op, "mask_token", mask_token, (width,), "x", "x", x)
     if pos_embed is not None:
-        given["pos_embed"] = (pos_embed, (prefix + length) * width)
-    for name, (value, count) in given.items():
-        if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
-            raise TypeError(f"{op}: {name} must be a float tensor, got {getattr(value, 'dtype', type(value).__name__)}")
-        if value.numel() != count or value.shape[-1] != width:
-            shape = f"({width},)" if name == "mask_token" else f"(1, {prefix + length}, {width})"
-            raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
-        check_device(op, name, value, "x", x)
+        shape = prefix + length, width
+        check_part(op, "pos_embed", pos_embed, shape, "x, ids_restore and num_prefix_tokens", "x", x)
     dtype = torch.promote_types(x.dtype, mask_token.dtype)
     if pos_embed is not None:
         dtype = torch.promote_types(dtype, pos_embed.dtype)
         pos_embed = pos_embed.reshape(prefix + length, width).to(dtype).contiguous()
     return _Restore.apply(x, ids_restore.contiguous(), mask_token.reshape(width).to(dtype).contiguous(), pos_embed, prefix)
+
+
+def _check_permutation(op: str, ids: Tensor) -> None:
+    """Every id of [0, L) stands in each row; looked at on the CPU alone, where a byte is written for each of them."""
+    if not readable(ids):
+        return
+    found = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device).scatter_(1, ids, True).all(1)
+    if not found.all():
+        row = ids[int(found.int().argmin())].tolist()
+        raise ValueError(f"{op}: ids_restore must hold a permutation of 0 .. {ids.shape[1] - 1} in each row, got {row}")

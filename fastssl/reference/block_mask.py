@@ -36,7 +36,8 @@ def block_mask(
             active = (count < num_masked) & (failed < attempts)
             words = philox((zero + attempt, row, zero + _STREAM, zero), seed)
             most = (num_masked - count).clamp(max=max_block)
-            h, w, top, left = (t[:, None, None] for t in _block(words, aspects, most, min_block, height, width))
+            least = num_masked.clamp(max=min_block)
+            h, w, top, left = (t[:, None, None] for t in _block(words, aspects, least, most, height, width))
             inside = (down >= top) & (down < top + h) & (across >= left) & (across < left + w)
             new = (inside & ~mask).sum((1, 2))
             fits = active & (h < height).reshape(-1) & (w < width).reshape(-1) & (new > 0) & (new <= most)
@@ -47,9 +48,9 @@ def block_mask(
     return _topped_up(mask, num_masked - count, seed) if exact else mask
 
 
-def _block(words, aspects: Tensor, most: Tensor, min_block: int, height: int, width: int) -> tuple[Tensor, ...]:
+def _block(words, aspects: Tensor, least: Tensor, most: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
     """Sides and place of a block of each sample, (N,) int64. The area has 20 bits behind the point: exact in float64."""
-    area = (min_block << 20) + (most - min_block) * (words[0] >> 12)
+    area = (least << 20) + (most - least) * (words[0] >> 12)
     area = area.double().float() * 2.0**-20
     aspect = aspects[(words[1] * len(aspects)) >> 32]
     h = (area * aspect).sqrt().round().clamp(max=height).long()

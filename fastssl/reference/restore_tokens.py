@@ -25,5 +25,5 @@ def restore_tokens_bwd(dout: Tensor, ids_restore: Tensor, kept: int, prefix: int
         rows = gather_tokens_bwd(patches, ids_restore.clamp_max(kept), kept + 1)[:, :kept]
         dx = torch.cat([dout[:, :prefix], rows], 1)
     if need[1]:
-        dtoken = (patches.to(wide) * (ids_restore >= kept)[:, :, None]).sum((0, 1))
+        dtoken = torch.where((ids_restore >= kept)[:, :, None], patches.to(wide), 0.0).sum((0, 1))
     return dx, dtoken
