@@ -63,7 +63,7 @@ def unpatchify(
     else:
         pair = side_pair(op, "image_size", image_size)
         if pair[0] % height or pair[1] % width:
-            raise ValueError(f"{op}: image_size must be multiples of the patch size {(height, width)}, got {image_size!r}")
+            raise ValueError(f"{op}: image_size must be multiples of patch_size {(height, width)}, got {image_size!r}")
         down, across = pair[0] // height, pair[1] // width
     if down * across != length:
         wanted = "a square number of patches, or image_size" if image_size is None else f"{down} x {across} patches"

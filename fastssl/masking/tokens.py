@@ -29,7 +29,7 @@ def span_lengths(length: int, density: float = 0.15, mean_span: float = 3.0, *, 
     check_whole(op, "length", length, 2)
     check_flag(op, "eos", eos)
     noise, spans = _noise(op, length, density, mean_span)
-    return length - noise + spans + eos, noise + spans + eos
+    return length - noise + spans + bool(eos), noise + spans + bool(eos)
 
 
 def _noise(op: str, length: int, density: float, mean_span: float) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 ``by`` are the arguments that ask for it, where that is not the refused one alone.
 """
 
+import numpy
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -23,7 +24,8 @@ def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | No
 def check_device(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     if value.device != like.device:
         raise ValueError(f"{op}: {like_name} and {name} must be on the same device, got {like.device} and {value.device}")
-    if isinstance(value, FakeTensor) != isinstance(like, FakeTensor):
+    fake = value if isinstance(value, FakeTensor) else like
+    if isinstance(value, FakeTensor) != isinstance(like, FakeTensor) and not fake.fake_mode.allow_non_fake_inputs:
         raise ValueError(f"{op}: {like_name} and {name} must both be fake tensors or both have data")
 
 
@@ -57,7 +59,7 @@ def check_part(op: str, name: str, value, shape: tuple[int, ...], by: str, like_
 
 
 def check_flag(op: str, name: str, value) -> None:
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, numpy.bool_)):
         raise TypeError(f"{op}: {name} must be True or False, got {type(value).__name__}")
 
 
@@ -77,6 +79,13 @@ def patch_grid(op: str, images: Tensor, patch: tuple[int, int], by: str = "patch
         wanted = f"sides that are multiples of the patch size {tuple(patch)} of {by}"
         raise ValueError(f"{op}: images must have {wanted}, got {tuple(images.shape[2:])}")
     return images.shape[2] // patch[0], images.shape[3] // patch[1]
+
+
+def trackable(value: Tensor) -> Tensor:
+    """``value``, or a copy that autograd may keep for the backward where it is an inference tensor and autograd records."""
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and value.is_inference()):
+        return value
+    return value.clone()
 
 
 def dense_rows(x: Tensor) -> Tensor:

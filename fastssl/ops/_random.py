@@ -55,6 +55,7 @@ def seed_tensor(op: str, seed, device: torch.device | None) -> Tensor:
     """() int64 on the device where the ids are wanted."""
     if isinstance(seed, Tensor):
         check_dense(op, "seed", seed)
+        check_mode(op, "seed", seed)
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(
                 f"{op}: seed must be a whole number or a one-element int64 tensor, got {seed.dtype} {tuple(seed.shape)}"
@@ -81,6 +82,12 @@ def seed_of(op: str, seed, generator, device: torch.device | None, beside: tuple
     check_generator(op, generator, device)
     device = device or (generator.device if generator else None)
     return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator, device=device)
+
+
+def check_mode(op: str, name: str, value: Tensor) -> None:
+    """No fake tensor outside every mode: masks are made with new tensors beside it."""
+    if isinstance(value, FakeTensor) and torch._C._len_torch_dispatch_stack() == 0 and not torch.compiler.is_compiling():
+        raise ValueError(f"{op}: {name} must have data, or be used within its FakeTensorMode")
 
 
 def _check_fake(op: str, seed, name: str, value: Tensor) -> None:

@@ -62,8 +62,8 @@ def block_mask(
         num_masked: how many patches to remove of each sample, in [0, h w]; a number, or (N,) int64 on ``device``. More are never
             removed, fewer where no further block is found. Values on a GPU are not looked at by the host, but cut to that range.
         min_block: area of the smallest block, in patches, or what a tensor ``num_masked`` says of a sample where that is less; the
-            last blocks may be smaller. None: 4, or ``num_masked`` where that is less. Where no such block of these aspects has sides
-            below the grid's and at most ``num_masked`` patches, nothing could be removed: refused, unless ``exact``.
+            last blocks may be smaller. None: 4, or ``num_masked`` where that is less. Where no such block of these aspects has
+            sides below the grid's and at most ``num_masked`` patches, nothing could be removed: refused, unless ``exact``.
         max_block: most patches that one block may add; None: no limit.
         aspect: least and largest height / width.
         attempts: tries in a row that may fail before a sample is left as it is.
@@ -105,7 +105,7 @@ def block_mask(
     else:
         goals = torch.full((rows,), num_masked, dtype=torch.int64, device=seed.device)
     table = _aspects(low, high, seed.device)
-    return _block_mask(goals, seed, table, rows, height, width, least, most, attempts, exact)
+    return _block_mask(goals, seed, table, rows, height, width, least, most, attempts, bool(exact))
 
 
 def _check_goals(op: str, num_masked, rows: int, patches: int, device: torch.device | None) -> torch.device | None:

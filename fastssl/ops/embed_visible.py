@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._checks import check_dense, readable
-from ._patches import check_device, check_floats, check_ids, check_part, dense_rows, patch_grid
+from ._patches import check_device, check_floats, check_ids, check_part, dense_rows, patch_grid, trackable
 from ._register import define_op, first_derivative_only, refuse_functorch
 from .gather_tokens import scatter_rows
 
@@ -149,9 +149,10 @@ def embed_visible(
     if pos is not None and positions == length and before:
         pos = F.pad(pos, (0, 0, before, 0))
     prefix = None if prefix_tokens is None else prefix_tokens.reshape(before, width)
+    bias = None if bias is None else bias.reshape(width)
     weight, bias, pos, prefix = (t if t is None else t.to(dtype).contiguous() for t in (weight, bias, pos, prefix))
     with torch.autocast(device_type, enabled=False):
-        return _Embed.apply(dense_rows(images), weight, ids.contiguous(), bias, pos, prefix)
+        return _Embed.apply(dense_rows(images), trackable(weight), trackable(ids.contiguous()), bias, pos, prefix)
 
 
 def _check_parts(op: str, images: Tensor, length: int, width: int, bias, pos_embed, prefix_tokens) -> tuple[int, int]:

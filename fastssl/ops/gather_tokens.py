@@ -10,7 +10,7 @@ gradient needs zeros first and atomic additions.
 import torch
 from torch import Tensor
 
-from ._patches import check_floats, check_ids, dense_rows
+from ._patches import check_floats, check_ids, dense_rows, trackable
 from ._register import define_op, first_derivative_only, refuse_functorch
 
 _fwd = define_op(
@@ -63,4 +63,4 @@ def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     refuse_functorch(op)
     check_floats(op, "x", x, "N, L, D")
     check_ids(op, "ids", ids, x.shape[0], "N, K", x.shape[1], "x", x)
-    return _Gather.apply(x, ids.contiguous())
+    return _Gather.apply(x, trackable(ids.contiguous()))

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastssl.reference.mask_ids import mask_ids as by_sorting
 
 from ._checks import FLOATS, check_choice, check_dense, check_number, check_whole
-from ._random import check_generator, check_place, same_place, seed_tensor, uniform
+from ._random import check_generator, check_mode, check_place, same_place, seed_tensor, uniform
 from ._register import define_op
 
 #: Ids of a sample up to which the CUDA kernel counts ranks; the keys of a sample lie in shared memory.
@@ -184,5 +184,6 @@ def check_noise(op: str, noise, rows: int, length: int, by: str, device: torch.d
         raise TypeError(f"{op}: noise must be float32, bfloat16, float16 or float64, got {noise.dtype}")
     if tuple(noise.shape) != (rows, length):
         raise ValueError(f"{op}: noise must have shape ({rows}, {length}), got {tuple(noise.shape)} (follows from {by})")
+    check_mode(op, "noise", noise)
     if device is not None and not same_place(noise.device, device):
         raise ValueError(f"{op}: noise must be on {device}, got {noise.device}")

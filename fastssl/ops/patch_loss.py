@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, check_choice, check_dense, check_number, readable
-from ._patches import check_device, check_flag, check_floats, check_ids, dense_rows, patch_grid, side_pair
+from ._patches import check_device, check_flag, check_floats, check_ids, dense_rows, patch_grid, side_pair, trackable
 from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
 
 _COMMON = (
@@ -153,9 +153,10 @@ def masked_patch_loss(
         raise ValueError(f"{op}: pred must have shape ({n}, {rows}, {entries}), got {tuple(pred.shape)} (follows from {by})")
     if mask is not None:
         mask = _check_mask(op, mask, images, (n, length), empty)
-    how = (height, width, layout == "pqc", norm_pix_loss, float(eps), loss == "l1")
+    how = (height, width, layout == "pqc", bool(norm_pix_loss), float(eps), loss == "l1")
     one_pass = readable(pred) and pred.requires_grad and torch.is_grad_enabled()
-    return (_OnePass if one_pass else _PatchLoss).apply(dense_rows(pred), dense_rows(images), mask, ids, how)
+    mask, ids = (t if t is None else trackable(t) for t in (mask, ids))
+    return (_OnePass if one_pass else _PatchLoss).apply(trackable(dense_rows(pred)), trackable(dense_rows(images)), mask, ids, how)
 
 
 def _refuse_gradient(op: str, name: str, value: Tensor) -> None:

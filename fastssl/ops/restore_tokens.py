@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_dense, readable
-from ._patches import check_floats, check_ids, check_part, dense_rows
+from ._patches import check_floats, check_ids, check_part, dense_rows, trackable
 from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
 
 
@@ -105,7 +105,8 @@ def restore_tokens(
     if pos_embed is not None:
         dtype = torch.promote_types(dtype, pos_embed.dtype)
         pos_embed = pos_embed.reshape(prefix + length, width).to(dtype).contiguous()
-    return _Restore.apply(x, ids_restore.contiguous(), mask_token.reshape(width).to(dtype).contiguous(), pos_embed, prefix)
+    mask_token = mask_token.reshape(width).to(dtype).contiguous()
+    return _Restore.apply(x, trackable(ids_restore.contiguous()), mask_token, pos_embed, prefix)
 
 
 def _check_permutation(op: str, ids: Tensor) -> None:
