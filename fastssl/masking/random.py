@@ -44,6 +44,7 @@ def random_masking(
         x.shape[:2],
         mask_ratio,
         by="x",
+        placed_by="x",
         noise=noise,
         generator=generator,
         seed=seed,

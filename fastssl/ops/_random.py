@@ -34,14 +34,14 @@ def same_place(device: torch.device, wanted: torch.device) -> bool:
     return device.type == wanted.type and (wanted.index is None or device.index is None or device.index == wanted.index)
 
 
-def check_generator(op: str, generator, device: torch.device | None) -> None:
-    """None, or a generator on ``device`` where that is given."""
+def check_generator(op: str, generator, device: torch.device | None, by: str = "device") -> None:
+    """None, or a generator on ``device`` where that is given, by the argument ``by``."""
     if generator is None:
         return
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"{op}: generator must be a torch.Generator, got {type(generator).__name__}")
     if device is not None and not same_place(generator.device, device):
-        raise ValueError(f"{op}: generator must be on {device}, got {generator.device}")
+        raise ValueError(f"{op}: generator must be on {device}, got {generator.device} (follows from {by})")
 
 
 def uniform(rows: int, length: int, generator: torch.Generator | None, device: torch.device | None) -> Tensor:
@@ -51,7 +51,7 @@ def uniform(rows: int, length: int, generator: torch.Generator | None, device: t
     return torch.rand(rows, length, generator=generator, device=device or generator.device)
 
 
-def seed_tensor(op: str, seed, device: torch.device | None) -> Tensor:
+def seed_tensor(op: str, seed, device: torch.device | None, by: str = "device") -> Tensor:
     """() int64 on the device where the ids are wanted."""
     if isinstance(seed, Tensor):
         check_dense(op, "seed", seed)
@@ -61,7 +61,7 @@ def seed_tensor(op: str, seed, device: torch.device | None) -> Tensor:
                 f"{op}: seed must be a whole number or a one-element int64 tensor, got {seed.dtype} {tuple(seed.shape)}"
             )
         if device is not None and not same_place(seed.device, device):
-            raise ValueError(f"{op}: seed must be on {device}, got {seed.device}")
+            raise ValueError(f"{op}: seed must be on {device}, got {seed.device} (follows from {by})")
         return seed.reshape(())
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{op}: seed must be a whole number or a one-element int64 tensor, got {type(seed).__name__}")
@@ -73,13 +73,15 @@ def seed_tensor(op: str, seed, device: torch.device | None) -> Tensor:
 def seed_of(op: str, seed, generator, device: torch.device | None, beside: tuple[str, Tensor] | None = None) -> Tensor:
     """() int64 on ``device``: the given seed, or one that the generator draws there, without a sync. ``beside``: name and value of
     another tensor of the call."""
+    by = "device"
     if beside is not None:
+        by = beside[0]
         _check_fake(op, seed, *beside)
     if seed is not None:
         if generator is not None:
             raise ValueError(f"{op}: only one of generator and seed can be given")
-        return seed_tensor(op, seed, device)
-    check_generator(op, generator, device)
+        return seed_tensor(op, seed, device, by)
+    check_generator(op, generator, device, by)
     device = device or (generator.device if generator else None)
     return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, generator=generator, device=device)
 

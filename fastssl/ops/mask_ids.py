@@ -133,6 +133,7 @@ def draw_ids(
     mask_ratio,
     *,
     by="size",
+    placed_by="device",
     noise=None,
     generator=None,
     seed=None,
@@ -140,7 +141,7 @@ def draw_ids(
     rounding="keep_floor",
     device=None,
 ) -> MaskIds:
-    """``mask_ids`` for ``op``, the function that was called, whose arguments ``by`` say the size."""
+    """``mask_ids`` for ``op``, the function that was called; its arguments ``by`` say the size, ``placed_by`` the device."""
     rows, length = check_size(op, size)
     if (noise is not None) + (generator is not None) + (seed is not None) > 1:
         raise ValueError(f"{op}: only one of noise, generator and seed can be given")
@@ -149,12 +150,12 @@ def draw_ids(
         raise ValueError(f"{op}: num_keep must be a whole number in [0, {length}], got {num_keep!r} (follows from {by})")
     device = check_place(op, device)
     if noise is not None:
-        check_noise(op, noise, rows, length, by, device)
+        check_noise(op, noise, rows, length, by, device, placed_by)
         noise = noise.detach().contiguous()
     elif seed is not None:
-        seed = seed_tensor(op, seed, device)
+        seed = seed_tensor(op, seed, device, placed_by)
     else:
-        check_generator(op, generator, device)
+        check_generator(op, generator, device, placed_by)
         noise = uniform(rows, length, generator, device)
     return in_order(noise, seed, rows, length, keep)
 
@@ -178,7 +179,7 @@ def check_size(op: str, size) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def check_noise(op: str, noise, rows: int, length: int, by: str, device: torch.device | None) -> None:
+def check_noise(op: str, noise, rows: int, length: int, by: str, device: torch.device | None, placed_by: str = "device") -> None:
     check_dense(op, "noise", noise, f"a tensor ({rows}, {length})")
     if noise.dtype not in FLOATS:
         raise TypeError(f"{op}: noise must be float32, bfloat16, float16 or float64, got {noise.dtype}")
@@ -186,4 +187,4 @@ def check_noise(op: str, noise, rows: int, length: int, by: str, device: torch.d
         raise ValueError(f"{op}: noise must have shape ({rows}, {length}), got {tuple(noise.shape)} (follows from {by})")
     check_mode(op, "noise", noise)
     if device is not None and not same_place(noise.device, device):
-        raise ValueError(f"{op}: noise must be on {device}, got {noise.device}")
+        raise ValueError(f"{op}: noise must be on {device}, got {noise.device} (follows from {placed_by})")
