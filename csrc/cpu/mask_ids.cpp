@@ -82,7 +82,9 @@ void order_rows(int64_t rows, const Result& result, const F& fill) {
 std::tuple<Tensor, Tensor, Tensor> mask_ids(const OptionalTensor& noise, const OptionalTensor& seed, int64_t rows, int64_t length,
                                             int64_t keep) {
   TORCH_CHECK_VALUE(length < std::numeric_limits<uint32_t>::max(), "mask_ids: size must be below 2^31, got ", length);
-  TORCH_CHECK(rows >= 0 && length > 0 && (noise ? noise->sizes() == at::IntArrayRef{rows, length} : seed && seed->numel() == 1 && seed->scalar_type() == at::kLong),
+  TORCH_CHECK(rows >= 0 && length > 0 &&
+                  (noise ? noise->sizes() == at::IntArrayRef{rows, length}
+                         : seed && seed->numel() == 1 && seed->scalar_type() == at::kLong),
               "mask_ids: bad size, noise or seed");
   const auto options = (noise ? *noise : *seed).options();
   Tensor shuffle = at::empty({rows, length}, options.dtype(at::kLong)), restore = at::empty({rows, length}, shuffle.options());
