@@ -27,7 +27,7 @@ from . import similarity_chunked as chunked
 from .similarity import _dense, _precision, _rows, _streamed, row_owner, tile_options
 from .similarity_config import device_facts, pick_config, pick_groups, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
-from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
+from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, load_state, merge, new_rank, row_terms, to_lse, under_a_top
 from .similarity_tiles import (
     count_above,
     extent,
@@ -42,10 +42,9 @@ from .similarity_tiles import (
 
 @triton.jit
 def _plain_sums(s, total, BM: tl.constexpr, BN: tl.constexpr):
-    """One exponential for rows and columns: (0, running sum) of each row of s (BM, BN), (top, sum) of each column; base 2."""
+    """One exponential for rows and columns: (0, running sum) of each row of s (BM, BN), (0, sum) of each column; base 2."""
     p = tl.exp2(s)
-    column, column_sum = under_a_top(tl.zeros((BN,), tl.float32), tl.sum(p, 0))
-    return tl.zeros((BM,), tl.float32), total + tl.sum(p, 1), column, column_sum
+    return tl.zeros((BM,), tl.float32), total + tl.sum(p, 1), tl.zeros((BN,), tl.float32), tl.sum(p, 0)
 
 
 @triton.jit
@@ -64,10 +63,8 @@ def _fold_columns(top_ptr, sum_ptr, more, lo, hi, BLOCK: tl.constexpr):
     """(maximum, sum) of the columns lo..hi, joined with those that lie ``more`` elements behind them."""
     for start in range(lo, hi, BLOCK):
         cols = start + tl.arange(0, BLOCK)
-        top = tl.load(top_ptr + cols, mask=cols < hi, other=-INF)  # (BLOCK,)
-        top2 = tl.load(top_ptr + more + cols, mask=cols < hi, other=-INF)
-        total = tl.load(sum_ptr + cols, mask=cols < hi, other=0.0)
-        total2 = tl.load(sum_ptr + more + cols, mask=cols < hi, other=0.0)
+        top, total = load_state(top_ptr, sum_ptr, cols, cols < hi)  # (BLOCK,)
+        top2, total2 = load_state(top_ptr, sum_ptr, more + cols, cols < hi)
         new = tl.maximum(top, top2)
         safe = tl.where(new == -INF, 0.0, new)
         tl.store(top_ptr + cols, new, mask=cols < hi)

@@ -53,6 +53,12 @@ def under_a_top(top, total):
     return top + whole, total * tl.exp2(-whole)
 
 
+@triton.jit
+def load_state(top_ptr, sum_ptr, at, inside):
+    """States (t, S) that may have been left under no maximum, as ``under_a_top`` makes them."""
+    return under_a_top(tl.load(top_ptr + at, mask=inside, other=-INF), tl.load(sum_ptr + at, mask=inside, other=0.0))
+
+
 # Rows and columns whose l = t + log2 S lie within +-FAR may share one exponential, with nothing to keep a weight at most 1. A logit
 # then has units of at most 2^-11: two products of a tile, if they differ at all, change a weight by less than the rounding of
 # 16-bit or TF32 operands. A tile in "ieee" float32 adds up each logit in one order wherever it lies.
@@ -172,6 +178,15 @@ class Results(NamedTuple):
         return Results(cut(self.lse), self.state[:, rows], cut(self.peak), cut(self.mean), cut(self.rank))
 
 
+@triton.jit
+def _partial(top_ptr, sum_ptr, acc_ptr, at, inside):
+    """(t, S) of one split; sums of 2^. y, where there are some, keep the base they were made in."""
+    if acc_ptr is not None:
+        return tl.load(top_ptr + at, mask=inside, other=-INF), tl.load(sum_ptr + at, mask=inside, other=0.0)
+    else:
+        return load_state(top_ptr, sum_ptr, at, inside)
+
+
 @triton.jit(do_not_specialize=["N", "SPLITS"])
 def merge_kernel(
     top_ptr, sum_ptr, peak_ptr, acc_ptr, count_ptr, lse_ptr, all_top_ptr, all_sum_ptr, all_peak_ptr, mean_ptr, rank_ptr,
@@ -185,10 +200,10 @@ def merge_kernel(
     best = tl.full((BM,), -INF, tl.float32)
     peak = tl.full((BM,), -1, tl.int32)
     for split in range(SPLITS):
-        at = tl.cast(split, tl.int64) * N + rows
-        top = tl.load(top_ptr + at, mask=inside, other=-INF)  # (BM,)
+        top, _ = _partial(top_ptr, sum_ptr, acc_ptr, tl.cast(split, tl.int64) * N + rows, inside)  # (BM,)
         if peak_ptr is not None:
-            peak = tl.where(top > best, tl.load(peak_ptr + at, mask=inside, other=-1), peak)
+            at_peak = tl.load(peak_ptr + tl.cast(split, tl.int64) * N + rows, mask=inside, other=-1)
+            peak = tl.where(top > best, at_peak, peak)
         best = tl.maximum(best, top)
     safe = tl.where(best == -INF, 0.0, best)
     total = tl.zeros((BM,), tl.float32)
@@ -196,8 +211,9 @@ def merge_kernel(
     rank = tl.zeros((BM,), tl.int32)
     for split in range(SPLITS):
         at = tl.cast(split, tl.int64) * N + rows
-        weight = tl.exp2(tl.load(top_ptr + at, mask=inside, other=-INF) - safe)
-        total += weight * tl.load(sum_ptr + at, mask=inside, other=0.0)
+        top, part = _partial(top_ptr, sum_ptr, acc_ptr, at, inside)
+        weight = tl.exp2(top - safe)
+        total += weight * part
         if count_ptr is not None:
             rank += tl.load(count_ptr + at, mask=inside, other=0)  # (BM,)
         if mean_ptr is not None:
