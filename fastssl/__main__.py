@@ -1,7 +1,9 @@
 """The command line: ``fastssl train | eval | info | bench``, also as ``python -m fastssl``."""
 
-import os
+import difflib
 import sys
+
+from fastssl._ending import UsageError, ended, lines_at_once, patient_restart
 
 USAGE = """usage: fastssl COMMAND ...
 
@@ -10,7 +12,8 @@ USAGE = """usage: fastssl COMMAND ...
   info           what is built and what this machine can run
   bench          time the ops on this machine
 
-fastssl COMMAND --help lists the options of a command."""
+fastssl COMMAND --help lists the options of a command; docs/training.md tells how a run is stopped, resumed and used."""
+COMMANDS = ("train", "eval", "info", "bench")
 
 TRAIN_PACKAGES = (
     "lightning",
@@ -22,6 +25,7 @@ TRAIN_PACKAGES = (
     "tensorboard",
     "PIL",
     "torchmetrics",
+    "tqdm",
 )
 
 
@@ -29,40 +33,28 @@ def _train(command: str, argv: list[str]) -> int:
     try:
         from fastssl.train import cli
 
-        return cli.run(command, argv)
+        return {"train": cli.train, "eval": cli.evaluate_run}[command](argv)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in TRAIN_PACKAGES:
             raise
-        print(f"fastssl {command}: error: {error.name} is not installed; pip install fastssl[train]", file=sys.stderr)
-        return 2
+        raise UsageError(f"{error.name} is not installed; pip install fastssl[train]") from None
 
 
-def _with_patient_threads() -> None:
-    """Starts this process again with ``OMP_WAIT_POLICY=passive``, which OpenMP reads only when torch loads it.
+def _info(argv: list[str]) -> int:
+    from fastssl.info import main
 
-    By default idle OpenMP threads spin. On cores that other work wants too, a training step then took six times as long.
-    """
-    if os.name == "posix" and "OMP_WAIT_POLICY" not in os.environ:
-        sys.stdout.flush()
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, "OMP_WAIT_POLICY": "passive"})
+    return main(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs one command -> exit code; 2 for a wrong command or option."""
-    command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
-    if command in ("train", "eval"):
-        if argv is None:
-            _with_patient_threads()
-        return _train(command, rest)
-    if command == "info":
-        from fastssl.info import main as info
+def _bench(argv: list[str]) -> int:
+    from fastssl.bench import main
 
-        return info(rest)
-    if command == "bench":
-        from fastssl.bench import main as bench
+    return main(argv)
 
-        return bench(rest)
-    if command in ("-h", "--help"):
+
+def _usage(command: str) -> int:
+    """What is printed where no command was named."""
+    if command in ("-h", "--help", "help"):
         print(USAGE)
         return 0
     if command == "--version":
@@ -70,8 +62,26 @@ def main(argv: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    print(f"fastssl: error: unknown command '{command}'; known: train, eval, info, bench" if command else USAGE, file=sys.stderr)
+    if not command:
+        print(USAGE, file=sys.stderr)
+        return 2
+    close = difflib.get_close_matches(command, COMMANDS, 1, 0.5)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
+    print(f"fastssl: error: unknown command '{command}'; {hint}", file=sys.stderr)
     return 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command -> exit code: 0 done, 1 an error, 2 a wrong command or option, 128 and more: stopped by a signal."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if argv is None:
+        lines_at_once()
+    if command in ("train", "eval"):
+        if argv is None:
+            patient_restart()
+        return ended(command, lambda: _train(command, rest), resume=command == "train")
+    other = {"info": _info, "bench": _bench}.get(command)
+    return ended(command, lambda: other(rest) if other else _usage(command))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """``fastssl bench``: runs the benchmarks of a source checkout, compares with the peers, prints tables and targets."""
 
-import argparse
 import importlib
 import sys
 from pathlib import Path
+
+from ._ending import UsageError
+from ._options import Parser, closest, number, one_of
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,18 +22,22 @@ def _benchmarks():
     return found
 
 
-def _parser(works: tuple[str, ...], peers: tuple[str, ...]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastssl bench", description=__doc__)
+def _parser(works: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
+    parser = Parser("fastssl bench", description=__doc__)
     parser.add_argument("works", nargs="*", metavar="WORK", help=f"default: all of {', '.join(works)}")
     parser.add_argument("--list", action="store_true", help="works, shapes, and peers with the reason where one is absent")
     parser.add_argument("--shapes", nargs="+", metavar="BxD", help="for example 4096x128; default: the work's own")
     parser.add_argument("--scale", action="store_true", help="add the work's very large shapes (minutes each)")
     parser.add_argument("--quick", action="store_true", help="only the work's small shapes")
-    parser.add_argument("--peers", nargs="+", metavar="PEER", choices=(*peers, "none"), help=f"of {', '.join(peers)}; or none")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16", "float16"), help="default: float32; bfloat16 on cuda")
-    parser.add_argument("--rounds", type=int, default=7, help="least number of turns")
-    parser.add_argument("--budget", type=float, default=20.0, metavar="SECONDS", help="of turns for each case")
+    parser.add_argument(
+        "--peers", nargs="+", type=one_of(*peers, "none")["type"], metavar="PEER", help=f"of {', '.join(peers)}; or none"
+    )
+    parser.add_argument("--device", **one_of("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--dtype", **one_of("float32", "float64", "bfloat16", "float16"), help="default: float32; bfloat16 on cuda")
+    parser.add_argument("--rounds", type=number(int, 1), default=7, help="least number of turns")
+    parser.add_argument(
+        "--budget", type=number(float, 0, above=True), default=20.0, metavar="SECONDS", help="of turns for each case"
+    )
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory (a process for each implementation)")
     parser.add_argument("--graphs", action="store_true", help="on cuda: also time replays of CUDA graphs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write result files and pictures there")
@@ -96,7 +102,8 @@ def run(args) -> int:
     options = _options(args, runner, peers)
     unknown = [name for name in args.works if name not in registry.WORKS]
     if unknown:
-        raise ValueError(f"bench: unknown work {unknown[0]!r}; choose from {', '.join(registry.WORKS)}")
+        hint = closest(unknown[0], registry.WORKS) or f"; choose from {', '.join(registry.WORKS)}"
+        raise ValueError(f"bench: unknown work {unknown[0]!r}{hint}")
     folders = [args.out] if args.out else []
     folders += [report.RESULTS / machine.slug(options.device)] if args.save else []
     bad = False
@@ -119,6 +126,9 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks import peers, registry
 
         return run(_parser(tuple(registry.WORKS), peers.NAMES).parse_args(argv))
+    except UsageError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
     except (ImportError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ import sys
 
 import torch
 
+from ._options import Parser
 from ._version import __version__
 from .ops import normalize, similarity  # noqa: F401  declare their ops
 from .ops._compiled import CUDA_LIBRARY
@@ -92,5 +93,7 @@ def report() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Prints the report; there are no options but ``--help``."""
+    Parser("fastssl info", description="What is built, what this machine can run, and what serves each op.").parse_args(argv or [])
     print(report())
     return 0

@@ -3,22 +3,22 @@
 Needs ``pip install fastssl[train]``. ``import fastssl`` does not import this package; nothing here is imported before use.
 """
 
-import os
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from unittest import mock
 
+from fastssl._ending import UsageError, first_process, say
 
-class UsageError(Exception):
-    """A wrong option or input; its text is the one line the person reads, naming the option."""
+__all__ = ["Recipe", "TrainConfig", "UsageError", "broken_torchvision_hidden", "usable_torchvision", "warn"]
 
 
 def warn(text: str) -> None:
     """A line for a person, from the first process of a run only."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"warning: {text}", file=sys.stderr)
+    if first_process():
+        say(f"warning: {text}", error=True)
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class TrainConfig:
     data: str = "photos"
     backbone: str = "conv"
     image_size: int | None = None
+    patch_size: int | None = None
     channels: int = 3
     pixel_range: tuple[float, float] | None = None
     epochs: int = 8
@@ -50,7 +51,7 @@ class TrainConfig:
     consistency_weight: float = 100.0
     pooler: str = "mean"
     mask_ratio: float = 0.75
-    mask_size: int = 8
+    mask_size: int | None = None
     norm_pix_loss: bool = False
     decoder_dim: int = 64
     decoder_depth: int = 2
@@ -83,12 +84,12 @@ class Recipe:
     defaults: dict = field(default_factory=dict)  # where they differ from TrainConfig's
     watch: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # of monitor, beside scores: the two names, the format
     prepare: Callable | None = None  # (module) -> None, once before the first epoch: fills a bank
-    draw: Callable | None = None  # (method, data, folder, *, device) -> path of a picture, drawn after each monitor
+    draw: Callable | None = None  # (method, data, folder, *, device) -> path of a picture or None, drawn after each monitor
     help: dict[str, str] = field(default_factory=dict)  # of options, where it is not the command line's
     loss: str = "NT-Xent"
     heading: str = "accuracy on test images"
     unit: str = "images"
-    unscored: str = "kNN and linear probe left out: the data has no class subfolders, or no test images"
+    unscored: str = "kNN and linear probe left out: they need test images, and two classes with images that can be read"
 
 
 @contextmanager
@@ -125,3 +126,29 @@ def broken_torchvision_hidden() -> Iterator[None]:
             yield
     finally:
         del sys.modules["torchvision"]
+
+
+def usable_torchvision() -> str | None:
+    """Makes ``import torchvision`` work where only its compiled half can't be loaded -> None, or why there is no torchvision.
+
+    Its models and transforms need none of its operators, but their absence makes the import fail: nms is declared, without code.
+    """
+    import torch
+
+    try:
+        importlib.import_module("torchvision")
+        return None
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed (pip install {error.name})"
+    except Exception as error:  # RuntimeError: operator torchvision::nms does not exist
+        reason = f"torchvision cannot be imported: {type(error).__name__}: {str(error).splitlines()[0]}"
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    try:
+        importlib.import_module("torchvision")
+        return None
+    except Exception:
+        return f"{reason} (install the torchvision that was built for torch {torch.__version__})"

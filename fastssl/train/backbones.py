@@ -6,12 +6,14 @@ running it.
 
 import difflib
 import importlib
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.methods import VisionTransformer
-from fastssl.train import UsageError
+from fastssl.train import UsageError, usable_torchvision
 
 BUILT_IN = ("conv", "vit")
 
@@ -37,6 +39,33 @@ class ConvEncoder(nn.Sequential):
         return images
 
 
+def vit_patch_size(image_size: int) -> int:
+    """Side of the built-in transformer's patches: the smallest of 4, 8, 16 and 32 that divides the image into at most 16 x 16, or
+    the largest of them that divides it."""
+    fitting = [patch for patch in (4, 8, 16, 32) if image_size % patch == 0]
+    if not fitting:
+        raise UsageError(f"--image-size {image_size}: must be a multiple of 4 for --backbone vit, or of its --patch-size")
+    return next((patch for patch in fitting if image_size // patch <= 16), fitting[-1])
+
+
+def build_vit(image_size: int, patch_size: int | None = None, **options) -> VisionTransformer:
+    """The built-in transformer; ``patch_size`` is by default that of ``vit_patch_size``."""
+    patch = patch_size or vit_patch_size(image_size)
+    if image_size % patch:
+        raise UsageError(f"--patch-size {patch}: must divide --image-size {image_size}")
+    return VisionTransformer(image_size, patch, **options)
+
+
+def tokens_line(method: nn.Module) -> str | None:
+    """How many tokens the transformer of a method makes of an image; None where there is none."""
+    for module in method.modules():
+        embed = getattr(module, "patch_embed", None)
+        grid, patch = getattr(embed, "grid_size", None), getattr(embed, "patch_size", None)
+        if isinstance(grid, tuple) and isinstance(patch, tuple) and len(grid) == len(patch) == 2:
+            return f"transformer: patches of {patch[0]} x {patch[1]} pixels, {grid[0] * grid[1]} tokens an image"
+    return None
+
+
 def _timm_backbone(timm, name: str, image_size: int, channels: int) -> nn.Module:
     """A timm model without its classifier; transformers are made for ``image_size``."""
     try:
@@ -60,36 +89,55 @@ def _torchvision_backbone(models, name: str, image_size: int, channels: int) -> 
     return model
 
 
-def _library(name: str):
-    """timm, or torchvision.models; None where it is missing or does not fit the installed torch."""
+def _library(name: str) -> tuple[ModuleType | None, str]:
+    """timm, or torchvision.models, and "", or None and why it can't be used. timm imports torchvision."""
+    if find_spec(name) is None:
+        return None, f"{name} is not installed (pip install {name})"
+    reason = usable_torchvision()
     try:
-        return importlib.import_module({"timm": "timm", "torchvision": "torchvision.models"}[name])
-    except Exception:  # a torchvision built for another torch raises RuntimeError
-        return None
+        return importlib.import_module({"timm": "timm", "torchvision": "torchvision.models"}[name]), ""
+    except Exception as error:
+        own = f"{name} cannot be imported: {type(error).__name__}: {str(error).splitlines()[0]}"
+        return None, reason if reason and name == "torchvision" else own + (f" ({reason})" if reason else "")
 
 
-def build_backbone(name: str, image_size: int = 32, channels: int = 3) -> nn.Module:
-    """The encoder called ``name``: a built-in one, then timm's, then torchvision's; ``timm:NAME`` names the library."""
+def _library_backbone(library: str, module: ModuleType, name: str, image_size: int, channels: int) -> nn.Module:
+    """A model of timm or torchvision that is known to take images of this size."""
+    what = f"--backbone {library}:{name}"
+    try:
+        encoder = (_timm_backbone if library == "timm" else _torchvision_backbone)(module, name, image_size, channels)
+        training = encoder.training
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, channels, image_size, image_size))
+        return encoder.train(training)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise UsageError(f"{what}: takes no images of --image-size {image_size}: {str(error).splitlines()[0]}") from error
+
+
+def build_backbone(name: str, image_size: int = 32, channels: int = 3, *, patch_size: int | None = None) -> nn.Module:
+    """The encoder called ``name``: a built-in one, then timm's, then torchvision's; ``timm:NAME`` names the library.
+
+    ``patch_size`` is for ``vit``; other transformers have theirs in their name.
+    """
+    if name == "vit":
+        return build_vit(image_size, patch_size, channels=channels)
+    if patch_size is not None:
+        raise UsageError(f"--patch-size {patch_size}: only --backbone vit takes it, got --backbone {name}")
     if name == "conv":
         return ConvEncoder(channels=channels)
-    if name == "vit":
-        if image_size % 4:
-            raise UsageError(f"--image-size must be a multiple of 4 for --backbone vit, got {image_size}")
-        return VisionTransformer(image_size, channels=channels)
     prefix, _, bare = name.rpartition(":")
     if prefix not in ("", "timm", "torchvision"):
         raise UsageError(f"--backbone: unknown library '{prefix}' in '{name}'; known: timm:NAME, torchvision:NAME")
-    known, absent = list(BUILT_IN), []
+    known, reasons = list(BUILT_IN), []
     for library in (prefix,) if prefix else ("timm", "torchvision"):
-        module = _library(library)
+        module, reason = _library(library)
         if module is None:
-            absent.append(library)
+            reasons.append(reason)
             continue
-        names = module.list_models()
+        names = module.list_models() if library == "timm" else module.list_models(module=module)  # classifiers only
         known += names
         if bare.split(".")[0] in names:
-            build = _timm_backbone if library == "timm" else _torchvision_backbone
-            return build(module, bare, image_size, channels)
-    close = difflib.get_close_matches(bare, known, 3, 0.5) or list(BUILT_IN)
-    missing = f" (not usable here: {', '.join(absent)})" if absent else ""
-    raise UsageError(f"--backbone: unknown encoder '{name}'; close: {', '.join(close)}{missing}")
+            return _library_backbone(library, module, bare, image_size, channels)
+    close = ", ".join(difflib.get_close_matches(bare, dict.fromkeys(known), 3, 0.5))
+    hint = f"close: {close}" if close else f"built in: {', '.join(BUILT_IN)}; others are models of timm and torchvision"
+    raise UsageError(f"--backbone: unknown encoder '{name}'; {'; '.join([hint, *reasons])}")

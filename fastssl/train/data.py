@@ -9,6 +9,7 @@ Images are uint8; those of folders with deeper files float32 in [0, 1]. C is 3, 
 A data set answers ``__getitems__(indices)`` with one collated batch, so a ``DataLoader`` needs no per-image collation.
 """
 
+import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from fastssl._options import closest
 from fastssl.train import UsageError, warn
 from fastssl.train.folder import FolderImages, Look, clipped_line
 from fastssl.train.layout import find_images, shortened
@@ -226,7 +228,8 @@ def load_data(spec: str, size: int | None = None, channels: int = 3, pixel_range
         return folder(Path(spec.removeprefix("folder:")).expanduser(), size or 64, channels, pixel_range)
     known = {"photos": photos, "digits": digits}
     if spec not in known:
-        raise UsageError(f"--data: unknown data set '{spec}'; known: photos, digits, folder:PATH")
+        hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else closest(spec, known)
+        raise UsageError(f"--data: unknown data set '{spec}'{hint or '; known: photos, digits, folder:PATH'}")
     if pixel_range is not None:
         warn(f"the pixel range changes nothing: --data {spec} has 8 bits, 0 to 255")
     return in_channels(known[spec](size or 32), channels)
@@ -246,6 +249,15 @@ def reading_warnings(data) -> list[str]:
     return lines
 
 
+def classes_lost(data) -> list[str]:
+    """Classes of which no file can be read."""
+    halves = [half for half in (getattr(half, "whole", half) for half in (data.train, data.test)) if isinstance(half, FolderImages)]
+    if not halves:
+        return []
+    labels, corrupt = (torch.cat([getattr(half, name) for half in halves]) for name in ("labels", "corrupt"))
+    return [name for i, name in enumerate(data.class_names) if (labels == i).any() and corrupt[labels == i].all()]
+
+
 def batches(
     dataset: Dataset, batch_size: int, *, sampler: Sampler | None = None, workers: int = 0, drop_last: bool = False
 ) -> DataLoader:
@@ -259,6 +271,7 @@ def batches(
         collate_fn=_as_is,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=_own_group,
     )
 
 
@@ -266,6 +279,12 @@ def limited(dataset: Dataset, most: int) -> Dataset:
     """``dataset``, or ``most`` of its images, evenly spaced."""
     count = len(dataset)
     return dataset if count <= most else Subset(dataset, torch.linspace(0, count - 1, most, dtype=torch.float64).long().tolist())
+
+
+def _own_group(worker: int) -> None:
+    """A signal to the whole group of a run (Ctrl-C, timeout) leaves its workers alone: they end when it has saved its state."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def _as_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

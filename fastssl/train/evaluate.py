@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fastssl.train import UsageError
 from fastssl.train.augment import as_float
 from fastssl.train.data import batches
+from fastssl.train.progress import watched
 
 KNN_CHUNK = 1 << 24  # similarities held at once: 64 MiB of float32
 COLLAPSED = 0.15  # share of the untrained std: 0.27 was the least of a run that learned; collapse fell below in one or two epochs
@@ -121,14 +123,18 @@ def embed(
     was_training = encoder.training
     encoder.eval()
     encode, features, labels = getattr(encoder, "embed", encoder), [], []
-    for images, classes, *_ in batches(dataset, 512, workers=workers):
+    loader = batches(dataset, 512, workers=workers)
+    for images, classes, *_ in watched(loader, len(loader), f"embedding {len(dataset)} images"):
         if len(images):
             features.append(encode(centre(as_float(images.to(device)), size)).flatten(1).float())
             labels.append(classes.to(device))
     encoder.train(was_training)
     if not features:
         return torch.empty(0, 0, device=device), torch.empty(0, dtype=torch.int64, device=device)
-    return torch.cat(features), torch.cat(labels)
+    rows = torch.cat(features)
+    if bad := int((~rows.isfinite().all(1)).sum()):
+        raise UsageError(f"the encoder's features of {bad} of {len(rows)} images are NaN or infinite; train with a smaller --lr")
+    return rows, torch.cat(labels)
 
 
 def centre(images: Tensor, size: int) -> Tensor:

@@ -1,7 +1,8 @@
 """The Lightning adaptor: any method ``module(*arguments) -> loss`` with its recipe, trained, checkpointed, resumed.
 
 A run with the same seed on the same number of devices is the same run, interrupted or not: shuffling and augmentation are
-seeded by (seed, epoch, rank), and a checkpoint holds the finished epoch, the method's buffers, the optimizer and the schedule.
+seeded by (seed, epoch, rank), and a checkpoint holds the finished epochs, the method's buffers, the optimizer and the schedule. One
+that a signal asked for also holds the steps of the epoch that it cut short, their losses and the state of the generators.
 
 Files of a run: ``last.ckpt`` and ``previous.ckpt``, ``csv/``, ``tensorboard/``.
 """
@@ -9,9 +10,10 @@ Files of a run: ``last.ckpt`` and ``previous.ckpt``, ``csv/``, ``tensorboard/``.
 import logging
 import math
 import os
-import sys
 import warnings
-from dataclasses import asdict, fields
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
+from fastssl._ending import STOP, Failure, Stopped, in_words
 from fastssl.optim import LARS, AdamW
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden
+from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
+from fastssl.train.options import PRECISIONS
+from fastssl.train.progress import Steps, say
 from fastssl.train.recipes import RECIPES
 
 with broken_torchvision_hidden():
     import lightning.pytorch as pl
     from lightning.fabric.plugins import TorchCheckpointIO
-    from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 DEFAULT_LR = {"adamw": 2e-3, "sgd": 0.1, "lars": 0.3}  # at batch 256, scaled linearly with the batch
 MONITOR_BANK = 20_000  # samples at most that a score during training embeds; the evaluation at the end takes all
 
@@ -39,17 +44,27 @@ MONITOR_BANK = 20_000  # samples at most that a score during training embeds; th
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk, renames; the checkpoint before stays as ``previous.ckpt``.
 
-    A process killed at any moment leaves at least one complete checkpoint. Loads with ``weights_only=True``.
+    A process killed at any moment leaves at least one complete checkpoint. What could not be written whole is removed. Loads with
+    ``weights_only=True``.
     """
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if not isinstance(error, (OSError, RuntimeError)):
+                raise
+            cause = error if isinstance(error, OSError) else error.__context__  # torch's archive writer: RuntimeError
+            reason = in_words(cause) if isinstance(cause, OSError) else None
+            kept = f"; {path} is still the one before" if path.exists() else ""
+            raise Failure(f"a checkpoint could not be saved in {path.parent}: {reason or error}{kept}") from error
         if path.exists():
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(partial, path)
@@ -58,45 +73,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
-def read_checkpoint(path: Path) -> dict | None:
-    """The checkpoint on the CPU, or None where the file is missing, half-written, or no checkpoint of fastssl."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # truncated archives raise RuntimeError, UnpicklingError, EOFError, OSError, ... by where they end
-        return None
-    return checkpoint if isinstance(checkpoint, dict) and "fastssl" in checkpoint else None
+class Shuffled(DistributedSampler):
+    """Each epoch in its own order. The first pass begins ``skip`` samples late: an interrupted epoch has had them."""
 
+    def __init__(self, dataset, *, replicas: int, rank: int, seed: int, epoch: int, skip: int):
+        super().__init__(dataset, replicas, rank, seed=seed, drop_last=True)
+        self.set_epoch(epoch)
+        self.skip = skip
 
-def find_checkpoint(run: Path) -> tuple[Path, dict] | None:
-    """The newest complete checkpoint of a run directory, or of the file itself."""
-    for path in (run,) if run.is_file() else (run / LAST, run / PREVIOUS):
-        if (checkpoint := read_checkpoint(path)) is not None:
-            return path, checkpoint
-    return None
-
-
-def config_of(checkpoint: dict) -> TrainConfig:
-    known = {field.name for field in fields(TrainConfig)}
-    return TrainConfig(**{name: value for name, value in checkpoint["fastssl"]["config"].items() if name in known})
-
-
-def build_method(config: TrainConfig, data: Any) -> nn.Module:
-    """The method with a freshly initialised encoder, the same for the same seed."""
-    torch.manual_seed(config.seed)
-    return RECIPES[config.method].build(config, data)
-
-
-def restore_method(checkpoint: dict, data: Any) -> nn.Module:
-    """The method with the weights of a checkpoint, which may be a run on other data than ``data``."""
-    method = build_method(config_of(checkpoint), data)
-    weights = {
-        name.removeprefix("method."): value for name, value in checkpoint["state_dict"].items() if name.startswith("method.")
-    }
-    for name, tensor in (*method.named_buffers(), *method.named_parameters()):
-        if name in weights and tensor.shape != weights[name].shape:  # a bank as large as the data, a classifier of its classes
-            tensor.data = torch.empty_like(weights[name])
-    method.load_state_dict(weights)
-    return method
+    def __iter__(self) -> Iterator[int]:
+        skip, self.skip = self.skip, 0
+        return islice(super().__iter__(), skip, None)
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
@@ -114,12 +101,23 @@ class MethodModule(pl.LightningModule):
         self.method, self.config, self.data, self.workers = method, config, data, workers
         self.recipe = RECIPES[config.method]
         self.views = self.recipe.augment(config, data)
+        self.prints = {"train": fingerprint(data.train), "test": fingerprint(data.test)}
         self.history: list[dict] = []
         self.losses: list[Tensor] = []
+        self.cut_short: dict | None = None  # of the checkpoint: the epoch that was interrupted
+        self.steps: Steps | None = None
+        self.begun = False
 
     def train_dataloader(self):
         config, trainer = self.config, self.trainer
-        sampler = DistributedSampler(self.data.train, trainer.world_size, trainer.global_rank, seed=config.seed, drop_last=True)
+        sampler = Shuffled(
+            self.data.train,
+            replicas=trainer.world_size,
+            rank=trainer.global_rank,
+            seed=config.seed,
+            epoch=self.history[-1]["epoch"] if self.history else 0,
+            skip=len(self.losses) * config.batch_size,
+        )
         return batches(self.data.train, config.batch_size, sampler=sampler, workers=self.workers, drop_last=True)
 
     def configure_optimizers(self):
@@ -143,48 +141,105 @@ class MethodModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
+        trainer, self.begun = self.trainer, True
+        self.losses = [loss.to(self.device) for loss in self.losses]
+        if self.cut_short and trainer.world_size > 1:
+            raise UsageError("--devices: the run was stopped in the middle of an epoch on one device; go on with one")
         if not self.history:
+            if trainer.is_global_zero:
+                say("scores of the untrained encoder ...")
             self.history.append({"epoch": 0, "loss": None, **self.monitor(full=True)})
+            self.say_row()
             if self.recipe.prepare is not None:
                 self.recipe.prepare(self)
+        elif self.unscored():
+            self.history[-1] |= self.monitor()
+        if trainer.is_global_zero:
+            done = self.history[-1]["epoch"] * trainer.num_training_batches + len(self.losses)
+            self.steps = Steps(self.config.epochs, trainer.num_training_batches, done)
 
     def on_train_epoch_start(self) -> None:
         self.losses.clear()
+        STOP.check()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        STOP.patient = self.trainer.world_size == 1  # several processes would have to agree on the step
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, ...]:
         """A collated batch -> the method's arguments, such as images (B, 3, H, W) uint8 and labels -> two views."""
         if len(batch[0]) < 2:
             some = f"{len(batch[0])} readable {self.recipe.unit}"
             raise UsageError(f"--data {self.config.data}: a batch has {some}, at least 2 are needed")
-        if not self.losses:  # not in on_train_epoch_start: whether the loader draws from the generator after it varies
-            torch.manual_seed((self.config.seed * 1_000_003 + self.current_epoch) * 4096 + self.global_rank)
+        if self.cut_short:
+            restore_generators(self.cut_short["generators"], self.device)
+            self.cut_short = None
+        elif not self.losses:  # not in on_train_epoch_start: whether the loader draws from the generator after it varies
+            seed = (self.config.seed * 1_000_003 + self.current_epoch) * 4096 + self.global_rank
+            torch.manual_seed(seed % 2**63)
         return self.recipe.arguments(self, batch)
 
     def training_step(self, arguments: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         loss = self.method(*arguments)
         self.losses.append(loss.detach())
-        self.log("loss_step", loss, prog_bar=True)
+        self.log("loss_step", loss)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Shows the step. Where a signal came and the epoch goes on, the run is saved as it is, and ended."""
+        if self.steps is not None:
+            self.steps.step(self.losses[-1])
+        if STOP.patient and STOP.signum is not None and batch_idx + 1 < self.trainer.num_training_batches:
+            if not torch.stack(self.losses).isfinite().all():
+                STOP.check()
+            path = Path(self.trainer.checkpoint_callback.dirpath) / LAST
+            self.trainer.save_checkpoint(path)
+            STOP.check(f"epoch {self.current_epoch + 1} up to step {batch_idx + 1} ({path})")
 
     def on_train_epoch_end(self) -> None:
         epoch = self.current_epoch + 1
         loss = self.trainer.strategy.reduce(torch.stack(self.losses).float().mean(), reduce_op="mean").item()
         if not math.isfinite(loss):
             raise UsageError(f"--lr: the loss became {loss} in epoch {epoch}; try a smaller one, or --precision 32")
-        row = {"epoch": epoch, "loss": loss}
-        if epoch % self.config.knn_every == 0 or epoch == self.config.epochs:
-            row |= self.monitor()
-            if self.recipe.draw is not None and self.trainer.is_global_zero:
-                self.recipe.draw(self.method, self.data, Path(self.trainer.checkpoint_callback.dirpath), device=self.device)
-        self.history.append(row)
+        self.losses.clear()
+        self.history.append({"epoch": epoch, "loss": loss})
+        if self.unscored():
+            self.score_epoch()
+        row = self.history[-1]
         if self.trainer.is_global_zero:
             self.log_dict({name: value for name, value in row.items() if name != "epoch"}, rank_zero_only=True)
+            self.say_row()
+            if warning := collapse_warning(self.history):
+                say(warning, error=True)
+
+    def unscored(self) -> bool:
+        """Whether the last epoch is one that is scored and has no scores yet."""
+        row, recipe = self.history[-1], self.recipe
+        due = row["epoch"] % self.config.knn_every == 0 or row["epoch"] == self.config.epochs
+        return due and row["epoch"] > 0 and not any(name in row for name in (*recipe.scores, *recipe.watch))
+
+    def score_epoch(self) -> None:
+        """Adds the scores to the last row, and draws. After a signal the epoch is saved without, and scored on resume."""
+        patient, STOP.patient = STOP.patient, False
+        try:
+            STOP.check()
+            row = self.history[-1] | self.monitor()
+            if self.recipe.draw is not None and self.trainer.is_global_zero:
+                self.recipe.draw(self.method, self.data, Path(self.trainer.checkpoint_callback.dirpath), device=self.device)
+            self.history[-1] = row
+        except Stopped:
+            if self.trainer.world_size > 1:
+                raise
+        STOP.patient = patient
+
+    def say_row(self) -> None:
+        """The line of the last epoch: loss and scores, as far as there are any."""
+        row = self.history[-1]
         first, (short, _) = next(iter(self.recipe.scores.items()))
         shown = {first: (short, ".3f")} | {name: (short, form) for name, (short, _, form) in self.recipe.watch.items()}
-        scores = [f"  {short} {row[name]:{form}}" for name, (short, form) in shown.items() if name in row]
-        self.print(f"epoch {epoch:>3}/{self.config.epochs}  loss {loss:.3f}{''.join(scores)}")
-        if warning := collapse_warning(self.history):
-            self.print(warning, file=sys.stderr)
+        parts = [] if row["loss"] is None else [f"loss {row['loss']:.3f}"]
+        parts += [f"{short} {row[name]:{form}}" for name, (short, form) in shown.items() if name in row]
+        if self.trainer.is_global_zero and parts:
+            say("  ".join([f"epoch {row['epoch']:>3}/{self.config.epochs}", *parts]))
 
     def monitor(self, full: bool = False) -> dict[str, float]:
         """The recipe's scores of the method as it is (``full``: the slow ones too), on the first process."""
@@ -195,10 +250,27 @@ class MethodModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         size = getattr(self.data, "image_size", None)
-        checkpoint["fastssl"] = {"config": asdict(self.config), "history": self.history, "image_size": size}
+        checkpoint["fastssl"] = {"config": asdict(self.config), "history": self.history, "image_size": size, "data": self.prints}
+        if self.losses:
+            checkpoint["fastssl"]["cut_short"] = {"losses": torch.stack(self.losses), "generators": generators(self.device)}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.history = list(checkpoint["fastssl"]["history"])
+        own = checkpoint["fastssl"]
+        self.history = list(own["history"])
+        self.cut_short = own.get("cut_short")
+        self.losses = list(self.cut_short["losses"].unbind()) if self.cut_short else []
+
+
+def generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators that a training step on ``device`` draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
 
 
 def quiet_lightning() -> None:
@@ -209,24 +281,26 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=r".*(does not have many workers|exists and is not empty|LeafSpec|barrier\(\)).*")
 
 
-def make_trainer(
-    config: TrainConfig, out: Path, *, accelerator: str, devices: str, strategy: str, precision: str, bar: bool
-) -> pl.Trainer:
-    """Lightning's trainer with the run's logs, its atomic checkpoint after each epoch, and a progress bar on a terminal."""
-    csv = CSVLogger(out, name="csv", flush_logs_every_n_steps=50)
-    checkpoint = ModelCheckpoint(out, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
+def plain_trainer(*, accelerator: str, devices: str, strategy: str, precision: str, **how) -> pl.Trainer:
+    """Lightning's trainer on this hardware, without what it shows and checks of its own accord."""
     return pl.Trainer(
-        max_epochs=config.epochs,
         accelerator=accelerator,
         devices=int(devices) if devices.isdigit() else devices,
         strategy=strategy,
-        precision=precision,
-        logger=[csv, TensorBoardLogger(out, name="tensorboard", version=csv.version)],
-        callbacks=[checkpoint, *([TQDMProgressBar(leave=False)] if bar else [])],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=bar,
+        precision=PRECISIONS[precision],
+        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         log_every_n_steps=10,
         num_sanity_val_steps=0,
+        **how,
     )
+
+
+def make_trainer(config: TrainConfig, out: Path, **hardware: str) -> pl.Trainer:
+    """The trainer of ``plain_trainer`` with the run's logs and its atomic checkpoint after each epoch."""
+    csv = CSVLogger(out, name="csv", flush_logs_every_n_steps=50)
+    tensorboard = TensorBoardLogger(out, name="tensorboard", version=csv.version)
+    checkpoint = ModelCheckpoint(out, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
+    how = {"logger": [csv, tensorboard], "callbacks": [checkpoint], "plugins": [AtomicCheckpointIO()]}
+    return plain_trainer(**hardware, max_epochs=config.epochs, **how)

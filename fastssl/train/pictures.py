@@ -44,15 +44,27 @@ def draw_curves(history: list[dict], path: Path, *, loss: str, score: str, title
         if scores:
             axis = axes[0, 1]
             axis.plot(*zip(*scores, strict=True), color=COLOURS[5], marker="o", markersize=4)
-            axis.axhline(scores[0][1], color="0.45", linestyle="--", linewidth=1)
-            note = {"textcoords": "offset points", "ha": "right"}
-            axis.annotate(f"untrained {scores[0][1]:.3f}", (scores[-1][0], scores[0][1]), (0, -15), color="0.35", **note)
-            axis.annotate(f"trained {scores[-1][1]:.3f}", scores[-1], (0, 8), color=COLOURS[5], **note)
+            ends = {"trained": (scores[-1][1], COLOURS[5])}
+            if scores[0][0] == 0:
+                axis.axhline(scores[0][1], color="0.45", linestyle="--", linewidth=1)
+                ends["untrained"] = (scores[0][1], "0.35")
             axis.set(title=title, xlabel="epoch", ylim=(0, 1.08))
+            label_ends(axis, ends)
         for axis in axes.flat:
             axis.grid(axis="y", color="0.9")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         save(figure, path)
+
+
+def label_ends(axis, ends: dict[str, tuple[float, str]]) -> list:
+    """Names values at the right of an axis: name -> value, colour. Each beside its height, but never one on another."""
+    points = 72 / axis.figure.dpi * axis.get_window_extent().height / (axis.get_ylim()[1] - axis.get_ylim()[0])
+    texts, lowest = [], -np.inf
+    for name, (value, colour) in sorted(ends.items(), key=lambda end: end[1][0]):
+        lowest = max(value * points, lowest + 1.4 * plt.rcParams["font.size"])
+        how = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "color": colour}
+        texts.append(axis.annotate(f"{name} {value:.3f}", (1, value), (6, lowest - value * points), **how))
+    return texts
 
 
 def plane(features: np.ndarray, kind: str) -> np.ndarray:

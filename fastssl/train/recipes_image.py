@@ -12,7 +12,7 @@ from fastssl.methods.cpc import patch_columns
 from fastssl.train import Recipe, TrainConfig, UsageError
 
 PIXELS = ("channels", "pixel_range")
-VIEWS = ("backbone", "image_size", *PIXELS, "min_scale", "jitter", "knn_k", "knn_t")
+VIEWS = ("backbone", "image_size", "patch_size", *PIXELS, "min_scale", "jitter", "knn_k", "knn_t")
 HEADS = ("temperature", "hidden_dim", "projection_dim")
 
 
@@ -32,12 +32,13 @@ def two_views(config: TrainConfig, data) -> nn.Module:
 def backbone(config: TrainConfig, data) -> nn.Module:
     from fastssl.train.backbones import build_backbone
 
-    return build_backbone(config.backbone, data.image_size, data.channels)
+    return build_backbone(config.backbone, data.image_size, data.channels, patch_size=config.patch_size)
 
 
 def image_scores(method: nn.Module, data, config: TrainConfig, *, device, workers: int, most: int | None, full: bool) -> dict:
     """kNN accuracy on test images (``full``: and the linear probe's), of ``most`` images a half, and the collapse watch of the
-    test images' embeddings; without labels only the watch, without test images that of the training images."""
+    test images' embeddings; without labels only the watch, without test images that of the training images. Classes of which no
+    file can be read do not count."""
     from fastssl.train.data import limited
     from fastssl.train.evaluate import collapse_watch, embed, knn_accuracy, linear_probe_accuracy
 
@@ -45,7 +46,7 @@ def image_scores(method: nn.Module, data, config: TrainConfig, *, device, worker
     kept = halves if data.labelled else halves[-1:]
     *train, test = (embed(method, half, data.image_size, device=device, workers=workers) for half in kept)
     watch = collapse_watch(test[0])
-    if not (data.labelled and len(train[0][1]) and len(test[1])):
+    if not (data.labelled and len(train[0][1].unique()) > 1 and len(test[1])):
         return watch
     knn = knn_accuracy(train[0], test, len(data.class_names), config.knn_k, config.knn_t)
     return {"knn": knn} | ({"probe": linear_probe_accuracy(train[0], test)} if full else {}) | watch

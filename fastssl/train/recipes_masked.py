@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import nn
 
-from fastssl.methods import MAE, Inpainting, SimMIM, VisionTransformer
+from fastssl.methods import MAE, Inpainting, SimMIM
 from fastssl.train import Recipe, TrainConfig, UsageError
 from fastssl.train.recipes_image import PIXELS, SIMCLR, backbone, image_scores
 from fastssl.train.recipes_text import one_view
 
-IMAGES = ("backbone", "image_size", *PIXELS, "min_scale", "knn_k", "knn_t")
+IMAGES = ("backbone", "image_size", "patch_size", *PIXELS, "min_scale", "knn_k", "knn_t")
 SCALE = {"pixel_mean": 0.5, "pixel_std": 0.25}  # on [0, 1] itself MAE paints nothing but the mean of the image for many epochs
 
 
@@ -29,8 +29,11 @@ def refused_in_options(make: Callable[..., nn.Module], *arguments, **options) ->
 
 def transformer(config: TrainConfig, data) -> nn.Module:
     """The built-in transformer with fixed positions, as MAE's and SimMIM's encoders: learned ones cost it the first epochs."""
+    from fastssl.train.backbones import build_vit
+
     encoder = backbone(config, data)
-    return VisionTransformer(data.image_size, channels=data.channels, positions="sine") if config.backbone == "vit" else encoder
+    sine = {"channels": data.channels, "positions": "sine"}
+    return build_vit(data.image_size, config.patch_size, **sine) if config.backbone == "vit" else encoder
 
 
 def mae(config: TrainConfig, data) -> nn.Module:
@@ -42,8 +45,15 @@ def mae(config: TrainConfig, data) -> nn.Module:
 
 
 def simmim(config: TrainConfig, data) -> nn.Module:
-    options = {"mask_ratio": config.mask_ratio, "mask_size": config.mask_size}
-    return refused_in_options(SimMIM, transformer(config, data), **SCALE, **options)
+    encoder = transformer(config, data)
+    return refused_in_options(SimMIM, encoder, mask_ratio=config.mask_ratio, mask_size=mask_size(config, encoder), **SCALE)
+
+
+def mask_size(config: TrainConfig, encoder: nn.Module) -> int:
+    """Two patches, as SimMIM's 32 pixels are, or one where the rows of patches are odd."""
+    embed = getattr(encoder, "patch_embed", None)
+    patch, grid = getattr(embed, "patch_size", (4, 4)), getattr(embed, "grid_size", (2, 2))
+    return config.mask_size or patch[0] * (1 if any(side % 2 for side in grid) else 2)
 
 
 def inpainting(config: TrainConfig, data) -> nn.Module:
@@ -59,7 +69,7 @@ def masked_scores(method: nn.Module, data, config: TrainConfig, *, device, worke
     return image_scores(method, data, config, **where, full=full) | reconstruction_errors(method, data, **where)
 
 
-def draw(method: nn.Module, data, folder: Path, *, device) -> Path:
+def draw(method: nn.Module, data, folder: Path, *, device) -> Path | None:
     from fastssl.train.reconstruct import draw_reconstruction
 
     return draw_reconstruction(method, data, folder / "reconstruction.png", device=device)
@@ -78,7 +88,7 @@ MAE_ = replace(
     },
     options=(*IMAGES, "mask_ratio", "norm_pix_loss", "decoder_dim", "decoder_depth"),
     defaults={"backbone": "vit", "epochs": 12, "batch_size": 64, "lr": 1.5e-3, "knn_every": 4, "min_scale": 0.8},
-    help={"backbone": "vit, or a vision transformer of timm where installed (also timm:NAME)", "lr": "peak learning rate"},
+    help={"backbone": "vit, or a vision transformer of timm where installed (also timm:NAME)"},
     draw=draw,
     loss="MAE",
 )
@@ -87,14 +97,15 @@ SIMMIM = replace(
     build=simmim,
     options=(*IMAGES, "mask_ratio", "mask_size"),
     defaults={**MAE_.defaults, "lr": 1e-3, "epochs": 8, "mask_ratio": 0.6},
+    help={**MAE_.help, "mask_size": "side in pixels of the squares that are removed (default: two patches)"},
     loss="SimMIM",
 )
 INPAINTING = replace(
     MAE_,
     build=inpainting,
-    options=(*IMAGES, "mask_ratio", "mask_size", "corruption", "sigma"),
-    defaults={"epochs": 12, "batch_size": 64, "lr": 2e-3, "knn_every": 4, "min_scale": 0.8, "mask_ratio": 0.25},
-    help={"backbone": "conv, or a convolutional model of timm where installed (also timm:NAME)", "lr": "peak learning rate"},
+    options=("backbone", "image_size", *PIXELS, "min_scale", "knn_k", "knn_t", "mask_ratio", "mask_size", "corruption", "sigma"),
+    defaults={"epochs": 12, "batch_size": 64, "lr": 2e-3, "knn_every": 4, "min_scale": 0.8, "mask_ratio": 0.25, "mask_size": 8},
+    help={"backbone": "conv, or a convolutional model of timm where installed (also timm:NAME)"},
     loss="reconstruction",
 )
 

@@ -33,6 +33,12 @@ def moco(config: TrainConfig, data) -> nn.Module:
     return MoCo(backbone(config, data), mlp=config.head == "mlp", queue_size=size, **options, **heads(config))
 
 
+def moco_arguments(module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Two views. A batch that damaged files cut short is seen in fewer parts, so that each has two images."""
+    module.method.bn_splits = min(module.config.bn_splits, len(batch[0]) // 2)
+    return module.views(batch[0])
+
+
 def load_few_labels(config: TrainConfig):
     """Images of which ``labels_per_class`` of each class have a label in training; evaluation has them all."""
     from fastssl.train.data import FewLabels
@@ -65,6 +71,7 @@ def views_and_labels(module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor,
 MOCO = replace(
     SIMCLR,
     build=moco,
+    arguments=moco_arguments,
     options=(*VIEWS, *HEADS, "head", "queue_size", "momentum", "bn_splits", "symmetric"),
     defaults={"temperature": 0.2},
     help={"momentum": "share of the teacher that a step keeps"},

@@ -11,13 +11,14 @@ from fastssl.methods import BERT, CLIP, SigLIP, SimCSE
 from fastssl.train import Recipe, TrainConfig, UsageError
 
 TEXT_ENCODERS = ("bert", "text")
+OWN_DATA = "not here, but with fastssl.methods in a loop of your own, see docs/methods.md"
 
 
 def load_captions(config: TrainConfig):
     from fastssl.train.captions import captions
 
     if config.data != "captions":
-        raise UsageError(f"--data: {config.method} learns from captions; known: captions, got '{config.data}'")
+        raise UsageError(f"--data: {config.method} learns from captions, got '{config.data}'; pairs of your own: {OWN_DATA}")
     return captions(config.image_size or 32)
 
 
@@ -26,7 +27,8 @@ def encoders(config: TrainConfig, data) -> tuple[nn.Module, nn.Module]:
     from fastssl.train.backbones import build_backbone
     from fastssl.train.text import MeanText, TextTransformer
 
-    return build_backbone(config.backbone, data.image_size), MeanText(TextTransformer(data.vocabulary, width=64, length=32))
+    image_encoder = build_backbone(config.backbone, data.image_size, patch_size=config.patch_size)
+    return image_encoder, MeanText(TextTransformer(data.vocabulary, width=64, length=32))
 
 
 def one_view(config: TrainConfig, data) -> nn.Module:
@@ -79,9 +81,10 @@ def load_sentences(config: TrainConfig):
     from fastssl.train.sentences import sentences
 
     if config.data not in ("sentences", "triples"):
-        raise UsageError(f"--data: unknown data set '{config.data}'; known: sentences, triples (supervised)")
+        known = f"known: sentences, triples (supervised); text of your own: {OWN_DATA}"
+        raise UsageError(f"--data: unknown data set '{config.data}'; {known}")
     if config.backbone not in TEXT_ENCODERS:
-        raise UsageError(f"--backbone: unknown encoder '{config.backbone}'; known: {', '.join(TEXT_ENCODERS)}")
+        raise UsageError(f"--backbone: unknown encoder '{config.backbone}' of text; known: {', '.join(TEXT_ENCODERS)}")
     if config.backbone == "bert" and not find_spec("transformers"):
         raise UsageError("--backbone bert: needs transformers (pip install transformers); the built-in encoder is --backbone text")
     return sentences(config.data, pieces=config.backbone == "bert")
@@ -137,7 +140,7 @@ def sentence_points(method: nn.Module, data, *, device, workers: int) -> tuple[T
 def load_words(config: TrainConfig):
     """Sentences as whole words."""
     if config.data != "sentences":
-        raise UsageError(f"--data: bert learns from single sentences; known: sentences, got '{config.data}'")
+        raise UsageError(f"--data: bert learns from sentences, got '{config.data}'; text of your own: {OWN_DATA}")
     return load_sentences(config)
 
 
@@ -181,9 +184,9 @@ CLIP_ = Recipe(
     monitor=caption_scores,
     points=caption_points,
     scores={"to_text": ("acc@1", "image to caption, acc@1"), "to_image": ("P@10", "caption to image, P@10")},
-    options=("backbone", "image_size", "min_scale", "temperature", "projection_dim"),
+    options=("backbone", "image_size", "patch_size", "min_scale", "temperature", "projection_dim"),
     defaults={"data": "captions", "epochs": 4, "min_scale": 0.5, "temperature": 0.07},
-    help={"data": "captions (of crops of the pictures of photos)"},
+    help={"data": f"captions (of crops of the pictures of photos); pairs of your own: {OWN_DATA}"},
     loss="CLIP",
     heading="test crops, test captions",
     unit="images",
@@ -191,7 +194,7 @@ CLIP_ = Recipe(
 SIGLIP = replace(
     CLIP_,
     build=lambda config, data: SigLIP(*encoders(config, data), config.projection_dim),
-    options=("backbone", "image_size", "min_scale", "projection_dim"),
+    options=("backbone", "image_size", "patch_size", "min_scale", "projection_dim"),
     loss="SigLIP",
 )
 SIMCSE = Recipe(
@@ -217,9 +220,8 @@ SIMCSE = Recipe(
         "temperature": 0.1,
     },
     help={
-        "data": "sentences, or triples (supervised: sentence, next sentence, hard negative)",
+        "data": f"sentences, or triples (supervised: sentence, next sentence, hard negative); text of your own: {OWN_DATA}",
         "backbone": "bert (transformers' BertModel, small, fresh weights), or text (built in)",
-        "lr": "peak learning rate",
     },
     loss="InfoNCE",
     heading="retrieval of test sentences",
@@ -235,7 +237,7 @@ BERT_ = replace(
     watch={"commonest": ("commonest", "the commonest word", ".3f")},
     options=("mask_ratio",),
     defaults={"data": "sentences", "backbone": "text", "epochs": 10, "batch_size": 64, "lr": 2e-3, "mask_ratio": 0.15},
-    help={"data": "sentences", "lr": "peak learning rate", "mask_ratio": "share of the tokens that is selected"},
+    help={"data": f"sentences; text of your own: {OWN_DATA}", "mask_ratio": "share of the tokens that is selected"},
     loss="masked language model",
     heading="test sentences",
 )

@@ -42,8 +42,8 @@ def smoothed(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruction_errors(method: nn.Module, data, *, device, workers: int, most: int | None) -> dict[str, float]:
-    """Mean squared error of removed pixels, in [0, 1], on test images, and that of ``neighbour_fill``: "error", "fill". The same
-    patches are removed each time.
+    """Mean squared error of removed pixels, in [0, 1], on test images, and that of ``neighbour_fill``: "error", "fill"; {} where no
+    test image can be read. The same patches are removed each time.
 
     Of noise, all pixels count, and the simple guess is the noisy image ``smoothed``. {} without test images, and for a method
     that paints with the true mean of each patch, ``norm_pix_loss``.
@@ -64,7 +64,7 @@ def reconstruction_errors(method: nn.Module, data, *, device, workers: int, most
             fill += ((guess - images).square() * removed).sum().item()
             count += removed.sum().item() * images.shape[1]
     method.train(training)
-    return {"error": error / count, "fill": fill / count}
+    return {"error": error / count, "fill": fill / count} if count else {}
 
 
 def mosaic(rows: list[Tensor], gap: int) -> Tensor:
@@ -75,13 +75,16 @@ def mosaic(rows: list[Tensor], gap: int) -> Tensor:
 
 
 @torch.no_grad()
-def draw_reconstruction(method: nn.Module, data, path: Path, *, device) -> Path:
-    """Test images (of training where there are none): whole, without what was removed, and as the method paints them."""
+def draw_reconstruction(method: nn.Module, data, path: Path, *, device) -> Path | None:
+    """Test images (of training where there are none): whole, without what was removed, and as the method paints them -> ``path``,
+    or None where none of them can be read."""
     from fastssl.train.pictures import STYLE, plt, save
 
     half = data.test if len(data.test) else data.train
     chosen = torch.linspace(0, len(half) - 1, min(len(half), COLUMNS * BLOCKS), dtype=torch.float64).long().tolist()
     images = centre(as_float(half.__getitems__(chosen)[0].to(device)), data.image_size)
+    if not len(images):
+        return None
     training = method.training
     method.eval()
     corrupted, painted, mask = method.reconstruct(images, generator=torch.Generator(device).manual_seed(0))

@@ -1,0 +1,271 @@
+"""How a command ends: on a signal, with a closed output, on an error that nobody foresaw. Always with a line and an exit code.
+
+0 it is done. 1 the machine refused something, or an error of our own. 2 a wrong option or input. 129, 130, 143 it was stopped by
+SIGHUP, by Ctrl-C, by SIGTERM. 141 nobody reads the output of a command that only prints.
+"""
+
+import errno
+import io
+import os
+import re
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SAME_REQUEST = 0.5  # seconds in which a signal that comes again is the same request: timeout(1) and some wrappers send it twice
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+
+
+class UsageError(Exception):
+    """A wrong option or input; its text is the one line the person reads, naming the option."""
+
+
+class Failure(Exception):
+    """What the machine refused, a full disk for example; its text is the one line the person reads."""
+
+
+class Stopped(BaseException):
+    """A signal asked the command to end. ``saved`` says what was saved for it, where something was."""
+
+    def __init__(self, signum: int, saved: str = ""):
+        super().__init__(signum)
+        self.signum, self.saved = signum, saved
+
+
+class Stop:
+    """The request of a signal. It raises ``Stopped`` at once, or, where ``patient``, waits until somebody calls ``check``.
+
+    Training is patient: it looks after each step, when its state is whole and can be saved. A signal that comes again later than
+    ``SAME_REQUEST`` is not made to wait. Forked children leave the signals to their parent.
+    """
+
+    def __init__(self):
+        self.signum: int | None = None
+        self.patient = False
+        self.process, self.time = os.getpid(), 0.0
+
+    def __call__(self, signum: int, frame) -> None:
+        if os.getpid() != self.process:
+            return
+        now, first = time.monotonic(), self.signum is None
+        if not first and now - self.time < SAME_REQUEST:
+            return
+        self.time, self.signum = now, self.signum or signum
+        if self.patient and first:
+            return
+        raise Stopped(self.signum)
+
+    def check(self, saved: str = "") -> None:
+        """Raises ``Stopped`` where a signal came."""
+        if self.signum is not None:
+            raise Stopped(self.signum, saved)
+
+
+def first_process() -> bool:
+    """Whether this is the process of a run that writes and prints: the only one, or the first of several."""
+    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    return not ranks or ranks[0] == "0"
+
+
+class Place:
+    """Where a run is kept, once that is known, and whether the person asked for tracebacks."""
+
+    folder: Path | None = None
+    debug = False
+
+
+STOP, PLACE = Stop(), Place()
+
+
+@contextmanager
+def signals_heeded() -> Iterator[None]:
+    """While it lasts, ``STOP`` answers the signals; those that this process was told to ignore (nohup) stay ignored."""
+    STOP.__init__()
+    before = {}
+    try:
+        for signum in SIGNALS:
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                before[signum] = signal.signal(signum, STOP)
+    except ValueError:  # not the main thread: the program around it deals with signals
+        pass
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+
+def patient_restart() -> None:
+    """Starts this process again with ``OMP_WAIT_POLICY=passive``, which OpenMP reads only when torch loads it.
+
+    By default idle OpenMP threads spin. On cores that other work wants too, a training step then took six times as long. Signals
+    that come while torch is imported once more are kept until ``ended``.
+    """
+    if os.name == "posix" and "OMP_WAIT_POLICY" not in os.environ:
+        sys.stdout.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "OMP_WAIT_POLICY": "passive"})
+
+
+def say(text: str = "", *, error: bool = False) -> None:
+    """Prints a line at once. Where it can't be written (a closed pipe, a full disk), it and later ones are dropped: what a run
+    computes is worth more than its log."""
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        drop(stream)
+
+
+def drop(stream: TextIO) -> None:
+    """From now on, what is written to ``stream`` goes nowhere."""
+    try:
+        number = stream.fileno()
+    except OSError:
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def in_words(error: Exception) -> str | None:
+    """A line for what goes wrong on good code: memory, disk, a worker process that was killed. None for anything else."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text)
+        size = f" ({wanted[1]} were asked for)" if wanted else ""
+        return f"out of memory{size}; a smaller --batch-size, --image-size, --backbone or head needs less"
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        where = f" (the run is in {PLACE.folder})" if PLACE.folder else ""
+        return f"{error.strerror}" + (f": {error.filename}" if error.filename else where)
+    if "DataLoader worker" in text and "killed by signal" in text:
+        return f"--workers: a process that reads the data was killed; fewer --workers need less memory ({first})"
+    return None
+
+
+@contextmanager
+def hooks_in_words() -> Iterator[None]:
+    """While it lasts, what Python prints for itself is no traceback where something else tells of it.
+
+    A full disk that a thread meets: the thread's owner raises it too. What is raised where nothing can be raised (in a callback of
+    fork, in ``__del__``): a stop is asked for again a little later, and what follows from a stop is of no interest.
+    """
+    thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
+
+    def in_thread(found) -> None:
+        if not isinstance(found.exc_value, OSError) or in_words(found.exc_value) is None:
+            thread_hook(found)
+
+    def unraisable(found) -> None:
+        if isinstance(found.exc_value, Stopped):
+            STOP.signum = None
+            threading.Timer(0.1, os.kill, (os.getpid(), found.exc_value.signum)).start()
+        elif STOP.signum is None:
+            unraisable_hook(found)
+
+    threading.excepthook, sys.unraisablehook = in_thread, unraisable
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
+
+
+def traceback_kept(error: BaseException) -> Path | None:
+    """Writes the traceback to ``error.txt`` of the run's folder, or to the folder for temporary files -> its path."""
+    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
+    folder = PLACE.folder
+    places = [folder / "error.txt"] if folder is not None and folder.is_dir() else []
+    for path in (*places, Path(tempfile.gettempdir(), f"fastssl-error-{os.getpid()}.txt")):
+        try:
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        return path
+    return None
+
+
+def failed(command: str, error: Exception) -> int:
+    """Says in one line what went wrong, and for an error that nobody foresaw where its traceback lies."""
+    words = str(error) if isinstance(error, Failure) else in_words(error)
+    if PLACE.debug:
+        say("".join(traceback.format_exception(error)).rstrip(), error=True)
+    if words is None:
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        kept = traceback_kept(error)
+        if kept is None and not PLACE.debug:
+            say("".join(traceback.format_exception(error)).rstrip(), error=True)
+        where = f"; the traceback is in {kept}" if kept else ""
+        words = f"unexpected {type(error).__name__}: {first}{where}"
+    say(f"fastssl {command}: error: {words}", error=True)
+    return 1
+
+
+def stopped(command: str, error: BaseException, resume: bool) -> int:
+    """Says what stopped the command and what is saved -> 128 and the number of the signal."""
+    signum = STOP.signum or getattr(error, "signum", signal.SIGINT)
+    by = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+    saved = getattr(error, "saved", "")
+    last = PLACE.folder / "last.ckpt" if PLACE.folder else None
+    if resume and last is not None and last.exists():
+        end = f"; {saved or last} is kept, and the same command with --resume goes on from there"
+    else:
+        end = "; nothing was saved yet" if resume else ""
+    if first_process():
+        say(f"fastssl {command}: stopped by {by}{end}", error=True)
+    return 128 + signum
+
+
+def outcome(command: str, error: BaseException, resume: bool) -> int:
+    """The line and the exit code of a command that raised ``error``."""
+    if isinstance(error, RuntimeError) and "killed by signal: Terminated" in str(error):  # a worker got the signal before us
+        STOP.signum = STOP.signum or signal.SIGTERM
+    if isinstance(error, (Stopped, KeyboardInterrupt)) or STOP.signum is not None:  # lightning makes SystemExit of SIGTERM
+        return stopped(command, error, resume)
+    if isinstance(error, UsageError):
+        say(f"fastssl {command}: error: {error}", error=True)
+        return 2
+    if isinstance(error, BrokenPipeError):
+        drop(sys.stdout)
+        return 128 + 13
+    if not isinstance(error, Exception):  # SystemExit, after --help
+        raise error
+    return failed(command, error)
+
+
+def ended(command: str, work: Callable[[], int], *, resume: bool = False) -> int:
+    """``work()`` -> exit code, whatever happens in it. ``command``: its name, for the line. ``resume``: it can be resumed."""
+    PLACE.folder, PLACE.debug = None, False
+    with signals_heeded(), hooks_in_words():
+        try:
+            if hasattr(signal, "pthread_sigmask") and os.name == "posix":
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `patient_restart` held them back
+            try:
+                return work()
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except BaseException as error:
+            STOP.process = 0  # a signal that comes now would only break the line
+            return outcome(command, error, resume)
+
+
+def lines_at_once() -> None:
+    """Standard output shows each line at once, also in a pipe, and no name of a file is too odd to be printed.
+
+    Where it was closed from the start, its number is taken by nothing else: a checkpoint must not get what is printed.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)

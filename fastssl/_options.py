@@ -1,0 +1,80 @@
+"""Options of a command line: argparse that names a wrong one in one line, with the nearest right one. No abbreviations."""
+
+import argparse
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from ._ending import UsageError
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean X?``, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose error is a ``UsageError`` of one line. ``instead``: what to say of an option that belongs elsewhere."""
+
+    def __init__(self, *arguments, **how):
+        super().__init__(*arguments, formatter_class=Help, allow_abbrev=False, **how)
+        self.instead: dict[str, str] = {}
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+    def parse_args(self, *arguments, **how) -> argparse.Namespace:
+        parsed, rest = self.parse_known_args(*arguments, **how)
+        if rest:
+            self.error(self.unknown(rest[0].split("=")[0]))
+        return parsed
+
+    def unknown(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"one argument too many: '{word}'"
+        if word in self.instead:
+            return f"{word}: {self.instead[word]}"
+        known = [name for action in self._actions for name in action.option_strings]
+        return f"unknown option {word}{closest(word, known)}; {self.prog} --help lists them"
+
+
+def number(kind: type, low: float, *, above: bool = False, most: int | None = None) -> Callable[[str], Any]:
+    """An argparse type: a finite number of at least ``low``, or above it, and at most ``most``."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {'a whole' if kind is int else 'a'} number, got '{text}'") from None
+        if not (value > low if above else value >= low) or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"must be {'above' if above else 'at least'} {low:g}, got {text}")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, got {text}")
+        return value
+
+    return parse
+
+
+def share(text: str) -> float:
+    """An argparse type: a number above 0 and at most 1."""
+    return number(float, 0.0, above=True, most=1)(text)
+
+
+def one_of(*names: str) -> dict[str, Any]:
+    """How an option that is one of these names is added to a parser."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, got '{text}'{closest(text, names)}")
+        return text
+
+    return {"type": parse, "metavar": "{" + ",".join(names) + "}"}

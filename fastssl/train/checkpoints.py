@@ -1,0 +1,206 @@
+"""Checkpoints of a run: found, read with care, checked against the data and the method, and made a method again.
+
+A run's folder holds ``last.ckpt`` and, as long as that is being replaced and afterwards, ``previous.ckpt``. What can't be read is
+named with its reason, and nothing is written over it.
+"""
+
+import hashlib
+import pickle
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.train import TrainConfig, UsageError
+from fastssl.train.recipes import RECIPES
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+FORMER_PATCH = 4  # of --backbone vit in checkpoints that don't say it
+
+
+class Unreadable(UsageError):
+    """A checkpoint that is there and can't be used; says which and why."""
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The checkpoint on the CPU. Raises ``FileNotFoundError`` or ``NotADirectoryError``, and ``Unreadable`` with the reason."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise Unreadable(f"{path} cannot be read: it is no checkpoint, or holds more than tensors and numbers") from error
+    except Exception as error:  # truncated archives raise RuntimeError, EOFError, ValueError, ... by where they end
+        raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({first_line(error)})") from error
+    if why := malformed(checkpoint):
+        raise Unreadable(f"{path} cannot be used: {why}")
+    return checkpoint
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def malformed(checkpoint: Any) -> str | None:
+    """Why this is no whole checkpoint of ``fastssl train``; None where it is."""
+    own = checkpoint.get("fastssl") if isinstance(checkpoint, dict) else None
+    if not isinstance(own, dict):
+        return "it was not written by fastssl train"
+    config, history, weights = own.get("config"), own.get("history"), checkpoint.get("state_dict")
+    if not isinstance(config, dict) or config.get("method") not in RECIPES:
+        return "the settings of its run are missing, or of a method that is not known here"
+    kinds = get_type_hints(TrainConfig)
+    for name, value in config.items():
+        if name in kinds and not fits(value, kinds[name]):
+            return f"its setting {name} is {value!r}"
+    if not (isinstance(history, list) and history and all(isinstance(row, dict) for row in history)):
+        return "it has no history of epochs"
+    if not all(isinstance(row.get("epoch"), int) and "loss" in row for row in history):
+        return "its history of epochs is damaged"
+    if not (isinstance(weights, dict) and weights and all(isinstance(value, Tensor) for value in weights.values())):
+        return "its weights are missing"
+    return not_finite({name.removeprefix("method."): value for name, value in weights.items()})
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a setting has the type that TrainConfig gives it; a whole number is a float too."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = tuple(get_origin(kind) or kind for kind in kinds)
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def not_finite(weights: dict[str, Tensor]) -> str | None:
+    """Names a weight with values that are NaN or infinite."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            return f"{name} has values that are NaN or infinite"
+    return None
+
+
+def find_checkpoint(run: Path) -> tuple[Path, dict] | None:
+    """The checkpoint to go on from: ``last.ckpt`` of a run directory, ``previous.ckpt`` where there is no other, or the file.
+
+    None where there is none. Raises ``Unreadable`` for one that can't be used: going on from the one before would replace it.
+    """
+    paths = (run,) if run.is_file() else (run / LAST, run / PREVIOUS)
+    for path in paths:
+        try:
+            return path, read_checkpoint(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except Unreadable as error:
+            raise Unreadable(f"{error}{way_out(run, path)}") from error
+    return None
+
+
+def way_out(run: Path, path: Path) -> str:
+    """What to do about an unreadable ``last.ckpt`` where the one before it is whole."""
+    before = run / PREVIOUS
+    if path != run / LAST or not before.exists():
+        return ""
+    try:
+        epoch = read_checkpoint(before)["fastssl"]["history"][-1]["epoch"]
+    except UsageError as error:
+        return f"; {error}"
+    return f"; {PREVIOUS} beside it is whole, with {epoch} finished epochs: move {LAST} away to go on from that"
+
+
+def readable_checkpoint(run: Path) -> tuple[Path, dict, str]:
+    """For evaluation, which writes no checkpoint: the newest that can be used, and a warning about one that can't, or ""."""
+    try:
+        found = find_checkpoint(run)
+    except Unreadable as error:
+        before = run / PREVIOUS
+        if run.is_file() or not before.exists():
+            raise Unreadable(f"RUN {run}: {error}") from error
+        try:
+            return before, read_checkpoint(before), f"warning: {str(error).split(';')[0]}; {before} is evaluated instead"
+        except Unreadable:
+            raise Unreadable(f"RUN {run}: {error}") from error
+    if found is None:
+        raise UsageError(f"RUN {run}: {'there is no checkpoint in it' if run.exists() else 'no such file or directory'}")
+    return *found, ""
+
+
+def config_of(checkpoint: dict) -> TrainConfig:
+    known, stored = {field.name for field in fields(TrainConfig)}, checkpoint["fastssl"]["config"]
+    if "patch_size" not in stored and stored.get("backbone") == "vit":
+        stored = {**stored, "patch_size": FORMER_PATCH}
+    return TrainConfig(**{name: value for name, value in stored.items() if name in known})
+
+
+def build_method(config: TrainConfig, data: Any) -> nn.Module:
+    """The method with a freshly initialised encoder, the same for the same seed."""
+    torch.manual_seed(config.seed)
+    try:
+        return RECIPES[config.method].build(config, data)
+    except ValueError as error:
+        raise UsageError(f"{config.method} with --backbone {config.backbone}: {first_line(error)}") from error
+
+
+def restore_method(checkpoint: dict, data: Any, path: Path) -> nn.Module:
+    """The method with the weights of a checkpoint, which may be a run on other data than ``data``."""
+    method, weights = build_method(config_of(checkpoint), data), method_weights(checkpoint)
+    for name, tensor in (*method.named_buffers(), *method.named_parameters()):
+        there = None if "backbone" in name or "_encoder" in name else weights.get(name)
+        if there is not None and tensor.ndim == there.ndim and sum(map(int.__ne__, tensor.shape, there.shape)) == 1:
+            tensor.data = torch.empty_like(there)  # a bank or queue by the size of the data, a classifier of its classes
+    check_weights(method, checkpoint, path)
+    method.load_state_dict(weights)
+    return method
+
+
+def method_weights(checkpoint: dict) -> dict[str, Tensor]:
+    weights = checkpoint["state_dict"]
+    return {name.removeprefix("method."): value for name, value in weights.items() if name.startswith("method.")}
+
+
+def check_weights(method: nn.Module, checkpoint: dict, path: Path) -> None:
+    """Refuses a checkpoint whose weights are not those of ``method`` by name and shape."""
+    wanted, there = method.state_dict(), method_weights(checkpoint)
+    for name in (*wanted, *there):
+        shapes = [str(tuple(half[name].shape)) if name in half else "missing" for half in (wanted, there)]
+        if shapes[0] != shapes[1]:
+            what = f"{name} is {shapes[1]}, and {shapes[0]} in {config_of(checkpoint).method} as it is built now"
+            raise Unreadable(f"{path} does not fit: {what}")
+
+
+def fingerprint(half: Any) -> dict:
+    """What one half of a data set is, for ``check_same_data``: how many samples of which classes, and a digest of files and labels.
+
+    Contents of files are not read.
+    """
+    half = getattr(half, "whole", half)  # few labels: of the same images
+    digest = hashlib.blake2b(digest_size=16)
+    for path in getattr(half, "paths", ()):
+        digest.update(f"{path.name}\n".encode(errors="surrogateescape"))
+    for name in ("labels", "tokens"):
+        if isinstance(values := getattr(half, name, None), Tensor):
+            digest.update(values.contiguous().numpy().tobytes())
+    return {"count": len(half), "classes": list(getattr(half, "class_names", ())), "digest": digest.hexdigest()}
+
+
+def check_same_data(checkpoint: dict, data: Any, unit: str) -> None:
+    """A run goes on with the data it began with: bank, classifier, order of the samples and schedule are made for them."""
+    stored, spec = checkpoint["fastssl"].get("data"), config_of(checkpoint).data
+    if not isinstance(stored, dict):  # of an earlier version: only the name is known
+        if data.name != spec:
+            raise UsageError(f"--data {data.name}: the run to resume has {spec}")
+        return
+    for name, key in (("training", "train"), ("test", "test")):
+        now, then = fingerprint(getattr(data, key)), stored.get(key)
+        if not isinstance(then, dict) or now == then:
+            continue
+        gone, new = ([c for c in a["classes"] if c not in b["classes"]] for a, b in ((then, now), (now, then)))
+        changes = [f"classes {word}: {', '.join(map(str, names))}" for word, names in (("gone", gone), ("new", new)) if names]
+        if then["count"] != now["count"]:
+            changes.append(f"{then['count']} {unit} then, {now['count']} now")
+        raise UsageError(
+            f"--resume: the {name} data changed since the run ({'; '.join(changes) or 'as many, but other ones'}); a run goes on "
+            "with the data it began with: put it back, or start without --resume"
+        )

@@ -1,0 +1,90 @@
+"""What a run says while it works: lines, and a bar on a terminal or else a line every so often."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from torch import Tensor
+from tqdm import tqdm
+
+from fastssl import _ending
+
+EVERY = 30.0  # seconds between lines where there is no bar
+SHORT = 2.0  # seconds; what ends sooner has no bar of its own
+
+T = TypeVar("T")
+
+
+def terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def say(text: str = "", *, error: bool = False) -> None:
+    """Prints a line, above the bar where there is one."""
+    with tqdm.external_write_mode(file=sys.stderr if error else sys.stdout):
+        _ending.say(text, error=error)
+
+
+def duration(seconds: float) -> str:
+    """Such as "2 h 05 min", "3 min 07 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """``parts``, of which there are ``total``, with ``what`` is being done to them shown where it takes long."""
+    if terminal():
+        yield from tqdm(parts, what, total, leave=False, delay=SHORT, dynamic_ncols=True, file=sys.stderr)
+        return
+    shown = time.monotonic()
+    for done, part in enumerate(parts, 1):
+        yield part
+        if done < total and time.monotonic() - shown >= EVERY:
+            shown = time.monotonic()
+            say(f"  {what}: {done} of {total} batches")
+
+
+class Steps:
+    """Steps of the whole training, the time left of it, and the loss; epochs count from 1, as everywhere.
+
+    Args:
+        epochs, steps: number of epochs, and of steps in each.
+        done: steps of all epochs that were made before.
+    """
+
+    def __init__(self, epochs: int, steps: int, done: int):
+        self.epochs, self.steps, self.total, self.done = epochs, steps, epochs * steps, done
+        self.begun = self.shown = time.monotonic()
+        self.before = done
+        self.bar = None
+        if terminal():
+            how = {"initial": done, "unit": "step", "leave": False, "dynamic_ncols": True, "file": sys.stderr}
+            self.bar = tqdm(total=self.total, desc=self.name(done), **how)
+
+    def name(self, done: int) -> str:
+        return f"epoch {min(self.epochs, done // self.steps + 1):>3}/{self.epochs}"
+
+    def left(self) -> str:
+        """The time that the rest takes at the pace so far, evaluations included."""
+        pace = (time.monotonic() - self.begun) / max(1, self.done - self.before)
+        return duration(pace * (self.total - self.done))
+
+    def step(self, loss: Tensor) -> None:
+        """One step more, with its loss (), which is read only when it is shown."""
+        name = self.name(self.done)
+        self.done += 1
+        if self.bar is not None:
+            self.bar.set_description(name, refresh=False)
+            if self.bar.update():
+                self.bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+        elif self.done % self.steps == 0:  # the line of the epoch follows
+            self.shown = time.monotonic()
+        elif time.monotonic() - self.shown >= EVERY:
+            self.shown = time.monotonic()
+            step = (self.done - 1) % self.steps + 1
+            say(f"{name}  step {step}/{self.steps}  loss {loss.item():.3f}  about {self.left()} left")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

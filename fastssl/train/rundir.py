@@ -1,0 +1,83 @@
+"""The folder of a run: made, locked while a process trains there, and the files of an earlier run moved aside."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from fastssl._ending import PLACE, say
+from fastssl.train import UsageError
+
+try:
+    import fcntl
+except ImportError:  # no POSIX: no lock
+    fcntl = None
+
+LOCK = ".lock"
+OWN_FILES = (
+    "last.ckpt",
+    "previous.ckpt",
+    "last.partial",
+    "curves.png",
+    "map.png",
+    "reconstruction.png",
+    "error.txt",
+    "csv",
+    "tensorboard",
+)
+
+
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """While it lasts, no other process trains into ``out``, which is made where it is missing.
+
+    The lock is the operating system's, on the file ``.lock``: it goes with its process however that ends, so that a run that was
+    killed can be resumed at once, and a ``.lock`` left behind means nothing. It holds between hosts where their common file system
+    passes locks on, as NFS does by default.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  open as long as the lock
+    except FileExistsError:
+        raise UsageError(f"--out {out}: is a file, not a directory") from None
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
+    with file:
+        lock(file, out)
+        PLACE.folder = out
+        yield
+
+
+def lock(file: TextIO, out: Path) -> None:
+    """Locks the open file and writes into it who did."""
+    try:
+        if fcntl is not None:  # of the process, not of the open file: forked workers that outlive it do not keep it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        other = file.read().strip() or "another process"
+        raise UsageError(f"--out {out}: {other} is training there; wait for it, or name another --out") from None
+    except OSError as error:  # a file system without locks
+        say(f"warning: {out} cannot be locked ({error.strerror}); take care that no other run writes there", error=True)
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
+        file.flush()
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
+
+
+def set_earlier_run_aside(out: Path) -> None:
+    """Moves the files of an earlier run to ``out/earlier-N``: nothing that was trained is lost to a forgotten --resume."""
+    own = [out / name for name in OWN_FILES if (out / name).exists()]
+    if not own:
+        return
+    aside = next(path for n in range(1, 10_000) if not (path := out / f"earlier-{n}").exists())
+    aside.mkdir()
+    for path in own:
+        path.rename(aside / path.name)
+    say(f"{out} held a run: moved to {aside} (--resume would have continued it)")

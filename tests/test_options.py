@@ -1,0 +1,111 @@
+"""The options of the command line: wrong ones are named with what is right, and the help says each default once."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from test_methods_image import needs_train
+
+from fastssl.__main__ import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WRONG = {
+    "trian simclr": "did you mean train?",
+    "train simclrr": "did you mean simclr?",
+    "train xyz": "known: simclr, supcon",
+    "train simclr --dat photos": "unknown option --dat; did you mean --data?",
+    "train simclr --batchsize 8": "did you mean --batch-size?",
+    "train simclr --device cuda": "--accelerator gpu",
+    "train simclr --momentum 0.9": "only moco, moco_v3, byol, mean_teacher take it",
+    "train --out moco simclr --bn-splits 2": "--bn-splits: only moco take it",
+    "train simclr moco": "one argument too many: 'moco'",
+    "train simclr --data photo": "did you mean photos?",
+    "train simclr --data {here}": "did you mean folder:{here}?",
+    "train simclr --data folder:": "--data",
+    "train simclr --out ''": "--out: must be a path",
+    "train simclr --optimizer adam": "did you mean adamw?",
+    "train simclr --map tsn": "did you mean tsne?",
+    "train simclr --precision 64": "must be one of 32, 16, bf16",
+    "train simclr --precision bf17": "did you mean bf16?",
+    "train simclr --seed -1": "at least 0",
+    "train simclr --seed 18446744073709551616": "--seed: must be at most",
+    "train simclr --data digits --devices 0 --out {here}/run": "--devices 0:",
+    "train simclr --data digits --accelerator gup --out {here}/run": "--accelerator gup:",
+    "train simclr --data digits --patch-size 4": "--patch-size 4: only --backbone vit",
+    "train mae --data digits --patch-size 5": "--patch-size 5: must divide",
+    "train mae --data digits --image-size 30": "--image-size 30: must be a multiple of 4",
+    "train clip --data folder:x": "docs/methods.md",
+    "train bert --data x.txt": "docs/methods.md",
+    "train simclr --data digits --hidden-dim 999999999999": "out of memory",
+    "eval {here} --device meta": "--device meta: cannot be used here",
+    "eval {here} --device gpu": "--device gpu: cannot be used here",
+    "eval ''": "RUN: must be a path",
+    "eval /dev/null": "there is no checkpoint in it",
+    "info --foo": "--foo",
+    "bench nt_xnt": "did you mean nt_xent?",
+    "bench --rounds 0": "--rounds: must be at least 1",
+}
+
+
+@needs_train
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_option_is_named_with_what_is_right(line, tmp_path, capsys):
+    words = [word.strip("'").replace("{here}", str(tmp_path)) for word in line.split()]
+    assert main(words) == (1 if "memory" in WRONG[line] else 2)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and WRONG[line].replace("{here}", str(tmp_path)) in said
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+@needs_train
+def test_wrong_hardware_moves_no_earlier_run(tmp_path, capsys):
+    (tmp_path / "last.ckpt").write_bytes(b"weights")
+    assert main(["train", "simclr", "--data", "digits", "--devices", "none", "--out", str(tmp_path)]) == 2
+    assert "--devices none" in capsys.readouterr().err and (tmp_path / "last.ckpt").exists()
+
+
+@needs_train
+def test_the_help_of_each_method_says_each_default_once():
+    from fastssl.train import TrainConfig
+    from fastssl.train.options import train_parser
+    from fastssl.train.recipes import RECIPES
+
+    for method, recipe in RECIPES.items():
+        texts = re.split(r"\n  (?=--)", train_parser(method).format_help())
+        assert len(texts) > 12
+        for text in texts:
+            assert text.count("default:") <= 1, (method, text)
+        lr = " ".join(next(text for text in texts if text.startswith("--lr")).split())
+        given = TrainConfig(**recipe.defaults).lr
+        assert ("0.1 for sgd" in lr) if given is None else f"(default: {given})" in lr
+        taken = "loop of your own" not in " ".join(texts[1].split())
+        assert texts[1].startswith("--data") and taken == (method not in ("clip", "siglip", "simcse", "bert"))
+
+
+@needs_train
+def test_an_option_of_all_methods_finds_the_method():
+    from fastssl.train.options import train_options
+
+    given = train_options(
+        ["--out", "moco", "--seed", "9223372036854775807", "byol", "--momentum", "0.5", "--precision", "bf16-mixed"]
+    )
+    assert given["method"] == "byol" and str(given["out"]) == "moco" and given["precision"] == "bf16"
+    assert given["seed"] == 2**63 - 1 and "epochs" not in given
+
+
+@needs_train
+def test_patches_by_image_size():
+    from fastssl.train import TrainConfig
+    from fastssl.train.backbones import tokens_line, vit_patch_size
+    from fastssl.train.recipes import RECIPES
+
+    sizes = {16: 4, 32: 4, 64: 4, 68: 4, 72: 8, 100: 4, 128: 8, 224: 16, 256: 16, 384: 32, 1024: 32}
+    assert {size: vit_patch_size(size) for size in sizes} == sizes
+    for method, patch, tokens, masked in (("mae", None, 196, 16), ("simmim", None, 196, 32), ("simmim", 8, 784, 16)):
+        config = TrainConfig(**{**RECIPES[method].defaults, "method": method, "patch_size": patch})
+        built = RECIPES[method].build(config, SimpleNamespace(image_size=224))
+        side = patch or 16
+        assert tokens_line(built) == f"transformer: patches of {side} x {side} pixels, {tokens} tokens an image"
+        assert method == "mae" or built.unit * side == masked
+    config = TrainConfig(**{**RECIPES["simclr"].defaults, "method": "simclr"})
+    assert tokens_line(RECIPES["simclr"].build(config, SimpleNamespace(image_size=32))) is None

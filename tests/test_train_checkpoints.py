@@ -1,0 +1,205 @@
+"""Checkpoints that are damaged, altered, or of other data: a line that names the file and the reason, and nothing written over."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_methods_image import needs_train, write_grey_classes
+
+pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
+
+
+def command(images: Path, out: Path, *more: str, name: str = "instdisc") -> list[str]:
+    where = ["--data", f"folder:{images}", "--image-size", "16", "--batch-size", "8", "--accelerator", "cpu", "--workers", "0"]
+    return ["train", name, *where, "--map", "none", "--knn-every", "9", "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of images and a run of two epochs on them."""
+    from fastssl.__main__ import main
+
+    place = tmp_path_factory.mktemp("trained")
+    write_grey_classes(place / "images")
+    assert main(command(place / "images", place / "run", "--epochs", "2")) == 0
+    return place / "images", place / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> tuple[Path, Path]:
+    """The same, to be spoiled."""
+    for source, name in zip(trained, ("images", "run"), strict=True):
+        shutil.copytree(source, tmp_path / name)
+    return tmp_path / "images", tmp_path / "run"
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix == ".ckpt"}
+
+
+def altered(change):
+    def alter(path: Path) -> None:
+        checkpoint = torch.load(path, weights_only=True)
+        change(checkpoint)
+        torch.save(checkpoint, path)
+
+    return alter
+
+
+def with_nan(checkpoint: dict) -> None:
+    checkpoint["state_dict"]["method.backbone.0.weight"][3, 1, 0, 2] = torch.nan
+
+
+def other_shape(checkpoint: dict) -> None:
+    checkpoint["state_dict"]["method.backbone.3.weight"] = torch.zeros(64, 31, 3, 3)
+
+
+DAMAGES = {
+    "cut short": (lambda path: os.truncate(path, path.stat().st_size // 2), "cut short or damaged"),
+    "empty": (lambda path: os.truncate(path, 0), "cut short or damaged"),
+    "text": (lambda path: path.write_text("weights"), "no checkpoint"),
+    "an object": (lambda path: torch.save({"fastssl": Path("x")}, path), "more than tensors"),
+    "plain weights": (altered(lambda c: c.pop("fastssl")), "not written by fastssl train"),
+    "no history": (altered(lambda c: c["fastssl"].update(history=[])), "no history"),
+    "unknown method": (altered(lambda c: c["fastssl"]["config"].update(method="simclr9")), "not known here"),
+    "odd setting": (altered(lambda c: c["fastssl"]["config"].update(batch_size="eight")), "batch_size is 'eight'"),
+    "NaN": (altered(with_nan), "backbone.0.weight has values that are NaN"),
+    "no weights": (altered(lambda c: c.update(state_dict={})), "weights are missing"),
+    "a weight gone": (altered(lambda c: c["state_dict"].pop("method.backbone.0.weight")), "backbone.0.weight is missing"),
+    "other shape": (altered(other_shape), "backbone.3.weight is (64, 31, 3, 3)"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_kept(damage, run, capsys):
+    from fastssl.__main__ import main
+
+    images, out = run
+    spoil, reason = DAMAGES[damage]
+    spoil(out / "last.ckpt")
+    (out / "previous.ckpt").unlink()
+    before = {} if damage == "a folder" else contents(out)
+    for arguments in (command(images, out, "--epochs", "3", "--resume"), ["eval", str(out), "--map", "none"]):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and str(out / "last.ckpt") in said and reason in said, said
+    assert damage == "a folder" or contents(out) == before
+
+
+def test_the_checkpoint_before_is_named_but_not_taken(run, capsys):
+    """``last.ckpt`` would be moved onto it at the next save. Evaluation, which saves nothing, takes it and says so."""
+    from fastssl.__main__ import main
+
+    images, out = run
+    os.truncate(out / "last.ckpt", 3000)
+    before = contents(out)
+    assert main(command(images, out, "--epochs", "3", "--resume")) == 2
+    said = capsys.readouterr().err
+    assert "last.ckpt cannot be read" in said and "previous.ckpt beside it is whole, with 1 finished epochs" in said
+    assert contents(out) == before and main(["eval", str(out), "--map", "none"]) == 0
+    said = capsys.readouterr()
+    assert "warning" in said.err and "last.ckpt cannot be read" in said.err and str(out / "previous.ckpt") in said.out
+    (out / "last.ckpt").unlink()  # between two renames of a killed process: that is no damage
+    assert main(command(images, out, "--resume", "--epochs", "2")) == 0
+    assert "1 of 2 epochs were finished" in capsys.readouterr().out
+    os.truncate(out / "previous.ckpt", 3000)
+    os.truncate(out / "last.ckpt", 300)
+    assert main(["eval", str(out)]) == 2 and capsys.readouterr().err.count("cannot be read") == 2
+
+
+def test_an_error_of_the_disk_is_not_swallowed(run, capsys, monkeypatch):
+    from fastssl.__main__ import main
+    from fastssl.train import checkpoints
+
+    def load(path, **how):
+        raise OSError(5, os.strerror(5), str(path))
+
+    images, out = run
+    before = contents(out)
+    monkeypatch.setattr(checkpoints.torch, "load", load)
+    assert main(command(images, out, "--resume", "--epochs", "3")) == 2
+    assert f"{out / 'last.ckpt'} cannot be read: {os.strerror(5)}" in capsys.readouterr().err and contents(out) == before
+
+
+def test_no_checkpoint_starts_over(run, capsys):
+    from fastssl.__main__ import main
+
+    images, out = run
+    for path in out.glob("*.ckpt"):
+        path.unlink()
+    assert main(command(images, out, "--resume", "--epochs", "1")) == 0
+    assert "no checkpoint" in capsys.readouterr().out
+
+
+def test_other_data_than_the_run_began_with(run, capsys):
+    """instdisc's bank has a row for each image: one file more, another name, a class that is gone are refused."""
+    from fastssl.__main__ import main
+
+    images, out = run
+    resume, before = command(images, out, "--resume", "--epochs", "3"), contents(out)
+    shutil.copy(images / "dark" / "0.png", images / "dark" / "new.png")
+    assert main(resume) == 2 and "24 images then, 25 now" in capsys.readouterr().err
+    (images / "dark" / "new.png").unlink()
+    (images / "dark" / "0.png").rename(images / "dark" / "00.png")
+    assert main(resume) == 2 and "as many, but other ones" in capsys.readouterr().err
+    altered(lambda c: c["fastssl"]["config"].update(data=f"folder:{images}"))(out / "last.ckpt")
+    before = contents(out)
+    shutil.rmtree(images / "dark")
+    assert main(resume) == 2 and "classes gone: dark" in capsys.readouterr().err
+    assert main(["eval", str(out), "--map", "none"]) == 0
+    said = capsys.readouterr()
+    assert "has other classes than when the run began" in said.err and "untrained" not in said.out
+    assert contents(out) == before
+
+
+def test_a_run_of_another_method_or_of_an_earlier_version(run, capsys):
+    from fastssl.__main__ import main
+    from fastssl.train.checkpoints import config_of, find_checkpoint
+
+    images, out = run
+    assert main(command(images, out, "--resume", name="simclr")) == 2
+    said = capsys.readouterr().err
+    assert f"fastssl train instdisc --out {out} --resume" in said and "--method" not in said
+    path, checkpoint = find_checkpoint(out)
+    del checkpoint["fastssl"]["config"]["patch_size"], checkpoint["fastssl"]["data"]
+    assert config_of(checkpoint).patch_size is None
+    vit = {"fastssl": {"config": {**checkpoint["fastssl"]["config"], "backbone": "vit", "image_size": 128}}}
+    assert config_of(vit).patch_size == 4  # what the built-in transformer had at any size
+    checkpoint["fastssl"]["config"]["data"] = "folder:/elsewhere"
+    torch.save(checkpoint, path)
+    assert main(command(images, out, "--resume", "--epochs", "3")) == 2 and "folder:/elsewhere" in capsys.readouterr().err
+    checkpoint["fastssl"]["config"]["data"] = f"folder:{images}"
+    torch.save(checkpoint, path)
+    assert main(command(images, out, "--resume", "--epochs", "2")) == 0
+
+
+def test_a_checkpoint_that_cannot_be_saved(trained, tmp_path, capsys, monkeypatch):
+    """The disk is full at the second epoch: a line, the first epoch stays, no half-written file; and it can be resumed."""
+    from fastssl.__main__ import main
+    from fastssl.train import loop
+
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    class Full:
+        saved = 0
+
+    def fsync(number):
+        Full.saved += 1
+        if Full.saved == 2:
+            full()
+
+    images, out = trained[0], tmp_path / "run"
+    monkeypatch.setattr(loop.os, "fsync", fsync)
+    assert main(command(images, out, "--epochs", "2")) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and os.strerror(28) in said and str(out) in said
+    assert not (out / "last.partial").exists() and not (out / "previous.ckpt").exists()
+    monkeypatch.setattr(loop.torch, "save", full)
+    assert main(command(images, out, "--epochs", "2", "--resume")) == 1 and os.strerror(28) in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(command(images, out, "--epochs", "2", "--resume")) == 0
+    assert "resume: 1 of 2" in capsys.readouterr().out
