@@ -103,9 +103,9 @@ def test_patches_by_image_size():
     assert {size: vit_patch_size(size) for size in sizes} == sizes
     for method, patch, tokens, masked in (("mae", None, 196, 16), ("simmim", None, 196, 32), ("simmim", 8, 784, 16)):
         config = TrainConfig(**{**RECIPES[method].defaults, "method": method, "patch_size": patch})
-        built = RECIPES[method].build(config, SimpleNamespace(image_size=224))
+        built = RECIPES[method].build(config, SimpleNamespace(image_size=224, channels=3))
         side = patch or 16
         assert tokens_line(built) == f"transformer: patches of {side} x {side} pixels, {tokens} tokens an image"
         assert method == "mae" or built.unit * side == masked
     config = TrainConfig(**{**RECIPES["simclr"].defaults, "method": "simclr"})
-    assert tokens_line(RECIPES["simclr"].build(config, SimpleNamespace(image_size=32))) is None
+    assert tokens_line(RECIPES["simclr"].build(config, SimpleNamespace(image_size=32, channels=3))) is None

@@ -62,7 +62,7 @@ def test_every_image_method_has_its_prefix_in_the_table():
 
     table = documented_prefixes()
     assert sorted(table) == sorted(set(RECIPES) - {"simcse", "bert"})
-    data = SimpleNamespace(image_size=32, train=range(64), class_names=("a", "b"), vocabulary=20)
+    data = SimpleNamespace(image_size=32, channels=3, train=range(64), class_names=("a", "b"), vocabulary=20)
     for name, recipe in RECIPES.items():
         if name not in table:
             continue
@@ -171,7 +171,7 @@ def test_a_batch_cut_short_is_seen_in_fewer_parts(tmp_path):
 
     recipe = RECIPES["moco"]
     config = TrainConfig(**{**recipe.defaults, "method": "moco", "batch_size": 8, "bn_splits": 4})
-    data = SimpleNamespace(image_size=16, train=range(16), mirror=True, colour=True, hue=True)
+    data = SimpleNamespace(image_size=16, channels=3, train=range(16), mirror=True, colour=True, hue=True)
     method = recipe.build(config, data)
     module = SimpleNamespace(method=method, config=config, views=recipe.augment(config, data))
     for count, parts in ((7, 3), (2, 1), (8, 4)):
@@ -180,8 +180,7 @@ def test_a_batch_cut_short_is_seen_in_fewer_parts(tmp_path):
 
 
 def test_a_class_of_which_nothing_can_be_read(tmp_path, capsys):
-    """Training goes on with the other; scores that need two classes are left out, and the class is named. Where nothing can be
-    read at all, that is said, also by a method that draws pictures."""
+    """Training goes on with the other; scores that need two classes are left out, and the class is named."""
     from fastssl.__main__ import main
 
     write_grey_classes(tmp_path / "images")
@@ -194,9 +193,36 @@ def test_a_class_of_which_nothing_can_be_read(tmp_path, capsys):
     assert "kNN and linear probe left out" in said.out and "no file can be decoded of the classes dark" in said.err
     for file in (tmp_path / "images" / "light").iterdir():
         file.write_text("x")
-    assert main(["train", "mae", *options, "--out", str(tmp_path / "none")]) == 2
-    assert "0 readable images" in capsys.readouterr().err
-    assert main(["eval", str(tmp_path / "run"), "--map", "none"]) == 0 and "left out" in capsys.readouterr().out
+    for arguments in (["train", "mae", *options, "--out", str(tmp_path / "none")], ["eval", str(tmp_path / "run")]):
+        assert main(arguments) == 2 and "none of 30 files looked at can be read" in capsys.readouterr().err
+
+
+class Unreadable(torch.utils.data.Dataset):
+    """Eight images, none of which can be read any more."""
+
+    class_names, labels = ("a", "b"), torch.arange(8) % 2
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitems__(self, indices: list[int]):
+        return torch.empty(0, 3, 16, 16, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+
+
+def test_files_that_became_unreadable(tmp_path, monkeypatch):
+    """No score, no picture, and a sentence from the first batch."""
+    from fastssl.train import TrainConfig, UsageError, recipes
+    from fastssl.train.data import ImageData
+    from fastssl.train.loop import MethodModule
+
+    data = ImageData("folder:gone", Unreadable(), Unreadable(), 16)
+    recipe = recipes.RECIPES["mae"]
+    config = TrainConfig(**{**recipe.defaults, "method": "mae", "data": data.name})
+    method = recipe.build(config, data)
+    assert recipe.monitor(method, data, config, device="cpu", workers=0, most=None, full=True) == {}
+    assert recipe.draw(method, data, tmp_path, device="cpu") is None and not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="--data folder:gone: a batch has 0 readable images"):
+        MethodModule(method, config, data).on_after_batch_transfer(data.train.__getitems__([0, 1]), 0)
 
 
 def test_features_that_are_nan_are_said():
