@@ -199,7 +199,8 @@ class MethodModule(pl.LightningModule):
         epoch = self.current_epoch + 1
         loss = self.trainer.strategy.reduce(torch.stack(self.losses).float().mean(), reduce_op="mean").item()
         if not math.isfinite(loss):
-            raise UsageError(f"--lr: the loss became {loss} in epoch {epoch}; try a smaller one, or --precision 32")
+            advice = "try a smaller one, a larger --temperature where there is one, or --precision 32"
+            raise UsageError(f"--lr: the loss became {loss} in epoch {epoch}; {advice}")
         self.losses.clear()
         self.history.append({"epoch": epoch, "loss": loss})
         if self.unscored():

@@ -123,8 +123,12 @@ def patches(images: Tensor) -> Tensor:
 
 
 def cpc(config: TrainConfig, data) -> nn.Module:
+    """The encoder is made for the patches, a quarter of the side, and sees nothing else."""
+    from fastssl.train.backbones import build_backbone
+
     options = {"projection_dim": config.projection_dim, "temperature": config.temperature}
-    return CPC(backbone(config, data), steps=(2, 3, 4), split=patches, **options)  # 1 step on, half of the patch is known
+    encoder = build_backbone(config.backbone, data.image_size // 4, data.channels, patch_size=config.patch_size)
+    return CPC(encoder, steps=(2, 3, 4), split=patches, **options)  # 1 step on, half of the patch is known
 
 
 SIMCLR = Recipe(
