@@ -72,8 +72,8 @@ class Stop:
 
 def first_process() -> bool:
     """Whether this is the process of a run that writes and prints: the only one, or the first of several."""
-    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
-    return not ranks or ranks[0] == "0"
+    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 class Place:
@@ -169,9 +169,13 @@ def hooks_in_words() -> Iterator[None]:
     def unraisable(found) -> None:
         if isinstance(found.exc_value, Stopped):
             STOP.signum = None
-            threading.Timer(0.1, os.kill, (os.getpid(), found.exc_value.signum)).start()
+            threading.Timer(0.1, again, (found.exc_value.signum,)).start()
         elif STOP.signum is None:
             unraisable_hook(found)
+
+    def again(signum: int) -> None:
+        if sys.unraisablehook is unraisable:
+            os.kill(os.getpid(), signum)
 
     threading.excepthook, sys.unraisablehook = in_thread, unraisable
     try:
@@ -211,7 +215,11 @@ def failed(command: str, error: Exception) -> int:
 
 
 def stopped(command: str, error: BaseException, resume: bool) -> int:
-    """Says what stopped the command and what is saved -> 128 and the number of the signal."""
+    """Says what stopped the command and what is saved -> 128 and the number of the signal. What else went wrong is said before."""
+    if isinstance(error, UsageError):
+        say(f"fastssl {command}: error: {error}", error=True)
+    elif isinstance(error, Exception) and "killed by signal: Terminated" not in str(error):
+        failed(command, error)
     signum = STOP.signum or getattr(error, "signum", signal.SIGINT)
     by = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
     saved = getattr(error, "saved", "")

@@ -115,6 +115,33 @@ def test_a_stop_that_is_swallowed_comes_again(capsys):
     assert ended("play", work) == 130 and capsys.readouterr().err == "fastssl play: stopped by Ctrl-C\n"
 
 
+def test_what_goes_wrong_after_a_signal_is_said_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_ending.tempfile, "gettempdir", lambda: str(tmp_path))
+    for error, words in ((Failure("the disk is full"), "the disk is full"), (KeyError("x"), "unexpected KeyError")):
+
+        def work(error: Exception = error) -> int:
+            STOP.patient = True
+            kill_self(signal.SIGTERM)
+            raise error
+
+        assert ended("play", work) == 143
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 2 and words in said[0] and "stopped by SIGTERM" in said[1]
+
+
+@pytest.mark.parametrize(
+    "environment, first",
+    [({}, True), ({"RANK": "0", "LOCAL_RANK": "0"}, True), ({"RANK": "8", "LOCAL_RANK": "0"}, False), ({"LOCAL_RANK": "1"}, False)]
+    + [({"NODE_RANK": "1"}, False), ({"SLURM_PROCID": "0"}, True), ({"SLURM_PROCID": "3"}, False)],
+)
+def test_the_first_of_several_processes(environment, first, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _ending.first_process() == first
+
+
 def test_threads_and_children_print_no_traceback(capsys):
     def fill() -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
