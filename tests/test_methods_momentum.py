@@ -3,13 +3,12 @@
 import copy
 import math
 import pickle
-import socket
 
 import pytest
 import torch
 import torch.nn.functional as F
 from test_methods_image import cross_entropy64, gradients_agree, rows64, tiny
-from torch import distributed, nn
+from torch import nn
 
 from fastssl.methods import BYOL, MeanTeacher, MoCo, MoCoV3, SimSiam
 
@@ -242,40 +241,11 @@ def test_shuffling_changes_who_shares_statistics_and_keys_come_back_in_order():
     assert seen_by(method.encoder.backbone, images, lambda: method(images, images)) == [[*range(12)]]
 
 
-def shuffle_over_ranks(rank: int, port: int, counts: tuple[int, ...], out: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(counts))
-    torch.manual_seed(0)
-    method = MoCo(tiny(), 10, queue_size=32)
-    torch.manual_seed(rank)
-    images, owners = rank + torch.rand(counts[rank], 3, 4, 4), []
-    method.teacher.module.backbone.register_forward_hook(lambda _, inputs, __: owners.append(inputs[0][:, 0, 0, 0].long()))
-    keys = method.keys(images)
-    method.queue.push(keys)
-    with torch.no_grad():
-        torch.save((owners[0], keys, method.unit(method.teacher(images)), method.queue.queue), f"{out}/{rank}.pt")
-    distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("counts", [(6, 6), (7, 3)])
-def test_shuffling_across_processes(counts, tmp_path):
-    """Each process has images of both before its teacher, every key is back at its image, and the queues are one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(shuffle_over_ranks, (port, counts, str(tmp_path)), len(counts))
-    (owners0, keys0, plain0, queue0), (owners1, keys1, plain1, queue1) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert set(owners0.tolist()) == set(owners1.tolist()) == {0, 1}
-    assert torch.cat([owners0, owners1]).bincount().tolist() == list(counts) and abs(len(owners0) - len(owners1)) <= 1
-    torch.testing.assert_close((keys0, keys1), (plain0, plain1))
-    assert torch.equal(queue0, queue1) and torch.equal(queue0[:, : sum(counts)].T, torch.cat([keys0, keys1]))
-
-
 IMAGES, LABELS = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, -1, 2])
 BAD_INPUT = [
     (lambda: MoCo(tiny(), 10, temperature=0.0), "MoCo: temperature must be above 0"),
     (lambda: MoCo(tiny(), 10, queue_size=0), "MoCo: queue_size"),
-    (lambda: MoCo(tiny(), 10, bn_splits=0), "MoCo: bn_splits must be a whole number"),
+    (lambda: MoCo(tiny(), 10, bn_splits=0), r"MoCo: bn_splits must be in \[1, "),
     (lambda: MoCo(tiny(), 10, momentum=1.5), "MoCo: momentum must be in"),
     (lambda: MoCo(tiny(), 10, bn_splits=3, queue_size=8)(IMAGES, IMAGES), "bn_splits=3 needs .* 6 .* got 4"),
     (lambda: MoCoV3(tiny(), 10, temperature=-1.0), "MoCoV3: temperature"),
@@ -283,7 +253,7 @@ BAD_INPUT = [
     (lambda: BYOL(tiny(), 10, momentum=math.nan), "BYOL: momentum must be in"),
     (lambda: BYOL(tiny(), 10, final_momentum=-0.1), "BYOL: final_momentum must be in"),
     (lambda: BYOL(tiny(), 10, total_steps=0), "BYOL: total_steps"),
-    (lambda: BYOL(tiny(), 7)(IMAGES[..., :4, :4], IMAGES[..., :4, :4]), "BYOL: the backbone gives 10 features, expected"),
+    (lambda: BYOL(tiny(), 7)(IMAGES[..., :4, :4], IMAGES[..., :4, :4]), "BYOL: the backbone gives 10 features, expected 7"),
     (lambda: SimSiam(tiny(), 10)(IMAGES[:1], IMAGES[:1]), "SimSiam: .* B of at least 2"),
     (lambda: MeanTeacher(tiny(), 1, 10), "MeanTeacher: num_classes"),
     (lambda: MeanTeacher(tiny(), 3, 10, consistency_weight=math.inf), "MeanTeacher: consistency_weight"),

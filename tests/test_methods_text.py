@@ -150,12 +150,12 @@ def test_simcse_head_is_for_training_only():
 
 
 BAD = [
-    (lambda: tiny(CLIP, temperature=0.0), "temperature and max_scale must be above 0"),
+    (lambda: tiny(CLIP, temperature=0.0), "CLIP: temperature must be above 0"),
     (lambda: tiny(SigLIP, scale=-1.0), "scale must be above 0"),
-    (lambda: CLIP(nn.Flatten(), nn.Embedding(3, 4), image_dim=3), "no num_features; pass text_dim"),
+    (lambda: CLIP(nn.Flatten(), nn.Embedding(3, 4), image_dim=3), r"CLIP: the text_encoder must return .*, got shape \(2, 4, 4\)"),
     (lambda: tiny(CLIP)(pairs()[0], pairs(5)[1]), "same B of at least 2"),
     (lambda: tiny(SigLIP)(*pairs(1)), "same B of at least 2"),
-    (lambda: tiny(CLIP, text_dim=9)(*pairs()), "expected feature_dim=9"),
+    (lambda: tiny(CLIP, text_dim=9)(*pairs()), "CLIP: the text_encoder gives 8 features, expected 9"),
     (lambda: tiny(CLIP)(*pairs(), torch.zeros(3, dtype=torch.int64)), "ids"),
     (lambda: tiny(SigLIP)(*pairs(), None, torch.zeros(7, dtype=torch.int64)), "text_id was given without image_id"),
     (lambda: SimCSE(encoder("text"), "max"), "pooler must be"),

@@ -1,5 +1,6 @@
 """Self-supervised methods as thin modules: an encoder, a head, and ``forward(views) -> loss``, usable in any training loop."""
 
+from ._common import return_dict
 from ._vit import VisionTransformer
 from .bert import BERT
 from .byol import BYOL
@@ -39,4 +40,5 @@ __all__ = [
     "SimSiam",
     "SupCon",
     "VisionTransformer",
+    "return_dict",
 ]

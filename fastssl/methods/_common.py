@@ -1,34 +1,11 @@
-"""What the methods share: the width of an encoder's features, heads, checks of their input, random rows."""
+"""What the methods share: an encoder with a temperature, heads, checks of their arguments, random rows, the loss in a dict."""
 
 import torch
 from torch import Tensor, nn
 
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+from fastssl.ops._checks import check_dense, check_scalar, check_whole, readable
 
-
-def find_feature_dim(backbone: nn.Module, name: str = "SimCLR") -> int:
-    """Width of the backbone's features: that of one small image, or ``num_features`` where no usual size fits.
-
-    The image goes first: timm's ``num_features`` is the width before the layer that some of its models add to the pool.
-    """
-    like = next(backbone.parameters(), torch.empty(0))
-    training = {module: module.training for module in backbone.modules()}
-    backbone.eval()
-    try:
-        for side in (32, 224):
-            try:
-                with torch.no_grad():
-                    features = backbone(torch.zeros(1, 3, side, side, device=like.device, dtype=like.dtype))
-                return features.flatten(1).shape[1]
-            except (RuntimeError, ValueError, AssertionError):
-                continue
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    width = getattr(backbone, "num_features", None)
-    if isinstance(width, int) and width > 0:
-        return width
-    raise ValueError(f"{name}: the backbone takes neither 32 x 32 nor 224 x 224 images and has no num_features; pass feature_dim")
+from ._encoder import check_encoder, features_of, find_feature_dim
 
 
 class ProjectionHead(nn.Sequential):
@@ -44,52 +21,91 @@ class ProjectionHead(nn.Sequential):
 
 
 class ImageMethod(nn.Module):
-    """An image encoder with a temperature: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1)."""
+    """An encoder with a temperature: inputs (B, ...) -> features (B, feature_dim), by the rules of ``_encoder``."""
 
     def __init__(self, backbone: nn.Module, feature_dim: int | None, temperature: float):
         super().__init__()
         name = type(self).__name__
-        if not temperature > 0:
-            raise ValueError(f"{name}: temperature must be above 0, got {temperature}")
-        self.feature_dim = find_feature_dim(backbone, name) if feature_dim is None else feature_dim
+        check_positive(name, temperature=temperature)
+        self.feature_dim = width_of(backbone, feature_dim, name)
         self.temperature = temperature
         self.backbone = backbone
 
     def embed(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> features (B, feature_dim) of the backbone: what evaluation and later tasks use."""
+        """images (B, ...) -> features (B, feature_dim) of the backbone: what evaluation and later tasks use."""
         return features_of(self.backbone, images, self.feature_dim, type(self).__name__)
 
     def check_views(self, view0: Tensor, view1: Tensor) -> None:
-        name = type(self).__name__
-        check_tensors(name, view0=view0, view1=view1)
-        if view0.shape != view1.shape or view0.ndim != 4 or view0.shape[0] < 2:
+        check_batch(type(self).__name__, 2, view0=view0, view1=view1)
+        if view0.shape != view1.shape or view0.device != view1.device:
             raise ValueError(
-                f"{name}: view0 and view1 must have the same shape (B, 3, H, W) with B of at least 2, "
-                f"got {tuple(view0.shape)} and {tuple(view1.shape)}"
+                f"{type(self).__name__}: view0 and view1 must have the same shape (B, ...) and device, "
+                f"got {tuple(view0.shape)} on {view0.device} and {tuple(view1.shape)} on {view1.device}"
             )
 
 
-def features_of(backbone: nn.Module, images: Tensor, feature_dim: int, name: str) -> Tensor:
-    """images (N, ...) -> features (N, feature_dim), refused where the backbone gives another width."""
-    features = backbone(images).flatten(1)
-    if features.shape[1] != feature_dim:
-        raise ValueError(f"{name}: the backbone gives {features.shape[1]} features, expected feature_dim={feature_dim}")
-    return features
+def width_of(encoder: nn.Module, width: int | None, name: str, argument: str = "feature_dim", of: str = "backbone") -> int:
+    """``width``, or what a probe of the encoder finds; ``argument`` and ``of`` are what the method calls the two."""
+    check_encoder(encoder, name, of)
+    if width is None:
+        return find_feature_dim(encoder, name, argument, of)
+    check_widths(name, **{argument: width})
+    return width
 
 
-def check_tensors(name: str, **tensors: Tensor) -> None:
-    for argument, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: {argument} must be a tensor, got {type(value).__name__}")
+def check_widths(name: str, **widths: int | None) -> None:
+    """Whole numbers of at least 1, or None for a default."""
+    for argument, value in widths.items():
+        if value is not None:
+            check_whole(name, argument, value, 1)
 
 
-def check_integers(name: str, argument: str, value: Tensor, rows: int) -> None:
-    """``value`` (rows,) of an integer type."""
-    check_tensors(name, **{argument: value})
-    if value.dtype not in INTEGERS:
-        raise TypeError(f"{name}: {argument} must be integers, got {value.dtype}")
-    if tuple(value.shape) != (rows,):
-        raise ValueError(f"{name}: {argument} must have shape ({rows},), one for each image, got {tuple(value.shape)}")
+def _number(name: str, argument: str, value: float | Tensor) -> float | None:
+    """A number or one-element float tensor as a number; None where the host may not look at it."""
+    if isinstance(value, Tensor):
+        check_scalar(name, argument, value, value)
+        return float(value.detach()) if readable(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
+    return value
+
+
+def check_positive(name: str, **values: float | Tensor) -> None:
+    """Finite numbers above 0."""
+    for argument, value in values.items():
+        number = _number(name, argument, value)
+        if number is not None and not 0 < number < float("inf"):
+            raise ValueError(f"{name}: {argument} must be above 0 and finite, got {value}")
+
+
+def check_share(name: str, **values: float | Tensor) -> None:
+    """Shares in [0, 1] of a teacher that a step keeps."""
+    for argument, value in values.items():
+        number = _number(name, argument, value)
+        if number is not None and not 0 <= number <= 1:
+            raise ValueError(f"{name}: {argument} must be in [0, 1], the share of the teacher that is kept, got {value}")
+
+
+def check_batch(name: str, least: int, **inputs: Tensor) -> None:
+    """Dense tensors (B, ...) with something in them and B of at least ``least``."""
+    for argument, value in inputs.items():
+        check_dense(name, argument, value, "a tensor (B, ...)")
+        if value.ndim < 2 or 0 in value.shape or len(value) < least:
+            raise ValueError(f"{name}: {argument} must have shape (B, ...) with B of at least {least}, got {tuple(value.shape)}")
+
+
+def return_dict(method: nn.Module) -> nn.Module:
+    """Makes ``method(...)`` return ``{"loss": loss}`` in place of the loss, and returns the method.
+
+    For trainers that look a loss up by name, such as transformers' ``Trainer``. State keys and ``method.forward`` stay as they are.
+    """
+    check_encoder(method, "return_dict", "method")
+    method.register_forward_hook(_in_a_dict)
+    return method
+
+
+def _in_a_dict(method: nn.Module, given: tuple, output):
+    return {"loss": output} if isinstance(output, Tensor) else output
 
 
 def random_unit_rows(rows: int, width: int) -> Tensor:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.momentum import EMA, cosine_schedule
+from fastssl.ops._checks import check_whole
 
-from ._common import ImageMethod, features_of, find_feature_dim
+from ._common import ImageMethod, check_share, width_of
+from ._encoder import check_encoder, features_of, refuse_lazy
 
 
 def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
@@ -26,7 +28,7 @@ def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Backbone and head as one module, so that a teacher is the average of one module: images (N, 3, H, W) -> (N, D)."""
+    """Backbone and head as one module, so that a teacher is the average of one module: images (N, ...) -> (N, D)."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module, feature_dim: int, method: str):
         super().__init__()
@@ -34,7 +36,7 @@ class Encoder(nn.Module):
         self.feature_dim, self.method = feature_dim, method
 
     def features(self, images: Tensor) -> Tensor:
-        """images (N, 3, H, W) -> features (N, feature_dim) of the backbone."""
+        """images (N, ...) -> features (N, feature_dim) of the backbone."""
         return features_of(self.backbone, images, self.feature_dim, self.method)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -42,14 +44,14 @@ class Encoder(nn.Module):
 
 
 class EncoderMethod(nn.Module):
-    """An image method whose backbone and head are one ``Encoder``; ``head`` makes the head from the width of the features."""
+    """A method whose backbone and head are one ``Encoder``; ``head`` makes the head from the width of the features."""
 
     check_views = ImageMethod.check_views
 
     def __init__(self, backbone: nn.Module, feature_dim: int | None, head: Callable[[int], nn.Module]):
         super().__init__()
         name = type(self).__name__
-        self.feature_dim = find_feature_dim(backbone, name) if feature_dim is None else feature_dim
+        self.feature_dim = width_of(backbone, feature_dim, name)
         self.encoder = Encoder(backbone, head(self.feature_dim), self.feature_dim, name)
 
     @property
@@ -57,15 +59,15 @@ class EncoderMethod(nn.Module):
         return self.encoder.backbone
 
     def embed(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> features (B, feature_dim) of the backbone: what evaluation and later tasks use."""
+        """images (B, ...) -> features (B, feature_dim) of the backbone: what evaluation and later tasks use."""
         return self.encoder.features(images)
 
 
 class TeacherMethod(EncoderMethod):
     """An ``EncoderMethod`` with ``teacher``, the moving average of its encoder, and the schedule of its momentum.
 
-    The teacher's batch norms keep statistics of their own forward passes. It moves at the start of each forward in training mode,
-    by what the optimizer did since the last one; ``step``, int64 (), counts its moves and is in the state dict.
+    The teacher's batch norms keep statistics of their own forward passes. It moves in each forward in training mode, before it is
+    asked, by what the optimizer did since the last one; ``step``, int64 (), counts its moves and is in the state dict.
     """
 
     def __init__(
@@ -77,13 +79,13 @@ class TeacherMethod(EncoderMethod):
         final_momentum: float | None,
         total_steps: int | None,
     ):
-        super().__init__(backbone, feature_dim, head)
         name = type(self).__name__
-        for argument, value in (("momentum", momentum), ("final_momentum", final_momentum)):
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name}: {argument} must be in [0, 1], the share of the teacher that is kept, got {value}")
-        if total_steps is not None and not (isinstance(total_steps, int) and total_steps >= 1):
-            raise ValueError(f"{name}: total_steps must be a whole number of at least 1, got {total_steps}")
+        check_encoder(backbone, name)
+        refuse_lazy(backbone, name)
+        check_share(name, momentum=momentum, **({} if final_momentum is None else {"final_momentum": final_momentum}))
+        if total_steps is not None:
+            check_whole(name, "total_steps", total_steps, 1, 2**63)
+        super().__init__(backbone, feature_dim, head)
         self.momentum, self.final_momentum, self.total_steps = momentum, final_momentum, total_steps
         self.teacher = EMA(self.encoder, momentum, buffers="skip")
         self.step: Tensor
@@ -101,7 +103,12 @@ class TeacherMethod(EncoderMethod):
             self.teacher.update(self.encoder, self.current_momentum())
             self.step.add_(1)
 
+    def targets(self, *views: Tensor) -> list[Tensor]:
+        """Moves the teacher, then its outputs (N, D) for each view (N, ...): what ``once`` is for."""
+        self.move_teacher()
+        return [self.target(view) for view in views]
+
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
-        """images (N, 3, H, W) -> the teacher's output (N, D), without gradient."""
+        """images (N, ...) -> the teacher's output (N, D), without gradient."""
         return self.teacher(images)

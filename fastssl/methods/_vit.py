@@ -5,7 +5,6 @@ functions below it use these attributes only: ``patch_embed.proj``, ``cls_token`
 ``blocks``, ``norm``, ``fc_norm``.
 """
 
-import math
 from collections import OrderedDict
 from itertools import chain
 
@@ -14,6 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.functional import embed_visible, num_kept, patchify, unpatchify
+from fastssl.ops._checks import check_choice, check_dense, check_number, check_whole
+
+from ._common import check_positive, check_widths
+from ._encoder import check_encoder
+
+
+def check_heads(name: str, width_name: str, width: int, heads_name: str, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"{name}: {width_name} must be a multiple of {heads_name}, got {width} and {heads}")
 
 
 class Attention(nn.Module):
@@ -21,8 +29,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"Attention: width must be a multiple of heads, got {width} and {heads}")
+        check_heads("Attention", "width", width, "heads", heads)
         self.heads = heads
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
@@ -73,12 +80,36 @@ def sine_positions(height: int, width: int, dim: int) -> Tensor:
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1).float()
 
 
+def pair_of(name: str, argument: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of a side or of a pair of sides, whole numbers of at least 1."""
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(pair) != 2:
+        raise ValueError(f"{name}: {argument} must be a side or a pair of sides, got {size}")
+    for side in pair:
+        check_whole(name, argument, side, 1)
+    return pair
+
+
+def check_images(name: str, images: Tensor, shape: tuple[int, int, int], weight: Tensor) -> None:
+    """Floating images (N, C, H, W) of ``shape`` (C, H, W), N at least 1, that go with ``weight`` in dtype and device."""
+    check_dense(name, "images", images, "a tensor (N, C, H, W)")
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
+        wanted = f"(N, {', '.join(map(str, shape))})"
+        raise ValueError(f"{name}: images must have the shape of the backbone, {wanted}, got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(f"{name}: images must be floating, got {images.dtype}")
+    if images.device != weight.device:
+        raise ValueError(f"{name}: images must be on the backbone's device {weight.device}, got {images.device}")
+    if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
+        raise TypeError(f"{name}: images must have the backbone's dtype {weight.dtype}, got {images.dtype}")
+
+
 class PatchEmbed(nn.Module):
     """images (N, C, H, W) -> patches (N, L, width), by a convolution whose stride is its kernel."""
 
     def __init__(self, image_size: tuple[int, int], patch_size: int, channels: int, width: int):
         super().__init__()
-        self.patch_size = (patch_size, patch_size)
+        self.patch_size, self.img_size = (patch_size, patch_size), image_size
         self.grid_size = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
@@ -116,11 +147,13 @@ class VisionTransformer(nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if any(side < 1 or side % patch_size for side in size):
+        check_widths(name, patch_size=patch_size, width=width, depth=depth, heads=heads, channels=channels)
+        check_heads(name, "width", width, "heads", heads)
+        check_positive(name, mlp_ratio=mlp_ratio)
+        check_choice(name, "positions", positions, ("learned", "sine"))
+        size = pair_of(name, "image_size", image_size)
+        if any(side % patch_size for side in size):
             raise ValueError(f"{name}: image_size must be multiples of patch_size {patch_size}, got {image_size}")
-        if positions not in ("learned", "sine"):
-            raise ValueError(f"{name}: positions must be 'learned' or 'sine', got {positions!r}")
         self.num_features = self.embed_dim = width
         self.num_prefix_tokens = int(class_token)
         self.patch_embed = PatchEmbed(size, patch_size, channels, width)
@@ -138,6 +171,7 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) -> tokens (N, P + L, width), class token first."""
+        check_images(type(self).__name__, images, image_shape(self), self.pos_embed)
         tokens = self.patch_embed(images)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], 1)
@@ -206,6 +240,7 @@ def check_backbone(op: str, backbone: nn.Module) -> None:
 
 def check_ratio(name: str, mask_ratio: float, length: int, rounding: str = "keep_floor") -> int:
     """How many of ``length`` patches or units stay; at least one stays, at least one is removed."""
+    check_number(name, "mask_ratio", mask_ratio, 0.0, 1.0)
     keep = num_kept(length, mask_ratio, rounding)
     if not 0 < keep < length:
         raise ValueError(f"{name}: mask_ratio must remove some of {length} patches and keep some, got {mask_ratio} (keeps {keep})")
@@ -267,23 +302,17 @@ class MaskedImages(nn.Module):
     def __init__(self, backbone: nn.Module, pixel_mean: float, pixel_std: float):
         super().__init__()
         self.name = type(self).__name__
+        check_encoder(backbone, self.name)
         check_backbone(self.name, backbone)
-        if not (math.isfinite(pixel_mean) and 0 < pixel_std < math.inf):
-            raise ValueError(f"{self.name}: pixel_mean must be finite and pixel_std above 0, got {pixel_mean} and {pixel_std}")
+        check_number(self.name, "pixel_mean", pixel_mean)
+        check_positive(self.name, pixel_std=pixel_std)
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
         self.patch_size, self.grid = backbone.patch_embed.proj.kernel_size, tuple(backbone.patch_embed.grid_size)
         self.backbone = backbone
 
     def scaled(self, images: Tensor) -> Tensor:
         """images (N, C, H, W) of the backbone's size, less ``pixel_mean``, over ``pixel_std``."""
-        if not isinstance(images, Tensor):
-            raise TypeError(f"{self.name}: images must be a tensor (N, C, H, W), got {type(images).__name__}")
-        shape = image_shape(self.backbone)
-        if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
-            wanted = f"(N, {', '.join(map(str, shape))})"
-            raise ValueError(f"{self.name}: images must have the backbone's shape {wanted}, got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise TypeError(f"{self.name}: images must be floating, got {images.dtype}")
+        check_images(self.name, images, image_shape(self.backbone), self.backbone.patch_embed.proj.weight)
         return images if (self.pixel_mean, self.pixel_std) == (0.0, 1.0) else (images - self.pixel_mean) / self.pixel_std
 
     def embed(self, images: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.masking import mask_tokens
+from fastssl.ops._checks import check_dense, check_number, check_whole, readable
 
-from ._vit import Block, init_linear
+from ._common import check_widths
+from ._vit import Block, check_heads, init_linear
 
 IGNORED = -100
 
@@ -50,9 +52,11 @@ class BERT(nn.Module):
         probability: float = 0.15,
     ):
         super().__init__()
+        check_widths("BERT", vocab_size=vocab_size, width=width, depth=depth, heads=heads, length=length)
+        check_heads("BERT", "width", width, "heads", heads)
         for name, value in (("mask_id", mask_id), ("pad_id", pad_id), *(("special_ids", value) for value in special_ids)):
-            if not 0 <= value < vocab_size:
-                raise ValueError(f"BERT: {name} must be in [0, {vocab_size}), got {value}")
+            check_whole("BERT", name, value, 0, vocab_size)
+        check_number("BERT", "probability", probability)
         if not 0 < probability < 1:
             raise ValueError(f"BERT: probability must be above 0 and below 1, got {probability}")
         self.vocab_size, self.mask_id, self.pad_id, self.probability = vocab_size, mask_id, pad_id, probability
@@ -79,15 +83,18 @@ class BERT(nn.Module):
 
     def check(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The mask (N, L) bool. A text without any token looks at its first place: an empty softmax is NaN."""
-        if not isinstance(input_ids, Tensor) or input_ids.dtype != torch.int64:
-            raise TypeError(f"BERT: input_ids must be int64 (N, L), got {getattr(input_ids, 'dtype', type(input_ids).__name__)}")
+        check_dense("BERT", "input_ids", input_ids, "int64 (N, L)")
+        if input_ids.dtype != torch.int64:
+            raise TypeError(f"BERT: input_ids must be int64 (N, L), got {input_ids.dtype}")
         length = len(self.positions)
         if input_ids.ndim != 2 or 0 in input_ids.shape or input_ids.shape[1] > length:
             raise ValueError(f"BERT: input_ids must have shape (N, L), L from 1 to {length}, got {tuple(input_ids.shape)}")
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        if readable(input_ids):
             low, high = (int(t) for t in input_ids.aminmax())
             if low < 0 or high >= self.vocab_size:
                 raise ValueError(f"BERT: input_ids must be in [0, {self.vocab_size}), got {low if low < 0 else high}")
+        if attention_mask is not None:
+            check_dense("BERT", "attention_mask", attention_mask)
         if attention_mask is None:
             mask = input_ids != self.pad_id
         elif attention_mask.shape != input_ids.shape:
@@ -143,5 +150,6 @@ class BERT(nn.Module):
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids, attention_mask (N, L) -> (N, width): the mean over the tokens of each text."""
-        weight = (input_ids != self.pad_id if attention_mask is None else attention_mask).to(self.positions.dtype)[..., None]
-        return (self.encode(input_ids, attention_mask) * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+        hidden = self.encode(input_ids, attention_mask)
+        weight = (input_ids != self.pad_id if attention_mask is None else attention_mask).to(hidden.dtype)[..., None]
+        return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0)

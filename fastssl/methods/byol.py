@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from fastssl.functional import byol_loss
 
-from ._common import ProjectionHead
+from ._common import ProjectionHead, check_widths
+from ._recompute import once
 from ._teacher import TeacherMethod
 
 
 class BYOL(TeacherMethod):
-    """BYOL around any image encoder: ``BYOL(backbone)(view0, view1)`` is the loss to call ``backward`` on.
+    """BYOL around any encoder: ``BYOL(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
     Args:
-        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
-        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features; by default found by a probe.
         hidden_dim: width of the hidden layers of projector and predictor; by default ``feature_dim``. The paper's is 4096.
         projection_dim: width D of projections and predictions; the paper's is 256.
         momentum: share of the teacher that is kept at the first step.
@@ -38,12 +39,13 @@ class BYOL(TeacherMethod):
         def projector(width: int) -> nn.Module:
             return ProjectionHead(width, hidden_dim or width, projection_dim)
 
+        check_widths("BYOL", hidden_dim=hidden_dim, projection_dim=projection_dim)
         super().__init__(backbone, feature_dim, projector, momentum, final_momentum, total_steps)
         self.prediction_head = ProjectionHead(projection_dim, hidden_dim or self.feature_dim, projection_dim)
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
-        """Two views (B, 3, H, W) of the same B pictures, B >= 2 -> loss in [0, 8], scalar float32. Training moves the teacher."""
+        """Two views (B, ...) of the same B samples, B >= 2 -> loss in [0, 8], scalar float32. Training moves the teacher."""
         self.check_views(view0, view1)
-        self.move_teacher()
         p0, p1 = (self.prediction_head(self.encoder(view)) for view in (view0, view1))
-        return byol_loss(p0, self.target(view1)) + byol_loss(p1, self.target(view0))
+        z0, z1 = once(self, view0, lambda: self.targets(view0, view1))
+        return byol_loss(p0, z1) + byol_loss(p1, z0)

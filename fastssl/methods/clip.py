@@ -12,15 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.functional import clip_loss, siglip_loss
+from fastssl.ops._checks import INTEGERS, check_number, check_vector
 
-from ._common import check_tensors, features_of, find_feature_dim
-
-
-def find_text_dim(encoder: nn.Module, name: str) -> int:
-    width = getattr(encoder, "num_features", None)
-    if isinstance(width, int) and width > 0:
-        return width
-    raise ValueError(f"{name}: the text encoder has no num_features; pass text_dim")
+from ._common import check_batch, check_positive, check_widths, width_of
+from ._encoder import features_of
 
 
 class _ImageText(nn.Module):
@@ -29,10 +24,9 @@ class _ImageText(nn.Module):
     def __init__(self, image_encoder, text_encoder, embed_dim: int, image_dim: int | None, text_dim: int | None, log_scale: float):
         super().__init__()
         name = type(self).__name__
-        self.image_dim = find_feature_dim(image_encoder, name) if image_dim is None else image_dim
-        self.text_dim = find_text_dim(text_encoder, name) if text_dim is None else text_dim
-        if embed_dim < 1:
-            raise ValueError(f"{name}: embed_dim must be at least 1, got {embed_dim}")
+        check_widths(name, embed_dim=embed_dim)
+        self.image_dim = width_of(image_encoder, image_dim, name, "image_dim", "image_encoder")
+        self.text_dim = width_of(text_encoder, text_dim, name, "text_dim", "text_encoder")
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.image_projection = nn.Linear(self.image_dim, embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text_dim, embed_dim, bias=False)
@@ -41,35 +35,38 @@ class _ImageText(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(log_scale))
 
     def project_image(self, images: Tensor) -> Tensor:
-        return self.image_projection(features_of(self.image_encoder, images, self.image_dim, type(self).__name__))
+        return self.image_projection(features_of(self.image_encoder, images, self.image_dim, type(self).__name__, "image_encoder"))
 
     def project_text(self, tokens: Tensor) -> Tensor:
-        return self.text_projection(features_of(self.text_encoder, tokens, self.text_dim, type(self).__name__))
+        return self.text_projection(features_of(self.text_encoder, tokens, self.text_dim, type(self).__name__, "text_encoder"))
 
     def embed_image(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> unit rows (B, embed_dim)."""
+        """images (B, ...) -> unit rows (B, embed_dim)."""
         return nn.functional.normalize(self.project_image(images), dim=1)
 
     def embed_text(self, tokens: Tensor) -> Tensor:
         """tokens (B, L) int64 -> unit rows (B, embed_dim)."""
         return nn.functional.normalize(self.project_text(tokens), dim=1)
 
-    def check_pairs(self, images: Tensor, tokens: Tensor) -> None:
+    def check_pairs(self, images: Tensor, tokens: Tensor, **ids: Tensor | None) -> None:
         name = type(self).__name__
-        check_tensors(name, images=images, tokens=tokens)
-        if images.ndim != 4 or tokens.ndim != 2 or len(images) != len(tokens) or len(images) < 2:
+        check_batch(name, 1, images=images, tokens=tokens)
+        if len(images) != len(tokens) or len(images) < 2:
             shapes = f"{tuple(images.shape)} and {tuple(tokens.shape)}"
-            raise ValueError(f"{name}: images must be (B, 3, H, W) and tokens (B, L) with the same B of at least 2, got {shapes}")
+            raise ValueError(f"{name}: images (B, ...) and tokens (B, L) must have the same B of at least 2, got {shapes}")
+        for argument, value in ids.items():
+            if value is not None:
+                check_vector(name, argument, value, len(images), INTEGERS, "images", images)
 
 
 class CLIP(_ImageText):
     """CLIP around any two encoders: ``CLIP(image_encoder, text_encoder)(images, tokens)`` is the loss.
 
     Args:
-        image_encoder: (B, 3, H, W) -> (B, image_dim).
-        text_encoder: (B, L) int64 -> (B, text_dim).
+        image_encoder: (B, ...) -> (B, image_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
+        text_encoder: (B, L) int64 -> (B, text_dim), or as the image encoder.
         embed_dim: D of the common space.
-        image_dim, text_dim: widths of the features; by default found by a probe image, and ``text_encoder.num_features``.
+        image_dim, text_dim: widths of the features; by default found by probes.
         temperature: where the learned scale starts: e^s = 1 / temperature. ``logit_scale`` holds s and is kept at most
             ln ``max_scale``, as in the paper (section 2.5).
     """
@@ -85,17 +82,16 @@ class CLIP(_ImageText):
         temperature: float = 0.07,
         max_scale: float = 100.0,
     ):
-        if not temperature > 0 or not max_scale > 0:
-            raise ValueError(f"CLIP: temperature and max_scale must be above 0, got {temperature} and {max_scale}")
+        check_positive("CLIP", temperature=temperature, max_scale=max_scale)
         super().__init__(image_encoder, text_encoder, embed_dim, image_dim, text_dim, -math.log(temperature))
         self.max_scale = max_scale
 
     def forward(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
-        """images (B, 3, H, W) and their texts (B, L) -> loss, scalar float32.
+        """images (B, ...) and their texts (B, L) -> loss, scalar float32.
 
         ids: (B,) integers; pairs of equal id (a picture or a caption that comes twice) are not each other's negatives.
         """
-        self.check_pairs(images, tokens)
+        self.check_pairs(images, tokens, ids=ids)
         with torch.no_grad():  # the parameter, not its exponential: a scale that was cut off has a gradient to come back by
             self.logit_scale.clamp_(max=math.log(self.max_scale))
         return clip_loss(self.project_image(images), self.project_text(tokens), self.logit_scale.exp(), normalize=True, ids=ids)
@@ -119,18 +115,18 @@ class SigLIP(_ImageText):
         scale: float = 10.0,
         bias: float = -10.0,
     ):
-        if not scale > 0:
-            raise ValueError(f"SigLIP: scale must be above 0, got {scale}")
+        check_positive("SigLIP", scale=scale)
+        check_number("SigLIP", "bias", bias)
         super().__init__(image_encoder, text_encoder, embed_dim, image_dim, text_dim, math.log(scale))
-        self.logit_bias = nn.Parameter(torch.tensor(bias))
+        self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
 
     def forward(self, images: Tensor, tokens: Tensor, image_id: Tensor | None = None, text_id: Tensor | None = None) -> Tensor:
-        """images (B, 3, H, W) and their texts (B, L) -> loss, scalar float32.
+        """images (B, ...) and their texts (B, L) -> loss, scalar float32.
 
         image_id: (B,) integers; an image and a text of equal id are a positive pair. By default only pair i with itself is.
         text_id: (B,) integers, by default ``image_id``.
         """
-        self.check_pairs(images, tokens)
+        self.check_pairs(images, tokens, image_id=image_id, text_id=text_id)
         return siglip_loss(
             self.project_image(images),
             self.project_text(tokens),

@@ -6,15 +6,17 @@
 L is symmetric InfoNCE, the mean of i to j and j to i, both from one sweep, over the batch where the paper samples from a bank.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.functional import info_nce
+from fastssl.ops._checks import check_choice
 
-from ._common import ProjectionHead, check_tensors, features_of, find_feature_dim
+from ._common import ProjectionHead, check_batch, check_positive, check_widths, width_of
+from ._encoder import features_of
 
 
 class CMC(nn.Module):
@@ -22,7 +24,7 @@ class CMC(nn.Module):
 
     Args:
         backbones: V encoders; encoder i takes view i (B, ...) -> features (B, feature_dims[i]).
-        feature_dims: width of each encoder's features; by default those of a probe image with 3 channels.
+        feature_dims: width of each encoder's features; by default found by probes.
         hidden_dim: width of the heads' hidden layer; by default that of the features.
         projection_dim: width D of the embeddings that the loss compares.
         temperature: of InfoNCE, above 0.
@@ -42,27 +44,32 @@ class CMC(nn.Module):
         split: Callable[[Tensor], tuple[Tensor, ...]] | None = None,
     ):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"CMC: temperature must be above 0, got {temperature}")
-        if graph not in ("full", "core"):
-            raise ValueError(f"CMC: graph must be 'full' or 'core', got {graph!r}")
+        check_positive("CMC", temperature=temperature)
+        check_choice("CMC", "graph", graph, ("full", "core"))
+        check_widths("CMC", hidden_dim=hidden_dim, projection_dim=projection_dim)
+        for argument, value in {"backbones": backbones, "feature_dims": feature_dims or ()}.items():
+            if not isinstance(value, Iterable):
+                raise TypeError(f"CMC: {argument} must be a list, one for each view, got {type(value).__name__}")
+        backbones = list(backbones)
         if len(backbones) < 2:
             raise ValueError(f"CMC: backbones must be at least 2 encoders, one for each view, got {len(backbones)}")
-        dims = [find_feature_dim(backbone, "CMC") for backbone in backbones] if feature_dims is None else list(feature_dims)
+        dims = [None] * len(backbones) if feature_dims is None else list(feature_dims)
         if len(dims) != len(backbones):
             raise ValueError(f"CMC: feature_dims must have one width for each of the {len(backbones)} backbones, got {len(dims)}")
+        named = enumerate(zip(backbones, dims, strict=True))
+        dims = [width_of(b, dim, "CMC", f"feature_dims[{i}]", f"backbones[{i}]") for i, (b, dim) in named]
         self.feature_dims, self.temperature, self.graph, self.split = dims, temperature, graph, split
         self.backbones = nn.ModuleList(backbones)
         self.projection_heads = nn.ModuleList(ProjectionHead(dim, hidden_dim or dim, projection_dim) for dim in dims)
 
     def features(self, views: Sequence[Tensor]) -> list[Tensor]:
         """V views (B, ...) -> V features (B, feature_dims[i])."""
-        check_tensors("CMC", **{f"view{i}": view for i, view in enumerate(views)})
+        check_batch("CMC", 1, **{f"view{i}": view for i, view in enumerate(views)})
         if len(views) != len(self.backbones) or len({len(view) for view in views}) > 1:
             shapes = ", ".join(str(tuple(view.shape)) for view in views)
             raise ValueError(f"CMC: expected {len(self.backbones)} views of the same B samples, got {shapes}")
-        parts = zip(self.backbones, views, self.feature_dims, strict=True)
-        return [features_of(backbone, view, dim, "CMC") for backbone, view, dim in parts]
+        parts = enumerate(zip(self.backbones, views, self.feature_dims, strict=True))
+        return [features_of(backbone, view, dim, "CMC", f"backbones[{i}]") for i, (backbone, view, dim) in parts]
 
     def embed(self, *views: Tensor) -> Tensor:
         """V views (B, ...), or images for ``split`` -> features (B, sum of feature_dims), the encoders' side by side."""

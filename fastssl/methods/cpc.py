@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.functional import info_nce
+from fastssl.ops._checks import check_dense
 
-from ._common import check_tensors, features_of, find_feature_dim
+from ._common import check_positive, check_widths, width_of
+from ._encoder import features_of
 
 
 def patch_columns(images: Tensor, size: int, down: int, across: int) -> Tensor:
@@ -34,8 +36,8 @@ class CPC(nn.Module):
     """CPC around any encoder of parts: ``CPC(backbone)(sequences)`` is the loss to call ``backward`` on.
 
     Args:
-        backbone: parts (N, ...) of sequences -> features (N, feature_dim).
-        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        backbone: parts (N, ...) of sequences -> features (N, feature_dim), or maps, a mapping or a tuple: docs/methods.md.
+        feature_dim: width of the features; by default found by a probe.
         context_dim: width of the GRU's state; by default ``feature_dim``.
         projection_dim: width D in which predictions and parts are compared; None: ``feature_dim``, as in the paper.
         steps: how far ahead to predict, each with its own linear map; leave out 1 where neighbouring parts overlap.
@@ -57,11 +59,11 @@ class CPC(nn.Module):
         split: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"CPC: temperature must be above 0, got {temperature}")
-        if not steps or not all(isinstance(k, int) and k >= 1 for k in steps):
+        check_positive("CPC", temperature=temperature)
+        check_widths("CPC", context_dim=context_dim, projection_dim=projection_dim)
+        if not isinstance(steps, tuple | list) or not steps or not all(isinstance(k, int) and k >= 1 for k in steps):
             raise ValueError(f"CPC: steps must be whole numbers of at least 1, at least one of them, got {steps}")
-        self.feature_dim = find_feature_dim(backbone, "CPC") if feature_dim is None else feature_dim
+        self.feature_dim = width_of(backbone, feature_dim, "CPC")
         self.steps, self.temperature, self.normalize, self.split = tuple(steps), temperature, normalize, split
         context_dim, width = context_dim or self.feature_dim, projection_dim or self.feature_dim
         self.backbone = backbone
@@ -71,7 +73,7 @@ class CPC(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Sequences (B, T, ...), or what ``split`` makes into them -> features of their parts (B, T, feature_dim)."""
-        check_tensors("CPC", sequences=x)
+        check_dense("CPC", "sequences", x)
         sequences = x if self.split is None else self.split(x)
         if sequences.ndim < 3 or 0 in sequences.shape:
             raise ValueError(

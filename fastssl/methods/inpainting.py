@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.functional import mask_ids, masked_patch_loss, patchify
+from fastssl.ops._checks import check_choice, check_dense
 
-from ._vit import check_ratio, pasted
+from ._common import check_positive, check_widths
+from ._encoder import check_encoder, pooled, refuse_lazy, undisturbed
+from ._vit import check_images, check_ratio, pasted
 
 
 def map_shape(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -22,13 +25,14 @@ def map_shape(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[int, in
     kind = type(backbone).__name__
     if not hasattr(backbone, "forward_features"):
         raise ValueError(f"{name}, got {kind} without forward_features")
+    refuse_lazy(backbone, "Inpainting")
     like = next(backbone.parameters(), torch.empty(0))
-    training = {module: module.training for module in backbone.modules()}
-    backbone.eval()
-    with torch.no_grad():
-        maps = backbone.forward_features(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
-    for module, mode in training.items():
-        module.training = mode
+    images = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+    with undisturbed(backbone):
+        try:
+            maps = backbone.forward_features(images)
+        except Exception as error:
+            raise ValueError(f"{name}, got {kind}, which fails on images (1, {', '.join(map(str, shape))}): {error}") from error
     if not isinstance(maps, Tensor) or maps.ndim != 4:
         raise ValueError(f"{name}, got {kind}, whose features have shape {tuple(getattr(maps, 'shape', ()))}")
     scale = shape[1] // maps.shape[2]
@@ -66,12 +70,12 @@ class Inpainting(nn.Module):
         channels: int = 3,
     ):
         super().__init__()
-        if corruption not in ("blocks", "noise"):
-            raise ValueError(f"Inpainting: corruption must be 'blocks' or 'noise', got {corruption!r}")
-        if mask_size < 1 or image_size % mask_size:
+        check_encoder(backbone, "Inpainting")
+        check_choice("Inpainting", "corruption", corruption, ("blocks", "noise"))
+        check_widths("Inpainting", image_size=image_size, mask_size=mask_size, channels=channels)
+        if image_size % mask_size:
             raise ValueError(f"Inpainting: mask_size must divide image_size {image_size}, got {mask_size}")
-        if not sigma > 0:
-            raise ValueError(f"Inpainting: sigma must be above 0, got {sigma}")
+        check_positive("Inpainting", sigma=sigma)
         self.cells = (image_size // mask_size) ** 2
         if corruption == "blocks":
             check_ratio("Inpainting", mask_ratio, self.cells)
@@ -93,7 +97,9 @@ class Inpainting(nn.Module):
         if self.corruption == "noise":
             if noise is None:
                 noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-            elif noise.shape != images.shape:
+            else:
+                check_dense("Inpainting", "noise", noise)
+            if noise.shape != images.shape:
                 raise ValueError(f"Inpainting: noise must have the images' shape {tuple(images.shape)}, got {tuple(noise.shape)}")
             return images + self.sigma * noise, torch.ones(n, self.cells, device=images.device)
         mask = mask_ids((n, self.cells), self.mask_ratio, noise=noise, generator=generator, device=images.device).mask
@@ -136,11 +142,8 @@ class Inpainting(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """images (N, C, H, W), uncorrupted -> features (N, D') of the backbone."""
-        return self.backbone(images).flatten(1)
+        self.check(images)
+        return pooled(self.backbone(images), len(images), "Inpainting")
 
     def check(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor):
-            raise TypeError(f"Inpainting: images must be a tensor (N, C, H, W), got {type(images).__name__}")
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.shape or len(images) == 0:
-            shape = ", ".join(map(str, self.shape))
-            raise ValueError(f"Inpainting: images must have shape (N, {shape}), got {tuple(images.shape)}")
+        check_images("Inpainting", images, self.shape, self.decoder[-1].weight)

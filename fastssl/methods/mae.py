@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from fastssl.functional import gather_tokens, mask_ids, masked_patch_loss, patchify, restore_tokens
 from fastssl.masking import MaskIds
 
+from ._common import check_widths
 from ._vit import (
     Block,
     MaskedImages,
+    check_heads,
     check_ratio,
     embed_patches,
     init_linear,
@@ -57,6 +59,10 @@ class MAE(MaskedImages):
         pixel_std: float = 1.0,
         predict_only_masked: bool = True,
     ):
+        check_widths("MAE", decoder_dim=decoder_dim, decoder_depth=decoder_depth, decoder_heads=decoder_heads)
+        check_heads("MAE", "decoder_dim", decoder_dim, "decoder_heads", decoder_heads)
+        if decoder_dim % 4:
+            raise ValueError(f"MAE: decoder_dim must be a multiple of 4, for its sine positions, got {decoder_dim}")
         super().__init__(backbone, pixel_mean, pixel_std)
         proj, self.num_patches = backbone.patch_embed.proj, self.grid[0] * self.grid[1]
         check_ratio("MAE", mask_ratio, self.num_patches)

@@ -9,17 +9,19 @@ The mean is over rows and classes. w grows as ``consistency_weight`` exp(-5 (1 -
 import torch
 from torch import Tensor, nn
 
-from ._common import check_integers
+from fastssl.ops._checks import INTEGERS, check_number, check_vector, check_whole, readable
+
+from ._recompute import once
 from ._teacher import TeacherMethod
 
 
 class MeanTeacher(TeacherMethod):
-    """Mean teacher around any image encoder: ``MeanTeacher(backbone, 10)(view0, view1, labels)`` is the loss.
+    """Mean teacher around any encoder: ``MeanTeacher(backbone, 10)(view0, view1, labels)`` is the loss.
 
     Args:
-        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
+        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
         num_classes: C.
-        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        feature_dim: width of the features; by default found by a probe.
         consistency_weight: of the agreement, at the end of its ramp. The authors' code has 100 for CIFAR-10.
         ramp_up: share of ``total_steps`` over which that weight grows; without ``total_steps`` it is whole from the first.
         momentum: share of the teacher that is kept at the first step.
@@ -42,21 +44,20 @@ class MeanTeacher(TeacherMethod):
         final_momentum: float | None = 0.999,
         total_steps: int | None = None,
     ):
-        if not (isinstance(num_classes, int) and num_classes >= 2):
-            raise ValueError(f"MeanTeacher: num_classes must be a whole number of at least 2, got {num_classes}")
-        if not 0 <= consistency_weight < float("inf"):
-            raise ValueError(f"MeanTeacher: consistency_weight must be finite and at least 0, got {consistency_weight}")
+        check_whole("MeanTeacher", "num_classes", num_classes, 2)
+        check_number("MeanTeacher", "consistency_weight", consistency_weight, 0.0)
+        check_number("MeanTeacher", "ramp_up", ramp_up)
         if not 0 <= ramp_up <= 1:
             raise ValueError(f"MeanTeacher: ramp_up must be in [0, 1], a share of total_steps, got {ramp_up}")
         super().__init__(backbone, feature_dim, lambda width: nn.Linear(width, num_classes), momentum, final_momentum, total_steps)
         self.num_classes, self.consistency_weight, self.ramp_up = num_classes, consistency_weight, ramp_up
 
     def embed(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> features (B, feature_dim) of the teacher's backbone."""
+        """images (B, ...) -> features (B, feature_dim) of the teacher's backbone."""
         return self.teacher.module.features(images)
 
     def classify(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> the teacher's logits (B, num_classes)."""
+        """images (B, ...) -> the teacher's logits (B, num_classes)."""
         return self.target(images)
 
     def current_weight(self) -> float | Tensor:
@@ -67,18 +68,17 @@ class MeanTeacher(TeacherMethod):
         return self.consistency_weight * torch.exp(-5.0 * missing.square())
 
     def forward(self, view0: Tensor, view1: Tensor, labels: Tensor) -> Tensor:
-        """Two views (B, 3, H, W) of the same B pictures, B >= 2; labels (B,) integers, -1 where there is none -> scalar float32.
+        """Two views (B, ...) of the same B samples, B >= 2; labels (B,) integers, -1 where there is none -> scalar float32.
 
         Training moves the teacher. A batch without labels has the agreement alone.
         """
         self.check_views(view0, view1)
-        check_integers("MeanTeacher", "labels", labels, len(view0))
-        if labels.device.type == "cpu" and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+        check_vector("MeanTeacher", "labels", labels, len(view0), INTEGERS, "view0", view0)
+        if readable(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             bounds = f"{int(labels.min())} to {int(labels.max())}"
             raise ValueError(f"MeanTeacher: labels must lie in -1 to {self.num_classes - 1} (num_classes), got {bounds}")
-        weight = self.current_weight()
-        self.move_teacher()
-        student, teacher = self.encoder(view0).float(), self.target(view1).float()
+        student = self.encoder(view0).float()
+        weight, teacher = once(self, view0, lambda: (self.current_weight(), self.targets(view1)[0].float()))
         known = (labels >= 0).sum().clamp_min(1)
         supervised = nn.functional.cross_entropy(student, labels.long(), ignore_index=-1, reduction="sum") / known
         return supervised + weight * nn.functional.mse_loss(student.softmax(1), teacher.softmax(1))

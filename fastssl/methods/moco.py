@@ -10,20 +10,23 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fastssl.distributed.gather import gather_rows, world_size
-from fastssl.functional import moco_loss
+from fastssl.functional import moco_loss, queue_push_
 from fastssl.momentum import MoCoQueue
+from fastssl.ops._checks import FLOATS, check_whole
 
+from ._common import check_positive, check_widths
+from ._recompute import once, recomputing
 from ._teacher import TeacherMethod
 
 
 class MoCo(TeacherMethod):
-    """MoCo around any image encoder: ``MoCo(backbone)(view0, view1)`` is the loss to call ``backward`` on.
+    """MoCo around any encoder: ``MoCo(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
     ``MoCo(backbone)`` is v1; v2 is ``MoCo(backbone, mlp=True, temperature=0.2)`` with stronger augmentation.
 
     Args:
-        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
-        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features; by default found by a probe.
         mlp: a head of two layers (v2); otherwise one linear layer.
         hidden_dim: width of that head's hidden layer; by default ``feature_dim``.
         projection_dim: width D of queries, keys and queue.
@@ -67,31 +70,42 @@ class MoCo(TeacherMethod):
             hidden = hidden_dim or width
             return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, projection_dim))
 
-        if not temperature > 0:
-            raise ValueError(f"MoCo: temperature must be above 0, got {temperature}")
-        if not (isinstance(bn_splits, int) and bn_splits >= 1):
-            raise ValueError(f"MoCo: bn_splits must be a whole number of at least 1, got {bn_splits}")
-        if not (isinstance(queue_size, int) and queue_size >= 1):
-            raise ValueError(f"MoCo: queue_size must be a whole number of at least 1, got {queue_size}")
+        check_positive("MoCo", temperature=temperature)
+        check_widths("MoCo", hidden_dim=hidden_dim, projection_dim=projection_dim)
+        check_whole("MoCo", "bn_splits", bn_splits, 1)
+        check_whole("MoCo", "queue_size", queue_size, 1)
+        if queue_dtype not in FLOATS:
+            raise TypeError(f"MoCo: queue_dtype must be float32, bfloat16, float16 or float64, got {queue_dtype}")
         super().__init__(backbone, feature_dim, head, momentum, final_momentum, total_steps)
         self.temperature, self.bn_splits, self.shuffle_bn, self.symmetric = temperature, bn_splits, shuffle_bn, symmetric
         self.queue = MoCoQueue(projection_dim, queue_size, gather_distributed=distributed.is_available(), dtype=queue_dtype)
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
-        """Two views (B, 3, H, W) of the same B pictures, B >= 2 -> loss, scalar float32. Training moves the teacher and pushes."""
+        """Two views (B, ...) of the same B samples, B >= 2 -> loss, scalar float32. Training moves the teacher and pushes."""
         self.check_views(view0, view1)
         if len(view0) < 2 * self.bn_splits:
             raise ValueError(
                 f"MoCo: bn_splits={self.bn_splits} needs at least {2 * self.bn_splits} images a batch, got {len(view0)}"
             )
-        self.move_teacher()
         views = (view0, view1) if self.symmetric else (view0,)
         q = torch.cat([self.unit(self.in_parts(self.encoder, view)) for view in views])
-        k = torch.cat([self.keys(view) for view in (view1, view0)[: len(views)]])
-        loss = moco_loss(q, k, self.queue.queue, self.temperature)
-        if self.training:
-            self.queue.push(k)
+        k, new, places, old = once(self, view0, lambda: self.keys_and_places((view1, view0)[: len(views)]))
+        queue = self.queue.queue.index_copy(1, places, old) if recomputing() else self.queue.queue
+        loss = moco_loss(q, k, queue, self.temperature)
+        if self.training and not recomputing():
+            queue_push_(self.queue.queue, self.queue.queue_ptr, new)
         return loss
+
+    @torch.no_grad()
+    def keys_and_places(self, views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Moves the teacher -> keys (N, D) of the views, those of all processes (M, D), which columns of the queue they will take,
+        at most K, and what these hold now (D, at most K)."""
+        self.move_teacher()
+        k = torch.cat([self.keys(view) for view in views])
+        new = gather_rows(k) if self.training else k
+        queue, first = self.queue.queue, self.queue.queue_ptr
+        places = (first + torch.arange(min(len(new), queue.shape[1]), device=queue.device)) % queue.shape[1]
+        return k, new, places, queue[:, places]
 
     def unit(self, z: Tensor) -> Tensor:
         """z (N, D) to unit length, in the dtype of the queue."""
@@ -99,7 +113,7 @@ class MoCo(TeacherMethod):
 
     @torch.no_grad()
     def keys(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> the teacher's keys (B, D), of unit length and in order."""
+        """images (B, ...) -> the teacher's keys (B, D), of unit length and in order."""
         shuffles = self.shuffle_bn and self.training and (self.bn_splits > 1 or world_size() > 1)
         if not shuffles:
             return self.unit(self.in_parts(self.teacher, images))

@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 from fastssl.functional import moco_v3_loss
 
+from ._common import check_positive, check_widths
+from ._recompute import once
 from ._teacher import TeacherMethod, mlp
 
 
 class MoCoV3(TeacherMethod):
-    """MoCo v3 around any image encoder: ``MoCoV3(backbone)(view0, view1)`` is the loss to call ``backward`` on.
+    """MoCo v3 around any encoder: ``MoCoV3(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
     Args:
-        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
-        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features; by default found by a probe.
         hidden_dim: width of the hidden layers of projector and predictor; by default ``feature_dim``. The paper's is 4096.
         projection_dim: width D of queries and keys; the paper's is 256.
         momentum: share of the teacher that is kept at the first step.
@@ -41,16 +43,15 @@ class MoCoV3(TeacherMethod):
         def projector(width: int) -> nn.Module:
             return mlp(width, hidden_dim or width, projection_dim, last_norm=True)
 
-        if not temperature > 0:
-            raise ValueError(f"MoCoV3: temperature must be above 0, got {temperature}")
+        check_positive("MoCoV3", temperature=temperature)
+        check_widths("MoCoV3", hidden_dim=hidden_dim, projection_dim=projection_dim)
         super().__init__(backbone, feature_dim, projector, momentum, final_momentum, total_steps)
         self.temperature = temperature
         self.prediction_head = mlp(projection_dim, hidden_dim or self.feature_dim, projection_dim, last_norm=True)
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
-        """Two views (B, 3, H, W) of the same B pictures, B >= 2 -> loss, scalar float32. Training moves the teacher."""
+        """Two views (B, ...) of the same B samples, B >= 2 -> loss, scalar float32. Training moves the teacher."""
         self.check_views(view0, view1)
-        self.move_teacher()
         q0, q1 = (self.prediction_head(self.encoder(view)) for view in (view0, view1))
-        k0, k1 = self.target(view0), self.target(view1)
+        k0, k1 = once(self, view0, lambda: self.targets(view0, view1))
         return moco_v3_loss(q0, k1, self.temperature) + moco_v3_loss(q1, k0, self.temperature)

@@ -9,24 +9,27 @@ the first views take the place of the oldest ones in the queue.
 import torch
 from torch import Tensor, nn
 
+from fastssl.distributed.gather import gather_rows
 from fastssl.functional import info_nce, nearest_neighbor, queue_push_
 
-from ._common import ImageMethod, ProjectionHead, random_unit_rows
+from ._common import ImageMethod, ProjectionHead, check_widths, random_unit_rows
+from ._recompute import once, recomputing
 
 
 class NNCLR(ImageMethod):
-    """NNCLR around any image encoder: ``NNCLR(backbone)(view0, view1)`` is the loss to call ``backward`` on.
+    """NNCLR around any encoder: ``NNCLR(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
     Args:
-        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
-        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features; by default found by a probe.
         hidden_dim: width of the projection head's hidden layer; by default ``feature_dim``.
         projection_dim: width D of embeddings, predictions and queue.
         prediction_hidden_dim: width of the predictor's hidden layer; by default that of the projection head's.
         queue_size: K embeddings, float32, in the state dict; random directions until pushes have replaced them.
         temperature: of InfoNCE, above 0.
 
-    With several processes the queue holds the first one's embeddings (DDP hands its buffers round).
+    With several processes the queue takes the embeddings of all, in rank order, and so is the same in each; ``MoCoQueue`` says what
+    to tell DDP about its buffers. The softmax runs over the predictions of the process's own batch.
     """
 
     def __init__(
@@ -40,9 +43,9 @@ class NNCLR(ImageMethod):
         queue_size: int = 65536,
         temperature: float = 0.1,
     ):
+        widths = {"projection_dim": projection_dim, "prediction_hidden_dim": prediction_hidden_dim}
+        check_widths("NNCLR", hidden_dim=hidden_dim, queue_size=queue_size, **widths)
         super().__init__(backbone, feature_dim, temperature)
-        if not (isinstance(queue_size, int) and queue_size >= 1):
-            raise ValueError(f"NNCLR: queue_size must be a whole number of at least 1, got {queue_size}")
         hidden = hidden_dim or self.feature_dim
         self.projection_head = ProjectionHead(self.feature_dim, hidden, projection_dim)
         self.prediction_head = ProjectionHead(projection_dim, prediction_hidden_dim or hidden, projection_dim)
@@ -52,13 +55,20 @@ class NNCLR(ImageMethod):
         self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.int64))
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
-        """Two views (B, 3, H, W) of the same B pictures, B >= 2 -> loss, scalar float32. Training pushes onto the queue."""
+        """Two views (B, ...) of the same B samples, B >= 2 -> loss, scalar float32. Training pushes onto the queue."""
         self.check_views(view0, view1)
         z = self.projection_head(self.embed(torch.cat([view0, view1])))
         p0, p1 = self.prediction_head(z).chunk(2)
-        rows = nn.functional.normalize(z.detach().to(self.queue.dtype), dim=1)
-        n0, n1 = self.queue[nearest_neighbor(rows, self.queue)].to(p0.dtype).chunk(2)
+        found, new = once(self, view0, lambda: self.neighbours(z.detach()))
+        n0, n1 = found.to(p0.dtype).chunk(2)
         loss = 0.5 * (info_nce(n0, p1, temperature=self.temperature) + info_nce(n1, p0, temperature=self.temperature))
-        if self.training:
-            queue_push_(self.queue, self.queue_pointer, rows[: len(view0)], layout="kd")
+        if self.training and not recomputing():
+            queue_push_(self.queue, self.queue_pointer, new, layout="kd")
         return loss
+
+    @torch.no_grad()
+    def neighbours(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (2 B, D) of two views -> the nearest rows of the queue (2 B, D); z's first half, in training that of all processes."""
+        rows = nn.functional.normalize(z.to(self.queue.dtype), dim=1)
+        new = rows[: len(rows) // 2]
+        return self.queue[nearest_neighbor(rows, self.queue)], gather_rows(new) if self.training else new

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from fastssl.functional import nt_xent
 
-from ._common import ImageMethod, ProjectionHead, find_feature_dim
+from ._common import ImageMethod, ProjectionHead, check_widths
+from ._encoder import find_feature_dim
 
 __all__ = ["ProjectionHead", "SimCLR", "find_feature_dim"]
 
 
 class SimCLR(ImageMethod):
-    """SimCLR around any image encoder: ``SimCLR(backbone)(view0, view1)`` is the loss to call ``backward`` on.
+    """SimCLR around any encoder: ``SimCLR(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
     Args:
-        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
-        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features; by default found by a probe.
         hidden_dim: width of the head's hidden layer; by default ``feature_dim``.
         projection_dim: width D of the embeddings that the loss compares.
         temperature: of NT-Xent, above 0.
@@ -36,11 +37,12 @@ class SimCLR(ImageMethod):
         projection_dim: int = 128,
         temperature: float = 0.5,
     ):
+        check_widths("SimCLR", hidden_dim=hidden_dim, projection_dim=projection_dim)
         super().__init__(backbone, feature_dim, temperature)
         self.projection_head = ProjectionHead(self.feature_dim, hidden_dim or self.feature_dim, projection_dim)
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
-        """Two views (B, 3, H, W) of the same B pictures, B >= 2 -> NT-Xent loss, scalar float32."""
+        """Two views (B, ...) of the same B samples, B >= 2 -> NT-Xent loss, scalar float32."""
         self.check_views(view0, view1)
         z0, z1 = self.projection_head(self.embed(torch.cat([view0, view1]))).chunk(2)
         return nt_xent(z0, z1, self.temperature)

@@ -10,14 +10,19 @@ Supervised, eq. 5: h'_i is another sentence's embedding, and the sum has exp(cos
 from torch import Tensor, nn
 
 from fastssl.functional import info_nce
+from fastssl.ops._checks import INTEGERS, check_choice, check_dense, check_number, check_vector
+
+from ._common import check_positive, check_widths
+from ._encoder import check_encoder, take_tokens
 
 
 class SimCSE(nn.Module):
     """SimCSE around any Hugging Face encoder: ``SimCSE(encoder)(input_ids, attention_mask)`` is the loss.
 
     Args:
-        encoder: called with ``input_ids`` and ``attention_mask`` (N, L), returns ``.last_hidden_state`` (N, L, F). Without
-            dropout in it, unsupervised training has nothing to learn from.
+        encoder: called with ``input_ids`` and ``attention_mask`` (N, L), returns hidden states (N, L, F): a tensor,
+            ``last_hidden_state`` of an object or mapping, or the first of a tuple. Without dropout in it, unsupervised training has
+            nothing to learn from.
         pooler: "cls": the first token; "mean": the mean over real tokens.
         temperature: above 0.
         hard_negative_weight: added to the logit of sentence i with its own hard negative, log a of the paper's appendix.
@@ -36,10 +41,11 @@ class SimCSE(nn.Module):
         hidden_dim: int | None = None,
     ):
         super().__init__()
-        if pooler not in ("cls", "mean"):
-            raise ValueError(f'SimCSE: pooler must be "cls" or "mean", got {pooler!r}')
-        if not temperature > 0:
-            raise ValueError(f"SimCSE: temperature must be above 0, got {temperature}")
+        check_encoder(encoder, "SimCSE", "encoder")
+        check_choice("SimCSE", "pooler", pooler, ("cls", "mean"))
+        check_positive("SimCSE", temperature=temperature)
+        check_number("SimCSE", "hard_negative_weight", hard_negative_weight)
+        check_widths("SimCSE", hidden_dim=hidden_dim)
         hidden_dim = hidden_dim or getattr(getattr(encoder, "config", None), "hidden_size", None)
         if hidden_dim is None:
             raise ValueError("SimCSE: the encoder has no config.hidden_size; pass hidden_dim")
@@ -49,7 +55,8 @@ class SimCSE(nn.Module):
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids, attention_mask (N, L) -> sentence embeddings (N, F), without the head and not normalised."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        hidden = take_tokens(output, len(input_ids), "SimCSE")
         if self.pooler == "cls":
             return hidden[:, 0]
         weight = attention_mask.to(hidden.dtype)[..., None]
@@ -63,11 +70,15 @@ class SimCSE(nn.Module):
                 (B, 3, L): sentence, positive, hard negative. B >= 2.
             ids: (B,) integers; rows of equal id (the same sentence, one paragraph) are not each other's negatives.
         """
+        for argument, value in {"input_ids": input_ids, "attention_mask": attention_mask}.items():
+            check_dense("SimCSE", argument, value)
         shape = tuple(input_ids.shape)
         if len(shape) not in (2, 3) or shape[0] < 2 or (len(shape) == 3 and shape[1] not in (2, 3)):
             raise ValueError(f"SimCSE: input_ids must be (B, L), (B, 2, L) or (B, 3, L) with B of at least 2, got {shape}")
         if attention_mask.shape != input_ids.shape:
             raise ValueError(f"SimCSE: attention_mask must have the shape of input_ids, {shape}, got {tuple(attention_mask.shape)}")
+        if ids is not None:
+            check_vector("SimCSE", "ids", ids, len(input_ids), INTEGERS, "input_ids", input_ids)
         if input_ids.ndim == 2:
             input_ids, attention_mask = (t[:, None].expand(-1, 2, -1) for t in (input_ids, attention_mask))
         tokens, mask = (t.transpose(0, 1).flatten(0, 1) for t in (input_ids, attention_mask))

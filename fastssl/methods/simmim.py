@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastssl.functional import gather_tokens, mask_ids, masked_patch_loss, restore_tokens
 from fastssl.masking import MaskIds, grid_mask
+from fastssl.ops._checks import check_whole
 
 from ._vit import (
     MaskedImages,
@@ -47,6 +48,7 @@ class SimMIM(MaskedImages):
     ):
         super().__init__(backbone, pixel_mean, pixel_std)
         proj = backbone.patch_embed.proj
+        check_whole("SimMIM", "mask_size", mask_size, 0)
         self.unit = mask_size // self.patch_size[0]
         if self.patch_size[0] != self.patch_size[1] or mask_size < 1 or mask_size % self.patch_size[0]:
             raise ValueError(f"SimMIM: mask_size must be a multiple of the patch size {self.patch_size}, got {mask_size}")

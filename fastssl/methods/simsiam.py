@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from fastssl.functional import negative_cosine
 
+from ._common import check_widths
 from ._teacher import EncoderMethod, mlp
 
 
 class SimSiam(EncoderMethod):
-    """SimSiam around any image encoder: ``SimSiam(backbone)(view0, view1)`` is the loss to call ``backward`` on.
+    """SimSiam around any encoder: ``SimSiam(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
     Args:
-        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
-        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features; by default found by a probe.
         hidden_dim: width of the projector's two hidden layers; by default ``feature_dim``. The paper's is ``projection_dim``.
         projection_dim: width D of projections and predictions; the paper's is 2048.
         prediction_hidden_dim: width of the predictor's hidden layer; by default a quarter of D, the paper's bottleneck.
@@ -36,11 +37,13 @@ class SimSiam(EncoderMethod):
             hidden = hidden_dim or width
             return mlp(width, hidden, hidden, projection_dim, last_norm=True)
 
+        widths = {"projection_dim": projection_dim, "prediction_hidden_dim": prediction_hidden_dim}
+        check_widths("SimSiam", hidden_dim=hidden_dim, **widths)
         super().__init__(backbone, feature_dim, projector)
         self.prediction_head = mlp(projection_dim, prediction_hidden_dim or max(1, projection_dim // 4), projection_dim)
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
-        """Two views (B, 3, H, W) of the same B pictures, B >= 2 -> loss in [-1, 1], scalar float32."""
+        """Two views (B, ...) of the same B samples, B >= 2 -> loss in [-1, 1], scalar float32."""
         self.check_views(view0, view1)
         z0, z1 = self.encoder(view0), self.encoder(view1)
         p0, p1 = self.prediction_head(z0), self.prediction_head(z1)

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.functional import sup_con
+from fastssl.ops._checks import INTEGERS, check_vector
 
-from ._common import ImageMethod, ProjectionHead, check_integers
+from ._common import ImageMethod, ProjectionHead, check_positive, check_widths
 
 
 class SupCon(ImageMethod):
-    """Supervised contrast around any image encoder: ``SupCon(backbone)(view0, view1, labels)`` is the loss.
+    """Supervised contrast around any encoder: ``SupCon(backbone)(view0, view1, labels)`` is the loss.
 
     Args:
-        backbone: images (B, 3, H, W) -> features (B, feature_dim), or (B, feature_dim, 1, 1).
-        feature_dim: width of the features; by default that of a probe image, or ``backbone.num_features``.
+        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features; by default found by a probe.
         hidden_dim: width of the head's hidden layer; by default ``feature_dim``.
         projection_dim: width D of the embeddings that the loss compares.
         temperature: above 0.
@@ -35,17 +36,18 @@ class SupCon(ImageMethod):
         temperature: float = 0.1,
         base_temperature: float | None = None,
     ):
+        check_widths("SupCon", hidden_dim=hidden_dim, projection_dim=projection_dim)
+        if base_temperature is not None:
+            check_positive("SupCon", base_temperature=base_temperature)
         super().__init__(backbone, feature_dim, temperature)
-        if base_temperature is not None and not base_temperature > 0:
-            raise ValueError(f"SupCon: base_temperature must be above 0, got {base_temperature}")
         self.base_temperature = base_temperature
         self.projection_head = ProjectionHead(self.feature_dim, hidden_dim or self.feature_dim, projection_dim)
 
     def forward(self, view0: Tensor, view1: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Two views (B, 3, H, W) of the same B >= 2 pictures, labels (B,) of any integers -> loss; without labels, SimCLR's."""
+        """Two views (B, ...) of the same B >= 2 samples, labels (B,) of any integers -> loss; without labels, SimCLR's."""
         self.check_views(view0, view1)
         if labels is not None:
-            check_integers("SupCon", "labels", labels, len(view0))
+            check_vector("SupCon", "labels", labels, len(view0), INTEGERS, "view0", view0)
         z = self.projection_head(self.embed(torch.cat([view0, view1]))).unflatten(0, (2, -1)).transpose(0, 1)
         options = {"temperature": self.temperature, "base_temperature": self.base_temperature}
         return sup_con(z, labels, normalize=True, **options)

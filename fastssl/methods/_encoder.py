@@ -1,0 +1,223 @@
+"""Any encoder's output as features (N, D), and its width D by a probe that leaves no trace on the encoder.
+
+An encoder may return a tensor, a mapping (a dict, a ``ModelOutput`` of transformers, a named tuple), or a tuple or list:
+
+    mapping        its one tensor, or the first of ``FEATURE_KEYS`` that it has
+    tuple, list    its one tensor
+    (N, D)         the features;   (N, D, 1), maps (N, D, H, W) and (N, D, T, H, W): the mean over all positions
+    (N, T, D)      under ``last_hidden_state``: the mean over the tokens
+
+Anything else is refused in words: the features would be a guess.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+FEATURE_KEYS = ("pooler_output", "image_embeds", "text_embeds", "features", "out", "last_hidden_state")
+
+#: Sides of the probes of a convolution, by its number of dimensions, after the size that the encoder itself states.
+SIDES = {1: (64, 256, 1024, 4096, 16384), 2: (32, 64, 96, 128, 224, 256, 384, 512), 3: (16, 32, 64, 96)}
+LENGTHS = (4, 16, 77)  # of the probes of an embedding, in tokens
+
+
+class NotFeatures(ValueError):
+    """What an encoder returned has no rule."""
+
+
+def describe(output) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor {tuple(output.shape)} of {output.dtype}"
+    if isinstance(output, Mapping):
+        return f"{type(output).__name__} with the keys {', '.join(map(repr, output)) or 'none'}"
+    if isinstance(output, tuple | list):
+        return f"{type(output).__name__} of ({', '.join(map(describe, output))})"
+    return type(output).__name__
+
+
+def take_tensor(output, name: str, of: str) -> tuple[Tensor, str | int]:
+    """The tensor of features in what an encoder returned, and its key or place there ("" for a tensor itself)."""
+    if isinstance(output, Tensor):
+        return output, ""
+    fields = output._asdict() if hasattr(output, "_asdict") else output
+    named = dict(enumerate(fields)) if isinstance(fields, tuple | list) else fields if isinstance(fields, Mapping) else {}
+    found = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    key = next(iter(found)) if len(found) == 1 else next((key for key in FEATURE_KEYS if key in found), None)
+    if key is None:
+        raise NotFeatures(
+            f"{name}: the {of} must return a tensor, a mapping with one tensor or one of the keys {', '.join(FEATURE_KEYS)}, "
+            f"or a tuple with one tensor, got {describe(fields)}"
+        )
+    return found[key], key
+
+
+def pooled(output, rows: int, name: str, of: str = "backbone") -> Tensor:
+    """What an encoder returned for ``rows`` inputs, by the rules above -> features (rows, D)."""
+    features, key = take_tensor(output, name, of)
+    if not features.is_floating_point():
+        raise NotFeatures(f"{name}: the {of} must return floating features, got {describe(features)}")
+    if features.ndim < 2 or len(features) != rows:
+        raise NotFeatures(f"{name}: the {of} must return a row for each of {rows} inputs, got shape {tuple(features.shape)}")
+    if features.ndim == 3 and key == "last_hidden_state":
+        return features.mean(1)
+    if features.ndim > 5 or (features.ndim == 3 and features.shape[2] != 1):
+        raise NotFeatures(
+            f"{name}: the {of} must return features (N, D) or maps (N, D, H, W), got shape {tuple(features.shape)}; "
+            f"tokens or a signal's maps have no rule: take their mean, or end the {of} with nn.Flatten()"
+        )
+    return features if features.ndim == 2 else features.flatten(2).mean(2)
+
+
+def take_tokens(output, rows: int, name: str) -> Tensor:
+    """Hidden states (rows, L, F): a tensor, ``last_hidden_state`` of an object or mapping, or the first of a tuple or list."""
+    if isinstance(output, Mapping):
+        tokens = output.get("last_hidden_state")
+    else:
+        tokens = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple | list) and output else output)
+    if not isinstance(tokens, Tensor) or tokens.ndim != 3 or len(tokens) != rows:
+        raise NotFeatures(f"{name}: the encoder must return last_hidden_state ({rows}, L, F), got {describe(output)}")
+    return tokens
+
+
+def check_encoder(backbone, name: str, argument: str = "backbone") -> None:
+    if not isinstance(backbone, nn.Module):
+        kind = f"the class {backbone.__name__}" if isinstance(backbone, type) else type(backbone).__name__
+        raise TypeError(f"{name}: {argument} must be a torch.nn.Module, got {kind}")
+
+
+def refuse_lazy(backbone: nn.Module, name: str, of: str = "backbone") -> None:
+    lazy = [key for key, value in (*backbone.named_parameters(), *backbone.named_buffers()) if is_lazy(value)]
+    if lazy:
+        raise ValueError(f"{name}: the {of} has lazy parameters ({lazy[0]}); give them their shape first, by a call with inputs")
+
+
+@contextmanager
+def undisturbed(backbone: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; training flags, buffers and random number generators are afterwards as they were."""
+    flags = {module: module.training for module in backbone.modules()}
+    buffers = [
+        (module, name, buffer, buffer._version, buffer.clone())
+        for module in flags
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
+    devices = {t.device for t in (*backbone.parameters(), *backbone.buffers()) if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices), torch.no_grad():
+        try:
+            for module in flags:
+                module.training = False
+            yield
+        finally:
+            for module, name, buffer, version, before in buffers:
+                module._buffers[name] = buffer
+                if buffer._version != version:
+                    buffer.copy_(before)
+            for module, flag in flags.items():
+                module.training = flag
+
+
+def stated_sizes(backbone: nn.Module) -> list[tuple[int, int]]:
+    """(H, W) where the encoder says which images it was made for, as ours and those of timm, torchvision and transformers do."""
+    places = (getattr(backbone, "patch_embed", None), backbone, getattr(backbone, "config", None))
+    given = [getattr(place, key, None) for place in places for key in ("img_size", "image_size")]
+    config = getattr(backbone, "pretrained_cfg", None)  # timm's: the size of the weights, which convolutions do not need
+    given.append(config.get("input_size", ())[-2:] if isinstance(config, Mapping) else None)
+    pairs = [(size, size) if isinstance(size, int) else size for size in given]
+    return [tuple(p) for p in pairs if isinstance(p, tuple | list) and len(p) == 2 and all(isinstance(s, int) for s in p)]
+
+
+def probe_shapes(backbone: nn.Module) -> Iterator[tuple[tuple[int, ...], nn.Module | None]]:
+    """Shapes to try, batch of 2 in front, and the layer that they are for: the first convolution, embedding, GRU or linear one."""
+    layers = [
+        next((m for m in backbone.modules() if isinstance(m, kind)), None)
+        for kind in (_ConvNd, nn.Embedding, nn.RNNBase, nn.Linear)
+    ]
+    conv, embedding, recurrent, linear = layers
+    if conv is not None:
+        dims = len(conv.kernel_size)
+        stated = stated_sizes(backbone) if dims == 2 else []
+        for size in (*stated, *((side,) * dims for side in SIDES[dims])):
+            yield (2, conv.in_channels, *size), conv
+    if embedding is not None:
+        yield from (((2, length), embedding) for length in LENGTHS)
+    if recurrent is not None:
+        yield (2, 16, recurrent.input_size), recurrent
+    if linear is not None:
+        yield from (((2, linear.in_features), linear), ((2, 16, linear.in_features), linear))
+    if conv is None:
+        yield from (((2, 3, *size), linear) for size in (*stated_sizes(backbone), *((side, side) for side in SIDES[2])))
+
+
+def find_feature_dim(backbone: nn.Module, name: str = "SimCLR", argument: str = "feature_dim", of: str = "backbone") -> int:
+    """The width of the encoder's features, from probes of zeros with the number of channels and dimensions of its first layer.
+
+    The encoder is as before afterwards. ``num_features`` is not asked: timm's is the width before the last layer of some models.
+
+    Raises:
+        ValueError: no probe passed, or what the encoder returned has no rule; ``name``, ``argument`` and ``of`` are what the
+            caller is called and calls the width and the encoder.
+    """
+    check_encoder(backbone, name, of)
+    refuse_lazy(backbone, name, of)
+    backbone = getattr(backbone, "_orig_mod", backbone)  # of torch.compile: odd shapes would each be compiled
+    tried, refusal, last = [], None, None
+    with undisturbed(backbone):
+        for shape, layer in probe_shapes(backbone):
+            like = next((p for p in (layer or backbone).parameters() if p.is_floating_point()), torch.empty(0))
+            dtype = torch.int64 if isinstance(layer, nn.Embedding) else like.dtype
+            try:
+                return pooled(backbone(torch.zeros(shape, dtype=dtype, device=like.device)), 2, name, of).shape[1]
+            except NotFeatures as error:
+                refusal = refusal or error
+            except Exception as error:  # whatever an encoder raises for a shape that it is not made for
+                last = error
+            tried.append(shape)
+    if refusal:
+        raise refusal
+    width = getattr(backbone, "num_features", None)
+    stated = f"; its num_features is {width}, not always the width of what it returns" if isinstance(width, int) else ""
+    said = f"{type(last).__name__}: {last}".split("\n")[0]
+    raise ValueError(
+        f"{name}: no probe passed the {of}, pass {argument}{stated}. Tried inputs of zeros of shapes "
+        f"{', '.join(map(str, tried))}; the last one gave {said}"
+    )
+
+
+def features_of(backbone: nn.Module, inputs: Tensor, feature_dim: int, name: str, of: str = "backbone") -> Tensor:
+    """inputs (N, ...) -> features (N, feature_dim), refused where the backbone gives another width."""
+    try:
+        output = backbone(inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if torch.compiler.is_compiling():
+            raise
+        explain(backbone, inputs, f"{name}: the {of}", error)
+        raise
+    features = pooled(output, len(inputs), name, of)
+    if features.shape[1] != feature_dim:
+        raise ValueError(
+            f"{name}: the {of} gives {features.shape[1]} features, expected {feature_dim}, the width that was given or that a probe "
+            f"found; got an input {tuple(inputs.shape)}"
+        )
+    return features
+
+
+def explain(backbone: nn.Module, inputs: Tensor, who: str, error: Exception) -> None:
+    """Says in what the inputs on which an encoder failed differ from its first layer; an error of another kind is the encoder's."""
+    first = next((p for p in backbone.parameters() if p.is_floating_point()), None)
+    conv = next((m for m in backbone.modules() if isinstance(m, _ConvNd)), None)
+    tokens = conv is None and any(isinstance(m, nn.Embedding) for m in backbone.modules())
+    if first is None or tokens:
+        return
+    facts = [] if inputs.device == first.device else [f"its parameters are on {first.device}"]
+    if conv is not None and (inputs.ndim != len(conv.kernel_size) + 2 or inputs.shape[1] != conv.in_channels):
+        facts.append(f"its first convolution takes (B, {', '.join([str(conv.in_channels), *'DHW'[-len(conv.kernel_size) :]])})")
+    kind = ValueError if facts else TypeError
+    if inputs.dtype != first.dtype and not torch.is_autocast_enabled(inputs.device.type):
+        facts.append(f"its parameters are {first.dtype}")
+    if facts:
+        given = f"images or views {tuple(inputs.shape)} of {inputs.dtype} on {inputs.device}"
+        raise kind(f"{who} failed on {given}: {', '.join(facts)}") from error

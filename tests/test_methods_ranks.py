@@ -1,0 +1,135 @@
+"""Methods in two processes: shuffled keys, and queues and banks that are the same in both, with and without DDP."""
+
+import socket
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_methods_image import tiny
+from torch import distributed, nn
+
+from fastssl.methods import NNCLR, InstDisc, MoCo
+
+SIZES = (6, 3)  # images a batch in each process
+INDEX = ([0, 3, 5, 7, 8, 9], [3, 1, 9])  # samples 3 and 9 are in the batches of both
+MADE = {
+    "moco": lambda: MoCo(tiny(), 10, queue_size=32, projection_dim=6),
+    "nnclr": lambda: NNCLR(tiny(), 10, queue_size=32, projection_dim=6),
+    "instdisc": lambda: InstDisc(tiny(), 10, 10, projection_dim=6, momentum=0.25),
+}
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MADE[name]()
+
+
+def shuffled(rank: int, counts: tuple[int, int]) -> dict:
+    """Whose images this process's teacher saw, its keys, what they are without shuffling, and the queue."""
+    torch.manual_seed(0)
+    method = MoCo(tiny(), 10, queue_size=32)
+    torch.manual_seed(rank)
+    images, owners = rank + torch.rand(counts[rank], 3, 4, 4), []
+    method.teacher.module.backbone.register_forward_hook(lambda _, inputs, __: owners.append(inputs[0][:, 0, 0, 0].long()))
+    keys = method.keys(images)
+    method.queue.push(keys)
+    with torch.no_grad():
+        plain = method.unit(method.teacher(images))
+    return {"owners": owners[0], "keys": keys, "plain": plain, "queue": method.queue.queue}
+
+
+def trained(rank: int, name: str, ddp: bool) -> list[dict]:
+    """Two steps: the rows that this process brings, and the state after them."""
+    method, rows, seen = made(name), [], []
+    if name == "moco":
+        own = method.keys
+        method.keys = lambda images: (rows.append(own(images)), rows[-1])[1]
+    else:
+        method.projection_head.register_forward_hook(lambda _, __, z: rows.append(F.normalize(z.detach(), dim=1)[: SIZES[rank]]))
+    outer = nn.parallel.DistributedDataParallel(method) if ddp else method
+    torch.manual_seed(10 + rank)
+    for _ in range(2):
+        view0, view1 = torch.rand(2, SIZES[rank], 3, 4, 4)
+        outer(view0, torch.tensor(INDEX[rank]) if name == "instdisc" else view1).backward()
+        seen.append({"rows": rows[-1], "state": {key: value.clone() for key, value in method.state_dict().items()}})
+        with torch.no_grad():
+            for p in method.parameters():
+                if p.grad is not None:
+                    p.sub_(p.grad, alpha=0.1)
+                    p.grad = None
+    return seen
+
+
+def work(rank: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    made = {f"shuffled {counts}": shuffled(rank, counts) for counts in ((6, 6), (7, 3))}
+    for name in MADE:
+        for ddp in (False, True):
+            made[f"{name} {ddp}"] = trained(rank, name, ddp)
+    torch.save(made, f"{out}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What ``work`` made in each of two processes."""
+    if not distributed.is_available():
+        pytest.skip("torch is built without torch.distributed")
+    out = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.start_processes(work, (port, str(out)), nprocs=2, join=False, start_method="spawn")
+    deadline = time.monotonic() + 400
+    try:
+        while not context.join(timeout=5):
+            assert time.monotonic() < deadline, "the two processes hang"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("counts", [(6, 6), (7, 3)])
+def test_shuffling_across_processes(counts, ranks):
+    """Each process has images of both before its teacher, every key is back at its image, and the queues are one."""
+    one, other = (made[f"shuffled {counts}"] for made in ranks)
+    owners = [made["owners"] for made in (one, other)]
+    assert set(owners[0].tolist()) == set(owners[1].tolist()) == {0, 1}
+    assert torch.cat(owners).bincount().tolist() == list(counts) and abs(len(owners[0]) - len(owners[1])) <= 1
+    for made in (one, other):
+        torch.testing.assert_close(made["keys"], made["plain"])
+    assert torch.equal(one["queue"], other["queue"])
+    assert torch.equal(one["queue"][:, : sum(counts)].T, torch.cat([one["keys"], other["keys"]]))
+
+
+@pytest.mark.parametrize("ddp", [False, True])
+@pytest.mark.parametrize("name, queue, pointer", [("moco", "queue.queue", "queue.queue_ptr"), ("nnclr", "queue", "queue_pointer")])
+def test_queues_take_the_rows_of_all_processes(name, queue, pointer, ddp, ranks):
+    start = made(name).state_dict()[queue]
+    both = [made[f"{name} {ddp}"] for made in ranks]
+    pushed = torch.cat([made[step]["rows"] for step in range(2) for made in both])
+    for rank in (0, 1):
+        state = both[rank][1]["state"]
+        rows, before = (q.T if name == "moco" else q for q in (state[queue], start))
+        torch.testing.assert_close(rows[:18], pushed, rtol=1e-5, atol=1e-6)
+        assert torch.equal(rows[18:], before[18:]) and state[pointer].item() == 18
+    assert torch.equal(both[0][1]["state"][queue], both[1][1]["state"][queue])
+    assert len(pushed.unique(dim=0)) == 18
+
+
+@pytest.mark.parametrize("ddp", [False, True])
+def test_banks_take_the_rows_of_all_processes(ddp, ranks):
+    """A sample that two processes have in one step moves by the mean of both."""
+    bank = made("instdisc").bank.double()
+    both, index = [made[f"instdisc {ddp}"] for made in ranks], torch.tensor(INDEX[0] + INDEX[1])
+    for step in range(2):
+        rows = torch.cat([made[step]["rows"] for made in both]).double()
+        for sample in index.unique().tolist():
+            bank[sample] = F.normalize(0.25 * bank[sample] + 0.75 * rows[index == sample].mean(0), dim=0)
+        for rank in (0, 1):
+            torch.testing.assert_close(both[rank][step]["state"]["bank"].double(), bank, rtol=1e-5, atol=1e-6)
+    assert torch.equal(both[0][1]["state"]["bank"], both[1][1]["state"]["bank"])
