@@ -66,7 +66,7 @@ BAD = [
     (
         lambda: Inpainting(Maps(), 8, corruption="noise")(torch.rand(2, 3, 8, 8), noise=torch.rand(2, 4)),
         ValueError,
-        "Inpainting: noise must have the images' shape",
+        r"Inpainting: noise must have shape \(2, 3, 8, 8\)",
     ),
     (lambda: bert(mask_id=50), ValueError, r"BERT: mask_id must be in \[0, 50\)"),
     (lambda: bert(special_ids=(-1,)), ValueError, "BERT: special_ids"),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import check_dense, check_scalar, check_whole, readable
+from fastssl.ops._checks import LARGEST, check_dense, check_scalar, check_whole, readable
 
 from ._encoder import check_encoder, features_of, find_feature_dim
 
@@ -37,10 +37,15 @@ class ImageMethod(nn.Module):
 
     def check_views(self, view0: Tensor, view1: Tensor) -> None:
         check_batch(type(self).__name__, 2, view0=view0, view1=view1)
-        if view0.shape != view1.shape or view0.device != view1.device:
+        if view0.shape != view1.shape:
             raise ValueError(
-                f"{type(self).__name__}: view0 and view1 must have the same shape (B, ...) and device, "
-                f"got {tuple(view0.shape)} on {view0.device} and {tuple(view1.shape)} on {view1.device}"
+                f"{type(self).__name__}: view0 and view1 must have the same shape (B, ...), "
+                f"got {tuple(view0.shape)} and {tuple(view1.shape)}"
+            )
+        if view0.device != view1.device or (view0.dtype != view1.dtype and not torch.is_autocast_enabled(view0.device.type)):
+            raise TypeError(
+                f"{type(self).__name__}: view0 and view1 must have the same dtype and device, "
+                f"got {view0.dtype} on {view0.device} and {view1.dtype} on {view1.device}"
             )
 
 
@@ -53,11 +58,15 @@ def width_of(encoder: nn.Module, width: int | None, name: str, argument: str = "
     return width
 
 
-def check_widths(name: str, **widths: int | None) -> None:
-    """Whole numbers of at least 1, or None for a default."""
+def given(**values) -> dict:
+    """The arguments that are not left to their default, None."""
+    return {argument: value for argument, value in values.items() if value is not None}
+
+
+def check_widths(name: str, **widths: int) -> None:
+    """Whole numbers of at least 1."""
     for argument, value in widths.items():
-        if value is not None:
-            check_whole(name, argument, value, 1)
+        check_whole(name, argument, value, 1)
 
 
 def _number(name: str, argument: str, value: float | Tensor) -> float | None:
@@ -74,7 +83,7 @@ def check_positive(name: str, **values: float | Tensor) -> None:
     """Finite numbers above 0."""
     for argument, value in values.items():
         number = _number(name, argument, value)
-        if number is not None and not 0 < number < float("inf"):
+        if number is not None and not 0 < number <= LARGEST:
             raise ValueError(f"{name}: {argument} must be above 0 and finite, got {value}")
 
 
@@ -84,6 +93,17 @@ def check_share(name: str, **values: float | Tensor) -> None:
         number = _number(name, argument, value)
         if number is not None and not 0 <= number <= 1:
             raise ValueError(f"{name}: {argument} must be in [0, 1], the share of the teacher that is kept, got {value}")
+
+
+def check_flags(name: str, **values: bool) -> None:
+    for argument, value in values.items():
+        if not isinstance(value, int) or value not in (0, 1):
+            raise TypeError(f"{name}: {argument} must be True or False, got {type(value).__name__}")
+
+
+def check_split(name: str, split) -> None:
+    if split is not None and not callable(split):
+        raise TypeError(f"{name}: split must be a function, got {type(split).__name__}")
 
 
 def check_batch(name: str, least: int, **inputs: Tensor) -> None:

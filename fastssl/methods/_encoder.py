@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from fastssl.ops._checks import readable
+
 FEATURE_KEYS = ("pooler_output", "image_embeds", "text_embeds", "features", "out", "last_hidden_state")
 
 #: Sides of the probes of a convolution, by its number of dimensions, after the size that the encoder itself states.
@@ -72,14 +74,15 @@ def pooled(output, rows: int, name: str, of: str = "backbone") -> Tensor:
     return features if features.ndim == 2 else features.flatten(2).mean(2)
 
 
-def take_tokens(output, rows: int, name: str) -> Tensor:
-    """Hidden states (rows, L, F): a tensor, ``last_hidden_state`` of an object or mapping, or the first of a tuple or list."""
+def take_tokens(output, rows: int, width: int, name: str) -> Tensor:
+    """Hidden states (rows, L, width): a tensor, ``last_hidden_state`` of an object or mapping, or the first of a tuple or list."""
     if isinstance(output, Mapping):
         tokens = output.get("last_hidden_state")
     else:
         tokens = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple | list) and output else output)
-    if not isinstance(tokens, Tensor) or tokens.ndim != 3 or len(tokens) != rows:
-        raise NotFeatures(f"{name}: the encoder must return last_hidden_state ({rows}, L, F), got {describe(output)}")
+    if not isinstance(tokens, Tensor) or tokens.ndim != 3 or (len(tokens), tokens.shape[2]) != (rows, width):
+        wanted = f"last_hidden_state ({rows}, L, {width}), {width} being hidden_dim"
+        raise NotFeatures(f"{name}: the encoder must return {wanted}, got {describe(output)}")
     return tokens
 
 
@@ -130,13 +133,15 @@ def stated_sizes(backbone: nn.Module) -> list[tuple[int, int]]:
     return [tuple(p) for p in pairs if isinstance(p, tuple | list) and len(p) == 2 and all(isinstance(s, int) for s in p)]
 
 
+def first_layers(encoder: nn.Module) -> list[nn.Module | None]:
+    """The first convolution, embedding, recurrent layer and linear layer, in the order in which they were registered."""
+    kinds = (_ConvNd, nn.Embedding, nn.RNNBase, nn.Linear)
+    return [next((m for m in encoder.modules() if isinstance(m, kind)), None) for kind in kinds]
+
+
 def probe_shapes(backbone: nn.Module) -> Iterator[tuple[tuple[int, ...], nn.Module | None]]:
     """Shapes to try, batch of 2 in front, and the layer that they are for: the first convolution, embedding, GRU or linear one."""
-    layers = [
-        next((m for m in backbone.modules() if isinstance(m, kind)), None)
-        for kind in (_ConvNd, nn.Embedding, nn.RNNBase, nn.Linear)
-    ]
-    conv, embedding, recurrent, linear = layers
+    conv, embedding, recurrent, linear = first_layers(backbone)
     if conv is not None:
         dims = len(conv.kernel_size)
         stated = stated_sizes(backbone) if dims == 2 else []
@@ -148,8 +153,16 @@ def probe_shapes(backbone: nn.Module) -> Iterator[tuple[tuple[int, ...], nn.Modu
         yield (2, 16, recurrent.input_size), recurrent
     if linear is not None:
         yield from (((2, linear.in_features), linear), ((2, 16, linear.in_features), linear))
-    if conv is None:
+    if conv is None and embedding is None:
         yield from (((2, 3, *size), linear) for size in (*stated_sizes(backbone), *((side, side) for side in SIDES[2])))
+
+
+def probe_of(shape: tuple[int, ...], layer: nn.Module) -> Tensor:
+    """Zeros in dtype and on device of the layer's weights; of an embedding tokens 1, since 0 is often padding."""
+    like = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
+    if isinstance(layer, nn.Embedding):
+        return torch.full(shape, min(1, layer.num_embeddings - 1), device=like.device)
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
 
 def find_feature_dim(backbone: nn.Module, name: str = "SimCLR", argument: str = "feature_dim", of: str = "backbone") -> int:
@@ -167,10 +180,8 @@ def find_feature_dim(backbone: nn.Module, name: str = "SimCLR", argument: str = 
     tried, refusal, last = [], None, None
     with undisturbed(backbone):
         for shape, layer in probe_shapes(backbone):
-            like = next((p for p in (layer or backbone).parameters() if p.is_floating_point()), torch.empty(0))
-            dtype = torch.int64 if isinstance(layer, nn.Embedding) else like.dtype
             try:
-                return pooled(backbone(torch.zeros(shape, dtype=dtype, device=like.device)), 2, name, of).shape[1]
+                return pooled(backbone(probe_of(shape, layer or backbone)), 2, name, of).shape[1]
             except NotFeatures as error:
                 refusal = refusal or error
             except Exception as error:  # whatever an encoder raises for a shape that it is not made for
@@ -187,37 +198,54 @@ def find_feature_dim(backbone: nn.Module, name: str = "SimCLR", argument: str = 
     )
 
 
-def features_of(backbone: nn.Module, inputs: Tensor, feature_dim: int, name: str, of: str = "backbone") -> Tensor:
-    """inputs (N, ...) -> features (N, feature_dim), refused where the backbone gives another width."""
-    try:
-        output = backbone(inputs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        if torch.compiler.is_compiling():
-            raise
-        explain(backbone, inputs, f"{name}: the {of}", error)
-        raise
-    features = pooled(output, len(inputs), name, of)
+def features_of(
+    backbone: nn.Module, inputs: Tensor, feature_dim: int, name: str, of: str = "backbone", given: str = "images or views"
+) -> Tensor:
+    """inputs (N, ...) -> features (N, feature_dim), refused where the backbone gives another width.
+
+    ``name``, ``of`` and ``given`` are what the method is called and calls the encoder and its inputs.
+    """
+    features = pooled(ask(backbone, f"{name}: the {of}", given, inputs), len(inputs), name, of)
     if features.shape[1] != feature_dim:
         raise ValueError(
-            f"{name}: the {of} gives {features.shape[1]} features, expected {feature_dim}, the width that was given or that a probe "
-            f"found; got an input {tuple(inputs.shape)}"
+            f"{name}: the {of} gives {features.shape[1]} features, expected {feature_dim}, the width that was given or found by "
+            f"a probe; got {given} {tuple(inputs.shape)}"
         )
     return features
 
 
-def explain(backbone: nn.Module, inputs: Tensor, who: str, error: Exception) -> None:
-    """Says in what the inputs on which an encoder failed differ from its first layer; an error of another kind is the encoder's."""
-    first = next((p for p in backbone.parameters() if p.is_floating_point()), None)
-    conv = next((m for m in backbone.modules() if isinstance(m, _ConvNd)), None)
-    tokens = conv is None and any(isinstance(m, nn.Embedding) for m in backbone.modules())
-    if first is None or tokens:
-        return
-    facts = [] if inputs.device == first.device else [f"its parameters are on {first.device}"]
+def ask(encoder: nn.Module, who: str, given: str, inputs: Tensor, **more: Tensor):
+    """``encoder(inputs)``, or by keyword where there is more than one; where it fails on inputs that do not fit, in our words."""
+    try:
+        return encoder(**{given: inputs}, **more) if more else encoder(inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        facts = [] if torch.compiler.is_compiling() else misfits(encoder, inputs)
+        if not facts:
+            raise
+        kind = TypeError if [fact for fact, _ in facts] == ["dtype"] else ValueError
+        what = f"{given} {tuple(inputs.shape)} of {inputs.dtype} on {inputs.device}"
+        raise kind(f"{who} failed on {what}: {', '.join(said for _, said in facts)}") from error
+
+
+def misfits(encoder: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
+    """In what inputs differ from those that the encoder's first layer takes; where in nothing, a failure is the encoder's own."""
+    weight = next((p for p in encoder.parameters() if p.is_floating_point()), None)
+    if weight is None:
+        return []
+    facts = [] if inputs.device == weight.device else [("device", f"its parameters are on {weight.device}")]
+    conv, embedding, _, linear = first_layers(encoder)
+    integers = inputs.dtype in (torch.int64, torch.int32)
+    if conv is None and embedding is not None:
+        if not integers:
+            facts.append(("dtype", "its embedding takes int64 or int32 tokens"))
+        elif readable(inputs) and not 0 <= int(inputs.min()) <= int(inputs.max()) < embedding.num_embeddings:
+            facts.append(("range", f"its embedding takes tokens from 0 to {embedding.num_embeddings - 1}"))
+        return facts
     if conv is not None and (inputs.ndim != len(conv.kernel_size) + 2 or inputs.shape[1] != conv.in_channels):
-        facts.append(f"its first convolution takes (B, {', '.join([str(conv.in_channels), *'DHW'[-len(conv.kernel_size) :]])})")
-    kind = ValueError if facts else TypeError
-    if inputs.dtype != first.dtype and not torch.is_autocast_enabled(inputs.device.type):
-        facts.append(f"its parameters are {first.dtype}")
-    if facts:
-        given = f"images or views {tuple(inputs.shape)} of {inputs.dtype} on {inputs.device}"
-        raise kind(f"{who} failed on {given}: {', '.join(facts)}") from error
+        sides = ", ".join([str(conv.in_channels), *"DHW"[-len(conv.kernel_size) :]])
+        facts.append(("shape", f"its first convolution takes (B, {sides})"))
+    if conv is None and linear is not None and linear.in_features not in (inputs.shape[-1], inputs[0].numel()):
+        facts.append(("shape", f"its first linear layer takes {linear.in_features} features"))
+    if inputs.dtype != weight.dtype and not torch.is_autocast_enabled(inputs.device.type):
+        facts.append(("dtype", f"its parameters are {weight.dtype}"))
+    return facts

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.momentum import EMA, cosine_schedule
-from fastssl.ops._checks import check_whole
 
-from ._common import ImageMethod, check_share, width_of
+from ._common import ImageMethod, check_share, check_widths, given, width_of
 from ._encoder import check_encoder, features_of, refuse_lazy
 
 
@@ -82,9 +81,8 @@ class TeacherMethod(EncoderMethod):
         name = type(self).__name__
         check_encoder(backbone, name)
         refuse_lazy(backbone, name)
-        check_share(name, momentum=momentum, **({} if final_momentum is None else {"final_momentum": final_momentum}))
-        if total_steps is not None:
-            check_whole(name, "total_steps", total_steps, 1, 2**63)
+        check_share(name, momentum=momentum, **given(final_momentum=final_momentum))
+        check_widths(name, **given(total_steps=total_steps))
         super().__init__(backbone, feature_dim, head)
         self.momentum, self.final_momentum, self.total_steps = momentum, final_momentum, total_steps
         self.teacher = EMA(self.encoder, momentum, buffers="skip")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastssl.functional import embed_visible, num_kept, patchify, unpatchify
 from fastssl.ops._checks import check_choice, check_dense, check_number, check_whole
 
-from ._common import check_positive, check_widths
+from ._common import check_flags, check_positive, check_widths
 from ._encoder import check_encoder
 
 
@@ -104,6 +104,22 @@ def check_images(name: str, images: Tensor, shape: tuple[int, int, int], weight:
         raise TypeError(f"{name}: images must have the backbone's dtype {weight.dtype}, got {images.dtype}")
 
 
+def check_random(name: str, noise: Tensor | None, generator: torch.Generator | None, shape: tuple[int, ...], like: Tensor) -> None:
+    """Float noise of ``shape`` on the device of ``like``, or a generator, or neither."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"{name}: generator must be a torch.Generator, got {type(generator).__name__}")
+    if noise is None:
+        return
+    if generator is not None:
+        raise ValueError(f"{name}: only one of noise and generator can be given")
+    check_dense(name, "noise", noise, f"a tensor {tuple(shape)}")
+    if not noise.is_floating_point():
+        raise TypeError(f"{name}: noise must be floating, got {noise.dtype}")
+    if noise.shape != shape or noise.device != like.device:
+        wanted, got = f"{tuple(shape)} and lie on {like.device}", f"{tuple(noise.shape)} on {noise.device}"
+        raise ValueError(f"{name}: noise must have shape {wanted}, got {got}")
+
+
 class PatchEmbed(nn.Module):
     """images (N, C, H, W) -> patches (N, L, width), by a convolution whose stride is its kernel."""
 
@@ -150,6 +166,8 @@ class VisionTransformer(nn.Module):
         check_widths(name, patch_size=patch_size, width=width, depth=depth, heads=heads, channels=channels)
         check_heads(name, "width", width, "heads", heads)
         check_positive(name, mlp_ratio=mlp_ratio)
+        check_whole(name, "mlp_ratio times width", int(width * mlp_ratio), 1)
+        check_flags(name, class_token=class_token)
         check_choice(name, "positions", positions, ("learned", "sine"))
         size = pair_of(name, "image_size", image_size)
         if any(side % patch_size for side in size):

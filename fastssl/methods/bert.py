@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastssl.masking import mask_tokens
 from fastssl.ops._checks import check_dense, check_number, check_whole, readable
+from fastssl.ops._random import seed_of
 
 from ._common import check_widths
 from ._vit import Block, check_heads, init_linear
@@ -52,6 +53,8 @@ class BERT(nn.Module):
         probability: float = 0.15,
     ):
         super().__init__()
+        if not isinstance(special_ids, tuple | list | set | range):
+            raise TypeError(f"BERT: special_ids must be a list of tokens, got {type(special_ids).__name__}")
         check_widths("BERT", vocab_size=vocab_size, width=width, depth=depth, heads=heads, length=length)
         check_heads("BERT", "width", width, "heads", heads)
         for name, value in (("mask_id", mask_id), ("pad_id", pad_id), *(("special_ids", value) for value in special_ids)):
@@ -122,8 +125,7 @@ class BERT(nn.Module):
             probability=self.probability,
             special=torch.isin(input_ids, self.special_ids) | ~mask,
             ignore_index=IGNORED,
-            generator=generator,
-            seed=seed,
+            seed=seed_of("BERT", seed, generator, input_ids.device),
         )
         chosen = labels != IGNORED
         rows = self.head(self.encode(hidden, mask)[chosen])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastssl.functional import byol_loss
 
-from ._common import ProjectionHead, check_widths
+from ._common import ProjectionHead, check_widths, given
 from ._recompute import once
 from ._teacher import TeacherMethod
 
@@ -39,7 +39,7 @@ class BYOL(TeacherMethod):
         def projector(width: int) -> nn.Module:
             return ProjectionHead(width, hidden_dim or width, projection_dim)
 
-        check_widths("BYOL", hidden_dim=hidden_dim, projection_dim=projection_dim)
+        check_widths("BYOL", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
         super().__init__(backbone, feature_dim, projector, momentum, final_momentum, total_steps)
         self.prediction_head = ProjectionHead(projection_dim, hidden_dim or self.feature_dim, projection_dim)
 

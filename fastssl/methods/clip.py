@@ -35,10 +35,12 @@ class _ImageText(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(log_scale))
 
     def project_image(self, images: Tensor) -> Tensor:
-        return self.image_projection(features_of(self.image_encoder, images, self.image_dim, type(self).__name__, "image_encoder"))
+        name = type(self).__name__
+        return self.image_projection(features_of(self.image_encoder, images, self.image_dim, name, "image_encoder", "images"))
 
     def project_text(self, tokens: Tensor) -> Tensor:
-        return self.text_projection(features_of(self.text_encoder, tokens, self.text_dim, type(self).__name__, "text_encoder"))
+        name = type(self).__name__
+        return self.text_projection(features_of(self.text_encoder, tokens, self.text_dim, name, "text_encoder", "tokens"))
 
     def embed_image(self, images: Tensor) -> Tensor:
         """images (B, ...) -> unit rows (B, embed_dim)."""
@@ -127,6 +129,8 @@ class SigLIP(_ImageText):
         text_id: (B,) integers, by default ``image_id``.
         """
         self.check_pairs(images, tokens, image_id=image_id, text_id=text_id)
+        if text_id is not None and image_id is None:
+            raise ValueError("SigLIP: text_id was given without image_id")
         return siglip_loss(
             self.project_image(images),
             self.project_text(tokens),

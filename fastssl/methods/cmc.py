@@ -6,7 +6,7 @@
 L is symmetric InfoNCE, the mean of i to j and j to i, both from one sweep, over the batch where the paper samples from a bank.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastssl.functional import info_nce
 from fastssl.ops._checks import check_choice
 
-from ._common import ProjectionHead, check_batch, check_positive, check_widths, width_of
+from ._common import ProjectionHead, check_batch, check_positive, check_split, check_widths, given, width_of
 from ._encoder import features_of
 
 
@@ -46,11 +46,11 @@ class CMC(nn.Module):
         super().__init__()
         check_positive("CMC", temperature=temperature)
         check_choice("CMC", "graph", graph, ("full", "core"))
-        check_widths("CMC", hidden_dim=hidden_dim, projection_dim=projection_dim)
-        for argument, value in {"backbones": backbones, "feature_dims": feature_dims or ()}.items():
-            if not isinstance(value, Iterable):
+        check_widths("CMC", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
+        check_split("CMC", split)
+        for argument, value in {"backbones": backbones, **given(feature_dims=feature_dims)}.items():
+            if not isinstance(value, tuple | list | nn.ModuleList):
                 raise TypeError(f"CMC: {argument} must be a list, one for each view, got {type(value).__name__}")
-        backbones = list(backbones)
         if len(backbones) < 2:
             raise ValueError(f"CMC: backbones must be at least 2 encoders, one for each view, got {len(backbones)}")
         dims = [None] * len(backbones) if feature_dims is None else list(feature_dims)
@@ -69,7 +69,7 @@ class CMC(nn.Module):
             shapes = ", ".join(str(tuple(view.shape)) for view in views)
             raise ValueError(f"CMC: expected {len(self.backbones)} views of the same B samples, got {shapes}")
         parts = enumerate(zip(self.backbones, views, self.feature_dims, strict=True))
-        return [features_of(backbone, view, dim, "CMC", f"backbones[{i}]") for i, (backbone, view, dim) in parts]
+        return [features_of(backbone, view, dim, "CMC", f"backbones[{i}]", f"view{i}") for i, (backbone, view, dim) in parts]
 
     def embed(self, *views: Tensor) -> Tensor:
         """V views (B, ...), or images for ``split`` -> features (B, sum of feature_dims), the encoders' side by side."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastssl.functional import info_nce
 from fastssl.ops._checks import check_dense
 
-from ._common import check_positive, check_widths, width_of
+from ._common import check_flags, check_positive, check_split, check_widths, given, width_of
 from ._encoder import features_of
 
 
@@ -60,9 +60,11 @@ class CPC(nn.Module):
     ):
         super().__init__()
         check_positive("CPC", temperature=temperature)
-        check_widths("CPC", context_dim=context_dim, projection_dim=projection_dim)
+        check_widths("CPC", **given(context_dim=context_dim, projection_dim=projection_dim))
         if not isinstance(steps, tuple | list) or not steps or not all(isinstance(k, int) and k >= 1 for k in steps):
             raise ValueError(f"CPC: steps must be whole numbers of at least 1, at least one of them, got {steps}")
+        check_flags("CPC", normalize=normalize)
+        check_split("CPC", split)
         self.feature_dim = width_of(backbone, feature_dim, "CPC")
         self.steps, self.temperature, self.normalize, self.split = tuple(steps), temperature, normalize, split
         context_dim, width = context_dim or self.feature_dim, projection_dim or self.feature_dim
@@ -79,7 +81,9 @@ class CPC(nn.Module):
             raise ValueError(
                 f"CPC: sequences must have shape (B, T, ...) of parts, none of them empty, got {tuple(sequences.shape)}"
             )
-        return features_of(self.backbone, sequences.flatten(0, 1), self.feature_dim, "CPC").unflatten(0, sequences.shape[:2])
+        return features_of(self.backbone, sequences.flatten(0, 1), self.feature_dim, "CPC", given="parts of sequences").unflatten(
+            0, sequences.shape[:2]
+        )
 
     def embed(self, x: Tensor) -> Tensor:
         """The same input -> (B, feature_dim): the mean over the parts of each."""

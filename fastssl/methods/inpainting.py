@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.functional import mask_ids, masked_patch_loss, patchify
-from fastssl.ops._checks import check_choice, check_dense
+from fastssl.ops._checks import check_choice
 
 from ._common import check_positive, check_widths
 from ._encoder import check_encoder, pooled, refuse_lazy, undisturbed
-from ._vit import check_images, check_ratio, pasted
+from ._vit import check_images, check_random, check_ratio, pasted
 
 
 def map_shape(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -94,13 +94,10 @@ class Inpainting(nn.Module):
     def corrupt(self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """images -> corrupted images (N, C, H, W), mask (N, cells) float32, 1 = removed (all of them where it is noise)."""
         n = len(images)
+        check_random("Inpainting", noise, generator, images.shape if self.corruption == "noise" else (n, self.cells), images)
         if self.corruption == "noise":
             if noise is None:
                 noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-            else:
-                check_dense("Inpainting", "noise", noise)
-            if noise.shape != images.shape:
-                raise ValueError(f"Inpainting: noise must have the images' shape {tuple(images.shape)}, got {tuple(noise.shape)}")
             return images + self.sigma * noise, torch.ones(n, self.cells, device=images.device)
         mask = mask_ids((n, self.cells), self.mask_ratio, noise=noise, generator=generator, device=images.device).mask
         side = round(self.cells**0.5)

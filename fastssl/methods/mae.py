@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from fastssl.functional import gather_tokens, mask_ids, masked_patch_loss, patchify, restore_tokens
 from fastssl.masking import MaskIds
 
-from ._common import check_widths
+from ._common import check_flags, check_widths
 from ._vit import (
     Block,
     MaskedImages,
     check_heads,
+    check_random,
     check_ratio,
     embed_patches,
     init_linear,
@@ -59,6 +60,7 @@ class MAE(MaskedImages):
         pixel_std: float = 1.0,
         predict_only_masked: bool = True,
     ):
+        check_flags("MAE", norm_pix_loss=norm_pix_loss, predict_only_masked=predict_only_masked)
         check_widths("MAE", decoder_dim=decoder_dim, decoder_depth=decoder_depth, decoder_heads=decoder_heads)
         check_heads("MAE", "decoder_dim", decoder_dim, "decoder_heads", decoder_heads)
         if decoder_dim % 4:
@@ -98,6 +100,7 @@ class MAE(MaskedImages):
 
     def choose(self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> MaskIds:
         size = (len(images), self.num_patches)
+        check_random("MAE", noise, generator, size, images)
         return mask_ids(size, self.mask_ratio, noise=noise, generator=generator, device=images.device)
 
     def decode(self, images: Tensor, ids: MaskIds) -> Tensor:

@@ -14,7 +14,7 @@ from fastssl.functional import moco_loss, queue_push_
 from fastssl.momentum import MoCoQueue
 from fastssl.ops._checks import FLOATS, check_whole
 
-from ._common import check_positive, check_widths
+from ._common import check_flags, check_positive, check_widths, given
 from ._recompute import once, recomputing
 from ._teacher import TeacherMethod
 
@@ -71,7 +71,8 @@ class MoCo(TeacherMethod):
             return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, projection_dim))
 
         check_positive("MoCo", temperature=temperature)
-        check_widths("MoCo", hidden_dim=hidden_dim, projection_dim=projection_dim)
+        check_widths("MoCo", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
+        check_flags("MoCo", mlp=mlp, shuffle_bn=shuffle_bn, symmetric=symmetric)
         check_whole("MoCo", "bn_splits", bn_splits, 1)
         check_whole("MoCo", "queue_size", queue_size, 1)
         if queue_dtype not in FLOATS:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastssl.functional import moco_v3_loss
 
-from ._common import check_positive, check_widths
+from ._common import check_positive, check_widths, given
 from ._recompute import once
 from ._teacher import TeacherMethod, mlp
 
@@ -44,7 +44,7 @@ class MoCoV3(TeacherMethod):
             return mlp(width, hidden_dim or width, projection_dim, last_norm=True)
 
         check_positive("MoCoV3", temperature=temperature)
-        check_widths("MoCoV3", hidden_dim=hidden_dim, projection_dim=projection_dim)
+        check_widths("MoCoV3", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
         super().__init__(backbone, feature_dim, projector, momentum, final_momentum, total_steps)
         self.temperature = temperature
         self.prediction_head = mlp(projection_dim, hidden_dim or self.feature_dim, projection_dim, last_norm=True)

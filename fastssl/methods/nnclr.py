@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastssl.distributed.gather import gather_rows
 from fastssl.functional import info_nce, nearest_neighbor, queue_push_
 
-from ._common import ImageMethod, ProjectionHead, check_widths, random_unit_rows
+from ._common import ImageMethod, ProjectionHead, check_widths, given, random_unit_rows
 from ._recompute import once, recomputing
 
 
@@ -43,8 +43,8 @@ class NNCLR(ImageMethod):
         queue_size: int = 65536,
         temperature: float = 0.1,
     ):
-        widths = {"projection_dim": projection_dim, "prediction_hidden_dim": prediction_hidden_dim}
-        check_widths("NNCLR", hidden_dim=hidden_dim, queue_size=queue_size, **widths)
+        optional = given(hidden_dim=hidden_dim, prediction_hidden_dim=prediction_hidden_dim)
+        check_widths("NNCLR", queue_size=queue_size, projection_dim=projection_dim, **optional)
         super().__init__(backbone, feature_dim, temperature)
         hidden = hidden_dim or self.feature_dim
         self.projection_head = ProjectionHead(self.feature_dim, hidden, projection_dim)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastssl.functional import nt_xent
 
-from ._common import ImageMethod, ProjectionHead, check_widths
+from ._common import ImageMethod, ProjectionHead, check_widths, given
 from ._encoder import find_feature_dim
 
 __all__ = ["ProjectionHead", "SimCLR", "find_feature_dim"]
@@ -37,7 +37,7 @@ class SimCLR(ImageMethod):
         projection_dim: int = 128,
         temperature: float = 0.5,
     ):
-        check_widths("SimCLR", hidden_dim=hidden_dim, projection_dim=projection_dim)
+        check_widths("SimCLR", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
         super().__init__(backbone, feature_dim, temperature)
         self.projection_head = ProjectionHead(self.feature_dim, hidden_dim or self.feature_dim, projection_dim)
 

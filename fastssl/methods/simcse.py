@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fastssl.functional import info_nce
 from fastssl.ops._checks import INTEGERS, check_choice, check_dense, check_number, check_vector
 
-from ._common import check_positive, check_widths
-from ._encoder import check_encoder, take_tokens
+from ._common import check_positive, check_widths, given
+from ._encoder import ask, check_encoder, take_tokens
 
 
 class SimCSE(nn.Module):
@@ -45,18 +45,18 @@ class SimCSE(nn.Module):
         check_choice("SimCSE", "pooler", pooler, ("cls", "mean"))
         check_positive("SimCSE", temperature=temperature)
         check_number("SimCSE", "hard_negative_weight", hard_negative_weight)
-        check_widths("SimCSE", hidden_dim=hidden_dim)
+        check_widths("SimCSE", **given(hidden_dim=hidden_dim))
         hidden_dim = hidden_dim or getattr(getattr(encoder, "config", None), "hidden_size", None)
         if hidden_dim is None:
             raise ValueError("SimCSE: the encoder has no config.hidden_size; pass hidden_dim")
         self.pooler, self.temperature, self.hard_negative_weight = pooler, temperature, hard_negative_weight
-        self.encoder = encoder
+        self.encoder, self.hidden_dim = encoder, hidden_dim
         self.head = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.Tanh()) if pooler == "cls" else nn.Identity()
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids, attention_mask (N, L) -> sentence embeddings (N, F), without the head and not normalised."""
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        hidden = take_tokens(output, len(input_ids), "SimCSE")
+        output = ask(self.encoder, "SimCSE: the encoder", "input_ids", input_ids, attention_mask=attention_mask)
+        hidden = take_tokens(output, len(input_ids), self.hidden_dim, "SimCSE")
         if self.pooler == "cls":
             return hidden[:, 0]
         weight = attention_mask.to(hidden.dtype)[..., None]

@@ -15,6 +15,7 @@ from fastssl.ops._checks import check_whole
 
 from ._vit import (
     MaskedImages,
+    check_random,
     check_ratio,
     embed_patches,
     full_positions,
@@ -56,8 +57,8 @@ class SimMIM(MaskedImages):
             raise ValueError(
                 f"SimMIM: mask_size {mask_size} must divide the images' sides, {self.grid} patches of {self.patch_size}"
             )
-        units = self.grid[0] * self.grid[1] // self.unit**2
-        self.num_keep = check_ratio("SimMIM", mask_ratio, units, "mask_ceil") * self.unit**2
+        self.units = self.grid[0] * self.grid[1] // self.unit**2
+        self.num_keep = check_ratio("SimMIM", mask_ratio, self.units, "mask_ceil") * self.unit**2
         self.mask_ratio = mask_ratio
         self.mask_token = nn.Parameter(torch.empty(1, 1, proj.out_channels))
         self.head = nn.Linear(proj.out_channels, proj.in_channels * self.patch_size[0] ** 2)
@@ -78,6 +79,7 @@ class SimMIM(MaskedImages):
 
     def choose(self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> MaskIds:
         """The unit mask as ids: visible patches first, each half in the order of the grid."""
+        check_random("SimMIM", noise, generator, (len(images), self.units), images)
         random = {"noise": noise, "generator": generator, "device": images.device}
         mask = grid_mask(len(images), self.grid, self.mask_ratio, unit=self.unit, **random)
         return mask_ids(tuple(mask.shape), noise=mask, num_keep=self.num_keep)

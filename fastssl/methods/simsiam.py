@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastssl.functional import negative_cosine
 
-from ._common import check_widths
+from ._common import check_widths, given
 from ._teacher import EncoderMethod, mlp
 
 
@@ -37,8 +37,8 @@ class SimSiam(EncoderMethod):
             hidden = hidden_dim or width
             return mlp(width, hidden, hidden, projection_dim, last_norm=True)
 
-        widths = {"projection_dim": projection_dim, "prediction_hidden_dim": prediction_hidden_dim}
-        check_widths("SimSiam", hidden_dim=hidden_dim, **widths)
+        optional = given(hidden_dim=hidden_dim, prediction_hidden_dim=prediction_hidden_dim)
+        check_widths("SimSiam", projection_dim=projection_dim, **optional)
         super().__init__(backbone, feature_dim, projector)
         self.prediction_head = mlp(projection_dim, prediction_hidden_dim or max(1, projection_dim // 4), projection_dim)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastssl.functional import sup_con
 from fastssl.ops._checks import INTEGERS, check_vector
 
-from ._common import ImageMethod, ProjectionHead, check_positive, check_widths
+from ._common import ImageMethod, ProjectionHead, check_positive, check_widths, given
 
 
 class SupCon(ImageMethod):
@@ -36,7 +36,7 @@ class SupCon(ImageMethod):
         temperature: float = 0.1,
         base_temperature: float | None = None,
     ):
-        check_widths("SupCon", hidden_dim=hidden_dim, projection_dim=projection_dim)
+        check_widths("SupCon", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
         if base_temperature is not None:
             check_positive("SupCon", base_temperature=base_temperature)
         super().__init__(backbone, feature_dim, temperature)
