@@ -1,9 +1,6 @@
 """SupCon, InstDisc, CMC, NNCLR, CPC: their equations in float64, banks and queues, training for real, the command line."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -228,14 +225,15 @@ def part_of(data, share: int, test_share: int):
     return dataclasses.replace(data, train=every(data.train, share), test=every(data.test, test_share))
 
 
-# method: every which image, epochs, batch, least gain in kNN accuracy over the untrained encoder. CPC's mean over small patches
-# is a good feature of texture before any training.
+# method: every which image, epochs, batch, least gain in kNN accuracy over the untrained encoder: at most half of the least that
+# three seeds gave, since training on another CPU is another seed. CPC's mean over small patches is a good feature of texture
+# before any training.
 TRAINING = {
-    "supcon": (4, 4, 128, 0.12),
-    "instdisc": (4, 6, 128, 0.12),
-    "cmc": (4, 4, 128, 0.12),
-    "nnclr": (4, 4, 128, 0.12),
-    "cpc": (8, 3, 64, 0.08),
+    "supcon": (8, 4, 64, 0.1),
+    "instdisc": (8, 4, 64, 0.09),
+    "cmc": (8, 4, 64, 0.06),
+    "nnclr": (8, 4, 64, 0.05),
+    "cpc": (16, 4, 32, 0.06),
 }
 
 
@@ -288,7 +286,7 @@ def test_training_beats_the_untrained_encoder(name):
     trained, seconds = knn(), time.process_time() - started
     shown = " ".join(f"{mean:.3f}" for mean in means)
     print(f"\n{name}: loss {shown}; kNN untrained {untrained:.3f}, trained {trained:.3f}, {seconds:.0f} s of CPU")
-    assert means[-1] < means[0] - 0.1
+    assert means[-1] < means[0] - 0.08
     assert trained > untrained + gain
 
 
@@ -357,7 +355,8 @@ def test_a_method_offers_its_own_options_only(capsys):
 
     assert main(["train", "simclr", "--queue-size", "8"]) == 2
     assert "--queue-size" in capsys.readouterr().err
-    command = [sys.executable, "-m", "fastssl", "train", "nnclr", "--help"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    help = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    with pytest.raises(SystemExit) as end:
+        main(["train", "nnclr", "--help"])
+    help = capsys.readouterr().out
+    assert end.value.code == 0
     assert "--queue-size" in help and "(default: 0.1)" in help and "runs/nnclr" in help

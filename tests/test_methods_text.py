@@ -2,6 +2,7 @@
 """CLIP, SigLIP and SimCSE: the losses against plain float64 formulas, real training, their data, the command line."""
 
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from torch import nn
 needs = ("PIL", "kornia", "lightning_utilities", "matplotlib", "skimage", "sklearn", "tensorboard")
 if any(find_spec(name) is None for name in needs):
     pytest.skip("fastssl[train] is not installed", allow_module_level=True)
+
+from test_methods_image import part_of
 
 from fastssl.__main__ import main
 from fastssl.methods import CLIP, SigLIP, SimCSE
@@ -245,27 +248,39 @@ def train(name: str, data, config: TrainConfig, steps: int, batch: int, lr: floa
     print(f"\n{name} on {data.name}: {seconds:.0f} s, loss {losses[0]:.3f} -> {sum(losses[-5:]) / 5:.3f}")
     for score in before:
         print(f"  {recipe.scores[score][1]:<28}{before[score]:>8.3f}{after[score]:>8.3f}")
-    assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
+    assert sum(losses[-5:]) / 5 < 0.85 * losses[0]
     return before, after
+
+
+# Every bound below is at most half of the least gain that three seeds gave: training on another CPU is another seed.
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_training_finds_new_captions_of_new_crops(name):
     config = TrainConfig(method=name, **RECIPES[name].defaults)
-    before, after = train(name, captions.captions(), config, 60, 128, 3e-3)
-    assert before["to_text"] < 0.2 and after["to_text"] > 0.4 and after["to_image"] > 0.4
+    before, after = train(name, captions.captions(), config, 40, 96, 3e-3)
+    assert max(before.values()) < 0.09 and min(after.values()) > 0.15  # 18 pictures: chance is 0.056
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("data", ["sentences", "triples"])
+@pytest.mark.parametrize("name, data", [("text", "triples"), pytest.param("bert", "sentences", marks=NO_TRANSFORMERS)])
 def test_training_finds_sentences(name, data, phrases):
     config = TrainConfig(**{**RECIPES["simcse"].defaults, "method": "simcse", "backbone": name, "data": data})
-    before, after = train("simcse", phrases(data, name == "bert"), config, 50, 192, 4e-3)
-    assert after["part1"] > before["part1"] + 0.1 and after["part10"] > before["part10"] + 0.1
+    before, after = train("simcse", phrases(data, name == "bert"), config, 40, 128, 4e-3)
+    assert after["part1"] > before["part1"] + 0.03 and after["part10"] > before["part10"] + 0.09
     if data == "triples":
-        assert after["next10"] > 1.2 * before["next10"]
+        assert after["next10"] > before["next10"] + 0.01
 
 
+@pytest.fixture
+def a_quarter(monkeypatch, phrases):
+    """The data sets with every fourth of their training rows, and of the test crops."""
+    crops, texts = captions.captions, phrases("sentences", False)
+    rows = sentences.TokenRows(texts.train.tokens[::4], texts.train.groups[::4])
+    monkeypatch.setattr(captions, "captions", lambda *how: part_of(crops(*how), 4, 4))
+    monkeypatch.setattr(sentences, "sentences", lambda *_, **__: replace(texts, train=rows))
+
+
+@pytest.mark.usefixtures("a_quarter")
 @pytest.mark.parametrize("arguments", [["clip"], ["siglip"], ["simcse", "--backbone", "text"]])
 def test_one_epoch_by_the_command_line(arguments, tmp_path, capsys):
     options = ["--epochs", "1", "--warmup-epochs", "0.3", "--map", "pca", "--accelerator", "cpu", "--out", str(tmp_path)]
