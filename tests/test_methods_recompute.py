@@ -12,7 +12,7 @@ from fastssl.methods import BYOL, NNCLR, InstDisc, MeanTeacher, MoCo, MoCoV3
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = {"projection_dim": 6}
+SMALL, CLOSE = {"projection_dim": 6}, {"rtol": 1e-9, "atol": 1e-12}
 MADE = {
     "moco": lambda b: MoCo(b, 10, queue_size=8, momentum=0.7, **SMALL),
     "moco symmetric": lambda b: MoCo(b, 10, queue_size=8, momentum=0.7, symmetric=True, bn_splits=2, **SMALL),
@@ -25,14 +25,14 @@ MADE = {
 
 
 def made(name: str, dropout: float = 0.3) -> nn.Module:
-    """The method around an encoder with dropout: the second run must draw the same numbers."""
+    """The method in float64 around an encoder with dropout: the second run must draw the same numbers."""
     torch.manual_seed(5)
-    return MADE[name](nn.Sequential(*normed(), nn.Dropout(dropout)))
+    return MADE[name](nn.Sequential(*normed(), nn.Dropout(dropout))).double()
 
 
 def arguments(method: nn.Module, seed: int, batch: int = 5) -> tuple[torch.Tensor, ...]:
     torch.manual_seed(seed)
-    views = [torch.rand(batch, 3, 4, 4).requires_grad_() for _ in range(2)]
+    views = [torch.rand(batch, 3, 4, 4, dtype=torch.float64).requires_grad_() for _ in range(2)]
     if isinstance(method, InstDisc):
         return views[0], torch.randperm(12)[:batch]
     return (*views, torch.arange(batch) % 5 - 1) if isinstance(method, MeanTeacher) else tuple(views)
@@ -66,8 +66,8 @@ def test_a_checkpointed_method_is_the_method(name, reentrant):
     plain, method = made(name), made(name)
     expected = run(plain, lambda method, *given: method(*given))
     got = run(method, lambda method, *given: checkpoint(method, *given, use_reentrant=reentrant))
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(moves(method), moves(plain), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(got, expected, **CLOSE)
+    torch.testing.assert_close(moves(method), moves(plain), **CLOSE)
     if hasattr(method, "step"):
         assert int(method.step) == 8
     if name == "nnclr":
@@ -87,8 +87,8 @@ def test_a_checkpointed_part_is_the_part(name, part):
         module.forward = lambda x, own=module.forward: checkpoint(own, x, use_reentrant=False)
     expected = run(plain, lambda method, *given: method(*given))
     got = run(method, lambda method, *given: method(*given))
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(moves(method), moves(plain), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(got, expected, **CLOSE)
+    torch.testing.assert_close(moves(method), moves(plain), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["moco", "byol", "mean_teacher", "nnclr", "instdisc"])
@@ -105,7 +105,7 @@ def test_the_second_run_may_be_asked_for_twice_and_copies_start_empty():
     loss = checkpoint(method, *arguments(method, 0), use_reentrant=False)
     state = copy.deepcopy(method.state_dict())
     one, two = (torch.autograd.grad(loss, method.encoder.parameters(), retain_graph=True) for _ in range(2))
-    torch.testing.assert_close(one, two, rtol=1e-6, atol=0)
+    torch.testing.assert_close(one, two, **CLOSE)
     torch.testing.assert_close(moves(method), {key: state[key] for key in moves(method)}, rtol=0, atol=0)
     assert copy.deepcopy(method)._kept.result is None and method._kept.result is not None
 
@@ -115,7 +115,7 @@ def test_evaluation_may_be_checkpointed():
     given, state = arguments(method, 0), copy.deepcopy(method.state_dict())
     plain = torch.autograd.grad(method(*given), given[0])
     again = torch.autograd.grad(checkpoint(method, *given, use_reentrant=False), given[0])
-    torch.testing.assert_close(again, plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(again, plain, **CLOSE)
     assert all(torch.equal(value, state[key]) for key, value in method.state_dict().items())
 
 
@@ -129,8 +129,8 @@ def test_compiled_it_moves_once_and_a_second_run_is_refused(name):
     for call, module in ((compiled, method), (plain, plain)):
         loss = call(*given)
         results.append((loss, *torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad], allow_unused=True)))
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(moves(method), moves(plain), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*results, **CLOSE)
+    torch.testing.assert_close(moves(method), moves(plain), **CLOSE)
     inside = torch.compile(lambda *given: checkpoint(method, *given, use_reentrant=False), backend="aot_eager")
     for call in (inside, lambda *given: checkpoint(compiled, *given, use_reentrant=False)):
         with pytest.raises(NotImplementedError, match=f"{type(method).__name__}: activation checkpointing runs the method again"):
