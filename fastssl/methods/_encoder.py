@@ -22,7 +22,7 @@ from fastssl.ops._checks import readable
 
 FEATURE_KEYS = ("pooler_output", "image_embeds", "text_embeds", "features", "out", "last_hidden_state")
 
-#: Sides of the probes of a convolution, by its number of dimensions, after the size that the encoder itself states.
+#: Sides of the probes of a convolution, by its number of dimensions.
 SIDES = {1: (64, 256, 1024, 4096, 16384), 2: (32, 64, 96, 128, 224, 256, 384, 512), 3: (16, 32, 64, 96)}
 LENGTHS = (4, 16, 77)  # of the probes of an embedding, in tokens
 
@@ -123,13 +123,14 @@ def undisturbed(backbone: nn.Module) -> Iterator[None]:
                 module.training = flag
 
 
-def stated_sizes(backbone: nn.Module) -> list[tuple[int, int]]:
-    """(H, W) where the encoder says which images it was made for, as ours and those of timm, torchvision and transformers do."""
+def image_sizes(backbone: nn.Module) -> list[tuple[int, int]]:
+    """(H, W) to try: what the encoder says it was made for, as ours and those of timm, torchvision and transformers do, then
+    ``SIDES``, then the size of timm's pretrained weights, which most of its encoders do not need."""
     places = (getattr(backbone, "patch_embed", None), backbone, getattr(backbone, "config", None))
-    given = [getattr(place, key, None) for place in places for key in ("img_size", "image_size")]
-    config = getattr(backbone, "pretrained_cfg", None)  # timm's: the size of the weights, which convolutions do not need
-    given.append(config.get("input_size", ())[-2:] if isinstance(config, Mapping) else None)
-    pairs = [(size, size) if isinstance(size, int) else size for size in given]
+    stated = [getattr(place, key, None) for place in places for key in ("img_size", "image_size")]
+    config = getattr(backbone, "pretrained_cfg", None)
+    weights = config.get("input_size", ())[-2:] if isinstance(config, Mapping) else None
+    pairs = [(size, size) if isinstance(size, int) else size for size in (*stated, *SIDES[2], weights)]
     return [tuple(p) for p in pairs if isinstance(p, tuple | list) and len(p) == 2 and all(isinstance(s, int) for s in p)]
 
 
@@ -144,8 +145,7 @@ def probe_shapes(backbone: nn.Module) -> Iterator[tuple[tuple[int, ...], nn.Modu
     conv, embedding, recurrent, linear = first_layers(backbone)
     if conv is not None:
         dims = len(conv.kernel_size)
-        stated = stated_sizes(backbone) if dims == 2 else []
-        for size in (*stated, *((side,) * dims for side in SIDES[dims])):
+        for size in image_sizes(backbone) if dims == 2 else [(side,) * dims for side in SIDES[dims]]:
             yield (2, conv.in_channels, *size), conv
     if embedding is not None:
         yield from (((2, length), embedding) for length in LENGTHS)
@@ -154,7 +154,7 @@ def probe_shapes(backbone: nn.Module) -> Iterator[tuple[tuple[int, ...], nn.Modu
     if linear is not None:
         yield from (((2, linear.in_features), linear), ((2, 16, linear.in_features), linear))
     if conv is None and embedding is None:
-        yield from (((2, 3, *size), linear) for size in (*stated_sizes(backbone), *((side, side) for side in SIDES[2])))
+        yield from (((2, 3, *size), linear) for size in image_sizes(backbone))
 
 
 def probe_of(shape: tuple[int, ...], layer: nn.Module) -> Tensor:
