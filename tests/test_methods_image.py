@@ -196,7 +196,7 @@ BAD_INPUT = [
     (lambda: CPC(tiny(), 10, steps=()), ValueError, "CPC: steps"),
     (lambda: CPC(tiny(), 10, steps=(0, 1)), ValueError, "CPC: steps"),
     (lambda: CPC(tiny(), 10)(torch.rand(4, 3, 3, 4, 4)), ValueError, r"CPC: sequences .* longer than the .*step 3"),
-    (lambda: CPC(tiny(), 7)(torch.rand(4, 5, 3, 4, 4)), ValueError, "CPC: the backbone gives 10 features, expected 7"),
+    (lambda: CPC(tiny(), 7)(torch.rand(4, 5, 3, 4, 4)), ValueError, "CPC: the backbone gives 10 features, expected feature_dim=7"),
     (lambda: patch_columns(IMAGES, 40, 4, 4), ValueError, "patch_columns: size"),
 ]
 

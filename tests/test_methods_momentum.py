@@ -253,7 +253,10 @@ BAD_INPUT = [
     (lambda: BYOL(tiny(), 10, momentum=math.nan), "BYOL: momentum must be in"),
     (lambda: BYOL(tiny(), 10, final_momentum=-0.1), "BYOL: final_momentum must be in"),
     (lambda: BYOL(tiny(), 10, total_steps=0), "BYOL: total_steps"),
-    (lambda: BYOL(tiny(), 7)(IMAGES[..., :4, :4], IMAGES[..., :4, :4]), "BYOL: the backbone gives 10 features, expected 7"),
+    (
+        lambda: BYOL(tiny(), 7)(IMAGES[..., :4, :4], IMAGES[..., :4, :4]),
+        "BYOL: the backbone gives 10 features, expected feature_dim=7",
+    ),
     (lambda: SimSiam(tiny(), 10)(IMAGES[:1], IMAGES[:1]), "SimSiam: .* B of at least 2"),
     (lambda: MeanTeacher(tiny(), 1, 10), "MeanTeacher: num_classes"),
     (lambda: MeanTeacher(tiny(), 3, 10, consistency_weight=math.inf), "MeanTeacher: consistency_weight"),

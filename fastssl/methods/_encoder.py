@@ -207,9 +207,10 @@ def features_of(
     """
     features = pooled(ask(backbone, f"{name}: the {of}", given, inputs), len(inputs), name, of)
     if features.shape[1] != feature_dim:
+        wanted = f"feature_dim={feature_dim}" if of == "backbone" else feature_dim
         raise ValueError(
-            f"{name}: the {of} gives {features.shape[1]} features, expected {feature_dim}, the width that was given or found by "
-            f"a probe; got {given} {tuple(inputs.shape)}"
+            f"{name}: the {of} gives {features.shape[1]} features, expected {wanted}, the width that was given or found by a probe; "
+            f"got {given} {tuple(inputs.shape)}"
         )
     return features
 
