@@ -255,7 +255,7 @@ BAD_INPUT = [
     (lambda: BYOL(tiny(), 10, total_steps=0), "BYOL: total_steps"),
     (
         lambda: BYOL(tiny(), 7)(IMAGES[..., :4, :4], IMAGES[..., :4, :4]),
-        "BYOL: the backbone gives 10 features, expected feature_dim=7",
+        "BYOL: .* gives 10 features, expected feature_dim=7",
     ),
     (lambda: SimSiam(tiny(), 10)(IMAGES[:1], IMAGES[:1]), "SimSiam: .* B of at least 2"),
     (lambda: MeanTeacher(tiny(), 1, 10), "MeanTeacher: num_classes"),

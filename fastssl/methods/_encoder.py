@@ -209,8 +209,8 @@ def features_of(
     if features.shape[1] != feature_dim:
         wanted = f"feature_dim={feature_dim}" if of == "backbone" else feature_dim
         raise ValueError(
-            f"{name}: the {of} gives {features.shape[1]} features, expected {wanted}, the width that was given or found by a probe; "
-            f"got {given} {tuple(inputs.shape)}"
+            f"{name}: the {of} gives {features.shape[1]} features, expected {wanted}, the width that was given or found by a "
+            f"probe; got {given} {tuple(inputs.shape)}"
         )
     return features
 
