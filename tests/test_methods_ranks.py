@@ -2,16 +2,19 @@
 
 import socket
 import time
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from test_methods_image import tiny
 from torch import distributed, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastssl.methods import NNCLR, InstDisc, MoCo
 
 SIZES = (6, 3)  # images a batch in each process
+HOW = ("plain", "ddp", "checkpointed")
 INDEX = ([0, 3, 5, 7, 8, 9], [3, 1, 9])  # samples 3 and 9 are in the batches of both
 MADE = {
     "moco": lambda: MoCo(tiny(), 10, queue_size=32, projection_dim=6),
@@ -39,7 +42,7 @@ def shuffled(rank: int, counts: tuple[int, int]) -> dict:
     return {"owners": owners[0], "keys": keys, "plain": plain, "queue": method.queue.queue}
 
 
-def trained(rank: int, name: str, ddp: bool) -> list[dict]:
+def trained(rank: int, name: str, how: str) -> list[dict]:
     """Two steps: the rows that this process brings, and the state after them."""
     method, rows, seen = made(name), [], []
     if name == "moco":
@@ -47,7 +50,9 @@ def trained(rank: int, name: str, ddp: bool) -> list[dict]:
         method.keys = lambda images: (rows.append(own(images)), rows[-1])[1]
     else:
         method.projection_head.register_forward_hook(lambda _, __, z: rows.append(F.normalize(z.detach(), dim=1)[: SIZES[rank]]))
-    outer = nn.parallel.DistributedDataParallel(method) if ddp else method
+    outer = nn.parallel.DistributedDataParallel(method) if how == "ddp" else method
+    if how == "checkpointed":
+        outer = partial(checkpoint, method, use_reentrant=False)
     torch.manual_seed(10 + rank)
     for _ in range(2):
         view0, view1 = torch.rand(2, SIZES[rank], 3, 4, 4)
@@ -66,8 +71,8 @@ def work(rank: int, port: int, out: str) -> None:
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     made = {f"shuffled {counts}": shuffled(rank, counts) for counts in ((6, 6), (7, 3))}
     for name in MADE:
-        for ddp in (False, True):
-            made[f"{name} {ddp}"] = trained(rank, name, ddp)
+        for how in HOW:
+            made[f"{name} {how}"] = trained(rank, name, how)
     torch.save(made, f"{out}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -106,11 +111,11 @@ def test_shuffling_across_processes(counts, ranks):
     assert torch.equal(one["queue"][:, : sum(counts)].T, torch.cat([one["keys"], other["keys"]]))
 
 
-@pytest.mark.parametrize("ddp", [False, True])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name, queue, pointer", [("moco", "queue.queue", "queue.queue_ptr"), ("nnclr", "queue", "queue_pointer")])
-def test_queues_take_the_rows_of_all_processes(name, queue, pointer, ddp, ranks):
+def test_queues_take_the_rows_of_all_processes(name, queue, pointer, how, ranks):
     start = made(name).state_dict()[queue]
-    both = [made[f"{name} {ddp}"] for made in ranks]
+    both = [made[f"{name} {how}"] for made in ranks]
     pushed = torch.cat([made[step]["rows"] for step in range(2) for made in both])
     for rank in (0, 1):
         state = both[rank][1]["state"]
@@ -121,11 +126,11 @@ def test_queues_take_the_rows_of_all_processes(name, queue, pointer, ddp, ranks)
     assert len(pushed.unique(dim=0)) == 18
 
 
-@pytest.mark.parametrize("ddp", [False, True])
-def test_banks_take_the_rows_of_all_processes(ddp, ranks):
+@pytest.mark.parametrize("how", HOW)
+def test_banks_take_the_rows_of_all_processes(how, ranks):
     """A sample that two processes have in one step moves by the mean of both."""
     bank = made("instdisc").bank.double()
-    both, index = [made[f"instdisc {ddp}"] for made in ranks], torch.tensor(INDEX[0] + INDEX[1])
+    both, index = [made[f"instdisc {how}"] for made in ranks], torch.tensor(INDEX[0] + INDEX[1])
     for step in range(2):
         rows = torch.cat([made[step]["rows"] for made in both]).double()
         for sample in index.unique().tolist():
@@ -133,3 +138,13 @@ def test_banks_take_the_rows_of_all_processes(ddp, ranks):
         for rank in (0, 1):
             torch.testing.assert_close(both[rank][step]["state"]["bank"].double(), bank, rtol=1e-5, atol=1e-6)
     assert torch.equal(both[0][1]["state"]["bank"], both[1][1]["state"]["bank"])
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_checkpointed_method_is_the_method_in_each_process(name, ranks):
+    """The second run sees queue and bank without the rows of any process. Batch norms move their statistics twice, as always."""
+    for made in ranks:
+        for plain, again in zip(made[f"{name} plain"], made[f"{name} checkpointed"], strict=True):
+            for step in (plain, again):
+                step["state"] = {k: v for k, v in step["state"].items() if "running" not in k and "num_batches" not in k}
+            torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-6)

@@ -69,8 +69,8 @@ class InstDisc(ImageMethod):
         """images (B, ...), index (B,) integers: which samples they are -> loss, scalar float32. Training updates the bank."""
         index = self.checked(images, index)
         z = self.rows(images)
-        own = once(self, images, lambda: self.bank[index])
-        bank = self.bank.index_copy(0, index, own) if recomputing() else self.bank
+        own, places, old = once(self, images, lambda: self.rows_now(index))
+        bank = self.bank.index_copy(0, places, old) if recomputing() else self.bank
         dot = dot_rows(z, own)
         scale = 1.0 / self.temperature
         others = similarity_lse(z, bank, scale=scale, x_id=index.int(), y_id=arange_ids(bank))
@@ -78,7 +78,7 @@ class InstDisc(ImageMethod):
         if self.proximal_weight:
             loss = loss + self.proximal_weight * (2.0 - 2.0 * dot).mean()
         if self.training and not recomputing():
-            self.update_bank(z, index)
+            self.update_bank(z, places)
         return loss
 
     def checked(self, images: Tensor, index: Tensor) -> Tensor:
@@ -90,12 +90,16 @@ class InstDisc(ImageMethod):
             raise ValueError(f"InstDisc: index must lie in 0 to {len(self.bank) - 1} (num_samples), got {bounds}")
         return index.long()
 
+    def rows_now(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """index (B,) -> its rows of the bank (B, D), which rows will change (M,), in training of all processes, and these (M, D)."""
+        places = gather_rows(index) if self.training else index
+        return self.bank[index], places, self.bank[places]
+
     @torch.no_grad()
-    def update_bank(self, z: Tensor, index: Tensor) -> None:
-        """Moves the rows ``index`` (B,) int64 of the bank towards z (B, D), those of all processes, which must all call it."""
-        mean, index = self.means(z, index)
-        rows = self.bank[index].lerp(mean, 1.0 - self.momentum)
-        self.bank.index_copy_(0, index, nn.functional.normalize(rows, dim=1))
+    def update_bank(self, z: Tensor, places: Tensor) -> None:
+        """Moves the rows ``places`` (M,) int64 of the bank towards z of all processes, z (B, D) here; all of them must call it."""
+        rows = self.bank[places].lerp(self.means(z, places), 1.0 - self.momentum)
+        self.bank.index_copy_(0, places, nn.functional.normalize(rows, dim=1))
 
     @torch.no_grad()
     def fill_bank(self, images: Tensor, index: Tensor) -> None:
@@ -103,16 +107,14 @@ class InstDisc(ImageMethod):
 
         With several processes all must call it as often; a sample may come in each.
         """
-        index = self.checked(images, index)
-        mean, index = self.means(self.rows(images), index)
-        self.bank.index_copy_(0, index, nn.functional.normalize(mean, dim=1))
+        places = gather_rows(self.checked(images, index))
+        self.bank.index_copy_(0, places, nn.functional.normalize(self.means(self.rows(images), places), dim=1))
 
-    def means(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """z (B, D), index (B,) -> both of all processes, z the mean of a sample's rows in each place of that sample.
+    def means(self, z: Tensor, places: Tensor) -> Tensor:
+        """z (B, D) of this process, places (M,) of all -> (M, D): the rows of all, of a sample that comes twice their mean.
 
-        Whichever place is written last to the bank, the row is the same.
+        Of rows that are written to one place of the bank, the last one counts, whichever that is on a GPU: they are equal.
         """
-        z, index = gather_rows(z), gather_rows(index)
-        own = compact_ids(index)
+        z, own = gather_rows(z), compact_ids(places)
         count = class_sums(torch.ones_like(z[:, :1]), own)
-        return (class_sums(z, own) / count.clamp_min(1.0))[own], index
+        return (class_sums(z, own) / count.clamp_min(1.0))[own]
