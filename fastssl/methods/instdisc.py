@@ -91,7 +91,7 @@ class InstDisc(ImageMethod):
         return index.long()
 
     def rows_now(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """index (B,) -> its rows of the bank (B, D), which rows will change (M,), in training of all processes, and these (M, D)."""
+        """index (B,) -> its rows of the bank (B, D), which rows will change (M,), in training of all processes, these (M, D)."""
         places = gather_rows(index) if self.training else index
         return self.bank[index], places, self.bank[places]
 
