@@ -221,6 +221,8 @@ def test_inpainting_is_its_equations():
             corrupted[n, c][removed[n, 0]] = x[n, c][~removed[n, 0]].mean()
     out = method.decoder(method.backbone.forward_features(corrupted))
     torch.testing.assert_close(method(x, noise=noise), (out - x)[removed.expand_as(x)].square().mean())
+    larger = torch.rand(3, 3, 16, 20, dtype=torch.float64)
+    assert torch.equal(method.embed(larger), backbone(larger))
     masked, painted, mask = method.reconstruct(x, noise=noise)
     assert mask.sum(1).tolist() == [5.0] * 4 and torch.equal(masked, x.masked_fill(removed, 0.0))
     torch.testing.assert_close(painted, torch.where(removed, out, x))

@@ -81,9 +81,8 @@ class CPC(nn.Module):
             raise ValueError(
                 f"CPC: sequences must have shape (B, T, ...) of parts, none of them empty, got {tuple(sequences.shape)}"
             )
-        return features_of(self.backbone, sequences.flatten(0, 1), self.feature_dim, "CPC", given="parts of sequences").unflatten(
-            0, sequences.shape[:2]
-        )
+        parts = features_of(self.backbone, sequences.flatten(0, 1), self.feature_dim, "CPC", given="parts of sequences")
+        return parts.unflatten(0, sequences.shape[:2])
 
     def embed(self, x: Tensor) -> Tensor:
         """The same input -> (B, feature_dim): the mean over the parts of each."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fastssl.functional import mask_ids, masked_patch_loss, patchify
 from fastssl.ops._checks import check_choice
 
-from ._common import check_positive, check_widths
-from ._encoder import check_encoder, pooled, refuse_lazy, undisturbed
+from ._common import check_batch, check_positive, check_widths
+from ._encoder import ask, check_encoder, pooled, refuse_lazy, undisturbed
 from ._vit import check_images, check_random, check_ratio, pasted
 
 
@@ -139,8 +139,8 @@ class Inpainting(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """images (N, C, H, W), uncorrupted -> features (N, D') of the backbone."""
-        self.check(images)
-        return pooled(self.backbone(images), len(images), "Inpainting")
+        check_batch("Inpainting", 1, images=images)
+        return pooled(ask(self.backbone, "Inpainting: the backbone", "images", images), len(images), "Inpainting")
 
     def check(self, images: Tensor) -> None:
         check_images("Inpainting", images, self.shape, self.decoder[-1].weight)
