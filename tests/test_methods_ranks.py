@@ -2,16 +2,35 @@
 
 import socket
 import time
+import warnings
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_methods_fuzz import Text
 from test_methods_image import tiny
 from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastssl.methods import NNCLR, InstDisc, MoCo
+from fastssl.loss import _common
+from fastssl.methods import (
+    BERT,
+    BYOL,
+    CLIP,
+    CMC,
+    CPC,
+    NNCLR,
+    InstDisc,
+    MeanTeacher,
+    MoCo,
+    MoCoV3,
+    SigLIP,
+    SimCLR,
+    SimCSE,
+    SimSiam,
+    SupCon,
+)
 
 SIZES = (6, 3)  # images a batch in each process
 HOW = ("plain", "ddp", "checkpointed")
@@ -21,6 +40,29 @@ MADE = {
     "nnclr": lambda: NNCLR(tiny(), 10, queue_size=32, projection_dim=6),
     "instdisc": lambda: InstDisc(tiny(), 10, 10, projection_dim=6, momentum=0.25),
 }
+
+
+LOCAL = {
+    "simclr": lambda: SimCLR(tiny()),
+    "supcon": lambda: SupCon(tiny()),
+    "nnclr": MADE["nnclr"],
+    "moco_v3": lambda: MoCoV3(tiny()),
+    "cmc": lambda: CMC([tiny(), tiny()]),
+    "cpc": lambda: CPC(tiny()),
+    "clip": lambda: CLIP(tiny(), Text()),
+    "siglip": lambda: SigLIP(tiny(), Text()),
+    "simcse": lambda: SimCSE(Text(), hidden_dim=8),
+}
+EVERY = LOCAL | {
+    "moco": MADE["moco"],
+    "instdisc": MADE["instdisc"],
+    "byol": lambda: BYOL(tiny()),
+    "simsiam": lambda: SimSiam(tiny(), projection_dim=8),
+    "mean_teacher": lambda: MeanTeacher(tiny(), 4),
+    "bert": lambda: BERT(30, mask_id=29, width=8, depth=1, heads=2),
+}
+VIEWS, PARTS = tuple(torch.rand(2, 4, 3, 4, 4)), (torch.rand(3, 5, 3, 4, 4),)
+WORDS = torch.arange(20).view(4, 5), torch.ones(4, 5)
 
 
 def made(name: str) -> nn.Module:
@@ -66,6 +108,24 @@ def trained(rank: int, name: str, how: str) -> list[dict]:
     return seen
 
 
+def warned(rank: int) -> dict[str, list[str]]:
+    """What two forwards of each method say about several processes."""
+    said = {}
+    for name, make in EVERY.items():
+        getattr(_common, "_SAID", set()).clear()
+        method = make()
+        given = WORDS if name in ("simcse", "bert") else PARTS if name == "cpc" else VIEWS
+        given = (VIEWS[0], WORDS[0]) if name in ("clip", "siglip") else given
+        given = (VIEWS[0], torch.arange(4)) if name == "instdisc" else given
+        given = (*VIEWS, torch.arange(4)) if name == "mean_teacher" else given
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                method(*given)
+        said[name] = [str(w.message) for w in caught if "processes train together" in str(w.message)]
+    return said
+
+
 def work(rank: int, port: int, out: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -73,6 +133,7 @@ def work(rank: int, port: int, out: str) -> None:
     for name in MADE:
         for how in HOW:
             made[f"{name} {how}"] = trained(rank, name, how)
+    made["warned"] = warned(rank)
     torch.save(made, f"{out}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -148,3 +209,9 @@ def test_a_checkpointed_method_is_the_method_in_each_process(name, ranks):
             for step in (plain, again):
                 step["state"] = {k: v for k, v in step["state"].items() if "running" not in k and "num_batches" not in k}
             torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(_common, "local_rows"), reason="the losses of this version do not warn")
+def test_methods_that_contrast_local_rows_say_so_once_and_no_others(ranks):
+    for made in ranks:
+        assert {name: len(said) for name, said in made["warned"].items()} == {name: int(name in LOCAL) for name in EVERY}
