@@ -127,9 +127,9 @@ def clip_both(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
     drow, dcolumn = (torch.full((count,), 0.5 / count, device=device) for count in (n, m))
 
     def call() -> Outputs:
-        row, column, _, kept = similarity_cross.similarity_cross_fwd(x, y, SCALE, factor, None, None, None, 0)
+        row, column, _, kept, *states = similarity_cross.similarity_cross_fwd(x, y, SCALE, factor, None, None, None, 0)
         dx, dy, _ = similarity_cross.similarity_cross_bwd(
-            drow, dcolumn, row, column, kept, x, y, SCALE, factor, None, None, (True, True, True)
+            drow, dcolumn, *states, kept, x, y, SCALE, factor, None, None, (True, True, True)
         )
         return {"row": row, "column": column, "dx": dx, "dy": dy}
 
