@@ -266,7 +266,9 @@ def test_solo_simclr_loss_is_nt_xent():
     z = torch.randn(40, 16)
     got = solo.simclr_loss_func(z, torch.arange(20).repeat(2), 0.01)
     torch.testing.assert_close(got, fastssl.loss.NTXentLoss(0.01)(z[:20], z[20:]))
-    for broken in (torch.arange(40), torch.arange(39), torch.rand(40), torch.tensor([0] * 39 + [1])):
+    for alone in (torch.arange(40), torch.tensor([0] * 39 + [1])):
+        assert solo.simclr_loss_func(z, alone) == solo_simclr(z, alone, 0.1) == math.inf
+    for broken in (torch.arange(39), torch.rand(40)):
         with pytest.raises((TypeError, ValueError), match="ind"):
             solo.simclr_loss_func(z, broken)
     with pytest.raises(ValueError, match="temperature"):
@@ -282,6 +284,29 @@ def test_solo_moco_and_byol_losses():
     for simplified in (True, False):
         ours = lambda p, z: solo.byol_loss_func(p, z, simplified)  # noqa: B023, E731
         assert_loss(ours, lambda p, z: 2 - 2 * F.cosine_similarity(p, z.detach()).mean(), p, z)
+
+
+def test_solo_losses_in_one_process_and_of_more_dimensions():
+    """MoCo v3's gradient goes to both in one process; SimSiam's and BYOL's forms take (..., D)."""
+    query, key = torch.randn(2, 7, 5, dtype=torch.float64)
+
+    def published(factor):
+        def loss(query, key):
+            logits = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T / 0.3
+            return factor * F.cross_entropy(logits, torch.arange(7))
+
+        return loss
+
+    assert_loss(lambda query, key: solo.mocov3_loss_func(query, key, temperature=0.3), published(0.6), query, key)
+    assert_loss(lambda nn, p: solo.nnclr_loss_func(nn, p, temperature=0.3), published(1.0), query, key)
+    p, z = torch.randn(2, 3, 7, 5, dtype=torch.float64)
+    for simplified in (True, False):
+        ours = lambda p, z: solo.simsiam_loss_func(p, z, simplified)  # noqa: B023, E731
+        assert_loss(ours, lambda p, z: -F.cosine_similarity(p, z.detach(), dim=-1).mean(), p, z)
+    assert_loss(solo.byol_loss_func, lambda p, z: 2 - 2 * F.cosine_similarity(p, z.detach(), dim=-1).mean(), p, z)
+    for call in (solo.mocov3_loss_func, solo.nnclr_loss_func):
+        with pytest.raises(ValueError, match=f"{call.__name__}: .* must have the same shape"):
+            call(query, key[:3])
 
 
 # --- byol-pytorch and dino ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastssl.distributed import gather_rows
+from fastssl.distributed import gather_rows, gather_rows_with_grad
 from fastssl.loss import NTXentLoss
 from fastssl.momentum.queue import MoCoQueue
 
@@ -46,6 +46,17 @@ def check_gather(rank: int, world: int) -> None:
         assert torch.equal(gather_rows(leaf, alone), leaf)
 
 
+def check_gradient(rank: int, world: int) -> None:
+    """Each row's gradient is the sum of what all processes want of it."""
+    for dtype in FLOATS:
+        leaf = of_rank(rank, 2, 3, dtype=dtype).t().requires_grad_()
+        joined, first = gather_rows_with_grad(leaf)
+        assert torch.equal(joined, torch.cat([of_rank(r, 2, 3, dtype=dtype).t() for r in range(world)])) and first == 3 * rank
+        (joined * (1 + rank) * torch.arange(len(joined))[:, None]).sum().backward()
+        want = (torch.arange(3 * rank, 3 * rank + 3) * (world * (world + 1) // 2))[:, None].expand(3, 2)
+        assert torch.equal(leaf.grad, want.to(dtype))
+
+
 def check_queue(rank: int, world: int) -> None:
     """Pushes of all ranks, the last with fewer rows or none, are those of one process with the joined batch."""
     torch.manual_seed(7)
@@ -78,18 +89,17 @@ def check_loss(rank: int, world: int) -> None:
     views = [F.normalize(torch.randn(2 * world, 3, generator=torch.Generator().manual_seed(v)), dim=1) for v in (0, 1)]
     mine = [view[2 * rank : 2 * rank + 2].requires_grad_() for view in views]
     torch.manual_seed(rank)
-    loss, here = NTXentLoss(0.5, (11, 3), gather_distributed=True), NTXentLoss(0.5, (11, 3))
+    loss, here = (NTXentLoss(0.5, (11, 3), gather, persistent_bank=True) for gather in (True, False))
     here.load_state_dict(loss.state_dict())
     assert torch.equal(loss(*mine), here(*mine))
     torch.testing.assert_close(loss.memory_bank.bank[: 2 * world], views[1])
-    with pytest.raises(NotImplementedError, match="over several processes is not there yet"):
-        NTXentLoss(gather_distributed=True)
 
 
 def one_of(rank: int, world: int, store: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{store}", timedelta(seconds=150), world, rank)
     check_gather(rank, world)
+    check_gradient(rank, world)
     check_queue(rank, world)
     check_loss(rank, world)
     if world == 2:
@@ -129,3 +139,6 @@ def test_gather_in_one_process_is_the_identity_and_refuses_in_words():
         gather_rows(torch.tensor(1.0))
     with pytest.raises(ValueError, match="group was given, but there is no process group"):
         gather_rows(rows, object())
+    assert gather_rows_with_grad(rows) == (rows, 0)
+    with pytest.raises(TypeError, match=r"gather_rows_with_grad: rows must be a tensor \(N, ...\), got list"):
+        gather_rows_with_grad([1.0])

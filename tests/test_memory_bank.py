@@ -114,7 +114,8 @@ def test_nt_xent_bank_stays_where_out0_needs_no_gradient():
 
 
 def test_nt_xent_with_the_size_alone_makes_its_bank_at_the_first_batch():
-    lazy, sized, batch = NTXentLoss(memory_bank_size=9), NTXentLoss(memory_bank_size=(9, 4)), (unit(5, 4), unit(5, 4))
+    lazy, sized = (NTXentLoss(memory_bank_size=size, persistent_bank=True) for size in (9, (9, 4)))
+    batch = (unit(5, 4), unit(5, 4))
     with torch.no_grad():
         lazy(*batch)
     assert lazy.memory_bank.bank.shape == (9, 4)
@@ -123,6 +124,29 @@ def test_nt_xent_with_the_size_alone_makes_its_bank_at_the_first_batch():
         assert torch.equal(lazy(*batch), sized(*batch)) and torch.equal(lazy.memory_bank.bank, sized.memory_bank.bank)
     NTXentLoss(memory_bank_size=9).load_state_dict(sized.state_dict())
     assert not NTXentLoss().state_dict() and not NTXentLoss(memory_bank_size=(0, 4)).state_dict()
+
+
+def test_checkpoints_of_nt_xent_with_a_bank_go_both_ways(lightly):
+    """Strictly, as Lightning's ckpt_path= loads; a state dict with the bank, of an older version too, gives it back."""
+    ours, theirs, kept = (
+        nn.ModuleDict({"net": nn.Linear(2, 2), "criterion": loss})
+        for loss in (
+            NTXentLoss(0.3, (9, 4)),
+            lightly.loss.NTXentLoss(0.3, (9, 4)),
+            NTXentLoss(0.3, (9, 4), persistent_bank=True),
+        )
+    )
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert kept.state_dict().keys() - ours.state_dict().keys() == {"criterion.memory_bank.bank", "criterion.memory_bank.bank_ptr"}
+    kept["criterion"](unit(3, 4), unit(3, 4))
+    bank = ours["criterion"].memory_bank.bank.clone()
+    for source, target in ((theirs, ours), (ours, theirs), (theirs, kept)):
+        target.load_state_dict(source.state_dict(), strict=True)
+    assert torch.equal(ours["criterion"].memory_bank.bank, bank)
+    ours.load_state_dict(kept.state_dict(), strict=True)
+    for name in ("bank", "bank_ptr"):
+        assert torch.equal(getattr(ours["criterion"].memory_bank, name), getattr(kept["criterion"].memory_bank, name))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

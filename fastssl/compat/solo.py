@@ -1,4 +1,5 @@
-"""Drop-ins for solo-learn 1.0.6: ``solo.utils.momentum`` and the losses of MoCo v2+, SimCLR, BYOL, MAE, at its scales.
+"""Drop-ins for solo-learn 1.0.6: ``solo.utils.momentum`` and the losses of MoCo v2+, MoCo v3, SimCLR, NNCLR, BYOL, SimSiam and MAE,
+at its scales.
 
 Methods there bind the names at import: ``solo.methods.mocov2plus.mocov2plus_loss_func = mocov2plus_loss_func``,
 ``solo.methods.base.MomentumUpdater = MomentumUpdater``; ``fastssl.patch("solo")`` finds them all.
@@ -9,11 +10,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastssl.distributed import world_size
-from fastssl.loss._common import dot_rows, softplus, unit_rows
-from fastssl.loss.cosine import byol_loss
+from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
+from fastssl.loss._common import arange_ids, dot_rows, softplus, unit_rows
+from fastssl.loss.cosine import byol_loss, negative_cosine
+from fastssl.loss.info_nce import info_nce
 from fastssl.loss.moco import moco_loss
-from fastssl.ops._checks import INTEGERS, check_matrix, check_number, check_scalar, check_vector
+from fastssl.ops._checks import INTEGERS, check_matrix, check_number, check_scalar, check_vector, check_views
 from fastssl.ops.patch_loss import masked_patch_loss
 from fastssl.ops.similarity import similarity_lse
 
@@ -59,8 +61,8 @@ def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature:
 
 
 def byol_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
-    """2 - 2 cos(p, z), averaged; p, z (N, D), no gradient to z. Both values of ``simplified`` are the same computation here."""
-    return byol_loss(p, z.detach())
+    """2 - 2 cos(p, z), averaged; p, z (..., D), no gradient to z. Both values of ``simplified`` are the same computation here."""
+    return byol_loss(p.flatten(0, -2), z.detach().flatten(0, -2))
 
 
 def mae_loss_func(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int, norm_pix_loss: bool = True) -> Tensor:
@@ -86,42 +88,71 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     """-log of the share of the positives, rows of equal index, in each row's softmax; the N x N matrix is never made.
 
     ``loss_i = lse_{j != i} s_ij - lse_{j != i, index_j = index_i} s_ij``. With two views it is NT-Xent; with more, or with labels,
-    the positives are summed inside the logarithm, unlike ``sup_con``.
+    the positives are summed inside the logarithm, unlike ``sup_con``. In several processes j runs over the rows of all of them.
 
     Args:
-        z: (N, D), normalised here; float32, bfloat16, float16 or float64.
-        indexes: (N,) integers, each at least twice: sample numbers, one time for each view, or labels.
+        z: (N, D), normalised here; float32, bfloat16, float16 or float64. Every process must bring as many rows.
+        indexes: (N,) integers: sample numbers, one time for each view, or labels. A row whose index stands alone has no positive:
+            the loss is infinite, as there.
         temperature: number or one-element float tensor, not 0.
 
     Returns:
-        The mean loss, float32 (float64 for float64 input). Memory O(N D + N C), C the largest number of equal indexes, which the
-        host reads from the device.
+        The mean loss over this process's rows, float32 (float64 for float64 input). Memory O(M D + N C) with M rows in all
+        processes and C the largest number of equal indexes, which the host reads from the device.
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape, device or temperature, or an index that stands alone (log 0 there).
-        NotImplementedError: more than one process; the gather of their rows is not there yet.
+        TypeError, ValueError: wrong type, dtype, shape, device or temperature.
     """
     op = "simclr_loss_func"
     check_matrix(op, "z", z, "N, D")
     check_vector(op, "indexes", indexes, len(z), INTEGERS, "z", z)
     check_scalar(op, "temperature", temperature, z, zero=False)
-    if world_size() > 1:
-        raise NotImplementedError(f"{op}: the gather of other processes' rows is not there yet; run it in one process")
-    ids, order = indexes.sort()
-    count = torch.unique_consecutive(ids, return_counts=True)[1]
-    fewest, most = torch.stack([count.min(), count.max()]).tolist()
-    if fewest < 2:
-        raise ValueError(f"{op}: each index must appear at least twice, or its row has no positive; one appears once")
-    z = unit_rows(z)[order]
-    scale = 1.0 / temperature
-    negative = similarity_lse(z, z, scale=scale, x_id=ids)
-    return softplus(negative - _lse_of_neighbors(z, ids, most, scale)).mean()
+    z, scale = unit_rows(z), 1.0 / temperature
+    keys, first = gather_rows_with_grad(z)
+    ids, order = gather_rows(indexes, even=True).sort()
+    start = torch.searchsorted(ids, indexes)  # the first of the rows with this index, in their order
+    count = torch.searchsorted(ids, indexes, right=True) - start
+    if len(keys) == len(z):
+        negative = similarity_lse(z, z, scale=scale, x_id=indexes)
+    else:
+        negative = similarity_lse(z, keys, scale=scale, x_id=indexes, y_id=ids[order.argsort()])
+    own, dots = arange_ids(z, first), []
+    for shift in range(int(count.max())):
+        other = order[(start + shift).clamp_max(len(order) - 1)]
+        here = (shift < count) & (other != own)
+        dots.append(torch.where(here, scale * dot_rows(z, keys[other]), -torch.inf))
+    return softplus(negative - torch.stack(dots).logsumexp(0)).mean()
 
 
-def _lse_of_neighbors(z: Tensor, ids: Tensor, most: int, scale: float | Tensor) -> Tensor:
-    """Log-sum-exp over the other rows of equal id, z (N, D) sorted by id, runs of at most ``most`` rows -> (N,)."""
-    columns = []
-    for shift in range(1, most):
-        dot = torch.where(ids[shift:] == ids[:-shift], scale * dot_rows(z[shift:], z[:-shift]), -torch.inf)
-        columns += [nn.functional.pad(dot, (shift, 0), value=-torch.inf), nn.functional.pad(dot, (0, shift), value=-torch.inf)]
-    return torch.stack(columns).logsumexp(0)
+def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
+    """2 temperature times the cross-entropy of each query's own key among the keys of all processes; both normalised here.
+
+    query, key: (N, D), as many rows in every process. The gradient goes to both in one process, to query alone in several.
+    """
+    return 2.0 * temperature * _among_all("mocov3_loss_func", query, key, temperature, "query", "key", False)
+
+
+def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy of each neighbour's own prediction among the predictions of all processes; both normalised here.
+
+    nn, p: (N, D), as many rows in every process. The gradient goes to both, through the gather too.
+    """
+    return _among_all("nnclr_loss_func", nn, p, temperature, "nn", "p", True)
+
+
+def _among_all(op: str, query: Tensor, key: Tensor, temperature, query_name: str, key_name: str, gradient: bool) -> Tensor:
+    """Mean cross-entropy of <query_i, key_j> / temperature with the target j = i, j over the rows of all processes."""
+    check_views(op, (query_name, key_name), query, key)
+    check_scalar(op, "temperature", temperature, query, zero=False)
+    if world_size() == 1:
+        return info_nce(query, key, temperature=temperature)
+    query, key = unit_rows(query), unit_rows(key)
+    keys, first = gather_rows_with_grad(key if gradient else key.detach())
+    own, scale = arange_ids(query, first), 1.0 / temperature
+    lse = similarity_lse(query, keys, scale=scale, x_id=own, y_id=arange_ids(keys))
+    return softplus(lse - scale * dot_rows(query, keys[own])).mean()
+
+
+def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
+    """-cos(p, z), averaged; p, z (..., D), no gradient to z. Both values of ``simplified`` are the same computation here."""
+    return negative_cosine(p.flatten(0, -2), z.detach().flatten(0, -2))

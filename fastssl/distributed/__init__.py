@@ -1,5 +1,5 @@
-"""Rows of all processes, for queues and banks."""
+"""Rows of all processes, for queues, banks and losses."""
 
-from .gather import gather_rows, world_size
+from .gather import gather_rows, gather_rows_with_grad, world_size
 
-__all__ = ["gather_rows", "world_size"]
+__all__ = ["gather_rows", "gather_rows_with_grad", "world_size"]

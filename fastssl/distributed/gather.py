@@ -1,4 +1,4 @@
-"""Rows of all processes in one tensor, without gradient: what MoCo's queue and memory banks take in."""
+"""Rows of all processes in one tensor: without gradient for queues and banks, with it for losses over all processes."""
 
 import zlib
 
@@ -31,15 +31,7 @@ def gather_rows(rows: Tensor, group=None, *, even: bool = False) -> Tensor:
             every process alike) dtypes or widths that differ between processes.
     """
     op = "gather_rows"
-    if not isinstance(rows, Tensor):
-        raise TypeError(f"{op}: rows must be a tensor (N, ...), got {type(rows).__name__}")
-    if rows.dim() == 0:
-        raise ValueError(f"{op}: rows must have shape (N, ...), got a tensor without dimensions")
-    world = world_size(group)
-    if world < 0:
-        raise ValueError(f"{op}: group must contain this process, rank {distributed.get_rank()}")
-    if group is not None and not (distributed.is_available() and distributed.is_initialized()):
-        raise ValueError(f"{op}: group was given, but there is no process group")
+    world = _check(op, rows, group)
     rows = rows.detach()
     if world == 1:
         return rows
@@ -53,6 +45,58 @@ def gather_rows(rows: Tensor, group=None, *, even: bool = False) -> Tensor:
     padded[: len(rows)] = rows
     blocks = _gather_even(padded, world, group).chunk(world)
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """The gradients that all processes have for a row are summed where it came from."""
+
+    @staticmethod
+    def forward(ctx, rows, world, group):
+        ctx.count, ctx.group = len(rows), group
+        return _gather_even(rows, world, group)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous().clone()
+        distributed.all_reduce(grad, group=ctx.group)
+        first = distributed.get_rank(ctx.group) * ctx.count
+        return grad[first : first + ctx.count], None, None
+
+
+def gather_rows_with_grad(rows: Tensor, group=None) -> tuple[Tensor, int]:
+    """The rows of all processes in rank order with their gradient, and the place of this process's first row among them.
+
+    The backward adds, over all processes, the gradients of each row, as the gathers of lightly, solo-learn and open_clip do;
+    DistributedDataParallel then takes the mean over processes. Every process must call it, and its backward.
+
+    Args:
+        rows: (N, ...), floating, of one shape and dtype in every process.
+        group: process group; by default all processes.
+
+    Returns:
+        (ranks N, ...) and the number of rows before this process's own. In one process ``rows`` itself and 0.
+
+    Raises:
+        TypeError, ValueError: as ``gather_rows``.
+    """
+    world = _check("gather_rows_with_grad", rows, group)
+    if world == 1:
+        return rows, 0
+    return _GatherWithGradient.apply(rows, world, group), distributed.get_rank(group) * len(rows)
+
+
+def _check(op: str, rows: Tensor, group) -> int:
+    """The number of processes, after a look at the arguments."""
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"{op}: rows must be a tensor (N, ...), got {type(rows).__name__}")
+    if rows.dim() == 0:
+        raise ValueError(f"{op}: rows must have shape (N, ...), got a tensor without dimensions")
+    world = world_size(group)
+    if world < 0:
+        raise ValueError(f"{op}: group must contain this process, rank {distributed.get_rank()}")
+    if group is not None and not (distributed.is_available() and distributed.is_initialized()):
+        raise ValueError(f"{op}: group was given, but there is no process group")
+    return world
 
 
 def _gather_even(rows: Tensor, world: int, group) -> Tensor:

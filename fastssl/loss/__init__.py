@@ -1,6 +1,6 @@
 """Losses as modules; the functions behind them are in ``fastssl.functional``."""
 
-from .clip import ClipLoss, SigLipLoss
+from .clip_modules import ClipLoss, SigLipLoss
 from .cosine import BYOLLoss, NegativeCosineSimilarity
 from .geometry import SoftNearestNeighborLoss
 from .info_nce import InfoNCELoss

@@ -7,7 +7,7 @@ row and column are the log-sum-exps over the negatives, both from one sweep.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastssl.ops._checks import INTEGERS, check_choice, check_number, check_scalar, check_vector, check_views
 from fastssl.ops.sigmoid_pair import sigmoid_pair
@@ -123,30 +123,3 @@ def _half_inverse_counts(x_id: Tensor, y_id: Tensor, dtype: torch.dtype) -> tupl
     rows, columns = class_sums(of_x, compact)[:, 0], class_sums(of_y, compact)[:, 0]
     halves = (0.5 / t.clamp_min(1.0) * (t > 0) for t in (columns[compact[: len(x_id)]], rows[compact[len(x_id) :]]))
     return tuple(halves)
-
-
-class ClipLoss(nn.Module):
-    """``clip_loss`` with the call of open_clip's ``ClipLoss``; features come normalised, ``logit_scale`` exponentiated."""
-
-    def __init__(self, *, normalize: bool = False, label_smoothing: float = 0.0):
-        super().__init__()
-        self.normalize, self.label_smoothing = normalize, label_smoothing
-
-    def forward(self, image_features, text_features, logit_scale, logit_bias=None, output_dict: bool = False):
-        """image_features, text_features (N, D) -> loss, or {"contrastive_loss": loss}."""
-        options = {"normalize": self.normalize, "label_smoothing": self.label_smoothing}
-        loss = clip_loss(image_features, text_features, logit_scale, logit_bias, **options)
-        return {"contrastive_loss": loss} if output_dict else loss
-
-
-class SigLipLoss(nn.Module):
-    """``siglip_loss`` with the call of open_clip's ``SigLipLoss``."""
-
-    def __init__(self, *, normalize: bool = False):
-        super().__init__()
-        self.normalize = normalize
-
-    def forward(self, image_features, text_features, logit_scale, logit_bias, output_dict: bool = False):
-        """image_features, text_features (N, D) -> loss, or {"contrastive_loss": loss}."""
-        loss = siglip_loss(image_features, text_features, logit_scale, logit_bias, normalize=self.normalize)
-        return {"contrastive_loss": loss} if output_dict else loss

@@ -101,10 +101,10 @@ def info_nce(
     positive_key: Tensor,
     negative_keys: Tensor | None = None,
     temperature: float | Tensor = 0.1,
-    *,
-    negative_mode: str = "unpaired",
-    normalize: bool = True,
     reduction: str = "mean",
+    negative_mode: str = "unpaired",
+    *,
+    normalize: bool = True,
     symmetric: bool = False,
     return_stats: bool = False,
     group=None,
@@ -121,9 +121,9 @@ def info_nce(
         negative_keys: None: the other rows' keys are the negatives. (M, D) "unpaired": these are, for every query, and the
             batch is not. (N, M, D) "paired": those of row i are. As in info-nce-pytorch.
         temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
+        reduction: "mean", "sum" or "none" (N,).
         negative_mode: "unpaired" or "paired".
         normalize: scale all rows to unit length first.
-        reduction: "mean", "sum" or "none" (N,).
         symmetric: mean of query to key and key to query (negatives from the batch only), both from one sweep; "none" gives
             the (2N,) losses, queries first.
         return_stats: also return ``RowStats`` of the queries.

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fastssl.distributed import gather_rows_with_grad, world_size
 from fastssl.momentum.queue import MemoryBank
 from fastssl.ops._checks import check_choice, check_scalar, check_views
 from fastssl.ops.normalize import normalize_pair
@@ -23,8 +24,13 @@ from ._common import arange_ids, dot_rows, positive_loss, reduce_rows, refuse_gr
 from .moco import moco_loss
 
 
-def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, group) -> tuple[Tensor, Tensor, Tensor, float]:
-    """z (2B, D), view 0 first; lse (2B,) over the negatives of each row; dot (B,) of each pair; 1 / temperature."""
+def _pair_terms(
+    op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, group, gather: bool = False
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """z (2B, D), view 0 first; lse (2B,) over the negatives of each row; dot (B,) of each pair; 1 / temperature.
+
+    With ``gather`` the rows of all processes, which must bring as many, are columns too.
+    """
     check_views(op, ("z0", "z1"), z0, z1)
     check_scalar(op, "temperature", temperature, z0, zero=False)
     refuse_group(op, group)
@@ -32,8 +38,12 @@ def _pair_terms(op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, g
         z, dot = normalize_pair(z0, z1)
     else:
         z, dot = torch.cat([z0, z1]), dot_rows(z0, z1)
-    pair = arange_ids(z0).repeat(2)
     scale = 1.0 / temperature
+    if gather and world_size() > 1:
+        pairs, first = gather_rows_with_grad(torch.cat(z.chunk(2), 1))
+        own, columns = arange_ids(z0, first).repeat(2), arange_ids(pairs).repeat_interleave(2)
+        return z, similarity_lse(z, pairs.view(-1, z.shape[1]), scale=scale, x_id=own, y_id=columns), dot, scale
+    pair = arange_ids(z0).repeat(2)
     return z, similarity_lse(z, z, scale=scale, x_id=pair), dot, scale
 
 
@@ -90,7 +100,12 @@ def dcl(
     check_views("dcl", ("z0", "z1"), z0, z1)
     if z0.shape[0] < 2:
         raise ValueError(f"dcl: z0 must have at least 2 rows, since one pair has no negatives, got shape {tuple(z0.shape)}")
-    z, lse, dot, scale = _pair_terms("dcl", z0, z1, temperature, normalize, group)
+    terms = _pair_terms("dcl", z0, z1, temperature, normalize, group)
+    return _decoupled(*terms, weight_fn, reduction)
+
+
+def _decoupled(z: Tensor, lse: Tensor, dot: Tensor, scale, weight_fn: Callable | None, reduction: str) -> Tensor:
+    """DCL from ``_pair_terms``."""
     positive = scale * dot
     if weight_fn is not None:
         a, b = z.chunk(2)
@@ -104,13 +119,9 @@ def mises_fisher_weight(own: Tensor, other: Tensor, sigma: float = 0.5) -> Tenso
     return 2.0 - own.shape[0] * torch.softmax(dot / sigma, dim=0)
 
 
-def _refuse_gather(op: str, gather_distributed: bool, bank: bool = False) -> None:
-    """Over several processes only what a memory bank takes in can be gathered."""
-    dist = torch.distributed
-    if gather_distributed and not dist.is_available():
+def _check_gather(op: str, gather_distributed: bool) -> None:
+    if gather_distributed and not torch.distributed.is_available():
         raise ValueError(f"{op}: gather_distributed=True needs torch.distributed, which this torch build lacks")
-    if gather_distributed and not bank and dist.is_initialized() and dist.get_world_size() > 1:
-        raise NotImplementedError(f"{op}: gather_distributed=True over several processes is not there yet")
 
 
 def _bank_shape(memory_bank_size: int | Sequence[int]) -> tuple[int, int | None]:
@@ -120,6 +131,18 @@ def _bank_shape(memory_bank_size: int | Sequence[int]) -> tuple[int, int | None]
     if not whole or len(shape) not in (1, 2) or shape[0] < 0 or shape[-1] < min(shape[0], 1):
         raise ValueError(f"NTXentLoss: memory_bank_size must be 0, K or (K, D) with K and D of at least 1, got {memory_bank_size}")
     return shape[0], shape[1] if len(shape) == 2 and shape[0] else None
+
+
+class _LossBank(MemoryBank):
+    """The bank of a loss. A state dict may hold it or not, whether this one writes it or not: lightly's loss never does."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        kept = self._non_persistent_buffers_set
+        self._non_persistent_buffers_set = {name for name in self._buffers if f"{prefix}{name}" not in state_dict}
+        try:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+        finally:
+            self._non_persistent_buffers_set = kept
 
 
 class NTXentLoss(nn.Module):
@@ -132,30 +155,38 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: number or one-element tensor (a learned ``nn.Parameter``); ``|temperature| >= 1e-8``.
         memory_bank_size: 0, no bank; (K, D); or K alone: the bank is then made at the first batch, with its width and device. Rows
-            beyond the bank's end are dropped and the next ones go to its start, as in lightly. It is in the state dict, float32.
-        gather_distributed: push the rows of all processes onto the bank. Without effect in one process; without a bank, negatives
-            from several processes are not there yet.
+            beyond the bank's end are dropped and the next ones go to its start, as in lightly. It is float32.
+        gather_distributed: in several processes, the negatives are the rows of all of them, which must bring as many; with a bank,
+            the rows of all are pushed onto it, and their number may differ. Without effect in one process.
+        persistent_bank: keep the bank in the state dict. lightly's is not there, so by default neither is this one, and checkpoints
+            go both ways. Loading takes a bank that the state dict has, and keeps the present one where it has none.
     """
 
     def __init__(
-        self, temperature: float | Tensor = 0.5, memory_bank_size: int | Sequence[int] = 0, gather_distributed: bool = False
+        self,
+        temperature: float | Tensor = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+        *,
+        persistent_bank: bool = False,
     ):
-
         super().__init__()
         if not isinstance(temperature, Tensor) and abs(temperature) < 1e-8:
             raise ValueError(f"NTXentLoss: temperature must be at least 1e-8 in size, got {temperature}")
         size, dim = _bank_shape(memory_bank_size)
-        _refuse_gather("NTXentLoss", gather_distributed, bank=size > 0)
+        _check_gather("NTXentLoss", gather_distributed)
         self.temperature = temperature
         self.gather_distributed = gather_distributed
-        self.memory_bank = MemoryBank(size, dim, overflow="truncate", gather_distributed=gather_distributed)
+        options = {"overflow": "truncate", "gather_distributed": gather_distributed, "persistent": persistent_bank}
+        self.memory_bank = _LossBank(size, dim, **options)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """out0, out1 (B, D), normalised here -> mean loss over the 2B rows; with a memory bank over the B rows of out0."""
         memory = self.memory_bank
         if len(memory.bank) == 0:
-            _refuse_gather("NTXentLoss", self.gather_distributed)
-            return nt_xent(out0, out1, self.temperature)
+            gather = self.gather_distributed
+            _, lse, dot, scale = _pair_terms("NTXentLoss", out0, out1, self.temperature, True, None, gather)
+            return positive_loss(lse, dot, scale, "mean")
         check_views("NTXentLoss", ("out0", "out1"), out0, out1)
         if memory.bank.device != out0.device:  # losses are often built and never moved
             memory.to(out0.device)
@@ -167,7 +198,10 @@ class NTXentLoss(nn.Module):
 
 
 class DCLLoss(nn.Module):
-    """``dcl`` with the arguments of lightly's ``DCLLoss``; ``weight_fn`` as in ``dcl``."""
+    """``dcl`` with the arguments of lightly's ``DCLLoss``; ``weight_fn`` as in ``dcl``. One pair alone gives -inf, as there.
+
+    ``gather_distributed``: in several processes, the negatives are the rows of all of them, which must bring as many.
+    """
 
     def __init__(
         self,
@@ -176,15 +210,15 @@ class DCLLoss(nn.Module):
         gather_distributed: bool = False,
     ):
         super().__init__()
-        _refuse_gather("DCLLoss", gather_distributed)
+        _check_gather("DCLLoss", gather_distributed)
         self.temperature = temperature
         self.weight_fn = weight_fn
         self.gather_distributed = gather_distributed
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """out0, out1 (B, D), normalised here -> mean loss over the 2B rows."""
-        _refuse_gather("DCLLoss", self.gather_distributed)
-        return dcl(out0, out1, self.temperature, weight_fn=self.weight_fn)
+        terms = _pair_terms(type(self).__name__, out0, out1, self.temperature, True, None, self.gather_distributed)
+        return _decoupled(*terms, self.weight_fn, "mean")
 
 
 class DCLWLoss(DCLLoss):

@@ -9,7 +9,7 @@ nor mask it is NT-Xent.
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import FLOATS, INTEGERS, check_choice, check_scalar, check_vector
+from fastssl.ops._checks import FLOATS, INTEGERS, check_choice, check_dense, check_scalar, check_vector, readable
 from fastssl.ops.similarity import similarity_lse
 
 from ._common import arange_ids, class_sums, compact_ids, dot_rows, reduce_rows, refuse_group, unit_rows, wide_dtype
@@ -32,11 +32,26 @@ def _check(features, labels, mask, temperature, base_temperature) -> None:
     rows = features.shape[0]
     if labels is not None and mask is not None:
         raise ValueError(f"{_OP}: labels and mask were both given; give one")
-    if labels is not None:
-        check_vector(_OP, "labels", labels, rows, INTEGERS, "features", features)
     if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) != (rows, rows) or mask.device != features.device):
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"{_OP}: mask must have shape ({rows}, {rows}) on {features.device}, got {got}")
+
+
+def _class_ids(features: Tensor, labels: Tensor | None) -> Tensor | None:
+    """labels (B,) or (B, 1) of any real dtype -> (B,) integers, equal where the labels are."""
+    if labels is None:
+        return None
+    check_dense(_OP, "labels", labels, "a tensor (B,)")
+    if labels.dtype.is_complex:
+        raise TypeError(f"{_OP}: labels must have an integer, bool or float dtype, got {labels.dtype}")
+    if labels.dim() == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    check_vector(_OP, "labels", labels, len(features), (labels.dtype,), "features", features)
+    if labels.dtype.is_floating_point:
+        if readable(labels) and labels.isnan().any():
+            raise ValueError(f"{_OP}: labels must not be NaN, which is equal to nothing")
+        return compact_ids(labels.detach())
+    return labels if labels.dtype in INTEGERS else labels.to(torch.int64)  # bool, and unsigned integers that few kernels know
 
 
 def _positive_sums(z: Tensor, anchors: Tensor, labels: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -79,8 +94,9 @@ def sup_con(
     Args:
         features: (B, V, D), further dimensions flattened into D; float32, bfloat16, float16 or float64, of unit length unless
             ``normalize``.
-        labels: (B,) integers, any values (class, patient, volume): views of samples of equal label are positives. Without
-            labels and mask only the views of one sample are.
+        labels: (B,) or (B, 1), any values (class, patient, volume) of an integer, bool or float dtype: views of samples of equal
+            label are positives. Without labels and mask only the views of one sample are. NaN is refused on a CPU; on a GPU
+            each NaN is a label of its own.
         temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
         base_temperature: the loss is multiplied by temperature / base_temperature, as in SupContrast (0.07 there); None: not.
         normalize: scale rows to unit length first.
@@ -96,6 +112,7 @@ def sup_con(
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, or labels and mask both given.
     """
     _check(features, labels, mask, temperature, base_temperature)
+    labels = _class_ids(features, labels)
     check_choice(_OP, "contrast_mode", contrast_mode, ("all", "one"))
     check_choice(_OP, "reduction", reduction, ("mean", "sum", "none"))
     refuse_group(_OP, group)
@@ -137,6 +154,6 @@ class SupConLoss(nn.Module):
         self.base_temperature, self.normalize = base_temperature, normalize
 
     def forward(self, features: Tensor, labels: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """features (B, V, ...), labels (B,) or mask (B, B) or neither -> loss."""
+        """features (B, V, ...), labels (B,) or (B, 1) of any real dtype, or mask (B, B), or neither -> loss."""
         options = {"temperature": self.temperature, "base_temperature": self.base_temperature, "normalize": self.normalize}
         return sup_con(features, labels, mask=mask, contrast_mode=self.contrast_mode, **options)
