@@ -71,6 +71,19 @@ def test_without_gradient_and_inference_mode(case, small_blocks):
         assert torch.equal(CASES[case][1](**inputs), want)
 
 
+@pytest.mark.parametrize("case", ["pairs cosine mean", "soft_nearest squared", "nce known index"])
+def test_second_derivatives_of_blocks_are_those_of_one_block(case, monkeypatch):
+    inputs = {name: t.requires_grad_() for name, t in make_inputs(case, torch.float64).items()}
+
+    def second(elements):
+        monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", elements)
+        grads = torch.autograd.grad(CASES[case][1](**inputs), list(inputs.values()), create_graph=True)
+        return torch.autograd.grad(sum((g * g.detach().cos()).sum() for g in grads), list(inputs.values()))
+
+    for blocks, one in zip(second(5 * N), second(1 << 23), strict=True):
+        torch.testing.assert_close(blocks, one)
+
+
 class Largest(TorchDispatchMode):
     elements = 0
 

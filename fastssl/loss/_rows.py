@@ -2,8 +2,10 @@
 
     map_rows(f, rows, shared, width) = cat over blocks b of f(*rows[b], *shared)
 
-f's largest tensor has ``width`` elements for each row; a block holds at most ``BLOCK_ELEMENTS`` of them and is computed again
-in the backward. One block alone is neither split nor recomputed.
+f's largest tensor has ``width`` elements for each row; a block holds at most ``BLOCK_ELEMENTS`` of them (on a CPU, where a dozen
+such tensors are alive at once, ``CPU_BLOCK_ELEMENTS``) and is computed again in the backward. One block alone is neither split nor
+recomputed. Everything that a block allocates is freed before the next one begins: small results that stayed between the blocks
+would cut the freed memory into pieces that no later block fits in.
 """
 
 import math
@@ -17,18 +19,100 @@ from fastssl.ops._checks import INTEGERS, check_choice, check_matrix, check_vect
 
 from ._common import in_given_dtype, unit_rows, wide_dtype
 
-BLOCK_ELEMENTS = 1 << 23  # 32 MiB of float32, from where glibc hands freed memory back at once
+BLOCK_ELEMENTS = 1 << 23
+CPU_BLOCK_ELEMENTS = 1 << 18
 DISTANCES = ("euclidean", "squared", "cosine")
 
 
-def map_rows(f: Callable, rows: tuple[Tensor, ...], shared: tuple[Tensor, ...], width: int) -> tuple[Tensor, ...]:
-    """f(*blocks of rows, *shared) -> tuple of tensors with one entry for each row; those, of all rows."""
-    step = max(1, BLOCK_ELEMENTS // width)
+def map_rows(
+    f: Callable, rows: tuple[Tensor, ...], shared: tuple[Tensor, ...], width: int, *, few: bool = False
+) -> tuple[Tensor, ...]:
+    """f(*blocks of rows, *shared) -> tuple of tensors with one entry for each row; those, of all rows.
+
+    f closes over no tensor that needs a gradient: those are ``shared``. ``few``: as few blocks as there may be, because each of
+    them makes a gradient of a large shared tensor.
+    """
+    traced = torch.compiler.is_compiling()
+    small = rows[0].device.type == "cpu" and not traced and not few
+    step = max(1, (min(BLOCK_ELEMENTS, CPU_BLOCK_ELEMENTS) if small else BLOCK_ELEMENTS) // width)
     if step >= rows[0].shape[0]:
         return f(*rows, *shared)
+    if not traced:
+        return _Blocks.apply(f, step, len(rows), *rows, *shared)
     blocks = zip(*(t.split(step) for t in rows), strict=True)
     parts = [checkpoint(f, *block, *shared, use_reentrant=False, preserve_rng_state=False) for block in blocks]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+class _Blocks(torch.autograd.Function):
+    """``map_rows`` outside a compiled graph; f(*tensors), the first ``count`` of which are split into blocks of ``step`` rows."""
+
+    @staticmethod
+    def forward(ctx, f, step, count, *tensors):
+        rows, shared = tensors[:count], tensors[count:]
+        length, outs = rows[0].shape[0], ()
+        with in_given_dtype(rows[0]):
+            for start in range(0, length, step):
+                found = f(*(t[start : start + step] for t in rows), *shared)
+                outs = outs or tuple(t.new_empty((length, *t.shape[1:])) for t in found)
+                for out, part in zip(outs, found, strict=True):
+                    out[start : start + step] = part
+                del found, part
+        ctx.save_for_backward(*tensors)
+        ctx.f, ctx.step, ctx.count = f, step, count
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(t for t in outs if not t.is_floating_point()))
+        return outs
+
+    @staticmethod
+    def backward(ctx, *grads):
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        with in_given_dtype(tensors[0]):
+            if torch.is_grad_enabled():  # a second derivative is asked for: the blocks stay, with their graphs
+                return (None, None, None, *_second(ctx, tensors, grads, needed))
+            found = [torch.zeros_like(t, dtype=wide_dtype(t)) if need else None for t, need in zip(tensors, needed, strict=True)]
+            for start in range(0, tensors[0].shape[0], ctx.step):
+                block = slice(start, start + ctx.step)
+                parts = _block_grads(ctx, tensors, grads, needed, block, False)
+                for at, (whole, part) in enumerate(zip(found, parts, strict=True)):
+                    if part is not None:
+                        (whole[block] if at < ctx.count else whole).add_(part)
+                del parts, part
+        return None, None, None, *(None if t is None else t.to(like.dtype) for t, like in zip(found, tensors, strict=True))
+
+
+def _block_grads(ctx, tensors, grads, needed, block: slice, create_graph: bool) -> list[Tensor | None]:
+    """Gradients of one block of rows with respect to its part of each tensor."""
+    parts = [t[block] if at < ctx.count else t.view_as(t) for at, t in enumerate(tensors)]
+    if not create_graph:
+        parts = [t.detach().requires_grad_(need) for t, need in zip(parts, needed, strict=True)]
+    with torch.enable_grad():
+        outs = ctx.f(*parts)
+    pairs = [(out, grad[block]) for out, grad in zip(outs, grads, strict=True) if grad is not None and out.requires_grad]
+    wanted = [t for t, need in zip(parts, needed, strict=True) if need]
+    if not pairs:
+        return [None] * len(parts)
+    outs, grads = zip(*pairs, strict=True)
+    given = iter(torch.autograd.grad(outs, wanted, grads, create_graph=create_graph, allow_unused=True))
+    return [next(given) if need else None for need in needed]
+
+
+def _second(ctx, tensors, grads, needed) -> list[Tensor | None]:
+    """``_Blocks.backward`` with a graph of its own."""
+    starts = range(0, tensors[0].shape[0], ctx.step)
+    every = [_block_grads(ctx, tensors, grads, needed, slice(start, start + ctx.step), True) for start in starts]
+    found = []
+    for at, need in enumerate(needed):
+        parts = [part[at] for part in every]
+        some = next((part for part in parts if part is not None), None)
+        if not need or some is None:
+            found.append(None)
+        elif at < ctx.count:
+            blocks = [tensors[at][start : start + ctx.step] for start in starts]
+            found.append(torch.cat([torch.zeros_like(t) if part is None else part for part, t in zip(parts, blocks, strict=True)]))
+        else:
+            found.append(sum(part for part in parts if part is not None))
+    return found
 
 
 class _Matmul(torch.autograd.Function):
@@ -127,8 +211,16 @@ def check_labelled(op: str, features: Tensor, labels: Tensor, distance: str) -> 
     check_choice(op, "distance", distance, DISTANCES)
 
 
-def map_labelled(f: Callable, features: Tensor, labels: Tensor, distance: str, *rows: Tensor, cubic: bool = False) -> tuple:
-    """``map_rows`` of f(d (n, N), same (n, N), other (n, N), *rows (n,)) over the rows of a labelled batch.
+def map_labelled(
+    f: Callable,
+    features: Tensor,
+    labels: Tensor,
+    distance: str,
+    *rows: Tensor,
+    shared: tuple[Tensor, ...] = (),
+    cubic: bool = False,
+) -> tuple:
+    """``map_rows`` of f(d (n, N), same (n, N), other (n, N), *rows (n,), *shared) over the rows of a labelled batch.
 
     ``cubic``: f makes N x N elements of each row.
     """
@@ -136,8 +228,8 @@ def map_labelled(f: Callable, features: Tensor, labels: Tensor, distance: str, *
     n = z.shape[0]
 
     def block(x, label, index, *rest):
-        *more, z, labels = rest
-        return f(pair_distance(x, z, distance), *class_masks(index, label, labels), *more)
+        *more, z, labels = rest[: len(rows) + 2]
+        return f(pair_distance(x, z, distance), *class_masks(index, label, labels), *more, *rest[len(rows) + 2 :])
 
     index = torch.arange(n, device=z.device)
-    return map_rows(block, (z, labels, index, *rows), (z, labels), n * n if cubic else n)
+    return map_rows(block, (z, labels, index, *rows), (z, labels, *shared), n * n if cubic else n)

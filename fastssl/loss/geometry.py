@@ -47,14 +47,15 @@ def soft_nearest_neighbor(
     check_choice(op, "reduction", reduction, _ROWS)
     check_labelled(op, features, labels, distance)
     check_scalar(op, "temperature", temperature, features, zero=False)
-    temperature = scalar(temperature, features)
+    learned = isinstance(temperature, Tensor)
 
-    def rows(d, same, other):
-        s = -d / temperature
+    def rows(d, same, other, *given):
+        s = -d / (given[0] if learned else temperature)
         (own, has_own), (rest, has_rest) = masked_lse(s, same), masked_lse(s, other)
         return torch.where(has_own & has_rest, softplus(rest - own), 0.0), has_own
 
-    loss, counts = map_labelled(rows, features, labels, distance)
+    shared = (scalar(temperature, features),) if learned else ()
+    loss, counts = map_labelled(rows, features, labels, distance, shared=shared)
     return loss.sum() / counts.sum().clamp(min=1) if reduction == "mean" else reduce_rows(loss, reduction)
 
 

@@ -247,11 +247,11 @@ def lifted_structured(features: Tensor, labels: Tensor, margin: float = 1.0) -> 
 
     lse, has = map_labelled(negatives, features, labels, "euclidean")
 
-    def positives(d, same, other, row_lse):
+    def positives(d, same, other, row_lse, lse, has):
         bound = (torch.logaddexp(row_lse[:, None], lse) + d).relu().square()
         return torch.where(same & has, bound, 0.0).sum(1), same.sum(1)
 
-    total, pairs = map_labelled(positives, features, labels, "euclidean", lse)
+    total, pairs = map_labelled(positives, features, labels, "euclidean", lse, shared=(lse, has))
     return 0.5 * total.sum() / pairs.sum().clamp(min=1)
 
 

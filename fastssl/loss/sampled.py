@@ -94,26 +94,26 @@ def _check_query(op: str, query: Tensor, positive_key: Tensor, temperature, redu
 
 def _map_logits(f, query: Tensor, keys: Tensor, index: Tensor | None, scale, offset=None) -> Tensor:
     """f(u (n, M)) -> (n,) over blocks of queries, u = scale <query, negatives> + offset; offset (M,), (N, M), a scalar or None."""
-    by_row = [query] if keys.dim() == 2 else [query, keys]
-    by_row += [t for t in (index,) if t is not None]
     offset_by_row = isinstance(offset, Tensor) and offset.dim() == 2
-    by_row += [offset] if offset_by_row else []
+    named = {"query": query, "keys": keys, "index": index, "scale": scale, "offset": offset}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    by_row = {"query"} | ({"keys"} if keys.dim() == 3 else {"index"}) | ({"offset"} if offset_by_row else set())
+    names = sorted(tensors, key=lambda name: name not in by_row)  # those of each row first
 
-    def block(q, *rest):
-        rest = list(rest)
-        own = rest.pop(0) if keys.dim() == 3 else keys
-        if index is not None:
-            at = rest.pop(0)
+    def block(*parts):
+        part = named | dict(zip(names, parts, strict=True))
+        q, own, at, shift = part["query"], part["keys"], part["index"], part["offset"]
+        if at is not None:
             own = own.index_select(0, at.reshape(-1).long()).view(*at.shape, -1)
         q, own = q.to(wide_dtype(q)), own.to(wide_dtype(own))
         dots = matmul(q, own.mT) if own.dim() == 2 else matmul(own, q[:, :, None])[:, :, 0]
-        u = scale * dots
-        shift = rest.pop(0) if offset_by_row else offset
+        u = part["scale"] * dots
         return (f(u if shift is None else u + shift),)
 
     negatives = keys.shape[-2] if index is None else index.shape[1]
-    shared = keys.dim() == 2 and index is None
-    return map_rows(block, tuple(by_row), (), negatives if shared else negatives * keys.shape[-1])[0]
+    width = negatives if keys.dim() == 2 and index is None else negatives * keys.shape[-1]
+    rows, shared = ([tensors[name] for name in names if (name in by_row) == row] for row in (True, False))
+    return map_rows(block, tuple(rows), tuple(shared), width, few=index is not None and keys.requires_grad)[0]
 
 
 def _sum_softplus(u: Tensor) -> Tensor:

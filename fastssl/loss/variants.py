@@ -48,8 +48,8 @@ def nearest_neighbor(query: Tensor, bank: Tensor, *, exclude: Tensor | None = No
         exclude: (N,) int64 rows of the bank that each query must not find, such as itself; -1 for none.
 
     Returns:
-        (N,) int64, the first one among equals; ``bank[nearest_neighbor(query, bank)]`` are the positives. No gradient. The
-        N x K similarities are never held at once.
+        (N,) int64, the first one among equals; ``bank[nearest_neighbor(query, bank)]`` are the positives. No gradient. 2^22
+        similarities are held at once, 16 MiB of float32, whatever N and K (one row of them where K is larger).
     """
     op = "nearest_neighbor"
     check_matrix(op, "query", query, "N, D")
@@ -59,13 +59,17 @@ def nearest_neighbor(query: Tensor, bank: Tensor, *, exclude: Tensor | None = No
         raise ValueError(f"{op}: query and bank must have the same width D, got {tuple(query.shape)} and {tuple(bank.shape)}")
     if exclude is not None and (exclude.dtype != torch.int64 or exclude.shape != query.shape[:1]):
         raise ValueError(f"{op}: exclude must be int64 of shape ({len(query)},), got {exclude.dtype} {tuple(exclude.shape)}")
-    found = []
-    for start in range(0, len(query), rows := max(1, BLOCK_ELEMENTS // len(bank))):
-        part = query[start : start + rows]
+    rows = min(len(query), max(1, BLOCK_ELEMENTS // len(bank)))
+    found = torch.empty(len(query), dtype=torch.int64, device=query.device)
+    similarity = torch.empty(rows, len(bank), dtype=query.dtype, device=query.device)  # one buffer: freed ones would pile up
+    for start in range(0, len(query), rows):
+        block = similarity[: len(query) - start]
         with in_given_dtype(query):
-            similarity = part @ bank.T
+            torch.mm(query[start : start + rows], bank.T, out=block)
         if exclude is not None:
-            row = torch.arange(len(bank), device=query.device)
-            similarity = similarity.masked_fill(row == exclude[start : start + rows, None], -torch.inf)
-        found.append(similarity.argmax(1))
-    return torch.cat(found)
+            own = exclude[start : start + rows, None]
+            known = (own >= 0) & (own < len(bank))
+            own = torch.where(known, own, 0)
+            block.scatter_(1, own, block.gather(1, own).masked_fill_(known, -torch.inf))
+        found[start : start + rows] = block.argmax(1)
+    return found
