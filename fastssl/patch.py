@@ -1,11 +1,16 @@
 """``fastssl.patch("lightly")``: another library's names bound to the drop-ins of ``fastssl.compat``, until they are put back.
 
-A module binds what it imports under names of its own, so the original is looked for in all loaded modules of the library. Names
-that the user's own modules imported before stay what they are: patch first, then import. Not for use by two threads at once.
+A module binds what it imports under names of its own, so the original is looked for in all loaded modules of the library, and in
+the dicts and classes that they define. Names that the user's own modules imported before stay what they are: patch first, then
+import. Not for use by two threads at once.
+
+A program that ran must run patched: where a drop-in refuses a call of a function, the library's own function gets the call.
 """
 
+import functools
 import importlib
 import inspect
+import operator
 import sys
 from types import FunctionType, ModuleType
 
@@ -27,13 +32,26 @@ NAMES = {
         "lightly.models.modules.memory_bank": ("MemoryBankModule",),
         "lightly.models.modules.nn_memory_bank": ("NNMemoryBankModule",),
         "lightly.loss.ntx_ent_loss": ("NTXentLoss",),
+        "lightly.loss.dcl_loss": ("DCLLoss", "DCLWLoss"),
+        "lightly.loss.negative_cosine_similarity": ("NegativeCosineSimilarity",),
+        "lightly.utils.lars": ("LARS",),
     },
     "solo": {
         "solo.losses.byol": ("byol_loss_func",),
         "solo.losses.mae": ("mae_loss_func",),
         "solo.losses.mocov2plus": ("mocov2plus_loss_func",),
+        "solo.losses.mocov3": ("mocov3_loss_func",),
+        "solo.losses.nnclr": ("nnclr_loss_func",),
         "solo.losses.simclr": ("simclr_loss_func",),
+        "solo.losses.simsiam": ("simsiam_loss_func",),
+        "solo.utils.lars": ("LARS",),
         "solo.utils.momentum": ("MomentumUpdater", "initialize_momentum_params"),
+    },
+    "open_clip": {"open_clip.loss": ("ClipLoss", "SigLipLoss")},
+    "info_nce": {"info_nce": ("InfoNCE", "info_nce")},
+    "pytorch_metric_learning": {
+        "pytorch_metric_learning.losses.ntxent_loss": ("NTXentLoss",),
+        "pytorch_metric_learning.losses.supcon_loss": ("SupConLoss",),
     },
     "timm": {"timm.utils.model_ema": ("ModelEmaV3",)},
 }
@@ -47,14 +65,19 @@ METHODS = {
             for name in ("forward_decoder", "forward_encoder", "forward_loss", "patchify", "random_masking", "unpatchify")
         }
     },
+    "moco": {"MoCo": {name: f"MoCo.{name}" for name in ("_dequeue_and_enqueue", "_momentum_update_key_encoder")}},
     "transformers": {
         "ViTMAEEmbeddings": {"random_masking": "random_masking", "forward": "embeddings_forward"},
         "ViTMAEDecoder": {"forward": "decoder_forward"},
         "ViTMAEForPreTraining": {"forward": "forward"},
     },
 }
-#: library -> the module with these classes; of "mae" the user brings the class.
+#: library -> the module with these classes.
 HOLDERS = {"lightly": "lightly.models.modules", "transformers": "transformers.models.vit_mae.modeling_vit_mae"}
+#: Repositories without a package: the user brings the class.
+BROUGHT = {"mae": "MaskedAutoencoderViT", "moco": "MoCo"}
+#: Methods that call no module of the model: where they refuse, nothing was run yet.
+LEAVES = ("forward_loss", "patchify", "random_masking", "unpatchify")
 _LIBRARIES = sorted(NAMES | METHODS)
 _ABSENT = object()
 
@@ -68,14 +91,17 @@ class Patch:
         self._objects, self._methods, names = [], [], []
         for owner, name, new in modules:
             old = getattr(owner, name)
-            bound = [] if old is new else _rebind(library, old, new)
+            if _original(old) is new:
+                continue
+            new = _with_way_back(new, old)
+            bound = _rebind(library, old, new)
             if bound:
                 self._objects.append((old, new))
                 names += bound
         for cls, name, new in methods:
             old = vars(cls).get(name, _ABSENT)
-            if old is not new:
-                setattr(cls, name, new)
+            if _original(old) is not new:
+                setattr(cls, name, _with_way_back(new, getattr(cls, name)) if name in LEAVES else new)
                 self._methods.append((cls, name, old))
                 names.append(f"{cls.__name__}.{name}")
         self.names = tuple(names)
@@ -108,22 +134,24 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     class whose own methods call it by its name (``super(Name, self)``) keeps it in the module that defines it, for their sake.
 
     Args:
-        library: "lightly", "solo", "timm", "transformers" (its ViTMAE) or "mae".
-        target: for "mae": the class ``MaskedAutoencoderViT``, or the module that holds it under this name.
+        library: "info_nce", "lightly", "open_clip", "pytorch_metric_learning", "solo", "timm", "transformers" (its ViTMAE), "mae"
+            or "moco".
+        target: for "mae" the class ``MaskedAutoencoderViT``, for "moco" the class ``MoCo``, or the module that holds it under
+            this name.
 
     Returns:
         Has ``undo()`` and the swapped ``names``; as a context manager it undoes at the end.
 
     Raises:
         ValueError: unknown library, or a version of it whose functions take other arguments; nothing is swapped then.
-        TypeError: "mae" without a class, or a class for another library. ImportError: the library is not installed.
+        TypeError: "mae" or "moco" without a class, or a class for another library. ImportError: the library is not installed.
     """
     if library not in _LIBRARIES:
         raise ValueError(f"patch: library must be one of {', '.join(map(repr, _LIBRARIES))}, got {library!r}")
-    if library == "mae":
-        return Patch(library, [], _methods(library, _mae_class(target)))
+    if library in BROUGHT:
+        return Patch(library, [], _methods(library, _brought_class(library, target)))
     if target is not None:
-        raise TypeError(f'patch: target is for "mae" alone, got {target!r} for {library!r}')
+        raise TypeError(f"patch: target is for {' and '.join(map(repr, BROUGHT))} alone, got {target!r} for {library!r}")
     modules = [(_imported(module), name) for module, names in NAMES.get(library, {}).items() for name in names]
     holder = _imported(HOLDERS[library]) if library in HOLDERS else None
     ours = importlib.import_module(f"fastssl.compat.{library}")
@@ -143,14 +171,38 @@ def _imported(module: str) -> ModuleType:
         raise
 
 
-def _mae_class(target) -> ModuleType:
+def _brought_class(library: str, target) -> ModuleType:
     """A namespace with the class under its published name."""
-    cls = getattr(target, "MaskedAutoencoderViT", None) if isinstance(target, ModuleType) else target
+    name = BROUGHT[library]
+    cls = getattr(target, name, None) if isinstance(target, ModuleType) else target
     if not isinstance(cls, type):
-        raise TypeError(f'patch: "mae" needs the class MaskedAutoencoderViT or the module that holds it, got {target!r}')
-    holder = ModuleType("mae")
-    holder.MaskedAutoencoderViT = cls
+        raise TypeError(f'patch: "{library}" needs the class {name} or the module that holds it, got {target!r}')
+    holder = ModuleType(library)
+    setattr(holder, name, cls)
     return holder
+
+
+def _original(f):
+    """What a drop-in was before ``_with_way_back``."""
+    return getattr(f, "_fastssl", f)
+
+
+def _with_way_back(ours, theirs):
+    """A function that calls ``theirs`` where ``ours`` refuses, which it does before anything runs. Classes stay as they are."""
+    if not isinstance(ours, FunctionType):
+        return ours
+
+    @functools.wraps(ours)
+    def serve(*args, **kwargs):
+        try:
+            return ours(*args, **kwargs)
+        except (TypeError, ValueError, NotImplementedError):
+            return theirs(*args, **kwargs)
+
+    serve._fastssl = ours
+    for name in ("__module__", "__qualname__"):  # so that it is pickled by the name that it is bound to
+        setattr(serve, name, getattr(theirs, name, getattr(ours, name)))
+    return serve
 
 
 def _methods(library: str, holder: ModuleType | None) -> list[tuple]:
@@ -162,19 +214,26 @@ def _methods(library: str, holder: ModuleType | None) -> list[tuple]:
     found = []
     for cls, names in table.items():
         for name, replacement in names.items():
-            found.append((getattr(holder, cls), name, getattr(ours, replacement)))
+            found.append((getattr(holder, cls), name, operator.attrgetter(replacement)(ours)))
             _check_arguments(f"{cls}.{name}", getattr(found[-1][0], name, None), found[-1][2])
     return found
 
 
 def _check_arguments(where: str, theirs, ours) -> None:
-    """The installed version must have the name, and a function there must take the arguments that ours takes, in their order."""
+    """The installed version must have the name, and take the arguments that ours takes, in their order.
+
+    Ours may take more by keyword alone; a class of ours may take more at the end too, as those of other versions do.
+    """
     if theirs is None:
         raise ValueError(f"patch: {where} is missing; is this another version?")
-    if not isinstance(theirs, FunctionType):
+    if _original(theirs) is ours:
         return
-    wanted, got = (list(inspect.signature(f).parameters) for f in (ours, theirs))
-    if got != wanted:
+    callables = [f.__init__ if isinstance(f, type) else f for f in (ours, theirs)]
+    if not all(isinstance(f, FunctionType) for f in callables):
+        return
+    wanted, got = (list(inspect.signature(f).parameters.values()) for f in callables)
+    wanted, got = [p.name for p in wanted if p.kind is not p.KEYWORD_ONLY], [p.name for p in got]
+    if got != (wanted[: len(got)] if isinstance(theirs, type) else wanted):
         raise ValueError(f"patch: {where} must take ({', '.join(wanted)}), this version takes ({', '.join(got)})")
 
 
@@ -188,7 +247,18 @@ def _rebind(library: str, old, new) -> list[str]:
             if not (path == getattr(old, "__module__", None) and _names_itself(old)):
                 setattr(module, name, new)
                 names.append(f"{path}.{name}")
+        for where, table in _tables(path, module):
+            for key in [key for key, value in table.items() if value is old]:
+                table[key] = new
+                names.append(f"{where}[{key!r}]")
     return names
+
+
+def _tables(path: str, module: ModuleType) -> list[tuple[str, dict]]:
+    """The dicts that a module and its classes hold, such as solo-learn's optimizers by name, with what they are called."""
+    held = [(path, module)] + [(f"{path}.{n}", c) for n, c in vars(module).items() if isinstance(c, type) and c.__module__ == path]
+    pairs = [(f"{where}.{name}", value) for where, holder in held for name, value in list(vars(holder).items())]
+    return [(where, value) for where, value in pairs if type(value) is dict and not where.rpartition(".")[2].startswith("__")]
 
 
 def _names_itself(cls) -> bool:

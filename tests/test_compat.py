@@ -140,7 +140,7 @@ def test_memory_bank_keeps_lightlys_contents(their_lightly, first):
     assert dict(ours.named_buffers()).keys() == dict(theirs.named_buffers()).keys()
 
 
-@pytest.mark.parametrize("size", [0, -1, 5, (5, 2), [5, 2], (5,), (0,), (0, 2), (5, -2), (5, 2, 3), (-5, 2), ()])
+@pytest.mark.parametrize("size", [0, -1, (5, 2), [5, 2], (5,), (0,), (0, 2), (5, -2), (5, 2, 3), (-5, 2), ()])
 def test_memory_bank_sizes(their_lightly, size):
     try:
         want = their_lightly[1].MemoryBankModule(size)
@@ -151,6 +151,23 @@ def test_memory_bank_sizes(their_lightly, size):
     got = lightly.MemoryBankModule(size)
     assert got.size == want.size and got.bank.shape == want.bank.shape
     assert (got(torch.ones(3, 2))[1] is None) == (want(torch.ones(3, 2))[1] is None)
+
+
+@pytest.mark.parametrize("cls", [lightly.MemoryBankModule, lightly.NNMemoryBankModule])
+def test_memory_banks_of_a_size_alone_take_the_width_of_the_first_batch(cls):
+    """As lightly's did up to 1.5: 1.6 refuses the size, and has no default."""
+    lazy, sized = cls(7), cls((7, 3))
+    assert lazy.size == (7,) and cls().size[0] == 2**16 and not lazy.state_dict()
+    rows = torch.randn(4, 3)
+    lazy(rows)
+    assert lazy.bank.shape == (7, 3)
+    torch.testing.assert_close(lazy.bank.norm(dim=1), torch.ones(7))
+    sized.bank.copy_(lazy.bank)
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(lazy(rows, update=True), sized(rows, update=True), strict=True))
+        assert torch.equal(lazy.bank, sized.bank) and torch.equal(lazy.bank_ptr, sized.bank_ptr)
+    with pytest.raises(ValueError, match="output must be 2-D"):
+        cls(7)(torch.ones(3))
 
 
 def test_memory_bank_as_a_base_class():

@@ -43,6 +43,50 @@ def test_the_module_is_lightlys(shape):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "options"),
+    [
+        (((4, 6, 8), (4, 6, 8)), {"dim": 2}),
+        (((4, 6, 8), (4, 6, 8)), {}),
+        (((4, 6, 8), (4, 6, 8)), {"dim": -3}),
+        (((3, 5, 2, 4), (5, 1, 4)), {"dim": 1}),
+        (((6, 8), (1, 8)), {"dim": -1}),
+        (((6, 8), (6, 8)), {"dim": 0, "eps": 2.5}),
+        (((6, 8), (6, 8)), {"eps": 2.5}),
+        (((8,), (8,)), {"dim": 0}),
+    ],
+    ids=str,
+)
+def test_the_module_takes_dim_eps_and_any_shapes_that_broadcast(shapes, options):
+    """With eps = 2.5 some norms of eight normal numbers are clamped; torch's gradient ignores that, ours does not."""
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    got = value_and_grads(NegativeCosineSimilarity(**options), *inputs)
+    dim, eps = options.get("dim", 1), options.get("eps", 1e-8)
+    theirs = value_and_grads(lambda p, z: -F.cosine_similarity(p, z, dim, eps).mean(), *inputs)
+
+    def clamped(p, z):
+        p, z = torch.broadcast_tensors(p, z)
+        return -(F.normalize(p, dim=dim, eps=eps) * F.normalize(z, dim=dim, eps=eps)).sum(dim).mean()
+
+    torch.testing.assert_close(got[0], theirs[0], rtol=1e-12, atol=1e-12)
+    want = value_and_grads(clamped, *inputs) if "eps" in options else theirs
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_the_module_refuses_by_name():
+    x = torch.randn(3, 4)
+    for arguments, inputs, error, match in (
+        ({"dim": 1.0}, (x, x), TypeError, "dim must be a whole number"),
+        ({"eps": -1.0}, (x, x), ValueError, "eps must be at least 0"),
+        ({"dim": 2}, (x, x), ValueError, r"x0 must have the dimension dim = 2, got shape \(3, 4\)"),
+        ({}, (x, x[:2]), ValueError, r"x0 and x1 must have shapes that broadcast together, got \(3, 4\) and \(2, 4\)"),
+        ({}, (x, None), TypeError, "x1 must be a tensor, got NoneType"),
+        ({}, (x, x.double()), TypeError, "x0 and x1 must have the same dtype"),
+    ):
+        with pytest.raises(error, match=f"NegativeCosineSimilarity: {match}"):
+            NegativeCosineSimilarity(**arguments)(*inputs)
+
+
 def test_byol_loss_is_the_squared_distance_of_unit_rows():
     got = value_and_grads(BYOLLoss(), *views())
     want = value_and_grads(lambda p, z: (F.normalize(p) - F.normalize(z)).square().sum(1).mean(), *views())

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 import fastssl
 from fastssl.compat import lightly as ours
 from fastssl.compat import mae
-from fastssl.compat.solo import mae_loss_func
+from fastssl.compat.moco import MoCo
 from fastssl.compat.timm import ModelEmaV3
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,13 @@ FUNCTIONS = (
 def theirs():
     library("lightly.loss")
     library("lightly.models.modules")
+    library("lightly.utils.lars")
     return importlib.import_module("lightly")
+
+
+def original(f):
+    """The drop-in behind a function that gives refused calls back to the library."""
+    return getattr(f, "_fastssl", f)
 
 
 def bindings(name):
@@ -63,7 +69,9 @@ def test_lightly_is_swapped_wherever_it_is_bound_and_put_back(theirs):
     before = bindings("lightly")
     patch = fastssl.patch("lightly")
     for name in FUNCTIONS:
-        assert getattr(theirs.models.utils, name) is getattr(ours, name)
+        assert original(getattr(theirs.models.utils, name)) is getattr(ours, name)
+    for name in ("DCLLoss", "DCLWLoss", "NegativeCosineSimilarity"):
+        assert getattr(theirs.loss, name) is getattr(fastssl.loss, name)
     assert theirs.loss.NTXentLoss is theirs.loss.ntx_ent_loss.NTXentLoss is fastssl.loss.NTXentLoss
     assert theirs.models.modules.memory_bank.MemoryBankModule is ours.MemoryBankModule
     assert theirs.models.modules.NNMemoryBankModule is ours.NNMemoryBankModule
@@ -83,13 +91,13 @@ def test_inner_patches_swap_nothing_and_put_nothing_back(theirs):
         assert outer.names and "lightly" in repr(outer)
         with fastssl.patch("lightly") as inner:
             assert inner.names == ()
-        assert utils.get_at_index is ours.get_at_index
+        assert original(utils.get_at_index) is ours.get_at_index
         assert theirs.models.modules.NNMemoryBankModule is ours.NNMemoryBankModule
         after = fastssl.patch("lightly")
     assert_same_bindings(bindings("lightly"), before)
     with fastssl.patch("lightly"):
         after.undo()
-        assert utils.get_at_index is ours.get_at_index
+        assert original(utils.get_at_index) is ours.get_at_index
     with pytest.raises(KeyError), fastssl.patch("lightly"):
         raise KeyError
     assert_same_bindings(bindings("lightly"), before)
@@ -100,12 +108,12 @@ def test_modules_imported_meanwhile_are_put_back_too(theirs, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightly.later", later)
     foreign = ModuleType("lightly_like")
     monkeypatch.setitem(sys.modules, "lightly_like", foreign)
-    original = theirs.models.utils.patchify
-    foreign.patchify = original
+    before = theirs.models.utils.patchify
+    foreign.patchify = before
     with fastssl.patch("lightly"):
         later.named_otherwise = theirs.models.utils.patchify
-        assert later.named_otherwise is ours.patchify and foreign.patchify is original
-    assert later.named_otherwise is original
+        assert original(later.named_otherwise) is ours.patchify and foreign.patchify is before
+    assert later.named_otherwise is before
 
 
 def test_lightly_objects_and_subclasses_from_before_still_work(theirs):
@@ -216,7 +224,7 @@ def test_transformers_is_swapped_and_put_back():
     with fastssl.patch("transformers") as patch:
         assert len(patch.names) == 4
         for cls, _, method in (name.partition(".") for name in patch.names):
-            assert getattr(getattr(vit_mae, cls), method).__module__ == "fastssl.compat.transformers"
+            assert original(getattr(getattr(vit_mae, cls), method)).__module__ == "fastssl.compat.transformers"
     assert_same_bindings(bindings("transformers"), before)
 
 
@@ -231,7 +239,7 @@ def test_transformers_with_a_method_for_the_loss(monkeypatch):
     forward = model.forward
     with fastssl.patch("transformers") as patch:
         assert "ViTMAEForPreTraining.forward_loss" in patch.names and model.forward is forward
-        assert model.forward_loss.__module__ == "fastssl.compat.transformers"
+        assert original(model.forward_loss).__module__ == "fastssl.compat.transformers"
     assert model.forward_loss is forward_loss
 
 
@@ -267,109 +275,24 @@ def test_mae_takes_the_class_or_its_module():
     for target, cls in ((MaskedAutoencoderViT, MaskedAutoencoderViT), (module, MaskedAutoencoderViT), (Derived, Derived)):
         before = dict(vars(cls))
         with fastssl.patch("mae", target) as patch:
-            assert all(vars(cls)[name] is getattr(mae, name) for name in METHODS)
+            assert all(original(vars(cls)[name]) is getattr(mae, name) for name in METHODS)
             assert sorted(patch.names) == sorted(f"{cls.__name__}.{name}" for name in METHODS)
             with fastssl.patch("mae", target) as inner:
                 assert inner.names == ()
-            assert cls.forward_loss is mae.forward_loss
+            assert original(cls.forward_loss) is mae.forward_loss
         assert {k: v for k, v in vars(cls).items() if callable(v)} == {k: v for k, v in before.items() if callable(v)}
 
 
 def test_the_code_in_the_page_on_drop_ins_runs(theirs):
     library("transformers.models.vit_mae.modeling_vit_mae")
     blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "compat.md").read_text(), re.S)
-    scope = {"MaskedAutoencoderViT": type("Own", (MaskedAutoencoderViT,), {}), "pixel_values": None}
+    scope = {
+        "MaskedAutoencoderViT": type("Own", (MaskedAutoencoderViT,), {}),
+        "MoCo": type("Own", (MoCo,), {}),
+        "pixel_values": None,
+    }
     for block in blocks:
         exec(block, scope | {"model": lambda _: SimpleNamespace(loss=0.0)})
-    assert scope["MaskedAutoencoderViT"].forward_loss is mae.forward_loss
-    assert theirs.models.utils.patchify is not ours.patchify
-
-
-# --- a library of the tests' own, for what goes wrong ---------------------------------------------------------------------
-
-LOSSES = {
-    "byol": "def byol_loss_func(p, z, simplified=True): ...",
-    "mae": "def mae_loss_func(imgs, pred, mask, patch_size, norm_pix_loss=True): ...",
-    "mocov2plus": "def mocov2plus_loss_func(query, key, queue, temperature=0.1): ...",
-    "simclr": "def simclr_loss_func(z, indexes, temperature=0.1): ...",
-}
-MOMENTUM = "class MomentumUpdater: ...\ndef initialize_momentum_params(online_net, momentum_net): ..."
-
-
-@pytest.fixture
-def solo(tmp_path, monkeypatch):
-    """A package with solo-learn's names; ``solo(simclr="...")`` writes it with another source for a loss."""
-
-    def write(**losses):
-        files = {f"losses/{name}.py": source for name, source in (LOSSES | losses).items()}
-        files |= {"utils/momentum.py": MOMENTUM, "methods/mae.py": "from solo.losses.mae import mae_loss_func as loss"}
-        for name, source in files.items():
-            path = tmp_path / "solo" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for package in (path.parent, path.parent.parent):
-                (package / "__init__.py").touch()
-            path.write_text(source)
-        importlib.invalidate_caches()
-
-    monkeypatch.syspath_prepend(tmp_path)
-    yield write
-    for name in [name for name in sys.modules if name.partition(".")[0] == "solo"]:
-        del sys.modules[name]
-
-
-def test_solo_methods_that_bound_the_loss_at_import(solo):
-    solo()
-    method = importlib.import_module("solo.methods.mae")
-    original = method.loss
-    with fastssl.patch("solo") as patch:
-        assert method.loss is mae_loss_func and "solo.methods.mae.loss" in patch.names
-        assert sys.modules["solo.utils.momentum"].MomentumUpdater is fastssl.compat.solo.MomentumUpdater
-    assert method.loss is original
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (
-            "def simclr_loss_func(z1, z2, temperature=0.1): ...",
-            r"must take \(z, indexes, temperature\).*takes \(z1, z2, temperature\)",
-        ),
-        ("", "simclr_loss_func is missing"),
-    ],
-)
-def test_another_version_is_refused_before_anything_is_swapped(solo, source, message):
-    solo(simclr=source)
-    method = importlib.import_module("solo.methods.mae")
-    original = method.loss
-    with pytest.raises(ValueError, match=message):
-        fastssl.patch("solo")
-    assert method.loss is original is sys.modules["solo.losses.mae"].mae_loss_func
-
-
-def test_a_library_that_lacks_another_one_says_which(solo):
-    solo(mae="import a_package_that_nobody_has")
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_nobody_has"):
-        fastssl.patch("solo")
-
-
-@pytest.mark.parametrize("name", ["solo", "timm", "lightly"])
-def test_a_library_that_is_not_installed(monkeypatch, name):
-    for module in [module for module in sys.modules if module.partition(".")[0] == name]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=f"is {name} installed"):
-        fastssl.patch(name)
-
-
-def test_refusals():
-    for args, error, match in (
-        (("mmselfsup",), ValueError, "'lightly', 'mae', 'solo', 'timm', 'transformers', got 'mmselfsup'"),
-        ((None,), ValueError, "got None"),
-        (("mae",), TypeError, "needs the class"),
-        (("mae", MaskedAutoencoderViT()), TypeError, "needs the class"),
-        (("mae", ModuleType("empty")), TypeError, "needs the class"),
-        (("mae", nn.Linear), ValueError, "MaskedAutoencoderViT.forward_decoder is missing"),
-        (("timm", nn.Linear), TypeError, 'target is for "mae" alone'),
-    ):
-        with pytest.raises(error, match=match):
-            fastssl.patch(*args)
+    assert original(scope["MaskedAutoencoderViT"].forward_loss) is mae.forward_loss
+    assert scope["MoCo"]._dequeue_and_enqueue is MoCo._dequeue_and_enqueue
+    assert original(theirs.models.utils.patchify) is not ours.patchify

@@ -1,8 +1,10 @@
-"""Drop-ins for lightly 1.6: memory banks, momentum update, NT-Xent, and the functions on tokens of ``lightly.models.utils``.
+"""Drop-ins for lightly 1.6: memory banks, momentum update, contrastive losses, LARS, and functions on tokens.
 
 lightly 1.6.0 asks nowhere for its own classes (no ``isinstance``), so these derive from none and lightly need not be installed.
 """
 
+import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -11,21 +13,28 @@ from torch import Tensor, nn
 
 from fastssl import masking
 from fastssl.distributed import gather_rows
-from fastssl.loss.nt_xent import NTXentLoss
+from fastssl.loss.cosine import NegativeCosineSimilarity
+from fastssl.loss.nt_xent import DCLLoss, DCLWLoss, NTXentLoss
 from fastssl.loss.variants import nearest_neighbor
-from fastssl.ops._checks import check_matrix
+from fastssl.ops._checks import check_matrix, check_number, check_whole
 from fastssl.ops._patches import check_floats, check_ids
 from fastssl.ops.embed_visible import embed_visible
 from fastssl.ops.gather_tokens import gather_tokens
 from fastssl.ops.queue import queue_push_
 
 from ._common import average_parameters
+from ._lars import Lars
 from .mae import plain_patch_embed, unwatched
 
 __all__ = [
+    "LARS",
+    "DCLLoss",
+    "DCLWLoss",
     "MemoryBankModule",
     "NNMemoryBankModule",
     "NTXentLoss",
+    "NegativeCosineSimilarity",
+    "cosine_schedule",
     "get_at_index",
     "mask_at_index",
     "mask_bool",
@@ -52,7 +61,8 @@ class MemoryBankModule(nn.Module):
     """Bank of older embeddings (``lightly.models.modules.MemoryBankModule``), to be called or subclassed.
 
     Args:
-        size: (K, D); 0 or (0, D): no bank. As in 1.6 another bare number is refused, since D cannot be guessed.
+        size: (K, D); 0 or (0, D): no bank. K alone, as up to 1.5 (1.6 refuses it): the bank is made at the first batch, with its
+            width and on its device. Give D with several processes: DDP makes equal only what exists when it is built.
         gather_distributed: push the embeddings of all ranks. Every rank must bring as many.
         feature_dim_first: the bank is returned as (D, K) instead of (K, D).
 
@@ -60,7 +70,7 @@ class MemoryBankModule(nn.Module):
     int64. A batch that reaches the end of the bank is cut off there and the pointer returns to 0.
     """
 
-    def __init__(self, size: int | Sequence[int], gather_distributed: bool = False, feature_dim_first: bool = True):
+    def __init__(self, size: int | Sequence[int] = 65536, gather_distributed: bool = False, feature_dim_first: bool = True):
         super().__init__()
         self.size = _bank_size(type(self).__name__, size)
         self.gather_distributed = gather_distributed
@@ -78,10 +88,17 @@ class MemoryBankModule(nn.Module):
         """
         if self.size[0] == 0:
             return output, None
+        self._make_for(output)
         bank = self.bank.clone()
         if update:
             self._dequeue_and_enqueue(output)
         return output, bank.t() if self.feature_dim_first else bank
+
+    def _make_for(self, output: Tensor) -> None:
+        if self.bank.dim() == 1:
+            check_matrix(type(self).__name__, "output", output, "N, D")
+            self.bank, self.bank_ptr = self.bank.to(output.device), self.bank_ptr.to(output.device)
+            self._init_memory_bank((*self.size, output.shape[1]))
 
     @torch.no_grad()
     def _init_memory_bank(self, size: tuple[int, ...]) -> None:
@@ -92,6 +109,7 @@ class MemoryBankModule(nn.Module):
     def _dequeue_and_enqueue(self, batch: Tensor) -> None:
         """batch (N, D), any N of at least 1, brought to the dtype of the bank."""
         check_matrix(type(self).__name__, "output", batch, "N, D")
+        self._make_for(batch)
         if self.gather_distributed:
             batch = gather_rows(batch, even=True)
         queue_push_(self.bank, self.bank_ptr, batch, layout="kd", overflow="truncate")
@@ -100,10 +118,10 @@ class MemoryBankModule(nn.Module):
 class NNMemoryBankModule(MemoryBankModule):
     """Nearest neighbours from a bank (``lightly.models.modules.NNMemoryBankModule``; NNCLR, Dwibedi et al. 2021, eq. 1).
 
-    size: (K, D), with K of at least 1.
+    size: (K, D), or K alone as up to 1.5, with K of at least 1.
     """
 
-    def __init__(self, size: int | Sequence[int]):
+    def __init__(self, size: int | Sequence[int] = 2**16):
         super().__init__(size)
         if self.size[0] == 0:
             raise ValueError(f"NNMemoryBankModule: size must be (K, D) with at least one row, got {size}")
@@ -114,6 +132,7 @@ class NNMemoryBankModule(MemoryBankModule):
         ``update`` pushes ``output`` after the look-up. No gradient, no N x K similarities at once.
         """
         check_matrix("NNMemoryBankModule", "output", output, "N, D")
+        self._make_for(output)
         query = F.normalize(output.detach().to(self.bank.dtype), dim=1)
         found = self.bank[nearest_neighbor(query, F.normalize(self.bank, dim=1))]
         if update:
@@ -125,11 +144,75 @@ def _bank_size(op: str, size: int | Sequence[int]) -> tuple[int, ...]:
     entries = (size,) if isinstance(size, int) else tuple(size)
     if any(entry < 0 for entry in entries):
         raise ValueError(f"{op}: size must not be negative, got {size}")
-    if isinstance(size, int) and size > 0:
-        raise ValueError(f"{op}: size must be (K, D), since the width D cannot be guessed, or 0 for no bank, got {size}")
-    if entries != (0,) and len(entries) != 2:
-        raise ValueError(f"{op}: size must be (K, D), or 0 for no bank, got {size}")
+    if not isinstance(size, int) and entries != (0,) and len(entries) != 2:
+        raise ValueError(f"{op}: size must be (K, D), K alone, or 0 for no bank, got {size}")
     return entries
+
+
+# --- lightly.utils: optimizer and schedule ----------------------------------------------------------------------------------
+
+
+class LARS(Lars):
+    """``lightly.utils.lars.LARS`` (1.6): the same arguments in the same order, group options, state and steps.
+
+    Args:
+        params: parameters or groups of them.
+        lr: number of at least 0, or a one-element float tensor.
+        momentum: m, in [0, 1); 0 keeps no state.
+        dampening: of the momentum, from its second step on; other than 0 costs more launches.
+        weight_decay: wd; a group without it takes plain steps of momentum.
+        nesterov: needs momentum above 0 and a dampening of 0.
+        trust_coefficient: eta.
+        eps: added to the denominator of q.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        trust_coefficient: float = 0.001,
+        eps: float = 1e-8,
+    ):
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, options | {"nesterov": nesterov, "trust_coefficient": trust_coefficient, "eps": eps})
+
+
+def cosine_schedule(step: int, max_steps: int, start_value: float, end_value: float, period: int | None = None) -> float:
+    """``lightly.utils.scheduler.cosine_schedule``: half a cosine from start_value at step 0 to end_value at step max_steps - 1.
+
+    Args:
+        step: whole number of at least 0; beyond ``max_steps`` it warns (RuntimeWarning).
+        max_steps: at least 0.
+        start_value, end_value: finite numbers.
+        period: steps of a whole cycle, which then repeats for ever; ``max_steps`` has no effect.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    op = "cosine_schedule"
+    check_whole(op, "step", step, 0)
+    check_whole(op, "max_steps", max_steps, 0)
+    for name, value in (("start_value", start_value), ("end_value", end_value)):
+        check_number(op, name, value)
+    if period is not None:
+        check_number(op, "period", period)
+        if period <= 0:
+            raise ValueError(f"{op}: period must be above 0, got {period}")
+        turn = 2 * step / period
+    else:
+        if step > max_steps:
+            warnings.warn(f"{op}: step {step} is beyond max_steps = {max_steps}", RuntimeWarning, stacklevel=2)
+        if step >= max_steps - 1:
+            return float(end_value)
+        turn = step / (max_steps - 1)
+    return float(end_value - (end_value - start_value) * (math.cos(math.pi * turn) + 1) / 2)
 
 
 # --- lightly.models.utils: tokens, masks, patches -------------------------------------------------------------------------

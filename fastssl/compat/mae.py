@@ -36,12 +36,11 @@ def unpatchify(self, x: Tensor) -> Tensor:
 
 
 def forward_loss(self, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
-    """imgs (N, C, H, W), a constant; pred (N, L, C p q); mask (N, L), 1 = removed -> mean over the removed patches, float32.
+    """imgs (N, C, H, W), pred (N, L, C p q), mask (N, L), 1 = removed -> mean over the removed patches, float32.
 
     0 where nothing is removed (NaN there). TypeError, ValueError, NotImplementedError: as ``masked_patch_loss``.
     """
-    patch_size = self.patch_embed.patch_size
-    return masked_patch_loss(imgs, pred, mask, patch_size, norm_pix_loss=self.norm_pix_loss, empty="zero")
+    return patch_loss(imgs, pred, mask, self.patch_embed.patch_size, self.norm_pix_loss)
 
 
 def forward_encoder(self, x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,6 +77,18 @@ def forward_decoder(self, x: Tensor, ids_restore: Tensor) -> Tensor:
 # --- shared with the methods of other libraries ----------------------------------------------------------------------------
 
 
+def patch_loss(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int | tuple[int, int], norm_pix_loss: bool) -> Tensor:
+    """``masked_patch_loss``, 0 where nothing is removed; plain PyTorch where the images need a gradient, which it gives none."""
+    if not (isinstance(imgs, Tensor) and imgs.requires_grad and torch.is_grad_enabled()):
+        return masked_patch_loss(imgs, pred, mask, patch_size, norm_pix_loss=norm_pix_loss, empty="zero")
+    target = masking.patchify(imgs, patch_size)
+    if norm_pix_loss:
+        var, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - mean) / (var + 1e-6).sqrt()
+    error = (pred - target).square().mean(-1)
+    return (error * mask).sum() / mask.sum().clamp_min(1)
+
+
 def embed_kept(images: Tensor, projection: nn.Conv2d, ids_keep: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
     """images (N, C, H, W), ids_keep (N, K), cls_token (1, 1, E), pos_embed (1, 1 + L, E) -> (N, 1 + K, E).
 
@@ -94,7 +105,8 @@ def prepend(token: Tensor, x: Tensor) -> Tensor:
 
 def uses(module: nn.Module, name: str, method) -> bool:
     """Whether ``module.name`` is this very function, replaced neither in a subclass nor on the object."""
-    return getattr(getattr(module, name), "__func__", None) is method
+    found = getattr(getattr(module, name), "__func__", None)
+    return getattr(found, "_fastssl", found) is method  # as fastssl.patch binds it
 
 
 def unwatched(module: nn.Module) -> bool:

@@ -1,5 +1,5 @@
-"""Drop-ins for solo-learn 1.0.6: ``solo.utils.momentum`` and the losses of MoCo v2+, MoCo v3, SimCLR, NNCLR, BYOL, SimSiam and MAE,
-at its scales.
+"""Drop-ins for solo-learn 1.0.6: ``solo.utils.momentum``, LARS, and the losses of MoCo v2+, MoCo v3, SimCLR, NNCLR, BYOL, SimSiam
+and MAE, at its scales.
 
 Methods there bind the names at import: ``solo.methods.mocov2plus.mocov2plus_loss_func = mocov2plus_loss_func``,
 ``solo.methods.base.MomentumUpdater = MomentumUpdater``; ``fastssl.patch("solo")`` finds them all.
@@ -8,7 +8,8 @@ Methods there bind the names at import: ``solo.methods.mocov2plus.mocov2plus_los
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
 
 from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
 from fastssl.loss._common import arange_ids, dot_rows, softplus, unit_rows
@@ -16,15 +17,16 @@ from fastssl.loss.cosine import byol_loss, negative_cosine
 from fastssl.loss.info_nce import info_nce
 from fastssl.loss.moco import moco_loss
 from fastssl.ops._checks import INTEGERS, check_matrix, check_number, check_scalar, check_vector, check_views
-from fastssl.ops.patch_loss import masked_patch_loss
 from fastssl.ops.similarity import similarity_lse
 
 from ._common import average_parameters, check_share, copy_parameters
+from ._lars import Lars
+from .mae import patch_loss
 
 _NETS = ("online_net", "momentum_net")
 
 
-def initialize_momentum_params(online_net: nn.Module, momentum_net: nn.Module) -> None:
+def initialize_momentum_params(online_net: Module, momentum_net: Module) -> None:
     """Copies all parameters of ``online_net`` to ``momentum_net``, whose parameters need no gradient from then on."""
     copy_parameters("initialize_momentum_params", _NETS, online_net, momentum_net)
 
@@ -43,7 +45,7 @@ class MomentumUpdater:
         self.base_tau = self.cur_tau = base_tau
         self.final_tau = final_tau
 
-    def update(self, online_net: nn.Module, momentum_net: nn.Module) -> None:
+    def update(self, online_net: Module, momentum_net: Module) -> None:
         """momentum_net <- cur_tau momentum_net + (1 - cur_tau) online_net for all parameters, in place; buffers stay."""
         average_parameters("MomentumUpdater.update", _NETS, online_net, momentum_net, self.cur_tau)
 
@@ -69,7 +71,7 @@ def mae_loss_func(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int, nor
     """``masked_patch_loss`` with solo-learn's default, normalised targets; 0 where nothing is removed (NaN there).
 
     Args:
-        imgs: (N, C, H, W), a constant.
+        imgs: (N, C, H, W).
         pred: (N, L, C p p), entries in the order (p, q, c).
         mask: (N, L), 1 = removed.
         patch_size: p.
@@ -81,7 +83,7 @@ def mae_loss_func(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int, nor
     Raises:
         TypeError, ValueError, NotImplementedError: as ``masked_patch_loss``.
     """
-    return masked_patch_loss(imgs, pred, mask, patch_size, norm_pix_loss=norm_pix_loss, empty="zero")
+    return patch_loss(imgs, pred, mask, patch_size, norm_pix_loss)
 
 
 def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Tensor:
@@ -156,3 +158,47 @@ def _among_all(op: str, query: Tensor, key: Tensor, temperature, query_name: str
 def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
     """-cos(p, z), averaged; p, z (..., D), no gradient to z. Both values of ``simplified`` are the same computation here."""
     return negative_cosine(p.flatten(0, -2), z.detach().flatten(0, -2))
+
+
+class LARS(Lars):
+    """``solo.utils.lars.LARS`` of solo-learn 1.0.6: the same arguments in the same order, group options, state and steps.
+
+    Args:
+        params: parameters or groups of them.
+        lr: number of at least 0, or a one-element float tensor.
+        momentum: m, in [0, 1); 0 keeps no state.
+        dampening: of the momentum, from its second step on; other than 0 costs more launches.
+        weight_decay: wd; without it the rate is adapted all the same.
+        nesterov: needs momentum above 0 and a dampening of 0.
+        eta: the trust coefficient.
+        eps: added to the denominator of q.
+        clip_lr: min(q / lr, 1) in place of q.
+        exclude_bias_n_norm: tensors of one dimension are neither adapted nor decayed.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    _trust = "eta"
+    _options = ("lr", "momentum", "dampening", "nesterov", "eta", "eps", "clip_lr")
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        eta: float = 1e-3,
+        eps: float = 1e-8,
+        clip_lr: bool = False,
+        exclude_bias_n_norm: bool = False,
+    ):
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov}
+        options |= {"eta": eta, "eps": eps, "clip_lr": clip_lr, "exclude_bias_n_norm": exclude_bias_n_norm}
+        super().__init__(params, options)
+
+    def _rule(self, p: Tensor, group: dict) -> tuple[float, bool]:
+        adapted = p.dim() != 1 or not group["exclude_bias_n_norm"]
+        return (group["weight_decay"] if adapted else 0.0), adapted

@@ -12,14 +12,15 @@ A given ``noise`` gives the same ids bit for bit; without, one ``torch.rand(N, L
 
 from torch import Tensor
 from transformers.models.vit_mae import modeling_vit_mae as theirs
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from fastssl import masking
 from fastssl.ops.mask_ids import mask_ids
-from fastssl.ops.patch_loss import masked_patch_loss
 from fastssl.ops.restore_tokens import restore_tokens
 
-from .mae import embed_kept, plain_projection, prepend, unwatched, uses
+from .mae import embed_kept, patch_loss, plain_projection, prepend, unwatched, uses
 
 
 def random_masking(self, sequence: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,14 +86,13 @@ def decoder_forward(
 
 
 def forward_loss(self, pixel_values: Tensor, pred: Tensor, mask: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-    """pixel_values (N, C, H, W), a constant; pred (N, L, C p p); mask (N, L), 1 = removed -> mean over the removed patches.
+    """pixel_values (N, C, H, W), pred (N, L, C p p), mask (N, L), 1 = removed -> mean over the removed patches.
 
     float32 (float64 where ``pred`` is); 0 where nothing is removed (NaN there). The images may have any shape that ``pred`` fits.
 
     TypeError, ValueError, NotImplementedError: as ``masked_patch_loss``.
     """
-    config = self.config
-    return masked_patch_loss(pixel_values, pred, mask, config.patch_size, norm_pix_loss=config.norm_pix_loss, empty="zero")
+    return patch_loss(pixel_values, pred, mask, self.config.patch_size, self.config.norm_pix_loss)
 
 
 @can_return_tuple
@@ -102,7 +102,7 @@ def forward(
     noise: Tensor | None = None,
     interpolate_pos_encoding: bool | None = None,
     attention_mask: Tensor | None = None,
-    **kwargs,
+    **kwargs: Unpack[TransformersKwargs],
 ) -> theirs.ViTMAEForPreTrainingOutput:
     """pixel_values (N, C, H, W), noise (N, L) -> loss (), logits (N, L, C p p), mask and ids_restore (N, L), as there.
 

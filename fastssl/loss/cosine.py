@@ -5,9 +5,10 @@
 The target z is used as it is given: its gradient is right, and who wants none passes ``z.detach()``, as the methods do.
 """
 
+import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import check_choice, check_views
+from fastssl.ops._checks import check_choice, check_number, check_views, check_whole
 from fastssl.ops.normalize import normalize_pair
 
 from ._common import reduce_rows
@@ -49,11 +50,42 @@ def byol_loss(p: Tensor, z: Tensor, *, reduction: str = "mean") -> Tensor:
 
 
 class NegativeCosineSimilarity(nn.Module):
-    """``negative_cosine`` under lightly's name; rows only: ``NegativeCosineSimilarity()(x0, x1)``."""
+    """``negative_cosine`` with the arguments of lightly's: ``NegativeCosineSimilarity(dim=1, eps=1e-8)(x0, x1)``.
+
+    Args:
+        dim: along which the cosine is taken; the mean is over all other dimensions.
+        eps: norms are clamped at it from below.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    def __init__(self, dim: int = 1, eps: float = 1e-8):
+        super().__init__()
+        check_whole("NegativeCosineSimilarity", "dim", dim, -(2**31))
+        check_number("NegativeCosineSimilarity", "eps", eps, 0.0)
+        self.dim, self.eps = dim, eps
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """x0, x1 (B, D) -> mean loss; the gradient goes to both."""
-        return negative_cosine(x0, x1)
+        """x0, x1, of shapes that broadcast together, with the dimension ``dim`` -> mean loss; the gradient goes to both."""
+        x0, x1 = (_rows_along("NegativeCosineSimilarity", self.dim, *pair) for pair in (("x0", x0, x1), ("x1", x1, x0)))
+        check_views("NegativeCosineSimilarity", ("x0", "x1"), x0, x1)
+        return -normalize_pair(x0, x1, self.eps)[1].mean()
+
+
+def _rows_along(op: str, dim: int, name: str, x: Tensor, other: Tensor) -> Tensor:
+    """x (..., D, ...), D at ``dim``, broadcast with ``other`` -> (N, D)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if isinstance(other, Tensor) and x.shape != other.shape:
+        try:
+            x = x.expand(torch.broadcast_shapes(x.shape, other.shape))
+        except RuntimeError:
+            shapes = f"{tuple(x.shape)} and {tuple(other.shape)}"
+            raise ValueError(f"{op}: x0 and x1 must have shapes that broadcast together, got {shapes}") from None
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"{op}: {name} must have the dimension dim = {dim}, got shape {tuple(x.shape)}")
+    return x if x.dim() == 2 and dim in (1, -1) else x.movedim(dim, -1).flatten(0, -2) if x.dim() > 1 else x[None]
 
 
 class BYOLLoss(nn.Module):

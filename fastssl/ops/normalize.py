@@ -33,20 +33,24 @@ _bwd = define_op(
 
 class _NormalizePair(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b):
-        z, norm, dot = _fwd(a, b, EPS)
+    def forward(ctx, a, b, eps):
+        z, norm, dot = _fwd(a, b, eps)
         ctx.save_for_backward(z, norm)
+        ctx.eps = eps
         return z, dot
 
     @staticmethod
     @first_derivative_only("normalize_pair")
     def backward(ctx, dz, ddot):
         z, norm = ctx.saved_tensors
-        da, db = _bwd(dz, ddot, z, norm, EPS)
-        return da if ctx.needs_input_grad[0] else None, db if ctx.needs_input_grad[1] else None
+        da, db = _bwd(dz, ddot, z, norm, ctx.eps)
+        return da if ctx.needs_input_grad[0] else None, db if ctx.needs_input_grad[1] else None, None
 
 
-def normalize_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """a, b (B, D), already checked -> z (2B, D) unit rows in their dtype, dot (B,) float32 (float64 for float64)."""
+def normalize_pair(a: Tensor, b: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
+    """a, b (B, D), already checked -> z (2B, D) unit rows in their dtype, dot (B,) float32 (float64 for float64).
+
+    ``eps``: what |.| is clamped at, in place of 1e-12.
+    """
     refuse_functorch("normalize_pair")
-    return _NormalizePair.apply(a, distinct(b, a))
+    return _NormalizePair.apply(a, distinct(b, a), eps)
