@@ -1,0 +1,7 @@
+"""Every public function of ``fastssl.functional`` and ``fastssl.masking``, and the schedules of ``fastssl.momentum``."""
+
+from . import losses, masking, momentum
+
+ROWS = [*losses.ROWS, *masking.ROWS, *momentum.ROWS]
+#: Those without a known fault.
+CLEAN = [row for row in masking.ROWS if row.name != "unpatchify"]
