@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from fuzz.judge import judge
+from fuzz.rows import ROWS
 from fuzz.run import fuzz
 from fuzz.table import Row
+
+from fastssl import functional, masking, momentum
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning")]
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +120,13 @@ def test_a_call_that_kills_the_process_costs_itself_alone():
     crashes = [fault for fault in report.faults if fault[2] == "crash"]
     assert crashes and all("signal 9" in fault[3] for fault in crashes)
     assert report.counts["served"] + report.counts["refused"] + len(crashes) == 30
+
+
+def test_every_public_function_has_a_row():
+    names = {row.name for row in ROWS}
+    for module in (functional, masking, momentum):
+        public = {name for name in module.__all__ if not isinstance(getattr(module, name), type)}
+        assert public <= names, public - names
 
 
 def test_public_functions_serve_or_refuse():

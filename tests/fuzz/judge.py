@@ -1,6 +1,7 @@
 """Whether one call was served or refused as it should be: what the fuzz holds against a function."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -63,7 +64,7 @@ def judge(row: Row, seed: int, number: int) -> Verdict:
     if moved := changed(before, after, _written(row, arguments) + generators):
         verdict.faults.append(("changed", f"the call changed {', '.join(moved)}"))
     _twice(row, seed, number, found, after, verdict)
-    _truth(row, seed, number, found, arguments, verdict)
+    _truth(row, seed, number, arguments, spoiled, verdict)
     if number % 4 == 0:  # they cost the most
         _fake(row, seed, number, found, verdict)
     return verdict
@@ -142,8 +143,12 @@ def _evaluate(row: Row, arguments: dict, function) -> tuple[list[Tensor], list[T
     return results, _gradients([t for t in results if t.is_floating_point()], {} if row.writes else arguments)
 
 
-def _truth(row: Row, seed: int, number: int, found, arguments: dict, verdict: Verdict) -> None:
-    if row.truth is None or not all(usual(t) for t in tensors(arguments)):
+def _truth(row: Row, seed: int, number: int, arguments: dict, spoiled: list[str], verdict: Verdict) -> None:
+    if (
+        row.truth is None
+        or not all(usual(t) for t in tensors(arguments))
+        or any(word in how for how in spoiled for word in row.rough)
+    ):
         return
     fresh, _ = make(row, seed, number)
     try:
@@ -164,13 +169,17 @@ def _truth(row: Row, seed: int, number: int, found, arguments: dict, verdict: Ve
     dtypes = [t.dtype for t in tensors(again) if t.is_floating_point()] or [torch.float32]
     floor = max(FLOOR.get(dtype, 1e-6) for dtype in dtypes)
     others = _others(row, again, seed)
-    # where the result itself is not finite its gradients are nobody's business
-    finite = all(bool(t.isfinite().all()) for t in truth[0] if t.is_floating_point())
+    # where the result itself is not finite its gradients are nobody's business; inf in may be NaN out
+    finite, given = _finite(truth[0]), _finite(tensors(again))
     for part, what in ((0, "result"), (1, "gradient"))[: 1 + finite]:
         for at, (got, right) in enumerate(zip(ours[part], truth[part], strict=True)):
             rivals = [other[part][at] for other in others if other is not None and at < len(other[part])]
-            if wrong := _wrong(got, right, rivals, floor, part == 0):
+            if wrong := _wrong(got, right, rivals, floor, strict=part == 0, given=given):
                 verdict.faults.append(("wrong", f"{what} {at}: {wrong}"))
+
+
+def _finite(values: Iterable[Tensor]) -> bool:
+    return all(bool(t.detach().double().isfinite().all()) for t in values if t.is_floating_point())
 
 
 def _others(row: Row, arguments: dict, seed: int) -> list:
@@ -185,15 +194,16 @@ def _others(row: Row, arguments: dict, seed: int) -> list:
     return made
 
 
-def _wrong(got: Tensor | None, right: Tensor | None, rivals: list, floor: float, strict: bool) -> str:
-    """Empty where ``got`` is right. ``strict``: what is not finite must not look as if it were."""
+def _wrong(got: Tensor | None, right: Tensor | None, rivals: list, floor: float, strict: bool, given: bool) -> str:
+    """Empty where ``got`` is right. ``strict``: what is not finite must not look finite; ``given``: the inputs are."""
     if got is None or right is None:
         other = right if got is None else got
         return "" if other is None or not bool((other != 0).any()) else f"{words(got)} in place of {words(right)}"
     if got.shape != right.shape:
         return f"shape {tuple(got.shape)} in place of {tuple(right.shape)}"
-    got = got.detach().as_subclass(Tensor)
-    right = right.detach()
+    got, right = got.detach().as_subclass(Tensor), right.detach()
+    if right.is_complex():
+        got, right, rivals = torch.view_as_real(got), torch.view_as_real(right), []
     if not got.is_floating_point():
         return "" if torch.equal(got.to(right.dtype), right) else f"{words(got)} in place of {words(right)}"
     rivals = [t.detach().double() for t in rivals if t is not None and t.shape == right.shape]
@@ -201,7 +211,7 @@ def _wrong(got: Tensor | None, right: Tensor | None, rivals: list, floor: float,
     for rival in rivals:
         reachable &= rival.isfinite()
     lost = reachable & ~got.isfinite()
-    if bool(lost.any()):
+    if given and bool(lost.any()):
         return f"{int(lost.sum())} of {got.numel()} not finite: {got[lost][:2].tolist()} in place of {right[lost][:2].tolist()}"
     unsure = torch.stack([rival.isfinite() for rival in rivals]).any(0) if rivals else torch.zeros_like(reachable)
     hidden = ~right.isfinite() & got.isfinite() & ~unsure

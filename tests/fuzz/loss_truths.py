@@ -190,8 +190,8 @@ def siglip_loss(
     same = ~all_but_self(n) if image_id is None else image_id.long()[:, None] == text_id.long()
     terms = softplus(torch.where(same, -s, s))
     if weighting == "balanced":
-        weight = 0.5 / same.sum(1, keepdim=True).clamp_min(1) + 0.5 / same.sum(0, keepdim=True).clamp_min(1)
-        terms = torch.where(same, weight.to(terms.dtype), 1.0) * terms
+        rows, columns = (same.sum(dim, keepdim=True).clamp_min(1).to(terms.dtype) for dim in (1, 0))
+        terms = torch.where(same, 0.5 / rows + 0.5 / columns, 1.0) * terms
     return terms.sum() / n
 
 

@@ -72,7 +72,7 @@ def masked_patch_loss(
     pred = torch.where(weight[:, :, None] == 0, 0.0, pred)
     target = torch.where(weight[:, :, None] == 0, 0.0, target)
     if norm_pix_loss:
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + eps) ** 0.5
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + float(eps)) ** 0.5
     error = pred - target
     each = (error.abs() if loss == "l1" else error**2).mean(-1)
     return (torch.where(weight == 0, 0.0, each) * weight).sum() / weight.sum()

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastssl import functional, momentum
 from fastssl.reference import adamw as adamw_reference
@@ -156,6 +156,42 @@ def _push_truth(queue, ptr, keys, layout="dk", overflow="wrap", label_queue=None
     queue_reference.queue_push_(queue.detach(), ptr, keys, label_queue, labels, layout == "dk", overflow == "truncate")
 
 
+def _update(m: Maker) -> dict:
+    made = _lists(m, "model_ema", other=("model",))
+    return {"model": made["model"], "model_ema": made["model_ema"], "m": _share(m, 0, 0.4, 0.9, 1.0)}
+
+
+def _as_module(value):
+    """Tensors as the parameters of a module, in the same memory; anything else as it is."""
+    if not isinstance(value, list) or not value or not all(isinstance(t, Tensor) for t in value):
+        return value
+    module = nn.Module()
+    for i, t in enumerate(value):
+        module.register_parameter(f"p{i}", t if isinstance(t, nn.Parameter) else nn.Parameter(t, requires_grad=False))
+    return module
+
+
+def _call_update(function, arguments: dict):
+    return function(_as_module(arguments["model"]), _as_module(arguments["model_ema"]), arguments["m"])
+
+
+def _update_truth(model, model_ema, m):
+    _ema_truth(model_ema, model, m)
+
+
+def _multi(m: Maker) -> dict:
+    made = _lists(m, "averaged", other=("current",))
+    return {"decay": _share(m, 0, 0.4, 0.9, 1.0), "averaged": made["averaged"], "current": made["current"]}
+
+
+def _call_multi(function, arguments: dict):
+    return function(arguments["decay"])(arguments["averaged"], arguments["current"], 3)
+
+
+def _multi_truth(decay, averaged, current):
+    _ema_truth(averaged, current, decay)
+
+
 # --- schedules ---------------------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +237,16 @@ ROWS = [
     Row("adamw_", functional.adamw_, _adamw, _adamw_truth, writes=_ADAMW, names=("beta1", "beta2")),
     Row("lars_", functional.lars_, _lars, _lars_truth, writes=_LARS),
     Row("queue_push_", functional.queue_push_, _push, _push_truth, writes=("queue", "ptr", "label_queue")),
+    Row(
+        "update_momentum",
+        momentum.update_momentum,
+        _update,
+        _update_truth,
+        writes=("model_ema",),
+        call=_call_update,
+        names=("parameter",),
+    ),
+    Row("get_ema_multi_avg_fn", momentum.get_ema_multi_avg_fn, _multi, _multi_truth, writes=("averaged",), call=_call_multi),
     Row("cosine_schedule", momentum.cosine_schedule, _schedule, _cosine_truth, _double),
     Row("linear_schedule", momentum.linear_schedule, _schedule, _linear_truth, _double),
     Row("warmup_schedule", momentum.warmup_schedule, _warmup, _warmup_truth, _double),

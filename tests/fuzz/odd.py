@@ -225,6 +225,8 @@ def spoiled_tensor(m: Maker, x: Tensor) -> tuple[str, object]:
     how = m.choice(list(table))
     if table is VALUES:
         return how, table[how](x, m)
+    if table is SHAPES:
+        return how, _kept(x, table[how](x.detach()).detach())
     return how, table[how](x)
 
 

@@ -8,19 +8,21 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 
-def walk(value, change: Callable[[Tensor], Tensor], done: dict | None = None):
+def walk(value, change: Callable[[Tensor], Tensor], done: dict | None = None, number: Callable | None = None):
     """``value`` with every tensor changed, once each, so that what was one tensor stays one."""
     done = {} if done is None else done
+    if type(value) is int and abs(value) >= 2**63 and number is not None:
+        return number(value)
     if isinstance(value, Tensor):
         if id(value) not in done:
             done[id(value)] = change(value)
         return done[id(value)]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(walk(part, change, done) for part in value))
+        return type(value)(*(walk(part, change, done, number) for part in value))
     if type(value) in (list, tuple):
-        return type(value)(walk(part, change, done) for part in value)
+        return type(value)(walk(part, change, done, number) for part in value)
     if type(value) is dict:
-        return {name: walk(part, change, done) for name, part in value.items()}
+        return {name: walk(part, change, done, number) for name, part in value.items()}
     return value
 
 
@@ -38,7 +40,7 @@ def usual(t: Tensor) -> bool:
 
 def plain(value, dtype: torch.dtype | None = None, noise: torch.Generator | None = None):
     """Copies in fresh contiguous memory that want gradients where the originals do; floats in ``dtype``, moved by one rounding of
-    their own dtype where ``noise`` is given."""
+    their own dtype where ``noise`` is given. Whole numbers that torch cannot take are floats."""
 
     def copy(t: Tensor) -> Tensor:
         if not usual(t):
@@ -52,7 +54,7 @@ def plain(value, dtype: torch.dtype | None = None, noise: torch.Generator | None
                 made = made * (1.0 + size * (2.0 * torch.rand(made.shape, generator=noise, dtype=dtype) - 1.0))
         return made.requires_grad_(t.requires_grad)
 
-    return walk(value, copy)
+    return walk(value, copy, number=lambda whole: float(whole) if abs(whole) < 10**300 else whole)
 
 
 def _bits(t: Tensor):
