@@ -19,7 +19,7 @@ from PIL import Image
 from fastssl.__main__ import main
 from fastssl.train import UsageError
 from fastssl.train.backbones import build_backbone
-from fastssl.train.layout import find_images
+from fastssl.train.layout import find_images, refuse_as_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,25 +129,61 @@ LAYOUTS = {
         AB | {"c": 3},
         {"a": 1, "b": 1},
         [],
-        ["1 classes without test images: c"],
+        ["1 class without test images: c"],
     ),
     "labels not shared": (
         {"train/a/": 4, "train/b/": 5, "test/b/": 1, "test/c/": 2},
         AB,
         {"b": 1, "c": 2},
         [],
-        ["1 classes without test images: a", "1 classes without training images: c"],
+        ["1 class without test images: a", "1 class without training images: c"],
     ),
     "images beside classes": (
         {"a/": 5, "b/": 6, "stray.png": 1},
         AB,
         {"a": 1, "b": 1},
         [],
-        ["1 images lie beside the class folders"],
+        ["1 image lies beside the class folders"],
     ),
-    "arrays beside pictures": ({"a/": 5, "b/": 6, "a/0.npy": 1}, AB, {"a": 1, "b": 1}, ["1 other files (1 .npy)"], []),
+    "arrays beside pictures": ({"a/": 5, "b/": 6, "a/0.npy": 1}, AB, {"a": 1, "b": 1}, ["1 other file (1 .npy)"], []),
     "arrays alone": ({f"a/{i}.npy": 1 for i in range(5)} | {f"b/{i}.NPY": 1 for i in range(6)}, AB, {"a": 1, "b": 1}, [], []),
     "a class called test": ({"test/": 5, "control/": 6}, {"test": 4, "control": 5}, {"test": 1, "control": 1}, [], ["test of"]),
+    "runs among the classes": (
+        {"a/": 5, "b/": 6, "a/old/last.ckpt": 1, "a/old/": 3, "runs/mae/previous.ckpt": 1, "runs/mae/curves.png": 1},
+        AB,
+        {"a": 1, "b": 1},
+        ["left out: files of 2 runs (a/old, runs/mae)"],
+        [],
+    ),
+    "a run in a flat folder": (
+        {"./": 10, "run/last.ckpt": 1, "run/curves.png": 1, "run/earlier-1/map.png": 1},
+        {"root": 8},
+        {"root": 2},
+        ["left out: files of 1 run (run)"],
+        [],
+    ),
+    "a run of before in the folder itself": (
+        {
+            "./": 9,
+            "last.ckpt": 1,
+            "curves.png": 1,
+            "map.png": 1,
+            "earlier-2/reconstruction.png": 1,
+            "earlier.png": 1,
+            "csv/a.csv": 1,
+        },
+        {"root": 8},
+        {"root": 2},
+        ["files of 1 run ("],
+        [],
+    ),
+    "pictures beside a checkpoint of another name": (
+        {"a/": 5, "b/": 6, "best.ckpt": 1, "curves.png": 1, "a/reconstruction.png": 1},
+        AB | {"a": 5},
+        {"a": 1, "b": 1},
+        ["1 other file (1 .ckpt)"],
+        [],
+    ),
     "one folder too high": (
         {"set/a/": 5, "set/b/": 5},
         {"set": 8},
@@ -182,7 +218,7 @@ def test_tiny_imagenets_table(tmp_path):
         "n02": ["1.png", "3.png"],
     }
     assert counts(found.train) == {"n01": 3, "n02": 3} and "split of train and val" in found.notes
-    assert len(found.warnings) == 2 and "1 of 5 images are not in" in found.warnings[1]
+    assert len(found.warnings) == 2 and "1 of 5 images not in" in found.warnings[1]
 
 
 def test_links_are_followed_and_loops_are_cut(tmp_path):
@@ -199,7 +235,9 @@ def test_links_are_followed_and_loops_are_cut(tmp_path):
     found = find_images(root)
     both = {name: len(found.train[name]) + len(found.test[name]) for name in found.train}
     assert both == {"bird": 4, "cat": 6, "dog": 5}
-    assert any("1 broken links" in note for note in found.notes) and any("no images in self" in line for line in found.warnings)
+    assert any("1 linked to nothing" in note for note in found.notes) and any(
+        "no images in self" in line for line in found.warnings
+    )
 
 
 def test_layouts_that_are_refused(tmp_path):
@@ -209,7 +247,7 @@ def test_layouts_that_are_refused(tmp_path):
         (
             "none",
             {"a/x.txt": 1, "a/y.heic": 1, ".git/": 1},
-            r"no images there .*2 other files \(1 .heic, 1 .txt\); 1 hidden entries",
+            r"no images there .*2 other files \(1 .heic, 1 .txt\); 1 hidden entry",
         ),
         ("untrained", {"train/": 0, "test/a/": 3}, "no images in train there"),
     ):
@@ -227,6 +265,29 @@ def test_names_that_are_no_text_can_be_printed(tmp_path):
         pytest.skip("this file system takes no such name")
     (line,) = find_images(tree(tmp_path, {"a/": 5, "b/": 5})).warnings
     assert "no images in c\\udcff of" in line and line.encode()
+
+
+def test_a_lock_of_ours_shows_a_run_and_another_does_not(tmp_path):
+    """A run that was killed before its first checkpoint has drawn a picture already."""
+    root = tree(tmp_path / "root", {"a/": 5, "b/": 5, "r/reconstruction.png": 1, "c/": 5})
+    (root / "r" / ".lock").write_text("process 7 on host (since 2026-01-01 00:00:00)\n")
+    (root / "c" / ".lock").write_text("mine")
+    found = find_images(root)
+    assert counts(found.train) == {"a": 4, "b": 4, "c": 4} and not found.warnings
+    assert "left out: 1 hidden entry, files of 1 run (r)" in found.notes
+
+
+def test_a_run_among_its_images_is_refused_unless_it_is_there_already(tmp_path, capsys):
+    root = tree(tmp_path / "root", {"a/": 5, "b/": 5, "runs/old/last.ckpt": 1, "runs/old/map.png": 1})
+    for out, held in ((root, 10), (root / "b", 5)):
+        for more in ([], ["--resume"]):
+            assert main(["train", "simclr", "--data", f"folder:{root}", "--out", str(out), *more]) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and f"--out {out}: holds {held} images of --data folder:{root}" in said
+        assert not (out / ".lock").exists()
+    (root / "last.ckpt").touch()
+    for out in (root, root / "runs", root / "runs" / "old", root / "runs" / "new", tmp_path):
+        refuse_as_out(out, root)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------------
@@ -294,6 +355,23 @@ def test_masked_pictures_of_six_bands(tmp_path, capsys):
     assert (
         "30 of 30 files looked at cannot be used" in said and "--channels 6 trains on all of them" in said and said.count("\n") == 1
     )
+
+
+def test_a_run_inside_its_images_does_not_learn_from_itself(tmp_path, capsys, monkeypatch):
+    """Begun, begun again, resumed and evaluated in the folder of the images, with the default --out; mae draws as it trains."""
+    deep_folder(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    small = ["--channels", "1", "--pixel-range", "0,4095", "--decoder-dim", "16", "--decoder-depth", "1", "--map", "none"]
+    mae = ["train", "mae", *options("folder:.", *small)]
+    for more in (["--epochs", "1"], ["--epochs", "1"], ["--epochs", "2", "--resume"]):
+        assert main([*mae, *more]) == 0
+        said = capsys.readouterr()
+        assert "24 training and 6 test images" in said.out and "2 classes (dim, lit)" in said.out and said.err == ""
+    assert {"curves.png", "earlier-1", "reconstruction.png"} <= {path.name for path in Path("runs/mae").iterdir()}
+    assert "files of 1 run (runs/mae)" in said.out and "epoch   2/2" in said.out
+    assert main(["eval", "runs/mae", "--map", "none", "--workers", "0"]) == 0
+    said = capsys.readouterr()
+    assert "24 training and 6 test images" in said.out and said.err == ""
 
 
 @pytest.mark.parametrize("text", ["4095", "1,2,3", "5,5", "9,1", "0,inf", "nan,1", "low,high"])

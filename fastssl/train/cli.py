@@ -169,6 +169,7 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
     out, resume = given["out"], given["resume"]
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file, not a directory")
+    refuse_among_images(out, settings.get("data", ""))
     if resume and first_process():
         held.enter_context(claimed(out))
     found = find_checkpoint(out) if resume else None
@@ -189,6 +190,13 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
             set_earlier_run_aside(out)
         announce(config, data, method, given, found)
     return train_and_evaluate(method, config, data, found, given)
+
+
+def refuse_among_images(out: Path, spec: str) -> None:
+    if spec.startswith("folder:"):
+        from fastssl.train.layout import refuse_as_out
+
+        refuse_as_out(out, Path(spec.removeprefix("folder:")).expanduser())
 
 
 def train_and_evaluate(method, config: TrainConfig, data, found, given: dict) -> int:

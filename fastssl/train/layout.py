@@ -1,6 +1,7 @@
 """Which files below a folder are images, their classes, and whether they train or test. ``docs/data.md`` states the rules.
 
-A class is a subfolder with all images below it. Hidden entries are no data, links are followed, and each folder is read once.
+A class is a subfolder with all images below it. Hidden entries and what runs wrote are no data, links are followed, and each folder
+is read once.
 """
 
 import os
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastssl.train import UsageError
+from fastssl.train.rundir import DRAWN, holds_run, written_by_run
 
 PICTURES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
 IMAGE_SUFFIXES = PICTURES | {".webp", ".npy"}
@@ -31,11 +33,15 @@ class Layout:
 
 
 class Search:
-    """Lists folders and counts what it passes over: ``hidden`` entries, and files that are no images by their suffix."""
+    """Lists folders and counts what it passes over: ``hidden`` entries, files that are no images by their suffix, and ``runs``.
+
+    A folder of a run is passed over whole; of ``root``, where a run was once kept beside the images, only what the run wrote.
+    """
 
     def __init__(self, root: Path):
         self.root, self.hidden, self.others = root, 0, Counter()
         self.counted: set[Path] = set()
+        self.runs: set[Path] = set()
         self.warnings: list[str] = []
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
@@ -43,19 +49,28 @@ class Search:
         folders, files, hidden, others = [], [], 0, Counter()
         try:
             with os.scandir(folder) as found:
-                for entry in found:
-                    name = entry.name.lower()
-                    suffix = Path(name).suffix
-                    if name.startswith(".") or name in NO_DATA or name in NO_FILES:
-                        hidden += 1
-                    elif entry.is_dir():
-                        folders.append(Path(entry.path))
-                    elif suffix in IMAGE_SUFFIXES and entry.is_file():
-                        files.append(Path(entry.path))
-                    else:
-                        others["broken links" if entry.is_symlink() and not entry.is_file() else suffix or "without suffix"] += 1
+                listed = list(found)
         except OSError as error:
             raise UsageError(f"--data folder:{self.root}: {folder} cannot be listed: {error.strerror}") from None
+        run = holds_run(folder, (entry.name for entry in listed))
+        if run:
+            self.runs.add(folder)
+            if folder != self.root:
+                return [], []
+        drawn = any(entry.name.endswith(".ckpt") for entry in listed)  # `fastssl eval` of a checkpoint by any name draws beside it
+        for entry in listed:
+            name = entry.name.lower()
+            suffix = Path(name).suffix
+            if (run and written_by_run(entry.name)) or (drawn and entry.name in DRAWN):
+                continue
+            if name.startswith(".") or name in NO_DATA or name in NO_FILES:
+                hidden += 1
+            elif entry.is_dir():
+                folders.append(Path(entry.path))
+            elif suffix in IMAGE_SUFFIXES and entry.is_file():
+                files.append(Path(entry.path))
+            else:
+                others["linked to nothing" if entry.is_symlink() and not entry.is_file() else suffix or "without suffix"] += 1
         if folder not in self.counted:
             self.counted.add(folder)
             self.hidden += hidden
@@ -91,17 +106,21 @@ class Search:
         above = tuple(dict.fromkeys((self.root, folder, inner)))
         folders, flat = self.entries(inner)
         classes = {path.name: self.images(path, above) for path in folders}
-        if empty := [name for name, files in classes.items() if not files]:
+        if empty := [path.name for path in folders if not classes[path.name] and not self._runs_in(path)]:
             self.warnings.append(f"no images in {shortened(empty)} of {inner}, left out")
         classes = {name: files for name, files in classes.items() if files}
         table = folder / f"{folder.name}_annotations.txt"
         if flat and not classes and table.is_file():
             return self._annotated(table, flat)
         if flat and classes:
-            beside = f"{len(flat)} images lie beside the class folders of {inner} and are left out"
+            lie = "lies beside the class folders of {} and is" if len(flat) == 1 else "lie beside the class folders of {} and are"
+            beside = f"{counted(len(flat), 'image')} {lie.format(inner)} left out"
             self.warnings.append(f"{beside}: {shortened([file.name for file in flat])}")
             flat = []
         return classes, flat
+
+    def _runs_in(self, folder: Path) -> bool:
+        return any(run.is_relative_to(folder) for run in self.runs)
 
     def _annotated(self, table: Path, files: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
         """Classes from Tiny-ImageNet's table of file names and classes, one a line, separated by tabs."""
@@ -112,12 +131,14 @@ class Search:
             if file.name in label:
                 classes.setdefault(label[file.name], []).append(file)
         if (missing := len(files) - sum(map(len, classes.values()))) and classes:
-            self.warnings.append(f"{missing} of {len(files)} images are not in {table} and are left out")
+            self.warnings.append(f"{missing} of {len(files)} images not in {table}, left out")
         return classes, [] if classes else files
 
     def skipped(self) -> list[str]:
-        notes = [f"{sum(self.others.values())} other files ({_counted(self.others)})"] if self.others else []
-        return notes + ([f"{self.hidden} hidden entries"] if self.hidden else [])
+        notes = [f"{counted(self.others.total(), 'other file')} ({_counted(self.others)})"] if self.others else []
+        notes += [counted(self.hidden, "hidden entry", "hidden entries")] if self.hidden else []
+        runs = [str(path.relative_to(self.root)) if path != self.root else str(path) for path in sorted(self.runs)]
+        return notes + ([f"files of {counted(len(runs), 'run')} ({shortened(runs)})"] if runs else [])
 
 
 def find_images(root: Path) -> Layout:
@@ -145,6 +166,18 @@ def find_images(root: Path) -> Layout:
         layout.notes.append("left out: " + ", ".join(search.skipped()))
     layout.warnings = search.warnings + layout.warnings + _not_shared(layout)
     return layout
+
+
+def refuse_as_out(out: Path, root: Path) -> None:
+    """UsageError where ``--out`` is a folder with images of ``root``, to which a run would add its own.
+
+    A run that an earlier version began there goes on.
+    """
+    if not out.is_dir() or not root.is_dir() or not out.resolve().is_relative_to(root.resolve()) or holds_run(out, os.listdir(out)):
+        return
+    if images := Search(out).images(out, ()):
+        held = f"holds {counted(len(images), 'image')} of --data folder:{root}"
+        raise UsageError(f"--out {out}: {held}, and the pictures of a run would lie among them; name a folder of its own")
 
 
 def _of_one(search: Search, root: Path, inner: Path, test: list[Path]) -> Layout:
@@ -212,13 +245,22 @@ def _not_shared(layout: Layout) -> list[str]:
     if not test or len(train | test) < 2:
         return []
     pairs = (("test", train - test), ("training", test - train))
-    return [f"{len(names)} classes without {half} images: {shortened(sorted(names))}" for half, names in pairs if names]
+    return [
+        f"{counted(len(names), 'class', 'classes')} without {half} images: {shortened(sorted(names))}"
+        for half, names in pairs
+        if names
+    ]
 
 
 def shortened(names: list[str], most: int = 5) -> str:
     """The first names; bytes that are no text are written out, since not every terminal takes them."""
     shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
     return shown.encode(errors="backslashreplace").decode()
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """``1 class``, ``2 classes``."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def _counted(counts: Counter, most: int = 5) -> str:

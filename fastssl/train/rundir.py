@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -16,18 +17,28 @@ try:
 except ImportError:  # no POSIX: no lock
     fcntl = None
 
-LOCK = ".lock"
-OWN_FILES = (
-    "last.ckpt",
-    "previous.ckpt",
-    "last.partial",
-    "curves.png",
-    "map.png",
-    "reconstruction.png",
-    "error.txt",
-    "csv",
-    "tensorboard",
-)
+LOCK, LOCK_BEGINS = ".lock", "process "
+CHECKPOINTS = ("last.ckpt", "previous.ckpt", "last.partial")
+DRAWN = ("curves.png", "map.png", "reconstruction.png")
+OWN_FILES = (*CHECKPOINTS, *DRAWN, "error.txt", "csv", "tensorboard")
+EARLIER = re.compile(r"earlier-\d+")
+
+
+def holds_run(folder: Path, names: Iterable[str]) -> bool:
+    """Whether a folder with entries of these names is that of a run, also of one that was killed before its first checkpoint."""
+    names = set(names)
+    if not names.isdisjoint(CHECKPOINTS):
+        return True
+    path = folder / LOCK
+    try:
+        return LOCK in names and path.is_file() and path.read_text(errors="replace").startswith(LOCK_BEGINS)
+    except OSError:
+        return False
+
+
+def written_by_run(name: str) -> bool:
+    """Whether an entry of a run's folder is the run's own by its name."""
+    return name in OWN_FILES or name == LOCK or EARLIER.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
@@ -65,7 +76,7 @@ def lock(file: TextIO, out: Path) -> None:
     try:
         file.seek(0)
         file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
+        file.write(f"{LOCK_BEGINS}{os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
         file.flush()
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
