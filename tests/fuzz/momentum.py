@@ -232,21 +232,15 @@ def _double(found, arguments: dict):
 
 _ADAMW = ("params", "exp_avg", "exp_avg_sq", "ema", "shadow", "ema_shadow")
 _LARS = ("params", "momenta", "ema", "shadow", "ema_shadow")
+_UPDATE = {"writes": ("model_ema",), "call": _call_update, "names": ("parameter",)}
+_MULTI = {"writes": ("averaged",), "call": _call_multi}
 ROWS = [
     Row("ema_update_", functional.ema_update_, _ema, _ema_truth, writes=("ema", "shadow")),
     Row("adamw_", functional.adamw_, _adamw, _adamw_truth, writes=_ADAMW, names=("beta1", "beta2")),
     Row("lars_", functional.lars_, _lars, _lars_truth, writes=_LARS),
     Row("queue_push_", functional.queue_push_, _push, _push_truth, writes=("queue", "ptr", "label_queue")),
-    Row(
-        "update_momentum",
-        momentum.update_momentum,
-        _update,
-        _update_truth,
-        writes=("model_ema",),
-        call=_call_update,
-        names=("parameter",),
-    ),
-    Row("get_ema_multi_avg_fn", momentum.get_ema_multi_avg_fn, _multi, _multi_truth, writes=("averaged",), call=_call_multi),
+    Row("update_momentum", momentum.update_momentum, _update, _update_truth, **_UPDATE),
+    Row("get_ema_multi_avg_fn", momentum.get_ema_multi_avg_fn, _multi, _multi_truth, **_MULTI),
     Row("cosine_schedule", momentum.cosine_schedule, _schedule, _cosine_truth, _double),
     Row("linear_schedule", momentum.linear_schedule, _schedule, _linear_truth, _double),
     Row("warmup_schedule", momentum.warmup_schedule, _warmup, _warmup_truth, _double),
