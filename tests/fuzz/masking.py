@@ -279,6 +279,26 @@ def _span_lengths(m: Maker) -> dict:
     }
 
 
+def _seen_targets(found, arguments: dict):
+    if isinstance(found, Tensor):
+        return found
+    return truths.block_violations(*found, *(arguments[name] for name in ("grid", "min_keep", "context_keep")))
+
+
+def _seen_spans(found, arguments: dict):
+    if found.dtype != torch.bool:
+        return found
+    names = ("span", "min_masks", "lengths")
+    return truths.span_violations(found, *(arguments[name] for name in names))
+
+
+def _seen_corrupt(found, arguments: dict):
+    ids, first = arguments["ids"], arguments["sentinel_start"]
+    if first <= 500 or (ids >= 500).any():  # a sentinel may be a token of the text
+        return ids * 0
+    return found if isinstance(found, Tensor) else truths.restored(*found, first, arguments["eos_id"])
+
+
 def _numbers(found, arguments: dict):
     return torch.tensor(found)
 
@@ -297,9 +317,9 @@ ROWS = [
     Row("grid_mask", masking.grid_mask, _grid_mask, truths.grid_mask, lambda t, a: t if _given(a) else t.sum(1)),
     Row("tube_mask", masking.tube_mask, _tube_mask, truths.tube_mask, _seen_ids),
     Row("block_mask", masking.block_mask, _block_mask, truths.block_mask, _seen_blocks),
-    Row("multi_block_mask", masking.multi_block_mask, _multi_block),
-    Row("span_mask", masking.span_mask, _span_mask),
+    Row("multi_block_mask", masking.multi_block_mask, _multi_block, truths.multi_block_mask, _seen_targets),
+    Row("span_mask", masking.span_mask, _span_mask, truths.span_mask, _seen_spans),
     Row("mask_tokens", masking.mask_tokens, _mask_tokens, truths.mask_tokens, _seen_tokens),
-    Row("corrupt_spans", masking.corrupt_spans, _corrupt),
+    Row("corrupt_spans", masking.corrupt_spans, _corrupt, truths.corrupt_spans, _seen_corrupt),
     Row("span_lengths", masking.span_lengths, _span_lengths, truths.span_lengths, _numbers),
 ]

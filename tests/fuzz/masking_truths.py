@@ -1,6 +1,7 @@
 """The functions of masked image modelling written plainly, in float64: what ``masking.py`` compares with."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -125,6 +126,53 @@ def mask_tokens(ids, mask_id, vocab_size, probability=0.15, mask_share=0.8, rand
     hide, swap = (min(pick, round(probability * share * 2**32)) for share in (mask_share, mask_share + random_share))
     seed = seed.reshape(()) if isinstance(seed, Tensor) else torch.tensor(seed or 0)
     return token_reference.mask_tokens(ids, special, seed, mask_id, vocab_size, hide, swap, pick, ignore_index)
+
+
+def corrupt_spans(ids, sentinel_start, eos_id, density=0.15, mean_span=3.0, generator=None, seed=None):
+    """The text itself, which ``restored`` finds in the two parts."""
+    return ids
+
+
+def restored(inputs: Tensor, targets: Tensor, sentinel_start: int, eos_id) -> Tensor:
+    """The text whose spans were exchanged for sentinels; sentinels are no tokens of it."""
+    rows = []
+    for left, right in zip(inputs.tolist(), targets.tolist(), strict=True):
+        left, right = (part if eos_id is None else part[:-1] for part in (left, right))
+        places = [right.index(sentinel_start - k) for k in range(len(right)) if sentinel_start - k in right] + [len(right)]
+        spans = {right[at]: right[at + 1 : end] for at, end in pairwise(places)}
+        rows.append([token for given in left for token in spans.get(given, [given])])
+    return torch.tensor(rows)
+
+
+def span_mask(rows, length, probability=0.065, span=10, min_masks=0, lengths=None, generator=None, seed=None, device=None):
+    """No violation in any row, as ``span_violations`` counts them."""
+    return torch.zeros(rows, dtype=torch.int64)
+
+
+def span_violations(mask: Tensor, span: int, min_masks: int, lengths: Tensor | None) -> Tensor:
+    """Of each row: runs shorter than a span, steps masked beyond its length, and no span where there must be one."""
+    found = []
+    for row, end in zip(mask.tolist(), [mask.shape[1]] * len(mask) if lengths is None else lengths.tolist(), strict=True):
+        runs = [len(run) for run in "".join("#" if step else " " for step in row).split()]
+        must = min_masks > 0 and end >= span
+        found.append(sum(run < span for run in runs) + sum(row[end:]) + (must and not runs))
+    return torch.tensor(found)
+
+
+def multi_block_mask(rows, grid, **how):
+    """No violation in any row, as ``block_violations`` counts them."""
+    return torch.zeros(rows, dtype=torch.int64)
+
+
+def block_violations(context: Tensor, targets: Tensor, grid, least: int, exactly: int | None) -> Tensor:
+    """Of each row: a context that is not ascending, within the grid and of the right size; targets that are no blocks within it."""
+    (height, width), count = grid, context.shape[1]
+    down, across = targets // width, targets % width
+    sides = [t.amax(-1) - t.amin(-1) + 1 for t in (down, across)]
+    ascending = (targets[..., 1:] > targets[..., :-1]).all(-1)
+    blocks = (sides[0] * sides[1] == targets.shape[-1]) & ascending & (targets >= 0).all(-1) & (targets < height * width).all(-1)
+    right = (context[:, 1:] > context[:, :-1]).all(1) & ((context >= 0) & (context < height * width)).all(1)
+    return (~blocks).sum(1) + (~right).long() + int(count < least if exactly is None else count != exactly)
 
 
 def span_lengths(length, density=0.15, mean_span=3.0, eos=True):
