@@ -1,11 +1,12 @@
 // Block-wise masks: common/block_mask.h for each sample, a bit a patch, then 1 byte written for each.
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
+
+#include "cpu/parallel.h"
 
 namespace fastssl {
 namespace {
@@ -52,7 +53,7 @@ Tensor block_mask(const Tensor& num_masked, const Tensor& seed, const Tensor& as
                        exact};
   const int64_t* from = goals.const_data_ptr<int64_t>();
   bool* to = out.mutable_data_ptr<bool>();
-  at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) { mask_samples(rule, from, to, begin, end); });
+  parallel_for(rows, kGrain / 16, [&](int64_t begin, int64_t end) { mask_samples(rule, from, to, begin, end); });
   return out;
 }
 

@@ -28,7 +28,7 @@ Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, 
   with_accumulator(dtype, [&]<class T>(T) {
     const TokenRows<T>& rows = token_rows<T>();
     const bool narrow = bytes_of(to.kind) < int(sizeof(T));
-    at::parallel_for(0, N * tokens, rows_a_task(entries), [&](int64_t begin, int64_t end) {
+    parallel_for(N * tokens, entries, [&](int64_t begin, int64_t end) {
       std::vector<T> wide(narrow ? entries : 0);
       for (int64_t i = begin; i < end; i++) {
         const int64_t n = i / tokens, k = i % tokens - prefix;
@@ -61,7 +61,7 @@ Tensor visible_patches_bwd(const Tensor& dpatches_given, const Tensor& ids_given
   const Matches matches(ids, length);
   const Array from = array_of(dpatches), to = array_of(out);
   with_accumulator(dpatches.scalar_type(), [&]<class T>(T) {
-    at::parallel_for(0, N * length, rows_a_task(entries), [&](int64_t begin, int64_t end) {
+    parallel_for(N * length, entries, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer;
       for (int64_t i = begin; i < end; i++) {
         const int64_t n = i / length, l = i % length;
@@ -92,7 +92,7 @@ Tensor visible_positions(const Tensor& ids_given, const OptionalTensor& bias, co
   const Array front = prefix ? array_of(*prefix) : none;
   with_accumulator(dtype, [&]<class T>(T) {
     const TokenRows<T>& rows = token_rows<T>();
-    at::parallel_for(0, N * tokens, rows_a_task(width), [&](int64_t begin, int64_t end) {
+    parallel_for(N * tokens, width, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         const int64_t t = i % tokens, place = t < before ? t : before + id[i / tokens * K + t - before];
         const Array own = t < before ? front : shift;

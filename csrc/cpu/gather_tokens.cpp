@@ -20,7 +20,7 @@ Tensor gather_tokens_fwd(const Tensor& x_given, const Tensor& ids_given) {
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(x), to = array_of(out);
   const auto copy = token_rows<float>().copy;
-  at::parallel_for(0, N * K, rows_a_task(D), [&](int64_t begin, int64_t end) {
+  parallel_for(N * K, D, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) copy(from, r / K * sample + id[r] * row, to, r * D, D);
   });
   return out;
@@ -36,7 +36,7 @@ Tensor gather_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int6
   const Matches matches(ids, length);
   const Array from = array_of(dout), to = array_of(dx);
   with_accumulator(dout.scalar_type(), [&]<class T>(T) {
-    at::parallel_for(0, N * length, rows_a_task(D), [&](int64_t begin, int64_t end) {
+    parallel_for(N * length, D, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer;
       for (int64_t r = begin; r < end; r++)
         write_matches(matches, r / length, r % length, from, r / length * sample, row, to, r * D, D, buffer);

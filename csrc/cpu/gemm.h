@@ -1,7 +1,7 @@
 // Row-major matrix products on tiles, by the BLAS that torch carries.
 //   C (m, n) = alpha op(A) op(B) + beta C
 // torch's x86 wheels export the Fortran entry points; where they are missing the product goes through at::addmm_out, which
-// costs a few microseconds more a tile. Inside at::parallel_for the BLAS runs on the calling thread.
+// costs a few microseconds more a tile. Inside a parallel region the BLAS runs on the calling thread.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm_cpu_dispatch.h>

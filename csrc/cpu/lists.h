@@ -1,11 +1,11 @@
 // Lists of tensors for the updates: their arrays, and work shared out in chunks, small tensors and large ones alike.
 #pragma once
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "cpu/updates.h"
 
 namespace fastssl {
@@ -28,10 +28,14 @@ void for_each_chunk(at::TensorList tensors, const F& task) {
     int64_t offset, count;
   };
   std::vector<Chunk> chunks;
+  int64_t elements = 0;
   for (size_t t = 0; t < tensors.size(); t++)
-    for (int64_t begin = 0, total = tensors[t].numel(); begin < total; begin += kChunk)
+    for (int64_t begin = 0, total = tensors[t].numel(); begin < total; begin += kChunk) {
       chunks.push_back({t, begin, std::min(kChunk, total - begin)});
-  at::parallel_for(0, int64_t(chunks.size()), 1, [&](int64_t begin, int64_t end) {
+      elements += chunks.back().count;
+    }
+  const int64_t count = int64_t(chunks.size());
+  parallel_for(count, count ? elements / count : 0, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c++) task(chunks[c].tensor, chunks[c].offset, chunks[c].count);
   });
 }

@@ -3,7 +3,6 @@
 // A stable sort by digits of 8 bits, least significant first: 4 passes over (key, index) pairs in the first cache, 3.5 us for
 // L = 196 on one core. Linear in L, where counting ranks takes L^2 comparisons.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -11,6 +10,8 @@
 #include <limits>
 #include <utility>
 #include <vector>
+
+#include "cpu/parallel.h"
 
 namespace fastssl::mask_ids {
 namespace {
@@ -63,7 +64,7 @@ struct Result {
 template <class Key, class F>
 void order_rows(int64_t rows, const Result& result, const F& fill) {
   const int64_t length = result.length;
-  at::parallel_for(0, rows, 1 + (1 << 12) / length, [&](int64_t begin, int64_t end) {
+  parallel_for(rows, 4 * length, [&](int64_t begin, int64_t end) {
     std::vector<Pair<Key>> pairs(length), other(length);
     for (int64_t n = begin; n < end; n++) {
       for (int64_t i = 0; i < length; i++) pairs[i].index = uint32_t(i);

@@ -1,10 +1,11 @@
 // Inputs and labels of masked language modelling: common/mask_tokens.h for each four tokens of a row.
 //   ids (N, L) int64, special (N, L) bool or none -> inputs, labels (N, L) int64; 8 or 9 bytes read, 16 written for each token
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
+
+#include "cpu/parallel.h"
 
 namespace fastssl {
 namespace {
@@ -35,7 +36,7 @@ std::tuple<Tensor, Tensor> mask_tokens(const Tensor& given, const std::optional<
   const int64_t* from = ids.const_data_ptr<int64_t>();
   const bool* marks = special ? never.const_data_ptr<bool>() : nullptr;
   int64_t *to = inputs.mutable_data_ptr<int64_t>(), *label = labels.mutable_data_ptr<int64_t>();
-  at::parallel_for(0, N, (1 << 14) / (L + 1) + 1, [&](int64_t begin, int64_t end) {
+  parallel_for(N, L, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; n++)
       for (int64_t l = 0; l < L; l += 4) {
         const int64_t at = n * L + l;

@@ -2,11 +2,14 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
 #include <cstdint>
+
+#include "cpu/parallel.h"
 
 namespace fastssl {
 
@@ -22,6 +25,13 @@ inline at::Tensor in_large_pages(at::Tensor t) {
 
 inline at::Tensor new_tensor(at::IntArrayRef shape, const at::TensorOptions& options) {
   return in_large_pages(at::empty(shape, options));
+}
+
+// As at::zeros, which writes large ones in parallel.
+inline at::Tensor zeros(at::IntArrayRef shape, const at::TensorOptions& options) {
+  if (!lost_its_team()) return at::zeros(shape, options);
+  const Alone alone;
+  return at::zeros(shape, options);
 }
 
 }  // namespace fastssl

@@ -8,8 +8,8 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "cpu/rows.h"
-#include "cpu/schedule.h"
 
 namespace fastssl::normalize {
 namespace {
@@ -27,7 +27,7 @@ const A* widened(const S* row, int64_t D, A* buffer) {
 template <class A, class S>
 void forward(const S* const views[2], int64_t B, int64_t D, A eps, S* z, A* norm, A* dot) {
   const auto& f = rows<A>();
-  at::parallel_for(0, B, 1 + (1 << 14) / D, [&](int64_t begin, int64_t end) {
+  parallel_for(B, D, [&](int64_t begin, int64_t end) {
     std::vector<A> wide(2 * D);
     for (int64_t i = begin; i < end; i++) {
       for (int side = 0; side < 2; side++) {
@@ -46,7 +46,7 @@ void forward(const S* const views[2], int64_t B, int64_t D, A eps, S* z, A* norm
 template <class A, class S>
 void backward(const S* dz, const A* ddot, const S* z, const A* norm, A eps, int64_t B, int64_t D, S* const out[2]) {
   const auto& f = rows<A>();
-  at::parallel_for(0, B, 1 + (1 << 14) / D, [&](int64_t begin, int64_t end) {
+  parallel_for(B, D, [&](int64_t begin, int64_t end) {
     std::vector<A> wide(2 * D), g(D);
     for (int64_t i = begin; i < end; i++) {
       const A* unit[2] = {widened<A>(z + i * D, D, wide.data()), widened<A>(z + (B + i) * D, D, wide.data() + D)};

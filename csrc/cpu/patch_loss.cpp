@@ -104,7 +104,7 @@ void forward(const Problem& p, T* stats, const Tensor* dpred, T* loss, T* total)
   double weight_sum = 0.0;
   for (int64_t i = 0; i < rows; i++) weight_sum += p.weight(i);
   std::vector<double> losses(groups, 0.0);
-  at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(groups, kRows * entries, [&](int64_t begin, int64_t end) {
     std::vector<T> target(entries);
     for (int64_t group = begin; group < end; group++)
       for (int64_t i = group * kRows; i < std::min(rows, (group + 1) * kRows); i++) {
@@ -128,7 +128,7 @@ void forward(const Problem& p, T* stats, const Tensor* dpred, T* loss, T* total)
 
 template <class T>
 void backward(const Problem& p, const T* stats, T grad, T total, const Tensor& dpred) {
-  at::parallel_for(0, p.rows(), rows_a_task(p.shape.entries()), [&](int64_t begin, int64_t end) {
+  parallel_for(p.rows(), p.shape.entries(), [&](int64_t begin, int64_t end) {
     std::vector<T> target(p.shape.entries());
     for (int64_t i = begin; i < end; i++) {
       const T size = p.size(i, grad, total);

@@ -30,7 +30,7 @@ Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const 
   const Array position = pos ? array_of(*pos) : Array{nullptr, kNothing};
   with_accumulator(out.scalar_type(), [&]<class T>(T) {
     const TokenRows<T>& rows = token_rows<T>();
-    at::parallel_for(0, N * tokens, rows_a_task(D), [&](int64_t begin, int64_t end) {
+    parallel_for(N * tokens, D, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         const int64_t n = i / tokens, t = i % tokens;
         const uint64_t r = t < prefix ? 0 : uint64_t(id[n * L + t - prefix]);
@@ -73,7 +73,7 @@ void gradients(const Tensor& dout, const Tensor& ids, int64_t K, int64_t prefix,
   const Array from = array_of(dout), to = array_of(dx);
   const auto copy = token_rows<T>().copy;
   const Matches matches(ids, need_x ? K : 0);
-  at::parallel_for(0, (N + kSamples - 1) / kSamples, 1, [&](int64_t begin, int64_t end) {
+  parallel_for((N + kSamples - 1) / kSamples, kSamples * dout.size(1) * D, [&](int64_t begin, int64_t end) {
     std::vector<T> buffer;
     for (int64_t group = begin; group < end; group++) {
       RowSum<T> hidden(D, partial.data() + group * D);

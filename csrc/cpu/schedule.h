@@ -1,7 +1,5 @@
 // Blocks of rows, and the orders in which pairs of blocks are visited so that threads never write the same block.
 #pragma once
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -10,10 +8,7 @@
 #include <vector>
 
 #include "cpu/gemm.h"
-
-#ifndef INTRA_OP_PARALLEL
-#error "at::parallel_for is a serial loop in this build: compile with -fopenmp"
-#endif
+#include "cpu/parallel.h"
 
 namespace fastssl {
 
@@ -48,7 +43,7 @@ void in_order(const Pairs& pairs, int64_t slots, const Visit& visit) {
   };
   std::atomic<size_t> next{0};
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), int64_t(pairs.size()));
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+  parallel_tasks(threads, [&](int64_t, int64_t) {
     const SerialProducts serial;
     for (size_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < pairs.size();) {
       const auto [a, b] = pairs[t];

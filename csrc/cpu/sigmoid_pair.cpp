@@ -7,12 +7,12 @@
 // polynomial logarithm and one division an entry. Memory: one tile a thread and O(N + M) vectors.
 // Schema: fastssl/ops/sigmoid_pair.py.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
 #include <numeric>
 
+#include "cpu/new_tensor.h"
 #include "cpu/similarity_problem.h"
 
 namespace fastssl::similarity {
@@ -55,8 +55,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pair(const Tensor& x,
   const auto options = x.options().dtype(compute_dtype(x));
   const auto [need_x, need_y, need_scale, need_bias] = need;
   const double s = effective(scale, factor), b = bias_term.has_value() ? bias + bias_term->item<double>() : bias;
-  Tensor own = need_x || need_scale ? at::zeros(x.sizes(), options) : at::empty({0}, options);
-  Tensor other = need_y ? at::zeros(y.sizes(), options) : at::empty({0}, options);
+  Tensor own = need_x || need_scale ? zeros(x.sizes(), options) : at::empty({0}, options);
+  Tensor other = need_y ? zeros(y.sizes(), options) : at::empty({0}, options);
   auto scalar = [&](bool wanted) { return wanted ? at::empty({}, options) : at::empty({0}, options); };
   Tensor loss = scalar(true), dscale = scalar(need_scale), dbias = scalar(need_bias);
   dispatch(x, [&](auto zero) {

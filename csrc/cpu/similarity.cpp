@@ -68,7 +68,7 @@ struct Grid {
   }
   template <class Visit>  // visit(row block, split, first column tile, last + 1)
   void run(const Visit& visit) const {
-    at::parallel_for(0, rows.count * splits, 1, [&](int64_t begin, int64_t end) {
+    parallel_tasks(rows.count * splits, [&](int64_t begin, int64_t end) {
       const SerialProducts serial;
       for (int64_t t = begin; t < end; t++) {
         const int64_t I = t / splits, split = t % splits;
@@ -105,7 +105,7 @@ class ColumnCopies {
 template <class T>
 void merge(int64_t splits, int64_t N, int64_t D, const State<T>& part, const T* parts, const State<T>& state, T* lse, T* mean) {
   const T kInf = std::numeric_limits<T>::infinity();
-  at::parallel_for(0, N, 1 + (1 << 14) / D, [&](int64_t begin, int64_t end) {
+  parallel_for(N, D, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       int64_t first = i;  // of the partials, the one with the largest logit
       for (int64_t k = i; k < splits * N; k += N)

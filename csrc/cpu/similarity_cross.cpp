@@ -7,7 +7,6 @@
 // entry where the logits are bounded, two otherwise. Memory: one tile a thread, O(N + M) vectors, and the kept logits.
 // Schema: fastssl/ops/similarity_cross.py.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
@@ -110,8 +109,8 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
   const auto options = x.options().dtype(compute_dtype(x));
   const auto [need_x, need_y, need_scale] = need;
   const double s = effective(scale, factor);  // multiplied into the sums at once, except where its own gradient needs them bare
-  Tensor own = need_x || need_scale ? at::zeros(x.sizes(), options) : at::empty({0}, options);
-  Tensor other = need_y ? at::zeros(y.sizes(), options) : at::empty({0}, options);
+  Tensor own = need_x || need_scale ? zeros(x.sizes(), options) : at::empty({0}, options);
+  Tensor other = need_y ? zeros(y.sizes(), options) : at::empty({0}, options);
   Tensor dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
   const Tensor g = drow.to(options.dtype()).contiguous(), h = dcolumn.to(options.dtype()).contiguous();
   const Tensor sums = state.contiguous(), peaks = peak.contiguous();

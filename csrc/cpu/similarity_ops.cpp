@@ -1,10 +1,10 @@
 // fastssl::similarity_{fwd, one_pass, bwd} for the CPU key: tensors to problems and back. Schemas: fastssl/ops/similarity.py.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
 
+#include "cpu/new_tensor.h"
 #include "cpu/similarity_problem.h"
 
 namespace fastssl::similarity {
@@ -60,9 +60,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
   const auto [need_x, need_y, need_bias, need_scale] = need;
   const bool symmetric = !y.has_value(), with_bias = need_bias && y_bias.has_value();
   const double s = effective(scale, factor);  // multiplied into the sums at once, except where its own gradient needs them bare
-  Tensor own = need_x || need_scale ? at::zeros(x.sizes(), options) : at::empty({0}, options);
-  Tensor other = (!symmetric && need_y) ? at::zeros(y->sizes(), options) : at::empty({0}, options);
-  Tensor dbias = with_bias ? at::zeros(y_bias->sizes(), options) : at::empty({0}, options);
+  Tensor own = need_x || need_scale ? zeros(x.sizes(), options) : at::empty({0}, options);
+  Tensor other = (!symmetric && need_y) ? zeros(y->sizes(), options) : at::empty({0}, options);
+  Tensor dbias = with_bias ? zeros(y_bias->sizes(), options) : at::empty({0}, options);
   Tensor dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
   const Tensor g = dlse.to(options.dtype()).contiguous(), sums = state.contiguous(), peaks = peak.contiguous();
   dispatch(x, [&](auto zero) {

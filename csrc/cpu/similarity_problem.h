@@ -72,8 +72,8 @@ inline double larger(double a, double b) { return b > a || std::isnan(b) ? b : a
 template <class T>
 double longest_row(const Side<T>& side, int D) {
   const auto& f = rows<T>();
-  const double square = at::parallel_reduce(
-      0, side.rows, 1 + (1 << 16) / D, 0.0,
+  const double square = parallel_reduce(
+      side.rows, D / 4, 0.0,
       [&](int64_t begin, int64_t end, double longest) {
         if (side.transposed) {
           std::vector<T> squares(end - begin, T(0));

@@ -1,13 +1,13 @@
 // What the ops on tokens (N, L, D) share: which rows of a gradient come from which, the check of ids, and the type sums are kept
 // in.
 #pragma once
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <vector>
 
 #include "cpu/new_tensor.h"
+#include "cpu/parallel.h"
 #include "cpu/token_rows.h"
 
 namespace fastssl {
@@ -19,9 +19,6 @@ auto with_accumulator(at::ScalarType dtype, const F& f) {
 }
 
 inline at::ScalarType accumulator(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
-
-// Rows of a task that moves `width` elements a row: about 64 KB.
-inline int64_t rows_a_task(int64_t width) { return 1 + (1 << 14) / std::max<int64_t>(1, width); }
 
 // Python refuses ids out of range where it may look at them; a compiled graph comes here without.
 inline void check_range(const char* op, const at::Tensor& ids, int64_t below) {

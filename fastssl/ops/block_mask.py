@@ -167,9 +167,13 @@ _aspects._dynamo_marked_constant = True
 
 
 def _make_aspects(low: float, high: float, device: torch.device) -> Tensor:
-    """(T,) float32: the middles of T equal parts of [log low, log high], made on the host so that all devices have one table."""
-    middles = (torch.arange(ASPECTS, dtype=torch.float64, device="cpu") + 0.5) / ASPECTS
-    return (math.log(low) + middles * (math.log(high) - math.log(low))).exp().float().to(device)
+    """(T,) float32: the middles of T equal parts of [log low, log high], made on the host so that all devices have one table.
+
+    Without torch's exp, which MKL shares out among threads that a child of fork lacks.
+    """
+    start, width = math.log(low), math.log(high) - math.log(low)
+    table = [math.exp(start + (i + 0.5) / ASPECTS * width) for i in range(ASPECTS)]
+    return torch.tensor(table, dtype=torch.float64, device="cpu").float().to(device)
 
 
 _kept_aspects = functools.lru_cache(64)(_make_aspects)
