@@ -23,8 +23,16 @@ bool walked_alike(const Tensor& tensor, const Tensor& like) {
   return true;
 }
 
+// A storage may have been freed or cut short (storage.resize_) under tensors that still have their sizes.
+bool has_memory(const Tensor& tensor) {
+  return tensor.numel() == 0 || (tensor.has_storage() && tensor.const_data_ptr() &&
+                                 tensor.storage_offset() * tensor.itemsize() + tensor.nbytes() <= tensor.storage().nbytes());
+}
+
 bool alike(const Tensor& tensor, const Tensor& like, at::Device device) {
-  if (tensor.layout() != at::kStrided || !is_float(tensor.scalar_type()) || tensor.device() != device) return false;
+  if (tensor.is_nested() || tensor.layout() != at::kStrided || !is_float(tensor.scalar_type()) || tensor.device() != device)
+    return false;
+  if (tensor.is_neg() || tensor._is_zerotensor() || tensor.is_inference() || !has_memory(tensor)) return false;
   if (tensor.is_same(like)) return true;
   return (tensor.scalar_type() == at::kDouble) == (like.scalar_type() == at::kDouble) && tensor.sizes() == like.sizes() &&
          (tensor.numel() == 0 || walked_alike(tensor, like));

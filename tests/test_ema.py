@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
 from fastssl.functional import ema_update_
@@ -195,6 +196,18 @@ def test_same_bits_for_any_number_of_threads():
 
 
 A, B = torch.zeros(4, 3), torch.ones(4, 3)
+ROW, TWICE = torch.zeros(3), torch.zeros(5).as_strided((4, 2), (1, 1))
+with torch.inference_mode():
+    FROZEN = torch.zeros(3)
+
+
+def freed(*shape):
+    """A tensor whose memory someone has given back, as FSDP does."""
+    tensor = torch.zeros(shape or (3,))
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 REFUSED = [
     (lambda: ema_update_([], [], 0.9), ValueError, "at least one tensor"),
     (lambda: ema_update_([A], [B, B], 0.9), ValueError, "params must hold 1 tensors"),
@@ -210,6 +223,18 @@ REFUSED = [
     (lambda: ema_update_([A[1:]], [A[:3]], 0.9), ValueError, "share memory"),
     (lambda: ema_update_([A], [B], 0.9, shadow=[A]), ValueError, "share memory"),
     (lambda: ema_update_([A], [B], 0.9, shadow=[]), ValueError, "shadow must hold 1"),
+    (lambda: ema_update_([A], [B], 0.5, shadow=[torch.zeros(1).expand(4, 3)]), ValueError, r"shadow\[0\] must not be expanded"),
+    (lambda: ema_update_([A, ROW.expand(4, 3)], [B, B], 0.9), ValueError, r"ema\[1\] must not be expanded or lie over itself"),
+    (lambda: ema_update_([A, TWICE], [B, B[:, :2]], 0.9), ValueError, r"ema\[1\] must not be.*strides \(1, 1\) for shape \(4, 2\)"),
+    (lambda: ema_update_([A, torch._neg_view(ROW)], [B, ROW], 0.9), TypeError, r"ema\[1\] must not be a lazily negated view"),
+    (lambda: ema_update_([A, FROZEN], [B, ROW], 0.9), ValueError, r"ema\[1\] must not be an inference tensor outside"),
+    (lambda: ema_update_([A, freed()], [B, ROW], 0.9), ValueError, r"ema\[1\] must have a storage of at least 12 bytes, got 0"),
+    (lambda: ema_update_([A], [freed(4, 3)], 0.9), ValueError, r"params\[0\] must have a storage of at least 48 bytes, got 0"),
+    (lambda: ema_update_([A], [B.to_mkldnn()], 0.9), TypeError, r"params\[0\] must be a dense tensor, got torch._mkldnn"),
+    (lambda: ema_update_([A], [torch.nested.nested_tensor([B])], 0.9), TypeError, r"params\[0\].*got a nested one"),
+    (lambda: ema_update_(A, B, torch.tensor([0.5]).to_sparse()), TypeError, "momentum must be a dense tensor"),
+    (lambda: ema_update_(A, B, 10**400), ValueError, "momentum must be in"),
+    (lambda: torch.func.vmap(lambda a: ema_update_(a, a, 0.9))(A), NotImplementedError, "ema_update_: torch.func transforms"),
     (lambda: ema_update_([A], [B], math.nan), ValueError, "momentum must be in"),
     (lambda: ema_update_([A], [B], 1.01), ValueError, "momentum must be in"),
     (lambda: ema_update_([A], [B], torch.tensor(-0.1)), ValueError, "momentum must be in"),
@@ -253,5 +278,36 @@ def test_the_quick_check_says_yes_only_to_what_the_slow_one_accepts():
         ([(A,)], [[B]]),
         ([[]], [[]]),
         ([[A]], [["B"]]),
+        ([[A]], [[torch._neg_view(B)]]),
+        ([[FROZEN]], [[ROW]]),
+        ([[ROW]], [[freed()]]),
     ):
         assert not _C.lists_agree(written, read)
+
+
+def test_lazily_negated_values_are_read():
+    phase = torch.complex(torch.ones(3), torch.arange(3.0))
+    e = torch.zeros(3)
+    ema_update_(e, phase.conj().imag, 0.0)
+    assert phase.conj().imag.is_neg() and e.tolist() == [0.0, -1.0, -2.0]
+
+
+def test_inference_tensors_are_averaged_in_inference_mode():
+    with torch.inference_mode():
+        e = torch.zeros(4, 3)
+        ema_update_(e, torch.ones(4, 3), 0.5)
+    assert (e == 0.5).all()
+
+
+def test_strides_that_are_no_nest_of_rows_are_written_where_they_meet_nowhere():
+    e = torch.zeros(8).as_strided((3, 2), (2, 3))  # places 0, 3, 2, 5, 4, 7
+    ema_update_(e, torch.ones(3, 2), 0.5)
+    assert (e == 0.5).all()
+
+
+def test_fake_tensors_share_memory_where_real_ones_would():
+    with FakeTensorMode():
+        e, p = torch.zeros(4, 3), torch.ones(4, 3)
+        ema_update_([e, p], [p.clone(), e.clone()], 0.9)
+        with pytest.raises(ValueError, match=r"ema\[0\] and ema\[1\] share memory"):
+            ema_update_([e[:3], e[1:]], [p[:3], p[1:]], 0.9)

@@ -255,3 +255,52 @@ def test_labels_in_the_memory_that_they_are_pushed_to_are_read_first():
     label_queue, ptr = torch.arange(5), torch.tensor([1])
     queue_push_(torch.zeros(3, 5), ptr, torch.ones(2, 3), label_queue=label_queue, labels=label_queue[0:2])
     assert label_queue.tolist() == [0, 0, 1, 3, 4]
+
+
+Q, P, N_ = torch.zeros(9, 4), torch.tensor([3]), torch.ones(2, 4)
+NEVER_WRITTEN = {
+    "negated pointer": (TypeError, "ptr must not be a lazily negated view", lambda: (Q, torch._neg_view(torch.tensor([-3])), {})),
+    "expanded queue": (ValueError, r"queue must not be expanded.*strides \(0, 1\)", lambda: (Q[:1].expand(9, 4), P, {})),
+    "expanded labels": (ValueError, "label_queue must not be expanded", lambda: (Q, P, labels(torch.zeros(1).long().expand(9)))),
+    "pointer in the labels": (ValueError, "ptr and label_queue share memory", lambda: (Q, L[2:3], labels(L))),
+    "pointer in the queue": (ValueError, "queue and ptr share memory", lambda: (Q, Q[0, :2].view(torch.int64), {})),
+    "sparse pointer": (TypeError, "ptr must be a dense tensor", lambda: (Q, P.to_sparse(), {})),
+    "no pointer": (TypeError, "ptr must be an int64 tensor of one element, got int", lambda: (Q, 3, {})),
+    "freed queue": (ValueError, "queue must have a storage of at least 144 bytes, got 0", lambda: (freed(9, 4), P, {})),
+}
+L = torch.zeros(9).long()
+
+
+def labels(queue):
+    return {"label_queue": queue, "labels": torch.ones(2).long()}
+
+
+def freed(*shape):
+    tensor = torch.zeros(shape)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+@pytest.mark.parametrize("name", NEVER_WRITTEN)
+def test_what_cannot_be_written_is_refused_before_anything_is(name):
+    error, words, call = NEVER_WRITTEN[name]
+    queue, ptr, options = call()
+    with pytest.raises(error, match=f"queue_push_: {words}"):
+        queue_push_(queue, ptr, N_, layout="kd", **options)
+    assert not Q.any() and P.item() == 3 and not L.any()
+
+
+def test_keys_and_labels_in_any_memory_that_is_written_are_read_first():
+    queue, ptr, label_queue = torch.arange(18.0).view(9, 2), torch.tensor([8]), torch.arange(9)
+    queue_push_(queue, ptr, queue[:1], layout="kd", label_queue=label_queue, labels=ptr)
+    assert queue[8].tolist() == [0.0, 1.0] and ptr.item() == 0 and label_queue[8] == 8
+    queue_push_(queue, ptr, torch.complex(N_, N_).conj().imag[:, :2], layout="kd")
+    assert (queue[:2] == -1).all()
+
+
+def test_a_compiled_push_with_a_pointer_out_of_range_writes_nothing():
+    push = torch.compile(lambda q, p, k: queue_push_(q, p, k, layout="kd"), backend="aot_eager", fullgraph=True)
+    for wrong in (-1, 9):
+        with pytest.raises((RuntimeError, ValueError), match=r"ptr must be in \[0, 9\)"):
+            push(Q, torch.tensor([wrong]), N_)
+    assert not Q.any()

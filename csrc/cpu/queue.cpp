@@ -2,10 +2,11 @@
 // Reads and writes N D elements. In layout (D, K) a key is a column: blocks of kTile x kTile are turned round in the first cache,
 // so that both sides are touched in whole cache lines.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
+
+#include "cpu/parallel.h"
 
 namespace fastssl::queue {
 namespace {
@@ -29,7 +30,7 @@ void copy_rows(const Tensor& queue, const Tensor& keys, const Run& run, bool col
   const T* from = keys.const_data_ptr<T>() + run.first * key_row;
   T* to = queue.mutable_data_ptr<T>() + run.place * row;
   const int64_t tiles = (D + kTile - 1) / kTile;
-  at::parallel_for(0, tiles, std::max<int64_t>(1, (1 << 16) / (kTile * run.count + 1)), [&](int64_t begin, int64_t end) {
+  parallel_for(tiles, kTile * run.count / 4, [&](int64_t begin, int64_t end) {
     T block[kTile][kTile];  // [entry][key]
     for (int64_t d0 = begin * kTile; d0 < std::min(D, end * kTile); d0 += kTile)
       for (int64_t k0 = 0; k0 < run.count; k0 += kTile) {
@@ -63,6 +64,7 @@ void queue_push_(const Tensor& queue, const Tensor& ptr, const Tensor& keys, con
                  const OptionalTensor& labels, bool columns, bool truncate) {
   const int64_t K = queue.size(columns ? 1 : 0), N = keys.size(0);
   int64_t& pointer = *ptr.mutable_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(pointer >= 0 && pointer < K, "queue_push_: ptr must be in [0, ", K, "), got ", pointer);
   const int64_t first = truncate ? 0 : std::max<int64_t>(0, N - K);
   const int64_t place = (pointer + first) % K;
   const int64_t before_end = std::min(N - first, K - place);

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.ops._checks import FLOATS
-from fastssl.ops._lists import as_list, check_lists
-from fastssl.ops.ema import ema_update_, share
+from fastssl.ops._lists import as_list, check_lists, check_stored, check_writable
+from fastssl.ops.ema import share, update_averages
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -135,12 +135,14 @@ class Work:
                 written = {"ema": as_list(op, "ema", ema)} | ({"shadow": as_list(op, "shadow", shadow)} if shadow else {})
                 check_lists(op, written, {"params": as_list(op, "params", params)})
         copies, sources = (as_list(op, "tensors", tensors) for tensors in self.copies)
-        for copy_, source in zip(copies, sources, strict=True):
+        for i, (copy_, source) in enumerate(zip(copies, sources, strict=True)):
+            check_writable(op, f"copied tensor {i}", copy_)
+            check_stored(op, f"copied tensor {i}", copy_)
             if copy_.shape != source.shape:
                 raise ValueError(f"{op}: a copied tensor must keep its shape {tuple(copy_.shape)}, got {tuple(source.shape)}")
         for (ema, params, shadow), m in zip(self.launches, shares, strict=True):
             here = seed.to(ema[0].device) if isinstance(seed, Tensor) else seed
-            ema_update_(ema, params, m, order=order, shadow=shadow, rounding=rounding, seed=here)
+            update_averages(op, ema, params, m, order=order, shadow=shadow, rounding=rounding, seed=here, name=name)
         if copies:
             torch._foreach_copy_(copies, sources)
 

@@ -5,7 +5,7 @@ from torch import Tensor, distributed, nn
 
 from fastssl.distributed.gather import gather_rows, world_size
 from fastssl.ops._checks import FLOATS, INTEGERS, check_choice, check_matrix, check_vector
-from fastssl.ops.queue import queue_push_
+from fastssl.ops.queue import push_keys
 
 
 def _check_options(op: str, overflow: str, gather_distributed: bool, dtype: torch.dtype, **counts: tuple[int, int]) -> None:
@@ -44,12 +44,14 @@ def _push(
     if (label_queue is None) != (labels is None):
         wanted = "must be given, since labels=True" if labels is None else "needs labels=True"
         raise ValueError(f"{op}: labels {wanted}")
+    name = "keys" if op == "MoCoQueue" else "output"
     if gather_distributed and world_size() > 1:
+        check_matrix(op, name, keys, "N, D")
         if labels is not None:
             check_vector(op, "labels", labels, len(keys), INTEGERS, "keys", keys)
             labels = gather_rows(labels.to(label_queue.dtype), even=even)
         keys = gather_rows(keys, even=even)
-    queue_push_(queue, ptr, keys, layout=layout, overflow=overflow, label_queue=label_queue, labels=labels)
+    push_keys(op, queue, ptr, keys, layout=layout, overflow=overflow, label_queue=label_queue, labels=labels, name=name)
 
 
 class MoCoQueue(nn.Module):

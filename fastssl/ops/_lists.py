@@ -4,14 +4,17 @@ A kernel reads and writes position i of every list as one flat array in memory o
 their memory without gaps or overlap and have equal strides. ``laid_out`` brings others to that form and back.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ._checks import FLOATS, _kind
-from ._register import _C
+from ._checks import FLOATS, _kind, check_dense
+from ._register import _C, refuse_functorch
 
 
 def as_list(op: str, name: str, value) -> list[Tensor]:
@@ -36,9 +39,11 @@ def check_lists(op: str, written: dict, read: dict) -> tuple[dict[str, list[Tens
     tensors one device and a float dtype (float64 stands with float64 only), and no memory is written twice, or written at one
     position and read at another.
     """
+    refuse_functorch(op)
     if _C is not None and not torch.compiler.is_compiling() and _C.lists_agree([*written.values()], [*read.values()]):
         return written, read, True
     written, read = ({name: as_list(op, name, value) for name, value in lists.items()} for lists in (written, read))
+    read = {name: [_resolved(tensor) for tensor in tensors] for name, tensors in read.items()}
     lists = written | read
     (first_name, first), *others = lists.items()
     if not first:
@@ -49,12 +54,15 @@ def check_lists(op: str, written: dict, read: dict) -> tuple[dict[str, list[Tens
     for name, tensors in lists.items():
         for i, (tensor, like) in enumerate(zip(tensors, first, strict=True)):
             _check_position(op, f"{name}[{i}]", tensor, f"{first_name}[{i}]", like, first[0])
-    if not torch.compiler.is_compiling():
-        _check_memory(op, written, read)
+            if name in written:
+                check_writable(op, f"{name}[{i}]", tensor)
+            check_stored(op, f"{name}[{i}]", tensor)
+    check_apart(op, written, read, "pass tied tensors once")
     return written, read, all(_walkable([tensors[i] for tensors in lists.values()]) for i in range(len(first)))
 
 
 def _check_position(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor, anchor: Tensor) -> None:
+    check_dense(op, name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
     if (tensor.dtype == torch.float64) != (like.dtype == torch.float64):
@@ -64,34 +72,95 @@ def _check_position(op: str, name: str, tensor: Tensor, like_name: str, like: Te
         raise ValueError(f"{op}: {like_name} and {name} must have the same shape, got {shapes}")
     if tensor.device != anchor.device:
         raise ValueError(f"{op}: all tensors must be on one device, got {anchor.device} and, in {name}, {tensor.device}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{op}: {name} must be a dense tensor, got {tensor.layout}")
 
 
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """First byte and the one after the last that the tensor may touch."""
-    begin = tensor.data_ptr()
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin, begin + (reach + 1) * tensor.element_size()
+def _resolved(tensor: Tensor) -> Tensor:
+    """The values themselves where the tensor is a lazily negated or conjugated view, which a kernel reads unchanged."""
+    plain = torch.compiler.is_compiling() or tensor.layout != torch.strided or tensor.is_nested
+    return tensor if plain else tensor.resolve_neg().resolve_conj()
 
 
-def _check_memory(op: str, written: dict[str, list[Tensor]], read: dict[str, list[Tensor]]) -> None:
-    """No byte is written at two places of the call, nor written at one position and read at another."""
-    if next(iter(written.values()))[0].is_meta:
+def check_writable(op: str, name: str, tensor: Tensor) -> None:
+    """A dense tensor each of whose elements can be written alone, by anyone here and now."""
+    if overlaps_itself(tensor):
+        how = f"strides {tensor.stride()} for shape {tuple(tensor.shape)}; pass a clone"
+        raise ValueError(f"{op}: {name} must not be expanded or lie over itself, since it is written, got {how}")
+    if torch.compiler.is_compiling():
         return
-    spans = []
-    for kind, lists in (("written", written), ("read", read)):
-        for name, tensors in lists.items():
-            spans += [(*_span(t), kind, i, name) for i, t in enumerate(tensors) if t.numel()]
-    spans.sort(key=lambda span: span[:2])
+    if tensor.is_neg() or tensor.is_conj():
+        raise TypeError(f"{op}: {name} must not be a lazily negated view, since it is written; pass resolve_neg() of it")
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{op}: {name} must not be an inference tensor outside torch.inference_mode(); pass a clone")
+    if is_traceable_wrapper_subclass(tensor):
+        raise TypeError(f"{op}: {name} must be a plain tensor, since it is written, got {_kind(tensor)}")
+
+
+def check_stored(op: str, name: str, tensor: Tensor) -> None:
+    """The storage may have been freed or cut short under a tensor that still has its size."""
+    if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor):
+        return
+    wanted = (tensor.storage_offset() + _reach(tensor)) * tensor.element_size()
+    if tensor.numel() and tensor.untyped_storage().nbytes() < wanted:
+        got = f"{wanted} bytes, got {tensor.untyped_storage().nbytes()}: it was freed or resized"
+        raise ValueError(f"{op}: {name} must have a storage of at least {got}")
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two elements have one place in memory."""
+    reach = 0  # of the dimensions so far
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return tensor.numel() > 0 and (stride == 0 or _meets_itself(tensor))
+            reach += (size - 1) * stride
+    return False
+
+
+def _meets_itself(tensor: Tensor) -> bool:
+    """The same by counting places, for strides that are no nest of rows."""
+    along = [range(0, size * stride, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+    return len({sum(place) for place in itertools.product(*along)}) < tensor.numel()
+
+
+def _reach(tensor: Tensor) -> int:
+    """Elements from the first place to the one after the last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _span(tensor: Tensor) -> tuple[int, int, int]:
+    """(space, first byte, the one after the last that the tensor may touch); a fake tensor has no address, but a storage."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor):
+        space, begin = tensor.untyped_storage()._cdata, tensor.storage_offset() * tensor.element_size()
+    else:
+        space, begin = 0, tensor.data_ptr()
+    return space, begin, begin + _reach(tensor) * tensor.element_size()
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the two may have a byte in common."""
+    (space, begin, end), (other, first, last) = _span(a), _span(b)
+    return space == other and begin < last and first < end
+
+
+def check_apart(op: str, written: dict[str, list[Tensor]], read: dict[str, list[Tensor]], advice: str) -> None:
+    """No byte is written at two places of the call, nor written at one position and read at another."""
+    if torch.compiler.is_compiling():
+        return
+    spans, lists = [], written | read
+    for kind, group in (("written", written), ("read", read)):
+        for name, tensors in group.items():
+            whole = [(i, t) for i, t in enumerate(tensors) if t.numel() and not is_traceable_wrapper_subclass(t)]
+            spans += [(*_span(t), kind, i, name) for i, t in whole]
+    spans.sort(key=lambda span: span[:3])
     open_spans: list[tuple] = []
     for span in spans:
-        open_spans = [other for other in open_spans if other[1] > span[0]]
+        open_spans = [other for other in open_spans if other[0] == span[0] and other[2] > span[1]]
         for other in open_spans:
-            same_place = other[3] == span[3] and other[:2] == span[:2] and other[2] != span[2]
-            if "written" in (other[2], span[2]) and not same_place:
-                pair = f"{other[4]}[{other[3]}] and {span[4]}[{span[3]}]"
-                raise ValueError(f"{op}: {pair} share memory; pass tied tensors once")
+            same_place = other[4] == span[4] and other[1:3] == span[1:3] and other[3] != span[3]
+            if "written" in (other[3], span[3]) and not same_place:
+                both = sorted((list(lists).index(name), i, name) for *_, i, name in (other, span))
+                pair = " and ".join(f"{name}[{i}]" if len(lists[name]) > 1 else name for _, i, name in both)
+                raise ValueError(f"{op}: {pair} share memory; {advice}")
         open_spans.append(span)
 
 
@@ -134,4 +203,4 @@ def laid_out(written: dict[str, list[Tensor]], read: dict[str, list[Tensor]]) ->
 def bump_versions(tensors: list[Tensor]) -> None:
     """Tells autograd that the tensors changed in place, as torch's own in-place ops do."""
     if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version(tensors)
+        torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])

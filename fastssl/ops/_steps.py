@@ -1,12 +1,11 @@
 """What the optimizer steps share: scalars that may lie on the device, a value for each tensor, copies written in the same pass."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ._checks import device_scalar
+from ._checks import LARGEST, check_dense, device_scalar
 from ._lists import bump_versions, laid_out
 
 
@@ -19,6 +18,7 @@ def step_scalar(
     """
     kind = "an integer" if whole else "a number"
     if isinstance(value, Tensor):
+        check_dense(op, name, value)
         if value.numel() != 1 or value.is_complex() or value.dtype == torch.bool or not (whole or value.dtype.is_floating_point):
             wanted = f"{kind} or a one-element{'' if whole else ' float'} tensor"
             raise ValueError(f"{op}: {name} must be {wanted}, got {value.dtype} {tuple(value.shape)}")
@@ -27,7 +27,7 @@ def step_scalar(
         value = value.item()
     elif isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise TypeError(f"{op}: {name} must be {kind} or a one-element tensor, got {type(value).__name__}")
-    if not low <= value < math.inf:
+    if not low <= value <= LARGEST:
         raise ValueError(f"{op}: {name} must be {'' if whole else 'finite and '}at least {low:g}, got {value}")
     return float(value), None
 
@@ -39,7 +39,7 @@ def for_each_tensor(op: str, name: str, value, count: int, kind: type) -> list:
         if isinstance(item, bool) != (kind is bool) or not isinstance(item, (int, float)):
             wanted = "True or False" if kind is bool else "a number"
             raise TypeError(f"{op}: {name} must be {wanted} or a sequence of them, got {type(item).__name__}")
-        if not 0 <= item < math.inf:
+        if not 0 <= item <= LARGEST:
             raise ValueError(f"{op}: {name} must be finite and at least 0, got {item}")
     if not isinstance(value, Sequence):
         values = values * count

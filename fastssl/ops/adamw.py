@@ -68,7 +68,15 @@ def adamw_(
     Raises:
         TypeError, ValueError: naming the argument; nothing is changed then.
     """
-    op = "adamw_"
+    lists, copies = (params, grads, exp_avg, exp_avg_sq), (ema, ema_momentum, shadow, ema_shadow)
+    step_adamw("adamw_", lists, copies, step, lr, betas, eps, weight_decay)
+
+
+def step_adamw(op: str, lists: tuple, copies: tuple, step, lr, betas, eps, weight_decay) -> None:
+    """``adamw_`` for the public function or class ``op``: (params, grads, exp_avg, exp_avg_sq), (ema, its momentum, shadow,
+    ema_shadow)."""
+    params, grads, exp_avg, exp_avg_sq = lists
+    ema, ema_momentum, shadow, ema_shadow = copies
     check_rates(op, betas, eps)
     given = with_copies(op, {"params": params, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, ema, shadow, ema_shadow)
     with torch.no_grad():

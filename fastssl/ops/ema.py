@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, device_scalar
+from ._checks import check_choice, check_dense, device_scalar
 from ._lists import bump_versions, check_lists, laid_out
 from ._register import define_op
 
@@ -57,14 +57,20 @@ def ema_update_(
     Raises:
         TypeError, ValueError: naming the argument; nothing is changed then.
     """
-    op = "ema_update_"
+    update_averages("ema_update_", ema, params, momentum, order=order, shadow=shadow, rounding=rounding, seed=seed)
+
+
+def update_averages(
+    op: str, ema, params, momentum, *, order: str = "lerp", shadow=None, rounding: str = "nearest", seed=0, name: str = "momentum"
+) -> None:
+    """``ema_update_`` for the public function ``op``, which calls the share that is kept ``name``."""
     check_choice(op, "order", order, ("lerp", "mul_add"))
     check_choice(op, "rounding", rounding, ("nearest", "stochastic"))
     given = {"ema": ema} if shadow is None else {"ema": ema, "shadow": shadow}
     with torch.no_grad():
         written, read, as_they_are = check_lists(op, given, {"params": params})
         device = written["ema"][0].device
-        number, scalar = share(op, "momentum", momentum, device)
+        number, scalar = share(op, name, momentum, device)
         seed_number, seed_scalar = _seed(op, seed, device)
         options = (number, scalar, order == "mul_add", rounding == "stochastic", seed_number, seed_scalar)
         if as_they_are:
@@ -79,6 +85,7 @@ def ema_update_(
 def share(op: str, name: str, value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
     """A share in [0, 1] as (number, None), or (0, tensor) where it lies on an accelerator or is being traced."""
     if isinstance(value, Tensor):
+        check_dense(op, name, value)
         if value.numel() != 1 or not value.dtype.is_floating_point:
             raise ValueError(f"{op}: {name} must be a number or a one-element float tensor, got {value.dtype} {tuple(value.shape)}")
         if (scalar := device_scalar(op, name, value, device)) is not None:
@@ -93,6 +100,7 @@ def share(op: str, name: str, value: float | Tensor, device: torch.device) -> tu
 
 def _seed(op: str, seed: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:
     if isinstance(seed, Tensor):
+        check_dense(op, "seed", seed)
         if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != device:
             got = f"{seed.dtype} {tuple(seed.shape)} on {seed.device}"
             raise ValueError(f"{op}: seed must be an integer or a one-element int64 tensor on {device}, got {got}")

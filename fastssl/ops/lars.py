@@ -86,12 +86,18 @@ def lars_(
     Raises:
         TypeError, ValueError: naming the argument; nothing is changed then.
     """
-    op = "lars_"
+    lists, copies = (params, grads, momenta), (ema, ema_momentum, shadow, ema_shadow)
+    options = (momentum, trust_coefficient, eps, form, nesterov, clip)
+    step_lars("lars_", lists, copies, lr, weight_decay, adapt, options)
+
+
+def step_lars(op: str, lists: tuple, copies: tuple, lr, weight_decay, adapt, options: tuple) -> None:
+    """``lars_`` for the public function or class ``op``: (params, grads, momenta), (ema, its momentum, shadow, ema_shadow)."""
+    momentum, trust_coefficient, eps, form, nesterov, clip = options
     check_choice(op, "form", form, FORMS)
     check_rates(op, momentum, trust_coefficient, eps, form, nesterov, clip)
-    params, momenta, grads = (
-        _whole_tensors(op, name, value) for name, value in (("params", params), ("momenta", momenta), ("grads", grads))
-    )
+    ema, ema_momentum, shadow, ema_shadow = copies
+    params, grads, momenta = (whole_tensors(op, *named) for named in zip(("params", "grads", "momenta"), lists, strict=True))
     given = with_copies(op, {"params": params, "momenta": momenta}, ema, shadow, ema_shadow)
     with torch.no_grad():
         written, read, as_they_are = check_lists(op, given, {"grads": grads})
@@ -125,11 +131,14 @@ def check_rates(op: str, momentum: float, trust_coefficient: float, eps: float, 
         raise ValueError(f"{op}: clip needs form 'larc', got {form!r}")
 
 
-def _whole_tensors(op: str, name: str, value):
-    """The argument, a list in place of another iterable; a DTensor is refused."""
+def whole_tensors(op: str, name: str, value):
+    """The argument, a list in place of another iterable; a DTensor counts as its local tensor where that is the whole one."""
     if not isinstance(value, (Tensor, list)) and isinstance(value, Iterable):
         value = list(value)
     for tensor in value if isinstance(value, list) else [value]:
-        if type(tensor) not in (Tensor, torch.nn.Parameter) and hasattr(tensor, "to_local"):
-            raise TypeError(f"{op}: {name} must be plain tensors, got a DTensor: the norm of a shard is not that of the tensor")
+        if type(tensor) in (Tensor, torch.nn.Parameter) or not hasattr(tensor, "placements"):
+            continue
+        if not all(placement.is_replicate() for placement in tensor.placements):
+            why = "the norm of a shard is not that of the tensor; AdamW takes shards"
+            raise NotImplementedError(f"{op}: {name} must be whole on every device, got a DTensor of {tensor.placements}: {why}")
     return value

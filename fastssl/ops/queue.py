@@ -9,9 +9,9 @@ Bytes: N D elements read and written. No value of the pointer is read by the hos
 import torch
 from torch import Tensor
 
-from ._checks import INTEGERS, check_choice, check_matrix, check_vector
-from ._lists import bump_versions
-from ._register import define_op
+from ._checks import INTEGERS, check_choice, check_dense, check_matrix, check_vector, readable
+from ._lists import bump_versions, check_apart, check_stored, check_writable, share_memory
+from ._register import define_op, refuse_functorch
 
 _queue_push = define_op(
     "queue_push_",
@@ -49,45 +49,58 @@ def queue_push_(
     Raises:
         TypeError, ValueError: naming the argument; queue, pointer and labels are unchanged then.
     """
-    op = "queue_push_"
+    push_keys("queue_push_", queue, ptr, keys, layout=layout, overflow=overflow, label_queue=label_queue, labels=labels)
+
+
+def push_keys(op: str, queue, ptr, keys, *, layout: str, overflow: str, label_queue=None, labels=None, name: str = "keys") -> None:
+    """``queue_push_`` for the public function ``op``, which calls the keys ``name``."""
+    refuse_functorch(op)
     check_choice(op, "layout", layout, ("dk", "kd"))
     check_choice(op, "overflow", overflow, ("wrap", "truncate"))
     check_matrix(op, "queue", queue, "D, K" if layout == "dk" else "K, D")
-    check_matrix(op, "keys", keys, "N, D")
+    check_matrix(op, name, keys, "N, D")
     size, width = queue.shape if layout == "kd" else reversed(queue.shape)
     if keys.shape[1] != width:
-        raise ValueError(f"{op}: keys must have the queue's width {width}, got shape {tuple(keys.shape)}")
+        raise ValueError(f"{op}: {name} must have the queue's width {width}, got shape {tuple(keys.shape)}")
     if keys.device != queue.device:
-        raise ValueError(f"{op}: queue and keys must be on the same device, got {queue.device} and {keys.device}")
+        raise ValueError(f"{op}: queue and {name} must be on the same device, got {queue.device} and {keys.device}")
     if max(size, len(keys)) >= 2**31:
-        raise ValueError(f"{op}: queue and keys must have fewer than 2^31 rows, got {size} and {len(keys)}")
+        raise ValueError(f"{op}: queue and {name} must have fewer than 2^31 rows, got {size} and {len(keys)}")
     _check_pointer(op, ptr, size, queue)
     if (label_queue is None) != (labels is None):
         raise ValueError(f"{op}: label_queue and labels must be given together")
     if labels is not None:
         check_vector(op, "label_queue", label_queue, size, INTEGERS, "queue", queue)
-        check_vector(op, "labels", labels, len(keys), INTEGERS, "keys", keys)
-        labels = labels.to(label_queue.dtype)
+        check_vector(op, "labels", labels, len(keys), INTEGERS, name, keys)
+    written = {"queue": queue, "ptr": ptr} | ({} if label_queue is None else {"label_queue": label_queue})
+    _check_memory(op, written, {name: keys} | ({} if labels is None else {"labels": labels}))
     with torch.no_grad():
-        keys = _apart(keys.detach(), queue)
-        labels = labels if labels is None else _apart(labels, label_queue)
-        _queue_push(queue, ptr, keys.to(queue.dtype), label_queue, labels, layout == "dk", overflow == "truncate")
-        bump_versions([t for t in (queue, ptr, label_queue) if t is not None])
+        keys = _apart(keys.detach(), written).to(queue.dtype)
+        labels = None if labels is None else _apart(labels, written).to(label_queue.dtype)
+        _queue_push(queue, ptr, keys, label_queue, labels, layout == "dk", overflow == "truncate")
+        bump_versions(list(written.values()))
 
 
-def _apart(source: Tensor, target: Tensor) -> Tensor:
-    """A copy of ``source`` where it lies in the memory of ``target``, which is overwritten while it is read."""
-    if torch.compiler.is_compiling() or source.untyped_storage().data_ptr() != target.untyped_storage().data_ptr():
+def _check_memory(op: str, written: dict[str, Tensor], read: dict[str, Tensor]) -> None:
+    for name, tensor in written.items():
+        check_writable(op, name, tensor)
+    for name, tensor in (written | read).items():
+        check_stored(op, name, tensor)
+    check_apart(op, {name: [tensor] for name, tensor in written.items()}, {}, "each needs its own")
+
+
+def _apart(source: Tensor, written: dict[str, Tensor]) -> Tensor:
+    """The values of ``source``, copied where it lies in memory that is overwritten while it is read."""
+    if torch.compiler.is_compiling():
         return source
-    return source.clone()
+    return source.clone() if any(share_memory(source, t) for t in written.values()) else source.resolve_neg()
 
 
 def _check_pointer(op: str, ptr: Tensor, size: int, queue: Tensor) -> None:
-    if not isinstance(ptr, Tensor):
-        raise TypeError(f"{op}: ptr must be an int64 tensor of one element, got {type(ptr).__name__}")
+    check_dense(op, "ptr", ptr, "an int64 tensor of one element")
     if ptr.dtype != torch.int64 or ptr.numel() != 1:
         raise ValueError(f"{op}: ptr must be an int64 tensor of one element, got {ptr.dtype} {tuple(ptr.shape)}")
     if ptr.device != queue.device:
         raise ValueError(f"{op}: ptr must be on the device of the queue, {queue.device}, got {ptr.device}")
-    if ptr.device.type == "cpu" and not torch.compiler.is_compiling() and not 0 <= ptr.item() < size:
+    if readable(ptr) and not 0 <= ptr.item() < size:
         raise ValueError(f"{op}: ptr must be in [0, {size}), got {ptr.item()}")
