@@ -124,7 +124,7 @@ def test_state_dicts_go_to_torch_adamw_and_back():
     assert calls.seen == ["adamw_"] * 2  # positions that have taken 6 steps and 0
     assert_all_close(ours, theirs)
     amsgrad = torch.optim.AdamW(theirs, amsgrad=True)
-    with pytest.raises(ValueError, match="AdamW: amsgrad is not supported"):
+    with pytest.raises(NotImplementedError, match="AdamW: amsgrad is not supported"):
         a.load_state_dict(amsgrad.state_dict())
 
 
@@ -264,3 +264,22 @@ def test_a_bfloat16_model_follows_its_float32_masters(make):
             master.grad = p.grad.float()
         optimizer.step()
     assert all(torch.equal(m.bfloat16(), p) for m, p in zip(masters, model.parameters(), strict=True))
+
+
+def test_options_of_torch_that_change_no_step():
+    for options in ({"foreach": True}, {"fused": True}, {"foreach": False, "fused": False, "maximize": False, "amsgrad": False}):
+        ours, theirs = parameters(), parameters()
+        take(AdamW(ours, lr=0.01, **options), ours, 2)
+        take(AdamW(theirs, lr=0.01), theirs, 2)
+        assert all(map(torch.equal, ours, theirs))
+
+
+@pytest.mark.parametrize("make", [*MAKERS.values(), torch.optim.AdamW], ids=[*MAKERS, "torch"])
+def test_loading_a_state_adds_no_option(make):
+    params = parameters()
+    optimizer = make(params) if make is not torch.optim.AdamW else AdamW(params)
+    before = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict((make(parameters()) if make is torch.optim.AdamW else optimizer).state_dict())
+    extra = {"decoupled_weight_decay"} if make is torch.optim.AdamW else set()
+    assert set(optimizer.state_dict()["param_groups"][0]) - extra == set(before[0])
+    assert set(copy.deepcopy(optimizer).state_dict()["param_groups"][0]) - extra == set(before[0])

@@ -2,10 +2,12 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from optim_common import FORMS, SHAPES, clones, equal, lists
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastssl.functional import ema_update_
 from fastssl.ops.adamw import adamw_
@@ -184,6 +186,7 @@ def test_opcheck():
 
 X, G, M, V = (torch.ones(2, 3) for _ in range(4))
 LEAF = torch.ones(2, 3, requires_grad=True)
+ROW = torch.ones(3)
 BAD = {
     "count": (ValueError, r"lars_: grads must hold 1 tensors, as many as params, got 2", lambda: lars_(X, [G, G], M, lr=1.0)),
     "no tensors": (ValueError, "lars_: params must hold at least one tensor", lambda: lars_([], [], [], lr=1.0)),
@@ -199,6 +202,27 @@ BAD = {
     "device": (ValueError, "all tensors must be on one device", lambda: lars_(X, G.to("meta"), M, lr=1.0)),
     "sparse": (TypeError, r"grads\[0\] must be a dense tensor", lambda: lars_(X, G.to_sparse(), M, lr=1.0)),
     "tied": (ValueError, "share memory; pass tied tensors once", lambda: lars_([X, X], [G, G], [M, V], lr=1.0)),
+    "expanded": (
+        ValueError,
+        r"lars_: params\[1\] must not be expanded",
+        lambda: lars_([X, ROW.expand(2, 3)], [G, G], [M, V], lr=1.0),
+    ),
+    "expanded shadow": (
+        ValueError,
+        "adamw_: shadow.* must not be expanded",
+        lambda: adamw_(X, G, M, V, step=1, shadow=ROW.expand(2, 3)),
+    ),
+    "negated": (TypeError, r"momenta\[0\] must not be a lazily negated", lambda: lars_(X, G, torch._neg_view(M), lr=1.0)),
+    "lr sparse": (TypeError, "lars_: lr must be a dense tensor", lambda: lars_(X, G, M, lr=torch.ones(1).to_sparse())),
+    "lr large": (ValueError, "lars_: lr must be finite", lambda: lars_(X, G, M, lr=10**400)),
+    "step large": (ValueError, "adamw_: step must be", lambda: adamw_(X, G, M, V, step=10**400)),
+    "decay large": (ValueError, "weight_decay must be finite", lambda: lars_(X, G, M, lr=1.0, weight_decay=10**400)),
+    "beta large": (ValueError, "beta1 must be in", lambda: adamw_(X, G, M, V, step=1, betas=(10**400, 0.9))),
+    "dampening": (NotImplementedError, "LARS: dampening is not supported.*got 0.1", lambda: LARS([LEAF], 1.0, dampening=0.1)),
+    "maximize": (NotImplementedError, "LARS: maximize is not supported", lambda: LARS([{"params": [LEAF], "maximize": True}], 1.0)),
+    "differentiable": (NotImplementedError, "AdamW: differentiable", lambda: AdamW([LEAF], differentiable=True)),
+    "foreach": (TypeError, "AdamW: foreach must be True or False, got str", lambda: AdamW([LEAF], foreach="yes")),
+    "lightly's order": (TypeError, "LARS.__init__.. takes 3 positional arguments", lambda: LARS([LEAF], 0.1, 0.9, 0.0, 1e-2)),
     "tied state": (ValueError, "share memory", lambda: adamw_(X, G, M, M, step=1)),
     "lr": (ValueError, "lars_: lr must be finite and at least 0, got nan", lambda: lars_(X, G, M, lr=math.nan)),
     "lr below 0": (ValueError, "lars_: lr must be finite and at least 0, got -1", lambda: lars_(X, G, M, lr=-1)),
@@ -240,7 +264,7 @@ BAD = {
     "lone ema shadow": (ValueError, "AdamW: ema_shadow must be given together with ema", lambda: AdamW([LEAF], ema_shadow=[X])),
     "AdamW decay": (ValueError, "AdamW: weight_decay must be finite and at least 0", lambda: AdamW([LEAF], weight_decay=-1)),
     "AdamW ema": (ValueError, r"AdamW: ema_momentum must be in \[0, 1\]", lambda: AdamW([LEAF], ema_momentum=1.5)),
-    "amsgrad": (ValueError, "AdamW: amsgrad is not supported", lambda: AdamW([{"params": [LEAF], "amsgrad": True}])),
+    "amsgrad": (NotImplementedError, "AdamW: amsgrad is not supported", lambda: AdamW([{"params": [LEAF], "amsgrad": True}])),
 }
 
 
@@ -260,11 +284,31 @@ def test_autograd_sees_the_change():
         loss.backward()
 
 
-def test_lars_refuses_shards():
-    class Shard(torch.Tensor):
-        def to_local(self):
-            return self.as_subclass(torch.Tensor)
+class Local(torch.Tensor):
+    """As much of a DTensor as the ops look at."""
 
-    with pytest.raises(TypeError, match="lars_: params must be plain tensors, got a DTensor"):
-        lars_(torch.ones(3).as_subclass(Shard), torch.ones(3), torch.ones(3), lr=0.1)
-    adamw_(torch.ones(3).as_subclass(Shard), torch.ones(3), torch.zeros(3), torch.zeros(3), step=1)
+    def to_local(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def as_local(t, replicated):
+    t = t.as_subclass(Local)
+    t.placements = (SimpleNamespace(is_replicate=lambda: replicated),)
+    return t
+
+
+def test_lars_takes_replicated_tensors_and_refuses_shards():
+    shard, whole = as_local(torch.ones(3), False), as_local(torch.ones(3), True)
+    with pytest.raises(NotImplementedError, match="lars_: params must be whole on every device, got a DTensor"):
+        lars_(shard, torch.ones(3), torch.ones(3), lr=0.1)
+    adamw_(shard, torch.ones(3), torch.zeros(3), torch.zeros(3), step=1)
+    plain = torch.ones(3)
+    for p in (plain, whole):
+        lars_(p, torch.ones(3), torch.ones(3), lr=0.1)
+    assert torch.equal(plain, whole.to_local()) and not torch.equal(plain, torch.ones(3))
+
+
+@each_step
+def test_fake_tensors_are_no_shared_memory(step):
+    with FakeTensorMode():
+        step(*lists(4))

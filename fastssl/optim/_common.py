@@ -5,9 +5,21 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from fastssl.ops.ema import ema_update_, share
+from fastssl.ops.ema import share, update_averages
 
 Slots = list[tuple[Tensor, dict]]  # parameters with their groups
+#: Options of torch's optimizers: those that choose among implementations of the same step, and those that ask for another step.
+SAME_STEP, OTHER_STEP = ("foreach", "fused"), ("amsgrad", "maximize", "differentiable")
+
+
+def check_torch_options(op: str, group: dict) -> None:
+    """Bools or None; what would change the step is refused."""
+    for name in (*SAME_STEP, *OTHER_STEP, "capturable"):
+        if not isinstance(group.get(name), bool | None):
+            raise TypeError(f"{op}: {name} must be True or False, got {type(group[name]).__name__}")
+    for name in OTHER_STEP:
+        if group.get(name):
+            raise NotImplementedError(f"{op}: {name} is not supported; it must be False, got True")
 
 
 class ListOptimizer(torch.optim.Optimizer):
@@ -18,6 +30,7 @@ class ListOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params, defaults: dict, ema, ema_momentum: float | Tensor, shadow, ema_shadow):
         self._copies: dict[str, dict[Tensor, Tensor]] = {}
+        self._own = tuple(defaults)  # torch adds defaults of its own on the way
         super().__init__(params, defaults)
         flat = [p for group in self.param_groups for p in group["params"]]
         share(self._name, "ema_momentum", ema_momentum, flat[0].device)
@@ -53,13 +66,13 @@ class ListOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {"_copies": self._copies, "ema_momentum": self.ema_momentum}
+        return super().__getstate__() | {"_copies": self._copies, "_own": self._own, "ema_momentum": self.ema_momentum}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # a state dict of another library's optimizer has options of its own
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            for name in self._own:
+                group.setdefault(name, self.defaults[name])
             self._check_group(group)
 
     @torch.no_grad()
@@ -96,10 +109,12 @@ class ListOptimizer(torch.optim.Optimizer):
                 calls.setdefault((p.device, key), (options, []))[1].append((p, group))
         return list(calls.values()), idle
 
-    def _copies_of(self, slots: Slots) -> dict:
-        """The arguments of an op that concern averages and shadows."""
-        lists = {name: [copies[p] for p, _ in slots] for name, copies in self._copies.items()}
-        return lists | {"ema_momentum": self.ema_momentum}
+    def _copies_of(self, slots: Slots) -> tuple:
+        """(averages, their momentum, shadows, shadows of the averages), each list None where none are kept."""
+        ema, shadow, ema_shadow = (
+            [self._copies[name][p] for p, _ in slots] if name in self._copies else None for name in ("ema", "shadow", "ema_shadow")
+        )
+        return ema, self.ema_momentum, shadow, ema_shadow
 
     def _average_idle(self, params: list[Tensor]) -> None:
         if "ema" not in self._copies:
@@ -107,4 +122,5 @@ class ListOptimizer(torch.optim.Optimizer):
         for device in {p.device for p in params}:
             here = [p for p in params if p.device == device]
             lists = {name: [self._copies[name][p] for p in here] for name in self._copies if name != "shadow"}
-            ema_update_(lists["ema"], here, self.ema_momentum, shadow=lists.get("ema_shadow"))
+            shadow = lists.get("ema_shadow")
+            update_averages(self._name, lists["ema"], here, self.ema_momentum, shadow=shadow, name="ema_momentum")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fastssl.ops._steps import for_each_tensor, step_scalar
-from fastssl.ops.adamw import adamw_, check_rates
+from fastssl.ops.adamw import check_rates, step_adamw
 
-from ._common import ListOptimizer, Slots
+from ._common import ListOptimizer, Slots, check_torch_options
 
 
 class AdamW(ListOptimizer):
@@ -24,6 +24,8 @@ class AdamW(ListOptimizer):
         betas: (beta1, beta2), both in [0, 1).
         eps: added to the root.
         weight_decay: wd.
+        amsgrad, maximize, differentiable: of torch's optimizer; only False.
+        foreach, fused: of torch's optimizer; they change nothing here, where the step is one call anyway.
         capturable: count steps on the device, so that a captured CUDA graph moves on at each replay; ``lr`` on the device follows
             too. The parameters that have gradients must then stay the same.
         ema: averages of the parameters, tensors aligned with them across the groups; they are updated in the same pass, also those
@@ -34,6 +36,7 @@ class AdamW(ListOptimizer):
 
     Raises:
         TypeError, ValueError: naming the argument.
+        NotImplementedError: ``amsgrad``, ``maximize`` or ``differentiable``.
     """
 
     _options = ("lr", "betas", "eps", "capturable")
@@ -45,14 +48,30 @@ class AdamW(ListOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
+        maximize: bool = False,
+        foreach: bool | None = None,
         capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         ema=None,
         ema_momentum: float | Tensor = 0.999,
         shadow=None,
         ema_shadow=None,
     ):
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "capturable": capturable}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
         super().__init__(params, defaults, ema, ema_momentum, shadow, ema_shadow)
 
     def __setstate__(self, state: dict) -> None:
@@ -69,9 +88,7 @@ class AdamW(ListOptimizer):
         check_rates("AdamW", group["betas"], group["eps"])
         for_each_tensor("AdamW", "weight_decay", group["weight_decay"], 1, float)
         step_scalar("AdamW", "lr", group["lr"], getattr(group["lr"], "device", None), 0.0)
-        for name in ("amsgrad", "maximize", "differentiable"):
-            if group.get(name):
-                raise ValueError(f"AdamW: {name} is not supported")
+        check_torch_options("AdamW", group)
 
     def _share_steps(self) -> None:
         """One counter for all parameters of a device that have taken as many steps: they make one call."""
@@ -90,7 +107,8 @@ class AdamW(ListOptimizer):
             decays = [group["weight_decay"] for _, group in here]
             step.add_(1)
             try:
-                adamw_(params, grads, first, second, step=step, weight_decay=decays, **options, **self._copies_of(here))
+                lists = (params, grads, first, second)
+                step_adamw("AdamW", lists, self._copies_of(here), step, weight_decay=decays, **options)
             except Exception:
                 step.sub_(1)
                 raise

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import check_choice
+from fastssl.ops._checks import check_choice, check_number
 from fastssl.ops._steps import for_each_tensor, step_scalar
-from fastssl.ops.lars import FORMS, check_rates, lars_
+from fastssl.ops.lars import FORMS, check_rates, step_lars
 
-from ._common import ListOptimizer, Slots
+from ._common import ListOptimizer, Slots, check_torch_options
 
 
 class LARS(ListOptimizer):
@@ -19,7 +19,7 @@ class LARS(ListOptimizer):
 
     Args:
         params: parameters or groups of them, float32, bfloat16, float16 or float64; groups may override all but the last four. The
-            momentum has the dtype of its parameter.
+            momentum has the dtype of its parameter. Of DTensors only replicated ones are taken.
         lr: number, or one-element float tensor: on the parameters' device a captured CUDA graph reads it anew at each replay.
         momentum: m, in [0, 1).
         weight_decay: wd.
@@ -29,6 +29,7 @@ class LARS(ListOptimizer):
             Paddle, ROCm's FusedLARS).
         nesterov: needs momentum above 0.
         clip: LARC's min(q / lr, 1); needs form "larc".
+        dampening: only 0, the value of all published forms; other libraries have the argument.
         adapt: None, the form's own rule: "moco_v3" adapts and decays tensors with more than one dimension, the others neither;
             "larc" and "paper" adapt the groups whose weight decay is not 0. True or False: all tensors of the group, decayed by its
             weight decay either way.
@@ -38,8 +39,11 @@ class LARS(ListOptimizer):
         shadow: tensors that receive the new parameters in their own dtype: the bfloat16 model whose float32 masters are optimized.
         ema_shadow: tensors that receive the new ``ema``.
 
+    All but ``params`` and ``lr`` are given by name: MoCo v3, timm, lightly and torch each have another order.
+
     Raises:
         TypeError, ValueError: naming the argument.
+        NotImplementedError: a ``dampening`` other than 0, and sharded DTensors, whose norms would be those of the shards.
     """
 
     _options = ("lr", "momentum", "trust_coefficient", "eps", "form", "nesterov", "clip")
@@ -48,6 +52,7 @@ class LARS(ListOptimizer):
         self,
         params,
         lr: float | Tensor,
+        *,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
@@ -55,7 +60,7 @@ class LARS(ListOptimizer):
         form: str = "moco_v3",
         nesterov: bool = False,
         clip: bool = False,
-        *,
+        dampening: float = 0.0,
         adapt: bool | None = None,
         ema=None,
         ema_momentum: float | Tensor = 0.999,
@@ -71,6 +76,7 @@ class LARS(ListOptimizer):
             "form": form,
             "nesterov": nesterov,
             "clip": clip,
+            "dampening": dampening,
             "adapt": adapt,
         }
         super().__init__(params, defaults, ema, ema_momentum, shadow, ema_shadow)
@@ -78,6 +84,10 @@ class LARS(ListOptimizer):
     def _check_group(self, group: dict) -> None:
         check_choice("LARS", "form", group["form"], FORMS)
         check_choice("LARS", "adapt", group["adapt"], (None, True, False))
+        check_torch_options("LARS", group)
+        check_number("LARS", "dampening", group["dampening"], 0.0)
+        if group["dampening"]:
+            raise NotImplementedError(f"LARS: dampening is not supported; it must be 0, got {group['dampening']}")
         check_rates("LARS", *(group[name] for name in ("momentum", "trust_coefficient", "eps", "form", "nesterov", "clip")))
         for_each_tensor("LARS", "weight_decay", group["weight_decay"], 1, float)
         step_scalar("LARS", "lr", group["lr"], getattr(group["lr"], "device", None), 0.0)
@@ -92,8 +102,9 @@ class LARS(ListOptimizer):
             decay, adapt = _rule(p, group)
             decays.append(decay)
             adapts.append(adapt)
-        params, grads = [p for p, _ in slots], [p.grad for p, _ in slots]
-        lars_(params, grads, momenta, weight_decay=decays, adapt=adapts, **options, **self._copies_of(slots))
+        lists = ([p for p, _ in slots], [p.grad for p, _ in slots], momenta)
+        of_call = tuple(options[name] for name in ("momentum", "trust_coefficient", "eps", "form", "nesterov", "clip"))
+        step_lars("LARS", lists, self._copies_of(slots), options["lr"], decays, adapts, of_call)
 
 
 def _rule(p: Tensor, group: dict) -> tuple[float, bool]:
