@@ -36,7 +36,7 @@ def test_one_minus_the_momentum_is_as_exact_as_float64_allows(start, end, form):
             t = Decimal(step) / size
             truth = {cosine_schedule: e - (e - s) * (1 + cosine_of(PI * t)) / 2, linear_schedule: e - (e - s) * (1 - t)}
             for schedule, m in truth.items():
-                got = schedule(form(step), size, start, end)
+                got = schedule(form(step), size, start=start, end=end)
                 assert abs((1 - Decimal(float(got))) - (1 - m)) <= Decimal("0.6") * unit, (schedule.__name__, step)
 
 
@@ -63,7 +63,7 @@ def test_a_tensor_step_gives_a_float64_scalar(dtype, shape):
     calls = [
         lambda s: cosine_schedule(s, 50),
         lambda s: cosine_schedule(s, 1, last_is_end=True),
-        lambda s: linear_schedule(s, 50, 0.9, 0.99, last_is_end=True),
+        lambda s: linear_schedule(s, 50, start=0.9, end=0.99, last_is_end=True),
         warmup_schedule,
         lambda s: warmup_schedule(s, 10.0, 0.75, 0.9),
     ]
@@ -90,8 +90,8 @@ BAD_SCHEDULES = {
     "vector": (ValueError, r"torch.int64 \(2,\)", lambda: cosine_schedule(STEP.repeat(2), 10)),
     "no steps": (ValueError, "max_steps must be at least 1, got 0", lambda: cosine_schedule(STEP, 0)),
     "max_steps": (TypeError, "max_steps must be an integer, got float", lambda: linear_schedule(1, 10.0)),
-    "start": (ValueError, "cosine_schedule: start must be finite, got nan", lambda: cosine_schedule(1, 10, math.nan)),
-    "end": (TypeError, "cosine_schedule: end must be a number, got str", lambda: cosine_schedule(1, 10, 0.9, "1")),
+    "start": (ValueError, "cosine_schedule: start must be finite, got nan", lambda: cosine_schedule(1, 10, start=math.nan)),
+    "end": (TypeError, "cosine_schedule: end must be a number, got str", lambda: cosine_schedule(1, 10, end="1")),
     "gamma": (ValueError, "warmup_schedule: gamma must be above 0, got 0", lambda: warmup_schedule(1, 0)),
     "power": (ValueError, "warmup_schedule: power must be finite, got inf", lambda: warmup_schedule(1, power=math.inf)),
     "maximum": (ValueError, r"maximum must be in \[0, 1\], got 1.5", lambda: warmup_schedule(1, maximum=1.5)),

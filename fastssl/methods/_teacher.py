@@ -93,7 +93,7 @@ class TeacherMethod(EncoderMethod):
         """The share that the next move keeps: on its cosine from ``momentum`` to ``final_momentum``, or constant without one."""
         if self.final_momentum is None or self.total_steps is None:
             return self.momentum
-        return cosine_schedule(self.step, self.total_steps, self.momentum, self.final_momentum)
+        return cosine_schedule(self.step, self.total_steps, start=self.momentum, end=self.final_momentum)
 
     def move_teacher(self) -> None:
         """teacher <- m teacher + (1 - m) encoder, in one launch and without host sync; nothing in evaluation mode."""

@@ -18,14 +18,14 @@ from fastssl.ops._checks import INTEGERS, check_number
 
 
 def cosine_schedule(
-    step: int | Tensor, max_steps: int, start: float = 0.996, end: float = 1.0, *, last_is_end: bool = False
+    step: int | Tensor, max_steps: int, *, start: float = 0.996, end: float = 1.0, last_is_end: bool = False
 ) -> float | Tensor:
     """Half a cosine from ``start`` to ``end`` (Grill et al. 2020, section 3.2; Caron et al. 2021, section 3.1).
 
     Args:
         step: integer, at least 0, or an integer tensor of one element on any device; beyond ``max_steps`` the value stays ``end``.
         max_steps: number of steps, at least 1.
-        start: value at step 0, finite.
+        start: value at step 0, finite; by name, as all that follow: lightly has these two in the same place and another last step.
         end: last value, finite.
         last_is_end: False: ``end`` belongs to step ``max_steps``, as in DINO, BYOL, MoCo v3 and solo-learn. True: to step
             ``max_steps - 1``, as in lightly.
@@ -43,7 +43,7 @@ def cosine_schedule(
 
 
 def linear_schedule(
-    step: int | Tensor, max_steps: int, start: float = 0.996, end: float = 1.0, *, last_is_end: bool = False
+    step: int | Tensor, max_steps: int, *, start: float = 0.996, end: float = 1.0, last_is_end: bool = False
 ) -> float | Tensor:
     """A straight line from ``start`` to ``end`` (Assran et al. 2023, I-JEPA, section 4); arguments as ``cosine_schedule``."""
     t = _progress("linear_schedule", step, max_steps, start, end, last_is_end)
