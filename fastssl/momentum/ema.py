@@ -1,6 +1,5 @@
 """Momentum encoders around ``ema_update_``: which tensors of two modules are averaged, copied or left alone."""
 
-import copy
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from fastssl.ops._checks import FLOATS, check_choice
 from fastssl.ops._lists import as_list
 from fastssl.ops.ema import share
 
+from ._copies import copy_of, rename_wrapped, unwrapped
 from ._tensors import HALF, Tensors, Work, average_lists, check_match, check_module, find, find_groups, fsdp_module, kinds_of
 
 _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -134,6 +134,10 @@ class EMA(nn.Module):
     each device. Changes of the model's tensors (another head, ``.to(...)``, a loaded checkpoint) are noticed; the model is not
     kept alive.
 
+    Of a wrapped model (``torch.compile``, ``DistributedDataParallel``, ``DataParallel``) the teacher is a copy of the model inside,
+    and the state dict has its names. ``update`` takes either of them, states of EMAs of wrapped models load, and
+    ``ema.module.compile()`` compiles the teacher in place.
+
     A half-precision teacher (by ``dtype`` or because the model is) would round nearly every step away. With
     ``rounding="nearest"`` its float32 values are averaged, 4 more bytes an element, and written to the teacher rounded in the same
     pass; the state dict has them under ``master.``. What others write into such a teacher in place, or put in its place, is its
@@ -151,6 +155,9 @@ class EMA(nn.Module):
         dtype: None, torch.float32, torch.bfloat16 or torch.float16: dtype of the floating tensors of ``module``.
         rounding: "nearest" or "stochastic".
         seed: in [0, 2^31), for stochastic rounding. The state dict has the number of updates so far as ``steps``.
+        teacher: the module to average in, in place of a copy of the model: one of equal parameters and, unless ``buffers`` is
+            "skip", equal buffers, that shares none with the model. It keeps its values and its mode, and needs no gradient from
+            then on. For models that cannot be copied, and teachers whose other modules differ, as DINO's in drop path.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -166,9 +173,12 @@ class EMA(nn.Module):
         dtype: torch.dtype | None = None,
         rounding: str = "nearest",
         seed: int = 0,
+        teacher: nn.Module | None = None,
     ):
         super().__init__()
         check_module("EMA", "model", model)
+        if teacher is not None:
+            check_module("EMA", "teacher", teacher)
         check_choice("EMA", "buffers", buffers, ("copy", "ema", "skip"))
         check_choice("EMA", "order", order, ("lerp", "mul_add"))
         check_choice("EMA", "rounding", rounding, ("nearest", "stochastic"))
@@ -176,10 +186,14 @@ class EMA(nn.Module):
             raise TypeError(f"EMA: dtype must be None, torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise ValueError(f"EMA: seed must be an integer in [0, 2^31), got {seed!r}")
-        if any(isinstance(m, fsdp_module()) for m in model.modules()):
-            raise ValueError("EMA: model must not be sharded yet, got one after fully_shard; make the EMA first, then shard both")
+        for name, module in (("model", model), *([] if teacher is None else [("teacher", teacher)])):
+            if any(isinstance(m, fsdp_module()) for m in module.modules()):
+                how = "got one after fully_shard; make the EMA first, then shard both"
+                raise ValueError(f"EMA: {name} must not be sharded yet, {how}")
         named = list(model.named_parameters())
-        check_match("EMA", "parameter", named, named)
+        check_match("EMA", "parameter", named, named if teacher is None else list(teacher.named_parameters()))
+        if teacher is not None:
+            _check_teacher(model, teacher, buffers)
         anchor = next((p for _, p in named if p.dtype in FLOATS), None)
         if anchor is None:
             raise ValueError("EMA: model must have at least one float parameter, got none")
@@ -187,13 +201,14 @@ class EMA(nn.Module):
             raise TypeError(f"EMA: a model with float64 tensors stays as it is; dtype must be None, got {dtype}")
         self.momentum = momentum
         self.buffer_rule, self.order, self.rounding, self.seed = buffers, order, rounding, seed
-        self.module = copy.deepcopy(model).requires_grad_(False)
-        self.training = model.training
+        with torch.inference_mode(False):  # what is made under it could not be written later
+            self.module = (copy_of(model) if teacher is None else unwrapped(teacher)).requires_grad_(False)
+        self.training = self.module.training
         self.master = _Masters()
         self.steps: Tensor | None
-        self.register_buffer(
-            "steps", torch.zeros((), dtype=torch.int64, device=anchor.device) if rounding == "stochastic" else None
-        )
+        with torch.inference_mode(False):
+            steps = torch.zeros((), dtype=torch.int64, device=anchor.device) if rounding == "stochastic" else None
+        self.register_buffer("steps", steps)
         self._forget()
         if dtype is None:
             self._match_masters({})
@@ -301,6 +316,7 @@ class EMA(nn.Module):
             check_match(op, "buffer", list(model.named_buffers()), list(self.module.named_buffers()))
 
     @torch.no_grad()
+    @torch.inference_mode(False)
     def _match_masters(self, wide: dict[str, Tensor]) -> None:
         """Exactly the half-precision tensors have masters. ``wide`` has values from before a rounding, by name.
 
@@ -323,13 +339,16 @@ class EMA(nn.Module):
 
     def _apply(self, fn, recurse=True):
         wide = {name: t.detach() for name, t in (*self.module.named_parameters(), *self.module.named_buffers())}
-        super()._apply(fn, recurse)
+        with torch.inference_mode(False):
+            super()._apply(fn, recurse)
         self._forget()
         self._match_masters({name: t for name, t in wide.items() if t.dtype not in HALF})
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Checkpoints in another precision or rounding fit: masters are the float32 values of a half-precision teacher."""
+        for tree, own in (("module", self.module), ("master", self.master)):
+            rename_wrapped(state_dict, f"{prefix}{tree}.", own.state_dict().keys())
         masters = {f"{prefix}master.{name}" for name, _ in self.master.named_buffers()}
         for key in [key for key in state_dict if key.startswith(f"{prefix}master.") and key not in masters]:
             state_dict[f"{prefix}module.{key.removeprefix(f'{prefix}master.')}"] = state_dict.pop(key)
@@ -345,6 +364,16 @@ class EMA(nn.Module):
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_plan": None, "_half": {}, "_versions": []}
+
+
+def _check_teacher(model: nn.Module, teacher: nn.Module, buffers: str) -> None:
+    """Refuses a teacher whose tensors cannot follow the model's."""
+    if buffers != "skip":
+        check_match("EMA", "buffer", list(model.named_buffers()), list(teacher.named_buffers()))
+    shared = {id(t) for t in (*model.parameters(), *model.buffers())}
+    for name, t in (*teacher.named_parameters(), *teacher.named_buffers()):
+        if id(t) in shared:
+            raise ValueError(f"EMA: teacher must share no tensor with model, got one whose {name!r} is the model's own")
 
 
 def _trust_masters(ema: EMA, _) -> None:
