@@ -199,7 +199,7 @@ def test_nearest_neighbors_are_lightlys(their_lightly):
         got = ours(rows, update)
         assert torch.equal(got, want) and not got.requires_grad and torch.equal(ours.bank, theirs.bank)
     with pytest.raises(ValueError, match="at least one row"):
-        lightly.NNMemoryBankModule(0)
+        lightly.NNMemoryBankModule(0)(rows)
 
 
 def test_lightlys_momentum_bit_for_bit(their_lightly):

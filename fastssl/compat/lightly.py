@@ -118,13 +118,11 @@ class MemoryBankModule(nn.Module):
 class NNMemoryBankModule(MemoryBankModule):
     """Nearest neighbours from a bank (``lightly.models.modules.NNMemoryBankModule``; NNCLR, Dwibedi et al. 2021, eq. 1).
 
-    size: (K, D), or K alone as up to 1.5, with K of at least 1.
+    size: (K, D), or K alone as up to 1.5, with K of at least 1; a bank of size 0 refuses to be called, as there.
     """
 
     def __init__(self, size: int | Sequence[int] = 2**16):
         super().__init__(size)
-        if self.size[0] == 0:
-            raise ValueError(f"NNMemoryBankModule: size must be (K, D) with at least one row, got {size}")
 
     def forward(self, output: Tensor, update: bool = False) -> Tensor:
         """output (N, D) -> (N, D) float32: of each row the row of the bank with the highest cosine similarity, the first of equals.
@@ -132,6 +130,10 @@ class NNMemoryBankModule(MemoryBankModule):
         ``update`` pushes ``output`` after the look-up. No gradient, no N x K similarities at once.
         """
         check_matrix("NNMemoryBankModule", "output", output, "N, D")
+        if self.size[0] == 0:
+            raise ValueError(
+                f"NNMemoryBankModule: size must be (K, D) with at least one row to look neighbours up, got {self.size}"
+            )
         self._make_for(output)
         query = F.normalize(output.detach().to(self.bank.dtype), dim=1)
         found = self.bank[nearest_neighbor(query, F.normalize(self.bank, dim=1))]

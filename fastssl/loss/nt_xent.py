@@ -177,7 +177,8 @@ class NTXentLoss(nn.Module):
         _check_gather("NTXentLoss", gather_distributed)
         self.temperature = temperature
         self.gather_distributed = gather_distributed
-        options = {"overflow": "truncate", "gather_distributed": gather_distributed, "persistent": persistent_bank}
+        gather = gather_distributed and size > 0
+        options = {"overflow": "truncate", "gather_distributed": gather, "persistent": persistent_bank}
         self.memory_bank = _LossBank(size, dim, **options)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
