@@ -2,9 +2,9 @@
 
     python -m tests.peer_suites lightly CHECKOUT tests/loss tests/models
 
-runs pytest twice in CHECKOUT on these files and prints: tests that pass unmodified, how many of these pass patched, how many of these
-ran code of fastssl, and the names of the others. Options for pytest follow ``--``. The checkout's own package is tested where it lies
-in CHECKOUT itself, the installed one where it lies deeper (src/) or is absent.
+runs pytest twice in CHECKOUT with these arguments. It prints how many tests pass unmodified, how many of these pass patched, how
+many of these ran code of fastssl, and the names of those that no longer pass. A package in CHECKOUT itself is the one tested;
+otherwise it is the installed one, or the first on PYTHONPATH. docs/compat.md has the counts.
 """
 
 import json
