@@ -74,7 +74,7 @@ REFUSED = [
     (lambda: F_.hard_nt_xent(A, B, beta=-1.0), ValueError, "beta"),
     (lambda: F_.debiased_nt_xent(A[:1], B[:1]), ValueError, "at least 2 rows"),
     (lambda: F_.nearest_neighbor(A, QUEUE), ValueError, "same width"),
-    (lambda: F_.nearest_neighbor(A, C, exclude=torch.arange(4).int()), ValueError, "exclude"),
+    (lambda: F_.nearest_neighbor(A, C, exclude=torch.arange(4).int()), TypeError, "exclude must have dtype torch.int64"),
 ]
 
 

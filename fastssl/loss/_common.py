@@ -1,10 +1,14 @@
 """What the contrastive losses share: reductions, unit rows, positives, row statistics, sums by class."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastssl.distributed.gather import world_size
+from fastssl.ops._checks import traced, wide_dtype, widest
+from fastssl.ops._register import refuse_functorch
 from fastssl.ops.normalize import EPS, normalize_pair
 from fastssl.ops.softplus_sum import softplus_sum
 
@@ -26,8 +30,39 @@ class RowStats(NamedTuple):
 
 def row_stats(loss: Tensor, rank: Tensor, positive: Tensor, negative: Tensor) -> RowStats:
     with torch.no_grad():
-        acc1, acc5 = ((rank < k).float().mean() for k in (1, 5))
+        acc1, acc5 = (torch.where(loss.isnan(), torch.nan, (rank < k).float()).mean() for k in (1, 5))
         return RowStats(loss.detach(), rank, positive.detach(), negative.detach(), acc1, acc5)
+
+
+class LocalRowsWarning(UserWarning):
+    """Several processes train together, and a loss contrasts only the rows of its own process."""
+
+
+_SAID: set[str] = set()
+
+
+def local_rows(op: str) -> None:
+    """Says once for each function, in each process, that its negatives are those of one process of several."""
+    world = world_size()
+    if world == 1 or op in _SAID:
+        return
+    _SAID.add(op)
+    warnings.warn(
+        f"{op}: {world} processes train together, and this loss contrasts the rows of its own process only. For all rows, join "
+        f"those of the processes first (fastssl.distributed.gather_rows; 'Several processes' in docs/losses.md, of a method in "
+        f"docs/methods.md). If they are joined or meant to be local: warnings.simplefilter('ignore', fastssl.LocalRowsWarning)",
+        LocalRowsWarning,
+        stacklevel=3,
+    )
+
+
+local_rows._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing dynamo: it warns when traced
+
+
+def enter(op: str, *tensors) -> tuple:
+    """What every loss does before its checks: refuses torch.func, and brings its sides to one dtype under autocast (``widest``)."""
+    refuse_functorch(op)
+    return widest(*tensors)
 
 
 def reduce_rows(loss: Tensor, reduction: str) -> Tensor:
@@ -48,9 +83,10 @@ def positive_loss(lse: Tensor, dot: Tensor, scale: float | Tensor, reduction: st
     return softplus_sum(lse, dot, scale, reduction == "mean")
 
 
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """What sums over x are kept in: float32, or float64 for float64."""
-    return torch.promote_types(x.dtype, torch.float32)
+def scalar(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """A checked number as it is, or ``traced`` into a graph; a one-element tensor as 0-d in ``wide_dtype`` of ``like``, so that it
+    widens nothing it meets."""
+    return value.to(wide_dtype(like)).reshape(()) if isinstance(value, Tensor) else traced(value, like)
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -77,11 +113,12 @@ def in_given_dtype(x: Tensor):
 
 
 def paired(a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """a, b (N, D), of unit length if ``normalize``, and their dots (N,)."""
+    """a, b (N, D), of unit length if ``normalize``, and their dots (N,). A constant side stays one."""
     if not normalize:
         return a, b, dot_rows(a, b)
     z, dot = normalize_pair(a, b)
-    return z[: len(a)], z[len(a) :], dot
+    x, y = z[: len(a)], z[len(a) :]
+    return x if a.requires_grad else x.detach(), y if b.requires_grad else y.detach(), dot
 
 
 def arange_ids(x: Tensor, start: int = 0) -> Tensor:

@@ -155,11 +155,6 @@ class _Euclidean(torch.autograd.Function):
             return dx, (w.sum(0)[:, None] * y - w.mT @ x if ctx.needs_input_grad[1] else None)
 
 
-def scalar(value, like: Tensor):
-    """A checked scalar; a tensor as 0-d in ``wide_dtype`` of ``like``, so that it widens nothing it meets."""
-    return value.to(wide_dtype(like)).reshape(()) if isinstance(value, Tensor) else value
-
-
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     return _Matmul.apply(a, b)
 

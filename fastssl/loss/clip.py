@@ -9,15 +9,16 @@ row and column are the log-sum-exps over the negatives, both from one sweep.
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import INTEGERS, check_choice, check_number, check_scalar, check_vector, check_views
+from fastssl.ops._checks import INTEGERS, check_choice, check_flag, check_number, check_scalar, check_vector, check_views
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 
-from ._common import arange_ids, class_sums, compact_ids, paired, refuse_group, wide_dtype
+from ._common import arange_ids, class_sums, compact_ids, enter, local_rows, paired, refuse_group, scalar, wide_dtype
 from .info_nce import both_directions
 
 
-def _check_pairs(op: str, image, text, logit_scale, logit_bias, group, ids: dict) -> None:
+def _check_pairs(op: str, image, text, logit_scale, logit_bias, normalize, group, ids: dict) -> None:
     check_views(op, ("image", "text"), image, text)
+    check_flag(op, "normalize", normalize)
     check_scalar(op, "logit_scale", logit_scale, image)
     if logit_bias is not None:
         check_scalar(op, "logit_bias", logit_bias, image)
@@ -58,10 +59,20 @@ def clip_loss(
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, or a scale or bias that is not finite.
     """
-    _check_pairs("clip_loss", image, text, logit_scale, logit_bias, group, {"ids": ids})
-    check_number("clip_loss", "label_smoothing", label_smoothing, 0.0, 1.0)
+    op = "clip_loss"
+    local_rows(op)
+    return clip_of_all(op, image, text, logit_scale, logit_bias, normalize, group, ids, label_smoothing)
+
+
+def clip_of_all(
+    op, image, text, logit_scale, logit_bias=None, normalize=False, group=None, ids=None, label_smoothing=0.0
+) -> Tensor:
+    """``clip_loss`` of pairs known to be those of all processes."""
+    image, text = enter(op, image, text)
+    _check_pairs(op, image, text, logit_scale, logit_bias, normalize, group, {"ids": ids})
+    check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)
     x, y, dot = paired(image, text, normalize)
-    losses, _, _ = both_directions("clip_loss", x, y, dot, logit_scale, ids, None, label_smoothing)
+    losses, _, _ = both_directions(op, x, y, dot, scalar(logit_scale, x), ids, None, label_smoothing)
     loss = losses.mean()
     return loss + 0.0 * logit_bias.reshape(()).to(loss.dtype) if isinstance(logit_bias, Tensor) else loss
 
@@ -95,12 +106,14 @@ def siglip_loss(
         TypeError, ValueError: as in ``clip_loss``.
     """
     op = "siglip_loss"
-    _check_pairs(op, image, text, logit_scale, logit_bias, group, {"image_id": image_id, "text_id": text_id})
+    image, text = enter(op, image, text)
+    _check_pairs(op, image, text, logit_scale, logit_bias, normalize, group, {"image_id": image_id, "text_id": text_id})
     if logit_bias is None:
         raise TypeError(f"{op}: logit_bias must be a number or a one-element float tensor, got NoneType")
     check_choice(op, "weighting", weighting, ("none", "balanced"))
     if image_id is None and text_id is not None:
         raise ValueError(f"{op}: text_id was given without image_id")
+    local_rows(op)
     x, y = paired(image, text, normalize)[:2] if normalize else (image, text)
     x_id = arange_ids(x) if image_id is None else image_id
     y_id = x_id if text_id is None else text_id

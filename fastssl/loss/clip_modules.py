@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
-from fastssl.ops._checks import check_choice, check_number, check_views, check_whole
+from fastssl.ops._checks import check_choice, check_number, check_views, check_whole, widest
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 from fastssl.ops.similarity import similarity_lse
 
 from ._common import arange_ids, dot_rows, softplus, unit_rows
-from .clip import clip_loss, siglip_loss
+from .clip import clip_loss, clip_of_all, siglip_loss
 
 EXCHANGES = ("bidir", "shift", "reduce", "gather")
 
@@ -99,7 +99,8 @@ class ClipLoss(nn.Module):
             return _output(loss, output_dict)
         image, text, all_image, all_text = self._gathered(image_features, text_features)
         if not self.local_loss:
-            loss = clip_loss(all_image, all_text, logit_scale, logit_bias, label_smoothing=self.label_smoothing)
+            smoothing = self.label_smoothing
+            loss = clip_of_all("ClipLoss", all_image, all_text, logit_scale, logit_bias, label_smoothing=smoothing)
             return _output(loss, output_dict)
         own, columns = arange_ids(image, self.rank * len(image)), arange_ids(all_text)
         losses = []
@@ -140,6 +141,7 @@ class ClipLoss(nn.Module):
 
     def _gathered(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Own images and texts (N, D), and those of all processes (M, D), with the gradients that the options ask for."""
+        image, text = widest(image, text)
         check_views("ClipLoss", ("image_features", "text_features"), image, text)
         if self.normalize:
             image, text = unit_rows(image), unit_rows(text)
@@ -207,8 +209,8 @@ class SigLipLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """image_features, text_features (N, D) -> loss, or {"contrastive_loss": loss}. Errors as ``siglip_loss``."""
-        check_views("SigLipLoss", ("image_features", "text_features"), image_features, text_features)
-        image, text = image_features, text_features
+        image, text = widest(image_features, text_features)
+        check_views("SigLipLoss", ("image_features", "text_features"), image, text)
         if self.normalize:
             image, text = unit_rows(image), unit_rows(text)
         if self.world_size == 1:

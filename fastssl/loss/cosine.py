@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from fastssl.ops._checks import check_choice, check_number, check_views, check_whole
 from fastssl.ops.normalize import normalize_pair
 
-from ._common import reduce_rows
+from ._common import enter, reduce_rows
 
 
 def _cosine(op: str, p: Tensor, z: Tensor, reduction: str) -> Tensor:
     """(B,) cosines of the rows of p and z (B, D)."""
+    p, z = enter(op, p, z)
     check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
     check_views(op, ("p", "z"), p, z)
     return normalize_pair(p, z)[1]

@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import check_choice, check_matrix, check_number, check_scalar, check_views
+from fastssl.ops._checks import check_choice, check_matrix, check_number, check_scalar, check_views, traced
 from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, dot_rows, reduce_rows, softplus, wide_dtype
-from ._rows import check_labelled, distance_rows, map_labelled, masked_lse, row_distance, scalar
+from ._common import arange_ids, dot_rows, enter, local_rows, reduce_rows, scalar, softplus, wide_dtype
+from ._rows import check_labelled, distance_rows, map_labelled, masked_lse, row_distance
 
 _ROWS = ("mean", "sum", "none")
 
@@ -44,17 +44,20 @@ def soft_nearest_neighbor(
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, distance or reduction.
     """
     op = "soft_nearest_neighbor"
+    enter(op)
     check_choice(op, "reduction", reduction, _ROWS)
     check_labelled(op, features, labels, distance)
     check_scalar(op, "temperature", temperature, features, zero=False)
+    local_rows(op)
+    temperature = scalar(temperature, features)
     learned = isinstance(temperature, Tensor)
 
     def rows(d, same, other, *given):
         s = -d / (given[0] if learned else temperature)
         (own, has_own), (rest, has_rest) = masked_lse(s, same), masked_lse(s, other)
-        return torch.where(has_own & has_rest, softplus(rest - own), 0.0), has_own
+        return torch.where((has_own & has_rest) | own.isnan(), softplus(rest - own), 0.0), has_own
 
-    shared = (scalar(temperature, features),) if learned else ()
+    shared = (temperature,) if learned else ()
     loss, counts = map_labelled(rows, features, labels, distance, shared=shared)
     return loss.sum() / counts.sum().clamp(min=1) if reduction == "mean" else reduce_rows(loss, reduction)
 
@@ -74,14 +77,15 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0, *, reduction: str = "mea
         TypeError, ValueError: wrong type, dtype, shape, device, alpha or reduction.
     """
     op = "alignment"
+    x, y = enter(op, x, y)
     check_choice(op, "reduction", reduction, _ROWS)
     check_views(op, ("x", "y"), x, y)
     check_number(op, "alpha", alpha)
     if alpha <= 0:
         raise ValueError(f"{op}: alpha must be above 0, got {alpha}")
     d = row_distance(distance_rows(x, "euclidean"), distance_rows(y, "euclidean"), "euclidean")
-    apart = d > 0  # below alpha = 1 the power's own gradient at 0 is infinite
-    return reduce_rows(torch.where(apart, torch.where(apart, d, 1.0).pow(alpha), 0.0), reduction)
+    apart = d != 0  # below alpha = 1 the power's own gradient at 0 is infinite; a NaN stays
+    return reduce_rows(torch.where(apart, torch.where(apart, d, 1.0).pow(traced(alpha, x)), 0.0), reduction)
 
 
 def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
@@ -101,11 +105,13 @@ def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
         TypeError, ValueError: wrong type, dtype, shape, device or t.
     """
     op = "uniformity"
+    enter(op)
     check_matrix(op, "x", x, "N, D")
     check_scalar(op, "t", t, x, zero=False)
     n = x.shape[0]
     if n < 2:
         raise ValueError(f"{op}: x must have at least 2 rows, since one row makes no pair, got shape {tuple(x.shape)}")
+    local_rows(op)
     t, wide = scalar(t, x), x.to(wide_dtype(x))
     wide = wide - wide.detach().mean(0)
     bias = -t * dot_rows(wide, wide)

@@ -13,20 +13,21 @@ import math
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import check_choice, check_number, check_scalar, check_views
+from fastssl.ops._checks import check_choice, check_flag, check_number, check_scalar, check_views, traced
 from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, paired, reduce_rows, softplus
+from ._common import arange_ids, enter, local_rows, paired, reduce_rows, scalar, softplus
 
 
-def _log_debiased(log_sum: Tensor, positive: Tensor, count: int, tau_plus: float, scale) -> Tensor:
-    """log max((e^log_sum - tau_plus N e^positive) / (1 - tau_plus), N e^-scale)."""
+def _log_debiased(log_sum: Tensor, positive: Tensor, count: int, tau_plus, scale) -> Tensor:
+    """log max((e^log_sum - tau_plus N e^positive) / (1 - tau_plus), N e^-scale); a NaN stays. tau_plus: None for 0."""
     floor = math.log(count) - scale
-    if tau_plus > 0.0:
-        gap = math.log(tau_plus * count) + positive - log_sum  # the corrected sum is positive where gap < 0
+    if tau_plus is not None:
+        log, log1p = (torch.log, torch.log1p) if isinstance(tau_plus, Tensor) else (math.log, math.log1p)
+        gap = log(tau_plus * count) + positive - log_sum  # the corrected sum is positive where gap < 0
         fits = gap < 0.0
         rest = torch.log(-torch.expm1(torch.where(fits, gap, -1.0)))
-        log_sum = torch.where(fits, log_sum + rest - math.log1p(-tau_plus), -math.inf)
+        log_sum = torch.where(fits, log_sum + rest - log1p(-tau_plus), torch.where(gap.isnan(), gap, -math.inf))
     return log_sum.clamp(min=floor)
 
 
@@ -70,18 +71,23 @@ def debiased_nt_xent(
 
 
 def _corrected(op, z0, z1, temperature, tau_plus, beta, normalize, reduction) -> Tensor:
+    z0, z1 = enter(op, z0, z1)
     check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
     check_views(op, ("z0", "z1"), z0, z1)
     check_scalar(op, "temperature", temperature, z0, zero=False)
     check_number(op, "tau_plus", tau_plus, 0.0, 1.0)
     check_number(op, "beta", beta, 0.0)
+    check_flag(op, "normalize", normalize)
     if z0.shape[0] < 2:
         raise ValueError(f"{op}: z0 must have at least 2 rows, since one pair has no negatives, got shape {tuple(z0.shape)}")
+    local_rows(op)
     a, b, dot = paired(z0, z1, normalize)
     z, pair = torch.cat([a, b]), arange_ids(z0).repeat(2)
-    scale, count = 1.0 / temperature, 2 * len(z0) - 2
-    log_sum = similarity_lse(z, z, scale=(1.0 + beta) * scale, x_id=pair)
+    scale, count = 1.0 / scalar(temperature, z0), 2 * len(z0) - 2
+    weight = traced(beta, z0)
+    log_sum = similarity_lse(z, z, scale=(1.0 + weight) * scale, x_id=pair)
     if beta > 0.0:
-        log_sum = log_sum + math.log(count) - similarity_lse(z, z, scale=beta * scale, x_id=pair)
+        log_sum = log_sum + math.log(count) - similarity_lse(z, z, scale=weight * scale, x_id=pair)
     positive = (scale * dot).repeat(2)
-    return reduce_rows(softplus(_log_debiased(log_sum, positive, count, tau_plus, scale) - positive), reduction)
+    share = traced(tau_plus, z0) if tau_plus > 0.0 else None
+    return reduce_rows(softplus(_log_debiased(log_sum, positive, count, share, scale) - positive), reduction)

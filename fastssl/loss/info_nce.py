@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fastssl.ops._checks import (
     INTEGERS,
     check_choice,
+    check_dense,
+    check_flag,
     check_like,
     check_matrix,
     check_number,
@@ -28,11 +30,14 @@ from ._common import (
     compact_ids,
     dot_rows,
     dot_sum,
+    enter,
+    local_rows,
     paired,
     positive_loss,
     reduce_rows,
     refuse_group,
     row_stats,
+    scalar,
     softplus,
     unit_rows,
     wide_dtype,
@@ -60,6 +65,7 @@ def _negative_sums(query: Tensor, keys: Tensor, extra: Tensor | None, ids: Tenso
 def _smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | float], scale, smoothing: float) -> Tensor:
     """Cross-entropy with label smoothing from the plain one: + eps (s_pos - mean of all logits of the row)."""
     total, count = negatives
+    smoothing = scalar(smoothing, loss)
     return loss + smoothing * scale * (positive - (positive + total) / (count + 1.0))
 
 
@@ -86,9 +92,10 @@ def _check_columns(op, query, negative_keys, negative_mode, hard_negative_keys, 
         if value is None:
             continue
         if name == "negative_keys" and negative_mode == "paired":
-            if not isinstance(value, Tensor) or value.dim() != 3 or value.shape[0] != query.shape[0] or value.shape[1] == 0:
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{op}: paired negative_keys must have shape (N, M, D) with N = {query.shape[0]}, got {got}")
+            check_dense(op, name, value, "a tensor (N, M, D)")
+            if value.dim() != 3 or value.shape[0] != query.shape[0] or value.shape[1] == 0:
+                wanted = f"(N, M, D) with N = {query.shape[0]}"
+                raise ValueError(f"{op}: paired negative_keys must have shape {wanted}, got {tuple(value.shape)}")
         else:
             check_matrix(op, name, value, "M, D")
         check_like(op, name, value, "query", query)
@@ -141,16 +148,21 @@ def info_nce(
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, or arguments that exclude each other.
     """
     op = "info_nce"
+    query, positive_key, negative_keys, hard_negative_keys = enter(op, query, positive_key, negative_keys, hard_negative_keys)
     check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
     check_views(op, ("query", "positive_key"), query, positive_key)
     check_scalar(op, "temperature", temperature, query, zero=False)
     check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)
     check_number(op, "hard_negative_weight", hard_negative_weight)
+    for name, flag in (("normalize", normalize), ("symmetric", symmetric), ("return_stats", return_stats)):
+        check_flag(op, name, flag)
     _check_columns(op, query, negative_keys, negative_mode, hard_negative_keys, ids, symmetric)
     refuse_group(op, group)
     if hard_negative_weight and (hard_negative_keys is None or len(hard_negative_keys) != len(query) or ids is not None):
         raise ValueError(f"{op}: hard_negative_weight needs one hard negative for each query (M = N) and no ids")
-    scale = 1.0 / temperature
+    if negative_keys is None:
+        local_rows(op)
+    scale = 1.0 / scalar(temperature, query)
     query, key, dot = paired(query, positive_key, normalize)
     extra = negative_keys if hard_negative_keys is None else hard_negative_keys
     if extra is not None and normalize:
@@ -160,7 +172,7 @@ def info_nce(
     if symmetric:
         return _symmetric(query, key, dot, scale, ids, threshold, label_smoothing, reduction)
     if negative_keys is None:
-        lse, rank = _batch_lse(query, key, extra, scale, ids, hard_negative_weight, threshold)
+        lse, rank = batch_lse(op, query, key, scale, extra, ids, hard_negative_weight, threshold)
         if return_stats or label_smoothing:
             sums = _negative_sums(query, key, extra, ids)
     elif negative_mode == "paired":
@@ -181,23 +193,23 @@ def info_nce(
     return loss, row_stats(rows, rank, dot, sums[0] / sums[1])
 
 
-def _batch_lse(query, key, extra, scale, ids, weight, threshold):
+def batch_lse(op, query, key, scale, extra=None, ids=None, weight=0.0, threshold=None):
     """lse over the batch's other keys and the extra ones; with a weight, the row's own hard negative joins on its own."""
     own = arange_ids(query) if ids is None else ids
     if extra is None:
-        return similarity_lse_rank(query, key, scale=scale, x_id=own, y_id=own, threshold=threshold, op="info_nce")
+        return similarity_lse_rank(query, key, scale=scale, x_id=own, y_id=own, threshold=threshold, op=op)
     if weight:
         other = own
     elif ids is None:
         other = arange_ids(extra, start=len(query))
     else:
-        own = ids.to(torch.int64)
-        other = (own.max() + 1).expand(len(extra))
+        own = compact_ids(ids)  # no integer is free where both ends of int64 are taken
+        other = own.new_full((len(extra),), len(query))
     columns, column_ids = torch.cat([key, extra]), torch.cat([own, other])
-    lse, rank = similarity_lse_rank(query, columns, scale=scale, x_id=own, y_id=column_ids, threshold=threshold, op="info_nce")
+    lse, rank = similarity_lse_rank(query, columns, scale=scale, x_id=own, y_id=column_ids, threshold=threshold, op=op)
     if not weight:
         return lse, rank
-    hard = scale * dot_rows(query, extra) + weight
+    hard = scale * dot_rows(query, extra) + scalar(weight, query)
     if threshold is not None:
         rank = rank + (hard.detach() > threshold).to(torch.int32)
     return torch.logaddexp(lse, hard), rank

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import INTEGERS, check_choice, check_number, check_vector, check_views
+from fastssl.ops._checks import INTEGERS, check_choice, check_dense, check_flag, check_number, check_vector, check_views
 
-from ._common import reduce_rows, softplus
+from ._common import enter, local_rows, reduce_rows, scalar, softplus
 from ._rows import DISTANCES, check_labelled, distance_rows, map_labelled, masked_lse, row_distance
 
 _ROWS = ("mean", "sum", "none")
@@ -37,13 +37,15 @@ def contrastive(a: Tensor, b: Tensor, label: Tensor, margin: float = 1.0, reduct
         TypeError, ValueError: wrong type, dtype, shape, device, margin or reduction.
     """
     op = "contrastive"
+    a, b = enter(op, a, b)
     check_choice(op, "reduction", reduction, _ROWS)
     check_views(op, ("a", "b"), a, b)
-    is_bool = isinstance(label, Tensor) and label.dtype == torch.bool
-    check_vector(op, "label", label.byte() if is_bool else label, a.shape[0], INTEGERS, "a", a)
+    check_dense(op, "label", label, f"a tensor of shape ({a.shape[0]},)")
+    check_vector(op, "label", label, a.shape[0], (torch.bool, *INTEGERS), "a", a)
     check_number(op, "margin", margin, 0.0)
+    margin = scalar(margin, a)
     d = row_distance(distance_rows(a, "euclidean"), distance_rows(b, "euclidean"), "euclidean")
-    return reduce_rows(0.5 * torch.where(label != 0, d, (margin - d).relu()).square(), reduction)
+    return reduce_rows(0.5 * torch.where(label.to(torch.bool), d, (margin - d).relu()).square(), reduction)
 
 
 def contrastive_pairs(
@@ -74,10 +76,13 @@ def contrastive_pairs(
         TypeError, ValueError: wrong type, dtype, shape, device, margin, distance or reduction.
     """
     op = "contrastive_pairs"
+    enter(op)
     check_choice(op, "reduction", reduction, _BATCH)
     check_labelled(op, features, labels, distance)
     check_number(op, "pos_margin", pos_margin, 0.0)
     check_number(op, "neg_margin", neg_margin, 0.0)
+    local_rows(op)
+    pos_margin, neg_margin = scalar(pos_margin, features), scalar(neg_margin, features)
 
     def rows(d, same, other):
         hinges = (torch.where(same, d - pos_margin, 0.0).relu(), torch.where(other, neg_margin - d, 0.0).relu())
@@ -94,11 +99,12 @@ def _reduce_batch(total: Tensor, active: Tensor, valid: Tensor, reduction: str) 
     return total.sum() / (active if reduction == "nonzero" else valid).sum().clamp(min=1)
 
 
-def _margin(op: str, margin: float | None, soft: bool) -> float:
+def _margin(op: str, margin: float | None, soft: bool, like: Tensor) -> float | Tensor:
+    check_flag(op, "soft", soft)
     if margin is None:
         return 0.0 if soft else 1.0
     check_number(op, "margin", margin, 0.0)
-    return float(margin)
+    return scalar(margin, like)
 
 
 def triplet(
@@ -130,11 +136,12 @@ def triplet(
         TypeError, ValueError: wrong type, dtype, shape, device, margin, distance or reduction.
     """
     op = "triplet"
+    anchor, positive, negative = enter(op, anchor, positive, negative)
     check_choice(op, "reduction", reduction, _ROWS)
     check_choice(op, "distance", distance, DISTANCES)
     check_views(op, ("anchor", "positive"), anchor, positive)
     check_views(op, ("anchor", "negative"), anchor, negative)
-    margin = _margin(op, margin, soft)
+    margin = _margin(op, margin, soft, anchor)
     a, p, n = (distance_rows(t, distance) for t in (anchor, positive, negative))
     violation = row_distance(a, p, distance) - row_distance(a, n, distance) + margin
     return reduce_rows(softplus(violation) if soft else violation.relu(), reduction)
@@ -206,10 +213,12 @@ def triplet_batch(
         TypeError, ValueError: wrong type, dtype, shape, device, margin, mining, distance or reduction.
     """
     op = "triplet_batch"
+    enter(op)
     check_choice(op, "mining", mining, ("all", "hard"))
     check_choice(op, "reduction", reduction, _BATCH)
     check_labelled(op, features, labels, distance)
-    margin = _margin(op, margin, soft)
+    margin = _margin(op, margin, soft, features)
+    local_rows(op)
 
     def rows(d, same, other):
         if mining == "hard":
@@ -239,8 +248,11 @@ def lifted_structured(features: Tensor, labels: Tensor, margin: float = 1.0) -> 
         TypeError, ValueError: wrong type, dtype, shape, device or margin.
     """
     op = "lifted_structured"
+    enter(op)
     check_labelled(op, features, labels, "euclidean")
     check_number(op, "margin", margin, 0.0)
+    local_rows(op)
+    margin = scalar(margin, features)
 
     def negatives(d, same, other):
         return masked_lse(margin - d, other)
@@ -249,7 +261,7 @@ def lifted_structured(features: Tensor, labels: Tensor, margin: float = 1.0) -> 
 
     def positives(d, same, other, row_lse, lse, has):
         bound = (torch.logaddexp(row_lse[:, None], lse) + d).relu().square()
-        return torch.where(same & has, bound, 0.0).sum(1), same.sum(1)
+        return torch.where(same & (has | d.isnan()), bound, 0.0).sum(1), same.sum(1)
 
     total, pairs = map_labelled(positives, features, labels, "euclidean", lse, shared=(lse, has))
     return 0.5 * total.sum() / pairs.sum().clamp(min=1)

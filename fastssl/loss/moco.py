@@ -10,11 +10,11 @@ new keys may come between forward and backward.
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import check_choice, check_matrix, check_scalar, check_views
+from fastssl.ops._checks import check_choice, check_flag, check_matrix, check_scalar, check_views
 from fastssl.ops.similarity import similarity_lse_rank
 
-from ._common import RowStats, dot_rows, dot_sum, positive_loss, row_stats, softplus
-from .info_nce import info_nce
+from ._common import RowStats, dot_rows, dot_sum, enter, local_rows, paired, positive_loss, row_stats, scalar, softplus
+from .info_nce import batch_lse
 
 
 def moco_loss(
@@ -48,11 +48,13 @@ def moco_loss(
         TypeError, ValueError: wrong type, dtype, shape, device, layout or temperature.
     """
     op = "moco_loss"
+    query, key = enter(op, query, key)
     check_choice(op, "layout", layout, ("dk", "kd"))
     check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
     check_views(op, ("query", "key"), query, key)
     check_matrix(op, "queue", queue, "D, K" if layout == "dk" else "K, D")
     check_scalar(op, "temperature", temperature, query, zero=False)
+    check_flag(op, "return_stats", return_stats)
     keys = (queue.t() if layout == "dk" else queue).detach()
     if keys.shape[1] != query.shape[1]:
         raise ValueError(f"{op}: queue in layout {layout!r} must hold keys of width {query.shape[1]}, got {tuple(queue.shape)}")
@@ -61,7 +63,7 @@ def moco_loss(
     if keys.dtype != query.dtype:
         common = torch.promote_types(keys.dtype, query.dtype)
         query, key, keys = query.to(common), key.to(common), keys.to(common)
-    scale, dot = 1.0 / temperature, dot_rows(query, key)
+    scale, dot = 1.0 / scalar(temperature, query), dot_rows(query, key)
     threshold = scale * dot.detach() if return_stats else None
     lse, rank = similarity_lse_rank(query, keys, scale=scale, threshold=threshold, op=op)
     loss = positive_loss(lse, dot, scale, reduction)
@@ -76,9 +78,30 @@ def moco_loss(
 def moco_v3_loss(query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, *, normalize: bool = True) -> Tensor:
     """MoCo v3's contrast of one direction (Chen, Xie, He 2021, algorithm 1): ``2 tau InfoNCE``, the keys constant.
 
-    query, key (N, D) as in ``info_nce``; the method adds the two directions. Scalar, float32 (float64 for float64 input).
+    The method adds the two directions.
+
+    Args:
+        query: (N, D) float32, bfloat16, float16 or float64.
+        key: (N, D), dtype and device of ``query``; key i belongs to query i, the other rows' keys are its negatives. A constant.
+        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
+        normalize: scale rows to unit length first.
+
+    Returns:
+        Scalar, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device or temperature.
     """
-    return info_nce(query, key.detach(), temperature=temperature, normalize=normalize) * (2.0 * temperature)
+    op = "moco_v3_loss"
+    query, key = enter(op, query, key)
+    check_views(op, ("query", "key"), query, key)
+    check_scalar(op, "temperature", temperature, query, zero=False)
+    check_flag(op, "normalize", normalize)
+    local_rows(op)
+    temperature = scalar(temperature, query)
+    q, k, dot = paired(query, key.detach(), normalize)
+    lse, _ = batch_lse(op, q, k, 1.0 / temperature)
+    return positive_loss(lse, dot, 1.0 / temperature, "mean") * (2.0 * temperature)
 
 
 class MoCoLoss(nn.Module):

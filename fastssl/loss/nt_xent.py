@@ -16,29 +16,40 @@ from torch import Tensor, nn
 
 from fastssl.distributed import gather_rows_with_grad, world_size
 from fastssl.momentum.queue import MemoryBank
-from fastssl.ops._checks import check_choice, check_scalar, check_views
+from fastssl.ops._checks import check_choice, check_flag, check_number, check_scalar, check_views
 from fastssl.ops.normalize import normalize_pair
 from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, dot_rows, positive_loss, reduce_rows, refuse_group
+from ._common import arange_ids, dot_rows, enter, local_rows, positive_loss, reduce_rows, refuse_group, scalar
 from .moco import moco_loss
 
 
+def _checked_pair(
+    op: str, names: tuple[str, str], z0: Tensor, z1: Tensor, temperature, normalize: bool = True, group=None
+) -> tuple[Tensor, Tensor]:
+    """Two views, checked, of one dtype."""
+    z0, z1 = enter(op, z0, z1)
+    check_views(op, names, z0, z1)
+    check_scalar(op, "temperature", temperature, z0, zero=False)
+    check_flag(op, "normalize", normalize)
+    refuse_group(op, group)
+    return z0, z1
+
+
 def _pair_terms(
-    op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool, group, gather: bool = False
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """z (2B, D), view 0 first; lse (2B,) over the negatives of each row; dot (B,) of each pair; 1 / temperature.
+    op: str, z0: Tensor, z1: Tensor, temperature, normalize: bool = True, gather: bool = False
+) -> tuple[Tensor, Tensor, Tensor, float | Tensor]:
+    """Of a checked pair: z (2B, D), view 0 first; lse (2B,) over the negatives of each row; dot (B,) of each pair; 1 / temperature.
 
     With ``gather`` the rows of all processes, which must bring as many, are columns too.
     """
-    check_views(op, ("z0", "z1"), z0, z1)
-    check_scalar(op, "temperature", temperature, z0, zero=False)
-    refuse_group(op, group)
+    if not gather:
+        local_rows(op)
     if normalize:
         z, dot = normalize_pair(z0, z1)
     else:
         z, dot = torch.cat([z0, z1]), dot_rows(z0, z1)
-    scale = 1.0 / temperature
+    scale = 1.0 / scalar(temperature, z0)
     if gather and world_size() > 1:
         pairs, first = gather_rows_with_grad(torch.cat(z.chunk(2), 1))
         own, columns = arange_ids(z0, first).repeat(2), arange_ids(pairs).repeat_interleave(2)
@@ -75,8 +86,10 @@ def nt_xent(
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, temperature (0, NaN, infinite) or reduction.
     """
-    check_choice("nt_xent", "reduction", reduction, ("mean", "sum", "none"))
-    _, lse, dot, scale = _pair_terms("nt_xent", z0, z1, temperature, normalize, group)
+    op = "nt_xent"
+    check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    z0, z1 = _checked_pair(op, ("z0", "z1"), z0, z1, temperature, normalize, group)
+    _, lse, dot, scale = _pair_terms(op, z0, z1, temperature, normalize)
     return positive_loss(lse, dot, scale, reduction)
 
 
@@ -96,12 +109,14 @@ def dcl(
     gives (B,) weights, as in lightly. Other arguments, result and errors as ``nt_xent``; B must be at least 2, since one
     pair has no negatives.
     """
-    check_choice("dcl", "reduction", reduction, ("mean", "sum", "none"))
-    check_views("dcl", ("z0", "z1"), z0, z1)
+    op = "dcl"
+    check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    z0, z1 = _checked_pair(op, ("z0", "z1"), z0, z1, temperature, normalize, group)
+    if weight_fn is not None and not callable(weight_fn):
+        raise TypeError(f"{op}: weight_fn must be a function or None, got {type(weight_fn).__name__}")
     if z0.shape[0] < 2:
-        raise ValueError(f"dcl: z0 must have at least 2 rows, since one pair has no negatives, got shape {tuple(z0.shape)}")
-    terms = _pair_terms("dcl", z0, z1, temperature, normalize, group)
-    return _decoupled(*terms, weight_fn, reduction)
+        raise ValueError(f"{op}: z0 must have at least 2 rows, since one pair has no negatives, got shape {tuple(z0.shape)}")
+    return _decoupled(*_pair_terms(op, z0, z1, temperature, normalize), weight_fn, reduction)
 
 
 def _decoupled(z: Tensor, lse: Tensor, dot: Tensor, scale, weight_fn: Callable | None, reduction: str) -> Tensor:
@@ -126,6 +141,8 @@ def _check_gather(op: str, gather_distributed: bool) -> None:
 
 def _bank_shape(memory_bank_size: int | Sequence[int]) -> tuple[int, int | None]:
     """(rows K, width D); D is None where only K was given."""
+    if not isinstance(memory_bank_size, (int, Sequence)) or isinstance(memory_bank_size, (bool, str)):
+        raise TypeError(f"NTXentLoss: memory_bank_size must be K or (K, D), got {type(memory_bank_size).__name__}")
     shape = (memory_bank_size,) if isinstance(memory_bank_size, int) else tuple(memory_bank_size)
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
     if not whole or len(shape) not in (1, 2) or shape[0] < 0 or shape[-1] < min(shape[0], 1):
@@ -171,6 +188,8 @@ class NTXentLoss(nn.Module):
         persistent_bank: bool = False,
     ):
         super().__init__()
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float, Tensor)):
+            raise TypeError(f"NTXentLoss: temperature must be a number or a one-element tensor, got {type(temperature).__name__}")
         if not isinstance(temperature, Tensor) and abs(temperature) < 1e-8:
             raise ValueError(f"NTXentLoss: temperature must be at least 1e-8 in size, got {temperature}")
         size, dim = _bank_shape(memory_bank_size)
@@ -185,9 +204,10 @@ class NTXentLoss(nn.Module):
         """out0, out1 (B, D), normalised here -> mean loss over the 2B rows; with a memory bank over the B rows of out0."""
         memory = self.memory_bank
         if len(memory.bank) == 0:
-            gather = self.gather_distributed
-            _, lse, dot, scale = _pair_terms("NTXentLoss", out0, out1, self.temperature, True, None, gather)
+            out0, out1 = _checked_pair("NTXentLoss", ("out0", "out1"), out0, out1, self.temperature)
+            _, lse, dot, scale = _pair_terms("NTXentLoss", out0, out1, self.temperature, gather=self.gather_distributed)
             return positive_loss(lse, dot, scale, "mean")
+        out0, out1 = enter("NTXentLoss", out0, out1)
         check_views("NTXentLoss", ("out0", "out1"), out0, out1)
         if memory.bank.device != out0.device:  # losses are often built and never moved
             memory.to(out0.device)
@@ -218,7 +238,9 @@ class DCLLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """out0, out1 (B, D), normalised here -> mean loss over the 2B rows."""
-        terms = _pair_terms(type(self).__name__, out0, out1, self.temperature, True, None, self.gather_distributed)
+        op = type(self).__name__
+        out0, out1 = _checked_pair(op, ("out0", "out1"), out0, out1, self.temperature)
+        terms = _pair_terms(op, out0, out1, self.temperature, gather=self.gather_distributed)
         return _decoupled(*terms, self.weight_fn, "mean")
 
 
@@ -226,4 +248,7 @@ class DCLWLoss(DCLLoss):
     """``DCLLoss`` weighted by ``mises_fisher_weight``, with the arguments of lightly's ``DCLWLoss``."""
 
     def __init__(self, temperature: float | Tensor = 0.1, sigma: float = 0.5, gather_distributed: bool = False):
+        check_number("DCLWLoss", "sigma", sigma)
+        if sigma == 0:
+            raise ValueError("DCLWLoss: sigma must not be 0")
         super().__init__(temperature, partial(mises_fisher_weight, sigma=sigma), gather_distributed)

@@ -13,11 +13,22 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import FLOATS, INTEGERS, check_choice, check_like, check_matrix, check_number, check_scalar, check_views
+from fastssl.ops._checks import (
+    FLOATS,
+    INTEGERS,
+    check_choice,
+    check_dense,
+    check_like,
+    check_matrix,
+    check_number,
+    check_scalar,
+    check_views,
+    readable,
+)
 from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, dot_rows, reduce_rows, softplus, wide_dtype
-from ._rows import map_rows, matmul, scalar
+from ._common import arange_ids, dot_rows, enter, local_rows, reduce_rows, scalar, softplus, wide_dtype
+from ._rows import map_rows, matmul
 
 _ROWS = ("mean", "sum", "none")
 
@@ -41,14 +52,16 @@ def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: 
         TypeError, ValueError: wrong type, dtype, shape, device, l2_reg or reduction.
     """
     op = "n_pair"
+    anchor, positive = enter(op, anchor, positive)
     check_choice(op, "reduction", reduction, _ROWS)
     check_views(op, ("anchor", "positive"), anchor, positive)
     check_number(op, "l2_reg", l2_reg, 0.0)
+    local_rows(op)
     ids = arange_ids(anchor)
     lse = similarity_lse(anchor, positive, x_id=ids, y_id=ids)
     loss = softplus(lse - dot_rows(anchor, positive))
     if l2_reg > 0.0:
-        loss = loss + 0.25 * l2_reg * (dot_rows(anchor, anchor) + dot_rows(positive, positive))
+        loss = loss + 0.25 * scalar(l2_reg, anchor) * (dot_rows(anchor, anchor) + dot_rows(positive, positive))
     return reduce_rows(loss, reduction)
 
 
@@ -56,8 +69,7 @@ def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: T
     """keys (M, D), (N, M, D), or (K, D) with index (N, M) -> M."""
     n, width = query.shape
     shapes = f"(M, D), (N, M, D), or (K, D) with {index_name}"
-    if not isinstance(keys, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor {shapes}, got {type(keys).__name__}")
+    check_dense(op, name, keys, f"a tensor {shapes}")
     if keys.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {keys.dtype}")
     own = keys.dim() == 3 and index is None
@@ -66,20 +78,24 @@ def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: T
     check_like(op, name, keys, "query", query)
     if index is None:
         return keys.shape[-2]
-    if not isinstance(index, Tensor) or index.dtype not in INTEGERS:
-        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"{op}: {index_name} must be an integer tensor ({n}, M), got {got}")
+    check_dense(op, index_name, index, f"an integer tensor ({n}, M)")
+    if index.dtype not in INTEGERS:
+        raise TypeError(f"{op}: {index_name} must be an integer tensor ({n}, M), got {index.dtype}")
     if index.dim() != 2 or index.shape[0] != n or index.shape[1] == 0:
         raise ValueError(f"{op}: {index_name} must have shape ({n}, M), one row for each of query, got {tuple(index.shape)}")
     if index.device != query.device:
         raise ValueError(f"{op}: query and {index_name} must be on the same device, got {query.device} and {index.device}")
+    if readable(index):
+        low, high = (int(t) for t in index.aminmax())
+        if low < 0 or high >= len(keys):
+            raise ValueError(f"{op}: {index_name} must be rows of {name}, from 0 to {len(keys) - 1}, got {low} to {high}")
     return index.shape[1]
 
 
 def _check_float(op: str, name: str, value, shape: tuple[int, ...], query: Tensor) -> None:
-    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{op}: {name} must be a float tensor of shape {shape}, got {got}")
+    check_dense(op, name, value, f"a float tensor of shape {shape}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be a float tensor of shape {shape}, got {value.dtype}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
     if value.device != query.device:
@@ -177,6 +193,7 @@ def nce(
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, noise, log_z or reduction.
     """
     op = "nce"
+    query, positive_key, noise_keys = enter(op, query, positive_key, noise_keys)
     _check_query(op, query, positive_key, temperature, reduction)
     count = _check_negatives(op, "noise_keys", noise_keys, "noise_index", noise_index, query)
     check_scalar(op, "log_z", log_z, query)
@@ -196,6 +213,7 @@ def nce_log_z(
     Arguments and errors as in ``nce``. Instance discrimination takes it from the first batch and keeps it.
     """
     op = "nce_log_z"
+    query, noise_keys = enter(op, query, noise_keys)
     check_matrix(op, "query", query, "N, D")
     count = _check_negatives(op, "noise_keys", noise_keys, "noise_index", noise_index, query)
     check_scalar(op, "temperature", temperature, query, zero=False)
@@ -232,6 +250,7 @@ def negative_sampling(
         TypeError, ValueError: wrong type, dtype, shape, device, temperature or reduction.
     """
     op = "negative_sampling"
+    query, positive_key, negative_keys = enter(op, query, positive_key, negative_keys)
     _check_query(op, query, positive_key, temperature, reduction)
     _check_negatives(op, "negative_keys", negative_keys, "negative_index", negative_index, query)
     scale = 1.0 / scalar(temperature, query)

@@ -9,19 +9,41 @@ nor mask it is NT-Xent.
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import FLOATS, INTEGERS, check_choice, check_dense, check_scalar, check_vector, readable
+from fastssl.ops._checks import (
+    FLOATS,
+    INTEGERS,
+    check_choice,
+    check_dense,
+    check_flag,
+    check_scalar,
+    check_vector,
+    check_whole,
+    readable,
+)
 from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, class_sums, compact_ids, dot_rows, reduce_rows, refuse_group, unit_rows, wide_dtype
+from ._common import (
+    arange_ids,
+    class_sums,
+    compact_ids,
+    dot_rows,
+    enter,
+    local_rows,
+    paired,
+    positive_loss,
+    reduce_rows,
+    refuse_group,
+    scalar,
+    unit_rows,
+    wide_dtype,
+)
 from ._rows import matmul
-from .nt_xent import nt_xent
 
 _OP = "sup_con"
 
 
 def _check(features, labels, mask, temperature, base_temperature) -> None:
-    if not isinstance(features, Tensor):
-        raise TypeError(f"{_OP}: features must be a tensor (B, V, D), got {type(features).__name__}")
+    check_dense(_OP, "features", features, "a tensor (B, V, D)")
     if features.dtype not in FLOATS:
         raise TypeError(f"{_OP}: features must be float32, bfloat16, float16 or float64, got {features.dtype}")
     if features.dim() < 3 or 0 in features.shape:
@@ -32,9 +54,24 @@ def _check(features, labels, mask, temperature, base_temperature) -> None:
     rows = features.shape[0]
     if labels is not None and mask is not None:
         raise ValueError(f"{_OP}: labels and mask were both given; give one")
-    if mask is not None and (not isinstance(mask, Tensor) or tuple(mask.shape) != (rows, rows) or mask.device != features.device):
-        got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+    if mask is not None:
+        _check_mask(mask, rows, features)
+
+
+def _check_mask(mask, rows: int, features: Tensor) -> None:
+    """(B, B), real, finite and not negative; values are looked at on the CPU only."""
+    check_dense(_OP, "mask", mask, f"a tensor ({rows}, {rows})")
+    if mask.dtype.is_complex:
+        raise TypeError(f"{_OP}: mask must be real, got {mask.dtype}")
+    if tuple(mask.shape) != (rows, rows) or mask.device != features.device:
+        got = f"{tuple(mask.shape)} on {mask.device}"
         raise ValueError(f"{_OP}: mask must have shape ({rows}, {rows}) on {features.device}, got {got}")
+    if readable(mask) and mask.dtype.is_floating_point:
+        low, high = mask.detach().aminmax() if mask.dtype in FLOATS else mask.detach().float().aminmax()
+        if not (low >= 0 and high < float("inf")):
+            raise ValueError(f"{_OP}: mask must be finite and at least 0, got values from {low.item()} to {high.item()}")
+    elif readable(mask) and mask.dtype.is_signed and mask.amin() < 0:
+        raise ValueError(f"{_OP}: mask must be finite and at least 0, got {mask.amin().item()}")
 
 
 def _class_ids(features: Tensor, labels: Tensor | None) -> Tensor | None:
@@ -52,6 +89,16 @@ def _class_ids(features: Tensor, labels: Tensor | None) -> Tensor | None:
             raise ValueError(f"{_OP}: labels must not be NaN, which is equal to nothing")
         return compact_ids(labels.detach())
     return labels if labels.dtype in INTEGERS else labels.to(torch.int64)  # bool, and unsigned integers that few kernels know
+
+
+def _labelled(labels, ignore_label: int | None) -> Tensor | None:
+    """(B,) bool, which labels are another than ``ignore_label``; None: all."""
+    if ignore_label is None:
+        return None
+    check_whole(_OP, "ignore_label", ignore_label, -(2**63), 2**63)
+    if labels is None:
+        raise ValueError(f"{_OP}: ignore_label was given without labels")
+    return (labels if labels.is_floating_point() else labels.to(torch.int64)).flatten() != ignore_label
 
 
 def _positive_sums(z: Tensor, anchors: Tensor, labels: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -88,6 +135,7 @@ def sup_con(
     mask: Tensor | None = None,
     contrast_mode: str = "all",
     reduction: str = "mean",
+    ignore_label: int | None = None,
 ) -> Tensor:
     """Supervised contrastive loss L_out over B samples of V views, without the matrix of similarities.
 
@@ -104,23 +152,47 @@ def sup_con(
         mask: (B, B), in place of labels: mask[i, j] is 1 where sample j is a positive of sample i (need not be symmetric).
         contrast_mode: "all": every view is an anchor; "one": the first view is.
         reduction: "mean", "sum", or "none" for the losses of the anchors, view after view: (V B,) or (B,).
+        ignore_label: the label of samples that have none, such as -1: they are neither anchors (out of the mean, 0 with "none") nor
+            positives, and stay negatives of the others. Without a labelled sample the loss is 0.
 
     Returns:
         The loss, float32 (float64 for float64 input). An anchor without positives counts as 0. Memory O(B V D) (and the mask).
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape, device, temperature, or labels and mask both given.
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature, labels and mask both given, or a mask that is complex,
+            negative or not finite.
     """
+    enter(_OP)
     _check(features, labels, mask, temperature, base_temperature)
-    labels = _class_ids(features, labels)
+    given, labels = labels, _class_ids(features, labels)
+    labelled = _labelled(given, ignore_label)
+    check_flag(_OP, "normalize", normalize)
     check_choice(_OP, "contrast_mode", contrast_mode, ("all", "one"))
     check_choice(_OP, "reduction", reduction, ("mean", "sum", "none"))
     refuse_group(_OP, group)
+    local_rows(_OP)
     features = features.flatten(2)
-    factor = 1.0 if base_temperature is None else temperature / base_temperature
+    temperature = scalar(temperature, features)
+    factor = 1.0 if base_temperature is None else temperature / scalar(base_temperature, features)
     if labels is None and mask is None and contrast_mode == "all" and features.shape[1] == 2:
-        return factor * nt_xent(features[:, 0], features[:, 1], temperature, normalize=normalize, reduction=reduction)
-    scale = 1.0 / temperature
+        return factor * _two_views(features, 1.0 / temperature, normalize, reduction)
+    rows = _anchor_rows(features, labels, mask, 1.0 / temperature, normalize, contrast_mode)
+    if labelled is None:
+        return factor * reduce_rows(rows, reduction)
+    labelled = labelled.repeat(len(rows) // len(labels))
+    rows = torch.where(labelled, rows, 0.0)
+    return factor * (rows.sum() / labelled.sum().clamp_min(1) if reduction == "mean" else reduce_rows(rows, reduction))
+
+
+def _two_views(features: Tensor, scale, normalize: bool, reduction: str) -> Tensor:
+    """NT-Xent: each row has one positive."""
+    a, b, dot = paired(features[:, 0], features[:, 1], normalize)
+    z, pair = torch.cat([a, b]), arange_ids(a).repeat(2)
+    return positive_loss(similarity_lse(z, z, scale=scale, x_id=pair), dot, scale, reduction)
+
+
+def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contrast_mode: str) -> Tensor:
+    """Losses of the anchors, view after view; 0 where one has no positive, and a NaN stays."""
     z = unit_rows(features) if normalize else features
     contrast = z.transpose(0, 1).reshape(-1, z.shape[2])  # (V B, D), view after view
     ids = arange_ids(contrast)
@@ -132,9 +204,9 @@ def sup_con(
         lse = similarity_lse(anchors, contrast, scale=scale, x_id=ids[: len(z)], y_id=ids)
     wide = wide_dtype(z)
     sums, count = _positive_sums(z.to(wide), anchors.to(wide).unflatten(0, (views, -1)), labels, mask)
-    some = count > 1e-6
+    none = count <= 1e-6
     rows = lse - scale * dot_rows(anchors.to(wide), sums) / count.clamp_min(1e-6)
-    return factor * reduce_rows(torch.where(some, rows, 0.0), reduction)
+    return torch.where(none & ~rows.isnan(), 0.0, rows)
 
 
 class SupConLoss(nn.Module):
@@ -147,13 +219,15 @@ class SupConLoss(nn.Module):
         base_temperature: float | None = 0.07,
         *,
         normalize: bool = False,
+        ignore_label: int | None = None,
     ):
         super().__init__()
         check_choice("SupConLoss", "contrast_mode", contrast_mode, ("all", "one"))
         self.temperature, self.contrast_mode = temperature, contrast_mode
-        self.base_temperature, self.normalize = base_temperature, normalize
+        self.base_temperature, self.normalize, self.ignore_label = base_temperature, normalize, ignore_label
 
     def forward(self, features: Tensor, labels: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """features (B, V, ...), labels (B,) or (B, 1) of any real dtype, or mask (B, B), or neither -> loss."""
         options = {"temperature": self.temperature, "base_temperature": self.base_temperature, "normalize": self.normalize}
-        return sup_con(features, labels, mask=mask, contrast_mode=self.contrast_mode, **options)
+        options |= {"contrast_mode": self.contrast_mode, "ignore_label": None if labels is None else self.ignore_label}
+        return sup_con(features, labels, mask=mask, **options)

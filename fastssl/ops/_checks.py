@@ -16,9 +16,47 @@ def _kind(value) -> str:
     return type(value).__name__
 
 
+def _shown(value) -> str:
+    """A number for a message; of an integer that has no float only its size."""
+    return "an integer beyond float64" if isinstance(value, int) and abs(value) > LARGEST else f"{value}"
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """What sums over x are kept in: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def readable(value: Tensor) -> bool:
     """Whether the host may look at the data of ``value``: it lies on the CPU, is no fake tensor, and no graph is being traced."""
     return value.device.type == "cpu" and not torch.compiler.is_compiling() and not isinstance(value, FakeTensor)
+
+
+def widest(*tensors) -> tuple:
+    """Under autocast, tensors of different float dtypes in the widest of these, as autocast hands them to an op of several inputs.
+
+    Widest is ``torch.promote_types``: float32 beside bfloat16 or float16 and for those two together, float64 beside anything.
+    Outside autocast, and where something is no float tensor, they come back as they are: the checks that follow refuse them.
+    """
+    found = [t for t in tensors if t is not None]
+    if len(found) < 2 or not all(isinstance(t, Tensor) and t.dtype in FLOATS for t in found):
+        return tensors
+    dtype = found[0].dtype
+    for t in found:
+        dtype = torch.promote_types(dtype, t.dtype)
+    mixed = [t for t in found if t.dtype != dtype]
+    if not mixed or found[0].device.type == "meta" or not torch.is_autocast_enabled(found[0].device.type):
+        return tensors
+    return tuple(t if t is None else t.to(dtype) for t in tensors)
+
+
+def traced(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """A checked number as a 0-d tensor in ``wide_dtype`` of ``like`` while a graph is traced; otherwise, and a tensor, as it is.
+
+    As an argument of our ops a number is a constant of the graph, and one that follows a schedule would make a graph at each step.
+    """
+    if isinstance(value, Tensor) or not torch.compiler.is_compiling():
+        return value
+    return torch.zeros((), dtype=wide_dtype(like), device=like.device) + value
 
 
 def check_dense(op: str, name: str, value, wanted: str = "a tensor") -> None:
@@ -63,7 +101,7 @@ def check_vector(op: str, name: str, value: Tensor, length: int, dtypes: tuple, 
     """A 1-D tensor of a given length, one of the dtypes, on the device of ``like``."""
     check_dense(op, name, value, f"a tensor of shape ({length},)")
     if value.dtype not in dtypes:
-        wanted = "an integer dtype" if dtypes is INTEGERS else "a float dtype"
+        wanted = "a float dtype" if dtypes is FLOATS else "an integer dtype" if set(INTEGERS) <= {*dtypes} else f"dtype {dtypes[0]}"
         raise TypeError(f"{op}: {name} must have {wanted}, got {value.dtype}")
     if tuple(value.shape) != (length,):
         raise ValueError(f"{op}: {name} must have shape ({length},), one for each row of {like_name}, got {tuple(value.shape)}")
@@ -72,13 +110,14 @@ def check_vector(op: str, name: str, value: Tensor, length: int, dtypes: tuple, 
 
 
 def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) -> None:
-    """A finite number (not 0 unless ``zero``) or a one-element float tensor on the device of ``like``.
+    """A number that is finite in ``wide_dtype`` of ``like``, or a one-element float tensor of such a value on its device.
 
-    A tensor's value is looked at only on the CPU and outside a compiled graph: on a GPU it would be a sync.
+    Unless ``zero`` it divides: it must be a normal number of that dtype, so that its inverse is one too. A tensor's value is looked
+    at only on the CPU and outside a compiled graph: on a GPU it would be a sync.
     """
     if isinstance(value, Tensor):
         check_dense(op, name, value)
-        if value.numel() != 1 or not value.dtype.is_floating_point:
+        if value.numel() != 1 or value.dtype not in FLOATS:
             raise ValueError(f"{op}: {name} must be a number or a one-element float tensor, got {value.dtype} {tuple(value.shape)}")
         if value.device != like.device:
             raise ValueError(f"{op}: {name} must be on the device of the embeddings, {like.device}, got {value.device}")
@@ -87,13 +126,28 @@ def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) 
         value = float(value.detach())
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {_kind(value)}")
-    if not -LARGEST <= value <= LARGEST or (value == 0 and not zero):  # math.isfinite cannot be traced on a dynamic float
-        raise ValueError(f"{op}: {name} must be finite{'' if zero else ' and not 0'}, got {value}")
+    dtype = wide_dtype(like)
+    facts = torch.finfo(dtype)
+    if not -facts.max <= value <= facts.max or (value == 0 and not zero):  # math.isfinite cannot be traced on a dynamic float
+        within = "" if value == 0 or not -LARGEST <= value <= LARGEST else f" in {dtype}"
+        raise ValueError(f"{op}: {name} must be finite{within}{'' if zero else ' and not 0'}, got {_shown(value)}")
+    if not zero and -facts.tiny < value < facts.tiny:
+        raise ValueError(f"{op}: {name} must be at least {facts.tiny:.3g} in size, so that {dtype} holds its inverse, got {value}")
 
 
-def check_choice(op: str, name: str, value, choices: tuple[str, ...]) -> None:
+def check_choice(op: str, name: str, value, choices: tuple) -> None:
+    """One of ``choices``: words, or None, True and False."""
+    wanted = ", ".join(map(repr, choices))
+    if not (value is None or isinstance(value, (str, bool))):
+        raise TypeError(f"{op}: {name} must be one of {wanted}, got {_kind(value)}")
     if value not in choices:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{op}: {name} must be one of {wanted}, got {value!r}")
+
+
+def check_flag(op: str, name: str, value) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {_kind(value)}")
 
 
 def check_number(op: str, name: str, value, low: float = -math.inf, below: float = math.inf) -> None:
@@ -102,7 +156,7 @@ def check_number(op: str, name: str, value, low: float = -math.inf, below: float
         raise TypeError(f"{op}: {name} must be a number, got {_kind(value)}")
     if not (-LARGEST <= value <= LARGEST and low <= value < below):
         wanted = "finite" if low == -math.inf else f"in [{low:g}, {below:g})" if below < math.inf else f"at least {low:g}"
-        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
+        raise ValueError(f"{op}: {name} must be {wanted}, got {_shown(value)}")
 
 
 def device_scalar(op: str, name: str, value: Tensor, device: torch.device) -> Tensor | None:
@@ -120,7 +174,7 @@ def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> None
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
     if not low <= value < below:
-        raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {value}")
+        raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {_shown(value)}")
 
 
 def check_range(op: str, name: str, pair) -> None:

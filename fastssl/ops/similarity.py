@@ -29,7 +29,7 @@ threshold that is the positive's rank among the negatives, hence acc@1 and acc@5
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector
+from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector, traced, widest
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
 
 _OP = "similarity_lse"
@@ -67,6 +67,12 @@ _bwd = define_op(
     _fake_bwd,
     "similarity",
 )
+
+
+def split_scalar(value: float | Tensor, like: Tensor) -> tuple[Tensor | None, float]:
+    """A checked number or tensor as an op takes it: (tensor, 1), or (None, number)."""
+    value = traced(value, like)
+    return (value, 1.0) if isinstance(value, Tensor) else (None, float(value))
 
 
 def scale_gradient(dscale: Tensor, scale: float, scale_factor: Tensor) -> Tensor:
@@ -163,7 +169,7 @@ def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, t
         check_vector(op, "threshold", threshold, x.shape[0], FLOATS, "x", x)
         threshold = threshold.detach()
     refuse_functorch(op)
-    factor, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+    factor, scale = split_scalar(scale, x)
     symmetric = y is x and (y_id is None or y_id is x_id)
     if symmetric:
         args = (x, None, scale, factor, x_id, None, y_bias, threshold)
@@ -210,4 +216,5 @@ def similarity_lse(
         TypeError, ValueError: a wrong type, dtype, shape, device, or a non-finite scale.
         NotImplementedError: under torch.func transforms.
     """
+    x, y = widest(x, y) if y is not x else (x, x)
     return similarity_lse_rank(x, y, scale=scale, x_id=x_id, y_id=y_id, y_bias=y_bias)[0]

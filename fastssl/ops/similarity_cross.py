@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ._checks import FLOATS, check_vector
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
-from .similarity import check_sides, new_rank, scale_gradient
+from .similarity import check_sides, new_rank, scale_gradient, split_scalar
 
 _OP = "similarity_cross"
 KEEP_ELEMENTS = 1 << 24  # 64 MiB of float32
@@ -109,7 +109,7 @@ def similarity_cross(
         check_vector(op, "threshold", threshold, x.shape[0], FLOATS, "x", x)
         threshold = threshold.detach()
     refuse_functorch(op)
-    factor, scale = (scale, 1.0) if isinstance(scale, Tensor) else (None, float(scale))
+    factor, scale = split_scalar(scale, x)
     args = (x, distinct(y, x), scale, factor, x_id, distinct(x_id if y_id is None else y_id, x_id), threshold)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor))
     return _Cross.apply(*args) if wanted else _fwd(*args, 0)[:3]
