@@ -4,6 +4,8 @@ from . import functional, loss, masking, methods, momentum, optim
 from ._version import __version__
 from .functional import *  # noqa: F403
 from .functional import __all__ as _functions
+from .loss import LocalRowsWarning
+from .ops import _flops  # noqa: F401
 from .patch import patch
 
-__all__ = ["__version__", "functional", "loss", "masking", "methods", "momentum", "optim", "patch", *_functions]
+__all__ = ["LocalRowsWarning", "__version__", "functional", "loss", "masking", "methods", "momentum", "optim", "patch", *_functions]

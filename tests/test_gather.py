@@ -1,6 +1,7 @@
 """gather_rows, and queues and banks that gather before they push: two and three processes against one with the joined batch."""
 
 import time
+import warnings
 from datetime import timedelta
 
 import pytest
@@ -9,8 +10,10 @@ import torch.nn.functional as F
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import fastssl
+from fastssl import functional
 from fastssl.distributed import gather_rows, gather_rows_with_grad
-from fastssl.loss import NTXentLoss
+from fastssl.loss import ClipLoss, NTXentLoss, SigLipLoss
 from fastssl.momentum.queue import MoCoQueue
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,6 +98,41 @@ def check_loss(rank: int, world: int) -> None:
     torch.testing.assert_close(loss.memory_bank.bank[: 2 * world], views[1])
 
 
+def check_local(rank: int, world: int) -> None:
+    """Losses of local rows say so once each; those of joined rows, of a queue and of pairs do not. Joined rows are exact."""
+    a, b = of_rank(rank, 4, 3).sin(), of_rank(rank, 4, 3).cos()
+    joined = [gather_rows_with_grad(t)[0] for t in (a, b)]
+    calls = {
+        "nt_xent": lambda: functional.nt_xent(a, b),
+        "dcl": lambda: functional.dcl(a, b),
+        "hard_nt_xent": lambda: functional.hard_nt_xent(a, b),
+        "info_nce": lambda: functional.info_nce(a, b),
+        "moco_v3_loss": lambda: functional.moco_v3_loss(a, b),
+        "clip_loss": lambda: ClipLoss()(a, b, 1.0),
+        "siglip_loss": lambda: SigLipLoss()(a, b, 1.0, 0.0),
+        "sup_con": lambda: functional.sup_con(torch.stack([a, b], 1)),
+        "n_pair": lambda: functional.n_pair(a, b),
+        "triplet_batch": lambda: functional.triplet_batch(a, torch.arange(4) % 2),
+        "uniformity": lambda: functional.uniformity(a),
+        "NTXentLoss": lambda: NTXentLoss()(a, b),
+        "of queues": lambda: (functional.moco_loss(a, b, b.t()), functional.info_nce(a, b, b), NTXentLoss(0.5, (5, 3))(a, b)),
+        "of pairs": lambda: (functional.byol_loss(a, b), functional.negative_cosine(a, b), functional.alignment(a, b)),
+        "of all": lambda: (NTXentLoss(0.5, 0, True)(a, b), ClipLoss(rank=rank, world_size=world)(a, b, 1.0)),
+    }
+    for name, call in calls.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+            call()
+        said = [str(w.message) for w in caught if w.category is fastssl.LocalRowsWarning]
+        assert len(said) == (not name.startswith("of ")), name
+        assert all(words.startswith(f"{name}: {world} processes train together") and "gather_rows" in words for words in said)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fastssl.LocalRowsWarning)
+        everyone = [torch.cat([f(of_rank(r, 4, 3)) for r in range(world)]) for f in (torch.sin, torch.cos)]
+        assert torch.equal(functional.nt_xent(*joined), functional.nt_xent(*everyone))
+
+
 def one_of(rank: int, world: int, store: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{store}", timedelta(seconds=150), world, rank)
@@ -102,6 +140,7 @@ def one_of(rank: int, world: int, store: str) -> None:
     check_gradient(rank, world)
     check_queue(rank, world)
     check_loss(rank, world)
+    check_local(rank, world)
     if world == 2:
         check_ddp(rank)
     distributed.destroy_process_group()

@@ -1,8 +1,12 @@
 """What real users hand to the losses: mixed dtypes under autocast, schedules in compiled graphs, temperatures of any shape, NaN."""
 
+import math
+from functools import partial
+
 import older_losses
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from fastssl import functional, loss
@@ -152,3 +156,125 @@ def test_a_scheduled_module_and_a_refusal_in_a_compiled_graph():
     assert counters["stats"]["unique_graphs"] <= 2
     with pytest.raises(ValueError, match="temperature"):
         torch.compile(nt_xent, backend="aot_eager")(A, B, 0.0)
+
+
+# --- temperatures of one element -------------------------------------------------------------------------------------
+
+ONE_TEMPERATURE = {
+    "nt_xent": lambda t: nt_xent(A, B, t),
+    "dcl": lambda t: dcl(A, B, t),
+    "hard": lambda t: hard_nt_xent(A, B, t),
+    "debiased": lambda t: debiased_nt_xent(A, B, t),
+    "info_nce": lambda t: info_nce(A, B, temperature=t, label_smoothing=0.1, return_stats=True)[0],
+    "info_nce symmetric": lambda t: info_nce(A, B, temperature=t, symmetric=True, return_stats=True)[0],
+    "info_nce unpaired": lambda t: info_nce(A, B, B + 1, t, return_stats=True)[0],
+    "info_nce paired": lambda t: info_nce(A, B, torch.stack([B, A], 1), t, negative_mode="paired", return_stats=True)[0],
+    "info_nce weighted": lambda t: info_nce(A, B, hard_negative_keys=B + 1, hard_negative_weight=0.3, temperature=t),
+    "clip": lambda t: clip_loss(A, B, t, t, label_smoothing=0.1),
+    "siglip": lambda t: siglip_loss(A, B, t, t),
+    "moco": lambda t: moco_loss(A, B, B.t(), t, return_stats=True)[0],
+    "moco_v3": lambda t: moco_v3_loss(A, B, t),
+    "sup_con": lambda t: sup_con(torch.stack([A, B], 1), LABELS, temperature=t, base_temperature=0.07),
+    "sup_con of pairs": lambda t: sup_con(torch.stack([A, B], 1), temperature=t, base_temperature=t),
+    "nce": lambda t: nce(A, B, B, t, n=9, log_z=t),
+    "negative_sampling": lambda t: negative_sampling(A, B, B, t),
+    "soft_nearest_neighbor": lambda t: soft_nearest_neighbor(A, LABELS, t),
+    "uniformity": lambda t: uniformity(A, t),
+}
+
+
+@pytest.mark.parametrize("name", ONE_TEMPERATURE)
+def test_a_temperature_of_one_element_may_have_any_shape_and_dtype(name):
+    call = ONE_TEMPERATURE[name]
+    want, grad = _loss_and_slope(call, torch.tensor(0.5))
+    torch.testing.assert_close(call(0.5), want)
+    for shape in ((1,), (1, 1), (1, 1, 1)):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            got, slope = _loss_and_slope(call, torch.full(shape, 0.5, dtype=dtype))
+            assert got.shape == () and got.dtype == torch.float32 and slope.shape == shape and slope.dtype == dtype
+            torch.testing.assert_close(got, want)
+            torch.testing.assert_close(slope.flatten(), grad.flatten().to(dtype))
+
+
+def _loss_and_slope(call, t):
+    t.requires_grad_()
+    loss = call(t)
+    return loss.detach(), torch.autograd.grad(loss, t)[0]
+
+
+# --- values at the edge ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [0, 3])
+def test_ids_at_both_ends_of_int64_are_ids_like_any(extra):
+    """The positive is the only key of its id that counts; hard negatives are of no id."""
+    low, high = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+    kind = torch.arange(16) % 4
+    ids = torch.tensor([low, high, 0, high - 1])[kind]
+    hard = {"hard_negative_keys": torch.randn(extra, 8)} if extra else {}
+    z0, z1 = (F.normalize(t.double(), dim=1) for t in (A, B))
+    columns = torch.cat([z1, *(F.normalize(t.double(), dim=1) for t in hard.values())])
+    same = F.pad((kind[:, None] == kind) & ~torch.eye(16, dtype=torch.bool), (0, extra))
+    want = F.cross_entropy((z0 @ columns.T / 0.1).masked_fill(same, -math.inf), torch.arange(16))
+    torch.testing.assert_close(info_nce(A, B, ids=ids, **hard).double(), want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(info_nce(A, B, ids=ids, **hard), info_nce(A, B, ids=kind, **hard))
+
+
+def test_what_is_nan_stays_nan():
+    nan, one = torch.full((6, 8), math.nan), torch.zeros(6, dtype=torch.int64)
+    for call in (
+        lambda: alignment(nan, A[:6]),
+        lambda: alignment(A[:6], A[:6].clone().index_fill(0, torch.tensor([2]), math.nan)),
+        lambda: soft_nearest_neighbor(nan, one),
+        lambda: lifted_structured(nan, one),
+        lambda: triplet_batch(nan, LABELS[:6]),
+        lambda: contrastive_pairs(nan, LABELS[:6]),
+        lambda: sup_con(nan[:, None], LABELS[:6]),
+        lambda: uniformity(nan),
+    ):
+        assert call().isnan()
+    negative = A.clone()
+    negative[3] = math.nan
+    for call in (hard_nt_xent, debiased_nt_xent, nt_xent, dcl):
+        assert call(negative, B, reduction="none").isnan().all()
+    own = torch.stack([A, B], 1)
+    own[3] = math.nan
+    assert sup_con(own[:, :1], torch.arange(16), reduction="none").isnan().all()
+    stats = info_nce(negative, B, return_stats=True)[1]
+    assert stats.acc1.isnan() and stats.acc5.isnan() and stats.loss.isnan().sum() >= 1
+    assert not info_nce(A, B, return_stats=True)[1].acc1.isnan()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_samples_without_a_label_are_no_anchors_and_no_positives(normalize):
+    labels = torch.tensor([0, -1, 1, -1, 0, 1, 2, -1, 0, 1, 1, 2, 3, -1, 3, 0])
+    features = torch.stack([A, B, A - B], 1).requires_grad_()
+    rows = sup_con(features, labels, normalize=normalize, temperature=0.5, reduction="none", ignore_label=-1)
+    z = (F.normalize(features.detach().double(), dim=2) if normalize else features.detach().double()).transpose(0, 1).flatten(0, 1)
+    label = labels.repeat(3)
+    s = (z @ z.T / 0.5).masked_fill(torch.eye(48, dtype=torch.bool), -math.inf)
+    positive = (label[:, None] == label) & (label[:, None] >= 0) & ~torch.eye(48, dtype=torch.bool)
+    mean = torch.where(positive, s, 0.0).sum(1) / positive.sum(1).clamp_min(1)
+    want = torch.where(label >= 0, s.logsumexp(1) - mean, 0.0)
+    torch.testing.assert_close(rows.double(), want, rtol=1e-5, atol=1e-5)
+    loss_of = partial(sup_con, features, labels, normalize=normalize, temperature=0.5, ignore_label=-1)
+    torch.testing.assert_close(loss_of(), rows.sum() / 36)
+    torch.testing.assert_close(loss_of(reduction="sum"), rows.sum())
+    module = loss.SupConLoss(0.5, base_temperature=None, normalize=normalize, ignore_label=-1)
+    torch.testing.assert_close(module(features, labels), loss_of())
+    torch.testing.assert_close(module(features), sup_con(features, normalize=normalize, temperature=0.5))
+    nothing = sup_con(features, torch.full((16,), -1), normalize=normalize, ignore_label=-1)
+    assert nothing == 0 and not torch.autograd.grad(nothing, features)[0].any()
+    bytes_ = torch.where(labels < 0, 255, labels).to(torch.uint8)
+    torch.testing.assert_close(sup_con(features, bytes_, normalize=normalize, temperature=0.5, ignore_label=255), loss_of())
+
+
+def test_the_smallest_temperatures_are_finite_or_refused():
+    for t in (1e-37, -1e-37, torch.tensor(1e-37)):
+        assert not nt_xent(A, B, t).isnan()  # infinite at -1e-37, as the loss in float32 is
+    for t in (1e-40, torch.tensor(1e-40), torch.tensor([1e-320], dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"nt_xent: temperature must be at least 1\.18e-38 in size"):
+            nt_xent(A, B, t)
+    assert nt_xent(A.double(), A.double(), 1e-40).isfinite()
+    with pytest.raises(ValueError, match=r"clip_loss: logit_scale must be finite in torch\.float32, got 1e\+300"):
+        clip_loss(A, B, 1e300)

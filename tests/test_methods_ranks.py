@@ -112,7 +112,7 @@ def warned(rank: int) -> dict[str, list[str]]:
     """What two forwards of each method say about several processes."""
     said = {}
     for name, make in EVERY.items():
-        getattr(_common, "_SAID", set()).clear()
+        _common._SAID.clear()
         method = make()
         given = WORDS if name in ("simcse", "bert") else PARTS if name == "cpc" else VIEWS
         given = (VIEWS[0], WORDS[0]) if name in ("clip", "siglip") else given
@@ -211,7 +211,6 @@ def test_a_checkpointed_method_is_the_method_in_each_process(name, ranks):
             torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not hasattr(_common, "local_rows"), reason="the losses of this version do not warn")
 def test_methods_that_contrast_local_rows_say_so_once_and_no_others(ranks):
     for made in ranks:
         assert {name: len(said) for name, said in made["warned"].items()} == {name: int(name in LOCAL) for name in EVERY}

@@ -1,5 +1,6 @@
 """Losses as modules; the functions behind them are in ``fastssl.functional``."""
 
+from ._common import LocalRowsWarning
 from .clip_modules import ClipLoss, SigLipLoss
 from .cosine import BYOLLoss, NegativeCosineSimilarity
 from .geometry import SoftNearestNeighborLoss
@@ -19,6 +20,7 @@ __all__ = [
     "DCLWLoss",
     "InfoNCELoss",
     "LiftedStructuredLoss",
+    "LocalRowsWarning",
     "MAELoss",
     "MoCoLoss",
     "NPairLoss",

@@ -3,6 +3,7 @@
 import math
 import sys
 
+import numpy
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -146,7 +147,7 @@ def check_choice(op: str, name: str, value, choices: tuple) -> None:
 
 def check_flag(op: str, name: str, value) -> None:
     """True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, numpy.bool_)):
         raise TypeError(f"{op}: {name} must be True or False, got {_kind(value)}")
 
 

@@ -3,7 +3,6 @@
 ``by`` are the arguments that ask for it, where that is not the refused one alone.
 """
 
-import numpy
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -56,11 +55,6 @@ def check_part(op: str, name: str, value, shape: tuple[int, ...], by: str, like_
     if front < 0 or tuple(value.shape[front:]) != shape or any(side != 1 for side in value.shape[:front]):
         raise ValueError(f"{op}: {name} must have shape {shown}, got {tuple(value.shape)} (follows from {by})")
     check_device(op, name, value, like_name, like)
-
-
-def check_flag(op: str, name: str, value) -> None:
-    if not isinstance(value, (bool, numpy.bool_)):
-        raise TypeError(f"{op}: {name} must be True or False, got {type(value).__name__}")
 
 
 def side_pair(op: str, name: str, value) -> tuple[int, int]:

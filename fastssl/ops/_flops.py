@@ -1,0 +1,89 @@
+"""FLOPs of the ops that multiply matrices, for ``torch.utils.flop_counter``: the least that the schedules in the op files take.
+
+The counter's module imports Triton, so the formulas are registered when someone else imports it.
+"""
+
+import importlib.util
+import sys
+from importlib.abc import Loader, MetaPathFinder
+
+import torch
+
+_COUNTER = "torch.utils.flop_counter"
+
+
+def _sweep(x, y) -> int:
+    """U: one product of x (N, D) with y (M, D)."""
+    return 2 * x[0] * y[0] * x[1]
+
+
+def _forward(x, y, *_, out_shape=None) -> int:
+    return x[0] * x[0] * x[1] if y is None else _sweep(x, y)
+
+
+def _one_pass(x, y, *_, out_shape=None) -> int:
+    return 2 * _sweep(x, x if y is None else y)
+
+
+def _backward(dlse, state, peak, x, y, *rest, out_shape=None) -> int:
+    need = rest[-1]
+    if y is None:
+        return (3 if need[0] else 1) * x[0] * x[0] * x[1]
+    return (1 + need[0] + need[1]) * _sweep(x, y)
+
+
+def _cross_forward(x, y, *_, out_shape=None) -> int:
+    return _sweep(x, y)
+
+
+def _cross_backward(drow, dcolumn, state, peak, kept, x, y, *rest, out_shape=None) -> int:
+    need = rest[-1]
+    return 2 * (x[0] - kept[0]) * y[0] * x[1] + (need[0] + need[1]) * _sweep(x, y)
+
+
+def _sigmoid(x, y, *rest, out_shape=None) -> int:
+    need = rest[-1]
+    return (1 + need[0] + need[1]) * _sweep(x, y)
+
+
+FORMULAS = {
+    "similarity_fwd": _forward,
+    "similarity_one_pass": _one_pass,
+    "similarity_bwd": _backward,
+    "similarity_cross_fwd": _cross_forward,
+    "similarity_cross_bwd": _cross_backward,
+    "sigmoid_pair": _sigmoid,
+}
+
+
+def _register() -> None:
+    counter = sys.modules[_COUNTER]
+    for name, formula in FORMULAS.items():
+        counter.register_flop_formula(getattr(torch.ops.fastssl, name))(formula)
+
+
+class _WhenImported(MetaPathFinder, Loader):
+    """Leaves the import of the counter to Python and registers the formulas after it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module) -> None:
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        _register()
+
+
+if _COUNTER in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _WhenImported())
