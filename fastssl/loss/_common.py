@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.distributed.gather import world_size
-from fastssl.ops._checks import traced, wide_dtype, widest
+from fastssl.ops._checks import savable, traced, wide_dtype, widest
 from fastssl.ops._register import refuse_functorch
 from fastssl.ops.normalize import EPS, normalize_pair
 from fastssl.ops.softplus_sum import softplus_sum
@@ -60,9 +60,9 @@ local_rows._dynamo_marked_constant = True  # torch.compiler.assume_constant_resu
 
 
 def enter(op: str, *tensors) -> tuple:
-    """What every loss does before its checks: refuses torch.func, and brings its sides to one dtype under autocast (``widest``)."""
+    """What every loss does before its checks: refuses torch.func, and makes its sides ``savable`` and of one dtype (``widest``)."""
     refuse_functorch(op)
-    return widest(*tensors)
+    return widest(*map(savable, tensors))
 
 
 def reduce_rows(loss: Tensor, reduction: str) -> Tensor:
@@ -86,7 +86,9 @@ def positive_loss(lse: Tensor, dot: Tensor, scale: float | Tensor, reduction: st
 def scalar(value: float | Tensor, like: Tensor) -> float | Tensor:
     """A checked number as it is, or ``traced`` into a graph; a one-element tensor as 0-d in ``wide_dtype`` of ``like``, so that it
     widens nothing it meets."""
-    return value.to(wide_dtype(like)).reshape(()) if isinstance(value, Tensor) else traced(value, like)
+    if isinstance(value, Tensor):
+        return savable(value).to(wide_dtype(like)).reshape(())
+    return traced(value, like) if torch.compiler.is_compiling() else float(value)
 
 
 def unit_rows(x: Tensor) -> Tensor:

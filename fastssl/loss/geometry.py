@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import check_choice, check_matrix, check_number, check_scalar, check_views, traced
+from fastssl.ops._checks import check_choice, check_matrix, check_number, check_scalar, check_views
 from fastssl.ops.similarity import similarity_lse
 
 from ._common import arange_ids, dot_rows, enter, local_rows, reduce_rows, scalar, softplus, wide_dtype
@@ -44,7 +44,7 @@ def soft_nearest_neighbor(
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, distance or reduction.
     """
     op = "soft_nearest_neighbor"
-    enter(op)
+    (features,) = enter(op, features)
     check_choice(op, "reduction", reduction, _ROWS)
     check_labelled(op, features, labels, distance)
     check_scalar(op, "temperature", temperature, features, zero=False)
@@ -85,7 +85,7 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0, *, reduction: str = "mea
         raise ValueError(f"{op}: alpha must be above 0, got {alpha}")
     d = row_distance(distance_rows(x, "euclidean"), distance_rows(y, "euclidean"), "euclidean")
     apart = d != 0  # below alpha = 1 the power's own gradient at 0 is infinite; a NaN stays
-    return reduce_rows(torch.where(apart, torch.where(apart, d, 1.0).pow(traced(alpha, x)), 0.0), reduction)
+    return reduce_rows(torch.where(apart, torch.where(apart, d, 1.0).pow(scalar(alpha, x)), 0.0), reduction)
 
 
 def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
@@ -105,7 +105,7 @@ def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
         TypeError, ValueError: wrong type, dtype, shape, device or t.
     """
     op = "uniformity"
-    enter(op)
+    (x,) = enter(op, x)
     check_matrix(op, "x", x, "N, D")
     check_scalar(op, "t", t, x, zero=False)
     n = x.shape[0]

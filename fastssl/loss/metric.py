@@ -76,7 +76,7 @@ def contrastive_pairs(
         TypeError, ValueError: wrong type, dtype, shape, device, margin, distance or reduction.
     """
     op = "contrastive_pairs"
-    enter(op)
+    (features,) = enter(op, features)
     check_choice(op, "reduction", reduction, _BATCH)
     check_labelled(op, features, labels, distance)
     check_number(op, "pos_margin", pos_margin, 0.0)
@@ -213,7 +213,7 @@ def triplet_batch(
         TypeError, ValueError: wrong type, dtype, shape, device, margin, mining, distance or reduction.
     """
     op = "triplet_batch"
-    enter(op)
+    (features,) = enter(op, features)
     check_choice(op, "mining", mining, ("all", "hard"))
     check_choice(op, "reduction", reduction, _BATCH)
     check_labelled(op, features, labels, distance)
@@ -248,7 +248,7 @@ def lifted_structured(features: Tensor, labels: Tensor, margin: float = 1.0) -> 
         TypeError, ValueError: wrong type, dtype, shape, device or margin.
     """
     op = "lifted_structured"
-    enter(op)
+    (features,) = enter(op, features)
     check_labelled(op, features, labels, "euclidean")
     check_number(op, "margin", margin, 0.0)
     local_rows(op)

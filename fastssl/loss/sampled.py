@@ -17,6 +17,7 @@ from fastssl.ops._checks import (
     FLOATS,
     INTEGERS,
     check_choice,
+    check_data,
     check_dense,
     check_like,
     check_matrix,
@@ -24,6 +25,7 @@ from fastssl.ops._checks import (
     check_scalar,
     check_views,
     readable,
+    savable,
 )
 from fastssl.ops.similarity import similarity_lse
 
@@ -100,6 +102,7 @@ def _check_float(op: str, name: str, value, shape: tuple[int, ...], query: Tenso
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
     if value.device != query.device:
         raise ValueError(f"{op}: query and {name} must be on the same device, got {query.device} and {value.device}")
+    check_data(op, name, value, "query", query)
 
 
 def _check_query(op: str, query: Tensor, positive_key: Tensor, temperature, reduction: str) -> None:
@@ -111,7 +114,7 @@ def _check_query(op: str, query: Tensor, positive_key: Tensor, temperature, redu
 def _map_logits(f, query: Tensor, keys: Tensor, index: Tensor | None, scale, offset=None) -> Tensor:
     """f(u (n, M)) -> (n,) over blocks of queries, u = scale <query, negatives> + offset; offset (M,), (N, M), a scalar or None."""
     offset_by_row = isinstance(offset, Tensor) and offset.dim() == 2
-    named = {"query": query, "keys": keys, "index": index, "scale": scale, "offset": offset}
+    named = {"query": query, "keys": keys, "index": savable(index), "scale": scale, "offset": offset}
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     by_row = {"query"} | ({"keys"} if keys.dim() == 3 else {"index"}) | ({"offset"} if offset_by_row else set())
     names = sorted(tensors, key=lambda name: name not in by_row)  # those of each row first

@@ -19,6 +19,7 @@ from fastssl.ops._checks import (
     check_vector,
     check_whole,
     readable,
+    savable,
 )
 from fastssl.ops.similarity import similarity_lse
 
@@ -109,7 +110,7 @@ def _positive_sums(z: Tensor, anchors: Tensor, labels: Tensor | None, mask: Tens
     views = z.shape[1]
     of_sample = z.sum(1)  # (B, D)
     if mask is not None:
-        weight = mask.to(z.dtype)
+        weight = savable(mask).to(z.dtype)
         sums, count = matmul(weight, of_sample), views * weight.sum(1)
         own = weight.diagonal()
     else:
@@ -162,7 +163,7 @@ def sup_con(
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, labels and mask both given, or a mask that is complex,
             negative or not finite.
     """
-    enter(_OP)
+    (features,) = enter(_OP, features)
     _check(features, labels, mask, temperature, base_temperature)
     given, labels = labels, _class_ids(features, labels)
     labelled = _labelled(given, ignore_label)

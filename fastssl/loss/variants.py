@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import check_dense, check_like, check_matrix, check_scalar, check_vector, readable, widest
+from fastssl.ops._checks import FLOATS, check_dense, check_like, check_matrix, check_scalar, check_vector, readable, widest
 
-from ._common import in_given_dtype
+from ._common import in_given_dtype, scalar
 
 BLOCK_ELEMENTS = 1 << 22  # similarities held at once: 16 MiB of float32
 
@@ -34,6 +34,8 @@ def matryoshka(
         raise TypeError(f"{op}: loss must be a function, got {type(loss).__name__}")
     for k, embedding in enumerate(embeddings):
         check_dense(op, f"embeddings[{k}]", embedding, "a tensor (..., D)")
+        if embedding.dtype not in FLOATS:
+            raise TypeError(f"{op}: embeddings[{k}] must be float32, bfloat16, float16 or float64, got {embedding.dtype}")
     for name, value in (("dims", dims), ("weights", weights)):
         if not (isinstance(value, Sequence) or (value is None and name == "weights")) or isinstance(value, str):
             raise TypeError(f"{op}: {name} must be a sequence of numbers, got {type(value).__name__}")
@@ -47,7 +49,7 @@ def matryoshka(
         check_scalar(op, f"weights[{k}]", weight, embeddings[0])
     total = 0.0
     for d, weight in zip(dims, weights, strict=True):
-        total = total + weight * loss(*(e[..., :d] for e in embeddings))
+        total = total + scalar(weight, embeddings[0]) * loss(*(e[..., :d] for e in embeddings))
     return total
 
 

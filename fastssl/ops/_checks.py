@@ -32,6 +32,13 @@ def readable(value: Tensor) -> bool:
     return value.device.type == "cpu" and not torch.compiler.is_compiling() and not isinstance(value, FakeTensor)
 
 
+def savable(value):
+    """A copy of an inference tensor where autograd may want to save it, which it refuses to; anything else as it is."""
+    if not isinstance(value, Tensor) or torch.compiler.is_compiling() or not value.is_inference():
+        return value
+    return value.clone() if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() else value
+
+
 def widest(*tensors) -> tuple:
     """Under autocast, tensors of different float dtypes in the widest of these, as autocast hands them to an op of several inputs.
 
@@ -79,12 +86,21 @@ def check_matrix(op: str, name: str, value: Tensor, letters: str) -> None:
         raise ValueError(f"{op}: {name} must have at least one row and one column ({letters}), got shape {tuple(value.shape)}")
 
 
+def check_data(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Both fake or both with data, unless a mode or a graph that is traced takes care of it."""
+    if isinstance(value, FakeTensor) == isinstance(other, FakeTensor) or torch.compiler.is_compiling():
+        return
+    if torch._C._len_torch_dispatch_stack() == 0:
+        raise ValueError(f"{op}: {other_name} and {name} must both be fake tensors or both have data")
+
+
 def check_like(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Same dtype and device."""
     if value.dtype != other.dtype:
         raise TypeError(f"{op}: {other_name} and {name} must have the same dtype, got {other.dtype} and {value.dtype}")
     if value.device != other.device:
         raise ValueError(f"{op}: {other_name} and {name} must be on the same device, got {other.device} and {value.device}")
+    check_data(op, name, value, other_name, other)
 
 
 def check_views(op: str, names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:
@@ -108,6 +124,7 @@ def check_vector(op: str, name: str, value: Tensor, length: int, dtypes: tuple, 
         raise ValueError(f"{op}: {name} must have shape ({length},), one for each row of {like_name}, got {tuple(value.shape)}")
     if value.device != like.device:
         raise ValueError(f"{op}: {like_name} and {name} must be on the same device, got {like.device} and {value.device}")
+    check_data(op, name, value, like_name, like)
 
 
 def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) -> None:
@@ -122,6 +139,7 @@ def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) 
             raise ValueError(f"{op}: {name} must be a number or a one-element float tensor, got {value.dtype} {tuple(value.shape)}")
         if value.device != like.device:
             raise ValueError(f"{op}: {name} must be on the device of the embeddings, {like.device}, got {value.device}")
+        check_data(op, name, value, "the embeddings", like)
         if not readable(value):
             return
         value = float(value.detach())

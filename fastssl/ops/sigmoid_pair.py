@@ -12,7 +12,7 @@ only multiplies by the upstream gradient. Neither the logits nor the +-1 labels 
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, check_scalar, check_vector, traced
+from ._checks import FLOATS, check_scalar, check_vector, savable
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
 from .similarity import check_sides, split_scalar
 
@@ -95,9 +95,10 @@ def sigmoid_pair(
         check_vector(op, "y_weight", y_weight, y.shape[0], FLOATS, "y", y)
         x_weight, y_weight = x_weight.detach(), y_weight.detach()
     refuse_functorch(op)
+    x_id, y_id = savable(x_id), savable(y_id)
     factor, scale = split_scalar(scale, x)
-    term = traced(bias, x)
-    term, bias = (term, 0.0) if isinstance(term, Tensor) else (None, float(bias))
+    term, bias = split_scalar(bias, x)
+    bias = 0.0 if term is not None else bias
     args = (x, distinct(y, x), scale, factor, bias, distinct(term, factor), x_id, distinct(y_id, x_id), x_weight, y_weight)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor, term)):
         return _SigmoidPair.apply(*args)

@@ -29,7 +29,7 @@ threshold that is the positive's rank among the negatives, hence acc@1 and acc@5
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector, traced, widest
+from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector, savable, traced, widest
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
 
 _OP = "similarity_lse"
@@ -71,7 +71,7 @@ _bwd = define_op(
 
 def split_scalar(value: float | Tensor, like: Tensor) -> tuple[Tensor | None, float]:
     """A checked number or tensor as an op takes it: (tensor, 1), or (None, number)."""
-    value = traced(value, like)
+    value = savable(traced(value, like))
     return (value, 1.0) if isinstance(value, Tensor) else (None, float(value))
 
 
@@ -169,6 +169,7 @@ def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, t
         check_vector(op, "threshold", threshold, x.shape[0], FLOATS, "x", x)
         threshold = threshold.detach()
     refuse_functorch(op)
+    x_id, y_id, y_bias, threshold = map(savable, (x_id, y_id, y_bias, threshold))
     factor, scale = split_scalar(scale, x)
     symmetric = y is x and (y_id is None or y_id is x_id)
     if symmetric:
@@ -216,5 +217,5 @@ def similarity_lse(
         TypeError, ValueError: a wrong type, dtype, shape, device, or a non-finite scale.
         NotImplementedError: under torch.func transforms.
     """
-    x, y = widest(x, y) if y is not x else (x, x)
+    x, y = widest(savable(x), savable(y)) if y is not x else (savable(x),) * 2
     return similarity_lse_rank(x, y, scale=scale, x_id=x_id, y_id=y_id, y_bias=y_bias)[0]

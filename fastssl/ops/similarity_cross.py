@@ -17,7 +17,7 @@ Up to N = M = 4096 these are all.
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, check_vector
+from ._checks import FLOATS, check_vector, savable
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
 from .similarity import check_sides, new_rank, scale_gradient, split_scalar
 
@@ -109,6 +109,7 @@ def similarity_cross(
         check_vector(op, "threshold", threshold, x.shape[0], FLOATS, "x", x)
         threshold = threshold.detach()
     refuse_functorch(op)
+    x_id, y_id, threshold = map(savable, (x_id, y_id, threshold))
     factor, scale = split_scalar(scale, x)
     args = (x, distinct(y, x), scale, factor, x_id, distinct(x_id if y_id is None else y_id, x_id), threshold)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor))

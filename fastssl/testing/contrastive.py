@@ -118,7 +118,7 @@ def siglip(image, text, logit_scale, logit_bias, image_id=None, text_id=None, ba
     same = diagonal(s) if image_id is None else image_id[:, None] == text_id
     likelihood = F.logsigmoid((2.0 * same.to(s.dtype) - 1.0) * s)
     if balanced:
-        counts = same.sum(1, keepdim=True).clamp_min(1), same.sum(0, keepdim=True).clamp_min(1)
+        counts = [same.sum(dim, keepdim=True, dtype=s.dtype).clamp_min(1) for dim in (1, 0)]
         likelihood = torch.where(same, 0.5 / counts[0] + 0.5 / counts[1], 1.0) * likelihood
     return -likelihood.sum() / len(s)
 

@@ -184,7 +184,7 @@ def _call_matryoshka(function, arguments: dict):
 
 def _neighbor(m: Maker) -> dict:
     n, k, d = m.choice((1, 5)), m.choice((1, 4, 30)), m.choice((1, 6))
-    return {"query": m.rows(n, d), "bank": m.rows(k, d), "exclude": m.maybe(m.integers(-1, k, n))}
+    return {"query": m.rows(n, d), "bank": m.rows(k, d), "exclude": m.maybe(m.integers(-1, k if k > 1 else 0, n))}
 
 
 def _seen_neighbor(found, arguments: dict):
