@@ -1,6 +1,9 @@
 """What real users hand to the losses: mixed dtypes under autocast, schedules in compiled graphs, temperatures of any shape, NaN."""
 
+import importlib
 import math
+import subprocess
+import sys
 from functools import partial
 
 import older_losses
@@ -9,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
+import fastssl
 from fastssl import functional, loss
 from fastssl.functional import (
     alignment,
@@ -36,6 +40,7 @@ from fastssl.functional import (
     triplet_batch,
     uniformity,
 )
+from fastssl.loss import _common
 from fastssl.testing.cases import CASES, two_views
 
 A, B = two_views((16, 8)).values()
@@ -278,3 +283,73 @@ def test_the_smallest_temperatures_are_finite_or_refused():
     assert nt_xent(A.double(), A.double(), 1e-40).isfinite()
     with pytest.raises(ValueError, match=r"clip_loss: logit_scale must be finite in torch\.float32, got 1e\+300"):
         clip_loss(A, B, 1e300)
+
+
+# --- what surrounds a loss -------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_loss_of_local_rows_says_so_once(monkeypatch):
+    """In processes of a group: tests/test_gather.py."""
+    monkeypatch.setattr(_common, "world_size", lambda: 2)
+    monkeypatch.setattr(_common, "_SAID", set())
+    compiled = torch.compile(nt_xent, backend="aot_eager", fullgraph=True)
+    with pytest.warns(fastssl.LocalRowsWarning, match="nt_xent: 2 processes train together") as said:
+        compiled(A, B)
+        compiled(A[:7], B[:7])
+        nt_xent(A, B)
+    assert len(said) == 1 and said[0].filename != _common.__file__
+
+
+def test_inference_tensors_are_constants_like_any():
+    with torch.inference_mode():
+        b, ids, scale, index = B.clone(), LABELS.clone(), torch.tensor(10.0), torch.zeros(16, 2, dtype=torch.int64)
+    calls = {
+        "clip": lambda a, b, ids, scale, index: clip_loss(a, b, scale, ids=ids),
+        "siglip": lambda a, b, ids, scale, index: siglip_loss(a, b, scale, -scale, image_id=ids),
+        "info_nce": lambda a, b, ids, scale, index: info_nce(a, b, ids=ids, temperature=scale),
+        "info_nce paired": lambda a, b, ids, scale, index: info_nce(a, b, b[:, None], negative_mode="paired"),
+        "moco": lambda a, b, ids, scale, index: moco_loss(a, b, b.t(), scale),
+        "sup_con": lambda a, b, ids, scale, index: sup_con(a[:, None], ids, temperature=scale),
+        "sup_con mask": lambda a, b, ids, scale, index: sup_con(a[:, None], mask=b.abs()[:, :1] + b.abs()[:, 1]),
+        "nce": lambda a, b, ids, scale, index: nce(a, b, b, scale, n=9, noise_index=index),
+        "triplet": lambda a, b, ids, scale, index: triplet(a, b, b) + triplet_batch(a, ids),
+        "similarity_lse": lambda a, b, ids, scale, index: similarity_lse(a, b, scale=scale, x_id=ids, y_id=ids, y_bias=b[:, 0]),
+    }
+    for name, call in calls.items():
+        a, same = A.clone().requires_grad_(), A.clone().requires_grad_()
+        call(a, b, ids, scale, index).sum().backward()
+        call(same, *(t.clone() for t in (b, ids, scale, index))).sum().backward()
+        assert torch.equal(a.grad, same.grad), name
+
+
+def test_flops_are_counted():
+    """In sweeps over 16 x 16 similarities; both views of NT-Xent are 32 x 32, of which the triangle is computed."""
+    importlib.import_module("torch.utils.flop_counter")
+    calls = {
+        "nt_xent": (8, lambda a: nt_xent(a, B)),
+        "info_nce": (4, lambda a: info_nce(a, a + B)),
+        "info_nce of constant keys": (2, lambda a: info_nce(a, B)),
+        "moco": (2, lambda a: moco_loss(a, B, B.t())),
+        "moco_v3": (2, lambda a: moco_v3_loss(a, B)),
+        "clip": (3, lambda a: clip_loss(a, a + B, 1.0)),
+        "siglip": (3, lambda a: siglip_loss(a, a + B, 1.0, 0.0)),
+        "siglip of constant texts": (2, lambda a: siglip_loss(a, B, 1.0, 0.0)),
+        "similarity_lse": (2, lambda a: similarity_lse(a, a).sum()),
+        "without gradient": (2, lambda a: nt_xent(a.detach(), B)),
+    }
+    for name, (sweeps, call) in calls.items():
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            loss = call(A.clone().requires_grad_())
+            if loss.requires_grad:
+                loss.backward()
+        assert counter.get_total_flops() == sweeps * 2 * 16 * 16 * 8, name
+
+
+def test_flop_formulas_are_registered_by_whoever_imports_the_counter():
+    code = """
+import sys, torch, fastssl
+assert "torch.utils.flop_counter" not in sys.modules and "triton" not in sys.modules
+from torch.utils.flop_counter import flop_registry
+assert torch.ops.fastssl.similarity_fwd in flop_registry and torch.ops.fastssl.sigmoid_pair in flop_registry
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

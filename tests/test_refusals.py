@@ -2,10 +2,12 @@
 
 import math
 
+import numpy
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastssl import functional
+from fastssl import functional, loss
 from fastssl.functional import (
     alignment,
     contrastive,
@@ -22,7 +24,9 @@ from fastssl.functional import (
 )
 
 A, B, C = torch.randn(4, 3), torch.randn(4, 3), torch.randn(5, 3)
-FEATURES, QUEUE = torch.randn(4, 2, 3), torch.randn(3, 7)
+FEATURES, QUEUE, LABELS = torch.randn(4, 2, 3), torch.randn(3, 7), torch.arange(4)
+with FakeTensorMode():
+    FAKE, FAKE_LABELS = torch.ones(1), torch.arange(4)
 F_ = functional
 REFUSED = [
     (lambda: F_.info_nce(A, C), ValueError, "same shape"),
@@ -74,6 +78,52 @@ REFUSED = [
     (lambda: F_.hard_nt_xent(A, B, beta=-1.0), ValueError, "beta"),
     (lambda: F_.debiased_nt_xent(A[:1], B[:1]), ValueError, "at least 2 rows"),
     (lambda: F_.nearest_neighbor(A, QUEUE), ValueError, "same width"),
+    (lambda: F_.nearest_neighbor(A, C, exclude=[1]), TypeError, "nearest_neighbor: exclude must be a tensor"),
+    (
+        lambda: F_.nearest_neighbor(A, C, exclude=torch.full((4,), 5)),
+        ValueError,
+        "exclude must be rows of bank, from 0 to 4",
+    ),
+    (lambda: F_.nearest_neighbor(A, C[:1], exclude=torch.tensor([-1, -1, 0, -1])), ValueError, "exclude must leave a row of bank"),
+    (lambda: F_.moco_v3_loss(A, None), TypeError, "moco_v3_loss: key must be a tensor"),
+    (lambda: F_.moco_v3_loss(A, C), ValueError, "moco_v3_loss: query and key must have the same shape"),
+    (lambda: F_.moco_v3_loss(A, B, 1e-40), ValueError, "moco_v3_loss: temperature must be at least"),
+    (lambda: F_.matryoshka(F_.nt_xent, A, B, dims=3), TypeError, "matryoshka: dims must be a sequence of numbers, got int"),
+    (lambda: F_.matryoshka(F_.nt_xent, A, B, dims=[4]), ValueError, "matryoshka: dims must be whole numbers from 1 to D = 3"),
+    (lambda: F_.matryoshka(None, A, B, dims=[2]), TypeError, "matryoshka: loss must be a function, got NoneType"),
+    (lambda: F_.matryoshka(F_.nt_xent, A, [B], dims=[2]), TypeError, r"matryoshka: embeddings\[1\] must be a tensor"),
+    (lambda: F_.matryoshka(F_.nt_xent, A, B, dims=[2], weights=["1"]), TypeError, r"matryoshka: weights\[0\] must be a number"),
+    (lambda: F_.dcl(A, B, weight_fn=3), TypeError, "dcl: weight_fn must be a function or None, got int"),
+    (lambda: F_.sup_con(FEATURES, mask=torch.full((4, 4), math.nan)), ValueError, "sup_con: mask must be finite and at least 0"),
+    (lambda: F_.sup_con(FEATURES, mask=torch.full((4, 4), math.inf)), ValueError, "sup_con: mask must be finite and at least 0"),
+    (lambda: F_.sup_con(FEATURES, mask=torch.full((4, 4), -1)), ValueError, "sup_con: mask must be finite and at least 0"),
+    (lambda: F_.sup_con(FEATURES, mask=torch.ones(4, 4) + 0j), TypeError, "sup_con: mask must be real"),
+    (lambda: F_.sup_con(FEATURES, mask=[1]), TypeError, "sup_con: mask must be a tensor"),
+    (lambda: F_.sup_con(FEATURES, ignore_label=-1), ValueError, "sup_con: ignore_label was given without labels"),
+    (lambda: F_.sup_con(FEATURES, torch.arange(4), ignore_label=True), TypeError, "sup_con: ignore_label must be a whole number"),
+    (lambda: F_.info_nce(A, B, [C], negative_mode="paired"), TypeError, "info_nce: negative_keys must be a tensor"),
+    (lambda: F_.nt_xent(A, B, 10**400), ValueError, "nt_xent: temperature must be finite and not 0, got an integer beyond float64"),
+    (lambda: F_.info_nce(A, B, label_smoothing=10**5000), ValueError, "info_nce: label_smoothing must be in"),
+    (lambda: F_.clip_loss(A, B, -(10**400)), ValueError, "clip_loss: logit_scale must be finite"),
+    (lambda: F_.nt_xent(A, B, torch.ones(1).to(torch.float8_e4m3fn)), ValueError, "nt_xent: temperature must be a number or"),
+    (lambda: F_.nt_xent(A, B, reduction=torch.ones(2)), TypeError, "nt_xent: reduction must be one of .*, got Tensor"),
+    (lambda: F_.moco_loss(A, B, QUEUE, layout=["dk"]), TypeError, "moco_loss: layout must be one of 'dk', 'kd', got list"),
+    (lambda: F_.triplet(A, B, A, distance=numpy.ones(2)), TypeError, "triplet: distance must be one of .*, got ndarray"),
+    (lambda: F_.nt_xent(A, B, normalize=1), TypeError, "nt_xent: normalize must be True or False, got int"),
+    (lambda: F_.moco_loss(A, B, QUEUE, return_stats=torch.ones(2)), TypeError, "moco_loss: return_stats must be True or False"),
+    (lambda: F_.triplet_batch(A, LABELS, soft="no"), TypeError, "triplet_batch: soft must be True or False, got str"),
+    (lambda: F_.nt_xent(A.to_sparse(), B), TypeError, "nt_xent: z0 must be a dense tensor, got torch.sparse_coo"),
+    (lambda: F_.clip_loss(A, B.to_mkldnn(), 1.0), TypeError, "clip_loss: text must be a dense tensor, got torch._mkldnn"),
+    (lambda: F_.sup_con(FEATURES.to_sparse()), TypeError, "sup_con: features must be a dense tensor"),
+    (lambda: F_.nce(A, B, C.to_sparse(), n=9), TypeError, "nce: noise_keys must be a dense tensor"),
+    (lambda: F_.contrastive(A, B, LABELS.to_sparse()), TypeError, "contrastive: label must be a dense tensor"),
+    (lambda: F_.nt_xent(torch.nested.nested_tensor([A, B]), B), TypeError, "nt_xent: z0 must be a dense tensor, got a nested one"),
+    (lambda: F_.nt_xent(A, B, FAKE), ValueError, "nt_xent: the embeddings and temperature must both be fake tensors or both have"),
+    (lambda: F_.triplet_batch(A, FAKE_LABELS), ValueError, "triplet_batch: features and labels must both be fake tensors"),
+    (lambda: loss.NTXentLoss("0.5"), TypeError, "NTXentLoss: temperature must be a number"),
+    (lambda: loss.NTXentLoss(0.5, 2.5), TypeError, "NTXentLoss: memory_bank_size must be K or"),
+    (lambda: loss.NTXentLoss()(A, C), ValueError, "NTXentLoss: out0 and out1 must have the same shape"),
+    (lambda: loss.DCLWLoss(sigma=0), ValueError, "DCLWLoss: sigma must not be 0"),
     (lambda: F_.nearest_neighbor(A, C, exclude=torch.arange(4).int()), TypeError, "exclude must have dtype torch.int64"),
 ]
 
@@ -158,6 +208,16 @@ BAD = {
     "own keys and index": (ValueError, "noise_keys must be", lambda: nce(X, X, X.expand(4, 4, 3), n=9, noise_index=Y[:, None])),
     "index dtype": (TypeError, "noise_index must be an integer tensor", lambda: nce(X, X, X, n=9, noise_index=X)),
     "index shape": (ValueError, r"noise_index must have shape \(4, M\)", lambda: nce(X, X, X, n=9, noise_index=Y)),
+    "index beyond": (
+        ValueError,
+        "nce: noise_index must be rows of noise_keys, from 0 to 3, got 4 to 4",
+        lambda: nce(X, X, X, n=9, noise_index=torch.full((4, 2), 4)),
+    ),
+    "index below": (
+        ValueError,
+        "negative_sampling: negative_index must be rows of negative_keys, from 0 to 3, got -1 to -1",
+        lambda: negative_sampling(X, X, X, negative_index=torch.full((4, 2), -1)),
+    ),
     "log_z rows": (ValueError, r"nce_log_z: query must be 2-D", lambda: nce_log_z(X[0], X, n=9)),
     "alpha": (ValueError, "alignment: alpha must be above 0, got 0", lambda: alignment(X, X, 0)),
     "alignment": (ValueError, "alignment: x and y must be on the same device", lambda: alignment(X, X.to("meta"))),
