@@ -205,7 +205,8 @@ def test_train_and_eval_on_a_folder(tmp_path, capsys):
     )
     said = capsys.readouterr()
     assert "weighted kNN" in said.out and "linear probe" in said.out and str(out / "map.png") in said.out
-    assert "warning: 1 of 40 files could not be decoded" in said.err
+    assert said.err.count("warning: 1 of 40 files looked at cannot be used and is skipped: 7.png (damaged, or no image)") == 1
+    assert f"warning: 1 of 40 files cannot be used and is skipped: {tmp_path}" in said.err
     for name in ("last.ckpt", "previous.ckpt", "curves.png", "map.png"):
         assert (out / name).stat().st_size > 1000, name
     assert "knn" in (out / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]

@@ -191,7 +191,7 @@ def test_a_class_of_which_nothing_can_be_read(tmp_path, capsys):
     options = [*where, "--accelerator", "cpu", "--epochs", "1", "--map", "pca"]
     assert main(["train", "simclr", *options, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr()
-    assert "kNN and linear probe left out" in said.out and "no file can be decoded of the classes dark" in said.err
+    assert "kNN and linear probe left out" in said.out and "no file can be used of the class dark" in said.err
     for file in (tmp_path / "images" / "light").iterdir():
         file.write_text("x")
     for arguments in (["train", "mae", *options, "--out", str(tmp_path / "none")], ["eval", str(tmp_path / "run")]):

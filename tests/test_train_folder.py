@@ -19,7 +19,7 @@ from PIL import Image
 from fastssl.__main__ import main
 from fastssl.train import UsageError
 from fastssl.train.backbones import build_backbone
-from fastssl.train.layout import find_images, refuse_as_out
+from fastssl.train.layout import find_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,8 +129,16 @@ LAYOUTS = {
         AB | {"c": 3},
         {"a": 1, "b": 1},
         [],
-        ["1 class without test images: c"],
+        ["1 class without test images (fewer than 5 images): c"],
     ),
+    "classes that are all too small to test": (
+        {"a/": 4, "b/": 1},
+        {"a": 4, "b": 1},
+        {},
+        ["every 5th image"],
+        ["no test images: every 5th image of a class is one, and no class has 5; kNN and linear probe are left out"],
+    ),
+    "too few images to test": ({"./": 4}, {"root": 4}, {}, ["every 5th"], ["is one, and there are fewer than 5"]),
     "labels not shared": (
         {"train/a/": 4, "train/b/": 5, "test/b/": 1, "test/c/": 2},
         AB,
@@ -267,29 +275,6 @@ def test_names_that_are_no_text_can_be_printed(tmp_path):
     assert "no images in c\\udcff of" in line and line.encode()
 
 
-def test_a_lock_of_ours_shows_a_run_and_another_does_not(tmp_path):
-    """A run that was killed before its first checkpoint has drawn a picture already."""
-    root = tree(tmp_path / "root", {"a/": 5, "b/": 5, "r/reconstruction.png": 1, "c/": 5})
-    (root / "r" / ".lock").write_text("process 7 on host (since 2026-01-01 00:00:00)\n")
-    (root / "c" / ".lock").write_text("mine")
-    found = find_images(root)
-    assert counts(found.train) == {"a": 4, "b": 4, "c": 4} and not found.warnings
-    assert "left out: 1 hidden entry, files of 1 run (r)" in found.notes
-
-
-def test_a_run_among_its_images_is_refused_unless_it_is_there_already(tmp_path, capsys):
-    root = tree(tmp_path / "root", {"a/": 5, "b/": 5, "runs/old/last.ckpt": 1, "runs/old/map.png": 1})
-    for out, held in ((root, 10), (root / "b", 5)):
-        for more in ([], ["--resume"]):
-            assert main(["train", "simclr", "--data", f"folder:{root}", "--out", str(out), *more]) == 2
-            said = capsys.readouterr().err
-            assert said.count("\n") == 1 and f"--out {out}: holds {held} images of --data folder:{root}" in said
-        assert not (out / ".lock").exists()
-    (root / "last.ckpt").touch()
-    for out in (root, root / "runs", root / "runs" / "old", root / "runs" / "new", tmp_path):
-        refuse_as_out(out, root)
-
-
 # --- runs -------------------------------------------------------------------------------------------------------------------
 
 
@@ -355,23 +340,6 @@ def test_masked_pictures_of_six_bands(tmp_path, capsys):
     assert (
         "30 of 30 files looked at cannot be used" in said and "--channels 6 trains on all of them" in said and said.count("\n") == 1
     )
-
-
-def test_a_run_inside_its_images_does_not_learn_from_itself(tmp_path, capsys, monkeypatch):
-    """Begun, begun again, resumed and evaluated in the folder of the images, with the default --out; mae draws as it trains."""
-    deep_folder(tmp_path, 1)
-    monkeypatch.chdir(tmp_path)
-    small = ["--channels", "1", "--pixel-range", "0,4095", "--decoder-dim", "16", "--decoder-depth", "1", "--map", "none"]
-    mae = ["train", "mae", *options("folder:.", *small)]
-    for more in (["--epochs", "1"], ["--epochs", "1"], ["--epochs", "2", "--resume"]):
-        assert main([*mae, *more]) == 0
-        said = capsys.readouterr()
-        assert "24 training and 6 test images" in said.out and "2 classes (dim, lit)" in said.out and said.err == ""
-    assert {"curves.png", "earlier-1", "reconstruction.png"} <= {path.name for path in Path("runs/mae").iterdir()}
-    assert "files of 1 run (runs/mae)" in said.out and "epoch   2/2" in said.out
-    assert main(["eval", "runs/mae", "--map", "none", "--workers", "0"]) == 0
-    said = capsys.readouterr()
-    assert "24 training and 6 test images" in said.out and said.err == ""
 
 
 @pytest.mark.parametrize("text", ["4095", "1,2,3", "5,5", "9,1", "0,inf", "nan,1", "low,high"])

@@ -10,6 +10,7 @@ import torch
 
 from fastssl._ending import PLACE, STOP, first_process, in_words
 from fastssl.train import TrainConfig, UsageError, warn
+from fastssl.train.layout import counted, refuse_as_out
 from fastssl.train.options import eval_parser, train_options
 from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
@@ -48,7 +49,7 @@ def report_corrupt(data) -> None:
     for line in reading_warnings(data):
         warn(line)
     if lost := classes_lost(data):
-        warn(f"no file can be decoded of the classes {', '.join(lost)}")
+        warn(f"no file can be used of the {'class' if len(lost) == 1 else 'classes'} {', '.join(lost)}")
 
 
 def print_scores(scores: dict[str, float], untrained: dict[str, float], config: TrainConfig) -> None:
@@ -176,10 +177,10 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
     recipe = RECIPES[settings["method"]]
     config = resumed_config(settings, config_of(found[1]), out) if found else TrainConfig(**{**recipe.defaults, **settings})
     data = recipe.load(config)
-    if len(data.train) < config.batch_size:
-        raise UsageError(f"--batch-size {config.batch_size}: {config.data} has only {len(data.train)} training {recipe.unit}")
     if found:
         check_same_data(found[1], data, recipe.unit)
+    wanted = config.batch_size
+    config = fitting_batch(config, data, chosen="batch_size" in settings or found is not None)
     method = build_method(config, data)
     if found:
         check_weights(method, found[1], found[0])
@@ -189,13 +190,26 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
             held.enter_context(claimed(out))
             set_earlier_run_aside(out)
         announce(config, data, method, given, found)
+        if config.batch_size < wanted:
+            say(f"--batch-size {config.batch_size}: all training {recipe.unit}, which are fewer than the default {wanted}")
     return train_and_evaluate(method, config, data, found, given)
+
+
+def fitting_batch(config: TrainConfig, data, *, chosen: bool) -> TrainConfig:
+    """All training samples as the batch where the default is more than there are; a batch that was ``chosen`` is refused then."""
+    count, unit = len(data.train), RECIPES[config.method].unit
+    if count >= config.batch_size:
+        return config
+    if count < 2:
+        raise UsageError(f"--data {config.data}: has {counted(count, f'training {unit[:-1]}')}, at least 2 are needed")
+    if chosen:
+        most = f"{config.data} has only {count} training {unit}; pass --batch-size {count} or less"
+        raise UsageError(f"--batch-size {config.batch_size}: {most}")
+    return replace(config, batch_size=count)
 
 
 def refuse_among_images(out: Path, spec: str) -> None:
     if spec.startswith("folder:"):
-        from fastssl.train.layout import refuse_as_out
-
         refuse_as_out(out, Path(spec.removeprefix("folder:")).expanduser())
 
 
@@ -207,14 +221,14 @@ def train_and_evaluate(method, config: TrainConfig, data, found, given: dict) ->
     if done >= config.epochs:
         method.load_state_dict(method_weights(found[1]))
         history, device, checkpoint = found[1]["fastssl"]["history"], "cpu", found[0]
-        say(f"\ntrained for {done} epochs")
+        say(f"\ntrained for {counted(done, 'epoch')}")
     else:
         module = fit(method, config, data, found, given, workers)
         if module is None:
             return 0
         history, device, checkpoint = module.history, module.device, out / LAST
         part = f", the last {config.epochs - done}" if done else ""
-        say(f"\ntrained for {config.epochs} epochs{part} in {duration(time.perf_counter() - started)}")
+        say(f"\ntrained for {counted(config.epochs, 'epoch')}{part} in {duration(time.perf_counter() - started)}")
     evaluate(method, data, config, device=device, workers=workers, pictures=out, kind=given["map"], history=history)
     say(f"  checkpoint  {checkpoint}")
     return 0

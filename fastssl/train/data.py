@@ -1,6 +1,7 @@
-"""Data sets of the command line: images (B, C, S, S) and int64 labels (B,), taken a batch at a time.
+"""Data sets of the command line: images (B, C, R, R) and int64 labels (B,), taken a batch at a time.
 
-Images are uint8; those of folders with deeper files float32 in [0, 1]. C is 3, or ``--channels``.
+Images are uint8; those of folders with deeper files float32 in [0, 1]. C is 3, or ``--channels``. R is the side S of the views, in
+folders ``round(1.25 * S)``: an augmentation crops from it, ``evaluate.centre(images, S)`` takes its middle.
 
 ``photos``       crops of photographs and micrographs that scikit-image ships; class = picture; train left, test right
 ``digits``       the 8 x 8 handwritten digits of scikit-learn
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from fastssl._options import closest
 from fastssl.train import UsageError, warn
-from fastssl.train.folder import FolderImages, Look, clipped_line
+from fastssl.train.folder import FolderImages, Look, clipped_line, unread_line
 from fastssl.train.layout import find_images, shortened
 from fastssl.train.read import grey
 
@@ -223,7 +224,18 @@ def folder(root: Path, size: int = 64, channels: int = 3, pixel_range: tuple[flo
 
 
 def load_data(spec: str, size: int | None = None, channels: int = 3, pixel_range: tuple[float, float] | None = None) -> ImageData:
-    """The data set that ``--data`` names; ``size`` is the side of its views in pixels."""
+    """The data set that ``--data`` names. Its halves ``train`` and ``test`` answer ``__getitems__(indices)`` with one batch.
+
+    Args:
+        spec: "photos", "digits" or "folder:PATH".
+        size: S, the side of the views in pixels; 32, or 64 of a folder. Images of a folder have ``round(1.25 * S)``.
+        channels: of the images; 3 or 1 of "photos" and "digits".
+        pixel_range: LOW and HIGH, which become 0 and 1, of files with more than 8 bits.
+
+    Raises:
+        UsageError: there is no such data set, folder or image in it, or a file looked at does not fit ``channels`` and
+            ``pixel_range``. Its text names the option of the command line.
+    """
     if spec.startswith("folder:"):
         return folder(Path(spec.removeprefix("folder:")).expanduser(), size or 64, channels, pixel_range)
     known = {"photos": photos, "digits": digits}
@@ -242,8 +254,7 @@ def reading_warnings(data) -> list[str]:
     total, lines = sum(map(len, halves)), []
     corrupt = [(half, file) for half in halves for file in half.corrupt_files()]
     if corrupt:
-        named = shortened([f"{file} ({half.reason(file)})" for half, file in corrupt[:3]]) + (", ..." if len(corrupt) > 3 else "")
-        lines.append(f"{len(corrupt)} of {total} files could not be decoded and were skipped: {named}")
+        lines.append(unread_line(len(corrupt), total, "files", [(file, half.reason(file)) for half, file in corrupt[:3]]))
     if clipped := [file for half in halves for file in half.clipped_files()]:
         lines.append(clipped_line(clipped, total, "files", halves[0].pixel_range))
     return lines

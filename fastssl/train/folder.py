@@ -1,5 +1,6 @@
 """Image files as a data set, and what a first look at some of them says: kinds, sizes, values, and what does not fit."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -86,8 +87,12 @@ class FolderImages(Dataset):
 
 def why(error: Exception) -> str:
     """An exception of ``read_picture`` for a person."""
-    if isinstance(error, (Misfit, Image.DecompressionBombError)):
+    if isinstance(error, Misfit):
         return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        found = re.search(r"\d+", str(error))
+        most = f"of the {2 * Image.MAX_IMAGE_PIXELS} that are read at most; cut it into tiles, or scale it down"
+        return f"{found[0] if found else 'more'} pixels, {most}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return "damaged, or no image"
@@ -138,6 +143,9 @@ class Look:
 
     def warnings(self) -> list[str]:
         lines = []
+        if self.failures:
+            first = [(path.name, why(error)) for path, error in list(self.failures.items())[:3]]
+            lines.append(unread_line(len(self.failures), self.count, "files looked at", first))
         dark = [path for path, picture in self.pictures.items() if picture.kind.endswith("uint16") and self._is_dark(picture)]
         if dark:
             deep = sum(picture.kind.endswith("uint16") for picture in self.pictures.values())
@@ -170,6 +178,12 @@ def span(ranges: list[tuple[float, float] | None]) -> tuple[float, float] | None
 def option_of(low: float, high: float) -> str:
     """The option that takes these values, as it is typed."""
     return f"--pixel-range{'=' if low < 0 else ' '}{low:.9g},{high if high > low else low + 1:.9g}"
+
+
+def unread_line(count: int, total: int, what: str, first: list[tuple[str, str]]) -> str:
+    """How many files cannot be used, with the names and reasons of the ``first``."""
+    named = shortened([f"{name} ({reason})" for name, reason in first]) + (", ..." if count > len(first) else "")
+    return f"{count} of {total} {what} cannot be used and {'is' if count == 1 else 'are'} skipped: {named}"
 
 
 def clipped_line(files: list[str], total: int, what: str, pixel_range: tuple[float, float] | None) -> str:

@@ -29,6 +29,7 @@ class Layout:
     train: dict[str, list[Path]]
     test: dict[str, list[Path]]
     notes: list[str] = field(default_factory=list)
+    parted: bool = False  # the test images are those of ``_parted``
     warnings: list[str] = field(default_factory=list)
 
 
@@ -224,7 +225,7 @@ def _parted(files: dict[str, list[Path]], name: str) -> Layout:
     """One file in five of each class is a test file."""
     train = {label: [file for i, file in enumerate(found) if i % TEST_SHARE != TEST_SHARE - 1] for label, found in files.items()}
     test = {label: found[TEST_SHARE - 1 :: TEST_SHARE] for label, found in files.items()}
-    return Layout(train, test, [f"every {TEST_SHARE}th image of {name} is a test image"])
+    return Layout(train, test, [f"every {TEST_SHARE}th image of {name} is a test image"], True)
 
 
 def _keep_pictures(layout: Layout, others: Counter) -> None:
@@ -242,12 +243,20 @@ def _keep_pictures(layout: Layout, others: Counter) -> None:
 def _not_shared(layout: Layout) -> list[str]:
     """Warnings of the classes that only one of two halves has."""
     train, test = ({label for label, files in half.items() if files} for half in (layout.train, layout.test))
-    if not test or len(train | test) < 2:
+    if not test:
+        none = (
+            f"no class has {TEST_SHARE}; kNN and linear probe are left out"
+            if len(train) > 1
+            else f"there are fewer than {TEST_SHARE}"
+        )
+        return [f"no test images: every {TEST_SHARE}th image of a class is one, and {none}"]
+    if len(train | test) < 2:
         return []
-    pairs = (("test", train - test), ("training", test - train))
+    few = f" (fewer than {TEST_SHARE} images)" if layout.parted else ""
+    named = (("test", train - test, few), ("training", test - train, ""))
     return [
-        f"{counted(len(names), 'class', 'classes')} without {half} images: {shortened(sorted(names))}"
-        for half, names in pairs
+        f"{counted(len(names), 'class', 'classes')} without {half} images{why}: {shortened(sorted(names))}"
+        for half, names, why in named
         if names
     ]
 

@@ -118,6 +118,9 @@ class MethodModule(pl.LightningModule):
             epoch=self.history[-1]["epoch"] if self.history else 0,
             skip=len(self.losses) * config.batch_size,
         )
+        if (share := sampler.num_samples) < config.batch_size:
+            each = f"each of {trainer.world_size} processes has only {share} training {self.recipe.unit}"
+            raise UsageError(f"--batch-size {config.batch_size}: {each}; pass --batch-size {share} or less")
         return batches(self.data.train, config.batch_size, sampler=sampler, workers=self.workers, drop_last=True)
 
     def configure_optimizers(self):

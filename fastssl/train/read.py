@@ -61,6 +61,7 @@ def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[fl
         return picture_of_array(*found, size, channels, pixel_range)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of damaged metadata: what is wrong with the pixels raises
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of pictures that are large and can be read
         with Image.open(path) as image:
             found = _deep_png(path, image) if image.format == "PNG" else None
             if image.format == "TIFF" and suffix not in TIFF:  # by another name
@@ -249,11 +250,12 @@ def picture_of_array(
     chosen = chosen[top : top + side, left : left + side]
     if chosen.dtype == bool:
         chosen = chosen.astype(np.uint8) * 255
-    planes = [np.ascontiguousarray(chosen[..., i]) for i in range(chosen.shape[2])]
+    dtype = chosen.dtype.newbyteorder("=")  # files of other machines
+    planes = [np.ascontiguousarray(chosen[..., i], dtype) for i in range(chosen.shape[2])]
     values, clipped = None, False
     if chosen.dtype != np.uint8:
         values = _extremes(planes)
-        low, high = _range_of(array.dtype, values, pixel_range)
+        low, high = _range_of(dtype, values, pixel_range)
         clipped = not (low <= values[0] and values[1] <= high) or not all(np.isfinite(plane).all() for plane in planes)
         planes = [_scaled(plane, low, high) for plane in planes]
     square = torch.cat([to_square(Image.fromarray(plane), size) for plane in planes])

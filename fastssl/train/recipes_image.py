@@ -68,7 +68,8 @@ def load_labelled(config: TrainConfig):
     """Images whose classes are the keys of SupCon."""
     data = load_images(config)
     if len(data.train.labels.unique()) < 2:
-        raise UsageError(f"--data {config.data}: {config.method} learns from classes, and the data has no class subfolders")
+        one = f"all {len(data.train)} training images are of one; a class is a subfolder with its images"
+        raise UsageError(f"--data {config.data}: {config.method} learns from classes, and {one}")
     return data
 
 
