@@ -21,9 +21,11 @@ constexpr double kBound = 22.0;
 
 inline at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-// Whether the rows of x are dense along D, at a stride that BLAS takes.
+// Whether the rows of x are dense along D, at a stride that BLAS takes. A dimension of one entry may have any stride, and
+// contiguous() leaves it.
 inline bool has_rows(const Tensor& x) {
-  return x.stride(1) == 1 && x.stride(0) >= x.size(1) && x.stride(0) <= std::numeric_limits<int>::max();
+  const bool dense = x.size(1) == 1 || x.stride(1) == 1;
+  return dense && (x.size(0) == 1 || (x.stride(0) >= x.size(1) && x.stride(0) <= std::numeric_limits<int>::max()));
 }
 
 // In the compute dtype, with dense rows or, where `columns_too`, the dense columns of a queue stored (D, rows).
