@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+RESTARTED = "FASTSSL_RESTARTED"
 SAME_REQUEST = 0.5  # seconds in which a signal that comes again is the same request: timeout(1) and some wrappers send it twice
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
@@ -104,16 +105,30 @@ def signals_heeded() -> Iterator[None]:
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
 
+def own_command() -> bool:
+    """Whether this process was started as ``fastssl ...`` or ``python -m fastssl ...``.
+
+    A program that runs the command inside itself, by ``runpy``, a debugger or a profiler, would begin once more.
+    """
+    words = sys.orig_argv[1:]
+    while words and words[0].startswith("-") and words[0] != "-m":
+        words = words[2 if words[0] in ("-X", "-W") else 1 :]
+    if words[:2] == ["-m", "fastssl"]:
+        return words[2:] == sys.argv[1:]
+    return bool(words) and Path(words[0]).name == "fastssl" and words == sys.argv
+
+
 def patient_restart() -> None:
     """Starts this process again with ``OMP_WAIT_POLICY=passive``, which OpenMP reads only when torch loads it.
 
     By default idle OpenMP threads spin. On cores that other work wants too, a training step then took six times as long. Signals
-    that come while torch is imported once more are kept until ``ended``.
+    that come while torch is imported once more are kept until ``ended``. ``RESTARTED`` in the environment says that this was done:
+    a process starts itself again once at most, whatever becomes of the other variable.
     """
-    if os.name == "posix" and "OMP_WAIT_POLICY" not in os.environ:
+    if os.name == "posix" and not {"OMP_WAIT_POLICY", RESTARTED} & os.environ.keys() and own_command():
         sys.stdout.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, "OMP_WAIT_POLICY": "passive"})
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "OMP_WAIT_POLICY": "passive", RESTARTED: "1"})
 
 
 def say(text: str = "", *, error: bool = False) -> None:

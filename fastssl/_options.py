@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
@@ -28,9 +29,24 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *arguments, **how):
         super().__init__(*arguments, formatter_class=Help, allow_abbrev=False, **how)
         self.instead: dict[str, str] = {}
+        self.words: list[str] = []
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
+        message = message.removeprefix("argument ")
+        raise UsageError(message + self.value_like_an_option(message.partition(":")[0]))
+
+    def value_like_an_option(self, flag: str) -> str:
+        """A hint where the word after ``flag`` begins with a dash and is no option: of these argparse takes only plain numbers."""
+        at = self.words.index(flag) + 1 if flag in self.words else len(self.words)
+        value = self.words[at] if at < len(self.words) else ""
+        known = {name for action in self._actions for name in action.option_strings} | set(self.instead)
+        if not value.startswith("-") or value.partition("=")[0] in known or value.startswith("--"):
+            return ""
+        return f"; a value that begins with a dash is written {flag}={value}"
+
+    def parse_known_args(self, args=None, namespace=None) -> tuple[argparse.Namespace, list[str]]:
+        self.words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, *arguments, **how) -> argparse.Namespace:
         parsed, rest = self.parse_known_args(*arguments, **how)

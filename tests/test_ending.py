@@ -130,6 +130,42 @@ def test_what_goes_wrong_after_a_signal_is_said_too(tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.parametrize(
+    "before, argv, restarts",
+    [
+        (["-m", "fastssl"], "/x/fastssl/__main__.py", True),
+        (["-u", "-X", "dev", "-m", "fastssl"], "/x/fastssl/__main__.py", True),
+        (["/x/bin/fastssl"], "/x/bin/fastssl", True),
+        (["driver.py"], "/x/fastssl/__main__.py", False),  # runpy.run_module
+        (["driver.py"], "driver.py", False),
+        (["-c", "import fastssl"], "-c", False),
+        (["-m", "pdb", "-m", "fastssl"], "/x/fastssl/__main__.py", False),
+        (["/x/bin/coverage", "run", "-m", "fastssl"], "/x/fastssl/__main__.py", False),
+    ],
+)
+def test_only_our_own_command_starts_itself_again(before, argv, restarts, monkeypatch):
+    """Once, and with the words that it was started with; a program that runs the command inside itself is not begun again."""
+    started = []
+
+    def execve(path, words, environment) -> None:
+        started.append((path, words, environment["OMP_WAIT_POLICY"]))
+        for name in ("OMP_WAIT_POLICY", _ending.RESTARTED):
+            monkeypatch.setenv(name, environment[name])
+
+    given = ["train", "simclr", "--epochs", "3"]
+    for name in ("OMP_WAIT_POLICY", _ending.RESTARTED):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_ending.os, "execve", execve)
+    monkeypatch.setattr(_ending.signal, "pthread_sigmask", lambda how, signals: None)
+    monkeypatch.setattr(sys, "orig_argv", ["python3", *before, *given])
+    monkeypatch.setattr(sys, "argv", [argv, *given])
+    _ending.patient_restart()
+    assert started == ([(sys.executable, ["python3", *before, *given], "passive")] if restarts else [])
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)  # as a sitecustomize may do
+    _ending.patient_restart()
+    assert len(started) == restarts
+
+
+@pytest.mark.parametrize(
     "environment, first",
     [({}, True), ({"RANK": "0", "LOCAL_RANK": "0"}, True), ({"RANK": "8", "LOCAL_RANK": "0"}, False), ({"LOCAL_RANK": "1"}, False)]
     + [({"NODE_RANK": "1"}, False), ({"SLURM_PROCID": "0"}, True), ({"SLURM_PROCID": "3"}, False)],

@@ -33,7 +33,12 @@ def transformer(config: TrainConfig, data) -> nn.Module:
 
     encoder = backbone(config, data)
     sine = {"channels": data.channels, "positions": "sine"}
-    return build_vit(data.image_size, config.patch_size, **sine) if config.backbone == "vit" else encoder
+    encoder = build_vit(data.image_size, config.patch_size, **sine) if config.backbone == "vit" else encoder
+    if tuple(getattr(getattr(encoder, "patch_embed", None), "grid_size", ())) == (1, 1):
+        option = f"--image-size {data.image_size}" if config.patch_size is None else f"--patch-size {config.patch_size}"
+        made = f"makes one patch of an image of {data.image_size} x {data.image_size} pixels"
+        raise UsageError(f"{option}: {made}, and {config.method} removes some patches and keeps others")
+    return encoder
 
 
 def mae(config: TrainConfig, data) -> nn.Module:
