@@ -73,6 +73,17 @@ def test_the_module_takes_dim_eps_and_any_shapes_that_broadcast(shapes, options)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_module_takes_two_dtypes_as_torch_does(dtype):
+    """Computed in the wider one; torch takes the norm of bfloat16 in bfloat16."""
+    p, z = views((9, 16))
+    got = value_and_grads(NegativeCosineSimilarity(), p, z.to(dtype))
+    want = value_and_grads(lambda p, z: -F.cosine_similarity(p, z).mean(), p.double(), z.to(dtype).double())
+    assert [t.dtype for t in got] == [torch.promote_types(torch.float32, dtype), torch.float32, dtype]
+    for ours, exact, like in zip(got, want, (p, p, z.to(dtype)), strict=True):
+        torch.testing.assert_close(ours, exact.to(ours.dtype), rtol=4 * torch.finfo(like.dtype).eps, atol=1e-6)
+
+
 def test_the_module_refuses_by_name():
     x = torch.randn(3, 4)
     for arguments, inputs, error, match in (
@@ -81,7 +92,7 @@ def test_the_module_refuses_by_name():
         ({"dim": 2}, (x, x), ValueError, r"x0 must have the dimension dim = 2, got shape \(3, 4\)"),
         ({}, (x, x[:2]), ValueError, r"x0 and x1 must have shapes that broadcast together, got \(3, 4\) and \(2, 4\)"),
         ({}, (x, None), TypeError, "x1 must be a tensor, got NoneType"),
-        ({}, (x, x.double()), TypeError, "x0 and x1 must have the same dtype"),
+        ({}, (x, x.int()), TypeError, "x1 must be float32, bfloat16, float16 or float64, got torch.int32"),
     ):
         with pytest.raises(error, match=f"NegativeCosineSimilarity: {match}"):
             NegativeCosineSimilarity(**arguments)(*inputs)

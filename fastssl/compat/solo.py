@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
-from fastssl.loss._common import arange_ids, dot_rows, softplus, unit_rows
+from fastssl.loss._common import arange_ids, dot_rows, enter, softplus, unit_rows
 from fastssl.loss.cosine import byol_loss, negative_cosine
 from fastssl.loss.info_nce import info_nce
 from fastssl.loss.moco import moco_loss
@@ -106,6 +106,7 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
         TypeError, ValueError: wrong type, dtype, shape, device or temperature.
     """
     op = "simclr_loss_func"
+    (z,) = enter(op, z)
     check_matrix(op, "z", z, "N, D")
     check_vector(op, "indexes", indexes, len(z), INTEGERS, "z", z)
     check_scalar(op, "temperature", temperature, z, zero=False)
@@ -144,6 +145,7 @@ def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
 
 def _among_all(op: str, query: Tensor, key: Tensor, temperature, query_name: str, key_name: str, gradient: bool) -> Tensor:
     """Mean cross-entropy of <query_i, key_j> / temperature with the target j = i, j over the rows of all processes."""
+    query, key = enter(op, query, key)
     check_views(op, (query_name, key_name), query, key)
     check_scalar(op, "temperature", temperature, query, zero=False)
     if world_size() == 1:

@@ -8,7 +8,7 @@ The target z is used as it is given: its gradient is right, and who wants none p
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import check_choice, check_number, check_views, check_whole
+from fastssl.ops._checks import FLOATS, check_choice, check_number, check_views, check_whole
 from fastssl.ops.normalize import normalize_pair
 
 from ._common import enter, reduce_rows
@@ -68,7 +68,13 @@ class NegativeCosineSimilarity(nn.Module):
         self.dim, self.eps = dim, eps
 
     def forward(self, x0: Tensor, x1: Tensor) -> Tensor:
-        """x0, x1, of shapes that broadcast together, with the dimension ``dim`` -> mean loss; the gradient goes to both."""
+        """x0, x1, of shapes that broadcast together, with the dimension ``dim`` -> mean loss; the gradient goes to both.
+
+        Of two float dtypes the wider one is taken, as ``F.cosine_similarity`` does.
+        """
+        if all(isinstance(x, Tensor) and x.dtype in FLOATS for x in (x0, x1)) and x0.dtype != x1.dtype:
+            wider = torch.promote_types(x0.dtype, x1.dtype)
+            x0, x1 = x0.to(wider), x1.to(wider)
         x0, x1 = (_rows_along("NegativeCosineSimilarity", self.dim, *pair) for pair in (("x0", x0, x1), ("x1", x1, x0)))
         check_views("NegativeCosineSimilarity", ("x0", "x1"), x0, x1)
         return -normalize_pair(x0, x1, self.eps)[1].mean()
