@@ -157,7 +157,15 @@ LAYOUTS = {
     "arrays alone": ({f"a/{i}.npy": 1 for i in range(5)} | {f"b/{i}.NPY": 1 for i in range(6)}, AB, {"a": 1, "b": 1}, [], []),
     "a class called test": ({"test/": 5, "control/": 6}, {"test": 4, "control": 5}, {"test": 1, "control": 1}, [], ["test of"]),
     "runs among the classes": (
-        {"a/": 5, "b/": 6, "a/old/last.ckpt": 1, "a/old/": 3, "runs/mae/previous.ckpt": 1, "runs/mae/curves.png": 1},
+        {
+            "a/": 5,
+            "b/": 6,
+            "a/old/last.ckpt": 1,
+            "a/old/map.png": 1,
+            "a/old/csv/": 3,
+            "runs/mae/previous.ckpt": 1,
+            "runs/mae/curves.png": 1,
+        },
         AB,
         {"a": 1, "b": 1},
         ["left out: files of 2 runs (a/old, runs/mae)"],
@@ -184,6 +192,21 @@ LAYOUTS = {
         {"root": 2},
         ["files of 1 run ("],
         [],
+    ),
+    "runs of before in a level and in a part": (
+        {"images/train/a/": 4, "images/train/b/": 5, "images/val/b/": 1, "images/last.ckpt": 1, "images/map.png": 1}
+        | {"images/train/last.ckpt": 1, "images/train/earlier-1/curves.png": 1},
+        AB,
+        {"b": 1},
+        ["files of 2 runs (images, images/train)", "split of train and val"],
+        ["1 class without test images: a"],
+    ),
+    "a run of before in a class": (
+        {"a/": 5, "b/": 6, "c/": 3, "c/last.ckpt": 1, "c/map.png": 1},
+        AB,
+        {"a": 1, "b": 1},
+        ["files of 1 run (c)"],
+        ["c holds a run and 3 other images, which are left out with it"],
     ),
     "pictures beside a checkpoint of another name": (
         {"a/": 5, "b/": 6, "best.ckpt": 1, "curves.png": 1, "a/reconstruction.png": 1},

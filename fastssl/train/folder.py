@@ -138,7 +138,8 @@ class Look:
             seen = span([picture.values for picture in self.pictures.values() if picture.kind == kind])
             values = f" from {seen[0]:g} to {seen[1]:g}" if seen else ""
             parts.append(f"{kind}{values}" + (f" ({count})" if len(kinds) > 1 else ""))
-        which = f"all {self.total} files" if self.count == self.total else f"{self.count} of {self.total} files looked at"
+        every = "1 file" if self.total == 1 else f"all {self.total} files"
+        which = every if self.count == self.total else f"{self.count} of {self.total} files looked at"
         return [f"{which}: {shown} pixels, {', '.join(parts)}"]
 
     def warnings(self) -> list[str]:
@@ -160,7 +161,8 @@ class Look:
             lines.append(clipped_line(clipped, self.count, "images looked at", self.pixel_range))
         flat = [path.name for path, picture in self.pictures.items() if _is_constant(picture.square)]
         if flat:
-            lines.append(f"{len(flat)} of {self.count} images looked at have one colour only: {shortened(flat, 3)}")
+            have = "has" if len(flat) == 1 else "have"
+            lines.append(f"{len(flat)} of {self.count} images looked at {have} one colour only: {shortened(flat, 3)}")
         if self.pixel_range is not None and all(picture.values is None for picture in self.pictures.values()):
             lines.append("the pixel range changes nothing: all files looked at have 8 bits, 0 to 255")
         return lines
@@ -189,7 +191,7 @@ def unread_line(count: int, total: int, what: str, first: list[tuple[str, str]])
 def clipped_line(files: list[str], total: int, what: str, pixel_range: tuple[float, float] | None) -> str:
     low, high = pixel_range or (0.0, 1.0)
     beyond = f"outside {low:g} to {high:g}, or NaN, which became the nearest of the two, or {low:g}"
-    return f"{len(files)} of {total} {what} have pixels {beyond}: {shortened(files, 3)}"
+    return f"{len(files)} of {total} {what} {'has' if len(files) == 1 else 'have'} pixels {beyond}: {shortened(files, 3)}"
 
 
 def _is_constant(square: Tensor) -> bool:

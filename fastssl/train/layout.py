@@ -36,13 +36,15 @@ class Layout:
 class Search:
     """Lists folders and counts what it passes over: ``hidden`` entries, files that are no images by their suffix, and ``runs``.
 
-    A folder of a run is passed over whole; of ``root``, where a run was once kept beside the images, only what the run wrote.
+    A folder of a run is passed over whole. Where a run was kept among the images, in one of the ``parts`` that are data by their
+    place (the root, a level, the train or test folder), only what the run wrote is.
     """
 
     def __init__(self, root: Path):
         self.root, self.hidden, self.others = root, 0, Counter()
         self.counted: set[Path] = set()
         self.runs: set[Path] = set()
+        self.parts = {root}
         self.warnings: list[str] = []
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
@@ -54,10 +56,6 @@ class Search:
         except OSError as error:
             raise UsageError(f"--data folder:{self.root}: {folder} cannot be listed: {error.strerror}") from None
         run = holds_run(folder, (entry.name for entry in listed))
-        if run:
-            self.runs.add(folder)
-            if folder != self.root:
-                return [], []
         drawn = any(entry.name.endswith(".ckpt") for entry in listed)  # `fastssl eval` of a checkpoint by any name draws beside it
         for entry in listed:
             name = entry.name.lower()
@@ -72,8 +70,16 @@ class Search:
                 files.append(Path(entry.path))
             else:
                 others["linked to nothing" if entry.is_symlink() and not entry.is_file() else suffix or "without suffix"] += 1
-        if folder not in self.counted:
-            self.counted.add(folder)
+        once = folder not in self.counted
+        self.counted.add(folder)
+        if run:
+            self.runs.add(folder)
+            if folder not in self.parts:
+                if files and once:
+                    away = "which are left out with it; move the run away to learn from them"
+                    self.warnings.append(f"{folder} holds a run and {counted(len(files), 'other image')}, {away}")
+                return [], []
+        if once:
             self.hidden += hidden
             self.others += others
         return sorted(folders), sorted(files)
@@ -94,12 +100,16 @@ class Search:
     def level(self, folder: Path) -> Path:
         """``folder``, or its subfolder called images where nothing else in it holds an image."""
         aside = Search(self.root)  # its counts are not wanted: these places are listed again
+        aside.parts = self.parts
         folders, files = aside.entries(folder)
         named = [path for path in folders if path.name.lower() in LEVEL]
         if files or len(named) != 1:
             return folder
         others = (path for path in folders if path != named[0])
-        return folder if any(aside.images(path, (folder,)) for path in others) else self.level(named[0])
+        if any(aside.images(path, (folder,)) for path in others):
+            return folder
+        self.parts.add(named[0])
+        return self.level(named[0])
 
     def classes(self, folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
         """Images by class subfolder, and those without a class: of a folder that holds no class subfolders."""
@@ -151,6 +161,7 @@ def find_images(root: Path) -> Layout:
     folders, _ = search.entries(inner)
     train = [path for path in folders if path.name.lower() in TRAIN]
     test = sorted((path for path in folders if path.name.lower() in TEST), key=lambda path: (TEST.index(path.name.lower()), path))
+    search.parts.update(train, test)
     if len(train) > 1:
         raise UsageError(f"--data folder:{root}: {' and '.join(path.name for path in train)} are both the training part")
     if train:
