@@ -10,6 +10,7 @@ import pytest
 import torch
 from momentum_models import KINDS, Net, assign_state, peer, replace_head, same, small, values, wander
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import swa_utils
 
 from fastssl.momentum import EMA, get_ema_multi_avg_fn, update_momentum
@@ -314,6 +315,21 @@ BAD = {
         ValueError,
         "update_momentum: parameter '2.weight'",
         lambda e: update_momentum(wider(), e.module, 0.9),
+    ),
+    "update_momentum device": (
+        ValueError,
+        "update_momentum: all tensors must be on one device, got cpu and, in model.0., meta",
+        lambda e: update_momentum(small().to("meta"), e.module, 0.9),
+    ),
+    "averaged dtype": (
+        TypeError,
+        r"get_ema_multi_avg_fn: float64 stands with float64 only, got averaged\[0\] .*and current\[0\]",
+        lambda e: get_ema_multi_avg_fn()([torch.ones(1)], [torch.ones(1).double()], 1),
+    ),
+    "fake among real": (
+        ValueError,
+        r"get_ema_multi_avg_fn: averaged\[0\] and current\[0\] must both be fake tensors or both have data",
+        lambda e: get_ema_multi_avg_fn()([torch.ones(1)], [FakeTensorMode().from_tensor(torch.ones(1))], 1),
     ),
     "update_momentum empty": (ValueError, "at least one float", lambda e: update_momentum(nn.ReLU(), nn.ReLU(), 0.9)),
 }

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from optim_common import FORMS, SHAPES, clones, equal, lists
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastssl.functional import ema_update_
+from fastssl.momentum import EMA, cosine_schedule, update_momentum
 from fastssl.ops.adamw import adamw_
 from fastssl.ops.lars import lars_
 from fastssl.optim import LARS, AdamW
@@ -312,3 +314,29 @@ def test_lars_takes_replicated_tensors_and_refuses_shards():
 def test_fake_tensors_are_no_shared_memory(step):
     with FakeTensorMode():
         step(*lists(4))
+
+
+def everything_once(state, models, momentum, rate, step):
+    """One call of each update, with a momentum and a rate of this step."""
+    (p, g, m, v, e), (model, teacher) = state, models
+    lars_(p, g, m, lr=rate, ema=e, ema_momentum=momentum)
+    adamw_(p, g, m, v, step=step, lr=rate)
+    ema_update_(p, g, cosine_schedule(step, 100), rounding="stochastic", seed=step)
+    update_momentum(model, teacher.module, momentum)
+    teacher.momentum = momentum
+    teacher.update(model)
+
+
+def test_rates_that_follow_a_schedule_make_at_most_two_graphs():
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(everything_once, backend="aot_eager", fullgraph=True)
+    eager, traced = ((lists(5, shapes=[(3, 2)]), (torch.nn.Linear(2, 3), EMA(torch.nn.Linear(2, 3)))) for _ in range(2))
+    for ours, theirs in zip(traced[1], eager[1], strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    for step in range(1, 5):
+        for call, (state, models) in ((everything_once, eager), (compiled, traced)):
+            state[3][0].abs_()
+            call(state, models, 0.9 + step / 100, 0.1 / step, step)
+    assert counters["stats"]["unique_graphs"] <= 2
+    assert equal(eager[0], traced[0]) and equal([[*eager[1][1].parameters()]], [[*traced[1][1].parameters()]])

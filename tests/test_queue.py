@@ -240,8 +240,9 @@ NEVER = [
     (lambda: MemoryBank(6, 0), ValueError, "MemoryBank: dim must be at least 1, got 0"),
     *[
         (lambda size=size: NTXentLoss(0.5, size), ValueError, r"NTXentLoss: memory_bank_size must be 0, K or \(K, D\)")
-        for size in (-1, (6, 0), (-6, 4), (), (6, 4, 2), (6.0, 4), ("6", 4), True)
+        for size in (-1, (6, 0), (-6, 4), (), (6, 4, 2), (6.0, 4), ("6", 4))
     ],
+    (lambda: NTXentLoss(0.5, True), TypeError, r"NTXentLoss: memory_bank_size must be K or \(K, D\), got bool"),
 ]
 
 

@@ -90,6 +90,28 @@ BAD_SCHEDULES = {
     "vector": (ValueError, r"torch.int64 \(2,\)", lambda: cosine_schedule(STEP.repeat(2), 10)),
     "no steps": (ValueError, "max_steps must be at least 1, got 0", lambda: cosine_schedule(STEP, 0)),
     "max_steps": (TypeError, "max_steps must be an integer, got float", lambda: linear_schedule(1, 10.0)),
+    "steps array": (
+        TypeError,
+        "cosine_schedule: max_steps must be an integer, got ndarray",
+        lambda: cosine_schedule(1, np.array([9, 9])),
+    ),
+    "many steps": (
+        ValueError,
+        r"linear_schedule: max_steps must be below 2\^63, got an integer",
+        lambda: linear_schedule(1, 10**400),
+    ),
+    "large step": (ValueError, r"warmup_schedule: step must be below 2\^63", lambda: warmup_schedule(10**400, 0.1)),
+    "sparse step": (
+        TypeError,
+        "cosine_schedule: step must be a dense tensor",
+        lambda: cosine_schedule(STEP.reshape(1).to_sparse(), 10),
+    ),
+    "last_is_end": (
+        TypeError,
+        "linear_schedule: last_is_end must be True or False, got Tensor",
+        lambda: linear_schedule(1, 10, last_is_end=torch.tensor(True)),
+    ),
+    "lightly's order": (TypeError, "cosine_schedule.. takes 2 positional", lambda: cosine_schedule(9, 10, 0.99, 1.0)),
     "start": (ValueError, "cosine_schedule: start must be finite, got nan", lambda: cosine_schedule(1, 10, start=math.nan)),
     "end": (TypeError, "cosine_schedule: end must be a number, got str", lambda: cosine_schedule(1, 10, end="1")),
     "gamma": (ValueError, "warmup_schedule: gamma must be above 0, got 0", lambda: warmup_schedule(1, 0)),

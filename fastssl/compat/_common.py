@@ -45,4 +45,4 @@ def average_parameters(op: str, names: tuple[str, str], student: nn.Module, teac
     Two modules without parameters are left as they are, as by a loop over ``zip``.
     """
     params, averages = parameter_pairs(op, names, student, teacher)
-    average_lists(op, SHARE, averages, params, kept, "mul_add")
+    average_lists(op, (names[1], names[0], SHARE), averages, params, kept, "mul_add")

@@ -11,6 +11,7 @@ from fastssl.momentum._tensors import average_lists, check_match, check_module
 from ._common import SHARE, check_share
 
 _OP = "ModelEmaV3"
+_NAMES = ("module", "model", SHARE)
 
 
 class ModelEmaV3(nn.Module):
@@ -127,16 +128,16 @@ class ModelEmaV3(nn.Module):
         values = [v.float() if v.dtype == torch.float64 else v for v in values]
         values = [v.to(e.device) for e, v in zip(averaged, values, strict=True)]
         seed = self._seeds.getrandbits(63)
-        average_lists(_OP, SHARE, averaged, values, 1.0 - weight, "mul_add", rounding="stochastic", seed=seed)
+        average_lists(_OP, _NAMES, averaged, values, 1.0 - weight, "mul_add", rounding="stochastic", seed=seed)
 
     def _average(self, averaged: list[Tensor], values: list[Tensor], weight: float) -> None:
         """timm's arithmetic, bit for bit; ``1 - weight`` is what its product takes, and gives ``weight`` back exactly."""
         if not self.foreach:
             values = [v.to(device=e.device, dtype=e.dtype) for e, v in zip(averaged, values, strict=True)]
         if all(e.dtype == v.dtype for e, v in zip(averaged, values, strict=True)):
-            average_lists(_OP, SHARE, averaged, values, 1.0 - weight, "lerp")
+            average_lists(_OP, _NAMES, averaged, values, 1.0 - weight, "lerp")
         elif all(e.dtype == torch.float32 and v.dtype != torch.float64 for e, v in zip(averaged, values, strict=True)):
-            average_lists(_OP, SHARE, averaged, values, 1.0 - weight, "mul_add")
+            average_lists(_OP, _NAMES, averaged, values, 1.0 - weight, "mul_add")
         else:  # timm rounds to the dtype of the average between product and sum, the op only once
             torch._foreach_mul_(averaged, 1.0 - weight)
             torch._foreach_add_(averaged, values, alpha=weight)

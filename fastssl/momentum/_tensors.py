@@ -127,22 +127,25 @@ class Work:
     launches: list[tuple[list[Tensor], list[Tensor], list[Tensor] | None]]
     copies: tuple[list[Tensor], list[Tensor]]
 
-    def run(self, op: str, name: str, momentum: float | Tensor, order: str, rounding: str = "nearest", seed=0) -> None:
-        """Refuses before the first launch what any of them would refuse."""
-        shares = [_share(op, name, momentum, ema[0].device) for ema, _, _ in self.launches]
+    def run(
+        self, op: str, names: tuple[str, str, str], momentum: float | Tensor, order: str, rounding: str = "nearest", seed=0
+    ) -> None:
+        """Refuses before the first launch what any would refuse; ``names`` stand for averages, values and momentum in messages."""
+        mine, theirs, kept = names
+        shares = [_share(op, kept, momentum, ema[0].device) for ema, _, _ in self.launches]
         if len(self.launches) > 1:
             for ema, params, shadow in self.launches:
-                written = {"ema": as_list(op, "ema", ema)} | ({"shadow": as_list(op, "shadow", shadow)} if shadow else {})
-                check_lists(op, written, {"params": as_list(op, "params", params)})
+                written = {mine: as_list(op, mine, ema)} | ({"shadow": as_list(op, "shadow", shadow)} if shadow else {})
+                check_lists(op, written, {theirs: as_list(op, theirs, params)})
         copies, sources = (as_list(op, "tensors", tensors) for tensors in self.copies)
         for i, (copy_, source) in enumerate(zip(copies, sources, strict=True)):
-            check_writable(op, f"copied tensor {i}", copy_)
-            check_stored(op, f"copied tensor {i}", copy_)
+            check_writable(op, f"copied tensor {i} of {mine}", copy_)
+            check_stored(op, f"copied tensor {i} of {mine}", copy_)
             if copy_.shape != source.shape:
                 raise ValueError(f"{op}: a copied tensor must keep its shape {tuple(copy_.shape)}, got {tuple(source.shape)}")
         for (ema, params, shadow), m in zip(self.launches, shares, strict=True):
             here = seed.to(ema[0].device) if isinstance(seed, Tensor) else seed
-            update_averages(op, ema, params, m, order=order, shadow=shadow, rounding=rounding, seed=here, name=name)
+            update_averages(op, ema, params, m, order=order, shadow=shadow, rounding=rounding, seed=here, names=names)
         if copies:
             torch._foreach_copy_(copies, sources)
 
@@ -156,12 +159,18 @@ def _share(op: str, name: str, momentum: float | Tensor, device: torch.device) -
 
 
 def average_lists(
-    op: str, name: str, averages: list[Tensor], values: list[Tensor], kept: float | Tensor, order: str, **rounding
+    op: str,
+    names: tuple[str, str, str],
+    averages: list[Tensor],
+    values: list[Tensor],
+    kept: float | Tensor,
+    order: str,
+    **rounding,
 ) -> None:
     """averages <- kept averages + (1 - kept) values, one launch for each device; integers are copied. Runs under no_grad.
 
-    What any launch would refuse is refused before the first; ``name`` is what the caller calls ``kept``.
+    What any launch would refuse is refused before the first; ``names`` is what the caller calls averages, values and ``kept``.
     """
     groups, copied = find_groups(kinds_of(averages), False, len(averages))
     launches = [([averages[i] for i in group], [values[i] for i in group], None) for group in groups]
-    Work(launches, ([averages[i] for i in copied], [values[i] for i in copied])).run(op, name, kept, order, **rounding)
+    Work(launches, ([averages[i] for i in copied], [values[i] for i in copied])).run(op, names, kept, order, **rounding)

@@ -49,7 +49,7 @@ def update_momentum(model: nn.Module, model_ema: nn.Module, m: float | Tensor) -
     if new and not torch.compiler.is_compiling():
         ours.partner = weakref.ref(other)
         _warn_of_half(op, model_ema, mine)
-    average_lists(op, "m", mine, theirs, m, "lerp")
+    average_lists(op, ("model_ema", "model", "m"), mine, theirs, m, "lerp")
 
 
 def _warn_of_half(op: str, module: nn.Module, tensors: list[Tensor]) -> None:
@@ -83,7 +83,7 @@ def get_ema_multi_avg_fn(decay: float | Tensor = 0.999) -> Callable[[Sequence[Te
         averaged, current = as_list(op, "averaged", averaged), as_list(op, "current", current)
         if len(averaged) != len(current):
             raise ValueError(f"{op}: averaged and current must hold as many tensors, got {len(averaged)} and {len(current)}")
-        average_lists(op, "decay", averaged, current, decay, "lerp")
+        average_lists(op, ("averaged", "current", "decay"), averaged, current, decay, "lerp")
 
     return ema_update
 
@@ -247,7 +247,8 @@ class EMA(nn.Module):
                 launches.append((teacher, params, None))
         work = Work(launches, ([mine[i] for i in plan.copied], [theirs[i] for i in plan.copied]))
         seed = 0 if self.steps is None else self.steps + (self.seed << 32)
-        work.run(op, "momentum", self._momentum if momentum is None else momentum, self.order, self.rounding, seed)
+        names = ("teacher", "model", "momentum")
+        work.run(op, names, self._momentum if momentum is None else momentum, self.order, self.rounding, seed)
         if self.steps is not None:
             self.steps.add_(1)
         if torch.compiler.is_compiling():

@@ -14,7 +14,7 @@ import operator
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import INTEGERS, check_number
+from fastssl.ops._checks import INTEGERS, _shown, check_dense, check_flag, check_number
 
 
 def cosine_schedule(
@@ -72,13 +72,11 @@ def warmup_schedule(step: int | Tensor, gamma: float = 1.0, power: float = 2 / 3
 
 def _progress(op: str, step: int | Tensor, max_steps: int, start: float, end: float, last_is_end: bool) -> float | Tensor:
     """How much of the way is done, in [0, 1]."""
-    if isinstance(max_steps, bool) or not hasattr(max_steps, "__index__") or isinstance(max_steps, Tensor):
-        raise TypeError(f"{op}: max_steps must be an integer, got {type(max_steps).__name__}")
-    if max_steps < 1:
-        raise ValueError(f"{op}: max_steps must be at least 1, got {max_steps}")
+    max_steps = _whole(op, "max_steps", "an integer", max_steps, 1)
     check_number(op, "start", start)
     check_number(op, "end", end)
-    step, last = _step(op, step), operator.index(max_steps) - bool(last_is_end)
+    check_flag(op, "last_is_end", last_is_end)
+    step, last = _step(op, step), max_steps - last_is_end
     if last == 0:
         return torch.ones_like(step) if isinstance(step, Tensor) else 1.0
     return (step / last).clamp(max=1.0) if isinstance(step, Tensor) else min(step / last, 1.0)
@@ -86,13 +84,27 @@ def _progress(op: str, step: int | Tensor, max_steps: int, start: float, end: fl
 
 def _step(op: str, step: int | Tensor) -> int | Tensor:
     """The step as an int of at least 0, or as a float64 tensor of shape ()."""
-    if isinstance(step, Tensor):
-        if step.numel() != 1 or step.dtype not in INTEGERS:
-            got = f"{step.dtype} {tuple(step.shape)}"
-            raise ValueError(f"{op}: step must be an integer or an integer tensor of one element, got {got}")
-        return step.detach().reshape(()).double().clamp(min=0.0)
-    if isinstance(step, bool) or not hasattr(step, "__index__"):
-        raise TypeError(f"{op}: step must be an integer or an integer tensor of one element, got {type(step).__name__}")
-    if step < 0:
-        raise ValueError(f"{op}: step must be at least 0, got {step}")
-    return operator.index(step)
+    wanted = "an integer or an integer tensor of one element"
+    if not isinstance(step, Tensor):
+        return _whole(op, "step", wanted, step, 0)
+    check_dense(op, "step", step)
+    if step.numel() != 1 or step.dtype not in INTEGERS:
+        raise ValueError(f"{op}: step must be {wanted}, got {step.dtype} {tuple(step.shape)}")
+    return step.detach().reshape(()).double().clamp(min=0.0)
+
+
+def _whole(op: str, name: str, wanted: str, value, low: int) -> int:
+    """An integer of any library in [low, 2^63)."""
+    kind = type(value).__name__
+    if not isinstance(value, int):
+        try:
+            value = None if isinstance(value, Tensor) else operator.index(value)
+        except TypeError:
+            value = None
+    if value is None or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be {wanted}, got {kind}")
+    if value < low:
+        raise ValueError(f"{op}: {name} must be at least {low}, got {_shown(value)}")
+    if value >= 2**63:
+        raise ValueError(f"{op}: {name} must be below 2^63, got {_shown(value)}")
+    return value

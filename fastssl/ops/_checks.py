@@ -188,6 +188,13 @@ def device_scalar(op: str, name: str, value: Tensor, device: torch.device) -> Te
     return wide.reshape(()).to(device)
 
 
+def as_scalar(value: float, device: torch.device) -> tuple[float, Tensor | None]:
+    """A checked number as (number, None); while a graph is traced as (0, float64 tensor ()), for the reason of ``traced``."""
+    if torch.compiler.is_compiling():
+        return 0.0, torch.zeros((), dtype=torch.float64, device=device) + value
+    return float(value), None
+
+
 def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> None:
     """A whole number in [low, below)."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):

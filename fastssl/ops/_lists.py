@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ._checks import FLOATS, _kind, check_dense
+from ._checks import FLOATS, _kind, check_data, check_dense
 from ._register import _C, refuse_functorch
 
 
@@ -72,6 +72,7 @@ def _check_position(op: str, name: str, tensor: Tensor, like_name: str, like: Te
         raise ValueError(f"{op}: {like_name} and {name} must have the same shape, got {shapes}")
     if tensor.device != anchor.device:
         raise ValueError(f"{op}: all tensors must be on one device, got {anchor.device} and, in {name}, {tensor.device}")
+    check_data(op, name, tensor, like_name, like)
 
 
 def _resolved(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ._checks import LARGEST, check_dense, device_scalar
+from ._checks import LARGEST, _shown, as_scalar, check_dense, device_scalar
 from ._lists import bump_versions, laid_out
 
 
@@ -28,8 +28,8 @@ def step_scalar(
     elif isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         raise TypeError(f"{op}: {name} must be {kind} or a one-element tensor, got {type(value).__name__}")
     if not low <= value <= LARGEST:
-        raise ValueError(f"{op}: {name} must be {'' if whole else 'finite and '}at least {low:g}, got {value}")
-    return float(value), None
+        raise ValueError(f"{op}: {name} must be {'' if whole else 'finite and '}at least {low:g}, got {_shown(value)}")
+    return as_scalar(value, device)
 
 
 def for_each_tensor(op: str, name: str, value, count: int, kind: type) -> list:
@@ -40,7 +40,7 @@ def for_each_tensor(op: str, name: str, value, count: int, kind: type) -> list:
             wanted = "True or False" if kind is bool else "a number"
             raise TypeError(f"{op}: {name} must be {wanted} or a sequence of them, got {type(item).__name__}")
         if not 0 <= item <= LARGEST:
-            raise ValueError(f"{op}: {name} must be finite and at least 0, got {item}")
+            raise ValueError(f"{op}: {name} must be finite and at least 0, got {_shown(item)}")
     if not isinstance(value, Sequence):
         values = values * count
     if len(values) != count:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_dense, device_scalar
+from ._checks import _shown, as_scalar, check_choice, check_dense, device_scalar
 from ._lists import bump_versions, check_lists, laid_out
 from ._register import define_op
 
@@ -61,23 +61,33 @@ def ema_update_(
 
 
 def update_averages(
-    op: str, ema, params, momentum, *, order: str = "lerp", shadow=None, rounding: str = "nearest", seed=0, name: str = "momentum"
+    op: str,
+    ema,
+    params,
+    momentum,
+    *,
+    order: str = "lerp",
+    shadow=None,
+    rounding: str = "nearest",
+    seed=0,
+    names: tuple[str, str, str] = ("ema", "params", "momentum"),
 ) -> None:
-    """``ema_update_`` for the public function ``op``, which calls the share that is kept ``name``."""
+    """``ema_update_`` for the public function ``op``, which calls the first three ``names``."""
     check_choice(op, "order", order, ("lerp", "mul_add"))
     check_choice(op, "rounding", rounding, ("nearest", "stochastic"))
-    given = {"ema": ema} if shadow is None else {"ema": ema, "shadow": shadow}
+    mine, theirs, kept = names
+    given = {mine: ema} if shadow is None else {mine: ema, "shadow": shadow}
     with torch.no_grad():
-        written, read, as_they_are = check_lists(op, given, {"params": params})
-        device = written["ema"][0].device
-        number, scalar = share(op, name, momentum, device)
+        written, read, as_they_are = check_lists(op, given, {theirs: params})
+        device = written[mine][0].device
+        number, scalar = share(op, kept, momentum, device)
         seed_number, seed_scalar = _seed(op, seed, device)
         options = (number, scalar, order == "mul_add", rounding == "stochastic", seed_number, seed_scalar)
         if as_they_are:
-            _ema_update(written["ema"], read["params"], written.get("shadow", []), *options)
+            _ema_update(written[mine], read[theirs], written.get("shadow", []), *options)
         else:
             with laid_out(written, read) as lists:
-                _ema_update(lists["ema"], lists["params"], lists.get("shadow", []), *options)
+                _ema_update(lists[mine], lists[theirs], lists.get("shadow", []), *options)
         for tensors in written.values():
             bump_versions(tensors)
 
@@ -94,8 +104,8 @@ def share(op: str, name: str, value: float | Tensor, device: torch.device) -> tu
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {type(value).__name__}")
     if not 0 <= value <= 1:
-        raise ValueError(f"{op}: {name} must be in [0, 1], the share that is kept, got {value}")
-    return float(value), None
+        raise ValueError(f"{op}: {name} must be in [0, 1], the share that is kept, got {_shown(value)}")
+    return as_scalar(value, device)
 
 
 def _seed(op: str, seed: int | Tensor, device: torch.device) -> tuple[int, Tensor | None]:
@@ -108,5 +118,7 @@ def _seed(op: str, seed: int | Tensor, device: torch.device) -> tuple[int, Tenso
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{op}: seed must be an integer or a one-element int64 tensor, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"{op}: seed must fit in 64 bits, got {seed}")
+        raise ValueError(f"{op}: seed must fit in 64 bits, got {_shown(seed)}")
+    if torch.compiler.is_compiling():
+        return 0, torch.zeros((), dtype=torch.int64, device=device) + seed
     return seed, None

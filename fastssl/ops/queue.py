@@ -9,7 +9,7 @@ Bytes: N D elements read and written. No value of the pointer is read by the hos
 import torch
 from torch import Tensor
 
-from ._checks import INTEGERS, check_choice, check_dense, check_matrix, check_vector, readable
+from ._checks import INTEGERS, check_choice, check_data, check_dense, check_matrix, check_vector, readable
 from ._lists import bump_versions, check_apart, check_stored, check_writable, share_memory
 from ._register import define_op, refuse_functorch
 
@@ -64,6 +64,7 @@ def push_keys(op: str, queue, ptr, keys, *, layout: str, overflow: str, label_qu
         raise ValueError(f"{op}: {name} must have the queue's width {width}, got shape {tuple(keys.shape)}")
     if keys.device != queue.device:
         raise ValueError(f"{op}: queue and {name} must be on the same device, got {queue.device} and {keys.device}")
+    check_data(op, name, keys, "queue", queue)
     if max(size, len(keys)) >= 2**31:
         raise ValueError(f"{op}: queue and {name} must have fewer than 2^31 rows, got {size} and {len(keys)}")
     _check_pointer(op, ptr, size, queue)
@@ -102,5 +103,6 @@ def _check_pointer(op: str, ptr: Tensor, size: int, queue: Tensor) -> None:
         raise ValueError(f"{op}: ptr must be an int64 tensor of one element, got {ptr.dtype} {tuple(ptr.shape)}")
     if ptr.device != queue.device:
         raise ValueError(f"{op}: ptr must be on the device of the queue, {queue.device}, got {ptr.device}")
+    check_data(op, "ptr", ptr, "queue", queue)
     if readable(ptr) and not 0 <= ptr.item() < size:
         raise ValueError(f"{op}: ptr must be in [0, {size}), got {ptr.item()}")

@@ -123,4 +123,6 @@ class ListOptimizer(torch.optim.Optimizer):
             here = [p for p in params if p.device == device]
             lists = {name: [self._copies[name][p] for p in here] for name in self._copies if name != "shadow"}
             shadow = lists.get("ema_shadow")
-            update_averages(self._name, lists["ema"], here, self.ema_momentum, shadow=shadow, name="ema_momentum")
+            update_averages(
+                self._name, lists["ema"], here, self.ema_momentum, shadow=shadow, names=("ema", "params", "ema_momentum")
+            )
