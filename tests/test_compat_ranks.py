@@ -120,6 +120,8 @@ def check_refusals(rank: int, world: int) -> None:
     for cls in (ClipLoss, SigLipLoss):
         with pytest.raises(ValueError, match=f"{cls.__name__}: world_size=7 needs a process group of as many processes, got"):
             cls(rank=rank, world_size=7)(a, b, 2.0, 0.0)
+        with pytest.raises(ValueError, match=f"{cls.__name__}: rank must be that of this process, {rank}, got {1 - rank}"):
+            cls(rank=1 - rank, world_size=2)(a, b, 2.0, 0.0)
     with pytest.raises(ValueError, match="DCLLoss: out0 and out1 must have the same shape"):
         DCLLoss(gather_distributed=True)(a, b[:3])
 

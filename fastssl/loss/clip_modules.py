@@ -26,9 +26,11 @@ def _check_place(op: str, rank: int, world: int) -> None:
         raise ValueError(f"{op}: rank must be below world_size = {world}, got {rank}")
 
 
-def _check_processes(op: str, world: int) -> None:
+def _check_processes(op: str, rank: int, world: int) -> None:
     if (there := world_size()) != world:
         raise ValueError(f"{op}: world_size={world} needs a process group of as many processes, got {there}")
+    if (mine := torch.distributed.get_rank()) != rank:
+        raise ValueError(f"{op}: rank must be that of this process, {mine}, got {rank}")
 
 
 def _output(loss: Tensor, output_dict: bool) -> Tensor | dict[str, Tensor]:
@@ -147,7 +149,7 @@ class ClipLoss(nn.Module):
             image, text = unit_rows(image), unit_rows(text)
         if self.world_size == 1:
             return image, text, image, text
-        _check_processes("ClipLoss", self.world_size)
+        _check_processes("ClipLoss", self.rank, self.world_size)
         return image, text, self._all(image), self._all(text)
 
     def _all(self, rows: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ class SigLipLoss(nn.Module):
             image, text = unit_rows(image), unit_rows(text)
         if self.world_size == 1:
             return _output(self._loss(image, text, logit_scale, logit_bias), output_dict)
-        _check_processes("SigLipLoss", self.world_size)
+        _check_processes("SigLipLoss", self.rank, self.world_size)
         bias = 0.0 if logit_bias is None else logit_bias
         texts, first = gather_rows_with_grad(text)
         own, columns = arange_ids(image, first), arange_ids(texts)
