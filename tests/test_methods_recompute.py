@@ -100,6 +100,21 @@ def test_a_forward_that_is_not_the_last_is_refused(name):
         first.backward()
 
 
+@pytest.mark.parametrize("name", ["moco", "byol", "mean_teacher", "nnclr", "instdisc"])
+def test_two_forwards_of_the_same_views_are_refused(name):
+    """Both would be given what the second one kept. The same tensors may serve again after a backward, or hold other views."""
+    method, given = made(name), arguments(made(name), 0)
+    for _ in range(2):
+        checkpoint(method, *given, use_reentrant=False).backward()
+    checkpoint(method, *given, use_reentrant=False)
+    with torch.no_grad():
+        given[0].mul_(0.5)
+    checkpoint(method, *given, use_reentrant=False).backward()
+    losses = [checkpoint(method, *given, use_reentrant=False) for _ in range(2)]
+    with pytest.raises(NotImplementedError, match=f"{type(method).__name__}: activation checkpointing runs a forward again"):
+        sum(losses).backward()
+
+
 def test_the_second_run_may_be_asked_for_twice_and_copies_start_empty():
     method = made("moco")
     loss = checkpoint(method, *arguments(method, 0), use_reentrant=False)

@@ -3,6 +3,7 @@ the interpreter is chosen by TRITON_INTERPRET=1 when Triton is first imported, a
 
 import os
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -36,17 +37,31 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ALL = (True, True, True, True)
 
 
+def fma_in_order(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """c + a b (m, n) of float32 as a GPU's FMA units add it up: one column of a (m, k) after the other, wherever an entry lies.
+
+    NumPy's BLAS adds up in an order that depends on the CPU and the shape; kernels with EXACT tiles need not bear that."""
+    total = c.astype(np.float64)
+    for k in range(a.shape[1]):
+        total += a[:, k, None].astype(np.float64) * b[k]
+        total = total.astype(np.float32).astype(np.float64)
+    return total.astype(np.float32)
+
+
 @pytest.fixture(autouse=True)
-def dots_of_bfloat16(monkeypatch):
-    """Triton 3.6's interpreter keeps bfloat16 as uint16, and multiplies those integers in tl.dot: widen them first."""
+def dots(monkeypatch):
+    """Triton 3.6's interpreter keeps bfloat16 as uint16, and multiplies those integers in tl.dot: widen them first. Products of
+    float32 are summed in a GPU's order."""
     dot = interpreter.InterpreterBuilder.create_dot
 
-    def widened(self, a, b, *rest):
+    def as_on_a_gpu(self, a, b, c, *rest):
         if a.dtype.scalar == tl.bfloat16:
             a, b = (self.cast_impl(t, tl.float32) for t in (a, b))
-        return dot(self, a, b, *rest)
+        elif a.dtype.scalar == tl.float32:
+            return interpreter.TensorHandle(fma_in_order(a.data, b.data, c.data), c.dtype.scalar)
+        return dot(self, a, b, c, *rest)
 
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", widened)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", as_on_a_gpu)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from tests.triton_interpreter import (  # noqa: F401
     BF16,
     F16,
     F32,
-    dots_of_bfloat16,
+    dots,
     make,
     poison,
     products,

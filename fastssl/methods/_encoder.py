@@ -207,10 +207,11 @@ def features_of(
     """
     features = pooled(ask(backbone, f"{name}: the {of}", given, inputs), len(inputs), name, of)
     if features.shape[1] != feature_dim:
-        wanted = f"feature_dim={feature_dim}" if of == "backbone" else feature_dim
+        width, wanted = features.shape[1], f"feature_dim={feature_dim}" if of == "backbone" else feature_dim
+        advice = f", pass feature_dim={width} for such {given}" if of == "backbone" else ""
         raise ValueError(
-            f"{name}: the {of} gives {features.shape[1]} features, expected {wanted}, the width that was given or found by a "
-            f"probe; got {given} {tuple(inputs.shape)}"
+            f"{name}: the {of} gives {width} features, expected {wanted}, the width that was given or found by a probe; "
+            f"got {given} {tuple(inputs.shape)}{advice}"
         )
     return features
 

@@ -21,18 +21,26 @@ def recomputing() -> bool:
 
 
 class Kept:
-    """The result of a method's last training forward and which inputs it was for; a copy or a pickle of it is empty."""
+    """The result of a method's last training forward and which inputs it was for; a copy or a pickle of it is empty.
+
+    ``forwards`` counts those for the same inputs since a backward last asked: of two, nothing says which one is run again.
+    """
 
     def __init__(self):
-        self.place, self.result = None, None
+        self.place, self.result, self.forwards = None, None, 0
+
+    def keep(self, place: tuple, result) -> None:
+        self.forwards = self.forwards + 1 if place == self.place else 1
+        self.place, self.result = place, result
 
     def __reduce__(self):
         return Kept, ()
 
 
 def place_of(inputs: Tensor) -> tuple:
-    """Equal for a tensor and its detached self, which is what checkpointing hands to the second call."""
-    return inputs.untyped_storage()._cdata, inputs.storage_offset(), tuple(inputs.shape)
+    """Equal for a tensor and its detached self, which is what checkpointing hands to the second call, until it is written to."""
+    version = 0 if inputs.is_inference() else inputs._version
+    return inputs.untyped_storage()._cdata, inputs.storage_offset(), tuple(inputs.shape), version
 
 
 def once(method: nn.Module, inputs: Tensor, act: Callable[[], T]) -> T:
@@ -50,13 +58,14 @@ def once(method: nn.Module, inputs: Tensor, act: Callable[[], T]) -> T:
     kept = method.__dict__.setdefault("_kept", Kept())
     if not recomputing():
         result = act()
-        kept.place, kept.result = place_of(inputs), result
+        kept.keep(place_of(inputs), result)
         return result
-    if kept.place != place_of(inputs):
+    if kept.place != place_of(inputs) or kept.forwards > 1:
         raise NotImplementedError(
             f"{type(method).__name__}: activation checkpointing runs a forward again that is not the last one, or whose views were "
             "made inside the checkpointed function; call backward before the next forward, and checkpoint the method or its encoder"
         )
+    kept.forwards = 0
     return kept.result
 
 
