@@ -37,28 +37,23 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ALL = (True, True, True, True)
 
 
-def fma_in_order(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """c + a b (m, n) of float32 as a GPU's FMA units add it up: one column of a (m, k) after the other, wherever an entry lies.
-
-    NumPy's BLAS adds up in an order that depends on the CPU and the shape; kernels with EXACT tiles need not bear that."""
-    total = c.astype(np.float64)
-    for k in range(a.shape[1]):
-        total += a[:, k, None].astype(np.float64) * b[k]
-        total = total.astype(np.float32).astype(np.float64)
-    return total.astype(np.float32)
+def product_of_float32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """c + a b (m, n) of float32, the same bits wherever an entry lies and in whatever shape, as a GPU's FMA units give it, which
+    add up along k one by one. NumPy's order depends on CPU and shape, which EXACT tiles need not bear."""
+    return (c + np.matmul(a, b, dtype=np.float64)).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
 def dots(monkeypatch):
-    """Triton 3.6's interpreter keeps bfloat16 as uint16, and multiplies those integers in tl.dot: widen them first. Products of
-    float32 are summed in a GPU's order."""
+    """Triton 3.6's interpreter keeps bfloat16 as uint16, and multiplies those integers in tl.dot: widen them first. Those of
+    float32 have the same bits in every shape."""
     dot = interpreter.InterpreterBuilder.create_dot
 
     def as_on_a_gpu(self, a, b, c, *rest):
         if a.dtype.scalar == tl.bfloat16:
             a, b = (self.cast_impl(t, tl.float32) for t in (a, b))
         elif a.dtype.scalar == tl.float32:
-            return interpreter.TensorHandle(fma_in_order(a.data, b.data, c.data), c.dtype.scalar)
+            return interpreter.TensorHandle(product_of_float32(a.data, b.data, c.data), c.dtype.scalar)
         return dot(self, a, b, c, *rest)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", as_on_a_gpu)
