@@ -250,6 +250,45 @@ def test_what_is_nan_stays_nan():
     assert not info_nce(A, B, return_stats=True)[1].acc1.isnan()
 
 
+def test_a_nan_of_any_bits_stays_and_also_under_a_scale_of_0(isa):
+    """An exponential made of exponent bits may turn a NaN whose bits are all 1 into a number, a BLAS may take 0 times NaN for 0."""
+    for bits in (0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1, -0x400000):
+        for width in (1, 3, 40):
+            x, y = torch.randn(7, width), torch.randn(9, width)
+            y[4, 0] = torch.tensor([bits], dtype=torch.int32).view(torch.float32)[0]
+            for scale in (0.5, 100.0, 0.0):
+                assert similarity_lse(x, y, scale=scale).isnan().all()
+                assert similarity_lse(x.requires_grad_(), y, scale=scale).isnan().all()
+                assert siglip_loss(x.detach(), y[:7], scale, 0.0).isnan() and clip_loss(x.detach(), y[:7], scale).isnan()
+
+
+def test_label_smoothing_sees_the_weight_of_the_hard_negative():
+    z0, z1, hard = (F.normalize(t.double(), dim=1) for t in (A, B, torch.randn(16, 8)))
+    s = z0 @ torch.cat([z1, hard]).T / 0.5 + 0.7 * F.pad(torch.eye(16, dtype=torch.float64), (16, 0))
+    want = F.cross_entropy(s, torch.arange(16), label_smoothing=0.3)
+    options = {"temperature": 0.5, "hard_negative_weight": 0.7, "label_smoothing": 0.3}
+    torch.testing.assert_close(info_nce(z0, z1, hard_negative_keys=hard, **options), want)
+    got, stats = info_nce(z0, z1, hard_negative_keys=hard, return_stats=True, **options)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(stats.loss.mean(), want)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-40, 1e-20, 1e-13, 1e-9])
+def test_cosine_distances_of_rows_too_small_for_unit_length(size):
+    """A norm below 1e-12 counts as 1e-12, as in ``F.normalize``, and a denormal has no square in float32."""
+    a, p, n = A.clone(), size * B, B.flip(0)
+    a[3] *= size
+    rows = [t.requires_grad_() for t in (a, p, n)]
+    wide = [t.detach().double().requires_grad_() for t in rows]
+    unit = [F.normalize(t, dim=1) for t in wide]
+    want = F.softplus((unit[0] * unit[2]).sum(1) - (unit[0] * unit[1]).sum(1)).mean()
+    got = triplet(*rows, distance="cosine", soft=True)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+    if size > 1e-30:  # below, not even float64's gradient is a float32
+        for ours, true in zip(torch.autograd.grad(got, rows), torch.autograd.grad(want, wide), strict=True):
+            torch.testing.assert_close(ours.double(), true, rtol=1e-4, atol=1e-6 * true.abs().max().item())
+
+
 @pytest.mark.parametrize("normalize", [False, True])
 def test_samples_without_a_label_are_no_anchors_and_no_positives(normalize):
     labels = torch.tensor([0, -1, 1, -1, 0, 1, 2, -1, 0, 1, 1, 2, 3, -1, 3, 0])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastssl.distributed.gather import world_size
 from fastssl.ops._checks import savable, traced, wide_dtype, widest
@@ -125,6 +126,9 @@ def paired(a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tenso
 
 def arange_ids(x: Tensor, start: int = 0) -> Tensor:
     """(N,) int32, one id for each row of x (N, D); 32-bit ids are the cheapest to compare."""
+    if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+        with x.fake_mode:
+            return torch.arange(start, start + len(x), dtype=torch.int32, device=x.device)
     return torch.arange(start, start + len(x), dtype=torch.int32, device=x.device)
 
 

@@ -166,13 +166,19 @@ def distance_rows(x: Tensor, distance: str) -> Tensor:
 
 
 def _from_euclidean(d: Tensor, x: Tensor, y: Tensor, distance: str) -> Tensor:
-    """For unit rows 1 - <x, y> = |x - y|^2 / 2, which does not cancel; a zero row is at 1 from every row."""
+    """For unit rows 1 - <x, y> = |x - y|^2 / 2, which does not cancel; rows too small to be unit rows fall short of 1."""
     if distance == "euclidean":
         return d
     if distance == "squared":
         return d.square()
-    zero_x, zero_y = ((t == 0).all(1).to(d.dtype) for t in (x, y))
-    return 0.5 * (d.square() + (zero_x[:, None] + zero_y if d.dim() == 2 else zero_x + zero_y))
+    short_x, short_y = (_shortness(t) for t in (x, y))
+    return 0.5 * (d.square() + (short_x[:, None] + short_y if d.dim() == 2 else short_x + short_y))
+
+
+def _shortness(x: Tensor) -> Tensor:
+    """1 - |x_i|^2 (N,) of rows that were too small to be brought to unit length, 0 of all others."""
+    left = 1.0 - x.square().sum(1)
+    return torch.where(left > 0.5, left, 0.0)
 
 
 def pair_distance(x: Tensor, y: Tensor, distance: str) -> Tensor:

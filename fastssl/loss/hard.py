@@ -77,9 +77,12 @@ def _corrected(op, z0, z1, temperature, tau_plus, beta, normalize, reduction) ->
     check_scalar(op, "temperature", temperature, z0, zero=False)
     check_number(op, "tau_plus", tau_plus, 0.0, 1.0)
     check_number(op, "beta", beta, 0.0)
+    check_scalar(op, "beta", beta, z0)
     check_flag(op, "normalize", normalize)
     if z0.shape[0] < 2:
         raise ValueError(f"{op}: z0 must have at least 2 rows, since one pair has no negatives, got shape {tuple(z0.shape)}")
+    if not isinstance(temperature, Tensor):
+        check_scalar(op, "beta, in (1 + beta) / temperature,", (1.0 + beta) / temperature, z0)
     local_rows(op)
     a, b, dot = paired(z0, z1, normalize)
     z, pair = torch.cat([a, b]), arange_ids(z0).repeat(2)

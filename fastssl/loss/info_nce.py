@@ -62,11 +62,14 @@ def _negative_sums(query: Tensor, keys: Tensor, extra: Tensor | None, ids: Tenso
     return (sums, total) if extra is None else (sums + dot_sum(query, extra), total + len(extra))
 
 
-def _smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | float], scale, smoothing: float) -> Tensor:
-    """Cross-entropy with label smoothing from the plain one: + eps (s_pos - mean of all logits of the row)."""
+def _smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | float], scale, smoothing, weight=0.0) -> Tensor:
+    """Cross-entropy with label smoothing from the plain one: + eps (s_pos - mean of all logits of the row).
+
+    ``weight`` is what the logits of the negatives hold, in all, beside the scaled similarities.
+    """
     total, count = negatives
-    smoothing = scalar(smoothing, loss)
-    return loss + smoothing * scale * (positive - (positive + total) / (count + 1.0))
+    smoothing, extra = scalar(smoothing, loss), scalar(weight, loss) / (count + 1.0)
+    return loss + smoothing * (scale * (positive - (positive + total) / (count + 1.0)) - extra)
 
 
 def _paired_terms(query, negative_keys, scale, positive):
@@ -183,7 +186,7 @@ def info_nce(
             sums = dot_sum(query, extra), float(len(extra))
     rows = None
     if label_smoothing:
-        rows = _smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing)
+        rows = _smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing, hard_negative_weight)
         loss = reduce_rows(rows, reduction)
     else:
         loss = positive_loss(lse, dot, scale, reduction)

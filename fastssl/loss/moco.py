@@ -10,7 +10,7 @@ new keys may come between forward and backward.
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import check_choice, check_flag, check_matrix, check_scalar, check_views
+from fastssl.ops._checks import check_choice, check_data, check_flag, check_matrix, check_scalar, check_views
 from fastssl.ops.similarity import similarity_lse_rank
 
 from ._common import RowStats, dot_rows, dot_sum, enter, local_rows, paired, positive_loss, row_stats, scalar, softplus
@@ -60,6 +60,7 @@ def moco_loss(
         raise ValueError(f"{op}: queue in layout {layout!r} must hold keys of width {query.shape[1]}, got {tuple(queue.shape)}")
     if keys.device != query.device:
         raise ValueError(f"{op}: query and queue must be on the same device, got {query.device} and {queue.device}")
+    check_data(op, "queue", queue, "query", query)
     if keys.dtype != query.dtype:
         common = torch.promote_types(keys.dtype, query.dtype)
         query, key, keys = query.to(common), key.to(common), keys.to(common)

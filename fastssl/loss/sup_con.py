@@ -80,7 +80,7 @@ def _class_ids(features: Tensor, labels: Tensor | None) -> Tensor | None:
     if labels is None:
         return None
     check_dense(_OP, "labels", labels, "a tensor (B,)")
-    if labels.dtype.is_complex:
+    if labels.dtype.is_complex or (labels.dtype.is_floating_point and labels.dtype not in FLOATS):
         raise TypeError(f"{_OP}: labels must have an integer, bool or float dtype, got {labels.dtype}")
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

@@ -5,7 +5,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import FLOATS, check_dense, check_like, check_matrix, check_scalar, check_vector, readable, widest
+from fastssl.ops._checks import (
+    FLOATS,
+    check_data,
+    check_dense,
+    check_like,
+    check_matrix,
+    check_scalar,
+    check_vector,
+    readable,
+    widest,
+)
 
 from ._common import in_given_dtype, scalar
 
@@ -36,6 +46,7 @@ def matryoshka(
         check_dense(op, f"embeddings[{k}]", embedding, "a tensor (..., D)")
         if embedding.dtype not in FLOATS:
             raise TypeError(f"{op}: embeddings[{k}] must be float32, bfloat16, float16 or float64, got {embedding.dtype}")
+        check_data(op, f"embeddings[{k}]", embedding, "embeddings[0]", embeddings[0])
     for name, value in (("dims", dims), ("weights", weights)):
         if not (isinstance(value, Sequence) or (value is None and name == "weights")) or isinstance(value, str):
             raise TypeError(f"{op}: {name} must be a sequence of numbers, got {type(value).__name__}")

@@ -46,7 +46,7 @@ def _push(
         raise ValueError(f"{op}: labels {wanted}")
     name = "keys" if op == "MoCoQueue" else "output"
     if gather_distributed and world_size() > 1:
-        check_matrix(op, name, keys, "N, D")
+        check_matrix(op, name, keys, "N, D", empty=True)  # the last batch of an epoch may have none here
         if labels is not None:
             check_vector(op, "labels", labels, len(keys), INTEGERS, "keys", keys)
             labels = gather_rows(labels.to(label_queue.dtype), even=even)

@@ -75,14 +75,14 @@ def check_dense(op: str, name: str, value, wanted: str = "a tensor") -> None:
         raise TypeError(f"{op}: {name} must be a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
 
 
-def check_matrix(op: str, name: str, value: Tensor, letters: str) -> None:
-    """A float matrix with at least one row and one column."""
+def check_matrix(op: str, name: str, value: Tensor, letters: str, *, empty: bool = False) -> None:
+    """A float matrix with at least one column and, unless it may be ``empty``, one row."""
     check_dense(op, name, value, f"a tensor ({letters})")
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
     if value.dim() != 2:
         raise ValueError(f"{op}: {name} must be 2-D ({letters}), got shape {tuple(value.shape)}")
-    if value.shape[0] == 0 or value.shape[1] == 0:
+    if (value.shape[0] == 0 and not empty) or value.shape[1] == 0:
         raise ValueError(f"{op}: {name} must have at least one row and one column ({letters}), got shape {tuple(value.shape)}")
 
 
