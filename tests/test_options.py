@@ -34,7 +34,7 @@ WRONG = {
     "train simclr --precision bf17": "did you mean bf16?",
     "train simclr --seed -1": "at least 0",
     "train simclr --seed 18446744073709551616": "--seed: must be at most",
-    "train simclr --data digits --devices 0 --out {here}/run": "--devices 0:",
+    "train simclr --data digits --devices 0 --out {here}/run": "--devices: must be at least 1",
     "train simclr --data digits --accelerator gup --out {here}/run": "--accelerator gup:",
     "train simclr --data digits --patch-size 4": "--patch-size 4: only --backbone vit",
     "train mae --data digits --patch-size 5": "--patch-size 5: must divide",

@@ -277,6 +277,8 @@ MISFITS = {
         r"pixels of shape \(2, 20, 20, 3\)",
     ),
     "complex": ("a.npy", lambda path: np.save(path, RAMP * 1j), "expected real numbers"),
+    "objects": ("a.npy", lambda path: np.save(path, np.array([{"a": 1}, 2])), "an array of Python objects, which is not read"),
+    "text": ("a.npy", lambda path: np.save(path, np.array([["a"] * 8] * 8)), "expected real numbers"),
     "a table": ("a.npy", lambda path: np.save(path, np.zeros(512)), r"pixels of shape \(512,\)"),
     "empty": ("a.npy", lambda path: np.save(path, np.zeros((0, 4), np.uint8)), "no empty axis"),
     "RGB and infrared": (
@@ -291,6 +293,13 @@ MISFITS = {
         "LZW.*imagecodecs",
     ),
 }
+
+
+def test_what_is_no_array_is_damaged(tmp_path):
+    for content in (b"", b"x" * 100, b"\x93NUMPY"):
+        (tmp_path / "a.npy").write_bytes(content)
+        with pytest.raises(UsageError, match=r"none of 1 files looked at can be read: a.npy: damaged, or no image"):
+            load_data(f"folder:{tmp_path}", 16)
 
 
 def compressed(path) -> None:

@@ -47,6 +47,13 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def devices(text: str) -> str:
+    """A number of devices or a list of them, as lightning takes it."""
+    if text.strip() in ("0", "-0", "+0"):
+        raise argparse.ArgumentTypeError(f"must be at least 1, or -1 for all, got {text}; '0,' is the list of the first alone")
+    return text
+
+
 def precision(text: str) -> str:
     short = next((short for short, long in PRECISIONS.items() if text in (short, long)), None)
     if short is None:
@@ -134,7 +141,10 @@ def _run_options(parser: Parser, method: str | None) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out was left, if there is one")
     parser.add_argument("--accelerator", default="auto", help="passed to lightning: auto, cpu, gpu, ...")
     parser.add_argument(
-        "--devices", default="auto", help="passed to lightning: number or list of devices (--accelerator chooses their kind)"
+        "--devices",
+        type=devices,
+        default="auto",
+        help="passed to lightning: number or list of devices (--accelerator chooses their kind)",
     )
     ddp = "passed to lightning, for example ddp; each process contrasts with its own images only (and moco with a queue of all)"
     parser.add_argument("--strategy", default="auto", help=ddp)

@@ -55,8 +55,7 @@ def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[fl
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return picture_of_array(bands_last(array, "", channels), False, size, channels, pixel_range)
+        return picture_of_array(bands_last(_array(path), "", channels), False, size, channels, pixel_range)
     if suffix in TIFF and (found := _deep_tiff(path, channels)) is not None:
         return picture_of_array(*found, size, channels, pixel_range)
     with warnings.catch_warnings():
@@ -126,6 +125,15 @@ def to_square(image: Image.Image, size: int) -> Tensor:
 
 
 # --- more than 8 bits, or other bands: arrays -----------------------------------------------------------------------------------
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "Python objects" not in str(error):  # else no array at all
+            raise
+        raise Misfit("an array of Python objects, which is not read; expected real numbers") from None
 
 
 def _deep_band(image: Image.Image) -> np.ndarray:
