@@ -311,3 +311,18 @@ def test_fake_tensors_share_memory_where_real_ones_would():
         ema_update_([e, p], [p.clone(), e.clone()], 0.9)
         with pytest.raises(ValueError, match=r"ema\[0\] and ema\[1\] share memory"):
             ema_update_([e[:3], e[1:]], [p[:3], p[1:]], 0.9)
+        fake = torch.tensor(0.9)
+    for options in ({"momentum": fake}, {"momentum": 0.9, "seed": fake.long()}):
+        with pytest.raises(ValueError, match=r"ema_update_: ema and .* must both be fake tensors or both have data"):
+            ema_update_(A, B, **options)
+
+
+@pytest.mark.parametrize("order", ["lerp", "mul_add"])
+def test_a_tensor_averaged_with_itself_stays(order):
+    def plain(e, p, m, order):
+        reference.ema_update_([e], [p], [], m, None, order == "mul_add", False, 0, None)
+
+    for update in (ema_update_, plain):
+        e = torch.tensor([1.0, -2.0])
+        update(e, e.view(2), 0.75, order=order)
+        assert e.tolist() == [1.0, -2.0]

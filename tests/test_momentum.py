@@ -309,6 +309,11 @@ BAD = {
     ),
     "decay": (ValueError, "get_ema_multi_avg_fn: decay must be in.*got 2", lambda e: get_ema_multi_avg_fn(2)),
     "m": (ValueError, "update_momentum: m must be in.*got nan", lambda e: update_momentum(small(), e.module, math.nan)),
+    "m meta": (
+        ValueError,
+        "update_momentum: m must be a number or a one-element float",
+        lambda e: update_momentum(small(), e.module, torch.ones(2, device="meta")),
+    ),
     "m None": (TypeError, "update_momentum: m must be a number.*NoneType", lambda e: update_momentum(small(), e.module, None)),
     "model_ema": (TypeError, "update_momentum: model_ema must be a torch.nn.Module", lambda e: update_momentum(small(), [], 0.9)),
     "update_momentum shapes": (

@@ -63,6 +63,8 @@ def test_a_tensor_step_gives_a_float64_scalar(dtype, shape):
     calls = [
         lambda s: cosine_schedule(s, 50),
         lambda s: cosine_schedule(s, 1, last_is_end=True),
+        lambda s: cosine_schedule(s, 50, start=0, end=2**64),
+        lambda s: warmup_schedule(s, gamma=2**64),
         lambda s: linear_schedule(s, 50, start=0.9, end=0.99, last_is_end=True),
         warmup_schedule,
         lambda s: warmup_schedule(s, 10.0, 0.75, 0.9),

@@ -152,7 +152,7 @@ class Work:
 
 def _share(op: str, name: str, momentum: float | Tensor, device: torch.device) -> float | Tensor:
     """The momentum, checked, as a number or as a scalar on the device."""
-    if isinstance(momentum, Tensor) and momentum.device.type != "cpu":
+    if isinstance(momentum, Tensor) and momentum.device.type not in ("cpu", "meta"):
         momentum = momentum.to(device)
     number, scalar = share(op, name, momentum, device)
     return number if scalar is None else scalar

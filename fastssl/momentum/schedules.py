@@ -39,7 +39,8 @@ def cosine_schedule(
     """
     t = _progress("cosine_schedule", step, max_steps, start, end, last_is_end)
     cosine = torch.cos(t * math.pi) if isinstance(t, Tensor) else math.cos(t * math.pi)
-    return end - (end - start) * ((1.0 + cosine) / 2.0)
+    first, last = float(start), float(end)  # a tensor multiplies by no integer beyond 64 bits
+    return last - (last - first) * ((1.0 + cosine) / 2.0)
 
 
 def linear_schedule(
@@ -47,7 +48,8 @@ def linear_schedule(
 ) -> float | Tensor:
     """A straight line from ``start`` to ``end`` (Assran et al. 2023, I-JEPA, section 4); arguments as ``cosine_schedule``."""
     t = _progress("linear_schedule", step, max_steps, start, end, last_is_end)
-    return end - (end - start) * (1.0 - t)
+    first, last = float(start), float(end)
+    return last - (last - first) * (1.0 - t)
 
 
 def warmup_schedule(step: int | Tensor, gamma: float = 1.0, power: float = 2 / 3, maximum: float = 0.9999) -> float | Tensor:
@@ -64,7 +66,7 @@ def warmup_schedule(step: int | Tensor, gamma: float = 1.0, power: float = 2 / 3
     check_number(op, "maximum", maximum)
     if not 0 <= maximum <= 1:
         raise ValueError(f"{op}: maximum must be in [0, 1], got {maximum}")
-    step = _step(op, step)
+    step, gamma, power, maximum = _step(op, step), float(gamma), float(power), float(maximum)
     if isinstance(step, Tensor):
         return (-torch.expm1(-power * torch.log1p(step / gamma))).clamp(max=maximum)
     return min(-math.expm1(-power * math.log1p(step / gamma)), maximum)

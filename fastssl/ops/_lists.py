@@ -201,6 +201,13 @@ def laid_out(written: dict[str, list[Tensor]], read: dict[str, list[Tensor]]) ->
         original.copy_(copy)
 
 
+def check_scalars(op: str, like_name: str, like: Tensor, **scalars) -> None:
+    """Those that are tensors are fake where the lists are, and only there."""
+    for name, value in scalars.items():
+        if isinstance(value, Tensor):
+            check_data(op, name, value, like_name, like)
+
+
 def bump_versions(tensors: list[Tensor]) -> None:
     """Tells autograd that the tensors changed in place, as torch's own in-place ops do."""
     if not torch.compiler.is_compiling():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_number
-from ._lists import check_lists
+from ._lists import check_lists, check_scalars
 from ._register import define_op
 from ._steps import for_each_tensor, run_in_place, step_scalar, with_copies
 from .ema import share
@@ -82,6 +82,7 @@ def step_adamw(op: str, lists: tuple, copies: tuple, step, lr, betas, eps, weigh
     with torch.no_grad():
         written, read, as_they_are = check_lists(op, given, {"grads": grads})
         device, count = written["params"][0].device, len(written["params"])
+        check_scalars(op, "params", written["params"][0], step=step, lr=lr, ema_momentum=ema_momentum)
         options = (
             for_each_tensor(op, "weight_decay", weight_decay, count, float),
             *step_scalar(op, "step", step, device, 1, whole=True),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._checks import _shown, as_scalar, check_choice, check_dense, device_scalar
-from ._lists import bump_versions, check_lists, laid_out
+from ._lists import bump_versions, check_lists, check_scalars, laid_out
 from ._register import define_op
 
 _ema_update = define_op(
@@ -80,6 +80,7 @@ def update_averages(
     with torch.no_grad():
         written, read, as_they_are = check_lists(op, given, {theirs: params})
         device = written[mine][0].device
+        check_scalars(op, mine, written[mine][0], **{kept: momentum, "seed": seed})
         number, scalar = share(op, kept, momentum, device)
         seed_number, seed_scalar = _seed(op, seed, device)
         options = (number, scalar, order == "mul_add", rounding == "stochastic", seed_number, seed_scalar)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_choice, check_number
-from ._lists import check_lists
+from ._lists import check_lists, check_scalars
 from ._register import define_op
 from ._steps import for_each_tensor, run_in_place, step_scalar, with_copies
 from .ema import share
@@ -102,6 +102,7 @@ def step_lars(op: str, lists: tuple, copies: tuple, lr, weight_decay, adapt, opt
     with torch.no_grad():
         written, read, as_they_are = check_lists(op, given, {"grads": grads})
         device, count = written["params"][0].device, len(written["params"])
+        check_scalars(op, "params", written["params"][0], lr=lr, ema_momentum=ema_momentum)
         options = (
             for_each_tensor(op, "weight_decay", weight_decay, count, float),
             for_each_tensor(op, "adapt", adapt, count, bool),

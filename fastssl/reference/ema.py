@@ -23,6 +23,7 @@ def ema_update_(
     """In place on ``ema`` and ``shadow``; the scalars, where given, stand in for the numbers."""
     plain = not stochastic and momentum_scalar is None and all(e.dtype == p.dtype for e, p in zip(ema, params, strict=True))
     if plain and mul_add:
+        params = [p.clone() if p.numel() and p.data_ptr() == e.data_ptr() else p for e, p in zip(ema, params, strict=True)]
         torch._foreach_mul_(ema, momentum)
         torch._foreach_add_(ema, params, alpha=1.0 - momentum)
     elif plain:
