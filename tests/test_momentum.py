@@ -278,6 +278,12 @@ def complex_net() -> nn.Module:
     return model
 
 
+def mkldnn() -> nn.Module:
+    model = small()
+    model[0].weight = nn.Parameter(model[0].weight.detach().to_mkldnn(), requires_grad=False)
+    return model
+
+
 BAD = {
     "not a module": (TypeError, "EMA: model must be a torch.nn.Module, got list", lambda e: EMA([])),
     "no parameters": (ValueError, "EMA: model must have at least one float parameter", lambda e: EMA(nn.ReLU())),
@@ -287,6 +293,12 @@ BAD = {
     "order": (ValueError, "EMA: order must be one of 'lerp', 'mul_add', got 'add'", lambda e: EMA(small(), order="add")),
     "rounding": (ValueError, "EMA: rounding must be one of", lambda e: EMA(small(), rounding="up")),
     "dtype": (TypeError, "EMA: dtype must be None.*got torch.int8", lambda e: EMA(small(), dtype=torch.int8)),
+    "dtype text": (TypeError, "EMA: dtype must be None.*got str", lambda e: EMA(small(), dtype="bfloat16")),
+    "mkldnn": (
+        TypeError,
+        "EMA.update: parameter '0.weight' must be.*got torch._mkldnn",
+        lambda e: e.update(mkldnn()),
+    ),
     "float64": (TypeError, "float64 tensors stays as it is", lambda e: EMA(small().double(), dtype=torch.bfloat16)),
     "seed": (ValueError, "EMA: seed must be an integer in", lambda e: EMA(small(), seed=-1)),
     "momentum": (ValueError, r"EMA: momentum must be in \[0, 1\].*got 1.1", lambda e: EMA(small(), 1.1)),

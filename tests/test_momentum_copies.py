@@ -137,3 +137,12 @@ def test_an_expanded_buffer(rule):
         with pytest.raises(ValueError, match=r"EMA.update: .*must not be expanded"):
             ema.update(model)
         assert same(before, values(ema))
+
+
+def test_a_sparse_buffer_is_copied():
+    model = small()
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    ema = EMA(model, 0.5)
+    model.graph = torch.ones(3, 3).to_sparse()
+    ema.update(model)
+    assert torch.equal(ema.module.graph.to_dense(), torch.ones(3, 3))

@@ -256,6 +256,9 @@ BAD = {
     "LARS form": (ValueError, "LARS: form must be one of", lambda: LARS([LEAF], 1.0, form="timm")),
     "LARS adapt": (ValueError, "LARS: adapt must be one of None, True, False", lambda: LARS([LEAF], 1.0, adapt="auto")),
     "LARS group": (ValueError, "LARS: momentum must be in", lambda: LARS([{"params": [LEAF], "momentum": 2.0}], 1.0)),
+    "no params": (ValueError, "AdamW: params must be parameters or groups of them: .*empty", lambda: AdamW([])),
+    "params": (TypeError, "LARS: params must be parameters or groups of them: .*str", lambda: LARS("weights", 1.0)),
+    "ema number": (TypeError, "LARS: ema must be a list of tensors.*got float", lambda: LARS([LEAF], 1.0, ema=0.9)),
     "ema count": (
         ValueError,
         "LARS: ema must hold 1 tensors, one for each param.*, got 2",

@@ -14,7 +14,7 @@ from operator import is_
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import FLOATS
+from fastssl.ops._checks import FLOATS, check_dense
 from fastssl.ops._lists import as_list, check_lists, check_stored, check_writable
 from fastssl.ops.ema import share, update_averages
 
@@ -91,6 +91,9 @@ def check_match(op: str, what: str, theirs: list[tuple[str, Tensor]], mine: list
             raise ValueError(f"{op}: the model must have as many {what}s as its average, {counts}")
         if any(isinstance(t, nn.parameter.UninitializedTensorMixin) for t in (p, e)):
             raise ValueError(f"{op}: {what} {name!r} must be initialised, got a lazy one; run the model once before")
+        for t in (p, e):
+            if what == "parameter" or t.is_nested:
+                check_dense(op, f"{what} {name!r}", t)
         if p.shape != e.shape:
             shapes = f"got {tuple(p.shape)} and {tuple(e.shape)}"
             raise ValueError(f"{op}: {what} {name!r} and {own!r} of the average must have the same shape, {shapes}")
@@ -139,8 +142,9 @@ class Work:
                 check_lists(op, written, {theirs: as_list(op, theirs, params)})
         copies, sources = (as_list(op, "tensors", tensors) for tensors in self.copies)
         for i, (copy_, source) in enumerate(zip(copies, sources, strict=True)):
-            check_writable(op, f"copied tensor {i} of {mine}", copy_)
-            check_stored(op, f"copied tensor {i} of {mine}", copy_)
+            if copy_.layout == torch.strided:
+                check_writable(op, f"copied tensor {i} of {mine}", copy_)
+                check_stored(op, f"copied tensor {i} of {mine}", copy_)
             if copy_.shape != source.shape:
                 raise ValueError(f"{op}: a copied tensor must keep its shape {tuple(copy_.shape)}, got {tuple(source.shape)}")
         for (ema, params, shadow), m in zip(self.launches, shares, strict=True):

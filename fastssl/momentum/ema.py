@@ -182,8 +182,9 @@ class EMA(nn.Module):
         check_choice("EMA", "buffers", buffers, ("copy", "ema", "skip"))
         check_choice("EMA", "order", order, ("lerp", "mul_add"))
         check_choice("EMA", "rounding", rounding, ("nearest", "stochastic"))
-        if dtype not in (None, torch.float32, *HALF):
-            raise TypeError(f"EMA: dtype must be None, torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+        if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype in (torch.float32, *HALF))):
+            got = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
+            raise TypeError(f"EMA: dtype must be None, torch.float32, torch.bfloat16 or torch.float16, got {got}")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise ValueError(f"EMA: seed must be an integer in [0, 2^31), got {seed!r}")
         for name, module in (("model", model), *([] if teacher is None else [("teacher", teacher)])):

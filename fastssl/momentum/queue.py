@@ -4,21 +4,26 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fastssl.distributed.gather import gather_rows, world_size
-from fastssl.ops._checks import FLOATS, INTEGERS, check_choice, check_matrix, check_vector
+from fastssl.ops._checks import FLOATS, INTEGERS, _shown, check_choice, check_flag, check_matrix, check_vector
 from fastssl.ops.queue import push_keys
 
 
-def _check_options(op: str, overflow: str, gather_distributed: bool, dtype: torch.dtype, **counts: tuple[int, int]) -> None:
+def _check_options(op: str, overflow: str, dtype: torch.dtype, counts: dict[str, tuple[int, int]], **flags: bool) -> None:
     """``counts``: argument -> (what was given, the least it may be)."""
     for name, (value, least) in counts.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
         if value < least:
-            raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+            raise ValueError(f"{op}: {name} must be at least {least}, got {_shown(value)}")
+        if value >= 2**31:
+            raise ValueError(f"{op}: {name} must be below 2^31, got {_shown(value)}")
     check_choice(op, "overflow", overflow, ("wrap", "truncate"))
-    if dtype not in FLOATS:
-        raise TypeError(f"{op}: dtype must be float32, bfloat16, float16 or float64, got {dtype}")
-    if gather_distributed and not distributed.is_available():
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
+        got = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
+        raise TypeError(f"{op}: dtype must be float32, bfloat16, float16 or float64, got {got}")
+    for name, value in flags.items():
+        check_flag(op, name, value)
+    if flags["gather_distributed"] and not distributed.is_available():
         raise ValueError(f"{op}: gather_distributed=True needs torch.distributed, which this torch build lacks")
 
 
@@ -44,6 +49,7 @@ def _push(
     if (label_queue is None) != (labels is None):
         wanted = "must be given, since labels=True" if labels is None else "needs labels=True"
         raise ValueError(f"{op}: labels {wanted}")
+    check_flag(op, "even", even)
     name = "keys" if op == "MoCoQueue" else "output"
     if gather_distributed and world_size() > 1:
         check_matrix(op, name, keys, "N, D", empty=True)  # the last batch of an epoch may have none here
@@ -93,7 +99,8 @@ class MoCoQueue(nn.Module):
     ):
         super().__init__()
         check_choice("MoCoQueue", "layout", layout, ("dk", "kd"))
-        _check_options("MoCoQueue", overflow, gather_distributed, dtype, dim=(dim, 1), size=(size, 1))
+        counts = {"dim": (dim, 1), "size": (size, 1)}
+        _check_options("MoCoQueue", overflow, dtype, counts, labels=labels, gather_distributed=gather_distributed)
         self.layout, self.overflow, self.gather_distributed = layout, overflow, gather_distributed
         self.queue: Tensor
         self.queue_ptr: Tensor
@@ -168,7 +175,8 @@ class MemoryBank(nn.Module):
     ):
         super().__init__()
         counts = {"size": (size, 0)} if dim is None else {"size": (size, 0), "dim": (dim, 1)}
-        _check_options("MemoryBank", overflow, gather_distributed, dtype, **counts)
+        flags = {"labels": labels, "gather_distributed": gather_distributed, "persistent": persistent}
+        _check_options("MemoryBank", overflow, dtype, counts, **flags)
         self.overflow, self.gather_distributed, self._any_width = overflow, gather_distributed, dim is None
         self.bank: Tensor
         self.bank_ptr: Tensor
@@ -183,6 +191,7 @@ class MemoryBank(nn.Module):
 
         With ``update`` the bank is a copy and output is pushed; without, it is a view. For size 0 it is None.
         """
+        check_flag("MemoryBank", "update", update)
         if len(self.bank) == 0:
             return output, None
         bank = self.read(output)

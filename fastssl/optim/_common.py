@@ -31,7 +31,12 @@ class ListOptimizer(torch.optim.Optimizer):
     def __init__(self, params, defaults: dict, ema, ema_momentum: float | Tensor, shadow, ema_shadow):
         self._copies: dict[str, dict[Tensor, Tensor]] = {}
         self._own = tuple(defaults)  # torch adds defaults of its own on the way
-        super().__init__(params, defaults)
+        try:
+            super().__init__(params, defaults)
+        except (TypeError, ValueError) as error:
+            if str(error).startswith(self._name):
+                raise
+            raise type(error)(f"{self._name}: params must be parameters or groups of them: {error}") from error
         flat = [p for group in self.param_groups for p in group["params"]]
         share(self._name, "ema_momentum", ema_momentum, flat[0].device)
         self.ema_momentum = ema_momentum
@@ -46,6 +51,8 @@ class ListOptimizer(torch.optim.Optimizer):
         return type(self).__name__
 
     def _aligned(self, name: str, params: list[Tensor], copies: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+        if isinstance(copies, Tensor) or not isinstance(copies, Iterable):
+            raise TypeError(f"{self._name}: {name} must be a list of tensors, one for each parameter, got {type(copies).__name__}")
         copies = list(copies)
         if len(copies) != len(params):
             raise ValueError(f"{self._name}: {name} must hold {len(params)} tensors, one for each parameter, got {len(copies)}")
