@@ -107,3 +107,9 @@ def test_every_op_works_in_a_child_of_fork():
     environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, env=environment)
     assert ran.returncode == 0 and ran.stdout.count("done") == 2, ran.stdout + ran.stderr
+
+
+def test_kernels_share_work_out_in_one_way():
+    """Loops of torch's own do not know of forks."""
+    others = [path.name for path in (ROOT / "csrc" / "cpu").iterdir() if "at::parallel_" in path.read_text()]
+    assert others == ["parallel.h"]

@@ -343,6 +343,16 @@ BAD = {
         r"get_ema_multi_avg_fn: float64 stands with float64 only, got averaged\[0\] .*and current\[0\]",
         lambda e: get_ema_multi_avg_fn()([torch.ones(1)], [torch.ones(1).double()], 1),
     ),
+    "averaged float8": (
+        TypeError,
+        r"get_ema_multi_avg_fn: averaged\[0\] must be float32.*got torch.float8_e4m3fn",
+        lambda e: get_ema_multi_avg_fn()([torch.ones(1).to(torch.float8_e4m3fn)], [torch.ones(1)], 1),
+    ),
+    "integers of floats": (
+        TypeError,
+        "get_ema_multi_avg_fn: integers are copied from integers.*got torch.uint16 in averaged and torch.float32 in current",
+        lambda e: get_ema_multi_avg_fn()([torch.ones(1).to(torch.uint16)], [torch.ones(1)], 1),
+    ),
     "fake among real": (
         ValueError,
         r"get_ema_multi_avg_fn: averaged\[0\] and current\[0\] must both be fake tensors or both have data",

@@ -145,6 +145,9 @@ class Work:
             if copy_.layout == torch.strided:
                 check_writable(op, f"copied tensor {i} of {mine}", copy_)
                 check_stored(op, f"copied tensor {i} of {mine}", copy_)
+            if _counts(copy_) != _counts(source):
+                kinds = f"got {copy_.dtype} in {mine} and {source.dtype} in {theirs}"
+                raise TypeError(f"{op}: integers are copied from integers, and other numbers from other ones, {kinds}")
             if copy_.shape != source.shape:
                 raise ValueError(f"{op}: a copied tensor must keep its shape {tuple(copy_.shape)}, got {tuple(source.shape)}")
         for (ema, params, shadow), m in zip(self.launches, shares, strict=True):
@@ -152,6 +155,11 @@ class Work:
             update_averages(op, ema, params, m, order=order, shadow=shadow, rounding=rounding, seed=here, names=names)
         if copies:
             torch._foreach_copy_(copies, sources)
+
+
+def _counts(tensor: Tensor) -> bool:
+    """Integers and bools."""
+    return not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def _share(op: str, name: str, momentum: float | Tensor, device: torch.device) -> float | Tensor:
@@ -175,6 +183,10 @@ def average_lists(
 
     What any launch would refuse is refused before the first; ``names`` is what the caller calls averages, values and ``kept``.
     """
+    for i, average in enumerate(averages):
+        if average.dtype not in FLOATS and not _counts(average):
+            wanted = "float32, bfloat16, float16, float64 or an integer dtype"
+            raise TypeError(f"{op}: {names[0]}[{i}] must be {wanted}, got {average.dtype}")
     groups, copied = find_groups(kinds_of(averages), False, len(averages))
     launches = [([averages[i] for i in group], [values[i] for i in group], None) for group in groups]
     Work(launches, ([averages[i] for i in copied], [values[i] for i in copied])).run(op, names, kept, order, **rounding)
