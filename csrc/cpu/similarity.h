@@ -156,7 +156,11 @@ int pad(T* S, int m, int n, int ld) {
 template <class T>
 int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld, const T* y, int y_ld) {
   const T* x = p.x.row(i0);
-  gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, T(p.bounded ? p.scale * kLog2e : p.scale), x, p.x.ld, y, y_ld, T(0), S, ld);
+  const T scale = T(p.bounded ? p.scale * kLog2e : p.scale);
+  gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, scale == T(0) ? T(1) : scale, x, p.x.ld, y, y_ld, T(0), S, ld);
+  if (scale == T(0))  // a BLAS that is told 0 does not look at the rows, and one may hold a NaN
+    for (int i = 0; i < m; i++)
+      for (int j = 0; j < n; j++) S[int64_t(i) * ld + j] *= scale;
   if (unlucky_products) {
     const bool t = p.y.transposed;
     move_logits<T>(x, p.x.ld, 1, y, t ? 1 : y_ld, t ? y_ld : 1, m, n, p.D, p.backward, S, ld);
