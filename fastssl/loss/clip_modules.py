@@ -170,7 +170,8 @@ class ClipLoss(nn.Module):
 class SigLipLoss(nn.Module):
     """``siglip_loss`` with the arguments, attributes and methods of open_clip's ``SigLipLoss``.
 
-    In several processes each contrasts its N images with the texts of all, and the loss is divided by N.
+    Features come normalised, unless ``normalize``; ``logit_scale`` comes exponentiated. In several processes each contrasts its N
+    images with the texts of all, and the loss is divided by N.
 
     Args:
         cache_labels: has no effect, as there.

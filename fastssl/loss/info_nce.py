@@ -237,7 +237,7 @@ def _symmetric(query, key, dot, scale, ids, threshold, smoothing, reduction):
 
 
 class InfoNCELoss(nn.Module):
-    """``info_nce`` as a module, with the arguments of info-nce-pytorch's ``InfoNCE`` first."""
+    """``info_nce`` as a module, with the arguments of info-nce-pytorch's ``InfoNCE`` first; rows are normalised here."""
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ def moco_v3_loss(query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, 
 
 
 class MoCoLoss(nn.Module):
-    """``moco_loss`` as a module: ``MoCoLoss(0.07)(query, key, queue)``."""
+    """``moco_loss`` as a module: ``MoCoLoss(0.07)(query, key, queue)``, all rows of unit length as MoCo's encoders leave them."""
 
     def __init__(self, temperature: float | Tensor = 0.07, layout: str = "dk"):
         super().__init__()

@@ -211,7 +211,8 @@ def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contras
 
 
 class SupConLoss(nn.Module):
-    """``sup_con`` with the arguments of SupContrast's ``SupConLoss``: the base temperature is 0.07 there."""
+    """``sup_con`` with the arguments of SupContrast's ``SupConLoss``: the base temperature is 0.07 there, and features come
+    normalised, unless ``normalize``. ``ignore_label`` as in ``sup_con``, where labels are given."""
 
     def __init__(
         self,
