@@ -232,3 +232,28 @@ def test_bad_input_is_refused_in_words(name):
     error, words, call = BAD[name]
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    {
+        "nt_xent": lambda a: F_.nt_xent(a, B),
+        "dcl": lambda a: F_.dcl(a, B, normalize=False),
+        "hard_nt_xent": lambda a: F_.hard_nt_xent(a, B),
+        "info_nce": lambda a: F_.info_nce(a, B),
+        "moco_v3_loss": lambda a: F_.moco_v3_loss(a, B),
+        "clip_loss": lambda a: F_.clip_loss(a, a + B, 1.0),
+        "siglip_loss": lambda a: F_.siglip_loss(a, B, 1.0, 0.0),
+        "sup_con": lambda a: F_.sup_con(a[:, None], torch.arange(4) % 2),
+        "byol_loss": lambda a: F_.byol_loss(a, B),
+        "n_pair": lambda a: F_.n_pair(a, a + B),
+        "uniformity": lambda a: F_.uniformity(a),
+        "NTXentLoss": lambda a: loss.NTXentLoss()(a, B),
+    }.items(),
+)
+def test_second_derivatives_and_torch_func_are_refused_by_the_name_of_the_function(name, call):
+    a = A.clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match=f"^{name}: second derivatives are not implemented"):
+        torch.autograd.grad(torch.autograd.grad(call(a), a, create_graph=True)[0].square().sum(), a)
+    with pytest.raises(NotImplementedError, match=rf"^{name}: torch\.func"):
+        torch.func.grad(call)(A)

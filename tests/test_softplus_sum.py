@@ -66,8 +66,8 @@ def test_contract():
 @pytest.mark.parametrize("scale", [3.0, torch.tensor(3.0), torch.tensor([3.0], dtype=torch.float64)], ids=["float", "0-d", "1-d"])
 def test_a_reduced_loss_is_the_reduction_of_its_rows(scale, reduction):
     lse, positive = (t.float() for t in given(12, 4))
-    rows = positive_loss(lse, positive, scale, "none")
-    loss = positive_loss(lse, positive, scale, reduction)
+    rows = positive_loss("nt_xent", lse, positive, scale, "none")
+    loss = positive_loss("nt_xent", lse, positive, scale, reduction)
     assert rows.shape == (12,) and loss.dtype == torch.float32
     torch.testing.assert_close(loss, getattr(rows, reduction)().float())
 

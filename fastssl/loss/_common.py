@@ -11,6 +11,7 @@ from fastssl.distributed.gather import world_size
 from fastssl.ops._checks import savable, traced, wide_dtype, widest
 from fastssl.ops._register import refuse_functorch
 from fastssl.ops.normalize import EPS, normalize_pair
+from fastssl.ops.similarity import similarity_lse_rank
 from fastssl.ops.softplus_sum import softplus_sum
 
 
@@ -75,13 +76,18 @@ def softplus(x: Tensor) -> Tensor:
     return nn.functional.softplus(x, threshold=40.0)
 
 
-def positive_loss(lse: Tensor, dot: Tensor, scale: float | Tensor, reduction: str) -> Tensor:
+def positive_loss(op: str, lse: Tensor, dot: Tensor, scale: float | Tensor, reduction: str) -> Tensor:
     """softplus(lse_i - scale dot_(i mod P)), reduced: lse (N,) over the negatives, dot (P,) of the positives, N a multiple of P."""
     if reduction == "none":
         return softplus(lse.view(-1, len(dot)) - scale * dot).flatten()
     if isinstance(scale, Tensor):
         dot, scale = (scale * dot).to(lse.dtype), 1.0
-    return softplus_sum(lse, dot, scale, reduction == "mean")
+    return softplus_sum(lse, dot, scale, reduction == "mean", op)
+
+
+def lse_of(op: str, x: Tensor, y: Tensor, **options) -> Tensor:
+    """``similarity_lse`` of checked sides, which names ``op``."""
+    return similarity_lse_rank(x, y, op=op, **options)[0]
 
 
 def scalar(value: float | Tensor, like: Tensor) -> float | Tensor:
@@ -115,11 +121,11 @@ def in_given_dtype(x: Tensor):
     return torch.autocast(x.device.type, enabled=False)
 
 
-def paired(a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+def paired(op: str, a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
     """a, b (N, D), of unit length if ``normalize``, and their dots (N,). A constant side stays one."""
     if not normalize:
         return a, b, dot_rows(a, b)
-    z, dot = normalize_pair(a, b)
+    z, dot = normalize_pair(a, b, op=op)
     x, y = z[: len(a)], z[len(a) :]
     return x if a.requires_grad else x.detach(), y if b.requires_grad else y.detach(), dot
 

@@ -71,7 +71,7 @@ def clip_of_all(
     image, text = enter(op, image, text)
     _check_pairs(op, image, text, logit_scale, logit_bias, normalize, group, {"ids": ids})
     check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)
-    x, y, dot = paired(image, text, normalize)
+    x, y, dot = paired(op, image, text, normalize)
     losses, _, _ = both_directions(op, x, y, dot, scalar(logit_scale, x), ids, None, label_smoothing)
     loss = losses.mean()
     return loss + 0.0 * logit_bias.reshape(()).to(loss.dtype) if isinstance(logit_bias, Tensor) else loss
@@ -114,7 +114,7 @@ def siglip_loss(
     if image_id is None and text_id is not None:
         raise ValueError(f"{op}: text_id was given without image_id")
     local_rows(op)
-    x, y = paired(image, text, normalize)[:2] if normalize else (image, text)
+    x, y = paired(op, image, text, normalize)[:2] if normalize else (image, text)
     x_id = arange_ids(x) if image_id is None else image_id
     y_id = x_id if text_id is None else text_id
     x_weight = y_weight = None

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
 from fastssl.ops._checks import check_choice, check_number, check_views, check_whole, widest
 from fastssl.ops.sigmoid_pair import sigmoid_pair
-from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, dot_rows, softplus, unit_rows
+from ._common import arange_ids, dot_rows, lse_of, softplus, unit_rows
 from .clip import clip_loss, clip_of_all, siglip_loss
 
 EXCHANGES = ("bidir", "shift", "reduce", "gather")
@@ -107,7 +106,7 @@ class ClipLoss(nn.Module):
         own, columns = arange_ids(image, self.rank * len(image)), arange_ids(all_text)
         losses = []
         for x, y in ((image, all_text), (text, all_image)):
-            lse = similarity_lse(x, y, scale=logit_scale, x_id=own, y_id=columns)
+            lse = lse_of("ClipLoss", x, y, scale=logit_scale, x_id=own, y_id=columns)
             losses.append(softplus(lse - logit_scale * dot_rows(x, y[own])).mean())
         loss = 0.5 * (losses[0] + losses[1])
         if isinstance(logit_bias, Tensor):

@@ -19,7 +19,7 @@ def _cosine(op: str, p: Tensor, z: Tensor, reduction: str) -> Tensor:
     p, z = enter(op, p, z)
     check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
     check_views(op, ("p", "z"), p, z)
-    return normalize_pair(p, z)[1]
+    return normalize_pair(p, z, op=op)[1]
 
 
 def negative_cosine(p: Tensor, z: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -77,7 +77,7 @@ class NegativeCosineSimilarity(nn.Module):
             x0, x1 = x0.to(wider), x1.to(wider)
         x0, x1 = (_rows_along("NegativeCosineSimilarity", self.dim, *pair) for pair in (("x0", x0, x1), ("x1", x1, x0)))
         check_views("NegativeCosineSimilarity", ("x0", "x1"), x0, x1)
-        return -normalize_pair(x0, x1, self.eps)[1].mean()
+        return -normalize_pair(x0, x1, self.eps, "NegativeCosineSimilarity")[1].mean()
 
 
 def _rows_along(op: str, dim: int, name: str, x: Tensor, other: Tensor) -> Tensor:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.ops._checks import check_choice, check_matrix, check_number, check_scalar, check_views
-from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, dot_rows, enter, local_rows, reduce_rows, scalar, softplus, wide_dtype
+from ._common import arange_ids, dot_rows, enter, local_rows, lse_of, reduce_rows, scalar, softplus, wide_dtype
 from ._rows import check_labelled, distance_rows, map_labelled, masked_lse, row_distance
 
 _ROWS = ("mean", "sum", "none")
@@ -115,7 +114,7 @@ def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
     t, wide = scalar(t, x), x.to(wide_dtype(x))
     wide = wide - wide.detach().mean(0)
     bias = -t * dot_rows(wide, wide)
-    lse = bias + similarity_lse(wide, wide, scale=2.0 * t, x_id=arange_ids(x), y_bias=bias)
+    lse = bias + lse_of(op, wide, wide, scale=2.0 * t, x_id=arange_ids(x), y_bias=bias)
     return torch.logsumexp(lse, 0) - (math.log(n) + math.log(n - 1))
 
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from fastssl.ops._checks import check_choice, check_flag, check_number, check_scalar, check_views
-from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, enter, local_rows, paired, reduce_rows, scalar, softplus
+from ._common import arange_ids, enter, local_rows, lse_of, paired, reduce_rows, scalar, softplus
 
 
 def _log_debiased(log_sum: Tensor, positive: Tensor, count: int, tau_plus, scale) -> Tensor:
@@ -84,13 +83,13 @@ def _corrected(op, z0, z1, temperature, tau_plus, beta, normalize, reduction) ->
     if not isinstance(temperature, Tensor):
         check_scalar(op, "beta, in (1 + beta) / temperature,", (1.0 + beta) / temperature, z0)
     local_rows(op)
-    a, b, dot = paired(z0, z1, normalize)
+    a, b, dot = paired(op, z0, z1, normalize)
     z, pair = torch.cat([a, b]), arange_ids(z0).repeat(2)
     scale, count = 1.0 / scalar(temperature, z0), 2 * len(z0) - 2
     weight = scalar(beta, z0)
-    log_sum = similarity_lse(z, z, scale=(1.0 + weight) * scale, x_id=pair)
+    log_sum = lse_of(op, z, z, scale=(1.0 + weight) * scale, x_id=pair)
     if beta > 0.0:
-        log_sum = log_sum + math.log(count) - similarity_lse(z, z, scale=weight * scale, x_id=pair)
+        log_sum = log_sum + math.log(count) - lse_of(op, z, z, scale=weight * scale, x_id=pair)
     positive = (scale * dot).repeat(2)
     share = scalar(tau_plus, z0) if tau_plus > 0.0 else None
     return reduce_rows(softplus(_log_debiased(log_sum, positive, count, share, scale) - positive), reduction)

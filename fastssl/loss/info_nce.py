@@ -166,7 +166,7 @@ def info_nce(
     if negative_keys is None:
         local_rows(op)
     scale = 1.0 / scalar(temperature, query)
-    query, key, dot = paired(query, positive_key, normalize)
+    query, key, dot = paired(op, query, positive_key, normalize)
     extra = negative_keys if hard_negative_keys is None else hard_negative_keys
     if extra is not None and normalize:
         extra = unit_rows(extra)
@@ -189,7 +189,7 @@ def info_nce(
         rows = _smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing, hard_negative_weight)
         loss = reduce_rows(rows, reduction)
     else:
-        loss = positive_loss(lse, dot, scale, reduction)
+        loss = positive_loss(op, lse, dot, scale, reduction)
     if not return_stats:
         return loss
     rows = softplus((lse - scale * dot).detach()) if rows is None else rows

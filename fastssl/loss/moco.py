@@ -67,7 +67,7 @@ def moco_loss(
     scale, dot = 1.0 / scalar(temperature, query), dot_rows(query, key)
     threshold = scale * dot.detach() if return_stats else None
     lse, rank = similarity_lse_rank(query, keys, scale=scale, threshold=threshold, op=op)
-    loss = positive_loss(lse, dot, scale, reduction)
+    loss = positive_loss(op, lse, dot, scale, reduction)
     if not return_stats:
         return loss
     with torch.no_grad():
@@ -100,9 +100,9 @@ def moco_v3_loss(query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, 
     check_flag(op, "normalize", normalize)
     local_rows(op)
     temperature = scalar(temperature, query)
-    q, k, dot = paired(query, key.detach(), normalize)
+    q, k, dot = paired(op, query, key.detach(), normalize)
     lse, _ = batch_lse(op, q, k, 1.0 / temperature)
-    return positive_loss(lse, dot, 1.0 / temperature, "mean") * (2.0 * temperature)
+    return positive_loss(op, lse, dot, 1.0 / temperature, "mean") * (2.0 * temperature)
 
 
 class MoCoLoss(nn.Module):

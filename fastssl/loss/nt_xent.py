@@ -18,9 +18,8 @@ from fastssl.distributed import gather_rows_with_grad, world_size
 from fastssl.momentum.queue import MemoryBank
 from fastssl.ops._checks import check_choice, check_flag, check_number, check_scalar, check_views
 from fastssl.ops.normalize import normalize_pair
-from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, dot_rows, enter, local_rows, positive_loss, reduce_rows, refuse_group, scalar
+from ._common import arange_ids, dot_rows, enter, local_rows, lse_of, positive_loss, reduce_rows, refuse_group, scalar
 from .moco import moco_loss
 
 
@@ -46,16 +45,16 @@ def _pair_terms(
     if not gather:
         local_rows(op)
     if normalize:
-        z, dot = normalize_pair(z0, z1)
+        z, dot = normalize_pair(z0, z1, op=op)
     else:
         z, dot = torch.cat([z0, z1]), dot_rows(z0, z1)
     scale = 1.0 / scalar(temperature, z0)
     if gather and world_size() > 1:
         pairs, first = gather_rows_with_grad(torch.cat(z.chunk(2), 1))
         own, columns = arange_ids(z0, first).repeat(2), arange_ids(pairs).repeat_interleave(2)
-        return z, similarity_lse(z, pairs.view(-1, z.shape[1]), scale=scale, x_id=own, y_id=columns), dot, scale
+        return z, lse_of(op, z, pairs.view(-1, z.shape[1]), scale=scale, x_id=own, y_id=columns), dot, scale
     pair = arange_ids(z0).repeat(2)
-    return z, similarity_lse(z, z, scale=scale, x_id=pair), dot, scale
+    return z, lse_of(op, z, z, scale=scale, x_id=pair), dot, scale
 
 
 def nt_xent(
@@ -90,7 +89,7 @@ def nt_xent(
     check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
     z0, z1 = _checked_pair(op, ("z0", "z1"), z0, z1, temperature, normalize, group)
     _, lse, dot, scale = _pair_terms(op, z0, z1, temperature, normalize)
-    return positive_loss(lse, dot, scale, reduction)
+    return positive_loss(op, lse, dot, scale, reduction)
 
 
 def dcl(
@@ -206,12 +205,12 @@ class NTXentLoss(nn.Module):
         if len(memory.bank) == 0:
             out0, out1 = _checked_pair("NTXentLoss", ("out0", "out1"), out0, out1, self.temperature)
             _, lse, dot, scale = _pair_terms("NTXentLoss", out0, out1, self.temperature, gather=self.gather_distributed)
-            return positive_loss(lse, dot, scale, "mean")
+            return positive_loss("NTXentLoss", lse, dot, scale, "mean")
         out0, out1 = enter("NTXentLoss", out0, out1)
         check_views("NTXentLoss", ("out0", "out1"), out0, out1)
         if memory.bank.device != out0.device:  # losses are often built and never moved
             memory.to(out0.device)
-        z0, z1 = normalize_pair(out0, out1)[0].chunk(2)
+        z0, z1 = normalize_pair(out0, out1, op="NTXentLoss")[0].chunk(2)
         loss = moco_loss(z0, z1, memory.read(z1), self.temperature, layout="kd")
         if out0.requires_grad and torch.is_grad_enabled():
             memory.push(z1)

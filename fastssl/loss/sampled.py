@@ -27,9 +27,8 @@ from fastssl.ops._checks import (
     readable,
     savable,
 )
-from fastssl.ops.similarity import similarity_lse
 
-from ._common import arange_ids, dot_rows, enter, local_rows, reduce_rows, scalar, softplus, wide_dtype
+from ._common import arange_ids, dot_rows, enter, local_rows, lse_of, reduce_rows, scalar, softplus, wide_dtype
 from ._rows import map_rows, matmul
 
 _ROWS = ("mean", "sum", "none")
@@ -60,7 +59,7 @@ def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: 
     check_number(op, "l2_reg", l2_reg, 0.0)
     local_rows(op)
     ids = arange_ids(anchor)
-    lse = similarity_lse(anchor, positive, x_id=ids, y_id=ids)
+    lse = lse_of(op, anchor, positive, x_id=ids, y_id=ids)
     loss = softplus(lse - dot_rows(anchor, positive))
     if l2_reg > 0.0:
         loss = loss + 0.25 * scalar(l2_reg, anchor) * (dot_rows(anchor, anchor) + dot_rows(positive, positive))

@@ -21,7 +21,6 @@ from fastssl.ops._checks import (
     readable,
     savable,
 )
-from fastssl.ops.similarity import similarity_lse
 
 from ._common import (
     arange_ids,
@@ -30,6 +29,7 @@ from ._common import (
     dot_rows,
     enter,
     local_rows,
+    lse_of,
     paired,
     positive_loss,
     reduce_rows,
@@ -187,9 +187,9 @@ def sup_con(
 
 def _two_views(features: Tensor, scale, normalize: bool, reduction: str) -> Tensor:
     """NT-Xent: each row has one positive."""
-    a, b, dot = paired(features[:, 0], features[:, 1], normalize)
+    a, b, dot = paired(_OP, features[:, 0], features[:, 1], normalize)
     z, pair = torch.cat([a, b]), arange_ids(a).repeat(2)
-    return positive_loss(similarity_lse(z, z, scale=scale, x_id=pair), dot, scale, reduction)
+    return positive_loss(_OP, lse_of(_OP, z, z, scale=scale, x_id=pair), dot, scale, reduction)
 
 
 def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contrast_mode: str) -> Tensor:
@@ -199,10 +199,10 @@ def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contras
     ids = arange_ids(contrast)
     views = z.shape[1] if contrast_mode == "all" else 1
     if views == z.shape[1]:
-        anchors, lse = contrast, similarity_lse(contrast, contrast, scale=scale, x_id=ids)
+        anchors, lse = contrast, lse_of(_OP, contrast, contrast, scale=scale, x_id=ids)
     else:
         anchors = contrast[: len(z)]
-        lse = similarity_lse(anchors, contrast, scale=scale, x_id=ids[: len(z)], y_id=ids)
+        lse = lse_of(_OP, anchors, contrast, scale=scale, x_id=ids[: len(z)], y_id=ids)
     wide = wide_dtype(z)
     sums, count = _positive_sums(z.to(wide), anchors.to(wide).unflatten(0, (views, -1)), labels, mask)
     none = count <= 1e-6

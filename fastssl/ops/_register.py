@@ -85,8 +85,9 @@ class _Refuse(torch.autograd.Function):
 
 
 def first_derivative_only(op: str):
-    """For a Function's backward: differentiating its result raises. torch's ``once_differentiable`` lets it pass in silence,
-    as a constant, where the upstream gradient is one. The Function must save its differentiable inputs or outputs."""
+    """For a Function's backward: differentiating its result raises, naming ``ctx.op``, else ``op``. torch's ``once_differentiable``
+    lets it pass in silence, as a constant, where the upstream gradient is one. The Function must save its differentiable inputs or
+    outputs."""
 
     def decorate(backward):
         @functools.wraps(backward)
@@ -95,8 +96,9 @@ def first_derivative_only(op: str):
                 gradients = backward(ctx, *upstream)
             if not torch.is_grad_enabled():
                 return gradients
+            called = getattr(ctx, "op", op)
             sources = [t for t in (*ctx.saved_tensors, *upstream) if t is not None and t.requires_grad]
-            return tuple(None if g is None else _Refuse.apply(op, g, *sources) for g in gradients)
+            return tuple(None if g is None else _Refuse.apply(called, g, *sources) for g in gradients)
 
         return guarded
 

@@ -33,10 +33,10 @@ _bwd = define_op(
 
 class _NormalizePair(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b, eps):
+    def forward(ctx, a, b, eps, op):
         z, norm, dot = _fwd(a, b, eps)
         ctx.save_for_backward(z, norm)
-        ctx.eps = eps
+        ctx.eps, ctx.op = eps, op
         return z, dot
 
     @staticmethod
@@ -44,13 +44,13 @@ class _NormalizePair(torch.autograd.Function):
     def backward(ctx, dz, ddot):
         z, norm = ctx.saved_tensors
         da, db = _bwd(dz, ddot, z, norm, ctx.eps)
-        return da if ctx.needs_input_grad[0] else None, db if ctx.needs_input_grad[1] else None, None
+        return da if ctx.needs_input_grad[0] else None, db if ctx.needs_input_grad[1] else None, None, None
 
 
-def normalize_pair(a: Tensor, b: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
+def normalize_pair(a: Tensor, b: Tensor, eps: float = EPS, op: str = "normalize_pair") -> tuple[Tensor, Tensor]:
     """a, b (B, D), already checked -> z (2B, D) unit rows in their dtype, dot (B,) float32 (float64 for float64).
 
-    ``eps``: what |.| is clamped at, in place of 1e-12.
+    ``eps``: what |.| is clamped at, in place of 1e-12; ``op``: the name in error messages.
     """
-    refuse_functorch("normalize_pair")
-    return _NormalizePair.apply(a, distinct(b, a), eps)
+    refuse_functorch(op)
+    return _NormalizePair.apply(a, distinct(b, a), eps, op)

@@ -36,12 +36,12 @@ _op = define_op(
 
 class _SigmoidPair(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight):
+    def forward(ctx, x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight, op):
         wants = ctx.needs_input_grad
         need = (wants[0], wants[1], wants[3], wants[5])
         loss, *gradients = _op(x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight, need)
         ctx.save_for_backward(*gradients, x, y, scale_factor, bias_term)
-        ctx.scale = scale
+        ctx.scale, ctx.op = scale, op
         return loss
 
     @staticmethod
@@ -57,7 +57,7 @@ class _SigmoidPair(torch.autograd.Function):
             shaped(dscale * ctx.scale, scale_factor) if wants[3] else None,
             None,
             shaped(dbias, bias_term) if wants[5] else None,
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 
@@ -101,5 +101,5 @@ def sigmoid_pair(
     bias = 0.0 if term is not None else bias
     args = (x, distinct(y, x), scale, factor, bias, distinct(term, factor), x_id, distinct(y_id, x_id), x_weight, y_weight)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor, term)):
-        return _SigmoidPair.apply(*args)
+        return _SigmoidPair.apply(*args, op)
     return _op(*args, (False,) * 4)[0]

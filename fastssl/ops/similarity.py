@@ -83,19 +83,19 @@ class _TwoSided(torch.autograd.Function):
     """Symmetric (y is None) and two-sided: the backward recomputes the similarities tile by tile."""
 
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
+    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, op):
         lse, rank, state, peak = _fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
         ctx.save_for_backward(state, peak, x, y, scale_factor, x_id, y_id, y_bias)
-        ctx.scale = scale
+        ctx.scale, ctx.op = scale, op
         return lse, rank
 
     @staticmethod
     @first_derivative_only(_OP)
     def backward(ctx, dlse, _):
         if dlse is None:
-            return (None,) * 8
+            return (None,) * 9
         state, peak, x, y, scale_factor, x_id, y_id, y_bias = ctx.saved_tensors
         wants = ctx.needs_input_grad
         need = (wants[0], wants[1], wants[6], wants[3])
@@ -109,6 +109,7 @@ class _TwoSided(torch.autograd.Function):
             None,
             dbias if need[2] else None,
             None,
+            None,
         )
 
 
@@ -116,19 +117,19 @@ class _OnePass(torch.autograd.Function):
     """y and y_bias are constants: the forward leaves mean_i, and the backward never sees y."""
 
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
+    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, op):
         lse, mean, rank = _one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
         ctx.save_for_backward(mean, x, scale_factor)
-        ctx.scale = scale
+        ctx.scale, ctx.op = scale, op
         return lse, rank
 
     @staticmethod
     @first_derivative_only(_OP)
     def backward(ctx, dlse, _):
         if dlse is None:
-            return (None,) * 8
+            return (None,) * 9
         mean, x, scale_factor = ctx.saved_tensors
         dx = dscale = None
         if ctx.needs_input_grad[0]:
@@ -137,7 +138,7 @@ class _OnePass(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             dots = (mean * x.to(mean.dtype)).sum(1)
             dscale = scale_gradient((dots * dlse).sum(), ctx.scale, scale_factor)
-        return dx, None, None, dscale, None, None, None, None
+        return dx, None, None, dscale, *(None,) * 5
 
 
 def check_sides(op, x, y, scale, x_id, y_id) -> None:
@@ -182,8 +183,8 @@ def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, t
     column_gradient = y.requires_grad or (y_bias is not None and y_bias.requires_grad)
     row_gradient = x.requires_grad or (factor is not None and factor.requires_grad)
     if column_gradient or (symmetric and row_gradient):
-        return _TwoSided.apply(*args)
-    return _OnePass.apply(*args) if row_gradient else _fwd(*args)[:2]
+        return _TwoSided.apply(*args, op)
+    return _OnePass.apply(*args, op) if row_gradient else _fwd(*args)[:2]
 
 
 def similarity_lse(

@@ -54,12 +54,12 @@ _bwd = define_op(
 
 class _Cross(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, threshold):
+    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, threshold, op):
         keep_rows = min(x.shape[0], KEEP_ELEMENTS // y.shape[0]) if x.device.type == "cpu" else 0
         row, column, rank, kept, state, peak = _fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows)
         ctx.mark_non_differentiable(rank)
         ctx.save_for_backward(state, peak, kept, x, y, scale_factor, x_id, y_id)
-        ctx.scale = scale
+        ctx.scale, ctx.op = scale, op
         return row, column, rank
 
     @staticmethod
@@ -74,9 +74,7 @@ class _Cross(torch.autograd.Function):
             dy if need[1] else None,
             None,
             scale_gradient(dscale, ctx.scale, scale_factor) if need[2] else None,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
@@ -113,4 +111,4 @@ def similarity_cross(
     factor, scale = split_scalar(scale, x)
     args = (x, distinct(y, x), scale, factor, x_id, distinct(x_id if y_id is None else y_id, x_id), threshold)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor))
-    return _Cross.apply(*args) if wanted else _fwd(*args, 0)[:3]
+    return _Cross.apply(*args, op) if wanted else _fwd(*args, 0)[:3]

@@ -32,9 +32,9 @@ _bwd = define_op(
 
 class _SoftplusSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, lse, positive, scale, mean):
+    def forward(ctx, lse, positive, scale, mean, op):
         ctx.save_for_backward(lse, positive)
-        ctx.scale, ctx.mean = scale, mean
+        ctx.scale, ctx.mean, ctx.op = scale, mean, op
         return _fwd(lse, positive, scale, mean)
 
     @staticmethod
@@ -43,10 +43,10 @@ class _SoftplusSum(torch.autograd.Function):
         lse, positive = ctx.saved_tensors
         dlse, dpositive = _bwd(dtotal, lse, positive, ctx.scale, ctx.mean)
         wants = ctx.needs_input_grad
-        return dlse if wants[0] else None, dpositive if wants[1] else None, None, None
+        return dlse if wants[0] else None, dpositive if wants[1] else None, None, None, None
 
 
-def softplus_sum(lse: Tensor, positive: Tensor, scale: float, mean: bool) -> Tensor:
+def softplus_sum(lse: Tensor, positive: Tensor, scale: float, mean: bool, op: str = "softplus_sum") -> Tensor:
     """lse (N,) and positive (P,), dense, of one dtype, float32 or float64, already checked -> their loss, a scalar of it."""
-    refuse_functorch("softplus_sum")
-    return _SoftplusSum.apply(lse, positive, scale, mean)
+    refuse_functorch(op)
+    return _SoftplusSum.apply(lse, positive, scale, mean, op)
