@@ -4,6 +4,7 @@ import math
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from optim_common import FORMS, SHAPES, clones, equal, lists
@@ -197,6 +198,7 @@ BAD = {
         r"lars_: grads must be a tensor or a sequence.*NoneType",
         lambda: lars_(X, None, M, lr=1.0),
     ),
+    "array": (TypeError, "lars_: momenta must be a tensor or a sequence.*ndarray", lambda: lars_(X, G, np.array(0.5), lr=1.0)),
     "no tensor inside": (TypeError, r"lars_: grads\[0\] must be a tensor, got NoneType", lambda: lars_(X, [None], M, lr=1.0)),
     "shape": (ValueError, r"params\[0\] and grads\[0\] must have the same shape, got \(2, 3\)", lambda: lars_(X, G[0], M, lr=1.0)),
     "dtype": (TypeError, r"lars_: grads\[0\] must be float32", lambda: lars_(X, G.int(), M, lr=1.0)),

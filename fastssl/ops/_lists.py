@@ -17,8 +17,8 @@ from ._checks import FLOATS, _kind, check_data, check_dense
 from ._register import _C, refuse_functorch
 
 
-def as_list(op: str, name: str, value) -> list[Tensor]:
-    """A tensor or a sequence of tensors -> a list; a DTensor counts as its local shard."""
+def as_list(op: str, name: str, value, *, local: bool = True) -> list[Tensor]:
+    """A tensor or a sequence of tensors -> a list; a DTensor counts as its local shard, unless ``local`` is False."""
     if isinstance(value, Tensor):
         value = [value]
     elif not isinstance(value, Sequence):
@@ -29,7 +29,7 @@ def as_list(op: str, name: str, value) -> list[Tensor]:
     for i, tensor in enumerate(value):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name}[{i}] must be a tensor, got {_kind(tensor)}")
-    return [t.to_local() if hasattr(t, "to_local") else t for t in value]
+    return [t.to_local() if local and hasattr(t, "to_local") else t for t in value]
 
 
 def check_lists(op: str, written: dict, read: dict) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]], bool]:

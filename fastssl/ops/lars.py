@@ -14,13 +14,13 @@ Bytes an element in float32: 8 for the norms (read p and g), 20 for the update (
 adds 8, a 16-bit shadow 2 each. FLOP: 4 + 6.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ._checks import check_choice, check_number
-from ._lists import check_lists, check_scalars
+from ._lists import as_list, check_lists, check_scalars
 from ._register import define_op
 from ._steps import for_each_tensor, run_in_place, step_scalar, with_copies
 from .ema import share
@@ -134,8 +134,8 @@ def check_rates(op: str, momentum: float, trust_coefficient: float, eps: float, 
 
 def whole_tensors(op: str, name: str, value):
     """The argument, a list in place of another iterable; a DTensor counts as its local tensor where that is the whole one."""
-    if not isinstance(value, (Tensor, list)) and isinstance(value, Iterable):
-        value = list(value)
+    if not isinstance(value, Tensor):
+        value = as_list(op, name, value, local=False)
     for tensor in value if isinstance(value, list) else [value]:
         if type(tensor) in (Tensor, torch.nn.Parameter) or not hasattr(tensor, "placements"):
             continue
