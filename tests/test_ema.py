@@ -197,6 +197,7 @@ def test_same_bits_for_any_number_of_threads():
 
 A, B = torch.zeros(4, 3), torch.ones(4, 3)
 ROW, TWICE = torch.zeros(3), torch.zeros(5).as_strided((4, 2), (1, 1))
+APART = torch.zeros(25).as_strided((5, 4), (3, 4))  # 25 places for 20 elements, of which two meet
 with torch.inference_mode():
     FROZEN = torch.zeros(3)
 
@@ -226,6 +227,7 @@ REFUSED = [
     (lambda: ema_update_([A], [B], 0.5, shadow=[torch.zeros(1).expand(4, 3)]), ValueError, r"shadow\[0\] must not be expanded"),
     (lambda: ema_update_([A, ROW.expand(4, 3)], [B, B], 0.9), ValueError, r"ema\[1\] must not be expanded or lie over itself"),
     (lambda: ema_update_([A, TWICE], [B, B[:, :2]], 0.9), ValueError, r"ema\[1\] must not be.*strides \(1, 1\) for shape \(4, 2\)"),
+    (lambda: ema_update_(APART, APART + 1, 0.9), ValueError, r"ema\[0\] must not be.*strides \(3, 4\) for shape \(5, 4\)"),
     (lambda: ema_update_([A, torch._neg_view(ROW)], [B, ROW], 0.9), TypeError, r"ema\[1\] must not be a lazily negated view"),
     (lambda: ema_update_([A, FROZEN], [B, ROW], 0.9), ValueError, r"ema\[1\] must not be an inference tensor outside"),
     (lambda: ema_update_([A, freed()], [B, ROW], 0.9), ValueError, r"ema\[1\] must have a storage of at least 12 bytes, got 0"),

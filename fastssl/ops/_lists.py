@@ -119,6 +119,8 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 def _meets_itself(tensor: Tensor) -> bool:
     """The same by counting places, for strides that are no nest of rows."""
+    if _reach(tensor) < tensor.numel():
+        return True
     along = [range(0, size * stride, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
     return len({sum(place) for place in itertools.product(*along)}) < tensor.numel()
 
