@@ -156,8 +156,11 @@ def test_memory_bank_sizes(their_lightly, size):
 @pytest.mark.parametrize("cls", [lightly.MemoryBankModule, lightly.NNMemoryBankModule])
 def test_memory_banks_of_a_size_alone_take_the_width_of_the_first_batch(cls):
     """As lightly's did up to 1.5: 1.6 refuses the size, and has no default."""
-    lazy, sized = cls(7), cls((7, 3))
-    assert lazy.size == (7,) and cls().size[0] == 2**16 and not lazy.state_dict()
+    with pytest.warns(UserWarning, match=rf"{cls.__name__}: size=7 leaves the width .* give \(7, D\)"):
+        lazy, sized = cls(7), cls((7, 3))
+    assert lazy.size == (7,) and not lazy.state_dict()
+    with pytest.warns(UserWarning, match="size=65536"):
+        assert cls().size == (2**16,)
     rows = torch.randn(4, 3)
     lazy(rows)
     assert lazy.bank.shape == (7, 3)
@@ -166,7 +169,7 @@ def test_memory_banks_of_a_size_alone_take_the_width_of_the_first_batch(cls):
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(lazy(rows, update=True), sized(rows, update=True), strict=True))
         assert torch.equal(lazy.bank, sized.bank) and torch.equal(lazy.bank_ptr, sized.bank_ptr)
-    with pytest.raises(ValueError, match="output must be 2-D"):
+    with pytest.raises(ValueError, match="output must be 2-D"), pytest.warns(UserWarning):
         cls(7)(torch.ones(3))
 
 

@@ -62,7 +62,7 @@ class MemoryBankModule(nn.Module):
 
     Args:
         size: (K, D); 0 or (0, D): no bank. K alone, as up to 1.5 (1.6 refuses it): the bank is made at the first batch, with its
-            width and on its device. Give D with several processes: DDP makes equal only what exists when it is built.
+            width and on its device, and a UserWarning says so: DDP makes equal only what exists when it is built.
         gather_distributed: push the embeddings of all ranks. Every rank must bring as many.
         feature_dim_first: the bank is returned as (D, K) instead of (K, D).
 
@@ -146,6 +146,9 @@ def _bank_size(op: str, size: int | Sequence[int]) -> tuple[int, ...]:
     entries = (size,) if isinstance(size, int) else tuple(size)
     if any(entry < 0 for entry in entries):
         raise ValueError(f"{op}: size must not be negative, got {size}")
+    if isinstance(size, int) and size > 0:
+        message = f"{op}: size={size} leaves the width to the first batch; give ({size}, D) to train in several processes"
+        warnings.warn(message, UserWarning, stacklevel=4)
     if not isinstance(size, int) and entries != (0,) and len(entries) != 2:
         raise ValueError(f"{op}: size must be (K, D), K alone, or 0 for no bank, got {size}")
     return entries
