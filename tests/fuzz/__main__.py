@@ -17,7 +17,7 @@ import warnings
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .rows import CLEAN, ROWS
+from .rows import ROWS
 from .run import describe, fuzz, kinds_of
 
 
@@ -25,7 +25,6 @@ def main() -> int:
     how = {"description": __doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", **how)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="functions")
-    parser.add_argument("--clean", action="store_true", help="those that are known to have no fault")
     parser.add_argument("--seeds", type=int, default=5, help="how many (0, 1, ...)")
     parser.add_argument("--calls", type=int, default=200, help="of each seed")
     parser.add_argument("--seed", type=int, help="this seed alone")
@@ -39,7 +38,7 @@ def main() -> int:
     torch.set_num_threads(1)  # before the children are forked
     with FakeTensorMode():  # what it imports it imports once
         torch.zeros(2).reshape(1, 2)
-    chosen = [rows[name] for name in options.only] if options.only else CLEAN if options.clean else ROWS
+    chosen = [rows[name] for name in options.only] if options.only else ROWS
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     if options.call is not None:
         return _one(chosen[0], seeds[0], options.call)

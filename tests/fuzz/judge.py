@@ -82,7 +82,9 @@ def _refusal(row: Row, arguments: dict, before: dict, error: Exception, spoiled:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(said)):
         return Verdict("memory")
     short = f"{kind}: {said.splitlines()[0][:220] if said else ''}"
-    if not isinstance(error, REFUSALS):
+    if any(name in how and callable(arguments[name]) for how in spoiled for name in row.through):
+        pass
+    elif not isinstance(error, REFUSALS):
         verdict.faults.append(("exception", short))
     elif not said.startswith(f"{row.name}: "):
         verdict.faults.append(("words", f"does not begin with the function's name: {short}"))

@@ -1,5 +1,7 @@
 """Rows of the losses."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -99,7 +101,7 @@ def _seen_stats(found, arguments: dict):
     if not arguments.get("return_stats"):
         return found
     parts = (found[0], found[1].loss, found[1].positive, found[1].negative) if isinstance(found[1], RowStats) else found
-    return (*parts[:3], torch.nan_to_num(parts[3]))
+    return (*parts[:3], torch.nan_to_num(parts[3], 0.0, math.inf, -math.inf))
 
 
 def _moco(m: Maker) -> dict:
@@ -281,8 +283,8 @@ def _uniformity(m: Maker) -> dict:
 
 ROWS = [
     Row("nt_xent", functional.nt_xent, _views, truths.nt_xent),
-    Row("dcl", functional.dcl, _dcl, truths.dcl),
-    Row("hard_nt_xent", functional.hard_nt_xent, _hard, truths.hard_nt_xent),
+    Row("dcl", functional.dcl, _dcl, truths.dcl, through=("weight_fn",)),
+    Row("hard_nt_xent", functional.hard_nt_xent, _hard, truths.hard_nt_xent, rough=("beta: odd",)),
     Row("debiased_nt_xent", functional.debiased_nt_xent, _debiased, truths.debiased_nt_xent),
     Row("negative_cosine", functional.negative_cosine, _targets, truths.negative_cosine),
     Row("byol_loss", functional.byol_loss, _targets, truths.byol_loss),
@@ -293,7 +295,15 @@ ROWS = [
     Row("clip_loss", functional.clip_loss, _clip, truths.clip_loss),
     Row("siglip_loss", functional.siglip_loss, _siglip, truths.siglip_loss),
     Row("sup_con", functional.sup_con, _sup_con, truths.sup_con),
-    Row("matryoshka", functional.matryoshka, _matryoshka, truths.matryoshka, call=_call_matryoshka, names=("embeddings",)),
+    Row(
+        "matryoshka",
+        functional.matryoshka,
+        _matryoshka,
+        truths.matryoshka,
+        call=_call_matryoshka,
+        names=("embeddings",),
+        through=("loss",),
+    ),
     Row("nearest_neighbor", functional.nearest_neighbor, _neighbor, truths.nearest_neighbor, _seen_neighbor),
     Row("contrastive", functional.contrastive, _contrastive, truths.contrastive),
     Row("contrastive_pairs", functional.contrastive_pairs, _pairs, truths.contrastive_pairs),
@@ -306,5 +316,5 @@ ROWS = [
     Row("negative_sampling", functional.negative_sampling, _sampling, truths.negative_sampling),
     Row("soft_nearest_neighbor", functional.soft_nearest_neighbor, _soft_nearest, truths.soft_nearest_neighbor),
     Row("alignment", functional.alignment, _alignment, truths.alignment),
-    Row("uniformity", functional.uniformity, _uniformity, truths.uniformity, rough=("huge", "t: odd")),
+    Row("uniformity", functional.uniformity, _uniformity, truths.uniformity, rough=("huge", "thrice", "t: odd")),
 ]

@@ -175,8 +175,14 @@ def _call_update(function, arguments: dict):
     return function(_as_module(arguments["model"]), _as_module(arguments["model_ema"]), arguments["m"])
 
 
+@torch.no_grad()
 def _update_truth(model, model_ema, m):
-    _ema_truth(model_ema, model, m)
+    """Integers are copied."""
+    for mine, theirs in zip(model_ema, model, strict=True):
+        if mine.is_floating_point():
+            _ema_truth(mine, theirs, m)
+        else:
+            mine.copy_(theirs)
 
 
 def _multi(m: Maker) -> dict:
@@ -189,7 +195,7 @@ def _call_multi(function, arguments: dict):
 
 
 def _multi_truth(decay, averaged, current):
-    _ema_truth(averaged, current, decay)
+    _update_truth(current, averaged, decay)
 
 
 # --- schedules ---------------------------------------------------------------------------------------------------------------

@@ -3,5 +3,3 @@
 from . import losses, masking, momentum
 
 ROWS = [*losses.ROWS, *masking.ROWS, *momentum.ROWS]
-#: Those without a known fault.
-CLEAN = [row for row in masking.ROWS if row.name != "unpatchify"]

@@ -50,4 +50,5 @@ class Row:
     writes: tuple[str, ...] = ()
     call: Callable = lambda function, arguments: function(**arguments)
     names: tuple[str, ...] = ()  # further words that a refusal may name as an argument
+    through: tuple[str, ...] = ()  # functions of the user, whose own errors come through
     rough: tuple[str, ...] = ()  # ways to spoil a tensor that the function's own formula does not survive: not compared

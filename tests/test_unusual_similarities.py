@@ -1,4 +1,6 @@
-"""A dimension of one entry may have any stride, as that of a transposed row has: similarities read the right memory."""
+"""Similarities of unusual inputs: a dimension of one entry may have any stride, as that of a transposed row; a scale of 0."""
+
+import math
 
 import pytest
 import torch
@@ -41,3 +43,24 @@ def test_a_single_entry_may_have_any_stride(name, rows, width, stride):
 def test_a_transposed_row_is_a_column():
     x = torch.randn(1, 40)
     torch.testing.assert_close(similarity_lse(x.t(), x.t()), torch.logsumexp(x.t() @ x, 1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_scale_of_zero_hides_no_nan(value):
+    x, y = torch.randn(5, 4), torch.randn(7, 4)
+    x[1, 2] = value
+    lse = similarity_lse(x, y, scale=0.0)
+    assert lse[1].isnan()
+    torch.testing.assert_close(lse[[0, 2, 3, 4]], torch.full((4,), math.log(7)))
+    assert siglip_loss(x, y[:5], 0.0, -1.0).isnan() and clip_loss(x, y[:5], 0.0).isnan()
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0x7F800001, 0x7FC00001, 0x7FC00000, -0x400000, -1])
+def test_every_nan_is_one(isa, bits):
+    """Whatever its other bits are: those of a float16 NaN made float32 are all ones."""
+    x, y = torch.randn(5, 4), torch.randn(40, 4)
+    y.view(torch.int32)[17, 1] = bits
+    assert y[17, 1].isnan()
+    assert similarity_lse(x, y).isnan().all() and similarity_lse(x * 30, y).isnan().all()
+    assert similarity_lse(y, x)[17].isnan() and similarity_lse(y, x).isnan().sum() == 1
+    assert clip_loss(y, y.flip(1), 1.0).isnan() and siglip_loss(y, y.flip(1), 1.0, 0.0).isnan() and nt_xent(y, y.flip(1)).isnan()
