@@ -294,7 +294,7 @@ ROWS = [
     Row("moco_v3_loss", functional.moco_v3_loss, _moco_v3, truths.moco_v3_loss),
     Row("clip_loss", functional.clip_loss, _clip, truths.clip_loss),
     Row("siglip_loss", functional.siglip_loss, _siglip, truths.siglip_loss),
-    Row("sup_con", functional.sup_con, _sup_con, truths.sup_con),
+    Row("sup_con", functional.sup_con, _sup_con, truths.sup_con, rough=("huge",)),
     Row(
         "matryoshka",
         functional.matryoshka,
@@ -308,7 +308,7 @@ ROWS = [
     Row("contrastive", functional.contrastive, _contrastive, truths.contrastive),
     Row("contrastive_pairs", functional.contrastive_pairs, _pairs, truths.contrastive_pairs),
     Row("triplet", functional.triplet, _triplet, truths.triplet),
-    Row("triplet_batch", functional.triplet_batch, _triplet_batch, truths.triplet_batch),
+    Row("triplet_batch", functional.triplet_batch, _triplet_batch, truths.triplet_batch, rough=("huge",)),
     Row("lifted_structured", functional.lifted_structured, _features, truths.lifted_structured),
     Row("n_pair", functional.n_pair, _n_pair, truths.n_pair),
     Row("nce", functional.nce, _nce, truths.nce),
