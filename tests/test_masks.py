@@ -367,3 +367,8 @@ REFUSED = [
 def test_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_attempts_end():
+    with pytest.raises(ValueError, match=r"block_mask: attempts must be in \[1, 1048576\), got 2147483647"):
+        block_mask(2, (5, 6), 9, attempts=2**31 - 1)

@@ -376,3 +376,9 @@ def test_under_autocast_the_given_dtype_is_used(case, small_blocks):
     plain = run(CASES[case][1], inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_same(run(CASES[case][1], inputs), plain, rtol=0, atol=0)
+
+
+def test_an_index_without_data_beside_keys_with_data_is_refused():
+    index = torch._subclasses.FakeTensorMode().from_tensor(INDEX)
+    with pytest.raises(ValueError, match="nce: query and noise_index must both be fake tensors or both have data"):
+        nce(randn(N, D), randn(N, D), randn(9, D), n=50, noise_index=index)

@@ -86,6 +86,7 @@ def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: T
         raise ValueError(f"{op}: {index_name} must have shape ({n}, M), one row for each of query, got {tuple(index.shape)}")
     if index.device != query.device:
         raise ValueError(f"{op}: query and {index_name} must be on the same device, got {query.device} and {index.device}")
+    check_data(op, index_name, index, "query", query)
     if readable(index):
         low, high = (int(t) for t in index.aminmax())
         if low < 0 or high >= len(keys):

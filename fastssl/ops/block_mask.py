@@ -66,7 +66,7 @@ def block_mask(
             sides below the grid's and at most ``num_masked`` patches, nothing could be removed: refused, unless ``exact``.
         max_block: most patches that one block may add; None: no limit.
         aspect: least and largest height / width.
-        attempts: tries in a row that may fail before a sample is left as it is.
+        attempts: tries in a row that may fail before a sample is left as it is, from 1 to 2^20 - 1.
         exact: True: patches that are missing at the end are drawn one by one, each subset of the rest equally likely, so that every
             sample has ``num_masked``.
         generator, seed: as in ``mask_tokens``.
@@ -87,7 +87,7 @@ def block_mask(
     device = _check_goals(op, num_masked, rows, patches, check_place(op, device))
     least = 4 if min_block is None else min_block
     check_whole(op, "min_block", least, 1)
-    check_whole(op, "attempts", attempts, 1)
+    check_whole(op, "attempts", attempts, 1, 2**20)
     if max_block is not None:
         check_whole(op, "max_block", max_block, 1)
         if max_block < least:

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 def walk(value, change: Callable[[Tensor], Tensor], done: dict | None = None, number: Callable | None = None):
     """``value`` with every tensor changed, once each, so that what was one tensor stays one."""
     done = {} if done is None else done
-    if type(value) is int and abs(value) >= 2**63 and number is not None:
+    if type(value) is int and not -(2**63) <= value < 2**63 and number is not None:
         return number(value)
     if isinstance(value, Tensor):
         if id(value) not in done:
