@@ -1,5 +1,6 @@
 """What the contrastive losses share: reductions, unit rows, positives, row statistics, sums by class."""
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -51,8 +52,9 @@ def local_rows(op: str) -> None:
     _SAID.add(op)
     warnings.warn(
         f"{op}: {world} processes train together, and this loss contrasts the rows of its own process only. For all rows, join "
-        f"those of the processes first (fastssl.distributed.gather_rows; 'Several processes' in docs/losses.md, of a method in "
-        f"docs/methods.md). If they are joined or meant to be local: warnings.simplefilter('ignore', fastssl.LocalRowsWarning)",
+        f"those of the processes first (fastssl.distributed.gather_rows_with_grad; 'Several processes' in docs/losses.md, of a "
+        f"method in docs/methods.md). If they are joined or meant to be local: "
+        f"warnings.simplefilter('ignore', fastssl.LocalRowsWarning)",
         LocalRowsWarning,
         stacklevel=3,
     )
@@ -96,6 +98,13 @@ def scalar(value: float | Tensor, like: Tensor) -> float | Tensor:
     if isinstance(value, Tensor):
         return savable(value).to(wide_dtype(like)).reshape(())
     return traced(value, like) if torch.compiler.is_compiling() else float(value)
+
+
+def log_of(count: int, like: Tensor) -> float | Tensor:
+    """log count of a number of rows; in a graph, where ``math.log`` would make it a constant, a tensor ()."""
+    if not torch.compiler.is_compiling():
+        return math.log(count)
+    return like.new_full((), count, dtype=wide_dtype(like)).log()
 
 
 def unit_rows(x: Tensor) -> Tensor:

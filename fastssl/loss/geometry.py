@@ -1,13 +1,11 @@
 """Losses of the geometry of a batch: soft nearest neighbours, alignment and uniformity."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from fastssl.ops._checks import check_choice, check_matrix, check_number, check_scalar, check_views
 
-from ._common import arange_ids, dot_rows, enter, local_rows, lse_of, reduce_rows, scalar, softplus, wide_dtype
+from ._common import arange_ids, dot_rows, enter, local_rows, log_of, lse_of, reduce_rows, scalar, softplus, wide_dtype
 from ._rows import check_labelled, distance_rows, map_labelled, masked_lse, row_distance
 
 _ROWS = ("mean", "sum", "none")
@@ -115,7 +113,7 @@ def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
     wide = wide - wide.detach().mean(0)
     bias = -t * dot_rows(wide, wide)
     lse = bias + lse_of(op, wide, wide, scale=2.0 * t, x_id=arange_ids(x), y_bias=bias)
-    return torch.logsumexp(lse, 0) - (math.log(n) + math.log(n - 1))
+    return torch.logsumexp(lse, 0) - (log_of(n, lse) + log_of(n - 1, lse))
 
 
 class SoftNearestNeighborLoss(nn.Module):

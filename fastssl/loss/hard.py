@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fastssl.ops._checks import check_choice, check_flag, check_number, check_scalar, check_views
 
-from ._common import arange_ids, enter, local_rows, lse_of, paired, reduce_rows, scalar, softplus
+from ._common import arange_ids, enter, local_rows, log_of, lse_of, paired, reduce_rows, scalar, softplus
 
 
 def _log_debiased(log_sum: Tensor, positive: Tensor, count: int, tau_plus, scale) -> Tensor:
     """log max((e^log_sum - tau_plus N e^positive) / (1 - tau_plus), N e^-scale); a NaN stays. tau_plus: None for 0."""
-    floor = math.log(count) - scale
+    floor = log_of(count, positive) - scale
     if tau_plus is not None:
         log, log1p = (torch.log, torch.log1p) if isinstance(tau_plus, Tensor) else (math.log, math.log1p)
         gap = log(tau_plus * count) + positive - log_sum  # the corrected sum is positive where gap < 0
@@ -89,7 +89,7 @@ def _corrected(op, z0, z1, temperature, tau_plus, beta, normalize, reduction) ->
     weight = scalar(beta, z0)
     log_sum = lse_of(op, z, z, scale=(1.0 + weight) * scale, x_id=pair)
     if beta > 0.0:
-        log_sum = log_sum + math.log(count) - lse_of(op, z, z, scale=weight * scale, x_id=pair)
+        log_sum = log_sum + log_of(count, z) - lse_of(op, z, z, scale=weight * scale, x_id=pair)
     positive = (scale * dot).repeat(2)
     share = scalar(tau_plus, z0) if tau_plus > 0.0 else None
     return reduce_rows(softplus(_log_debiased(log_sum, positive, count, share, scale) - positive), reduction)

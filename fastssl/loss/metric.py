@@ -40,7 +40,7 @@ def contrastive(a: Tensor, b: Tensor, label: Tensor, margin: float = 1.0, reduct
     a, b = enter(op, a, b)
     check_choice(op, "reduction", reduction, _ROWS)
     check_views(op, ("a", "b"), a, b)
-    check_dense(op, "label", label, f"a tensor of shape ({a.shape[0]},)")
+    check_dense(op, "label", label, "a tensor of shape ({},)", a.shape[0])
     check_vector(op, "label", label, a.shape[0], (torch.bool, *INTEGERS), "a", a)
     check_number(op, "margin", margin, 0.0)
     margin = scalar(margin, a)

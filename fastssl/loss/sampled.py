@@ -28,7 +28,7 @@ from fastssl.ops._checks import (
     savable,
 )
 
-from ._common import arange_ids, dot_rows, enter, local_rows, lse_of, reduce_rows, scalar, softplus, wide_dtype
+from ._common import arange_ids, dot_rows, enter, local_rows, log_of, lse_of, reduce_rows, scalar, softplus, wide_dtype
 from ._rows import map_rows, matmul
 
 _ROWS = ("mean", "sum", "none")
@@ -79,7 +79,7 @@ def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: T
     check_like(op, name, keys, "query", query)
     if index is None:
         return keys.shape[-2]
-    check_dense(op, index_name, index, f"an integer tensor ({n}, M)")
+    check_dense(op, index_name, index, "an integer tensor ({}, M)", n)
     if index.dtype not in INTEGERS:
         raise TypeError(f"{op}: {index_name} must be an integer tensor ({n}, M), got {index.dtype}")
     if index.dim() != 2 or index.shape[0] != n or index.shape[1] == 0:
@@ -95,7 +95,7 @@ def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: T
 
 
 def _check_float(op: str, name: str, value, shape: tuple[int, ...], query: Tensor) -> None:
-    check_dense(op, name, value, f"a float tensor of shape {shape}")
+    check_dense(op, name, value, "a float tensor of shape {}", shape)
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be a float tensor of shape {shape}, got {value.dtype}")
     if tuple(value.shape) != shape:
@@ -202,7 +202,7 @@ def nce(
     check_scalar(op, "log_z", log_z, query)
     log_pos, log_neg = _log_noise(op, n, log_noise_pos, log_noise_neg, noise_keys, noise_index, query, count)
     scale = 1.0 / scalar(temperature, query)
-    shift = scalar(log_z, query) + math.log(count)
+    shift = scalar(log_z, query) + log_of(count, query)
     positive = softplus(shift + log_pos - scale * dot_rows(query, positive_key))
     return reduce_rows(positive + _map_logits(_sum_softplus, query, noise_keys, noise_index, scale, -shift - log_neg), reduction)
 
@@ -222,7 +222,7 @@ def nce_log_z(
     check_scalar(op, "temperature", temperature, query, zero=False)
     check_number(op, "n", n, 1)
     rows = _map_logits(lambda u: torch.logsumexp(u, 1), query, noise_keys, noise_index, 1.0 / scalar(temperature, query))
-    return torch.logsumexp(rows, 0) + (math.log(n) - math.log(count) - math.log(query.shape[0]))
+    return torch.logsumexp(rows, 0) + (log_of(n, rows) - log_of(count, rows) - log_of(query.shape[0], rows))
 
 
 def negative_sampling(

@@ -61,7 +61,7 @@ def _check(features, labels, mask, temperature, base_temperature) -> None:
 
 def _check_mask(mask, rows: int, features: Tensor) -> None:
     """(B, B), real, finite and not negative; values are looked at on the CPU only."""
-    check_dense(_OP, "mask", mask, f"a tensor ({rows}, {rows})")
+    check_dense(_OP, "mask", mask, "a tensor ({}, {})", rows, rows)
     if mask.dtype.is_complex:
         raise TypeError(f"{_OP}: mask must be real, got {mask.dtype}")
     if tuple(mask.shape) != (rows, rows) or mask.device != features.device:

@@ -100,17 +100,23 @@ def nearest_neighbor(query: Tensor, bank: Tensor, *, exclude: Tensor | None = No
         raise ValueError(f"{op}: query and bank must have the same width D, got {tuple(query.shape)} and {tuple(bank.shape)}")
     if exclude is not None:
         _check_excluded(op, exclude, query, len(bank))
-    rows = min(len(query), max(1, BLOCK_ELEMENTS // len(bank)))
+    rows = max(1, BLOCK_ELEMENTS // len(bank))
+    if rows >= len(query):
+        return _nearest(query, bank, exclude, None)
     found = torch.empty(len(query), dtype=torch.int64, device=query.device)
     similarity = torch.empty(rows, len(bank), dtype=query.dtype, device=query.device)  # one buffer: freed ones would pile up
     for start in range(0, len(query), rows):
-        block = similarity[: len(query) - start]
-        with in_given_dtype(query):
-            torch.mm(query[start : start + rows], bank.T, out=block)
-        if exclude is not None:
-            own = exclude[start : start + rows, None]
-            known = (own >= 0) & (own < len(bank))
-            own = torch.where(known, own, 0)
-            block.scatter_(1, own, block.gather(1, own).masked_fill_(known, -torch.inf))
-        found[start : start + rows] = block.argmax(1)
+        part = slice(start, start + rows)
+        found[part] = _nearest(query[part], bank, None if exclude is None else exclude[part], similarity[: len(query) - start])
     return found
+
+
+def _nearest(query: Tensor, bank: Tensor, exclude: Tensor | None, similarity: Tensor | None) -> Tensor:
+    """The same of a block of rows; ``similarity`` (N, K) is room for their products."""
+    with in_given_dtype(query):
+        similarity = torch.mm(query, bank.T, out=similarity)
+    if exclude is not None:
+        known = (exclude >= 0) & (exclude < len(bank))
+        own = torch.where(known, exclude, 0)[:, None]
+        similarity.scatter_(1, own, similarity.gather(1, own).masked_fill_(known[:, None], -torch.inf))
+    return similarity.argmax(1)

@@ -76,7 +76,7 @@ def span_mask(
 
 
 def _check_lengths(op: str, lengths, rows: int, length: int, device: torch.device | None) -> None:
-    check_dense(op, "lengths", lengths, f"an int64 tensor ({rows},)")
+    check_dense(op, "lengths", lengths, "an int64 tensor ({},)", rows)
     if lengths.dtype != torch.int64:
         raise TypeError(f"{op}: lengths must be an int64 tensor ({rows},), got {lengths.dtype}")
     if tuple(lengths.shape) != (rows,):

@@ -67,10 +67,13 @@ def traced(value: float | Tensor, like: Tensor) -> float | Tensor:
     return torch.zeros((), dtype=wide_dtype(like), device=like.device) + value
 
 
-def check_dense(op: str, name: str, value, wanted: str = "a tensor") -> None:
-    """A tensor that has one address and strides: neither sparse nor nested nor of a library's own layout."""
+def check_dense(op: str, name: str, value, wanted: str = "a tensor", *sizes) -> None:
+    """A tensor that has one address and strides: neither sparse nor nested nor of a library's own layout.
+
+    ``sizes`` fill the braces of ``wanted`` in a refusal only: a text with a size in it would make that size a constant of a graph.
+    """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be {wanted}, got {_kind(value)}")
+        raise TypeError(f"{op}: {name} must be {wanted.format(*sizes)}, got {_kind(value)}")
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{op}: {name} must be a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
 
@@ -116,7 +119,7 @@ def check_views(op: str, names: tuple[str, str], z0: Tensor, z1: Tensor) -> None
 
 def check_vector(op: str, name: str, value: Tensor, length: int, dtypes: tuple, like_name: str, like: Tensor) -> None:
     """A 1-D tensor of a given length, one of the dtypes, on the device of ``like``."""
-    check_dense(op, name, value, f"a tensor of shape ({length},)")
+    check_dense(op, name, value, "a tensor of shape ({},)", length)
     if value.dtype not in dtypes:
         wanted = "a float dtype" if dtypes is FLOATS else "an integer dtype" if set(INTEGERS) <= {*dtypes} else f"dtype {dtypes[0]}"
         raise TypeError(f"{op}: {name} must have {wanted}, got {value.dtype}")

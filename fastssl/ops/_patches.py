@@ -48,7 +48,7 @@ def check_ids(
 def check_part(op: str, name: str, value, shape: tuple[int, ...], by: str, like_name: str, like: Tensor) -> None:
     """A float tensor of ``shape``, dimensions of 1 in front allowed, on the device of ``like``."""
     shown = shape if len(shape) == 1 else (1, *shape)
-    check_dense(op, name, value, f"a float tensor {shown}")
+    check_dense(op, name, value, "a float tensor {}", shown)
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
     front = value.dim() - len(shape)

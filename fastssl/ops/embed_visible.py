@@ -161,12 +161,12 @@ def _check_parts(op: str, images: Tensor, length: int, width: int, bias, pos_emb
     if bias is not None:
         check_part(op, "bias", bias, (width,), "weight", "images", images)
     if prefix_tokens is not None:
-        check_dense(op, "prefix_tokens", prefix_tokens, f"a float tensor (1, P, {width})")
+        check_dense(op, "prefix_tokens", prefix_tokens, "a float tensor (1, P, {})", width)
         before = prefix_tokens.shape[-2] if prefix_tokens.dim() > 1 else 1
         check_part(op, "prefix_tokens", prefix_tokens, (before, width), "weight", "images", images)
     positions = before + length
     if pos_embed is not None:
-        check_dense(op, "pos_embed", pos_embed, f"a float tensor (1, {positions}, {width})")
+        check_dense(op, "pos_embed", pos_embed, "a float tensor (1, {}, {})", positions, width)
         if pos_embed.dim() > 1 and pos_embed.shape[-2] == length:
             positions = length
         by = "weight, images and prefix_tokens"

@@ -180,7 +180,7 @@ def check_size(op: str, size) -> tuple[int, int]:
 
 
 def check_noise(op: str, noise, rows: int, length: int, by: str, device: torch.device | None, placed_by: str = "device") -> None:
-    check_dense(op, "noise", noise, f"a tensor ({rows}, {length})")
+    check_dense(op, "noise", noise, "a tensor ({}, {})", rows, length)
     if noise.dtype not in FLOATS:
         raise TypeError(f"{op}: noise must be float32, bfloat16, float16 or float64, got {noise.dtype}")
     if tuple(noise.shape) != (rows, length):

@@ -166,7 +166,7 @@ def _refuse_gradient(op: str, name: str, value: Tensor) -> None:
 
 def _check_mask(op: str, mask, images: Tensor, shape: tuple[int, int], empty: str) -> Tensor:
     """The mask as contiguous float32."""
-    check_dense(op, "mask", mask, f"a tensor {shape}")
+    check_dense(op, "mask", mask, "a tensor {}", shape)
     if mask.dtype != torch.bool and mask.dtype not in FLOATS:
         raise TypeError(f"{op}: mask must be bool or float, got {mask.dtype}")
     if tuple(mask.shape) != shape:
