@@ -1,5 +1,6 @@
 import math
 import os
+import signal
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in the background so
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "lucky: wants two products to have the same bits; left out with --unlucky")
     if config.getoption("--unlucky"):
         _be_unlucky(True)

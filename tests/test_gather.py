@@ -58,6 +58,9 @@ def check_gradient(rank: int, world: int) -> None:
         (joined * (1 + rank) * torch.arange(len(joined))[:, None]).sum().backward()
         want = (torch.arange(3 * rank, 3 * rank + 3) * (world * (world + 1) // 2))[:, None].expand(3, 2)
         assert torch.equal(leaf.grad, want.to(dtype))
+    for rows in (of_rank(rank, 2 + rank, 3), of_rank(rank, 2, 3 + rank), of_rank(rank, 2, 3, dtype=FLOATS[rank])):
+        with pytest.raises(ValueError, match=r"gather_rows_with_grad: (every process must bring as many|rows must have one dtype)"):
+            gather_rows_with_grad(rows)
 
 
 def check_queue(rank: int, world: int) -> None:

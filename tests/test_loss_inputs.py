@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy
 import older_losses
 import pytest
 import torch
@@ -378,6 +379,15 @@ def test_flops_are_counted():
             if loss.requires_grad:
                 loss.backward()
         assert counter.get_total_flops() == sweeps * 2 * 16 * 16 * 8, name
+
+
+def test_numbers_may_be_numpys():
+    for number in (numpy.float32(0.5), numpy.float64(0.5), numpy.float16(0.5)):
+        assert torch.equal(nt_xent(A, B, number), nt_xent(A, B, 0.5))
+    assert torch.equal(clip_loss(A, B, numpy.int64(10)), clip_loss(A, B, 10.0))
+    average = torch.zeros(2)
+    functional.ema_update_([average], [torch.ones(2)], numpy.float32(0.5))
+    assert torch.equal(average, torch.full((2,), 0.5))
 
 
 def test_flop_formulas_are_registered_by_whoever_imports_the_counter():

@@ -90,6 +90,7 @@ REFUSED = [
     (lambda: F_.moco_v3_loss(A, B, 1e-40), ValueError, "moco_v3_loss: temperature must be at least"),
     (lambda: F_.matryoshka(F_.nt_xent, A, B, dims=3), TypeError, "matryoshka: dims must be a sequence of numbers, got int"),
     (lambda: F_.matryoshka(F_.nt_xent, A, B, dims=[4]), ValueError, "matryoshka: dims must be whole numbers from 1 to D = 3"),
+    (lambda: F_.matryoshka(lambda a, b: (a, b), A, B, dims=[2]), TypeError, "matryoshka: loss must return a tensor, got tuple"),
     (lambda: F_.matryoshka(None, A, B, dims=[2]), TypeError, "matryoshka: loss must be a function, got NoneType"),
     (lambda: F_.matryoshka(F_.nt_xent, A, [B], dims=[2]), TypeError, r"matryoshka: embeddings\[1\] must be a tensor"),
     (lambda: F_.matryoshka(F_.nt_xent, A, B, dims=[2], weights=["1"]), TypeError, r"matryoshka: weights\[0\] must be a number"),

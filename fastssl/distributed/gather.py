@@ -70,18 +70,21 @@ def gather_rows_with_grad(rows: Tensor, group=None) -> tuple[Tensor, int]:
     DistributedDataParallel then takes the mean over processes. Every process must call it, and its backward.
 
     Args:
-        rows: (N, ...), floating, of one shape and dtype in every process.
+        rows: (N, ...), floating, of one shape and dtype in every process; compared on a CPU, where it costs no wait for a GPU.
         group: process group; by default all processes.
 
     Returns:
         (ranks N, ...) and the number of rows before this process's own. In one process ``rows`` itself and 0.
 
     Raises:
-        TypeError, ValueError: as ``gather_rows``.
+        TypeError, ValueError: as ``gather_rows``; on a CPU, in every process alike, shapes or dtypes that differ.
     """
-    world = _check("gather_rows_with_grad", rows, group)
+    op = "gather_rows_with_grad"
+    world = _check(op, rows, group)
     if world == 1:
         return rows, 0
+    if rows.device.type == "cpu" and len({*(counts := _row_counts(op, rows, world, group))}) > 1:
+        raise ValueError(f"{op}: every process must bring as many rows, got {counts}")
     return _GatherWithGradient.apply(rows, world, group), distributed.get_rank(group) * len(rows)
 
 

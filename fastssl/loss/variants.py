@@ -60,7 +60,10 @@ def matryoshka(
         check_scalar(op, f"weights[{k}]", weight, embeddings[0])
     total = 0.0
     for d, weight in zip(dims, weights, strict=True):
-        total = total + scalar(weight, embeddings[0]) * loss(*(e[..., :d] for e in embeddings))
+        part = loss(*(e[..., :d] for e in embeddings))
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{op}: loss must return a tensor, got {type(part).__name__}")
+        total = total + scalar(weight, embeddings[0]) * part
     return total
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NUMBERS = (int, float, numpy.floating, numpy.integer)  # Python's, and NumPy's scalars as a config or a schedule gives them
 LARGEST = sys.float_info.max  # a Python integer beyond it has no float
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -146,8 +147,10 @@ def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) 
         if not readable(value):
             return
         value = float(value.detach())
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {_kind(value)}")
+    if isinstance(value, numpy.generic):
+        value = float(value)  # a float16 cannot be compared with the limits of other dtypes
     dtype = wide_dtype(like)
     facts = torch.finfo(dtype)
     if not -facts.max <= value <= facts.max or (value == 0 and not zero):  # math.isfinite cannot be traced on a dynamic float
@@ -174,8 +177,9 @@ def check_flag(op: str, name: str, value) -> None:
 
 def check_number(op: str, name: str, value, low: float = -math.inf, below: float = math.inf) -> None:
     """A finite number in [low, below)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{op}: {name} must be a number, got {_kind(value)}")
+    value = float(value) if isinstance(value, numpy.generic) else value
     if not (-LARGEST <= value <= LARGEST and low <= value < below):
         wanted = "finite" if low == -math.inf else f"in [{low:g}, {below:g})" if below < math.inf else f"at least {low:g}"
         raise ValueError(f"{op}: {name} must be {wanted}, got {_shown(value)}")

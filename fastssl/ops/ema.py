@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import _shown, as_scalar, check_choice, check_dense, device_scalar
+from ._checks import NUMBERS, _shown, as_scalar, check_choice, check_dense, device_scalar
 from ._lists import bump_versions, check_lists, check_scalars, laid_out
 from ._register import define_op
 
@@ -102,7 +102,7 @@ def share(op: str, name: str, value: float | Tensor, device: torch.device) -> tu
         if (scalar := device_scalar(op, name, value, device)) is not None:
             return 0.0, scalar
         value = value.item()
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+    elif isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {type(value).__name__}")
     if not 0 <= value <= 1:
         raise ValueError(f"{op}: {name} must be in [0, 1], the share that is kept, got {_shown(value)}")
