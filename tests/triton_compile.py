@@ -1,8 +1,10 @@
 """Compile kernels for sm_80, sm_90, sm_100 and sm_120 and read what the assembler says of them. ``test_triton_compile.py`` runs it.
 
-python tests/triton_compile.py fwd|one_pass|cross|bwd|other [--all]      --all: every variant of every configuration, minutes
+python -m tests.triton_compile fwd|one_pass|cross|bwd|other [--today | --all]
+    --today: sm_90 and one of the other three, another one each day, as the tests do     --all: every variant, minutes
 """
 
+import datetime
 import sys
 
 import torch
@@ -42,6 +44,12 @@ HOPPER = (90,), tuple(TYPES)
 SOME = {"stream": HOPPER, "own": HOPPER, "transposed": ((90,), ("16-bit",)), "rank": ((90,), ("16-bit",))}
 SOME |= dict.fromkeys(("small", "bare"), ((90,), ("16-bit",)))
 SOME |= {"heavy rank transposed": ((80, 90, 100), ("16-bit", "tf32"))}
+
+
+def families(words: list[str]) -> tuple[int, ...]:
+    """Those whose configurations are compiled."""
+    others = [family for family in TARGET if family != 90]
+    return (90, others[datetime.date.today().toordinal() % len(others)]) if "--today" in words else tuple(TARGET)
 
 
 def compile_one(kernel, pointers: dict, numbers: dict, constants: dict, target: int, warps: int, stages: int, registers=None):
@@ -120,15 +128,15 @@ def tile_cases(kernel: str, everything: bool) -> list[bool]:
     """Each configuration in its training variant and in its heaviest; the others as SOME says, unless ``everything``."""
     good = []
     for name, family, arithmetic, width, _ in ALL_CONFIGS:
-        if name != kernel:
+        if name != kernel or family not in families(sys.argv):
             continue
         for variant in VARIANTS[kernel]:
             asked = " lean" if variant in LEAN else " rank" if "rank" in variant else ""
             data = torch.float32 if arithmetic in ("tf32", "ieee") else torch.bfloat16
             config = pick_config(kernel + asked, TARGET[family], data, width, arithmetic)
-            families, arithmetics = SOME.get(variant, ((family,), (arithmetic,)))
+            some, arithmetics = SOME.get(variant, ((family,), (arithmetic,)))
             for even in (True, False) if everything else (variant in LEAN,):
-                if everything or (family in families and arithmetic in arithmetics):
+                if everything or (family in some and arithmetic in arithmetics):
                     good.append(tile_case(kernel, variant, family, arithmetic, width, config, even))
     return good
 

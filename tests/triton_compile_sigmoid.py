@@ -1,6 +1,6 @@
 """Compile the kernels of ``sigmoid_pair`` as ``triton_compile.py`` does. ``test_triton_sigmoid.py`` runs it.
 
-python -m tests.triton_compile_sigmoid [--all]      --all: every variant of every configuration, even and ragged
+python -m tests.triton_compile_sigmoid [--today | --all]      as in triton_compile
 """
 
 import sys
@@ -8,7 +8,7 @@ import sys
 from fastssl.kernels import sigmoid_pair, sigmoid_pair_chunked, sigmoid_pair_terms
 from fastssl.kernels.similarity_config import ALL_CONFIGS, TileConfig
 
-from .triton_compile import TARGET, TYPES, compile_one, verdict
+from .triton_compile import TARGET, TYPES, compile_one, families, verdict
 
 # What a variant leaves out: the sweep that trains with all four gradients, the same with weights, the second side, no gradient.
 VARIANTS = {
@@ -49,7 +49,7 @@ def tile_cases(everything: bool) -> list[bool]:
     is derived from the backward's, or measured for this kernel."""
     good = []
     for name, family, arithmetic, width, config in ALL_CONFIGS:
-        if name not in ("bwd", "sigmoid"):
+        if name not in ("bwd", "sigmoid") or family not in families(sys.argv):
             continue
         if name == "bwd":
             config = sigmoid_pair.tile_of(config, TARGET[family])
