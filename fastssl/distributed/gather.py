@@ -5,6 +5,8 @@ import zlib
 import torch
 from torch import Tensor, distributed
 
+from fastssl.ops._checks import readable
+
 
 def world_size(group=None) -> int:
     """Processes in ``group`` (by default all); 1 where no process group was made."""
@@ -83,8 +85,10 @@ def gather_rows_with_grad(rows: Tensor, group=None) -> tuple[Tensor, int]:
     world = _check(op, rows, group)
     if world == 1:
         return rows, 0
-    if rows.device.type == "cpu" and len({*(counts := _row_counts(op, rows, world, group))}) > 1:
-        raise ValueError(f"{op}: every process must bring as many rows, got {counts}")
+    if readable(rows):
+        counts = _row_counts(op, rows, world, group)
+        if min(counts) != max(counts):
+            raise ValueError(f"{op}: every process must bring as many rows, got {counts}")
     return _GatherWithGradient.apply(rows, world, group), distributed.get_rank(group) * len(rows)
 
 
