@@ -62,9 +62,9 @@ def once(method: nn.Module, inputs: Tensor, act: Callable[[], T]) -> T:
         return result
     if kept.place != place_of(inputs) or kept.forwards > 1:
         raise NotImplementedError(
-            f"{type(method).__name__}: activation checkpointing runs a forward again that is not the last one, is one of two of the "
-            "same views, or whose views were made inside the checkpointed function; call backward before the next forward, and "
-            "checkpoint the method or its encoder"
+            f"{type(method).__name__}: activation checkpointing runs a forward again that is not the last one, is one of two of "
+            "the same views, or whose views were made inside the checkpointed function; call backward before the next forward, "
+            "and checkpoint the method or its encoder"
         )
     kept.forwards = 0
     return kept.result
