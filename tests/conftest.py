@@ -22,6 +22,7 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in the background so
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "lucky: wants two products to have the same bits; left out with --unlucky")
+    config.addinivalue_line("markers", "torch_fuses: wants torch to fuse multiplications and additions; left out where it cannot")
     if config.getoption("--unlucky"):
         _be_unlucky(True)
 
@@ -36,10 +37,13 @@ def _be_unlucky(on: bool) -> None:
 def pytest_collection_modifyitems(config, items):
     """Files whose few tests take minutes (the interpreter, offline compilation) begin: no process then ends long after the rest."""
     items.sort(key=lambda item: not item.path.name.startswith("test_triton"))
-    if config.getoption("--unlucky"):
-        for item in items:
-            if item.get_closest_marker("lucky"):
-                item.add_marker(pytest.mark.skip(reason="products of forward and backward have other bits"))
+    left_out = {"lucky": "products of forward and backward have other bits"} if config.getoption("--unlucky") else {}
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        left_out["torch_fuses"] = "torch rounds a multiplication and an addition apart, and our kernels fuse them"
+    for item in items:
+        for marker, reason in left_out.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -205,6 +205,7 @@ def test_nearest_neighbors_are_lightlys(their_lightly):
         lightly.NNMemoryBankModule(0)(rows)
 
 
+@pytest.mark.torch_fuses
 def test_lightlys_momentum_bit_for_bit(their_lightly):
     student, teachers = Net(tied=True), [Net(tied=True) for _ in range(2)]
     teachers[1].load_state_dict(teachers[0].state_dict())

@@ -34,6 +34,7 @@ def assert_follows(ours, theirs, net, steps, first=0):
             assert t.dtype == want[name].dtype and torch.equal(t, want[name]), (step, name)
 
 
+@pytest.mark.torch_fuses
 @pytest.mark.parametrize("kept", [None, *DTYPES], ids=str)
 @pytest.mark.parametrize("exclude_buffers", [False, True])
 def test_timm_ema_bit_for_bit(their_ema, kept, exclude_buffers):
@@ -51,6 +52,7 @@ def test_timm_ema_bit_for_bit(their_ema, kept, exclude_buffers):
         assert_follows(*pair, net, 2, first=7)
 
 
+@pytest.mark.torch_fuses
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9999, 1.0])
 @pytest.mark.parametrize(
     "schedule",
@@ -69,6 +71,7 @@ def test_timm_decay(their_ema, decay, schedule):
     assert_follows(*pair, net, 8)
 
 
+@pytest.mark.torch_fuses
 def test_timm_stochastic_rounding(their_ema):
     """The same two neighbours as timm's in the same shares, with bits of its own; the rest of a mixed model is bit-equal."""
     net = nn.Sequential(nn.Linear(64, 512), nn.BatchNorm1d(512)).bfloat16()

@@ -16,9 +16,6 @@ MOMENTA = [0.0, 0.3, 0.5, 0.9, 0.99, 0.9999, 1.0]
 SHAPES = [(5,), (3, 4), (64, 3, 7, 7), (), (0,), (1000, 33), (40000,), (2, 0, 3)]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
-#: torch's own kernels round a multiplication and an addition apart where they have no AVX; ours fuse them.
-torch_fuses = pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch without fused multiply-add")
-
 
 def pair(dtype=torch.float32, other=None, shapes=SHAPES):
     return [torch.randn(s).to(dtype) for s in shapes], [torch.randn(s).to(other or dtype) for s in shapes]
@@ -40,7 +37,7 @@ def torch_form(ema, params, momentum, order):
         torch._foreach_add_(ema, params, alpha=1.0 - momentum)
 
 
-@torch_fuses
+@pytest.mark.torch_fuses
 @pytest.mark.parametrize("order", ["lerp", "mul_add"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torchs_bits(isa, dtype, order):
@@ -139,7 +136,7 @@ def spoiled(t, how):
     return torch.cat([t.new_zeros(1), t.reshape(-1)])[1:].view(t.shape)
 
 
-@torch_fuses
+@pytest.mark.torch_fuses
 @pytest.mark.parametrize("how", ["channels_last", "transposed", "gaps", "misaligned"])
 @pytest.mark.parametrize("which", ["ema", "params", "both"])
 def test_any_layout(how, which):
@@ -153,7 +150,7 @@ def test_any_layout(how, which):
     assert [t.stride() for t in ours] == strides
 
 
-@torch_fuses
+@pytest.mark.torch_fuses
 def test_one_tensor_parameters_generators_and_a_shared_layer():
     teacher, student = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
     expected = torch.lerp(teacher.weight, student.weight, 1.0 - 0.9).detach()

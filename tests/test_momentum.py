@@ -16,11 +16,9 @@ from torch.optim import swa_utils
 from fastssl.momentum import EMA, get_ema_multi_avg_fn, update_momentum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-#: torch's own kernels round a multiplication and an addition apart where they have no AVX; ours fuse them.
-torch_fuses = pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch without fused multiply-add")
 
 
-@torch_fuses
+@pytest.mark.torch_fuses
 def test_bits_of_torchs_averaged_model():
     model = Net()
     ours, torchs = EMA(model, 0.99), swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.99))
@@ -38,7 +36,7 @@ def test_bits_of_torchs_averaged_model():
     assert ours.module.count.tolist() == [51, 51, 51] and not same(ours.module, model)
 
 
-@torch_fuses
+@pytest.mark.torch_fuses
 @pytest.mark.parametrize("rule, tied", [("copy", True), ("ema", False)])
 def test_bits_of_timms_model_ema(rule, tied):
     """timm averages a tied weight once for each of its names where it averages the buffers too."""

@@ -101,6 +101,7 @@ def test_a_hundred_steps_are_no_worse_than_the_peers(name, isa):
     assert all((p - q).norm() > 0.1 * q.norm() for p, q in zip(params, parameters(), strict=True) if p.numel() > 1)  # they did move
 
 
+@pytest.mark.torch_fuses
 def test_adamw_rounds_as_torch_but_for_its_square_root():
     """MKL's, which torch.optim.AdamW uses on the CPU, is not always the nearest float: with one that is, every bit is the same."""
     rates = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.3}
@@ -121,6 +122,7 @@ def test_adamw_rounds_as_torch_but_for_its_square_root():
     torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.torch_fuses
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_lars_that_adapts_nothing_is_bit_equal_to_sgd(nesterov):
     ours, _ = run(partial(LARS, lr=0.1, weight_decay=0.05, adapt=False, nesterov=nesterov))

@@ -42,3 +42,60 @@ def test_sup_con_refuses_labels_that_tell_nothing():
     ):
         with pytest.raises(error, match=match):
             functional.sup_con(features, labels)
+
+
+def _one_positive(case: str) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """(B, V, D) float64 unit rows, labels and contrast mode: clusters of two rows each, and one class of three samples."""
+    corners = torch.eye(12, dtype=torch.float64)
+    near = lambda: F.normalize(corners + 0.01 * torch.randn(12, 12, dtype=torch.float64), dim=1)  # noqa: E731
+    if case == "two samples":
+        features, labels, mode = torch.cat([near(), near()])[:, None], torch.arange(12).repeat(2) * 2**40, "all"
+        order = torch.randperm(24)
+        features, labels = features[order], labels[order]
+    else:
+        features, labels, mode = torch.stack([near(), near()], 1), torch.arange(12), case
+    features, labels = torch.cat([features, features[:3] + features[3:6]]), torch.cat([labels, labels.new_full((3,), -7)])
+    return F.normalize(features, dim=2), labels, mode
+
+
+@pytest.mark.parametrize("case", ["two samples", "all", "one"])
+@pytest.mark.parametrize("temperature", [0.1, 0.05])
+def test_a_small_loss_keeps_its_digits(case, temperature):
+    """Anchors with one positive have losses of 1e-3 and 1e-7, with logits of 10 and 20: a difference of logits would lose them."""
+    features, labels, mode = _one_positive(case)
+    options = {"temperature": temperature, "contrast_mode": mode, "reduction": "none"}
+    narrow = features.float().requires_grad_()
+    wide = narrow.detach().double().requires_grad_()
+    anchors = wide.transpose(0, 1).flatten(0, 1)
+    label = labels.repeat(features.shape[1])
+    itself = torch.eye(len(label), dtype=torch.bool)
+    s = (anchors @ anchors.T / temperature).masked_fill(itself, -math.inf)
+    positive = (label[:, None] == label) & ~itself
+    log_p = torch.log_softmax(s, 1).masked_fill(~positive, 0.0)
+    want = -(log_p.sum(1) / positive.sum(1).clamp_min(1))[: len(label) if mode == "all" else len(labels)]
+    got = functional.sup_con(narrow, labels, **options)
+    small = want < 0.02
+    assert small.sum() >= 6 and (positive.sum(1)[: len(want)][small] == 1).all()
+    # A logit is off by a few units of 1/temperature; a loss of log(1 + e^-u) by as much of itself, whatever its size.
+    torch.testing.assert_close(got.double(), want, rtol=16 * 2**-24 / temperature, atol=0)
+    (grad,) = torch.autograd.grad(got[small].sum(), narrow)
+    (true,) = torch.autograd.grad(want[small].sum(), wide)
+    assert (grad.double() - true).norm() <= 64 * 2**-24 / temperature * true.norm()
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("given", ["labels", "mask"])
+def test_a_huge_row_does_not_spoil_the_sum_of_its_class(views, given):
+    """One row is 1e6 times the others: its term is the mean over its positives, as it would be without the row itself."""
+    features = torch.randn(9, views, 5)
+    features[0, 0] *= 1e6
+    labels = torch.tensor([0, 1, 0, 2, 1, 0, 2, 2, 0])
+    same = (labels[:, None] == labels).float()
+    positives = {"labels": labels} if given == "labels" else {"mask": same}
+    rows = functional.sup_con(features, **positives, temperature=1.0, reduction="none")
+    z = features.double().transpose(0, 1).flatten(0, 1)
+    positive = same.repeat(views, views).bool() & ~torch.eye(9 * views, dtype=torch.bool)
+    s = (z @ z.T).masked_fill(torch.eye(9 * views, dtype=torch.bool), -math.inf)
+    want = s.logsumexp(1) - torch.where(positive, s, 0.0).sum(1) / positive.sum(1)
+    largest = torch.where(s.isfinite(), s.abs(), 0.0).amax(1)
+    assert ((rows.double() - want).abs() <= 32 * 2**-24 * largest + 1e-6).all()

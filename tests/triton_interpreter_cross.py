@@ -15,6 +15,7 @@ from tests.triton_interpreter import (  # noqa: F401
     F16,
     F32,
     dots,
+    dscale_terms,
     make,
     poison,
     products,
@@ -55,7 +56,8 @@ def check(args, g, h, scale=10.0, need=ALL) -> dict[str, Tensor]:
         elif name == "rank":
             assert torch.equal(value, truth[name])
         else:
-            assert_no_worse(name, value, plain[name], truth[name], args["x"].dtype)
+            size = sum(dscale_terms(args, *way) for way in ((g, scale), (h, scale, 0))) if name == "dscale" else 0.0
+            assert_no_worse(name, value, plain[name], truth[name], args["x"].dtype, size)
     return ours
 
 

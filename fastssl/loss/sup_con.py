@@ -2,8 +2,9 @@
 
     loss_i = lse_{j != i} s_ij - scale <z_i, mean of i's positives>,    s_ij = scale <z_i, z_j>,  scale = 1 / temperature
 
-The term of the positives is linear, so their mean comes from one sum over each class: O(N D). With two views and neither labels
-nor mask it is NT-Xent.
+The term of the positives is linear, so their mean comes from one sum over each class: O(N D). With P positives the loss is at least
+log P, so it can only be small where an anchor has one: there the log-sum-exp leaves the positive out, and softplus(lse - s) keeps
+the digits, as in NT-Xent, which this is with two views and neither labels nor mask.
 """
 
 import torch
@@ -35,6 +36,7 @@ from ._common import (
     reduce_rows,
     refuse_group,
     scalar,
+    softplus,
     unit_rows,
     wide_dtype,
 )
@@ -102,27 +104,37 @@ def _labelled(labels, ignore_label: int | None) -> Tensor | None:
     return (labels if labels.is_floating_point() else labels.to(torch.int64)).flatten() != ignore_label
 
 
-def _positive_sums(z: Tensor, anchors: Tensor, labels: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sums (A B, D) of the positives of the first A views, and their counts (A B,): z (B, V, D), anchors (A, B, D).
+def _positive_sums(z: Tensor, anchors: Tensor, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums (A B, D) of the positives of the first A views, and their counts (B,): z (B, V, D), anchors (A, B, D), compact ids (B,).
 
-    The anchor itself is no positive. A mask counts with its values, so that soft masks weigh.
+    The anchor itself is no positive. A mask counts with its values, so that soft masks weigh. Sums that an anchor is taken out of
+    are in float64: a huge row leaves the sum of its class as it would be without it.
     """
     views = z.shape[1]
-    of_sample = z.sum(1)  # (B, D)
+    of_sample = z.sum(1, dtype=torch.float64)  # (B, D)
+    own, others = z.new_ones(len(z)), 0.0
     if mask is not None:
         weight = savable(mask).to(z.dtype)
-        sums, count = matmul(weight, of_sample), views * weight.sum(1)
-        own = weight.diagonal()
+        own, count = weight.diagonal(), views * weight.sum(1)
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        others = matmul(weight.masked_fill(itself, 0.0), of_sample.to(z.dtype))
+    elif ids is not None:
+        count = views * class_sums(own[:, None], ids)[ids, 0]
+        of_sample = class_sums(of_sample, ids)[ids]
     else:
-        own = z.new_ones(len(z))
-        if labels is None:
-            sums, count = of_sample, views * own
-        else:
-            ids = compact_ids(labels)
-            sums = class_sums(of_sample, ids)[ids]
-            count = views * class_sums(own[:, None], ids)[ids, 0]
-    sums = sums - own[:, None] * anchors  # (A, B, D)
-    return sums.flatten(0, 1), (count - own).expand(len(anchors), -1).flatten()
+        count = views * own
+    sums = torch.stack([others + own[:, None] * (of_sample - anchor).to(z.dtype) for anchor in anchors])  # (A, B, D)
+    return sums.flatten(0, 1), count - own
+
+
+def _pair_ids(views: int, ids: Tensor | None, alone: Tensor) -> Tensor:
+    """(V, B) int32, V of 1 or 2: an id for each row, and one for both rows of a pair: anchors with one positive, ``alone`` (B,)."""
+    row = arange_ids(alone)
+    first = row
+    if views == 1 and ids is not None:
+        partner = class_sums(row[:, None], ids)[ids, 0] - row  # where two samples make the class
+        first = torch.minimum(row, partner)
+    return torch.where(alone, first, torch.stack([row + view * len(row) for view in range(views)]))
 
 
 def sup_con(
@@ -195,19 +207,25 @@ def _two_views(features: Tensor, scale, normalize: bool, reduction: str) -> Tens
 def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contrast_mode: str) -> Tensor:
     """Losses of the anchors, view after view; 0 where one has no positive, and a NaN stays."""
     z = unit_rows(features) if normalize else features
-    contrast = z.transpose(0, 1).reshape(-1, z.shape[2])  # (V B, D), view after view
-    ids = arange_ids(contrast)
-    views = z.shape[1] if contrast_mode == "all" else 1
-    if views == z.shape[1]:
-        anchors, lse = contrast, lse_of(_OP, contrast, contrast, scale=scale, x_id=ids)
-    else:
-        anchors = contrast[: len(z)]
-        lse = lse_of(_OP, anchors, contrast, scale=scale, x_id=ids[: len(z)], y_id=ids)
+    samples, views, _ = z.shape
+    contrast = z.transpose(0, 1).reshape(samples * views, -1)  # (V B, D), view after view
+    used = views if contrast_mode == "all" else 1
+    anchors = contrast[: used * samples] if used < views else contrast
     wide = wide_dtype(z)
-    sums, count = _positive_sums(z.to(wide), anchors.to(wide).unflatten(0, (views, -1)), labels, mask)
-    none = count <= 1e-6
-    rows = lse - scale * dot_rows(anchors.to(wide), sums) / count.clamp_min(1e-6)
-    return torch.where(none & ~rows.isnan(), 0.0, rows)
+    classes = None if labels is None else compact_ids(labels)
+    sums, count = _positive_sums(z.to(wide), anchors.to(wide).unflatten(0, (used, -1)), classes, mask)
+    one = None
+    if mask is None and views <= 2:  # else no anchor is known to have one positive
+        one = count == 1
+        ids = _pair_ids(views, classes, one).flatten()
+    else:
+        ids = arange_ids(contrast)
+    lse = lse_of(_OP, anchors, contrast, scale=scale, x_id=ids[: len(anchors)], y_id=None if anchors is contrast else ids)
+    mean = dot_rows(anchors.to(wide), sums).view(used, -1) / count.clamp_min(1e-6)
+    rows = lse.view(used, -1) - scale * mean
+    if one is not None:
+        rows = torch.where(one, softplus(rows), rows)  # lse is over the negatives there
+    return torch.where((count <= 1e-6) & ~rows.isnan(), 0.0, rows).flatten()
 
 
 class SupConLoss(nn.Module):
