@@ -382,3 +382,19 @@ def test_an_index_without_data_beside_keys_with_data_is_refused():
     index = torch._subclasses.FakeTensorMode().from_tensor(INDEX)
     with pytest.raises(ValueError, match="nce: query and noise_index must both be fake tensors or both have data"):
         nce(randn(N, D), randn(N, D), randn(9, D), n=50, noise_index=index)
+
+
+@pytest.mark.parametrize("far", [1e6, 1e12])
+@pytest.mark.parametrize("case", [name for name in BLOCKED if "x" in CASES[name][0] and "cosine" not in name])
+def test_a_row_far_away_leaves_the_gradients_of_the_others_alone(case, far, small_blocks):
+    """Row 12, alone in its class, pulls at nobody from 100 on. A mean of the rows, which it carries away, is no origin."""
+    _, ours, plain = CASES[case]
+    near, away = make_inputs(case), make_inputs(case)
+    near["x"][12] *= 100
+    away["x"][12] *= far
+    others = torch.arange(N) != 12
+    found, eager, truth = (
+        run(f, inputs, t)[1]["x"][others]
+        for f, inputs, t in ((ours, away, None), (plain, near, None), (plain, near, torch.float64))
+    )
+    assert_no_worse(case, found, eager, truth, torch.float32)

@@ -234,7 +234,11 @@ BAD = {
     "lr tensor value": (ValueError, "lr must be finite", lambda: lars_(X, G, M, lr=torch.tensor(math.inf))),
     "lr type": (TypeError, "lars_: lr must be a number", lambda: lars_(X, G, M, lr="0.1")),
     "momentum": (ValueError, r"lars_: momentum must be in \[0, 1\), got 1", lambda: lars_(X, G, M, lr=1.0, momentum=1.0)),
-    "decay": (ValueError, "weight_decay must be finite and at least 0, got -1", lambda: lars_(X, G, M, lr=1.0, weight_decay=-1)),
+    "decay": (
+        ValueError,
+        "weight_decay must be finite in torch.float32 and at least 0, got -1",
+        lambda: lars_(X, G, M, lr=1.0, weight_decay=-1),
+    ),
     "decays": (ValueError, "weight_decay must be one value or 1", lambda: lars_(X, G, M, lr=1.0, weight_decay=[0.1, 0.1])),
     "decay type": (TypeError, "weight_decay must be a number", lambda: lars_(X, G, M, lr=1.0, weight_decay=[True])),
     "adapt": (TypeError, "lars_: adapt must be True or False", lambda: lars_(X, G, M, lr=1.0, adapt=[1])),
@@ -269,7 +273,11 @@ BAD = {
     "ema type": (TypeError, r"LARS: ema\[0\] must be a tensor, got NoneType", lambda: LARS([LEAF], 1.0, ema=[None])),
     "ema shapes": (ValueError, r"AdamW: ema\[0\] must have the shape of its parameter", lambda: AdamW([LEAF], ema=[X[0]])),
     "lone ema shadow": (ValueError, "AdamW: ema_shadow must be given together with ema", lambda: AdamW([LEAF], ema_shadow=[X])),
-    "AdamW decay": (ValueError, "AdamW: weight_decay must be finite and at least 0", lambda: AdamW([LEAF], weight_decay=-1)),
+    "AdamW decay": (
+        ValueError,
+        "AdamW: weight_decay must be finite in torch.float32 and at least 0",
+        lambda: AdamW([LEAF], weight_decay=-1),
+    ),
     "AdamW ema": (ValueError, r"AdamW: ema_momentum must be in \[0, 1\]", lambda: AdamW([LEAF], ema_momentum=1.5)),
     "amsgrad": (NotImplementedError, "AdamW: amsgrad is not supported", lambda: AdamW([{"params": [LEAF], "amsgrad": True}])),
 }

@@ -33,14 +33,14 @@ def step_scalar(
 
 
 def for_each_tensor(op: str, name: str, value, count: int, kind: type) -> list:
-    """A bool or a finite number of at least 0, or a sequence of ``count`` of them -> a list of ``count``, bools as 0 and 1."""
+    """A bool or a number of at least 0 that float32 holds, or a sequence of ``count`` -> a list of ``count``, bools as 0 and 1."""
     values = list(value) if isinstance(value, Sequence) else [value]
     for item in values:
         if isinstance(item, bool) != (kind is bool) or not isinstance(item, (int, float)):
             wanted = "True or False" if kind is bool else "a number"
             raise TypeError(f"{op}: {name} must be {wanted} or a sequence of them, got {type(item).__name__}")
-        if not 0 <= item <= LARGEST:
-            raise ValueError(f"{op}: {name} must be finite and at least 0, got {_shown(item)}")
+        if not 0 <= item <= torch.finfo(torch.float32).max:
+            raise ValueError(f"{op}: {name} must be finite in torch.float32 and at least 0, got {_shown(item)}")
     if not isinstance(value, Sequence):
         values = values * count
     if len(values) != count:

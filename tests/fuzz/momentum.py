@@ -229,7 +229,7 @@ def _warmup(m: Maker) -> dict:
 
 
 def _warmup_truth(step, gamma=1.0, power=2 / 3, maximum=0.9999):
-    return min(-math.expm1(-power * math.log1p(max(_number(step), 0) / gamma)), maximum)
+    return min(-math.expm1(-float(power) * math.log1p(max(_number(step), 0) / gamma)), maximum)
 
 
 def _double(found, arguments: dict):
