@@ -2,6 +2,7 @@
 the interpreter is chosen by TRITON_INTERPRET=1 when Triton is first imported, and stays for good."""
 
 import os
+import types
 
 import numpy as np
 import pytest
@@ -57,6 +58,17 @@ def dots(monkeypatch):
         return dot(self, a, b, c, *rest)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", as_on_a_gpu)
+
+
+@pytest.fixture(autouse=True)
+def language_once(monkeypatch):
+    """Triton 3.6's interpreter replaces its language anew at every call of a function inside a kernel, a third of all time: here it
+    does so once a launch, for kernels and for those functions of the language that are Triton code themselves."""
+    replace = interpreter._patch_lang
+    both = types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+    monkeypatch.setattr(interpreter, "_patch_lang", lambda fn: replace(both))
+    inside = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", inside)
 
 
 @pytest.fixture(autouse=True)
@@ -334,7 +346,7 @@ def test_rank_counts_strictly_above(tiles, dtype):
 @pytest.mark.parametrize("shape", [(1, 1, 3), (33, 50, 16), (40, 21, 130), (7, 9, 260)], ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_columns_stored_transposed(tiles, shape, dtype):
-    """A queue (D, K) gives the bits of its transpose, where no product is torch's own (the chunks); the forward does not copy it."""
+    """A queue (D, K) gives the bits of its transpose, but in chunks, whose product is torch's; the forward does not copy it."""
     tiles(splits=2)
     args, g = make(*shape, dtype, ids="third", bias=True)
     args["threshold"] = random_threshold(shape[0])

@@ -16,6 +16,7 @@ from tests.triton_interpreter import (  # noqa: F401
     F32,
     dots,
     dscale_terms,
+    language_once,
     make,
     poison,
     products,

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 from triton.runtime import interpreter
-from triton_interpreter import dots, poison  # noqa: F401  (fixtures, used in every test)
+from triton_interpreter import dots, language_once, poison  # noqa: F401  (fixtures, used in every test)
 
 import fastssl.ops.sigmoid_pair as op
 from fastssl.kernels import sigmoid_pair as kernels
