@@ -82,9 +82,10 @@ def test_moco_follows_the_repository(call, group, tmp_path):
                 assert torch.equal(acc1, percent(want, 1)) and torch.equal(acc5, percent(want, 5))
                 torch.testing.assert_close(loss, F.cross_entropy(want, torch.zeros(count, dtype=torch.int64)))
             loss.backward()
+            largest = max(p.grad.abs().max().item() for p in steps.q[0].parameters() if p.requires_grad)
             for ours, theirs in zip(model.encoder_q.parameters(), steps.q[0].parameters(), strict=True):
-                if theirs.requires_grad:
-                    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+                if theirs.requires_grad:  # small entries are sums of large terms that cancel
+                    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5 * largest)
                     with torch.no_grad():
                         ours -= 0.1 * ours.grad
                         theirs -= 0.1 * theirs.grad
