@@ -19,8 +19,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in the background so
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(name) is signal.SIG_IGN:  # a shell starts what runs in the background so, nohup what outlives it
+            signal.signal(name, usual)
     config.addinivalue_line("markers", "lucky: wants two products to have the same bits; left out with --unlucky")
     config.addinivalue_line("markers", "torch_fuses: wants torch to fuse multiplications and additions; left out where it cannot")
     if config.getoption("--unlucky"):

@@ -220,6 +220,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.lucky
 def test_kill_and_resume_is_the_same_run(tmp_path, capsys):
     """A run killed with SIGKILL in the middle of an epoch and resumed at once ends with the weights, the teacher, its step and the
     queue of an undisturbed one."""
