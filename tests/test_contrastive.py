@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -398,3 +399,11 @@ def test_the_same_tensor_on_both_sides_compiles(name):
     call = lambda t: getattr(functional, name)(t, t, *given)  # noqa: E731
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(z), call(z))
+
+
+def test_matryoshka_takes_numpys_integers_and_no_bools():
+    a, b = (torch.randn(6, 8, requires_grad=True) for _ in range(2))
+    want = functional.matryoshka(functional.nt_xent, a, b, dims=[3, 8])
+    assert torch.equal(functional.matryoshka(functional.nt_xent, a, b, dims=[np.int64(3), np.int32(8)]), want)
+    with pytest.raises(ValueError, match="matryoshka: dims must be whole numbers"):
+        functional.matryoshka(functional.nt_xent, a, b, dims=[True])

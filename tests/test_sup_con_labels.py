@@ -99,3 +99,23 @@ def test_a_huge_row_does_not_spoil_the_sum_of_its_class(views, given):
     want = s.logsumexp(1) - torch.where(positive, s, 0.0).sum(1) / positive.sum(1)
     largest = torch.where(s.isfinite(), s.abs(), 0.0).amax(1)
     assert ((rows.double() - want).abs() <= 32 * 2**-24 * largest + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "ignore"),
+    [
+        (torch.tensor([1, 1, 2], dtype=torch.uint8), -1),
+        (torch.tensor([1, 1, 2**64 - 1], dtype=torch.uint64), -1),
+        (torch.tensor([2048.0, 1, 1], dtype=torch.float16), 2049),
+        (torch.tensor([2.0**24, 1, 1]), 2**24 + 1),
+        (torch.tensor([True, False, False]), 2),
+    ],
+    ids=["uint8", "uint64", "float16", "float32", "bool"],
+)
+def test_an_ignored_label_that_no_label_can_be_is_refused(labels, ignore):
+    """Rounded or wrapped to the dtype of the labels it would be another one."""
+    features = F.normalize(torch.randn(3, 2, 4), dim=2)
+    with pytest.raises(
+        ValueError, match=f"sup_con: ignore_label must be a number that labels of {labels.dtype} can hold, got {ignore}"
+    ):
+        functional.sup_con(features, labels, ignore_label=ignore)

@@ -154,6 +154,13 @@ LAYOUTS = {
         ["1 image lies beside the class folders"],
     ),
     "arrays beside pictures": ({"a/": 5, "b/": 6, "a/0.npy": 1}, AB, {"a": 1, "b": 1}, ["1 other file (1 .npy)"], []),
+    "arrays alone in a class": (
+        {"a/": 5, "b/": 6} | {f"c/{i}.npy": 1 for i in range(9)},
+        AB,
+        {"a": 1, "b": 1},
+        ["9 other files (9 .npy)"],
+        ["no images but .npy files in c, left out"],
+    ),
     "arrays alone": ({f"a/{i}.npy": 1 for i in range(5)} | {f"b/{i}.NPY": 1 for i in range(6)}, AB, {"a": 1, "b": 1}, [], []),
     "a class called test": ({"test/": 5, "control/": 6}, {"test": 4, "control": 5}, {"test": 1, "control": 1}, [], ["test of"]),
     "runs among the classes": (

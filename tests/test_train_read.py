@@ -318,3 +318,56 @@ def test_what_no_rule_fits_is_refused_by_name(case, tmp_path):
         read_picture(tmp_path / name, SIDE)
     with pytest.raises(UsageError, match=rf"^--data folder:.*: 1 of 1 files looked at cannot be used: {name}: .*{reason}"):
         load_data(f"folder:{tmp_path}", 16)
+
+
+def test_deep_pnm_files_keep_their_numbers(tmp_path):
+    """Without a range 0 to the file's maximum is 0 to 1; with one, the numbers in the file count."""
+    pixels = np.stack([np.full((20, 20), value, np.uint16) for value in (2048, 1024, 0)], 2)
+    for most in (4095, 65535):
+        for colour in (True, False):
+            shown = pixels if colour else pixels[..., :1]
+            head = b"# by hand\n20 20\n%d\n" % most
+            binary = (b"P6\n" if colour else b"P5\n") + head + shown.astype(">u2").tobytes()
+            text = (b"P3\n" if colour else b"P2\n") + head + " ".join(map(str, shown.flatten().tolist())).encode()
+            for data in (binary, text):
+                path = tmp_path / "picture.pnm"
+                path.write_bytes(data)
+                for limits, top in ((None, most), ((0, 4095), 4095), ((0, 2048), 2048)):
+                    found = read_picture(path, 8, 3, limits)
+                    want = torch.tensor([2048, 1024 if colour else 2048, 0 if colour else 2048]) / top
+                    torch.testing.assert_close(found.square[:, 4, 4], want, rtol=0, atol=2e-5)
+                    assert not found.clipped and found.kind == ("RGB uint16" if colour else "grey uint16")
+    path.write_bytes(binary[:-3])
+    with pytest.raises(ValueError, match="buffer"):
+        read_picture(path, 8)
+
+
+def test_white_is_0_in_the_given_range(tmp_path):
+    path = tmp_path / "inverted.tif"
+    tifffile.imwrite(path, np.full((20, 20), 1000, np.uint16), photometric="miniswhite")
+    for limits, want in ((None, 1 - 1000 / 65535), ((0, 4095), 1 - 1000 / 4095), ((500, 1500), 0.5)):
+        found = read_picture(path, 8, 1, limits)
+        torch.testing.assert_close(found.square[0, 4, 4].item(), want, rtol=0, atol=1e-5)
+        assert not found.clipped and found.kind == "grey uint16"
+    assert read_picture(path, 8, 1, (0, 400)).clipped
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "RGB", "1"])
+def test_tiff_files_of_8_bits_are_turned(mode, tmp_path):
+    """Pillow 13 scrambles some of them where it is given a path."""
+    image = Image.new("L", (40, 20), 0)
+    image.paste(255, (0, 0, 20, 20))
+    image = image.convert(mode) if mode in "LP1" else image.convert("RGB").convert(mode)
+    image.save(tmp_path / "turned.tif", tiffinfo={274: 6})  # the left becomes the top
+    square = read_picture(tmp_path / "turned.tif", 16, 3).square.float()
+    assert square[:, :7].min() > 250 and square[:, 9:].max() < 5
+
+
+def test_deep_tiff_pixels_that_are_no_colours_are_refused(tmp_path):
+    path = tmp_path / "palette.tif"
+    tifffile.imwrite(path, np.full((20, 20), 7, np.uint16), photometric="palette", colormap=np.zeros((3, 65536), np.uint16))
+    with pytest.raises(Misfit, match="uint16 pixels are PALETTE"):
+        read_picture(path, 8)
+    tifffile.imwrite(path, np.full((20, 20, 3), 7, np.uint16), photometric="cielab")
+    with pytest.raises(Misfit, match="uint16 pixels are CIELAB"):
+        read_picture(path, 8)

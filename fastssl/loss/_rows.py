@@ -135,7 +135,8 @@ class _Matmul(torch.autograd.Function):
 class _Euclidean(torch.autograd.Function):
     """d_ij = |x_i - y_j| from the differences, so that close rows keep their digits; gradient 0 where d_ij is 0.
 
-    dx_i = sum_j w_ij (x_i - y_j), w = grad / d, by two products; cdist's own backward holds N x M x D elements on a GPU.
+    dx_i = sum_j w_ij (x_i - y_j), w = grad / d, by two products; cdist's own backward holds N x M x D elements on a GPU. Of rows
+    that lie close to each other and far from the origin the two cancel, so they are in float64.
     """
 
     @staticmethod
@@ -148,11 +149,11 @@ class _Euclidean(torch.autograd.Function):
     def backward(ctx, grad):
         x, y, d = ctx.saved_tensors
         with in_given_dtype(x):
-            w = grad / d.masked_fill(d == 0, math.inf)
+            w, dtype = (grad / d.masked_fill(d == 0, math.inf)).double(), x.dtype
             center = _midst(y)  # any constant gives the same gradient; one in the midst of the rows the least rounding
-            x, y = x - center, y - center
-            dx = w.sum(1)[:, None] * x - w @ y if ctx.needs_input_grad[0] else None
-            return dx, (w.sum(0)[:, None] * y - w.mT @ x if ctx.needs_input_grad[1] else None)
+            x, y = x.double() - center, y.double() - center
+            dx = (w.sum(1)[:, None] * x - w @ y).to(dtype) if ctx.needs_input_grad[0] else None
+            return dx, ((w.sum(0)[:, None] * y - w.mT @ x).to(dtype) if ctx.needs_input_grad[1] else None)
 
 
 def _midst(y: Tensor) -> Tensor:

@@ -157,10 +157,12 @@ def _hinge_rows(d: Tensor, same: Tensor, other: Tensor, margin: float) -> tuple[
     reach = now + margin
     below = torch.searchsorted(now.masked_fill(~other, math.inf).sort(1).values, reach)
     above = same.sum(1, keepdim=True) - torch.searchsorted(reach.masked_fill(~same, math.inf).sort(1).values, now, right=True)
-    below, above = below * same, above * other
-    active = below.sum(1)
-    center = now.mean(1, keepdim=True)  # the weights sum to 0: any constant may go, and this one cancels least
-    total = ((d - center) * (below - above)).sum(1) + margin * active.to(d.dtype)
+    below, above = below * same, above * (other & (now != math.inf))
+    active, weight = below.sum(1), below - above
+    used = weight != 0
+    # The weights sum to 0, so any constant may go: of the distances that count, the mean cancels least.
+    center = torch.where(used, now, 0.0).sum(1, keepdim=True) / used.sum(1, keepdim=True).clamp_min(1)
+    total = (torch.where(used, d - center, 0.0) * weight).sum(1) + margin * active.to(d.dtype)
     return total, active, same.sum(1) * other.sum(1)
 
 

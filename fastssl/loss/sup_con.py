@@ -101,7 +101,16 @@ def _labelled(labels, ignore_label: int | None) -> Tensor | None:
     check_whole(_OP, "ignore_label", ignore_label, -(2**63), 2**63)
     if labels is None:
         raise ValueError(f"{_OP}: ignore_label was given without labels")
+    if not _holds(labels.dtype, ignore_label):
+        raise ValueError(f"{_OP}: ignore_label must be a number that labels of {labels.dtype} can hold, got {ignore_label}")
     return (labels if labels.is_floating_point() else labels.to(torch.int64)).flatten() != ignore_label
+
+
+def _holds(dtype: torch.dtype, value: int) -> bool:
+    """Whether ``value`` is a number of the dtype; of floats, one up to which they hold every whole number."""
+    if dtype.is_floating_point:
+        return abs(value) <= 2 / torch.finfo(dtype).eps
+    return 0 <= value <= 1 if dtype == torch.bool else torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
 
 
 def _positive_sums(z: Tensor, anchors: Tensor, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:

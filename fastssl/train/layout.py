@@ -240,7 +240,7 @@ def _parted(files: dict[str, list[Path]], name: str) -> Layout:
 
 
 def _keep_pictures(layout: Layout, others: Counter) -> None:
-    """Leaves arrays out where there are pictures."""
+    """Leaves arrays out where there are pictures, and the classes that have nothing else."""
     halves = (layout.train, layout.test)
     suffixes = {file.suffix.lower() for half in halves for files in half.values() for file in files}
     if ARRAYS not in suffixes or suffixes == {ARRAYS}:
@@ -249,6 +249,14 @@ def _keep_pictures(layout: Layout, others: Counter) -> None:
         for label, files in half.items():
             half[label] = [file for file in files if file.suffix.lower() != ARRAYS]
             others[ARRAYS] += len(files) - len(half[label])
+    emptied = [label for label in dict.fromkeys([*layout.train, *layout.test]) if not any(half.get(label) for half in halves)]
+    for label in emptied:
+        for half in halves:
+            half.pop(label, None)
+    if emptied:
+        layout.warnings.append(
+            f"no images but {ARRAYS} files in {shortened(emptied)}, left out beside the pictures of other classes"
+        )
 
 
 def _not_shared(layout: Layout) -> list[str]:

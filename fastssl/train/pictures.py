@@ -1,5 +1,6 @@
 """The pictures of a run: ``curves.png``, loss and score by epoch, and ``map.png``, test embeddings before and after."""
 
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -115,5 +116,7 @@ def draw_map(panels: dict[str, Tensor], labels: Tensor, class_names: tuple[str, 
 
 def save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a class name in a script that the font lacks shows as boxes
+        figure.savefig(path)
     plt.close(figure)

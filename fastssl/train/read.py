@@ -7,6 +7,7 @@ without a range, floats outside [0, 1], more bands than channels) is refused wit
 """
 
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ KINDS = {"1": "1-bit", "L": "grey uint8", "P": "palette uint8", "LA": "grey and 
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of one band with more than 8 bits
 TIFF = (".tif", ".tiff")
 TIFF_ALPHA = (1, 2)  # ExtraSamples: associated and unassociated alpha
+TIFF_NO_COLOURS = ("PALETTE", "CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV")  # photometric interpretations, as tifffile calls them
 ORIENTATION = 274  # the tag of EXIF and TIFF
 PNG_BYTES, PNG_COLOURS = b"\x89PNG\r\n\x1a\n", {2: "rgb", 4: None, 6: "rgba"}  # colour types, as kornia_rs names them
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's weights of "L"
@@ -56,15 +58,18 @@ def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[fl
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return picture_of_array(bands_last(_array(path), "", channels), False, size, channels, pixel_range)
-    if suffix in TIFF and (found := _deep_tiff(path, channels)) is not None:
+    if suffix in TIFF and (found := _deep_tiff(path, channels, pixel_range)) is not None:
         return picture_of_array(*found, size, channels, pixel_range)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of damaged metadata: what is wrong with the pixels raises
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of pictures that are large and can be read
-        with Image.open(path) as image:
+        # Of a path Pillow 13 maps TIFF files that are to be turned into memory with width and height exchanged.
+        with open(path, "rb") as file, Image.open(file) as image:
             found = _deep_png(path, image) if image.format == "PNG" else None
+            if image.format == "PPM":
+                found = _deep_pnm(path, pixel_range)
             if image.format == "TIFF" and suffix not in TIFF:  # by another name
-                found = _deep_tiff(path, channels)
+                found = _deep_tiff(path, channels, pixel_range)
             if found is not None:
                 return picture_of_array(*found, size, channels, pixel_range)
             if image.mode in DEEP_MODES:
@@ -139,7 +144,7 @@ def _array(path: Path) -> np.ndarray:
 def _deep_band(image: Image.Image) -> np.ndarray:
     """(H, W, 1) of an image with one of Pillow's deep modes."""
     array = np.asarray(upright(image))
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow gives 16 bits, those of PGM scaled up to 65535, as int32
+    if image.mode == "I" and image.format == "PNG":  # Pillow gives 16 bits as int32
         array = array.astype(np.uint16)
     return array[..., None]
 
@@ -160,7 +165,37 @@ def _deep_png(path: Path, image: Image.Image) -> tuple[np.ndarray, bool] | None:
     return _turned(read_image_png_u16(str(path), mode), _orientation(image)), mode == "rgba"
 
 
-def _deep_tiff(path: Path, channels: int) -> tuple[np.ndarray, bool] | None:
+def _deep_pnm(path: Path, pixel_range: tuple[float, float] | None) -> tuple[np.ndarray, bool] | None:
+    """(H, W, C) uint16 and no alpha, of a PGM or PPM file with more than 8 bits; else None. Without a range, 0 to the file's own
+    maximum become 0 to 65535; Pillow does so even with one, and keeps 8 bits of colours."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    head = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", head)
+    if head is None or int(head[4]) < 256:
+        return None
+    width, height, most = (int(number) for number in head.groups()[1:])
+    bands = 3 if head[1] in b"36" else 1
+    count = height * width * bands
+    data = path.read_bytes()
+    if head[1] in b"23":
+        array = np.array([int(word) for word in re.sub(rb"#[^\n]*", b"", data[head.end() :]).split()[:count]], np.uint16)
+    else:
+        array = np.frombuffer(data, ">u2", count, head.end()).astype(np.uint16)
+    if pixel_range is None:
+        array = ((array.astype(np.uint32) * 65535 + most // 2) // most).astype(np.uint16)
+    return array.reshape(height, width, bands), False
+
+
+def _inverted(array: np.ndarray, pixel_range: tuple[float, float] | None) -> np.ndarray:
+    """Unsigned pixels of which 0 is white: the range, or that of the dtype, upside down."""
+    if pixel_range is None:
+        return np.iinfo(array.dtype).max - array
+    turned = sum(pixel_range) - array.astype(np.float64)
+    fits = turned.min() >= 0 and all(bound == int(bound) for bound in pixel_range)
+    return turned.astype(array.dtype) if fits else turned  # below 0 lies what is outside the range
+
+
+def _deep_tiff(path: Path, channels: int, pixel_range: tuple[float, float] | None) -> tuple[np.ndarray, bool] | None:
     """(H, W, C) and whether the last band is alpha, of a TIFF file that Pillow would not read whole; None for all others."""
     import tifffile
 
@@ -175,6 +210,8 @@ def _deep_tiff(path: Path, channels: int) -> tuple[np.ndarray, bool] | None:
         usual = colours in (1, 3) or (colours == 4 and page.photometric == tifffile.PHOTOMETRIC.SEPARATED)
         if series.dtype in (np.uint8, bool) and series.ndim - ("S" in series.axes) == 2 and usual:
             return None
+        if (meant := getattr(page.photometric, "name", "")) in TIFF_NO_COLOURS:
+            raise Misfit(f"a TIFF file whose {series.dtype.name} pixels are {meant}, no grey or RGB values")
         try:
             array = series.asarray()
         except ValueError as error:
@@ -182,7 +219,7 @@ def _deep_tiff(path: Path, channels: int) -> tuple[np.ndarray, bool] | None:
                 raise
             array = _compressed_band(path, series)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and series.dtype.kind == "u":
-            array = np.iinfo(array.dtype).max - array
+            array = _inverted(array, pixel_range)
         tag = page.tags.get(ORIENTATION)
         return _turned(bands_last(array, series.axes, channels), 1 if tag is None else int(tag.value)), alpha
 
