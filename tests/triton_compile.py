@@ -1,7 +1,7 @@
 """Compile kernels for sm_80, sm_90, sm_100 and sm_120 and read what the assembler says of them. ``test_triton_compile.py`` runs it.
 
 python -m tests.triton_compile fwd|one_pass|cross|bwd|other [--today | --all]
-    --today: sm_90 and one of the other three, another one each day, as the tests do     --all: every variant, minutes
+    --today: sm_90, and on one day of five one of the other three, as the tests do     --all: every variant, minutes
 """
 
 import datetime
@@ -46,10 +46,13 @@ SOME |= dict.fromkeys(("small", "bare"), ((90,), ("16-bit",)))
 SOME |= {"heavy rank transposed": ((80, 90, 100), ("16-bit", "tf32"))}
 
 
-def families(words: list[str]) -> tuple[int, ...]:
-    """Those whose configurations are compiled."""
-    others = [family for family in TARGET if family != 90]
-    return (90, others[datetime.date.today().toordinal() % len(others)]) if "--today" in words else tuple(TARGET)
+def families(kernel: str, words: list[str]) -> tuple[int, ...]:
+    """Those whose configurations of ``kernel`` are compiled. With --today another generation's too, on the kernel's day of five."""
+    if "--today" not in words:
+        return tuple(TARGET)
+    kernels, others = (*VARIANTS, "sigmoid"), [family for family in TARGET if family != 90]
+    fives, day = divmod(datetime.date.today().toordinal(), len(kernels))
+    return (90, others[fives % len(others)]) if kernels[day] == kernel else (90,)
 
 
 def compile_one(kernel, pointers: dict, numbers: dict, constants: dict, target: int, warps: int, stages: int, registers=None):
@@ -128,7 +131,7 @@ def tile_cases(kernel: str, everything: bool) -> list[bool]:
     """Each configuration in its training variant and in its heaviest; the others as SOME says, unless ``everything``."""
     good = []
     for name, family, arithmetic, width, _ in ALL_CONFIGS:
-        if name != kernel or family not in families(sys.argv):
+        if name != kernel or family not in families(kernel, sys.argv):
             continue
         for variant in VARIANTS[kernel]:
             asked = " lean" if variant in LEAN else " rank" if "rank" in variant else ""

@@ -49,7 +49,7 @@ def tile_cases(everything: bool) -> list[bool]:
     is derived from the backward's, or measured for this kernel."""
     good = []
     for name, family, arithmetic, width, config in ALL_CONFIGS:
-        if name not in ("bwd", "sigmoid") or family not in families(sys.argv):
+        if name not in ("bwd", "sigmoid") or family not in families("sigmoid", sys.argv):
             continue
         if name == "bwd":
             config = sigmoid_pair.tile_of(config, TARGET[family])
