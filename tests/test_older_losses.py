@@ -411,3 +411,13 @@ def test_groups_far_apart_keep_the_digits_of_what_is_near(case, apart, small_blo
     found, eager, truth = run(ours, inputs), run(plain, inputs), run(plain, inputs, torch.float64)
     assert_no_worse(case, found[0], eager[0], truth[0], torch.float32)
     assert_no_worse(case, found[1]["x"], eager[1]["x"], truth[1]["x"], torch.float32)
+
+
+@pytest.mark.parametrize("far", [1e2, 1e4, 1e6])
+def test_a_row_far_away_leaves_uniformity_alone(far):
+    x = randn(40, 8)
+    x[3] *= far
+    pairs = lambda x: torch.pdist(x).square().mul(-2.0).exp().mean().log()  # noqa: E731
+    (got, grads), (want, true) = run(uniformity, {"x": x}), run(pairs, {"x": x}, torch.float64)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+    assert (grads["x"].double() - true["x"]).norm() <= 1e-5 * true["x"].norm()

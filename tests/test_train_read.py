@@ -340,6 +340,8 @@ def test_deep_pnm_files_keep_their_numbers(tmp_path):
     path.write_bytes(binary[:-3])
     with pytest.raises(ValueError, match="buffer"):
         read_picture(path, 8)
+    path.write_bytes(b"P5 20 20 300\n" + np.full((20, 20), 60000, ">u2").tobytes())  # above its own maximum: white, not wrapped
+    assert (read_picture(path, 8).square == 1).all()
 
 
 def test_white_is_0_in_the_given_range(tmp_path):

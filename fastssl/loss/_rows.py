@@ -150,15 +150,16 @@ class _Euclidean(torch.autograd.Function):
         x, y, d = ctx.saved_tensors
         with in_given_dtype(x):
             w, dtype = (grad / d.masked_fill(d == 0, math.inf)).double(), x.dtype
-            center = _midst(y)  # any constant gives the same gradient; one in the midst of the rows the least rounding
+            center = midst(y)  # any constant gives the same gradient; one in the midst of the rows the least rounding
             x, y = x.double() - center, y.double() - center
             dx = (w.sum(1)[:, None] * x - w @ y).to(dtype) if ctx.needs_input_grad[0] else None
             return dx, ((w.sum(0)[:, None] * y - w.mT @ x).to(dtype) if ctx.needs_input_grad[1] else None)
 
 
-def _midst(y: Tensor) -> Tensor:
+def midst(y: Tensor) -> Tensor:
     """(D,), in each column the median of 33 rows of y (M, D): a few huge rows, which would carry a mean away, do not move it."""
-    index = torch.arange(33, device=y.device) * (y.shape[0] - 1) // 32
+    count = y.new_ones(33, dtype=torch.int64).cumsum(0) - 1  # an arange that is fake where y is
+    index = count * (y.shape[0] - 1) // 32
     return y[index].sort(0).values[16]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fastssl.ops._checks import check_choice, check_matrix, check_number, check_scalar, check_views
 
 from ._common import arange_ids, dot_rows, enter, local_rows, log_of, lse_of, reduce_rows, scalar, softplus, wide_dtype
-from ._rows import check_labelled, distance_rows, map_labelled, masked_lse, row_distance
+from ._rows import check_labelled, distance_rows, map_labelled, masked_lse, midst, row_distance
 
 _ROWS = ("mean", "sum", "none")
 
@@ -89,7 +89,8 @@ def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
     """Uniformity on the sphere (Wang & Isola 2020): ``log mean_{i < j} exp(-t |x_i - x_j|^2)``, minimised to spread.
 
     Equals ``torch.pdist(x).pow(2).mul(-t).exp().mean().log()`` without the pairs: -t |x_i - x_j|^2 is an inner product and a
-    bias for each side, so it is one ``similarity_lse``. Rows are centred first, which changes no distance but the rounding.
+    bias for each side, so it is one ``similarity_lse``. A median of the rows is taken off first, which changes no distance but
+    the rounding.
 
     Args:
         x: (N, D) float32, bfloat16, float16 or float64, at least 2 rows, the paper's of unit length; used as they are.
@@ -110,7 +111,7 @@ def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
         raise ValueError(f"{op}: x must have at least 2 rows, since one row makes no pair, got shape {tuple(x.shape)}")
     local_rows(op)
     t, wide = scalar(t, x), x.to(wide_dtype(x))
-    wide = wide - wide.detach().mean(0)
+    wide = wide - midst(wide.detach())
     bias = -t * dot_rows(wide, wide)
     lse = bias + lse_of(op, wide, wide, scale=2.0 * t, x_id=arange_ids(x), y_bias=bias)
     return torch.logsumexp(lse, 0) - (log_of(n, lse) + log_of(n - 1, lse))

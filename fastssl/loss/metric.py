@@ -157,7 +157,7 @@ def _hinge_rows(d: Tensor, same: Tensor, other: Tensor, margin: float) -> tuple[
     reach = now + margin
     below = torch.searchsorted(now.masked_fill(~other, math.inf).sort(1).values, reach)
     above = same.sum(1, keepdim=True) - torch.searchsorted(reach.masked_fill(~same, math.inf).sort(1).values, now, right=True)
-    below, above = below * same, above * (other & (now != math.inf))
+    below, above = below * same, above * (other & (now != math.inf))  # what is masked with inf would count as reached from inf
     active, weight = below.sum(1), below - above
     used = weight != 0
     # The weights sum to 0, so any constant may go: of the distances that count, the mean cancels least.

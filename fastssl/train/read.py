@@ -182,7 +182,7 @@ def _deep_pnm(path: Path, pixel_range: tuple[float, float] | None) -> tuple[np.n
     else:
         array = np.frombuffer(data, ">u2", count, head.end()).astype(np.uint16)
     if pixel_range is None:
-        array = ((array.astype(np.uint32) * 65535 + most // 2) // most).astype(np.uint16)
+        array = np.minimum((array.astype(np.uint32) * 65535 + most // 2) // most, 65535).astype(np.uint16)
     return array.reshape(height, width, bands), False
 
 
