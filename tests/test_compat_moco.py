@@ -3,7 +3,6 @@
 import copy
 import math
 import pickle
-import time
 from contextlib import nullcontext
 from functools import partial
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compat_nets import Net, images, state, wander
+from processes import run_processes
 from torch import distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -198,40 +198,32 @@ class process_group:
         dist.destroy_process_group()
 
 
-def _moco_rank(rank, path):
+def _moco_rank(rank, world):
     """Each rank runs the steps of both, and compares its own with them."""
-    torch.set_num_threads(1)
-    with process_group(path, rank, 2):
-        for call in ("forward", "loss"):
-            torch.manual_seed(0)
-            model = moco.MoCo(Net, dim=8, K=21, m=0.9)
-            steps = Steps(model, ranks=2)
-            batches = [(images(2 * n).chunk(2), images(2 * n).chunk(2)) for n in (4, 7, 3)]
-            order_of_rank_0 = torch.Generator().manual_seed(100)
-            torch.manual_seed(100 + rank)
-            model.forward = getattr(model, call)
-            parallel = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-            for im_q, im_k in batches:
-                want = steps(im_q, im_k, torch.randperm(2 * len(im_q[0]), generator=order_of_rank_0))
-                labels = torch.zeros(len(want[rank]), dtype=torch.int64)
-                truth = torch.stack([F.cross_entropy(logits, labels) for logits in want])
-                truth.mean().backward()
-                out = parallel(im_q[rank], im_k[rank])
-                loss = out[0] if call == "loss" else F.cross_entropy(*out)
-                torch.testing.assert_close(loss, truth[rank])
-                loss.backward()
-                for p, *both in zip(model.encoder_q.parameters(), *(q.parameters() for q in steps.q), strict=True):
-                    if p.requires_grad:
-                        torch.testing.assert_close(p.grad, both[0].grad + both[1].grad, rtol=1e-4, atol=1e-6)
-                        p.grad = both[0].grad = both[1].grad = None
-                assert_same_state(model, steps, rank)
+    for call in ("forward", "loss"):
+        torch.manual_seed(0)
+        model = moco.MoCo(Net, dim=8, K=21, m=0.9)
+        steps = Steps(model, ranks=world)
+        batches = [(images(2 * n).chunk(2), images(2 * n).chunk(2)) for n in (4, 7, 3)]
+        order_of_rank_0 = torch.Generator().manual_seed(100)
+        torch.manual_seed(100 + rank)
+        model.forward = getattr(model, call)
+        parallel = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        for im_q, im_k in batches:
+            want = steps(im_q, im_k, torch.randperm(2 * len(im_q[0]), generator=order_of_rank_0))
+            labels = torch.zeros(len(want[rank]), dtype=torch.int64)
+            truth = torch.stack([F.cross_entropy(logits, labels) for logits in want])
+            truth.mean().backward()
+            out = parallel(im_q[rank], im_k[rank])
+            loss = out[0] if call == "loss" else F.cross_entropy(*out)
+            torch.testing.assert_close(loss, truth[rank])
+            loss.backward()
+            for p, *both in zip(model.encoder_q.parameters(), *(q.parameters() for q in steps.q), strict=True):
+                if p.requires_grad:
+                    torch.testing.assert_close(p.grad, both[0].grad + both[1].grad, rtol=1e-4, atol=1e-6)
+                    p.grad = both[0].grad = both[1].grad = None
+            assert_same_state(model, steps, rank)
 
 
 def test_moco_over_two_processes(tmp_path):
-    context = torch.multiprocessing.spawn(_moco_rank, (tmp_path,), nprocs=2, join=False)
-    deadline = time.monotonic() + 300
-    while not context.join(timeout=5):
-        if time.monotonic() > deadline:
-            for process in context.processes:
-                process.kill()
-            pytest.fail("two processes did not finish")
+    run_processes(_moco_rank, 2, tmp_path)

@@ -4,14 +4,12 @@ The gradient of a row is the sum over all processes, as the libraries' gathers g
 """
 
 import importlib.util
-import time
-from datetime import timedelta
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed, multiprocessing
+from processes import run_processes
 
 from fastssl.compat import solo
 from fastssl.loss import ClipLoss, DCLLoss, DCLWLoss, NTXentLoss, SigLipLoss
@@ -147,20 +145,14 @@ def check_clip(rank: int, world: int, path: str) -> None:
     torch.testing.assert_close(*results)
 
 
-def one_of(rank: int, world: int, store: str, path: str | None) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{store}", timedelta(seconds=150), world, rank)
+def check_all(rank: int, world: int, path: str | None) -> None:
     check_losses(rank, world)
     check_refusals(rank, world)
     if path is not None:
         check_clip(rank, world, path)
-    distributed.destroy_process_group()
 
 
 def test_losses_over_the_rows_of_two_processes(tmp_path):
     found = importlib.util.find_spec("open_clip")
     path = None if found is None else f"{found.submodule_search_locations[0]}/loss.py"
-    processes = multiprocessing.spawn(one_of, (2, str(tmp_path / "store"), path), 2, join=False, daemon=True)
-    deadline = time.monotonic() + 300
-    while not processes.join(timeout=5, grace_period=5):  # raises what a process raised
-        assert time.monotonic() < deadline
+    run_processes(check_all, 2, tmp_path, path)

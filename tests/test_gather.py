@@ -1,13 +1,12 @@
 """gather_rows, and queues and banks that gather before they push: two and three processes against one with the joined batch."""
 
-import time
 import warnings
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed, multiprocessing, nn
+from processes import run_processes
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fastssl
@@ -136,9 +135,7 @@ def check_local(rank: int, world: int) -> None:
         assert torch.equal(functional.nt_xent(*joined), functional.nt_xent(*everyone))
 
 
-def one_of(rank: int, world: int, store: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{store}", timedelta(seconds=150), world, rank)
+def check_all(rank: int, world: int) -> None:
     check_gather(rank, world)
     check_gradient(rank, world)
     check_queue(rank, world)
@@ -146,15 +143,11 @@ def one_of(rank: int, world: int, store: str) -> None:
     check_local(rank, world)
     if world == 2:
         check_ddp(rank)
-    distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_gather_before_they_push(world, tmp_path):
-    processes = multiprocessing.spawn(one_of, (world, str(tmp_path / "store")), world, join=False, daemon=True)
-    deadline = time.monotonic() + 300
-    while not processes.join(timeout=5, grace_period=5):  # raises what a process raised
-        assert time.monotonic() < deadline
+    run_processes(check_all, world, tmp_path)
 
 
 def test_even_rows_are_gathered_and_pushed_without_a_look_at_data():

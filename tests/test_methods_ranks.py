@@ -1,13 +1,12 @@
 """Methods in two processes: shuffled keys, and queues and banks that are the same in both, with and without DDP."""
 
-import socket
-import time
 import warnings
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import run_processes
 from test_methods_fuzz import Text
 from test_methods_image import tiny
 from torch import distributed, nn
@@ -126,16 +125,13 @@ def warned(rank: int) -> dict[str, list[str]]:
     return said
 
 
-def work(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def work(rank: int, world: int, out: str) -> None:
     made = {f"shuffled {counts}": shuffled(rank, counts) for counts in ((6, 6), (7, 3))}
     for name in MADE:
         for how in HOW:
             made[f"{name} {how}"] = trained(rank, name, how)
     made["warned"] = warned(rank)
     torch.save(made, f"{out}/{rank}.pt")
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +140,7 @@ def ranks(tmp_path_factory) -> list[dict]:
     if not distributed.is_available():
         pytest.skip("torch is built without torch.distributed")
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.start_processes(work, (port, str(out)), nprocs=2, join=False, start_method="spawn")
-    deadline = time.monotonic() + 400
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "the two processes hang"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
+    run_processes(work, 2, out, str(out), seconds=400)
     return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
 
 

@@ -1,28 +1,25 @@
 """The average of a model in shards, two processes."""
 
 import copy
-import socket
-import time
 from itertools import product
 
 import pytest
 import torch
 import torch.distributed as dist
 from momentum_models import same, small
+from processes import run_processes
 from torch import nn
 
 from fastssl.momentum import EMA
 
 
-def sharded_against_whole(rank: int, port: int) -> None:
+def sharded_against_whole(rank: int, world: int) -> None:
     """Both ranks train one model in shards; its EMA must be that of the whole model."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = init_device_mesh("cpu", (world,))
 
     def shard(module, make):
         if make == "fully_shard":
@@ -55,20 +52,8 @@ def sharded_against_whole(rank: int, port: int) -> None:
         assert same(got, list(emas[1].module.parameters()))
         masters = [t.full_tensor() for t in emas[0].master.buffers()]
         assert same(masters, list(emas[1].master.buffers())) and len(masters) == (6 if dtype else 0)
-    dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch is built without torch.distributed")
-def test_shards_are_averaged_as_the_whole():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.start_processes(sharded_against_whole, (port,), nprocs=2, join=False, start_method="spawn")
-    deadline = time.monotonic() + 400
-    try:
-        while not context.join(timeout=5):
-            assert time.monotonic() < deadline, "the two processes hang"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
+def test_shards_are_averaged_as_the_whole(tmp_path):
+    run_processes(sharded_against_whole, 2, tmp_path)
