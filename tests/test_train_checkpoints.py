@@ -1,5 +1,7 @@
 """Checkpoints that are damaged, altered, or of other data: a line that names the file and the reason, and nothing written over."""
 
+import io
+import math
 import os
 import shutil
 from pathlib import Path
@@ -65,6 +67,11 @@ DAMAGES = {
     "no history": (altered(lambda c: c["fastssl"].update(history=[])), "no history"),
     "unknown method": (altered(lambda c: c["fastssl"]["config"].update(method="simclr9")), "not known here"),
     "odd setting": (altered(lambda c: c["fastssl"]["config"].update(batch_size="eight")), "batch_size is 'eight'"),
+    "negative setting": (
+        altered(lambda c: c["fastssl"]["config"].update(image_size=-32)),
+        "image_size must be at least 8, got -32",
+    ),
+    "NaN setting": (altered(lambda c: c["fastssl"]["config"].update(lr=math.nan)), "lr must be above 0, got nan"),
     "NaN": (altered(with_nan), "backbone.0.weight has values that are NaN"),
     "no weights": (altered(lambda c: c.update(state_dict={})), "weights are missing"),
     "a weight gone": (altered(lambda c: c["state_dict"].pop("method.backbone.0.weight")), "backbone.0.weight is missing"),
@@ -87,6 +94,17 @@ def test_a_damaged_checkpoint_is_named_and_kept(damage, run, capsys):
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and str(out / "last.ckpt") in said and reason in said, said
     assert damage == "a folder" or contents(out) == before
+
+
+def test_wherever_a_checkpoint_is_cut_it_says_so(tmp_path):
+    from fastssl.train.checkpoints import Unreadable, read_checkpoint
+
+    whole, cut = io.BytesIO(), tmp_path / "last.ckpt"
+    torch.save({"fastssl": {}, "state_dict": {"weight": torch.ones(300)}}, whole)
+    for size in range(8, len(whole.getvalue()), 131):
+        cut.write_bytes(whole.getvalue()[:size])
+        with pytest.raises(Unreadable, match="cannot be read: it is cut short or damaged"):
+            read_checkpoint(cut)
 
 
 def test_the_checkpoint_before_is_named_but_not_taken(run, capsys):

@@ -354,6 +354,24 @@ def test_white_is_0_in_the_given_range(tmp_path):
     assert read_picture(path, 8, 1, (0, 400)).clipped
 
 
+@pytest.mark.parametrize("limits", [None, (-0.5, 1.5), (0.25, 1)])
+def test_white_is_0_among_numbers_of_any_kind(limits, tmp_path):
+    path, (low, high) = tmp_path / "inverted.tif", limits or (0, 1)
+    for dtype in (np.float32, np.float64, np.int16, np.int32):
+        value = 0.75 if limits is None or dtype in (np.float32, np.float64) else 1
+        tifffile.imwrite(path, np.full((20, 20), value, dtype), photometric="miniswhite")
+        if limits is None and np.dtype(dtype).kind == "i":
+            with pytest.raises(Misfit, match="no range of their own"):
+                read_picture(path, 8, 1)
+        else:
+            found = read_picture(path, 8, 1, limits)
+            torch.testing.assert_close(found.square[0, 4, 4].item(), (high - value) / (high - low), rtol=0, atol=1e-6)
+            assert not found.clipped and found.values == (value, value)  # as the file has them
+    bands = np.stack([np.full((20, 20), 10), np.full((20, 20), 200)], 2).astype(np.uint8)
+    tifffile.imwrite(path, bands, photometric="miniswhite", extrasamples=["unassalpha"])
+    assert read_picture(path, 8, 2).square[:, 4, 4].tolist() == [245, 200]  # alpha is no colour
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "RGB", "1"])
 def test_tiff_files_of_8_bits_are_turned(mode, tmp_path):
     """Pillow 13 scrambles some of them where it is given a path."""

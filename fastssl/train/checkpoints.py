@@ -4,6 +4,7 @@ A run's folder holds ``last.ckpt`` and, as long as that is being replaced and af
 named with its reason, and nothing is written over it.
 """
 
+import errno
 import hashlib
 import pickle
 from dataclasses import fields
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.train import TrainConfig, UsageError
+from fastssl.train.options import refused_setting
 from fastssl.train.recipes import RECIPES
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -32,11 +34,13 @@ def read_checkpoint(path: Path) -> dict:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise Unreadable(f"{path} cannot be read: {error.strerror or error}") from error
+        damaged = error.errno == errno.EINVAL  # torch looks for parts where the file has ended
+        why = "it is cut short or damaged" if damaged else error.strerror or error
+        raise Unreadable(f"{path} cannot be read: {why}") from error
     except pickle.UnpicklingError as error:
         raise Unreadable(f"{path} cannot be read: it is no checkpoint, or holds more than tensors and numbers") from error
     except Exception as error:  # truncated archives raise RuntimeError, EOFError, ValueError, ... by where they end
-        raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({first_line(error)})") from error
+        raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({first_line(error).split('. ')[0]})") from error
     if why := malformed(checkpoint):
         raise Unreadable(f"{path} cannot be used: {why}")
     return checkpoint
@@ -58,6 +62,8 @@ def malformed(checkpoint: Any) -> str | None:
     for name, value in config.items():
         if name in kinds and not fits(value, kinds[name]):
             return f"its setting {name} is {value!r}"
+    if why := refused_setting(config):
+        return why
     if not (isinstance(history, list) and history and all(isinstance(row, dict) for row in history)):
         return "it has no history of epochs"
     if not all(isinstance(row.get("epoch"), int) and "loss" in row for row in history):

@@ -166,6 +166,19 @@ def train_options(argv: list[str]) -> dict[str, Any]:
     return vars(train_parser(method).parse_args(argv))
 
 
+def refused_setting(config: dict[str, Any]) -> str | None:
+    """Which setting of a stored run the command line would refuse, and why; None where it takes them all."""
+    for action in train_parser(config["method"])._actions:
+        value = config.get(action.dest)
+        if value is None or action.type is None:
+            continue
+        try:
+            action.type(",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+        except argparse.ArgumentTypeError as error:
+            return f"its setting {action.dest} {error}"
+    return None
+
+
 def eval_parser() -> Parser:
     parser = Parser("fastssl eval", description="Evaluate a trained encoder: kNN, linear probe, pictures.")
     parser.add_argument("run", type=path, metavar="RUN", help="run directory or checkpoint file")

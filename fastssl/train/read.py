@@ -48,6 +48,15 @@ class Picture:
     clipped: bool = False  # some pixels lay outside the range, or were NaN
 
 
+@dataclass(frozen=True)
+class Bands:
+    """Pixels (H, W, C) of a file with more than 8 bits or with other bands than grey and RGB, upright."""
+
+    array: np.ndarray
+    alpha: bool = False  # the last band is no colour
+    low_is_white: bool = False
+
+
 def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[float, float] | None = None) -> Picture:
     """The centre square of the picture in ``path``, its shorter side scaled to ``size``.
 
@@ -57,9 +66,9 @@ def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[fl
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return picture_of_array(bands_last(_array(path), "", channels), False, size, channels, pixel_range)
-    if suffix in TIFF and (found := _deep_tiff(path, channels, pixel_range)) is not None:
-        return picture_of_array(*found, size, channels, pixel_range)
+        return _picture_of_bands(Bands(bands_last(_array(path), "", channels)), size, channels, pixel_range)
+    if suffix in TIFF and (found := _deep_tiff(path, channels)) is not None:
+        return _picture_of_bands(found, size, channels, pixel_range)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of damaged metadata: what is wrong with the pixels raises
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of pictures that are large and can be read
@@ -69,11 +78,11 @@ def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[fl
             if image.format == "PPM":
                 found = _deep_pnm(path, pixel_range)
             if image.format == "TIFF" and suffix not in TIFF:  # by another name
-                found = _deep_tiff(path, channels, pixel_range)
+                found = _deep_tiff(path, channels)
+            if image.mode in DEEP_MODES and found is None:
+                found = _deep_band(image)
             if found is not None:
-                return picture_of_array(*found, size, channels, pixel_range)
-            if image.mode in DEEP_MODES:
-                return picture_of_array(_deep_band(image), False, size, channels, pixel_range)
+                return _picture_of_bands(found, size, channels, pixel_range)
             return _picture_of_image(image, size, channels)
 
 
@@ -141,16 +150,16 @@ def _array(path: Path) -> np.ndarray:
         raise Misfit("an array of Python objects, which is not read; expected real numbers") from None
 
 
-def _deep_band(image: Image.Image) -> np.ndarray:
-    """(H, W, 1) of an image with one of Pillow's deep modes."""
+def _deep_band(image: Image.Image) -> Bands:
+    """Of an image with one of Pillow's deep modes."""
     array = np.asarray(upright(image))
     if image.mode == "I" and image.format == "PNG":  # Pillow gives 16 bits as int32
         array = array.astype(np.uint16)
-    return array[..., None]
+    return Bands(array[..., None])
 
 
-def _deep_png(path: Path, image: Image.Image) -> tuple[np.ndarray, bool] | None:
-    """(H, W, C) uint16 and whether the last band is alpha, of a colour PNG with 16 bits, of which Pillow keeps 8; else None."""
+def _deep_png(path: Path, image: Image.Image) -> Bands | None:
+    """Of a colour PNG with 16 bits, of which Pillow keeps 8; else None."""
     with open(path, "rb") as file:
         head = file.read(26)
     if head[:8] != PNG_BYTES or head[24] != 16 or head[25] not in PNG_COLOURS:
@@ -162,12 +171,12 @@ def _deep_png(path: Path, image: Image.Image) -> tuple[np.ndarray, bool] | None:
         mode = None
     if mode is None:
         raise Misfit("a PNG file with 16 bits and colour or alpha, which is not read here; save it as TIFF")
-    return _turned(read_image_png_u16(str(path), mode), _orientation(image)), mode == "rgba"
+    return Bands(_turned(read_image_png_u16(str(path), mode), _orientation(image)), alpha=mode == "rgba")
 
 
-def _deep_pnm(path: Path, pixel_range: tuple[float, float] | None) -> tuple[np.ndarray, bool] | None:
-    """(H, W, C) uint16 and no alpha, of a PGM or PPM file with more than 8 bits; else None. Without a range, 0 to the file's own
-    maximum become 0 to 65535; Pillow does so even with one, and keeps 8 bits of colours."""
+def _deep_pnm(path: Path, pixel_range: tuple[float, float] | None) -> Bands | None:
+    """Of a PGM or PPM file with more than 8 bits; else None. Without a range, 0 to the file's own maximum become 0 to 65535; Pillow
+    does so even with one, and keeps 8 bits of colours."""
     with open(path, "rb") as file:
         head = file.read(4096)
     head = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", head)
@@ -183,20 +192,11 @@ def _deep_pnm(path: Path, pixel_range: tuple[float, float] | None) -> tuple[np.n
         array = np.frombuffer(data, ">u2", count, head.end()).astype(np.uint16)
     if pixel_range is None:
         array = np.minimum((array.astype(np.uint32) * 65535 + most // 2) // most, 65535).astype(np.uint16)
-    return array.reshape(height, width, bands), False
+    return Bands(array.reshape(height, width, bands))
 
 
-def _inverted(array: np.ndarray, pixel_range: tuple[float, float] | None) -> np.ndarray:
-    """Unsigned pixels of which 0 is white: the range, or that of the dtype, upside down."""
-    if pixel_range is None:
-        return np.iinfo(array.dtype).max - array
-    turned = sum(pixel_range) - array.astype(np.float64)
-    fits = turned.min() >= 0 and all(bound == int(bound) for bound in pixel_range)
-    return turned.astype(array.dtype) if fits else turned  # below 0 lies what is outside the range
-
-
-def _deep_tiff(path: Path, channels: int, pixel_range: tuple[float, float] | None) -> tuple[np.ndarray, bool] | None:
-    """(H, W, C) and whether the last band is alpha, of a TIFF file that Pillow would not read whole; None for all others."""
+def _deep_tiff(path: Path, channels: int) -> Bands | None:
+    """Of a TIFF file that Pillow would not read whole; None for all others."""
     import tifffile
 
     try:
@@ -207,7 +207,9 @@ def _deep_tiff(path: Path, channels: int, pixel_range: tuple[float, float] | Non
         page, series = file.pages[0], file.series[0]
         alpha = len(page.extrasamples) > 0 and int(page.extrasamples[0]) in TIFF_ALPHA
         colours = page.samplesperpixel - alpha
+        low_is_white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         usual = colours in (1, 3) or (colours == 4 and page.photometric == tifffile.PHOTOMETRIC.SEPARATED)
+        usual &= not (alpha and low_is_white)
         if series.dtype in (np.uint8, bool) and series.ndim - ("S" in series.axes) == 2 and usual:
             return None
         if (meant := getattr(page.photometric, "name", "")) in TIFF_NO_COLOURS:
@@ -218,10 +220,9 @@ def _deep_tiff(path: Path, channels: int, pixel_range: tuple[float, float] | Non
             if "imagecodecs" not in str(error):
                 raise
             array = _compressed_band(path, series)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and series.dtype.kind == "u":
-            array = _inverted(array, pixel_range)
         tag = page.tags.get(ORIENTATION)
-        return _turned(bands_last(array, series.axes, channels), 1 if tag is None else int(tag.value)), alpha
+        upright = _turned(bands_last(array, series.axes, channels), 1 if tag is None else int(tag.value))
+        return Bands(upright, alpha, low_is_white)
 
 
 def _compressed_band(path: Path, series) -> np.ndarray:
@@ -283,13 +284,11 @@ def _chosen_bands(array: np.ndarray, alpha: bool, channels: int) -> np.ndarray:
     raise _wrong_bands(bands, channels)
 
 
-def picture_of_array(
-    array: np.ndarray, alpha: bool, size: int, channels: int, pixel_range: tuple[float, float] | None = None
-) -> Picture:
-    """array (H, W, C) of any real dtype -> the picture of its centre square."""
-    height, width, bands = array.shape
-    name = {1: "grey", 3: "RGB"}.get(bands, "RGBA" if alpha and bands == 4 else f"{bands}-band")
-    chosen = _chosen_bands(array, alpha, channels)
+def _picture_of_bands(bands: Bands, size: int, channels: int, pixel_range: tuple[float, float] | None) -> Picture:
+    """Of the centre square."""
+    height, width, count = bands.array.shape
+    name = {1: "grey", 3: "RGB"}.get(count, "RGBA" if bands.alpha and count == 4 else f"{count}-band")
+    chosen = _chosen_bands(bands.array, bands.alpha, channels)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     chosen = chosen[top : top + side, left : left + side]
@@ -303,10 +302,13 @@ def picture_of_array(
         low, high = _range_of(dtype, values, pixel_range)
         clipped = not (low <= values[0] and values[1] <= high) or not all(np.isfinite(plane).all() for plane in planes)
         planes = [_scaled(plane, low, high) for plane in planes]
+    if bands.low_is_white:
+        white = 255 if planes[0].dtype == np.uint8 else 1
+        planes = [white - plane if i < count - bands.alpha else plane for i, plane in enumerate(planes)]
     square = torch.cat([to_square(Image.fromarray(plane), size) for plane in planes])
     if square.is_floating_point():
         square = square.clamp_(0.0, 1.0)  # cubic interpolation overshoots at edges
-    return Picture(_as_channels(square, channels), f"{name} {array.dtype.name}", (width, height), values, clipped)
+    return Picture(_as_channels(square, channels), f"{name} {bands.array.dtype.name}", (width, height), values, clipped)
 
 
 def _extremes(planes: list[np.ndarray]) -> tuple[float, float]:
