@@ -152,14 +152,15 @@ def drop(stream: TextIO) -> None:
     os.close(nowhere)
 
 
-def in_words(error: Exception) -> str | None:
+def in_words(error: Exception, command: str = "train") -> str | None:
     """A line for what goes wrong on good code: memory, disk, a worker process that was killed. None for anything else."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
         wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text)
         size = f" ({wanted[1]} were asked for)" if wanted else ""
-        return f"out of memory{size}; a smaller --batch-size, --image-size, --backbone or head needs less"
+        less = "smaller --shapes need" if command == "bench" else "a smaller --batch-size, --image-size, --backbone or head needs"
+        return f"out of memory{size}; {less} less"
     if isinstance(error, OSError) and error.errno in REFUSED:
         where = f" (the run is in {PLACE.folder})" if PLACE.folder else ""
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else where)
@@ -215,7 +216,7 @@ def traceback_kept(error: BaseException) -> Path | None:
 
 def failed(command: str, error: Exception) -> int:
     """Says in one line what went wrong, and for an error that nobody foresaw where its traceback lies."""
-    words = str(error) if isinstance(error, Failure) else in_words(error)
+    words = str(error) if isinstance(error, Failure) else in_words(error, command)
     if PLACE.debug:
         say("".join(traceback.format_exception(error)).rstrip(), error=True)
     if words is None:

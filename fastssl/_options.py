@@ -5,6 +5,7 @@ import difflib
 import math
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ._ending import UsageError
@@ -78,6 +79,15 @@ def number(kind: type, low: float, *, above: bool = False, most: int | None = No
         return value
 
     return parse
+
+
+def directory(text: str) -> Path:
+    """An argparse type: a path that is a directory or not there yet."""
+    path = Path(text)
+    if not text.strip() or (path.exists() and not path.is_dir()):
+        what = "is a file, not a directory" if text.strip() else "must be a path"
+        raise argparse.ArgumentTypeError(f"{what}, got '{text}'")
+    return path
 
 
 def share(text: str) -> float:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ._ending import UsageError
-from ._options import Parser, closest, number, one_of
+from ._options import Parser, closest, directory, number, one_of
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +40,7 @@ def _parser(works: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
     )
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory (a process for each implementation)")
     parser.add_argument("--graphs", action="store_true", help="on cuda: also time replays of CUDA graphs")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write result files and pictures there")
+    parser.add_argument("--out", type=directory, metavar="DIR", help="write result files and pictures there")
     parser.add_argument("--save", action="store_true", help="write them to benchmarks/results/<device>")
     return parser
 
@@ -106,6 +106,8 @@ def run(args) -> int:
         raise ValueError(f"bench: unknown work {unknown[0]!r}{hint}")
     folders = [args.out] if args.out else []
     folders += [report.RESULTS / machine.slug(options.device)] if args.save else []
+    for folder in folders:  # before hours of work
+        folder.mkdir(parents=True, exist_ok=True)
     bad = False
     for name in args.works or registry.WORKS:
         work = registry.WORKS[name]

@@ -141,52 +141,6 @@ def test_hard_negatives(weight, extra):
         assert_same(partial(ours, ids=ids), eager, inputs)
 
 
-MODES = ["batch", "symmetric", "unpaired", "paired", "hard", "weighted", "ids", "moco"]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_row_statistics(mode):
-    """Against ranks counted in the matrix."""
-    n = 64
-    data = keys_and_negatives((n, 12), paired=mode == "paired", seed=3)
-    q, k, extra = (contrastive.unit(t + 0.8 * torch.randn_like(t)) for t in data.values())
-    scale, diagonal = 5.0, torch.eye(n, dtype=torch.bool)
-    options = {"temperature": 1 / scale, "return_stats": True}
-    if mode in ("unpaired", "paired"):
-        value, stats = functional.info_nce(q, k, extra, negative_mode=mode, **options)
-        negatives = q @ extra.T if mode == "unpaired" else torch.einsum("nd,nmd->nm", q, extra)
-    elif mode == "moco":
-        value, stats = functional.moco_loss(q, k, extra.T.contiguous(), **options)
-        negatives = q @ extra.T
-    else:
-        hard = {"hard_negative_keys": extra} if mode in ("hard", "weighted") else {}
-        hard |= {"hard_negative_weight": 0.3} if mode == "weighted" else {}
-        ids = torch.arange(n) // 4 if mode == "ids" else None
-        value, stats = functional.info_nce(q, k, symmetric=mode == "symmetric", ids=ids, **hard, **options)
-        negatives = (q @ k.T).masked_fill(diagonal if ids is None else ids[:, None] == ids, math.nan)
-        if hard:
-            negatives = torch.cat([negatives, q @ extra.T], 1)
-    positive = (q * k).sum(1)
-    bonus = 0.3 / scale * F.pad(diagonal, (n, 0)) if mode == "weighted" else 0.0
-    rank = (negatives + bonus > positive[:, None]).sum(1)
-    assert torch.equal(stats.rank, rank.to(torch.int32)) and 0 < stats.acc1 < 1
-    torch.testing.assert_close(stats.acc1, (rank < 1).float().mean())
-    torch.testing.assert_close(stats.acc5, (rank < 5).float().mean())
-    torch.testing.assert_close(stats.positive, positive)
-    torch.testing.assert_close(stats.negative, negatives.nanmean(1))
-    if mode != "symmetric":
-        torch.testing.assert_close(stats.loss.mean(), value)
-    assert not any(t.requires_grad for t in stats)
-
-
-def test_statistics_change_nothing():
-    q, k = two_views((40, 8)).values()
-    plain, grads = value_and_grads(functional.info_nce, {"query": q, "positive_key": k})
-    counted, same = value_and_grads(lambda **t: functional.info_nce(**t, return_stats=True)[0], {"query": q, "positive_key": k})
-    torch.testing.assert_close(counted, plain, rtol=0, atol=0)
-    assert all(torch.equal(grads[name], same[name]) for name in grads)
-
-
 def test_without_gradient_only_the_forward_runs():
     q, k = two_views((10, 4)).values()
     image, text, scale, bias = image_text_bias((10, 4)).values()

@@ -53,6 +53,12 @@ def test_an_error_is_a_line_and_an_exit_code(error, code, words, capsys):
     assert said.out == "" and words in said.err and said.err.count("\n") == bool(words)
 
 
+def test_out_of_memory_names_options_that_the_command_has(capsys):
+    assert ended("bench", raising(MemoryError())) == ended("train", raising(MemoryError())) == 1
+    bench, train = capsys.readouterr().err.splitlines()
+    assert "--shapes" in bench and "--batch-size" not in bench and "--batch-size" in train
+
+
 @pytest.mark.parametrize(
     "folder, debug, kept_in", [("run", False, "run"), (None, True, "."), ("no folder", False, "."), (None, False, None)]
 )

@@ -1,6 +1,7 @@
 """MemoryBank and NTXentLoss with a bank, against lightly; refusals are in test_queue.py."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -185,3 +186,15 @@ def test_nt_xent_moves_its_bank_to_the_batch():
     loss = NTXentLoss(memory_bank_size=(9, 4))
     assert loss(torch.randn(5, 4, device="meta"), torch.randn(5, 4, device="meta")).device.type == "meta"
     assert loss.memory_bank.bank.device.type == loss.memory_bank.bank_ptr.device.type == "meta"
+
+
+@pytest.mark.parametrize("how", ["forward", "push"])
+def test_a_refused_first_batch_leaves_the_bank_without_a_width(how):
+    bank = MemoryBank(9, labels=True)
+    call = partial(bank, update=True) if how == "forward" else bank.push
+    for labels in (torch.tensor([1.0, 2.0]), torch.arange(3), None):
+        with pytest.raises((TypeError, ValueError), match="MemoryBank: labels"):
+            call(torch.randn(2, 3), labels)
+        assert bank.bank.shape == (9, 0) and bank.bank_ptr.tolist() == [0]
+    call(torch.randn(2, 4), torch.arange(2))
+    assert bank.bank.shape == (9, 4) and bank.bank_labels.tolist()[:2] == [0, 1]

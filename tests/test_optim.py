@@ -283,3 +283,21 @@ def test_loading_a_state_adds_no_option(make):
     extra = {"decoupled_weight_decay"} if make is torch.optim.AdamW else set()
     assert set(optimizer.state_dict()["param_groups"][0]) - extra == set(before[0])
     assert set(copy.deepcopy(optimizer).state_dict()["param_groups"][0]) - extra == set(before[0])
+
+
+def test_a_state_that_no_adamw_can_have_left_is_refused_whole():
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = AdamW(params)
+    for p in params:
+        p.grad = torch.ones(3)
+    optimizer.step()
+    for spoil, words in (
+        (lambda state: state.update(step=torch.tensor(-3.0)), "a step of at least 0, got -3.0 of parameter 1"),
+        (lambda state: state.update(step=math.nan), "a step of at least 0, got nan of parameter 1"),
+        (lambda state: state.pop("exp_avg"), "exp_avg of parameter 1"),
+    ):
+        saved = copy.deepcopy(optimizer.state_dict())
+        spoil(saved["state"][1])
+        with pytest.raises(ValueError, match=f"AdamW: state_dict must hold {words}"):
+            optimizer.load_state_dict(saved)
+        assert [state["step"].item() for state in optimizer.state.values()] == [1.0, 1.0]

@@ -52,6 +52,8 @@ WRONG = {
     "info --foo": "--foo",
     "bench nt_xnt": "did you mean nt_xent?",
     "bench --rounds 0": "--rounds: must be at least 1",
+    "bench --out /dev/null": "--out: is a file, not a directory, got",
+    "bench --out=": "--out: must be a path, got ''",
 }
 
 

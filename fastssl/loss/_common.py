@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastssl.distributed.gather import world_size
 from fastssl.ops._checks import savable, traced, wide_dtype, widest
-from fastssl.ops._register import refuse_functorch
+from fastssl.ops._register import refuse_transforms
 from fastssl.ops.normalize import EPS, normalize_pair
 from fastssl.ops.similarity import similarity_lse_rank
 from fastssl.ops.softplus_sum import softplus_sum
@@ -19,8 +19,9 @@ from fastssl.ops.softplus_sum import softplus_sum
 class RowStats(NamedTuple):
     """Of each row of a contrastive loss, without gradient: what MoCo's and CLIP's training scripts log.
 
-    ``rank`` is the number of negatives more similar than the positive, so ``acc1`` is the share of rows with rank 0.
-    Similarities are inner products as the loss saw them, before the temperature.
+    ``rank`` is the number of negatives more similar than the positive, by more than rounding may make of an equal one
+    (``rank_bar``), so ``acc1`` is the share of rows with rank 0. Similarities are inner products as the loss saw them, before the
+    temperature.
     """
 
     loss: Tensor  # (N,)
@@ -64,8 +65,8 @@ local_rows._dynamo_marked_constant = True  # torch.compiler.assume_constant_resu
 
 
 def enter(op: str, *tensors) -> tuple:
-    """What every loss does before its checks: refuses torch.func, and makes its sides ``savable`` and of one dtype (``widest``)."""
-    refuse_functorch(op)
+    """What every loss does before its checks: ``refuse_transforms``, and its sides ``savable`` and of one dtype (``widest``)."""
+    refuse_transforms(op, *tensors)
     return widest(*map(savable, tensors))
 
 
@@ -127,7 +128,8 @@ def dot_sum(rows: Tensor, keys: Tensor) -> Tensor:
 
 def in_given_dtype(x: Tensor):
     """Context in which autocast leaves matrix products alone."""
-    return torch.autocast(x.device.type, enabled=False)
+    kind = "cpu" if x.device.type == "meta" else x.device.type  # which has no autocast to leave
+    return torch.autocast(kind, enabled=False)
 
 
 def paired(op: str, a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,6 +139,21 @@ def paired(op: str, a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tens
     z, dot = normalize_pair(a, b, op=op)
     x, y = z[: len(a)], z[len(a) :]
     return x if a.requires_grad else x.detach(), y if b.requires_grad else y.detach(), dot
+
+
+def rank_bar(query: Tensor, key: Tensor, scale: float | Tensor) -> Tensor:
+    """query, key (N, D) as the sweep sees them -> (N,) in ``wide_dtype``: the logit that a more similar negative exceeds.
+
+    A key that is the positive once more (a duplicate, a collapsed encoder) is not more similar, though the same D products, added
+    in another order, may give another sum. The bar is above the positive's logit by the most that this can be (Higham 2002, 3.5):
+
+        bar_i = scale <query_i, key_i> + (D + 8) eps |scale| sum_k |query_ik key_ik|
+    """
+    with torch.no_grad():
+        products, wide = query.double() * key.double(), wide_dtype(query)
+        slack = (query.shape[1] + 8) * torch.finfo(wide).eps
+        scale = scale.double() if isinstance(scale, Tensor) else scale
+        return (scale * products.sum(1) + abs(scale) * slack * products.abs().sum(1)).to(wide)
 
 
 def arange_ids(x: Tensor, start: int = 0) -> Tensor:

@@ -34,6 +34,7 @@ from ._common import (
     local_rows,
     paired,
     positive_loss,
+    rank_bar,
     reduce_rows,
     refuse_group,
     row_stats,
@@ -72,11 +73,11 @@ def _smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | 
     return loss + smoothing * (scale * (positive - (positive + total) / (count + 1.0)) - extra)
 
 
-def _paired_terms(query, negative_keys, scale, positive):
-    """lse, rank and sum over each row's own negatives (N, M, D)."""
+def _paired_terms(query, negative_keys, scale, threshold):
+    """lse, rank of a threshold (N,) and sum over each row's own negatives (N, M, D)."""
     wide = wide_dtype(query)
     dots = matmul(negative_keys.to(wide), query.to(wide)[:, :, None])[:, :, 0]
-    rank = (dots * scale > (positive * scale).detach()[:, None]).sum(1, dtype=torch.int32)
+    rank = None if threshold is None else (dots * scale > threshold[:, None]).sum(1, dtype=torch.int32)
     return torch.logsumexp(dots * scale, 1), rank, (dots.sum(1), float(dots.shape[1]))
 
 
@@ -170,7 +171,7 @@ def info_nce(
     extra = negative_keys if hard_negative_keys is None else hard_negative_keys
     if extra is not None and normalize:
         extra = unit_rows(extra)
-    threshold = scale * dot.detach() if return_stats else None
+    threshold = rank_bar(query, key, scale) if return_stats else None
     sums = None
     if symmetric:
         return _symmetric(query, key, dot, scale, ids, threshold, label_smoothing, reduction)
@@ -179,7 +180,7 @@ def info_nce(
         if return_stats or label_smoothing:
             sums = _negative_sums(query, key, extra, ids)
     elif negative_mode == "paired":
-        lse, rank, sums = _paired_terms(query, extra, scale, dot)
+        lse, rank, sums = _paired_terms(query, extra, scale, threshold)
     else:
         lse, rank = similarity_lse_rank(query, extra, scale=scale, threshold=threshold, op=op)
         if return_stats or label_smoothing:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastssl.ops._checks import check_choice, check_data, check_flag, check_matrix, check_scalar, check_views
 from fastssl.ops.similarity import similarity_lse_rank
 
-from ._common import RowStats, dot_rows, dot_sum, enter, local_rows, paired, positive_loss, row_stats, scalar, softplus
+from ._common import RowStats, dot_rows, dot_sum, enter, local_rows, paired, positive_loss, rank_bar, row_stats, scalar, softplus
 from .info_nce import batch_lse
 
 
@@ -65,7 +65,7 @@ def moco_loss(
         common = torch.promote_types(keys.dtype, query.dtype)
         query, key, keys = query.to(common), key.to(common), keys.to(common)
     scale, dot = 1.0 / scalar(temperature, query), dot_rows(query, key)
-    threshold = scale * dot.detach() if return_stats else None
+    threshold = rank_bar(query, key, scale) if return_stats else None
     lse, rank = similarity_lse_rank(query, keys, scale=scale, threshold=threshold, op=op)
     loss = positive_loss(op, lse, dot, scale, reduction)
     if not return_stats:

@@ -6,7 +6,7 @@ from torch import Tensor
 from fastssl.ops._checks import check_flag
 from fastssl.ops._patches import check_floats
 from fastssl.ops._random import check_generator, check_place, uniform
-from fastssl.ops._register import refuse_functorch
+from fastssl.ops._register import refuse_transforms
 from fastssl.ops.gather_tokens import gather_tokens
 from fastssl.ops.mask_ids import check_noise, check_ratio, check_size, draw_ids, in_order
 
@@ -38,7 +38,7 @@ def random_masking(
         TypeError, ValueError: naming the argument.
     """
     op = "random_masking"
-    refuse_functorch(op)
+    refuse_transforms(op, x)
     check_floats(op, "x", x, "N, L, D")
     ids = draw_ids(
         op,

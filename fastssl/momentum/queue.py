@@ -1,5 +1,8 @@
 """Keys of earlier batches as negatives: MoCo's queue and a memory bank. State around ``queue_push_``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -194,10 +197,11 @@ class MemoryBank(nn.Module):
         check_flag("MemoryBank", "update", update)
         if len(self.bank) == 0:
             return output, None
-        bank = self.read(output)
-        if update:
-            bank = bank.clone()
-            self.push(output, labels)
+        with self._width_of(output):
+            bank = self.read(output)
+            if update:
+                bank = bank.clone()
+                self.push(output, labels)
         return output, bank
 
     def read(self, output: Tensor) -> Tensor:
@@ -214,19 +218,32 @@ class MemoryBank(nn.Module):
         """Writes output (N, D) and labels (N,) over the oldest rows, as ``MoCoQueue.push`` does; nothing happens for size 0."""
         if len(self.bank) == 0:
             return
-        self._make_for(output)
-        _push(
-            "MemoryBank",
-            self.bank,
-            self.bank_ptr,
-            self.bank_labels,
-            output,
-            labels,
-            layout="kd",
-            overflow=self.overflow,
-            gather_distributed=self.gather_distributed,
-            even=even,
-        )
+        with self._width_of(output):
+            self._make_for(output)
+            _push(
+                "MemoryBank",
+                self.bank,
+                self.bank_ptr,
+                self.bank_labels,
+                output,
+                labels,
+                layout="kd",
+                overflow=self.overflow,
+                gather_distributed=self.gather_distributed,
+                even=even,
+            )
+
+    @contextmanager
+    def _width_of(self, output: Tensor) -> Iterator[None]:
+        """The bank may take the width and device of ``output`` in it; where it is left with an error, it has what it had."""
+        bank = self.bank
+        try:
+            yield
+        except Exception:
+            if self.bank is not bank:
+                self.to(bank.device)
+                self.bank = bank
+            raise
 
     def _make_for(self, output: Tensor) -> None:
         if self.bank.shape[1]:

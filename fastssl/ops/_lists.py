@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._checks import FLOATS, _kind, check_data, check_dense
-from ._register import _C, refuse_functorch
+from ._register import _C, refuse_transforms
 
 
 def as_list(op: str, name: str, value, *, local: bool = True) -> list[Tensor]:
@@ -39,7 +39,7 @@ def check_lists(op: str, written: dict, read: dict) -> tuple[dict[str, list[Tens
     tensors one device and a float dtype (float64 stands with float64 only), and no memory is written twice, or written at one
     position and read at another.
     """
-    refuse_functorch(op)
+    refuse_transforms(op)
     if _C is not None and not torch.compiler.is_compiling() and _C.lists_agree([*written.values()], [*read.values()]):
         return written, read, True
     written, read = ({name: as_list(op, name, value) for name, value in lists.items()} for lists in (written, read))

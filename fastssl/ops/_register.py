@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from ._compiled import COMPILE_AGAIN, load_cpp, load_cuda
 
@@ -55,18 +57,23 @@ def define_op(name: str, signature: str, fake: Callable, file: str):
     return getattr(torch.ops.fastssl, name).default
 
 
-def new_accumulator(like: torch.Tensor, *shape: int) -> torch.Tensor:
+def new_accumulator(like: Tensor, *shape: int) -> Tensor:
     """Empty, in the dtype that sums over ``like`` are kept in: float32, or float64 for float64."""
     return like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
-def refuse_functorch(op: str) -> None:
-    """torch.func around an autograd.Function gives silent zeros when compiled (torch 2.13): refuse it in words."""
+def refuse_transforms(op: str, *inputs) -> None:
+    """Refuses in words what torch (2.13) would answer with silent zeros: torch.func around a compiled autograd.Function, and
+    tangents of forward-mode differentiation among ``inputs`` (those that are no tensors don't matter)."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(f"{op}: torch.func transforms (grad, vmap, jacrev) are not supported; use torch.autograd")
+    if forward_ad._current_level < 0:
+        return
+    if any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in inputs):
+        raise NotImplementedError(f"{op}: forward-mode derivatives are not supported; use torch.autograd.grad or backward")
 
 
-def distinct(tensor: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+def distinct(tensor: Tensor | None, other: Tensor | None) -> Tensor | None:
     """``tensor``, as a view where it is ``other`` itself: dynamo (2.13) traces no Function that gets one tensor twice."""
     return tensor.view_as(tensor) if tensor is not None and tensor is other else tensor
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._checks import check_dense, readable
 from ._patches import check_device, check_floats, check_ids, check_part, dense_rows, patch_grid, trackable
-from ._register import define_op, first_derivative_only, refuse_functorch
+from ._register import define_op, first_derivative_only, refuse_transforms
 from .gather_tokens import scatter_rows
 
 _patches = define_op(
@@ -132,7 +132,7 @@ def embed_visible(
         TypeError, ValueError: naming the argument.
     """
     op = "embed_visible"
-    refuse_functorch(op)
+    refuse_transforms(op, images, weight, bias, pos_embed, prefix_tokens)
     check_floats(op, "images", images, "N, C, H, W")
     check_floats(op, "weight", weight, "E, C, p, q")
     check_device(op, "weight", weight, "images", images)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._patches import check_floats, check_ids, dense_rows, trackable
-from ._register import define_op, first_derivative_only, refuse_functorch
+from ._register import define_op, first_derivative_only, refuse_transforms
 
 _fwd = define_op(
     "gather_tokens_fwd",
@@ -60,7 +60,7 @@ def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
         TypeError, ValueError: naming the argument.
     """
     op = "gather_tokens"
-    refuse_functorch(op)
+    refuse_transforms(op, x)
     check_floats(op, "x", x, "N, L, D")
     check_ids(op, "ids", ids, x.shape[0], "N, K", x.shape[1], "x", x)
     return _Gather.apply(x, trackable(ids.contiguous()))

@@ -10,7 +10,7 @@
 import torch
 from torch import Tensor
 
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 
 EPS = 1e-12
 
@@ -52,5 +52,5 @@ def normalize_pair(a: Tensor, b: Tensor, eps: float = EPS, op: str = "normalize_
 
     ``eps``: what |.| is clamped at, in place of 1e-12; ``op``: the name in error messages.
     """
-    refuse_functorch(op)
+    refuse_transforms(op, a, b)
     return _NormalizePair.apply(a, distinct(b, a), eps, op)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._checks import FLOATS, check_choice, check_dense, check_flag, check_number, readable
 from ._patches import check_device, check_floats, check_ids, dense_rows, patch_grid, side_pair, trackable
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
 
 _COMMON = (
     "Tensor images, Tensor pred, Tensor? mask, Tensor? ids, SymInt height, SymInt width, "
@@ -126,7 +126,7 @@ def masked_patch_loss(
         TypeError, ValueError: naming the argument. NotImplementedError: ``images`` or ``mask`` requires a gradient.
     """
     op = "masked_patch_loss"
-    refuse_functorch(op)
+    refuse_transforms(op, images, pred, mask)
     check_floats(op, "images", images, "N, C, H, W")
     check_floats(op, "pred", pred, "N, L, P")
     check_device(op, "pred", pred, "images", images)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._checks import INTEGERS, check_choice, check_data, check_dense, check_matrix, check_vector, readable
 from ._lists import bump_versions, check_apart, check_stored, check_writable, share_memory
-from ._register import define_op, refuse_functorch
+from ._register import define_op, refuse_transforms
 
 _queue_push = define_op(
     "queue_push_",
@@ -54,7 +54,7 @@ def queue_push_(
 
 def push_keys(op: str, queue, ptr, keys, *, layout: str, overflow: str, label_queue=None, labels=None, name: str = "keys") -> None:
     """``queue_push_`` for the public function ``op``, which calls the keys ``name``."""
-    refuse_functorch(op)
+    refuse_transforms(op)
     check_choice(op, "layout", layout, ("dk", "kd"))
     check_choice(op, "overflow", overflow, ("wrap", "truncate"))
     check_matrix(op, "queue", queue, "D, K" if layout == "dk" else "K, D")

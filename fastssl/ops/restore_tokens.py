@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._checks import check_dense, readable
 from ._patches import check_floats, check_ids, check_part, dense_rows, trackable
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
 
 
 def _fake_fwd(x, ids_restore, mask_token, pos, prefix):
@@ -82,7 +82,7 @@ def restore_tokens(
         TypeError, ValueError: naming the argument.
     """
     op = "restore_tokens"
-    refuse_functorch(op)
+    refuse_transforms(op, x, mask_token, pos_embed)
     check_floats(op, "x", x, "N, P + K, D", may_be_empty=1)
     n, tokens, width = x.shape
     check_dense(op, "ids_restore", ids_restore, "an int64 tensor (N, L)")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, check_scalar, check_vector, savable
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 from .similarity import check_sides, split_scalar
 
 _OP = "sigmoid_pair"
@@ -94,7 +94,7 @@ def sigmoid_pair(
         check_vector(op, "x_weight", x_weight, x.shape[0], FLOATS, "x", x)
         check_vector(op, "y_weight", y_weight, y.shape[0], FLOATS, "y", y)
         x_weight, y_weight = x_weight.detach(), y_weight.detach()
-    refuse_functorch(op)
+    refuse_transforms(op, x, y, scale, bias)
     x_id, y_id = savable(x_id), savable(y_id)
     factor, scale = split_scalar(scale, x)
     term, bias = split_scalar(bias, x)

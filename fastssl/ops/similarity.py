@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector, savable, traced, widest
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 
 _OP = "similarity_lse"
 _COMMON = "Tensor x, Tensor? y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id, Tensor? y_bias"
@@ -169,7 +169,7 @@ def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, t
     if threshold is not None:
         check_vector(op, "threshold", threshold, x.shape[0], FLOATS, "x", x)
         threshold = threshold.detach()
-    refuse_functorch(op)
+    refuse_transforms(op, x, y, scale, y_bias)
     x_id, y_id, y_bias, threshold = map(savable, (x_id, y_id, y_bias, threshold))
     factor, scale = split_scalar(scale, x)
     symmetric = y is x and (y_id is None or y_id is x_id)

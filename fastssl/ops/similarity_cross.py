@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, check_vector, savable
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_functorch
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 from .similarity import check_sides, new_rank, scale_gradient, split_scalar
 
 _OP = "similarity_cross"
@@ -106,7 +106,7 @@ def similarity_cross(
     if threshold is not None:
         check_vector(op, "threshold", threshold, x.shape[0], FLOATS, "x", x)
         threshold = threshold.detach()
-    refuse_functorch(op)
+    refuse_transforms(op, x, y, scale)
     x_id, y_id, threshold = map(savable, (x_id, y_id, threshold))
     factor, scale = split_scalar(scale, x)
     args = (x, distinct(y, x), scale, factor, x_id, distinct(x_id if y_id is None else y_id, x_id), threshold)

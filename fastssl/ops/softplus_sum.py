@@ -10,7 +10,7 @@ Bytes: N + P numbers read, both ways; N + P written by the backward.
 import torch
 from torch import Tensor
 
-from ._register import define_op, first_derivative_only, refuse_functorch
+from ._register import define_op, first_derivative_only, refuse_transforms
 
 
 def _fake_fwd(lse, positive, scale, mean):
@@ -48,5 +48,5 @@ class _SoftplusSum(torch.autograd.Function):
 
 def softplus_sum(lse: Tensor, positive: Tensor, scale: float, mean: bool, op: str = "softplus_sum") -> Tensor:
     """lse (N,) and positive (P,), dense, of one dtype, float32 or float64, already checked -> their loss, a scalar of it."""
-    refuse_functorch(op)
+    refuse_transforms(op, lse, positive)
     return _SoftplusSum.apply(lse, positive, scale, mean, op)

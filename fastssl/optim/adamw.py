@@ -84,6 +84,15 @@ class AdamW(ListOptimizer):
         whole["state"] = {index: state | {"step": state["step"].clone()} for index, state in whole["state"].items() if state}
         return whole
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's; a state that no AdamW can have left is refused, and nothing is loaded."""
+        for index, state in state_dict["state"].items():
+            if missing := {"step", "exp_avg", "exp_avg_sq"} - state.keys() if state else None:
+                raise ValueError(f"AdamW: state_dict must hold {', '.join(sorted(missing))} of parameter {index}")
+            if state and not torch.as_tensor(state["step"]).item() >= 0:
+                raise ValueError(f"AdamW: state_dict must hold a step of at least 0, got {state['step']} of parameter {index}")
+        super().load_state_dict(state_dict)
+
     def _check_group(self, group: dict) -> None:
         check_rates("AdamW", group["betas"], group["eps"])
         for_each_tensor("AdamW", "weight_decay", group["weight_decay"], 1, float)
