@@ -159,6 +159,20 @@ def test_knn_predict_against_a_loop():
         knn_predict(feature, bank.T, labels, 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_knn_votes_at_any_temperature(dtype):
+    """Towards 0 the nearest neighbour decides, towards infinity the number of neighbours, and the sum of cosines among equals."""
+    angles = torch.tensor([0.30, 0.35, 0.36, 0.50, 0.55], dtype=torch.float64)
+    bank = torch.stack([angles.cos(), angles.sin()], 1).to(dtype)
+    feature, labels = torch.tensor([[3.0, 0.0], [0.0, 0.01]], dtype=dtype), torch.tensor([2, 1, 1, 0, 0])
+    for t in (1e-320, 1e-45, 1e-30, 1e-6, 1e-4):
+        assert knn_predict(feature, bank, labels, 3, 5, t)[:, 0].tolist() == [2, 0], t
+        assert knn_predict(feature, bank, labels, 3, 1, t)[:, 0].tolist() == [2, 0], t
+    for t in (10.0, 1e8, 1e30, 1e300, float("inf")):
+        assert knn_predict(feature, bank, labels, 3, 5, t).tolist() == [[1, 0, 2], [0, 1, 2]], t
+    assert knn_predict(-feature, bank, labels, 3, 1, 1e-3)[:, 0].tolist() == [0, 2]  # cosines far below 1
+
+
 def test_linear_probe_separates_what_is_separable():
     torch.manual_seed(0)
     labels = torch.arange(60) % 3

@@ -1,6 +1,7 @@
 """Evaluation of frozen features: weighted kNN (Wu et al. 2018, section 3.4), a linear probe, and, without labels, their spread.
 
-kNN: score_c = sum over the k nearest bank rows j of class c of exp(cos(feature, bank_j) / t)
+kNN: score_c = sum over the k nearest bank rows j of class c of exp((cos(feature, bank_j) - m) / t), m the largest of the k cosines.
+m leaves the order of the classes as it is and the nearest row a vote of 1: at a small t nothing else is left, and not nothing at all.
 """
 
 import warnings
@@ -35,10 +36,10 @@ def knn_predict(
         feature_labels: (M,) int64 in [0, num_classes).
         num_classes: C.
         knn_k: neighbours that vote; M where the bank is smaller.
-        knn_t: temperature of the vote.
+        knn_t: temperature of the vote; towards 0 the nearest neighbour decides, towards infinity the number of neighbours.
 
     Returns:
-        (N, C) int64; column 0 is the prediction. Works in chunks of rows: the N x M similarities are never held at once.
+        (N, C) int64; column 0 is the prediction. Where votes are equal, the sum of the cosines decides. Works in chunks of rows: the N x M similarities are never held at once.
     """
     shapes = f"{tuple(feature.shape)} and {tuple(feature_bank.shape)}"
     if feature.ndim != 2 or feature_bank.ndim != 2 or feature.shape[1] != feature_bank.shape[1]:
@@ -52,10 +53,18 @@ def knn_predict(
     rows = []
     for part in feature.split(max(1, KNN_CHUNK // len(bank))):
         cosine, nearest = (nn.functional.normalize(part, dim=1) @ bank.T).topk(k, dim=1)
-        vote = ((cosine - 1.0) / knn_t).exp()
-        score = torch.zeros(len(part), num_classes, dtype=vote.dtype, device=vote.device)
-        rows.append(score.scatter_add_(1, feature_labels[nearest], vote).argsort(dim=1, descending=True))
+        rows.append(_by_votes(cosine, feature_labels[nearest], num_classes, knn_t))
     return torch.cat(rows) if rows else torch.empty(0, num_classes, dtype=torch.int64, device=feature.device)
+
+
+def _by_votes(cosine: Tensor, labels: Tensor, num_classes: int, t: float) -> Tensor:
+    """Classes (N, C), most votes first, of the cosines (N, K) of neighbours, nearest first, and their labels (N, K)."""
+    cosine = cosine.to(torch.promote_types(cosine.dtype, torch.float32))
+    least = 4 * torch.finfo(cosine.dtype).tiny  # of t: its inverse is still finite, and the nearest neighbour decides already
+    none = torch.zeros(len(cosine), num_classes, dtype=cosine.dtype, device=cosine.device)
+    votes = none.scatter_add(1, labels, ((cosine - cosine[:, :1]) / max(t, least)).exp())
+    order = none.scatter_add(1, labels, cosine).argsort(dim=1, descending=True, stable=True)
+    return order.gather(1, votes.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
 
 def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int, k: int = 20, t: float = 0.1) -> float:
