@@ -152,11 +152,20 @@ def drop(stream: TextIO) -> None:
     os.close(nowhere)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused: by Python, NumPy or the system, by torch (RuntimeError), in a decoder of Pillow (OSError)."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+
+
 def in_words(error: Exception, command: str = "train") -> str | None:
     """A line for what goes wrong on good code: memory, disk, a worker process that was killed. None for anything else."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+    if out_of_memory(error):
+        if read := re.search(r"out of memory while reading .*", text):
+            return f"{read[0]}; fewer --workers, or smaller pictures, need less"
         wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text)
         size = f" ({wanted[1]} were asked for)" if wanted else ""
         less = "smaller --shapes need" if command == "bench" else "a smaller --batch-size, --image-size, --backbone or head needs"

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -54,14 +55,36 @@ def with_nan(checkpoint: dict) -> None:
     checkpoint["state_dict"]["method.backbone.0.weight"][3, 1, 0, 2] = torch.nan
 
 
+def with_nan_momentum(checkpoint: dict) -> None:
+    checkpoint["optimizer_states"][0]["state"][2]["exp_avg"][1] = -torch.inf
+
+
+def flipped(what: str):
+    """Changes one bit, as a disk or a copy may: torch itself reads the file as if it were whole."""
+
+    def flip(path: Path) -> None:
+        weight = torch.load(path, weights_only=True)["state_dict"]["method.backbone.0.weight"]
+        content = bytearray(path.read_bytes())
+        at = content.find(weight.numpy().tobytes() if what == "weights" else b"knn_every")
+        assert at > 0
+        content[at + 2] ^= 0x10
+        path.write_bytes(content)
+
+    return flip
+
+
 def other_shape(checkpoint: dict) -> None:
     checkpoint["state_dict"]["method.backbone.3.weight"] = torch.zeros(64, 31, 3, 3)
 
 
 DAMAGES = {
     "cut short": (lambda path: os.truncate(path, path.stat().st_size // 2), "cut short or damaged"),
-    "empty": (lambda path: os.truncate(path, 0), "cut short or damaged"),
+    "empty": (lambda path: os.truncate(path, 0), "last.ckpt cannot be read: the file is empty\n"),
     "text": (lambda path: path.write_text("weights"), "no checkpoint"),
+    "other text": (lambda path: path.write_text("hello world\n"), "last.ckpt cannot be read: it is no checkpoint, or damaged\n"),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps(Path("x"), 4)), "it is no checkpoint, or holds more than tensors"),
+    "a bit of a weight": (flipped("weights"), "cut short or damaged (the checksum of archive/data/"),
+    "a bit of the settings": (flipped("settings"), "cut short or damaged (the checksum of archive/data.pkl is wrong)"),
     "an object": (lambda path: torch.save({"fastssl": Path("x")}, path), "more than tensors"),
     "plain weights": (altered(lambda c: c.pop("fastssl")), "not written by fastssl train"),
     "no history": (altered(lambda c: c["fastssl"].update(history=[])), "no history"),
@@ -73,6 +96,7 @@ DAMAGES = {
     ),
     "NaN setting": (altered(lambda c: c["fastssl"]["config"].update(lr=math.nan)), "lr must be above 0, got nan"),
     "NaN": (altered(with_nan), "backbone.0.weight has values that are NaN"),
+    "NaN of the optimizer": (altered(with_nan_momentum), "optimizer.0.state.2.exp_avg has values that are NaN"),
     "no weights": (altered(lambda c: c.update(state_dict={})), "weights are missing"),
     "a weight gone": (altered(lambda c: c["state_dict"].pop("method.backbone.0.weight")), "backbone.0.weight is missing"),
     "other shape": (altered(other_shape), "backbone.3.weight is (64, 31, 3, 3)"),
@@ -105,6 +129,47 @@ def test_wherever_a_checkpoint_is_cut_it_says_so(tmp_path):
         cut.write_bytes(whole.getvalue()[:size])
         with pytest.raises(Unreadable, match="cannot be read: it is cut short or damaged"):
             read_checkpoint(cut)
+
+
+def test_a_pickle_is_refused_without_a_warning_of_torch(tmp_path, recwarn):
+    from fastssl.train.checkpoints import Unreadable, read_checkpoint
+
+    (tmp_path / "last.ckpt").write_bytes(pickle.dumps({"weight": Path("x")}, 4))
+    with pytest.raises(Unreadable, match=r"it is no checkpoint, or holds more than tensors and numbers$"):
+        read_checkpoint(tmp_path / "last.ckpt")
+    assert not recwarn.list
+
+
+def test_a_checkpoint_of_the_older_format_is_read(run):
+    from fastssl.train.checkpoints import read_checkpoint
+
+    path = run[1] / "last.ckpt"
+    whole = read_checkpoint(path)
+    torch.save(whole, path, _use_new_zipfile_serialization=False)
+    assert path.read_bytes()[:2] != b"PK" and read_checkpoint(path)["fastssl"] == whole["fastssl"]
+
+
+def test_memory_that_is_refused_is_no_damage(run, monkeypatch):
+    from fastssl.train import checkpoints
+
+    def load(path, **how):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes")
+
+    monkeypatch.setattr(checkpoints.torch, "load", load)
+    with pytest.raises(RuntimeError, match="enforce fail"):
+        checkpoints.read_checkpoint(run[1] / "last.ckpt")
+
+
+def test_weights_that_are_not_finite_are_not_saved(trained, tmp_path, capsys):
+    """The loss of an epoch of one step is that of the weights before it: it does not show what the step made of them."""
+    from fastssl.__main__ import main
+
+    more = ("--batch-size", "24", "--weight-decay", "1e38", "--lr", "1e3", "--warmup-epochs", "0", "--epochs", "2")
+    assert main(command(trained[0], tmp_path / "run", *more)) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "--lr: " in said.err and "a smaller --weight-decay" in said.err
+    assert " has values that are NaN or infinite in epoch 1, which is not saved" in said.err
+    assert not contents(tmp_path / "run") and "epoch   1/2" in said.out
 
 
 def test_the_checkpoint_before_is_named_but_not_taken(run, capsys):

@@ -7,6 +7,9 @@ named with its reason, and nothing is written over it.
 import errno
 import hashlib
 import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
@@ -15,11 +18,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from fastssl._ending import out_of_memory
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.options import refused_setting
 from fastssl.train.recipes import RECIPES
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+ARCHIVE_BYTES = b"PK\x03\x04"
 FORMER_PATCH = 4  # of --backbone vit in checkpoints that don't say it
 
 
@@ -29,9 +34,15 @@ class Unreadable(UsageError):
 
 def read_checkpoint(path: Path) -> dict:
     """The checkpoint on the CPU. Raises ``FileNotFoundError`` or ``NotADirectoryError``, and ``Unreadable`` with the reason."""
+    archive = False
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, NotADirectoryError):
+        archive = is_archive(path)
+        if archive and (why := damage(path)):
+            raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({why})")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's, of old pickles: what is wrong with them raises
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (Unreadable, FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         damaged = error.errno == errno.EINVAL  # torch looks for parts where the file has ended
@@ -40,10 +51,32 @@ def read_checkpoint(path: Path) -> dict:
     except pickle.UnpicklingError as error:
         raise Unreadable(f"{path} cannot be read: it is no checkpoint, or holds more than tensors and numbers") from error
     except Exception as error:  # truncated archives raise RuntimeError, EOFError, ValueError, ... by where they end
-        raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({first_line(error).split('. ')[0]})") from error
+        if out_of_memory(error):
+            raise
+        why = f"cut short or damaged ({first_line(error).split('. ')[0]})" if archive else "no checkpoint, or damaged"
+        raise Unreadable(f"{path} cannot be read: it is {why}") from error
     if why := malformed(checkpoint):
         raise Unreadable(f"{path} cannot be used: {why}")
     return checkpoint
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file begins as torch's archives do. Others may be of a torch before 1.6."""
+    with open(path, "rb") as file:
+        begins = file.read(4)
+    if not begins:
+        raise Unreadable(f"{path} cannot be read: the file is empty")
+    return begins == ARCHIVE_BYTES
+
+
+def damage(path: Path) -> str | None:
+    """What a zip archive's own checksums say, which torch does not look at; None where all are right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+        return first_line(error)
+    return f"the checksum of {wrong} is wrong" if wrong else None
 
 
 def first_line(error: Exception) -> str:
@@ -70,7 +103,7 @@ def malformed(checkpoint: Any) -> str | None:
         return "its history of epochs is damaged"
     if not (isinstance(weights, dict) and weights and all(isinstance(value, Tensor) for value in weights.values())):
         return "its weights are missing"
-    return not_finite({name.removeprefix("method."): value for name, value in weights.items()})
+    return not_finite(checkpoint)
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -80,12 +113,22 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (*kinds, int) if float in kinds else kinds)
 
 
-def not_finite(weights: dict[str, Tensor]) -> str | None:
-    """Names a weight with values that are NaN or infinite."""
-    for name, value in weights.items():
+def not_finite(checkpoint: dict) -> str | None:
+    """Names a weight, or what the optimizer keeps for one, with values that are NaN or infinite."""
+    weights = {name.removeprefix("method."): value for name, value in checkpoint["state_dict"].items()}
+    for name, value in (*weights.items(), *tensors_in(checkpoint.get("optimizer_states"), "optimizer")):
         if value.is_floating_point() and not value.isfinite().all():
             return f"{name} has values that are NaN or infinite"
     return None
+
+
+def tensors_in(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors at any depth of dictionaries and lists, each with the keys that lead to it."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, (dict, list, tuple)):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from tensors_in(value, f"{name}.{key}")
 
 
 def find_checkpoint(run: Path) -> tuple[Path, dict] | None:

@@ -1,7 +1,8 @@
 """Evaluation of frozen features: weighted kNN (Wu et al. 2018, section 3.4), a linear probe, and, without labels, their spread.
 
 kNN: score_c = sum over the k nearest bank rows j of class c of exp((cos(feature, bank_j) - m) / t), m the largest of the k cosines.
-m leaves the order of the classes as it is and the nearest row a vote of 1: at a small t nothing else is left, and not nothing at all.
+m leaves the order of the classes as it is, and the nearest row a vote of 1: at a small t that is the only one, where without m no
+vote would be left.
 """
 
 import warnings
@@ -39,7 +40,8 @@ def knn_predict(
         knn_t: temperature of the vote; towards 0 the nearest neighbour decides, towards infinity the number of neighbours.
 
     Returns:
-        (N, C) int64; column 0 is the prediction. Where votes are equal, the sum of the cosines decides. Works in chunks of rows: the N x M similarities are never held at once.
+        (N, C) int64; column 0 is the prediction. Where votes are equal, the sum of the cosines decides. Works in chunks of
+        rows: the N x M similarities are never held at once.
     """
     shapes = f"{tuple(feature.shape)} and {tuple(feature_bank.shape)}"
     if feature.ndim != 2 or feature_bank.ndim != 2 or feature.shape[1] != feature_bank.shape[1]:
@@ -142,7 +144,8 @@ def embed(
         return torch.empty(0, 0, device=device), torch.empty(0, dtype=torch.int64, device=device)
     rows = torch.cat(features)
     if bad := int((~rows.isfinite().all(1)).sum()):
-        raise UsageError(f"the encoder's features of {bad} of {len(rows)} images are NaN or infinite; train with a smaller --lr")
+        which = f"the encoder's features of {bad} of {len(rows)} images are NaN or infinite"
+        raise UsageError(f"{which}; train with a smaller --lr or --weight-decay")
     return rows, torch.cat(labels)
 
 

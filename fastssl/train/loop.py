@@ -24,7 +24,7 @@ from torch.utils.data import DistributedSampler
 from fastssl._ending import STOP, Failure, Stopped, in_words
 from fastssl.optim import LARS, AdamW
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden
-from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint
+from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, not_finite
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
 from fastssl.train.options import PRECISIONS
@@ -38,6 +38,7 @@ with broken_torchvision_hidden():
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 DEFAULT_LR = {"adamw": 2e-3, "sgd": 0.1, "lars": 0.3}  # at batch 256, scaled linearly with the batch
+ADVICE = "try a smaller one, a smaller --weight-decay, a larger --temperature where there is one, or --precision 32"
 MONITOR_BANK = 20_000  # samples at most that a score during training embeds; the evaluation at the end takes all
 
 
@@ -202,8 +203,7 @@ class MethodModule(pl.LightningModule):
         epoch = self.current_epoch + 1
         loss = self.trainer.strategy.reduce(torch.stack(self.losses).float().mean(), reduce_op="mean").item()
         if not math.isfinite(loss):
-            advice = "try a smaller one, a larger --temperature where there is one, or --precision 32"
-            raise UsageError(f"--lr: the loss became {loss} in epoch {epoch}; {advice}")
+            raise UsageError(f"--lr: the loss became {loss} in epoch {epoch}; {ADVICE}")
         self.losses.clear()
         self.history.append({"epoch": epoch, "loss": loss})
         if self.unscored():
@@ -255,6 +255,8 @@ class MethodModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         size = getattr(self.data, "image_size", None)
         checkpoint["fastssl"] = {"config": asdict(self.config), "history": self.history, "image_size": size, "data": self.prints}
+        if why := not_finite(checkpoint):
+            raise UsageError(f"--lr: {why} in epoch {len(self.history) - 1 + bool(self.losses)}, which is not saved; {ADVICE}")
         if self.losses:
             checkpoint["fastssl"]["cut_short"] = {"losses": torch.stack(self.losses), "generators": generators(self.device)}
 
