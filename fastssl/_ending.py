@@ -164,8 +164,10 @@ def in_words(error: Exception, command: str = "train") -> str | None:
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if out_of_memory(error):
-        if read := re.search(r"out of memory while reading .*", text):
-            return f"{read[0]}; fewer --workers, or smaller pictures, need less"
+        if read := re.findall(
+            r"out of memory while reading .*", text
+        ):  # a worker's error holds its traceback; the last is the text
+            return f"{read[-1]}; fewer --workers, or smaller pictures, need less"
         wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text)
         size = f" ({wanted[1]} were asked for)" if wanted else ""
         less = "smaller --shapes need" if command == "bench" else "a smaller --batch-size, --image-size, --backbone or head needs"

@@ -33,7 +33,10 @@ WRONG = {
     "train simclr --precision 64": "must be one of 32, 16, bf16",
     "train simclr --precision bf17": "did you mean bf16?",
     "train simclr --seed -1": "at least 0",
-    "train simclr --seed 18446744073709551616": "--seed: must be at most",
+    "train simclr --seed 4294967296": "--seed: must be at most 4294967295, got 4294967296",
+    "train simclr --workers 257": "--workers: must be at most 256, got 257",
+    "eval {here} --workers 1000000": "--workers: must be at most 256, got 1000000",
+    "train simclr --image-size 8193": "--image-size: must be at most 8192, got 8193",
     "train simclr --data digits --devices 0 --out {here}/run": "--devices: must be at least 1",
     "train simclr --data digits --accelerator gup --out {here}/run": "--accelerator gup:",
     "train simclr --data digits --patch-size 4": "--patch-size 4: only --backbone vit",
@@ -96,11 +99,26 @@ def test_the_help_of_each_method_says_each_default_once():
 def test_an_option_of_all_methods_finds_the_method():
     from fastssl.train.options import train_options
 
-    given = train_options(
-        ["--out", "moco", "--seed", "9223372036854775807", "byol", "--momentum", "0.5", "--precision", "bf16-mixed"]
-    )
+    given = train_options(["--out", "moco", "--seed", "4294967295", "byol", "--momentum", "0.5", "--precision", "bf16-mixed"])
     assert given["method"] == "byol" and str(given["out"]) == "moco" and given["precision"] == "bf16"
-    assert given["seed"] == 2**63 - 1 and "epochs" not in given
+    assert given["seed"] == 2**32 - 1 and "epochs" not in given
+
+
+@needs_train
+def test_no_two_seeds_are_one_run():
+    """Torch's generator of the CPU looks at 32 bits: each seed draws other numbers, and so do the epochs of it."""
+    import torch
+
+    from fastssl.train.loop import step_seed
+    from fastssl.train.options import MOST_SEED
+
+    def first(seed: int) -> int:
+        return torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed)).item()
+
+    seeds = (0, 1, 2, 1 << 20, 1 << 21, 1 << 31, MOST_SEED - (1 << 20), MOST_SEED)
+    assert first(MOST_SEED + 1) == first(0) and len({first(seed) for seed in seeds}) == len(seeds)
+    drawn = {first(step_seed(seed, epoch, rank)) for seed in seeds for epoch in (0, 1, 300) for rank in (0, 3)}
+    assert len(drawn) == 6 * len(seeds)
 
 
 @needs_train

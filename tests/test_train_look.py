@@ -18,6 +18,7 @@ from test_train_read import RAMP, pillow, six_bands
 
 from fastssl.train import UsageError
 from fastssl.train.data import load_data, reading_warnings
+from fastssl.train.folder import Look, why
 from fastssl.train.read import read_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,6 +116,46 @@ def test_what_cannot_be_read_is_said_before_the_run(tmp_path, capsys, monkeypatc
     reasons = "0.png (damaged, or no image), 2.png (damaged, or no image), 3.png (900 pixels, of the 800 that are read at most"
     assert f"warning: 3 of 10 files looked at cannot be used and are skipped: {reasons}" in capsys.readouterr().err
     assert "all 10 files: 12 x 12 pixels, grey uint8" in data.summary()
+
+
+REFUSED = {
+    "Python": MemoryError(),
+    "NumPy": np._core._exceptions._ArrayMemoryError((1 << 20, 1 << 20), np.dtype(np.uint8)),
+    "the system": OSError(12, "Cannot allocate memory"),
+    "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried"),
+    "Pillow": OSError("out of memory error when reading image file"),
+}
+
+
+@pytest.mark.parametrize("who", REFUSED)
+def test_memory_that_is_refused_is_no_damaged_picture(who, tmp_path, capsys, monkeypatch):
+    """Neither where it is turned upright, nor at the first look, nor in a batch, here or in a worker."""
+    from fastssl.__main__ import main
+    from fastssl._ending import in_words
+    from fastssl.train.data import batches
+
+    def refuse(*_, **how):
+        raise REFUSED[who]
+
+    spec = grey_folder(tmp_path, lambda rng, label: rng.integers(0, 256, (12, 12)).astype(np.uint8))
+    train = load_data(spec, 16).train
+    monkeypatch.setattr("fastssl.train.read.ImageOps.exif_transpose", refuse)
+    for workers in (0, 1):
+        with pytest.raises(MemoryError, match="out of memory while reading") as found:
+            next(iter(batches(train, 4, workers=workers)))
+        words = f"out of memory while reading {tmp_path / 'a' / '0.png'}; fewer --workers, or smaller pictures, need less"
+        assert in_words(found.value) == words and not train.corrupt_files()
+    assert main(["train", "simclr", "--data", spec, "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err == f"fastssl train: error: {words}\n"
+    assert why(MemoryError()) == "out of memory"
+
+
+def test_a_look_keeps_no_pixels(tmp_path):
+    spec = grey_folder(tmp_path, lambda rng, label: np.full((12, 12), 7 + label, np.uint8))
+    data = load_data(spec, 16)
+    look = Look(spec, [data.train, data.test])
+    assert len(look.pictures) == len(look.flat) == 10
+    assert all(picture.square.numel() == 0 for picture in look.pictures.values())
 
 
 def test_nothing_that_can_be_read_is_refused_at_once(tmp_path):

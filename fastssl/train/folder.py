@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,6 +61,8 @@ class FolderImages(Dataset):
             return None
         try:
             return self.read(index).square
+        except MemoryError:
+            raise
         except Exception:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files
             self.corrupt[index] = True
             return None
@@ -95,6 +98,8 @@ def why(error: Exception) -> str:
         return f"{found[0] if found else 'more'} pixels, {most}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory"
     return "damaged, or no image"
 
 
@@ -102,17 +107,23 @@ class Look:
     """What ``LOOKED_AT`` files of the halves hold, evenly spaced over both."""
 
     def __init__(self, name: str, halves: list[FolderImages]):
-        self.name, self.pictures, self.failures = name, {}, {}
+        self.name, self.pictures, self.failures, self.flat = name, {}, {}, []
         self.channels, self.pixel_range = halves[0].channels, halves[0].pixel_range
         files = [(half, index) for half in halves for index in range(len(half))]
         self.total, count = len(files), min(len(files), LOOKED_AT)
         for at in torch.linspace(0, self.total - 1, count, dtype=torch.float64).long().tolist():
             half, index = files[at]
             try:
-                self.pictures[half.paths[index]] = half.read(index)
+                picture = half.read(index)
+            except MemoryError:
+                raise
             except Exception as error:
                 half.corrupt[index] = True
                 self.failures[half.paths[index]] = error
+                continue
+            if _is_constant(picture.square):
+                self.flat.append(half.paths[index].name)
+            self.pictures[half.paths[index]] = replace(picture, square=picture.square[:, :0])  # 64 large ones fill the memory
         self.count = len(self.pictures) + len(self.failures)
 
     def refuse(self) -> None:
@@ -159,10 +170,9 @@ class Look:
         clipped = [path.name for path, picture in self.pictures.items() if picture.clipped]
         if clipped:
             lines.append(clipped_line(clipped, self.count, "images looked at", self.pixel_range))
-        flat = [path.name for path, picture in self.pictures.items() if _is_constant(picture.square)]
-        if flat:
-            have = "has" if len(flat) == 1 else "have"
-            lines.append(f"{len(flat)} of {self.count} images looked at {have} one colour only: {shortened(flat, 3)}")
+        if self.flat:
+            have = "has" if len(self.flat) == 1 else "have"
+            lines.append(f"{len(self.flat)} of {self.count} images looked at {have} one colour only: {shortened(self.flat, 3)}")
         if self.pixel_range is not None and all(picture.values is None for picture in self.pictures.values()):
             lines.append("the pixel range changes nothing: all files looked at have 8 bits, 0 to 255")
         return lines

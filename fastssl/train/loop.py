@@ -178,8 +178,7 @@ class MethodModule(pl.LightningModule):
             restore_generators(self.cut_short["generators"], self.device)
             self.cut_short = None
         elif not self.losses:  # not in on_train_epoch_start: whether the loader draws from the generator after it varies
-            seed = (self.config.seed * 1_000_003 + self.current_epoch) * 4096 + self.global_rank
-            torch.manual_seed(seed % 2**63)
+            torch.manual_seed(step_seed(self.config.seed, self.current_epoch, self.global_rank))
         return self.recipe.arguments(self, batch)
 
     def training_step(self, arguments: tuple[Tensor, ...], batch_idx: int) -> Tensor:
@@ -265,6 +264,12 @@ class MethodModule(pl.LightningModule):
         self.history = list(own["history"])
         self.cut_short = own.get("cut_short")
         self.losses = list(self.cut_short["losses"].unbind()) if self.cut_short else []
+
+
+def step_seed(seed: int, epoch: int, rank: int) -> int:
+    """What seeds an epoch's augmentation. The CPU's generator takes the low 32 bits, so the higher ones are folded into them."""
+    wide = (seed * 1_000_003 + epoch) * 4096 + rank
+    return (wide ^ wide >> 32) % 2**63
 
 
 def generators(device: torch.device) -> dict[str, Tensor]:

@@ -12,7 +12,9 @@ from fastssl.train.recipes import RECIPES
 
 COMMON = ("method", "data", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "knn_every", "seed")
 PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # what the evaluation of a run works in too
-MOST_SEED = 2**63 - 1
+MOST_SEED = 2**32 - 1  # torch's generator of the CPU takes no more bits: a larger seed would be the run of a smaller one
+MOST_WORKERS = 256
+MOST_PIXELS = 8192  # of a side
 PIXEL_RANGE = (
     "pixels that become 0 and 1, in folders of files with more than 8 bits; --pixel-range=-1000,3000 where LOW is negative"
 )
@@ -96,7 +98,7 @@ def _data_options(option: Callable[..., None], recipe: Recipe, run: TrainConfig)
     """What is learned from, with which encoder, and the optimizer."""
     option("data", "photos, digits, or folder:PATH (class subfolders, or flat)", type=data_name)
     option("backbone", "conv, vit, or a timm or torchvision model where installed (also timm:NAME, torchvision:NAME)")
-    option("image_size", "side of the views in pixels (default: 32; 64 for folders)", type=number(int, 8))
+    option("image_size", "side of the views in pixels (default: 32; 64 for folders)", type=number(int, 8, most=MOST_PIXELS))
     patch = "side in pixels of the patches of --backbone vit (default: from 4 on the smallest that makes at most 16 x 16 patches)"
     option("patch_size", patch, type=number(int, 1))
     option("channels", "bands of a picture that the encoder takes: 3, 1 for grey, or all of a file's", type=number(int, 1))
@@ -155,7 +157,7 @@ def _run_options(parser: Parser, method: str | None) -> None:
 
 def _common_options(parser: Parser) -> None:
     workers = "processes that decode images; 0 in memory, else up to 8"
-    parser.add_argument("--workers", type=number(int, 0), default=None, help=workers)
+    parser.add_argument("--workers", type=number(int, 0, most=MOST_WORKERS), default=None, help=workers)
     parser.add_argument("--map", **one_of("tsne", "pca", "none"), default="tsne", help="picture of the test embeddings")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
 

@@ -17,6 +17,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fastssl._ending import out_of_memory
+
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of damaged files is said of the file by its reader here
 
 KINDS = {"1": "1-bit", "L": "grey uint8", "P": "palette uint8", "LA": "grey and alpha uint8", "PA": "palette and alpha uint8"}
@@ -62,8 +64,18 @@ def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[fl
 
     Raises:
         Misfit: no rule fits the picture.
+        MemoryError: memory was refused, whatever the decoder made of it.
         Exception: the file is damaged or no picture; Pillow's decoders raise a dozen types.
     """
+    try:
+        return _read(path, size, channels, pixel_range)
+    except Exception as error:
+        if out_of_memory(error):
+            raise MemoryError(f"out of memory while reading {path}") from error
+        raise
+
+
+def _read(path: Path, size: int, channels: int, pixel_range: tuple[float, float] | None) -> Picture:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return _picture_of_bands(Bands(bands_last(_array(path), "", channels)), size, channels, pixel_range)
@@ -116,7 +128,9 @@ def _orientation(image: Image.Image) -> int:
     """1 to 8 of the EXIF data; damaged data turn nothing."""
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # struct.error, SyntaxError, ... of what a camera or an editor wrote
+    except Exception as error:  # struct.error, SyntaxError, ... of what a camera or an editor wrote
+        if out_of_memory(error):
+            raise
         return 1
 
 
@@ -125,7 +139,9 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # as in _orientation
+    except Exception as error:  # as in _orientation
+        if out_of_memory(error):
+            raise
         return image
 
 
