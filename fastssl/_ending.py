@@ -131,6 +131,11 @@ def patient_restart() -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, "OMP_WAIT_POLICY": "passive", RESTARTED: "1"})
 
 
+def visible(text: str) -> str:
+    """``text`` on one line: what cannot be printed, a line feed in a name or bytes that are no text, becomes its escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def say(text: str = "", *, error: bool = False) -> None:
     """Prints a line at once. Where it can't be written (a closed pipe, a full disk), it and later ones are dropped: what a run
     computes is worth more than its log."""
@@ -164,9 +169,8 @@ def in_words(error: Exception, command: str = "train") -> str | None:
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if out_of_memory(error):
-        if read := re.findall(
-            r"out of memory while reading .*", text
-        ):  # a worker's error holds its traceback; the last is the text
+        read = re.findall(r"out of memory while reading .*", text)  # of a worker with its traceback; the text itself comes last
+        if read:
             return f"{read[-1]}; fewer --workers, or smaller pictures, need less"
         wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text)
         size = f" ({wanted[1]} were asked for)" if wanted else ""

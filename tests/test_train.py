@@ -227,7 +227,9 @@ def test_train_and_eval_on_a_folder(tmp_path, capsys):
     assert list((out / "tensorboard").rglob("events*"))
     (out / "curves.png").unlink()
     assert main(["eval", str(out), "--map", "none"]) == 0
-    assert "weighted kNN" in capsys.readouterr().out and (out / "curves.png").exists()
+    assert "weighted kNN, k=20 " in capsys.readouterr().out and (out / "curves.png").exists()
+    assert main(["eval", str(out), "--map", "none", "--knn-k", "1000"]) == 0
+    assert "weighted kNN, k=31 " in capsys.readouterr().out  # those of 32 training images that can be read
 
 
 def environment() -> dict[str, str]:

@@ -305,6 +305,15 @@ def test_names_that_are_no_text_can_be_printed(tmp_path):
     assert "no images in c\\udcff of" in line and line.encode()
 
 
+def test_names_that_would_break_a_line_are_escaped(tmp_path, capsys):
+    from fastssl.train import warn
+    from fastssl.train.layout import shortened
+
+    assert shortened(["a\nb", "Ä 空", "c\td\x1b[1m", "e\udcff"]) == r"a\nb, Ä 空, c\td\x1b[1m, e\udcff"
+    warn("no images in x\r\ny")
+    assert capsys.readouterr().err == "warning: no images in x\\r\\ny\n"
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------------
 
 

@@ -73,3 +73,34 @@ def test_no_whole_batch_for_each_of_several_processes():
     assert len(MethodModule.train_dataloader(module(12))) == 1
     with pytest.raises(UsageError, match="--batch-size 13: each of 2 processes has only 12 training images; pass --batch-size 12"):
         MethodModule.train_dataloader(module(13))
+
+
+@pytest.mark.parametrize("images, batch_size", [(17, 8), (5, 2), (16, 8)])
+def test_the_default_batch_is_what_each_process_has(images, batch_size):
+    from fastssl.train import TrainConfig
+    from fastssl.train.cli import check_hardware, fitting_batch
+
+    processes = check_hardware({"accelerator": "cpu", "devices": "2", "strategy": "auto", "precision": "32"})
+    data, config = SimpleNamespace(train=range(images)), TrainConfig(data="folder:x", batch_size=9)
+    assert processes == 2 and fitting_batch(config, data, chosen=False, processes=2).batch_size == batch_size
+    with pytest.raises(
+        UsageError, match=f"--batch-size 9: each of 2 processes has only {batch_size} .*pass --batch-size {batch_size}"
+    ):
+        fitting_batch(config, data, chosen=True, processes=2)
+    assert fitting_batch(config, SimpleNamespace(train=range(18)), chosen=False, processes=2) == config
+    with pytest.raises(UsageError, match="--devices: of folder:x each of 2 processes has 1 training image, at least 2 are needed"):
+        fitting_batch(config, SimpleNamespace(train=range(3)), chosen=False, processes=2)
+
+
+def test_lines_about_a_finished_run_and_its_neighbours(capsys):
+    from fastssl.train import TrainConfig
+    from fastssl.train.cli import announce
+
+    data = SimpleNamespace(name="x\ny", summary=lambda: "3 images, 2 classes (a\nb, c)", channels=3)
+    found = (Path("run/last.ckpt"), {"fastssl": {"history": [{"epoch": 5}]}})
+    announce(TrainConfig(epochs=4), data, SimpleNamespace(modules=lambda: []), {"resume": True, "out": Path("run")}, found)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        r"simclr, conv, on x\ny: 3 images, 2 classes (a\nb, c)",
+        "resume: 5 epochs were finished in run/last.ckpt, more than --epochs 4; only evaluating",
+    ]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from unittest import mock
 
-from fastssl._ending import UsageError, first_process, say
+from fastssl._ending import UsageError, first_process, say, visible
 
 __all__ = ["Recipe", "TrainConfig", "UsageError", "broken_torchvision_hidden", "usable_torchvision", "warn"]
 
@@ -18,7 +18,7 @@ __all__ = ["Recipe", "TrainConfig", "UsageError", "broken_torchvision_hidden", "
 def warn(text: str) -> None:
     """A line for a person, from the first process of a run only."""
     if first_process():
-        say(f"warning: {text}", error=True)
+        say(visible(f"warning: {text}"), error=True)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fastssl._ending import PLACE, STOP, first_process, in_words
+from fastssl._ending import PLACE, STOP, first_process, in_words, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.layout import counted, refuse_as_out
 from fastssl.train.options import eval_parser, train_options
@@ -89,6 +89,12 @@ def draw_all(method, data, config: TrainConfig, *, where: dict, pictures: Path, 
         say(f"  pictures    {'  '.join(map(str, drawn))}")
 
 
+def readable(half) -> int:
+    """How many samples there are, without those that could not be read so far."""
+    lost = getattr(half, "corrupt_files", None)
+    return len(half) - (len(lost()) if lost else 0)
+
+
 def evaluate(method, data, config: TrainConfig, *, device, workers: int, pictures: Path, kind: str, history: list[dict]) -> None:
     """Prints the scores beside those of the untrained encoder, draws the pictures, prints their paths."""
     method.to(device)
@@ -97,20 +103,21 @@ def evaluate(method, data, config: TrainConfig, *, device, workers: int, picture
     scores = recipe.monitor(method, data, config, **where, most=None, full=True)
     if scores:
         untrained = history[0] if history and history[0]["epoch"] == 0 else {}
-        print_scores(scores, untrained, config)
+        print_scores(scores, untrained, replace(config, knn_k=min(config.knn_k, readable(data.train))))
     if next(iter(recipe.scores)) not in scores:
         say(f"  {recipe.unscored}")
     draw_all(method, data, config, where=where, pictures=pictures, kind=kind, history=history)
     report_corrupt(data)
 
 
-def check_hardware(given: dict) -> None:
-    """Refuses a combination that lightning has no trainer for, before anything of an earlier run is moved."""
+def check_hardware(given: dict) -> int:
+    """Refuses a combination that lightning has no trainer for, before anything of an earlier run is moved -> how many processes."""
     from fastssl.train.loop import plain_trainer, quiet_lightning
 
     quiet_lightning()
     try:
-        plain_trainer(**{name: given[name] for name in HARDWARE}, logger=False, enable_checkpointing=False)
+        trainer = plain_trainer(**{name: given[name] for name in HARDWARE}, logger=False, enable_checkpointing=False)
+        return max(trainer.world_size, trainer.num_devices * trainer.num_nodes)  # world_size is 1 until the processes are there
     except Exception as error:  # a dozen exception types
         named = [f"--{name} {given[name]}" for name in HARDWARE if given[name] not in ("auto", "32")]
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -140,7 +147,7 @@ def fit(method, config: TrainConfig, data, found, given: dict, workers: int):
 def announce(config: TrainConfig, data, method, given: dict, found) -> None:
     from fastssl.train.backbones import tokens_line
 
-    say(f"{config.method}, {config.backbone}, on {data.name}: {data.summary()}")
+    say(visible(f"{config.method}, {config.backbone}, on {data.name}: {data.summary()}"))
     if tokens := tokens_line(method):
         say(tokens)
     if getattr(data, "channels", 3) != 3 and "jitter" in RECIPES[config.method].options and config.jitter > 0:
@@ -150,7 +157,10 @@ def announce(config: TrainConfig, data, method, given: dict, found) -> None:
         done, short = own["history"][-1]["epoch"], own.get("cut_short")
         steps = f" and {len(short['losses'])} of the next one's steps" if short else ""
         end = "; only evaluating" if done >= config.epochs else ""
-        say(f"resume: {done} of {config.epochs} epochs{steps} were finished in {found[0]}{end}")
+        if done > config.epochs:
+            say(f"resume: {done} epochs were finished in {found[0]}, more than --epochs {config.epochs}{end}")
+        else:
+            say(f"resume: {done} of {config.epochs} epochs{steps} were finished in {found[0]}{end}")
     elif given["resume"]:
         say(f"resume: no checkpoint in {given['out']}, starting from the beginning")
 
@@ -179,31 +189,33 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
     data = recipe.load(config)
     if found:
         check_same_data(found[1], data, recipe.unit)
-    wanted = config.batch_size
-    config = fitting_batch(config, data, chosen="batch_size" in settings or found is not None)
+    wanted, processes = config.batch_size, check_hardware(given)
+    config = fitting_batch(config, data, chosen="batch_size" in settings or found is not None, processes=processes)
     method = build_method(config, data)
     if found:
         check_weights(method, found[1], found[0])
-    check_hardware(given)
     if first_process():
         if not resume:
             held.enter_context(claimed(out))
             set_earlier_run_aside(out)
         announce(config, data, method, given, found)
         if config.batch_size < wanted:
-            say(f"--batch-size {config.batch_size}: all training {recipe.unit}, which are fewer than the default {wanted}")
+            of = f" of each of {processes} processes" if processes > 1 else ""
+            say(f"--batch-size {config.batch_size}: all training {recipe.unit}{of}, which are fewer than the default {wanted}")
     return train_and_evaluate(method, config, data, found, given)
 
 
-def fitting_batch(config: TrainConfig, data, *, chosen: bool) -> TrainConfig:
-    """All training samples as the batch where the default is more than there are; a batch that was ``chosen`` is refused then."""
-    count, unit = len(data.train), RECIPES[config.method].unit
+def fitting_batch(config: TrainConfig, data, *, chosen: bool, processes: int = 1) -> TrainConfig:
+    """All training samples of a process as the batch where the default is more; a batch that was ``chosen`` is refused then."""
+    unit, count = RECIPES[config.method].unit, len(data.train) // processes
     if count >= config.batch_size:
         return config
     if count < 2:
-        raise UsageError(f"--data {config.data}: has {counted(count, f'training {unit[:-1]}')}, at least 2 are needed")
+        where = f"--data {config.data}: " if processes == 1 else f"--devices: of {config.data} each of {processes} processes "
+        raise UsageError(f"{where}has {counted(count, f'training {unit[:-1]}')}, at least 2 are needed")
     if chosen:
-        most = f"{config.data} has only {count} training {unit}; pass --batch-size {count} or less"
+        holder = config.data if processes == 1 else f"each of {processes} processes"
+        most = f"{holder} has only {count} training {unit}; pass --batch-size {count} or less"
         raise UsageError(f"--batch-size {config.batch_size}: {most}")
     return replace(config, batch_size=count)
 
@@ -268,6 +280,6 @@ def evaluate_run(argv: list[str]) -> int:
     method = restore_method(checkpoint, data, path).to(device)
     history = own["history"] if data.name == stored.data else []
     workers = loader_workers(given.workers, spec)
-    say(f"{path}: {stored.method}, {stored.backbone}, on {data.name}: {data.summary()}")
+    say(visible(f"{path}: {stored.method}, {stored.backbone}, on {data.name}: {data.summary()}"))
     evaluate(method, data, config, device=device, workers=workers, pictures=path.parent, kind=given.map, history=history)
     return 0

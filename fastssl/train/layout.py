@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastssl._ending import visible
 from fastssl.train import UsageError
 from fastssl.train.rundir import DRAWN, holds_run, written_by_run
 
@@ -281,9 +282,8 @@ def _not_shared(layout: Layout) -> list[str]:
 
 
 def shortened(names: list[str], most: int = 5) -> str:
-    """The first names; bytes that are no text are written out, since not every terminal takes them."""
-    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-    return shown.encode(errors="backslashreplace").decode()
+    """The first names, on one line; not every terminal takes bytes that are no text."""
+    return visible(", ".join(names[:most]) + (", ..." if len(names) > most else ""))
 
 
 def counted(count: int, one: str, several: str = "") -> str:

@@ -49,8 +49,20 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def named(what: str) -> Callable[[str], str]:
+    """An argparse type: a name of ``what`` that lightning knows, or not."""
+
+    def parse(text: str) -> str:
+        if not text.strip():
+            raise argparse.ArgumentTypeError(f"must name {what}, got '{text}'")
+        return text
+
+    return parse
+
+
 def devices(text: str) -> str:
     """A number of devices or a list of them, as lightning takes it."""
+    named("devices")(text)
     if text.strip() in ("0", "-0", "+0"):
         raise argparse.ArgumentTypeError(f"must be at least 1, or -1 for all, got {text}; '0,' is the list of the first alone")
     return text
@@ -74,15 +86,15 @@ def train_parser(method: str | None = "simclr") -> Parser:
         flag = "--" + name.replace("_", "-")
         if method is not None and name not in (*COMMON, *recipe.options):
             takers = [other for other, its in RECIPES.items() if name in its.options]
-            parser.instead[flag] = f"only {', '.join(takers)} take it"
+            parser.instead[flag] = f"only {', '.join(takers)} {'takes' if len(takers) == 1 else 'take'} it"
             return
         default = getattr(run, name)
         help = recipe.help.get(name, help)
         shown = help if default is None else f"{help} (default: {default})"
         parser.add_argument(flag, default=argparse.SUPPRESS, help=shown, **how)
 
-    named = {"help": f"one of {', '.join(RECIPES)}; --help after it shows its own options", "metavar": "METHOD"}
-    parser.add_argument("method", type=method_name, **(named if method else {"nargs": "?", "default": "simclr"}))
+    how = {"help": f"one of {', '.join(RECIPES)}; --help after it shows its own options", "metavar": "METHOD"}
+    parser.add_argument("method", type=method_name, **(how if method else {"nargs": "?", "default": "simclr"}))
     _data_options(option, recipe, run)
     _method_options(option, recipe)
     option("knn_every", "epochs between evaluations during training", type=number(int, 1))
@@ -141,7 +153,9 @@ def _run_options(parser: Parser, method: str | None) -> None:
     """Where and how a run runs; not part of what it is."""
     parser.add_argument("--out", type=path, default=Path("runs", method or "simclr"), help="directory of the run")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out was left, if there is one")
-    parser.add_argument("--accelerator", default="auto", help="passed to lightning: auto, cpu, gpu, ...")
+    parser.add_argument(
+        "--accelerator", type=named("an accelerator"), default="auto", help="passed to lightning: auto, cpu, gpu, ..."
+    )
     parser.add_argument(
         "--devices",
         type=devices,
@@ -149,7 +163,7 @@ def _run_options(parser: Parser, method: str | None) -> None:
         help="passed to lightning: number or list of devices (--accelerator chooses their kind)",
     )
     ddp = "passed to lightning, for example ddp; each process contrasts with its own images only (and moco with a queue of all)"
-    parser.add_argument("--strategy", default="auto", help=ddp)
+    parser.add_argument("--strategy", type=named("a strategy"), default="auto", help=ddp)
     precise = "of the training step: 32, or mixed with bf16 or 16"
     parser.add_argument("--precision", type=precision, metavar="{32,bf16,16}", default="32", help=precise)
     _common_options(parser)
