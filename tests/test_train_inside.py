@@ -83,9 +83,7 @@ def test_the_default_batch_is_what_each_process_has(images, batch_size):
     processes = check_hardware({"accelerator": "cpu", "devices": "2", "strategy": "auto", "precision": "32"})
     data, config = SimpleNamespace(train=range(images)), TrainConfig(data="folder:x", batch_size=9)
     assert processes == 2 and fitting_batch(config, data, chosen=False, processes=2).batch_size == batch_size
-    with pytest.raises(
-        UsageError, match=f"--batch-size 9: each of 2 processes has only {batch_size} .*pass --batch-size {batch_size}"
-    ):
+    with pytest.raises(UsageError, match=f"--batch-size 9: each of 2 processes has only {batch_size} training images"):
         fitting_batch(config, data, chosen=True, processes=2)
     assert fitting_batch(config, SimpleNamespace(train=range(18)), chosen=False, processes=2) == config
     with pytest.raises(UsageError, match="--devices: of folder:x each of 2 processes has 1 training image, at least 2 are needed"):

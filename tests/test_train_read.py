@@ -269,12 +269,16 @@ MISFITS = {
     "int8": ("a.npy", lambda path: np.save(path, RAMP.astype(np.int8)), "int8 pixels, which have no range"),
     "float to 255": ("a.tif", lambda path: pillow(path, (RAMP * 7.0).astype(np.float32)), r"float32 pixels that leave \[0, 1\]"),
     "float below 0": ("a.npy", lambda path: np.save(path, RAMP / 36 - 0.25), r"float64 pixels that leave \[0, 1\]"),
-    "grey and alpha of 16 bits": ("a.png", lambda path: write_png16(path, np.ones((6, 6, 2), np.uint16)), "save it as TIFF"),
+    "grey and alpha of 16 bits": (
+        "a.png",
+        lambda path: write_png16(path, np.ones((6, 6, 2), np.uint16)),
+        "grey with alpha in 16 bits",
+    ),
     "four axes": ("a.npy", lambda path: np.save(path, np.zeros((2, 6, 6, 3), np.uint8)), r"pixels of shape \(2, 6, 6, 3\)"),
     "a stack of colour pages": (
         "a.tif",
         lambda path: tifffile.imwrite(path, np.zeros((2, 20, 20, 3), np.uint8), photometric="rgb"),
-        r"pixels of shape \(2, 20, 20, 3\)",
+        r"a TIFF file of 2 pages, each of shape \(20, 20, 3\); expected one page, or pages of one band",
     ),
     "complex": ("a.npy", lambda path: np.save(path, RAMP * 1j), "expected real numbers"),
     "objects": ("a.npy", lambda path: np.save(path, np.array([{"a": 1}, 2])), "an array of Python objects, which is not read"),

@@ -6,6 +6,7 @@ is read once.
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class Search:
         self.runs: set[Path] = set()
         self.parts = {root}
         self.warnings: list[str] = []
+        self.linked: set[Path] = set()
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Subfolders and image files of ``folder`` itself, each in order."""
@@ -61,6 +63,8 @@ class Search:
         for entry in listed:
             name = entry.name.lower()
             suffix = Path(name).suffix
+            if entry.is_symlink():
+                self.linked.add(Path(entry.path))
             if (run and written_by_run(entry.name)) or (drawn and entry.name in DRAWN):
                 continue
             if name.startswith(".") or name in NO_DATA or name in NO_FILES:
@@ -87,7 +91,17 @@ class Search:
 
     def images(self, folder: Path, above: tuple[Path, ...]) -> list[Path]:
         """Image files at any depth of ``folder``. A link back to it, or to a folder ``above``, leads nowhere."""
-        seen, waiting, found = {_identity(path) for path in above}, [folder], []
+        return sorted(file for files in self._below(folder, above) for file in files)
+
+    def holds_images(self, folder: Path, above: tuple[Path, ...]) -> bool:
+        """Whether there is one of ``images``. Only what lies before it is listed, and none of it counts as passed over."""
+        aside = Search(self.root)
+        aside.parts = self.parts
+        return any(aside._below(folder, above))
+
+    def _below(self, folder: Path, above: tuple[Path, ...]) -> Iterator[list[Path]]:
+        """The image files of each folder, itself included."""
+        seen, waiting = {_identity(path) for path in above}, [folder]
         while waiting:
             place = waiting.pop()
             if (this := _identity(place)) in seen:
@@ -95,8 +109,7 @@ class Search:
             seen.add(this)
             folders, files = self.entries(place)
             waiting += folders
-            found += files
-        return sorted(found)
+            yield files
 
     def level(self, folder: Path) -> Path:
         """``folder``, or its subfolder called images where nothing else in it holds an image."""
@@ -106,8 +119,7 @@ class Search:
         named = [path for path in folders if path.name.lower() in LEVEL]
         if files or len(named) != 1:
             return folder
-        others = (path for path in folders if path != named[0])
-        if any(aside.images(path, (folder,)) for path in others):
+        if any(self.holds_images(path, (folder,)) for path in folders if path != named[0]):
             return folder
         self.parts.add(named[0])
         return self.level(named[0])
@@ -177,7 +189,7 @@ def find_images(root: Path) -> Layout:
         raise UsageError(f"--data folder:{root}: no images{where} there ({suffixes}){'; there are ' + met if met else ''}")
     if search.skipped():
         layout.notes.append("left out: " + ", ".join(search.skipped()))
-    layout.warnings = search.warnings + layout.warnings + _not_shared(layout)
+    layout.warnings = search.warnings + layout.warnings + _not_shared(layout) + _of_two_classes(layout, search)
     return layout
 
 
@@ -230,6 +242,11 @@ def _of_split(search: Search, inner: Path, train: Path, test: list[Path]) -> Lay
         others.remove(chosen.name)
     if others:
         layout.notes.append(f"not looked at: {shortened(others)}")
+    aside = (inner / name for name in others if name.lower() not in TEST)
+    if unread := [path.name for path in aside if search.holds_images(path, (search.root, inner, train))]:
+        beside = "is a folder of images beside it and is" if len(unread) == 1 else "are folders of images beside it and are"
+        left = f"{shortened(unread)} {beside} left out; where {train.name} is a class, give its folder another name"
+        layout.warnings.append(f"{train.name} of {inner} is taken for the training part: {left}")
     return layout
 
 
@@ -279,6 +296,28 @@ def _not_shared(layout: Layout) -> list[str]:
         for half, names, why in named
         if names
     ]
+
+
+def _of_two_classes(layout: Layout, search: Search) -> list[str]:
+    """A warning of files that links make images of more than one class."""
+    if not search.linked:
+        return []
+    folders: dict[Path, str] = {}
+    met: dict[str, tuple[str, Path]] = {}
+    twice: dict[str, tuple[Path, Path]] = {}
+    for label, files in (*layout.train.items(), *layout.test.items()):
+        for file in files:
+            if file.parent not in folders:
+                folders[file.parent] = os.path.realpath(file.parent)
+            real = os.path.realpath(file) if file in search.linked else os.path.join(folders[file.parent], file.name)
+            other, before = met.setdefault(real, (label, file))
+            if other != label:
+                twice.setdefault(real, (before, file))
+    if not twice:
+        return []
+    first = " and ".join(str(file.relative_to(search.root)) for file in next(iter(twice.values())))
+    many = "1 file is read" if len(twice) == 1 else f"{len(twice)} files are read"
+    return [f"{many} under more than one class, since folders or files are linked: {shortened([first])}"]
 
 
 def shortened(names: list[str], most: int = 5) -> str:

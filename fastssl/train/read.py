@@ -181,12 +181,12 @@ def _deep_png(path: Path, image: Image.Image) -> Bands | None:
     if head[:8] != PNG_BYTES or head[24] != 16 or head[25] not in PNG_COLOURS:
         return None
     mode = PNG_COLOURS[head[25]]
+    if mode is None:
+        raise Misfit("a PNG file of grey with alpha in 16 bits, which is not read here; save it as TIFF, or without alpha")
     try:
         from kornia_rs.io import read_image_png_u16
     except ImportError:  # a kornia_rs of before
-        mode = None
-    if mode is None:
-        raise Misfit("a PNG file with 16 bits and colour or alpha, which is not read here; save it as TIFF")
+        raise Misfit("a PNG file of colours in 16 bits, which a later kornia_rs reads: pip install -U kornia_rs") from None
     return Bands(_turned(read_image_png_u16(str(path), mode), _orientation(image)), alpha=mode == "rgba")
 
 
@@ -230,6 +230,9 @@ def _deep_tiff(path: Path, channels: int) -> Bands | None:
             return None
         if (meant := getattr(page.photometric, "name", "")) in TIFF_NO_COLOURS:
             raise Misfit(f"a TIFF file whose {series.dtype.name} pixels are {meant}, no grey or RGB values")
+        if len(file.pages) > 1 and series.ndim > 3:
+            pages = f"{len(file.pages)} pages, each of shape {tuple(page.shape)}"
+            raise Misfit(f"a TIFF file of {pages}; expected one page, or pages of one band: save each page as a file of its own")
         try:
             array = series.asarray()
         except ValueError as error:
