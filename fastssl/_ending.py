@@ -159,7 +159,9 @@ def drop(stream: TextIO) -> None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory was refused: by Python, NumPy or the system, by torch (RuntimeError), in a decoder of Pillow (OSError)."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if isinstance(error, OSError) and error.errno is not None:  # its text holds the name of a file
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError):
         return True
     return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
 

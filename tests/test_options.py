@@ -113,7 +113,7 @@ def test_no_two_seeds_are_one_run():
     import torch
 
     from fastssl.train.loop import step_seed
-    from fastssl.train.options import MOST_SEED
+    from fastssl.train.options import MOST_SEED, refused_setting
 
     def first(seed: int) -> int:
         return torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed)).item()
@@ -122,6 +122,8 @@ def test_no_two_seeds_are_one_run():
     assert first(MOST_SEED + 1) == first(0) and len({first(seed) for seed in seeds}) == len(seeds)
     drawn = {first(step_seed(seed, epoch, rank)) for seed in seeds for epoch in (0, 1, 300) for rank in (0, 3)}
     assert len(drawn) == 6 * len(seeds)
+    for seed, taken in ((MOST_SEED, True), (2**63 - 1, True), (2**64, False), (-1, False)):  # of a run of an earlier version
+        assert (refused_setting({"method": "simclr", "seed": seed}) is None) == taken
 
 
 @needs_train

@@ -180,6 +180,20 @@ def test_linear_probe_separates_what_is_separable():
     assert linear_probe_accuracy((features, labels), (features, labels)) == 1.0
 
 
+def test_features_that_are_not_finite_are_counted():
+    images = data.TensorImages(torch.arange(5 * 3 * 64).view(5, 3, 8, 8).to(torch.uint8), torch.zeros(5, dtype=torch.int64), ("a",))
+    with pytest.raises(UsageError, match="of 2 of 5 images are NaN or infinite; train with a smaller --lr or --weight-decay"):
+        embed(lambda_module(lambda x: torch.where(torch.arange(len(x))[:, None] < 2, torch.inf, 1.0)), images, 8)
+
+
+def lambda_module(function) -> nn.Module:
+    class Module(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    return Module()
+
+
 def test_folder_skips_and_counts_corrupt_files(tmp_path):
     write_images(tmp_path / "a", 9, 0)
     write_images(tmp_path / "b", 9, 1)

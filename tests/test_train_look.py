@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """What the first look at a folder says, and what is said of files at the end of a run."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,7 @@ if any(find_spec(name) is None for name in needs):
 
 import tifffile
 from PIL import Image
-from test_train_read import RAMP, pillow, six_bands
+from test_train_read import RAMP, pillow, six_bands, write_png16
 
 from fastssl.train import UsageError
 from fastssl.train.data import load_data, reading_warnings
@@ -148,6 +149,25 @@ def test_memory_that_is_refused_is_no_damaged_picture(who, tmp_path, capsys, mon
     assert main(["train", "simclr", "--data", spec, "--out", str(tmp_path / "run")]) == 1
     assert capsys.readouterr().err == f"fastssl train: error: {words}\n"
     assert why(MemoryError()) == "out of memory"
+
+
+def test_a_name_that_speaks_of_memory_is_a_name(tmp_path):
+    place = tmp_path / "out of memory"
+    place.mkdir()
+    (place / "0.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match=r"0.png: damaged, or no image"):
+        load_data(f"folder:{place}")
+    (place / "0.png").unlink()
+    (place / "0.png").symlink_to("nothing")
+    with pytest.raises(FileNotFoundError):
+        read_picture(place / "0.png", 8)
+
+
+def test_16_bit_colours_name_the_package_that_reads_them(tmp_path, monkeypatch):
+    write_png16(tmp_path / "0.png", np.ones((6, 6, 3), np.uint16))
+    monkeypatch.setitem(sys.modules, "kornia_rs.io", None)
+    with pytest.raises(UsageError, match=r"0.png: a PNG file of colours in 16 bits, which a later kornia_rs reads"):
+        load_data(f"folder:{tmp_path}")
 
 
 def test_a_look_keeps_no_pixels(tmp_path):

@@ -110,7 +110,11 @@ def _data_options(option: Callable[..., None], recipe: Recipe, run: TrainConfig)
     """What is learned from, with which encoder, and the optimizer."""
     option("data", "photos, digits, or folder:PATH (class subfolders, or flat)", type=data_name)
     option("backbone", "conv, vit, or a timm or torchvision model where installed (also timm:NAME, torchvision:NAME)")
-    option("image_size", "side of the views in pixels (default: 32; 64 for folders)", type=number(int, 8, most=MOST_PIXELS))
+    option(
+        "image_size",
+        f"side of the views in pixels, at most {MOST_PIXELS} (default: 32; 64 for folders)",
+        type=number(int, 8, most=MOST_PIXELS),
+    )
     patch = "side in pixels of the patches of --backbone vit (default: from 4 on the smallest that makes at most 16 x 16 patches)"
     option("patch_size", patch, type=number(int, 1))
     option("channels", "bands of a picture that the encoder takes: 3, 1 for grey, or all of a file's", type=number(int, 1))
@@ -170,7 +174,7 @@ def _run_options(parser: Parser, method: str | None) -> None:
 
 
 def _common_options(parser: Parser) -> None:
-    workers = "processes that decode images; 0 in memory, else up to 8"
+    workers = f"processes that decode images, at most {MOST_WORKERS}; 0 in memory, else up to 8"
     parser.add_argument("--workers", type=number(int, 0, most=MOST_WORKERS), default=None, help=workers)
     parser.add_argument("--map", **one_of("tsne", "pca", "none"), default="tsne", help="picture of the test embeddings")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
@@ -186,7 +190,7 @@ def refused_setting(config: dict[str, Any]) -> str | None:
     """Which setting of a stored run the command line would refuse, and why; None where it takes them all."""
     for action in train_parser(config["method"])._actions:
         value = config.get(action.dest)
-        if value is None or action.type is None:
+        if value is None or action.type is None or (action.dest == "seed" and value in range(2**64)):  # earlier versions took more
             continue
         try:
             action.type(",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))

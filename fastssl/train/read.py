@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fastssl._ending import out_of_memory
@@ -69,6 +69,8 @@ def read_picture(path: Path, size: int, channels: int = 3, pixel_range: tuple[fl
     """
     try:
         return _read(path, size, channels, pixel_range)
+    except UnidentifiedImageError:  # its text holds the name of the file
+        raise
     except Exception as error:
         if out_of_memory(error):
             raise MemoryError(f"out of memory while reading {path}") from error
