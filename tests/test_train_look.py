@@ -119,6 +119,16 @@ def test_what_cannot_be_read_is_said_before_the_run(tmp_path, capsys, monkeypatc
     assert "all 10 files: 12 x 12 pixels, grey uint8" in data.summary()
 
 
+def test_a_header_of_absurd_size_is_damage_and_no_lack_of_memory(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((20, 20), np.uint16))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for name in ("ImageLength", "ImageWidth", "RowsPerStrip"):
+            file.pages[0].tags[name].overwrite(2**31 - 1)
+    with pytest.raises(ValueError, match="bytes of pixels in a file of"):
+        read_picture(path, 8)
+
+
 REFUSED = {
     "Python": MemoryError(),
     "NumPy": np._core._exceptions._ArrayMemoryError((1 << 20, 1 << 20), np.dtype(np.uint8)),

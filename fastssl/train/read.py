@@ -24,6 +24,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of dama
 KINDS = {"1": "1-bit", "L": "grey uint8", "P": "palette uint8", "LA": "grey and alpha uint8", "PA": "palette and alpha uint8"}
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of one band with more than 8 bits
 TIFF = (".tif", ".tiff")
+MOST_COMPRESSED = 2**16  # bytes of pixels in one of a file, at most; zstd makes 2^15 of a constant
 TIFF_ALPHA = (1, 2)  # ExtraSamples: associated and unassociated alpha
 TIFF_NO_COLOURS = ("PALETTE", "CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV")  # photometric interpretations, as tifffile calls them
 ORIENTATION = 274  # the tag of EXIF and TIFF
@@ -235,6 +236,8 @@ def _deep_tiff(path: Path, channels: int) -> Bands | None:
         if len(file.pages) > 1 and series.ndim > 3:
             pages = f"{len(file.pages)} pages, each of shape {tuple(page.shape)}"
             raise Misfit(f"a TIFF file of {pages}; expected one page, or pages of one band: save each page as a file of its own")
+        if series.nbytes > MOST_COMPRESSED * path.stat().st_size:
+            raise ValueError(f"{series.nbytes} bytes of pixels in a file of {path.stat().st_size}")
         try:
             array = series.asarray()
         except ValueError as error:
