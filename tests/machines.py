@@ -29,10 +29,11 @@ SETTINGS = {
 }
 SHORT = ("test_similarity.py", "test_nt_xent.py", "test_cross_and_sigmoid.py", "test_ema.py", "test_optim_ops.py")
 NUMERIC = (
-    *SHORT, "test_ops.py", "test_contrastive.py", "test_older_losses.py", "test_cosine_losses.py", "test_softplus_sum.py",
-    "test_memory_bank.py", "test_momentum.py", "test_momentum_half.py", "test_queue.py", "test_optim.py", "test_optim_peers.py",
-    "test_mask_ids.py", "test_masking_ops.py", "test_token_masks.py", "test_masks.py", "test_compat.py", "test_compat_masked.py",
-    "test_compat_moco.py", "test_compat_timm.py", "test_triton_similarity.py", "test_triton_cross.py", "test_triton_sigmoid.py",
+    *SHORT, "test_ops.py", "test_contrastive.py", "test_row_stats.py", "test_older_losses.py", "test_cosine_losses.py",
+    "test_softplus_sum.py", "test_memory_bank.py", "test_momentum.py", "test_momentum_half.py", "test_queue.py", "test_optim.py",
+    "test_optim_peers.py", "test_mask_ids.py", "test_masking_ops.py", "test_token_masks.py", "test_masks.py", "test_compat.py",
+    "test_compat_masked.py", "test_compat_moco.py", "test_compat_timm.py", "test_triton_similarity.py",
+    "test_triton_cross.py", "test_triton_sigmoid.py",
 )  # fmt: skip
 
 
