@@ -241,6 +241,18 @@ def test_solo_tau_and_first_copy():
             updater.update_tau(*steps)
 
 
+def test_lazy_parameters_are_named():
+    student, teacher = nn.LazyLinear(4), nn.LazyLinear(4)
+    calls = {
+        "initialize_momentum_params": lambda: solo.initialize_momentum_params(student, teacher),
+        "MomentumUpdater.update": lambda: solo.MomentumUpdater(0.9, 1.0).update(student, teacher),
+        "MoCo": lambda: moco.MoCo(lambda num_classes: nn.LazyLinear(num_classes), 4, 8),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{name}: parameter 'weight' must be initialised, got a lazy one"):
+            call()
+
+
 def solo_simclr(z, indexes, temperature):
     z = F.normalize(z, dim=1)
     share = (z @ z.T / temperature).exp() * (1 - torch.eye(len(z), dtype=z.dtype))

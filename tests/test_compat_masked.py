@@ -8,6 +8,7 @@ import pytest
 import torch
 from compat_nets import library
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.testing import assert_close
 
 import fastssl
@@ -286,18 +287,22 @@ def test_mae_methods_are_the_published_ones(ratio, shape, methods):
     assert_same_gradients(ours[3], theirs[3], truth[3])
 
 
-@pytest.mark.parametrize("how", ["nothing", "hook", "norm", "own forward"])
+@pytest.mark.parametrize("how", ["nothing", "hook", "hook of all", "norm", "own forward"])
 def test_mae_embeds_the_visible_patches_only_where_nothing_else_happens(how, monkeypatch):
     model, ran = patched(Autoencoder(), METHODS), []
     forward = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: (ran.append(1), forward(self, x))[1])
-    if how == "hook":
-        model.patch_embed.register_forward_hook(lambda *_: None)
+    handle = None
+    if how.startswith("hook"):
+        register = register_module_forward_hook if how == "hook of all" else model.patch_embed.register_forward_hook
+        handle = register(lambda *_: None)
     elif how == "norm":
         model.patch_embed.norm = nn.LayerNorm(24)
     elif how == "own forward":
         model.patch_embed.proj.forward = model.patch_embed.proj.forward
     model(torch.randn(2, 3, 16, 16))
+    if handle is not None:
+        handle.remove()
     assert bool(ran) == (how != "nothing")
     with pytest.raises(AssertionError, match="height"):
         model(torch.randn(2, 3, 20, 20))

@@ -1,15 +1,24 @@
 """What holds for every public function that writes nothing in place, by the legal calls of the fuzz's rows.
 
 Forward-mode differentiation, one argument at a time, is refused by name or equal to the reverse mode. Tensors on the meta device
-are refused by name or give results of the right shapes.
+are refused by name or give results of the right shapes. Numbers may be NumPy's.
 """
 
+from functools import partial
+
+import numpy
 import pytest
 import torch
 from fuzz.rows import ROWS
 from fuzz.table import Maker, Row
 from fuzz.values import tensors, walk
+from torch import nn
 from torch.autograd import forward_ad
+
+from fastssl.compat import lightly
+from fastssl.loss import DCLWLoss, NegativeCosineSimilarity, NTXentLoss
+from fastssl.momentum import EMA, MemoryBank, MoCoQueue
+from fastssl.optim import LARS, AdamW
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -95,3 +104,71 @@ def test_meta_tensors_have_shapes_or_are_refused(row):
             continue
         for there, here in zip(tensors(found), tensors(want), strict=True):
             assert (there.shape, there.dtype) == (here.shape, here.dtype) and there.is_meta
+
+
+def of_numpy(value):
+    """The numbers in an argument as NumPy's scalars, as an array or a config gives them, floats rounded to float32."""
+    if type(value) in (tuple, list):
+        return type(value)(map(of_numpy, value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return numpy.int32(value) if abs(value) < 2**31 else numpy.int64(value)
+    return numpy.bool_(value) if isinstance(value, bool) else numpy.float32(value) if isinstance(value, float) else value
+
+
+def of_python(value):
+    """What ``of_numpy`` gave, as Python's numbers of the same values."""
+    if type(value) in (tuple, list):
+        return type(value)(map(of_python, value))
+    return value.item() if isinstance(value, numpy.generic) else value
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # NumPy's whole numbers overflow
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_numbers_may_be_numpys(row):
+    for number in range(6):
+        results = []
+        for change in (of_python, lambda value: value):
+            arguments = legal(row, number)
+            torch.default_generator.manual_seed(5)
+            found = row.call(row.function, {name: change(of_numpy(value)) for name, value in arguments.items()})
+            results.append((*tensors(found), *(t for name in row.writes for t in tensors(arguments.get(name)))))
+        for plain, numpys in zip(*results, strict=True):
+            torch.testing.assert_close(numpys, plain, rtol=0, atol=0, equal_nan=True)
+
+
+CLASSES = {
+    "NTXentLoss": (NTXentLoss, {"temperature": 0.25, "memory_bank_size": (8, 4)}),
+    "NTXentLoss of K": (NTXentLoss, {"temperature": 0.25, "memory_bank_size": 8}),
+    "DCLWLoss": (DCLWLoss, {"temperature": 0.25, "sigma": 0.5}),
+    "NegativeCosineSimilarity": (NegativeCosineSimilarity, {"dim": 1, "eps": 0.125}),
+    "MoCoQueue": (MoCoQueue, {"dim": 4, "size": 8, "labels": True}),
+    "MemoryBank": (MemoryBank, {"size": 8, "dim": 4}),
+    "lightly MemoryBankModule": (lightly.MemoryBankModule, {"size": (8, 4)}),
+    "EMA": (partial(EMA, nn.Linear(2, 2)), {"momentum": 0.75, "seed": 3}),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_numbers_of_a_constructor_may_be_numpys(name):
+    make, options = CLASSES[name]
+    torch.manual_seed(0)
+    plain = make(**options)
+    torch.manual_seed(0)
+    numpys = make(**{name: of_numpy(value) for name, value in options.items()})
+    for ours, theirs in zip(numpys.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("cls, options", [(AdamW, {}), (LARS, {"nesterov": True}), (partial(LARS, form="larc"), {"clip": True})])
+def test_rates_of_an_optimizer_may_be_numpys(cls, options):
+    options |= {"lr": 0.3, "weight_decay": 0.1, "eps": 1e-6} | ({} if cls is AdamW else {"momentum": 0.9})
+    results = []
+    for change in (of_python, lambda value: value):
+        p = nn.Parameter(torch.tensor([1.0, 2.0]))
+        optimizer = cls([p], **{name: change(of_numpy(value)) for name, value in options.items()})
+        for step in range(3):  # as DINO's loop writes its schedules
+            optimizer.param_groups[0].update(lr=change(of_numpy(0.1 * step)), weight_decay=change(numpy.float64(0.2 * step)))
+            p.grad = torch.tensor([0.5, -2.0])
+            optimizer.step()
+        results.append(p.detach())
+    assert torch.equal(*results)

@@ -23,7 +23,11 @@ def parameter_pairs(op: str, names: tuple[str, str], student: nn.Module, teacher
         params, averages = list(student.parameters()), list(teacher.parameters())
     else:
         params, averages = find(student).params, find(teacher).params
-    if [p.shape for p in params] != [e.shape for e in averages]:
+    try:
+        agree = [p.shape for p in params] == [e.shape for e in averages]
+    except RuntimeError:  # a lazy parameter has none
+        agree = False
+    if not agree:
         check_match(op, "parameter", list(student.named_parameters()), list(teacher.named_parameters()))
     return params, averages
 

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Sequence
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from fastssl.distributed import gather_rows
 from fastssl.loss.cosine import NegativeCosineSimilarity
 from fastssl.loss.nt_xent import DCLLoss, DCLWLoss, NTXentLoss
 from fastssl.loss.variants import nearest_neighbor
-from fastssl.ops._checks import check_matrix, check_number, check_whole
+from fastssl.ops._checks import as_int, check_matrix, check_number, check_whole
 from fastssl.ops._patches import check_floats, check_ids
 from fastssl.ops.embed_visible import embed_visible
 from fastssl.ops.gather_tokens import gather_tokens
@@ -143,13 +144,14 @@ class NNMemoryBankModule(MemoryBankModule):
 
 
 def _bank_size(op: str, size: int | Sequence[int]) -> tuple[int, ...]:
-    entries = (size,) if isinstance(size, int) else tuple(size)
+    alone = isinstance(size, (int, numpy.integer))
+    entries = (as_int(size),) if alone else tuple(map(as_int, size))
     if any(entry < 0 for entry in entries):
         raise ValueError(f"{op}: size must not be negative, got {size}")
-    if isinstance(size, int) and size > 0:
+    if alone and size > 0:
         message = f"{op}: size={size} leaves the width to the first batch; give ({size}, D) to train in several processes"
         warnings.warn(message, UserWarning, stacklevel=4)
-    if not isinstance(size, int) and entries != (0,) and len(entries) != 2:
+    if not alone and entries != (0,) and len(entries) != 2:
         raise ValueError(f"{op}: size must be (K, D), K alone, or 0 for no bank, got {size}")
     return entries
 

@@ -9,6 +9,7 @@ without a norm, hooks or padding, its convolution plain. Elsewhere it calls ``pa
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from fastssl import masking
 from fastssl.ops.embed_visible import embed_visible
@@ -110,9 +111,9 @@ def uses(module: nn.Module, name: str, method) -> bool:
 
 
 def unwatched(module: nn.Module) -> bool:
-    """Whether calling the module runs its class's forward and nothing else: no hooks, no forward of its own."""
+    """Whether calling the module runs its class's forward and nothing else: no hooks, of it or of all modules, no own forward."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and "forward" not in vars(module)
+    return not any(hooks) and not _has_any_global_hook() and "forward" not in vars(module)
 
 
 def plain_projection(module: nn.Module) -> bool:

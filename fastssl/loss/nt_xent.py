@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastssl.distributed import gather_rows_with_grad, world_size
 from fastssl.momentum.queue import MemoryBank
-from fastssl.ops._checks import check_choice, check_flag, check_number, check_scalar, check_views
+from fastssl.ops._checks import NUMBERS, check_choice, check_flag, check_number, check_scalar, check_views, is_whole
 from fastssl.ops.normalize import normalize_pair
 
 from ._common import arange_ids, dot_rows, enter, local_rows, lse_of, positive_loss, reduce_rows, refuse_group, scalar
@@ -129,8 +129,7 @@ def _decoupled(z: Tensor, lse: Tensor, dot: Tensor, scale, weight_fn: Callable |
 
 def mises_fisher_weight(own: Tensor, other: Tensor, sigma: float = 0.5) -> Tensor:
     """w_i = 2 - B softmax_i(<own_i, other_i> / sigma) (Yeh et al. 2022, section 3), a constant; own, other (B, D) -> (B,)."""
-    dot = (own.detach().float() * other.detach().float()).sum(1)
-    return 2.0 - own.shape[0] * torch.softmax(dot / sigma, dim=0)
+    return 2.0 - own.shape[0] * torch.softmax(dot_rows(own.detach(), other.detach()) / sigma, dim=0)
 
 
 def _check_gather(op: str, gather_distributed: bool) -> None:
@@ -140,11 +139,10 @@ def _check_gather(op: str, gather_distributed: bool) -> None:
 
 def _bank_shape(memory_bank_size: int | Sequence[int]) -> tuple[int, int | None]:
     """(rows K, width D); D is None where only K was given."""
-    if not isinstance(memory_bank_size, (int, Sequence)) or isinstance(memory_bank_size, (bool, str)):
+    if not (is_whole(memory_bank_size) or (isinstance(memory_bank_size, Sequence) and not isinstance(memory_bank_size, str))):
         raise TypeError(f"NTXentLoss: memory_bank_size must be K or (K, D), got {type(memory_bank_size).__name__}")
-    shape = (memory_bank_size,) if isinstance(memory_bank_size, int) else tuple(memory_bank_size)
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
-    if not whole or len(shape) not in (1, 2) or shape[0] < 0 or shape[-1] < min(shape[0], 1):
+    shape = (memory_bank_size,) if is_whole(memory_bank_size) else tuple(memory_bank_size)
+    if not all(map(is_whole, shape)) or len(shape) not in (1, 2) or shape[0] < 0 or shape[-1] < min(shape[0], 1):
         raise ValueError(f"NTXentLoss: memory_bank_size must be 0, K or (K, D) with K and D of at least 1, got {memory_bank_size}")
     return shape[0], shape[1] if len(shape) == 2 and shape[0] else None
 
@@ -187,7 +185,7 @@ class NTXentLoss(nn.Module):
         persistent_bank: bool = False,
     ):
         super().__init__()
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float, Tensor)):
+        if isinstance(temperature, bool) or not isinstance(temperature, (*NUMBERS, Tensor)):
             raise TypeError(f"NTXentLoss: temperature must be a number or a one-element tensor, got {type(temperature).__name__}")
         if not isinstance(temperature, Tensor) and abs(temperature) < 1e-8:
             raise ValueError(f"NTXentLoss: temperature must be at least 1e-8 in size, got {temperature}")

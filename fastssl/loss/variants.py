@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from fastssl.ops._checks import (
     check_matrix,
     check_scalar,
     check_vector,
+    is_whole,
     readable,
     widest,
 )
@@ -52,7 +52,7 @@ def matryoshka(
         if not (isinstance(value, Sequence) or (value is None and name == "weights")) or isinstance(value, str):
             raise TypeError(f"{op}: {name} must be a sequence of numbers, got {type(value).__name__}")
     width = min([e.shape[-1] if e.dim() else 0 for e in embeddings]) if embeddings else 0
-    if not embeddings or not dims or not all(_whole(d) and 1 <= d <= width for d in dims):
+    if not embeddings or not dims or not all(is_whole(d) and 1 <= d <= width for d in dims):
         raise ValueError(f"{op}: dims must be whole numbers from 1 to D = {width}, at least one, got {list(dims)}")
     weights = [1.0] * len(dims) if weights is None else weights
     if len(weights) != len(dims):
@@ -66,10 +66,6 @@ def matryoshka(
             raise TypeError(f"{op}: loss must return a tensor, got {type(part).__name__}")
         total = total + scalar(weight, embeddings[0]) * part
     return total
-
-
-def _whole(value) -> bool:
-    return isinstance(value, (int, numpy.integer)) and not isinstance(value, bool)
 
 
 def _check_excluded(op: str, exclude: Tensor, query: Tensor, bank_rows: int) -> None:

@@ -1,9 +1,10 @@
 """What the methods share: an encoder with a temperature, heads, checks of their arguments, random rows, the loss in a dict."""
 
+import numpy
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import LARGEST, check_dense, check_scalar, check_whole, readable
+from fastssl.ops._checks import LARGEST, NUMBERS, check_dense, check_scalar, check_whole, readable
 
 from ._encoder import check_encoder, features_of, find_feature_dim
 
@@ -74,9 +75,9 @@ def _number(name: str, argument: str, value: float | Tensor) -> float | None:
     if isinstance(value, Tensor):
         check_scalar(name, argument, value, value)
         return float(value.detach()) if readable(value) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
-    return value
+    return value.item() if isinstance(value, numpy.generic) else value
 
 
 def check_positive(name: str, **values: float | Tensor) -> None:
@@ -97,7 +98,7 @@ def check_share(name: str, **values: float | Tensor) -> None:
 
 def check_flags(name: str, **values: bool) -> None:
     for argument, value in values.items():
-        if not isinstance(value, int) or value not in (0, 1):
+        if not isinstance(value, (int, numpy.bool_)) or value not in (0, 1):
             raise TypeError(f"{name}: {argument} must be True or False, got {type(value).__name__}")
 
 

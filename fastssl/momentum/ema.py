@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import FLOATS, check_choice
+from fastssl.ops._checks import FLOATS, check_choice, is_whole
 from fastssl.ops._lists import as_list
 from fastssl.ops.ema import share
 
@@ -185,7 +185,7 @@ class EMA(nn.Module):
         if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype in (torch.float32, *HALF))):
             got = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
             raise TypeError(f"EMA: dtype must be None, torch.float32, torch.bfloat16 or torch.float16, got {got}")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        if not is_whole(seed) or not 0 <= seed < 2**31:
             raise ValueError(f"EMA: seed must be an integer in [0, 2^31), got {seed!r}")
         for name, module in (("model", model), *([] if teacher is None else [("teacher", teacher)])):
             if any(isinstance(m, fsdp_module()) for m in module.modules()):

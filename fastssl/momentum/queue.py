@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fastssl.distributed.gather import gather_rows, world_size
-from fastssl.ops._checks import FLOATS, INTEGERS, _shown, check_choice, check_flag, check_matrix, check_vector
+from fastssl.ops._checks import FLOATS, INTEGERS, _shown, as_int, check_choice, check_flag, check_matrix, check_vector, is_whole
 from fastssl.ops.queue import push_keys
 
 
 def _check_options(op: str, overflow: str, dtype: torch.dtype, counts: dict[str, tuple[int, int]], **flags: bool) -> None:
     """``counts``: argument -> (what was given, the least it may be)."""
     for name, (value, least) in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_whole(value):
             raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
         if value < least:
             raise ValueError(f"{op}: {name} must be at least {least}, got {_shown(value)}")
@@ -108,6 +108,7 @@ class MoCoQueue(nn.Module):
         self.queue: Tensor
         self.queue_ptr: Tensor
         self.queue_labels: Tensor | None
+        dim, size = as_int(dim), as_int(size)
         keys = _random_keys(dim, size, dtype, 0) if layout == "dk" else _random_keys(size, dim, dtype, 1)
         self.register_buffer("queue", keys)
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
@@ -184,6 +185,7 @@ class MemoryBank(nn.Module):
         self.bank: Tensor
         self.bank_ptr: Tensor
         self.bank_labels: Tensor | None
+        size, dim = as_int(size), as_int(dim)
         persistent = persistent and size > 0
         self.register_buffer("bank", _random_keys(size, dim or 0, dtype, 1), persistent)
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent)

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NUMBERS = (int, float, numpy.floating, numpy.integer)  # Python's, and NumPy's scalars as a config or a schedule gives them
+WHOLES = (int, torch.SymInt, numpy.integer)  # where a number of rows, a size or an id is asked for
 LARGEST = sys.float_info.max  # a Python integer beyond it has no float
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -169,6 +170,16 @@ def check_choice(op: str, name: str, value, choices: tuple) -> None:
         raise ValueError(f"{op}: {name} must be one of {wanted}, got {value!r}")
 
 
+def is_whole(value) -> bool:
+    """A whole number of Python, NumPy or a traced graph; True and False are none."""
+    return isinstance(value, WHOLES) and not isinstance(value, bool)
+
+
+def as_int(value):
+    """NumPy's whole numbers as Python's, which don't overflow; anything else as it is."""
+    return int(value) if isinstance(value, numpy.integer) else value
+
+
 def check_flag(op: str, name: str, value) -> None:
     """True or False."""
     if not isinstance(value, (bool, numpy.bool_)):
@@ -204,7 +215,7 @@ def as_scalar(value: float, device: torch.device) -> tuple[float, Tensor | None]
 
 def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> None:
     """A whole number in [low, below)."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if not is_whole(value):
         raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
     if not low <= value < below:
         raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {_shown(value)}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ._checks import FLOATS, check_dense, check_whole, readable
+from ._checks import FLOATS, as_int, check_dense, check_whole, is_whole, readable
 
 
 def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | None = None) -> None:
@@ -59,12 +59,12 @@ def check_part(op: str, name: str, value, shape: tuple[int, ...], by: str, like_
 
 def side_pair(op: str, name: str, value) -> tuple[int, int]:
     """Height and width, from a whole number or a pair of them."""
-    pair = (value, value) if isinstance(value, (int, torch.SymInt)) else value
-    if isinstance(value, bool) or not isinstance(pair, (tuple, list)) or len(pair) != 2:
+    pair = (value, value) if is_whole(value) else value
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"{op}: {name} must be a whole number or a pair (height, width), got {value!r}")
-    if not all(isinstance(side, (int, torch.SymInt)) and not isinstance(side, bool) and side >= 1 for side in pair):
+    if not all(is_whole(side) and side >= 1 for side in pair):
         raise ValueError(f"{op}: {name} must be whole numbers of at least 1, got {value!r}")
-    return tuple(pair)
+    return as_int(pair[0]), as_int(pair[1])
 
 
 def patch_grid(op: str, images: Tensor, patch: tuple[int, int], by: str = "patch_size") -> tuple[int, int]:
@@ -93,6 +93,7 @@ def check_grid(op: str, grid) -> tuple[int, int]:
         raise TypeError(f"{op}: grid must be a pair (h, w), got {grid!r}")
     for side in grid:
         check_whole(op, "grid", side, 1)
-    if grid[0] * grid[1] >= 2**31:
+    height, width = map(as_int, grid)
+    if height * width >= 2**31:
         raise ValueError(f"{op}: grid must have fewer than 2^31 patches, got {tuple(grid)}")
-    return grid[0], grid[1]
+    return height, width

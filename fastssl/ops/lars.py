@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_number
+from ._checks import check_choice, check_flag, check_number
 from ._lists import as_list, check_lists, check_scalars
 from ._register import define_op
 from ._steps import for_each_tensor, run_in_place, step_scalar, with_copies
@@ -124,8 +124,7 @@ def check_rates(op: str, momentum: float, trust_coefficient: float, eps: float, 
     check_number(op, "trust_coefficient", trust_coefficient, 0.0)
     check_number(op, "eps", eps, 0.0)
     for name, value in (("nesterov", nesterov), ("clip", clip)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{op}: {name} must be True or False, got {type(value).__name__}")
+        check_flag(op, name, value)
     if nesterov and momentum == 0:
         raise ValueError(f"{op}: nesterov needs momentum above 0, got {momentum}")
     if clip and form != "larc":

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastssl.reference.mask_ids import mask_ids as by_sorting
 
-from ._checks import FLOATS, check_choice, check_dense, check_number, check_whole
+from ._checks import FLOATS, as_int, check_choice, check_dense, check_number, check_whole, is_whole
 from ._random import check_generator, check_mode, check_place, same_place, seed_tensor, uniform
 from ._register import define_op
 
@@ -145,8 +145,8 @@ def draw_ids(
     rows, length = check_size(op, size)
     if (noise is not None) + (generator is not None) + (seed is not None) > 1:
         raise ValueError(f"{op}: only one of noise, generator and seed can be given")
-    keep = kept_of(op, length, mask_ratio, rounding) if num_keep is None else num_keep
-    if isinstance(keep, bool) or not isinstance(keep, (int, torch.SymInt)) or not 0 <= keep <= length:
+    keep = kept_of(op, length, mask_ratio, rounding) if num_keep is None else as_int(num_keep)
+    if not is_whole(keep) or not 0 <= keep <= length:
         raise ValueError(f"{op}: num_keep must be a whole number in [0, {length}], got {num_keep!r} (follows from {by})")
     device = check_place(op, device)
     if noise is not None:
@@ -172,11 +172,11 @@ def check_size(op: str, size) -> tuple[int, int]:
     if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2:
         raise TypeError(f"{op}: size must be a pair (N, L), got {size!r}")
     for side in size:
-        if isinstance(side, bool) or not isinstance(side, (int, torch.SymInt)) or side < 1:
+        if not is_whole(side) or side < 1:
             raise ValueError(f"{op}: size must be (N, L), whole numbers of at least 1, got {tuple(size)}")
     if size[0] >= 2**31 or size[1] >= 2**31:
         raise ValueError(f"{op}: size must be below 2^31 on each side, got {tuple(size)}")
-    return size[0], size[1]
+    return as_int(size[0]), as_int(size[1])
 
 
 def check_noise(op: str, noise, rows: int, length: int, by: str, device: torch.device | None, placed_by: str = "device") -> None:
