@@ -206,6 +206,11 @@ def test_sine_positions_are_of_the_column_then_of_the_row():
         sine_positions(2, 2, 6)
 
 
+def test_noise_of_images_that_the_cells_do_not_divide():
+    method = Inpainting(Maps(), 8, corruption="noise", mask_size=3)
+    assert method.reconstruct(torch.rand(2, 3, 8, 8))[2].tolist() == [[1.0], [1.0]] and method.patch_size == (8, 8)
+
+
 def test_inpainting_is_its_equations():
     backbone = Maps().double()
     x = torch.rand(4, 3, 8, 8, dtype=torch.float64)

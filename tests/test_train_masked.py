@@ -295,6 +295,9 @@ def test_bert_by_the_command_line(phrases, tmp_path, capsys, monkeypatch):
         (["simmim", "--norm-pix-loss"], "--norm-pix-loss"),
         (["inpainting", "--backbone", "vit"], "--backbone: Inpainting: backbone"),
         (["inpainting", "--mask-size", "7"], "--mask-size: Inpainting: mask_size"),
+        (["inpainting", "--image-size", "16", "--mask-size", "6"], "--mask-size: Inpainting: mask_size must divide image_size 16"),
+        (["inpainting", "--image-size", "20"], "--image-size 20: must be a multiple of 16 for inpainting with --backbone conv"),
+        (["simmim", "--mask-ratio", "0.999"], "--mask-size: no square of 4 to 8 pixels divides an image of 32 x 32 and leaves and"),
         (["inpainting", "--corruption", "holes"], "--corruption"),
         (["inpainting", "--sigma", "0"], "--sigma"),
         (["bert", "--data", "triples"], "--data"),
@@ -310,6 +313,48 @@ def test_wrong_options_are_one_line(options, named, capsys):
     assert main(["train", *data, *options]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and named in said and "error:" in said
+
+
+@pytest.mark.parametrize(
+    "name, size, ratio, wanted",
+    [
+        ("inpainting", 32, 0.25, 8),
+        ("inpainting", 16, 0.9, 4),  # of four squares 0.9 leaves none
+        ("simmim", 32, 0.6, 8),
+        ("simmim", 12, 0.6, 4),
+        ("simmim", 8, 0.6, 4),  # of one square of two patches nothing would be left
+        ("simmim", 16, 0.8, 4),
+    ],
+)
+def test_the_squares_that_are_removed_fit_the_image(name, size, ratio, wanted):
+    from fastssl.train import TrainConfig
+    from fastssl.train.recipes import RECIPES
+
+    config = TrainConfig(**{**RECIPES[name].defaults, "method": name, "mask_ratio": ratio})
+    built = RECIPES[name].build(config, SimpleNamespace(image_size=size, channels=3))
+    assert (built.patch_size[0] if name == "inpainting" else built.unit * built.patch_size[0]) == wanted
+
+
+def test_the_largest_square_that_fits():
+    from fastssl.train import UsageError
+    from fastssl.train.recipes_masked import fitting_size
+
+    sizes = range(8, 0, -1)
+    for side, ratio, wanted in ((48, 0.25, 8), (20, 0.25, 5), (36, 0.25, 6), (26, 0.25, 2), (13, 0.25, 1), (20, 0.97, 2)):
+        assert fitting_size([side] * 2, sizes, ratio) == wanted
+    with pytest.raises(UsageError, match="--mask-size: no square of 1 to 8 pixels divides an image of 8 x 8 and"):
+        fitting_size([8, 8], sizes, 0.999)
+
+
+def test_noise_takes_no_notice_of_the_squares():
+    """An image of 48 pixels that 9 does not divide, and one that nothing from 8 down would leave some of."""
+    from fastssl.train import TrainConfig
+    from fastssl.train.recipes import RECIPES
+
+    for size, mask_size, ratio in ((48, 9, 0.25), (16, None, 0.9999)):
+        config = TrainConfig(method="inpainting", corruption="noise", mask_size=mask_size, mask_ratio=ratio)
+        method = RECIPES["inpainting"].build(config, SimpleNamespace(image_size=size, channels=3))
+        assert method(torch.rand(2, 3, size, size)).isfinite()
 
 
 def test_masked_methods_offer_their_own_options(capsys):

@@ -50,7 +50,7 @@ class Inpainting(nn.Module):
         image_size: H = W.
         corruption: "blocks", or "noise".
         mask_ratio: share of the cells that is removed; of "blocks".
-        mask_size: side of a cell in pixels; of "blocks".
+        mask_size: side of a cell in pixels; of "blocks". Noise has one cell, the image, where it does not divide ``image_size``.
         sigma: standard deviation of the noise; of "noise".
         channels: C.
 
@@ -74,7 +74,9 @@ class Inpainting(nn.Module):
         check_choice("Inpainting", "corruption", corruption, ("blocks", "noise"))
         check_widths("Inpainting", image_size=image_size, mask_size=mask_size, channels=channels)
         if image_size % mask_size:
-            raise ValueError(f"Inpainting: mask_size must divide image_size {image_size}, got {mask_size}")
+            if corruption == "blocks":
+                raise ValueError(f"Inpainting: mask_size must divide image_size {image_size}, got {mask_size}")
+            mask_size = image_size
         check_positive("Inpainting", sigma=sigma)
         self.cells = (image_size // mask_size) ** 2
         if corruption == "blocks":
