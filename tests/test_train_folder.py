@@ -247,14 +247,17 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout(name, tmp_path):
-    places, train, test, notes, warnings = LAYOUTS[name]
-    found = find_images(tree(tmp_path / "root", places))
+    check_layout(tmp_path / "root", *LAYOUTS[name])
+
+
+def check_layout(root: Path, places: dict, train: dict, test: dict, notes: list[str], warnings: list[str]) -> None:
+    found = find_images(tree(root, places))
     assert counts(found.train) == train and counts(found.test) == test
     for words in notes:
         assert any(words in note for note in found.notes), found.notes
     assert len(found.warnings) == len(warnings), found.warnings
     for words, warning in zip(warnings, found.warnings, strict=True):
-        assert words.replace("{}", str(tmp_path / "root")) in warning
+        assert words.replace("{}", str(root)) in warning
     trained, tested = (set().union(*half.values()) for half in (found.train, found.test))
     assert not trained & tested
 

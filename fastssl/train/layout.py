@@ -215,12 +215,43 @@ def _of_one(search: Search, root: Path, inner: Path, test: list[Path]) -> Layout
     if len(classes) == 1:
         ((name, files),) = classes.items()
         deeper = {parts[0] for file in files if len(parts := file.relative_to(inner / name).parts) > 1}
-        if len(deeper) > 1:
+        if len(deeper) > 1 and not _split_inside(classes, inner):
             below = f"{shortened(sorted(deeper))} are folders in it; folder:{inner / name} would take them for classes"
             layout.warnings.append(f"all images are of one class, {name}: {below}")
+    layout.warnings += _split_inside(classes, inner)
     if tests:
         layout.warnings.append(f"{shortened(tests)} of {inner} is taken for a class, since there is no train folder beside it")
     return layout
+
+
+def _split_inside(classes: dict[str, list[Path]], inner: Path) -> list[str]:
+    """A warning of class folders that each hold a training and a test part, which are read as one."""
+    parted = {}
+    for name, files in classes.items():
+        below = dict.fromkeys(parts[0] for file in files if len(parts := file.relative_to(inner / name).parts) > 1)
+        parts = [next((part for part in below if part.lower() in names), None) for names in (TRAIN, TEST)]
+        if None not in parts:
+            parted[name] = parts
+    if not parted:
+        return []
+    name, (train, test) = next(iter(parted.items()))
+    if len(classes) == 1:
+        return [f"all images are of one class, {name}: it holds {train} and {test}; folder:{inner / name} would read that split"]
+    hold = f"{shortened(list(parted))} of {inner} {'holds' if len(parted) == 1 else 'hold'} {train} and {test} in the class"
+    lay = f"{train}/{name}/... and {test}/{name}/... would be read as a split"
+    return [f"{hold}, and both are read as one; {lay}"]
+
+
+def _beside_parts(search: Search, inner: Path, train: Path, layout: Layout) -> list[str]:
+    """A warning of images beside the train folder. Arrays beside pictures are labels or tables of features."""
+    flat = search.entries(inner)[1]
+    if any(file.suffix.lower() != ARRAYS for files in layout.train.values() for file in files):
+        flat = [file for file in flat if file.suffix.lower() != ARRAYS]
+    if not flat:
+        return []
+    lie = "lies" if len(flat) == 1 else "lie"
+    left = f"{counted(len(flat), 'image')} {lie} beside {train.name} of {inner} and {'is' if len(flat) == 1 else 'are'} left out"
+    return [f"{left}: {shortened([file.name for file in flat])}"]
 
 
 def _of_split(search: Search, inner: Path, train: Path, test: list[Path]) -> Layout:
@@ -242,6 +273,7 @@ def _of_split(search: Search, inner: Path, train: Path, test: list[Path]) -> Lay
         others.remove(chosen.name)
     if others:
         layout.notes.append(f"not looked at: {shortened(others)}")
+    layout.warnings += _beside_parts(search, inner, train, layout)
     aside = (inner / name for name in others if name.lower() not in TEST)
     if unread := [path.name for path in aside if search.holds_images(path, (search.root, inner, train))]:
         beside = "is a folder of images beside it and is" if len(unread) == 1 else "are folders of images beside it and are"
