@@ -234,7 +234,8 @@ def test_other_data_than_the_run_began_with(run, capsys):
     assert main(resume) == 2 and "classes gone: dark" in capsys.readouterr().err
     assert main(["eval", str(out), "--map", "none"]) == 0
     said = capsys.readouterr()
-    assert "has other classes than when the run began" in said.err and "untrained" not in said.out
+    assert "the training data changed since the run (classes gone: dark; 24 images then, 12 now)" in said.err
+    assert said.err.count("scores of then are left out") == 1 and "untrained" not in said.out
     assert contents(out) == before
 
 
@@ -286,3 +287,67 @@ def test_a_checkpoint_that_cannot_be_saved(trained, tmp_path, capsys, monkeypatc
     monkeypatch.undo()
     assert main(command(images, out, "--epochs", "2", "--resume")) == 0
     assert "resume: 1 of 2" in capsys.readouterr().out
+
+
+def row_of(said: str, label: str) -> list[str]:
+    """What the table of scores has in the row of a label: untrained, trained."""
+    return next(line for line in said.splitlines() if line.strip().startswith(label))[30:].split()
+
+
+def test_untrained_scores_stand_only_beside_scores_of_the_same_way_and_data(run, capsys):
+    """Other kNN options leave that row without its untrained score, other pixels and other files all rows."""
+    from fastssl.__main__ import main
+
+    images, out = run
+    altered(lambda c: c["fastssl"]["config"].update(data=f"folder:{images}"))(out / "last.ckpt")
+    assert main(["eval", str(out), "--map", "none"]) == 0
+    plain = row_of(capsys.readouterr().out, "weighted kNN")
+    assert len(plain) == 2 and plain[0] != "-"
+    for more in (("--knn-k", "5"), ("--knn-t", "5")):
+        assert main(["eval", str(out), "--map", "none", *more]) == 0
+        said = capsys.readouterr().out
+        assert row_of(said, "weighted kNN")[0] == "-" and len(row_of(said, "weighted kNN")) == 2
+        assert row_of(said, "linear probe")[0] != "-" and row_of(said, "effective rank")[0] != "-"
+    assert main(["eval", str(out), "--map", "none", "--pixel-range", "0,60000"]) == 0
+    said = capsys.readouterr().out
+    assert row_of(said, "accuracy on") == ["trained"]
+    assert len(row_of(said, "weighted kNN")) == len(row_of(said, "linear probe")) == 1
+    shutil.copy(images / "dark" / "4.png", images / "dark" / "zz.png")
+    assert main(["eval", str(out), "--map", "none"]) == 0
+    said = capsys.readouterr()
+    assert row_of(said.out, "accuracy on") == ["trained"] and said.err == (
+        f"warning: folder:{images}: the training data changed since the run (24 images then, 25 now); scores of then are left out\n"
+    )
+
+
+def test_a_resumed_run_remembers_how_the_untrained_knn_voted(run, capsys):
+    """Also that of a checkpoint of before, whose settings say it."""
+    from fastssl.__main__ import main
+
+    images, out = run
+    assert torch.load(out / "last.ckpt", weights_only=True)["fastssl"]["history"][0]["knn_k"] == 20
+    for before in (False, True):
+        if before:
+            altered(lambda c: [c["fastssl"]["history"][0].pop(name) for name in ("knn_k", "knn_t")])(out / "last.ckpt")
+        assert main(command(images, out, "--resume", "--epochs", "2", "--knn-k", "3")) == 0
+        assert row_of(capsys.readouterr().out, "weighted kNN, k=3")[0] == "-"
+    assert main(command(images, out, "--resume", "--epochs", "3", "--knn-k", "3", "--knn-t", "0.1")) == 0
+    assert row_of(capsys.readouterr().out, "weighted kNN, k=3")[0] == "-"
+    stored = torch.load(out / "last.ckpt", weights_only=True)["fastssl"]
+    assert stored["config"]["knn_k"] == 3 and stored["history"][0]["knn_k"] == 20
+    assert main(["eval", str(out), "--map", "none"]) == 0
+    assert row_of(capsys.readouterr().out, "weighted kNN, k=3")[0] == "-"
+    assert main(["eval", str(out), "--map", "none", "--knn-k", "20"]) == 0
+    assert row_of(capsys.readouterr().out, "weighted kNN, k=20")[0] != "-"
+
+
+def test_as_many_voters_are_the_same_vote():
+    from fastssl.train import TrainConfig
+    from fastssl.train.cli import untrained_scores
+
+    history = [{"epoch": 0, "loss": None, "knn": 0.5, "rank": 3.0, "knn_k": 40, "knn_t": 0.2}, {"epoch": 1, "loss": 1.0}]
+    assert untrained_scores(history, TrainConfig(knn_k=90, knn_t=0.2), 35)["knn"] == 0.5
+    assert "knn" not in untrained_scores(history, TrainConfig(knn_k=90, knn_t=0.2), 70)
+    assert "knn" not in untrained_scores(history, TrainConfig(knn_k=40, knn_t=0.3), 35)
+    assert untrained_scores(history, TrainConfig(knn_k=40, knn_t=0.3), 35)["rank"] == 3.0
+    assert untrained_scores(history[1:], TrainConfig(), 35) == untrained_scores([], TrainConfig(), 35) == {}

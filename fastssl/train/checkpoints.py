@@ -183,6 +183,15 @@ def config_of(checkpoint: dict) -> TrainConfig:
     return TrainConfig(**{name: value for name, value in stored.items() if name in known})
 
 
+def history_of(checkpoint: dict) -> list[dict]:
+    """The rows of a run. That of the untrained encoder says how its kNN voted; before it did, that was as the settings say."""
+    first, *later = checkpoint["fastssl"]["history"]
+    if first["epoch"] == 0 and "knn" in first and "knn_k" not in first:
+        config = config_of(checkpoint)
+        first = {**first, "knn_k": config.knn_k, "knn_t": config.knn_t}
+    return [first, *later]
+
+
 def build_method(config: TrainConfig, data: Any) -> nn.Module:
     """The method with a freshly initialised encoder, the same for the same seed."""
     torch.manual_seed(config.seed)
@@ -234,22 +243,26 @@ def fingerprint(half: Any) -> dict:
     return {"count": len(half), "classes": list(getattr(half, "class_names", ())), "digest": digest.hexdigest()}
 
 
-def check_same_data(checkpoint: dict, data: Any, unit: str) -> None:
-    """A run goes on with the data it began with: bank, classifier, order of the samples and schedule are made for them."""
-    stored, spec = checkpoint["fastssl"].get("data"), config_of(checkpoint).data
-    if not isinstance(stored, dict):  # of an earlier version: only the name is known
-        if data.name != spec:
-            raise UsageError(f"--data {data.name}: the run to resume has {spec}")
-        return
+def data_changes(checkpoint: dict, data: Any, unit: str) -> list[str]:
+    """What is other in ``data`` than when the run began, a sentence for each half; none where an earlier version noted nothing."""
+    stored, sentences = checkpoint["fastssl"].get("data"), []
     for name, key in (("training", "train"), ("test", "test")):
-        now, then = fingerprint(getattr(data, key)), stored.get(key)
+        now, then = fingerprint(getattr(data, key)), stored.get(key) if isinstance(stored, dict) else None
         if not isinstance(then, dict) or now == then:
             continue
         gone, new = ([c for c in a["classes"] if c not in b["classes"]] for a, b in ((then, now), (now, then)))
         changes = [f"classes {word}: {', '.join(map(str, names))}" for word, names in (("gone", gone), ("new", new)) if names]
         if then["count"] != now["count"]:
             changes.append(f"{then['count']} {unit} then, {now['count']} now")
-        raise UsageError(
-            f"--resume: the {name} data changed since the run ({'; '.join(changes) or 'as many, but other ones'}); a run goes on "
-            "with the data it began with: put it back, or start without --resume"
-        )
+        sentences.append(f"the {name} data changed since the run ({'; '.join(changes) or 'as many, but other ones'})")
+    return sentences
+
+
+def check_same_data(checkpoint: dict, data: Any, unit: str) -> None:
+    """A run goes on with the data it began with: bank, classifier, order of the samples and schedule are made for them."""
+    spec, noted = config_of(checkpoint).data, isinstance(checkpoint["fastssl"].get("data"), dict)
+    if not noted and data.name != spec:  # of an earlier version: only the name is known
+        raise UsageError(f"--data {data.name}: the run to resume has {spec}")
+    if changes := data_changes(checkpoint, data, unit):
+        way = "a run goes on with the data it began with: put it back, or start without --resume"
+        raise UsageError(f"--resume: {changes[0]}; {way}")

@@ -60,8 +60,16 @@ def print_scores(scores: dict[str, float], untrained: dict[str, float], config: 
     rows |= {name: (label, form) for name, (_, label, form) in recipe.watch.items()}
     for name, (label, form) in rows.items():
         if name in scores:
-            before = f"{untrained[name]:{form}}" if name in untrained else ""
+            before = f"{untrained[name]:{form}}" if name in untrained else "-" if untrained else ""
             say(f"  {label.format(config=config):<28}{before:>10}{scores[name]:>10{form}}")
+
+
+def untrained_scores(history: list[dict], config: TrainConfig, voters: int) -> dict:
+    """The scores of the untrained encoder that stand beside those of now: kNN's only where it voted in the same way."""
+    first = history[0] if history and history[0]["epoch"] == 0 else {}
+    then = replace(config, **{name: first[name] for name in ("knn_k", "knn_t") if name in first})
+    same = (min(then.knn_k, voters), then.knn_t) == (min(config.knn_k, voters), config.knn_t)
+    return {name: value for name, value in first.items() if same or name != "knn"}
 
 
 def draw_all(method, data, config: TrainConfig, *, where: dict, pictures: Path, kind: str, history: list[dict]) -> None:
@@ -102,8 +110,8 @@ def evaluate(method, data, config: TrainConfig, *, device, workers: int, picture
     say(f"evaluating on {len(data.train)} training and {len(data.test)} test {recipe.unit} ...")
     scores = recipe.monitor(method, data, config, **where, most=None, full=True)
     if scores:
-        untrained = history[0] if history and history[0]["epoch"] == 0 else {}
-        print_scores(scores, untrained, replace(config, knn_k=min(config.knn_k, readable(data.train))))
+        voters = readable(data.train)
+        print_scores(scores, untrained_scores(history, config, voters), replace(config, knn_k=min(config.knn_k, voters)))
     if next(iter(recipe.scores)) not in scores:
         say(f"  {recipe.unscored}")
     draw_all(method, data, config, where=where, pictures=pictures, kind=kind, history=history)
@@ -226,13 +234,13 @@ def refuse_among_images(out: Path, spec: str) -> None:
 
 
 def train_and_evaluate(method, config: TrainConfig, data, found, given: dict) -> int:
-    from fastssl.train.checkpoints import LAST, method_weights
+    from fastssl.train.checkpoints import LAST, history_of, method_weights
 
     started, workers, out = time.perf_counter(), loader_workers(given["workers"], config.data), given["out"]
     done = found[1]["fastssl"]["history"][-1]["epoch"] if found else 0
     if done >= config.epochs:
         method.load_state_dict(method_weights(found[1]))
-        history, device, checkpoint = found[1]["fastssl"]["history"], "cpu", found[0]
+        history, device, checkpoint = history_of(found[1]), "cpu", found[0]
         say(f"\ntrained for {counted(done, 'epoch')}")
     else:
         module = fit(method, config, data, found, given, workers)
@@ -262,7 +270,7 @@ def evaluate_run(argv: list[str]) -> int:
     """Evaluates a run directory or a checkpoint file; the pictures go beside the checkpoint."""
     given = eval_parser().parse_args(argv)
     PLACE.debug, device = given.debug, usable_device(given.device)
-    from fastssl.train.checkpoints import config_of, fingerprint, readable_checkpoint, restore_method
+    from fastssl.train.checkpoints import config_of, data_changes, fingerprint, history_of, readable_checkpoint, restore_method
 
     path, checkpoint, warning = readable_checkpoint(given.run)
     PLACE.folder = path.parent
@@ -273,12 +281,14 @@ def evaluate_run(argv: list[str]) -> int:
     spec = given.data or config.data
     scale = given.pixel_range or (config.pixel_range if spec.startswith("folder:") else None)
     data = RECIPES[stored.method].load(replace(config, data=spec, image_size=own.get("image_size"), pixel_range=scale))
-    classes, now = own.get("data", {}).get("train", {}).get("classes"), fingerprint(data.train)["classes"]
-    if data.name == stored.data and classes not in (None, now):
-        say(f"warning: {data.name} has other classes than when the run began; scores of then are left out", error=True)
-        data = replace(data, name=f"{data.name}, changed")
+    changes = data_changes(checkpoint, data, RECIPES[stored.method].unit) if data.name == stored.data else []
+    if changes:
+        warn(f"{data.name}: {' and '.join(changes)}; scores of then are left out")
+    rescaled = spec.startswith("folder:") and scale != stored.pixel_range
+    history = [] if data.name != stored.data or changes or rescaled else history_of(checkpoint)
+    if changes and fingerprint(data.train)["classes"] != own["data"].get("train", {}).get("classes"):
+        data = replace(data, name=f"{data.name}, changed")  # a classifier knows others
     method = restore_method(checkpoint, data, path).to(device)
-    history = own["history"] if data.name == stored.data else []
     workers = loader_workers(given.workers, spec)
     say(visible(f"{path}: {stored.method}, {stored.backbone}, on {data.name}: {data.summary()}"))
     evaluate(method, data, config, device=device, workers=workers, pictures=path.parent, kind=given.map, history=history)

@@ -24,7 +24,7 @@ from torch.utils.data import DistributedSampler
 from fastssl._ending import STOP, Failure, Stopped, in_words
 from fastssl.optim import LARS, AdamW
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden
-from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, not_finite
+from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, not_finite
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
 from fastssl.train.options import PRECISIONS
@@ -152,7 +152,9 @@ class MethodModule(pl.LightningModule):
         if not self.history:
             if trainer.is_global_zero:
                 say("scores of the untrained encoder ...")
-            self.history.append({"epoch": 0, "loss": None, **self.monitor(full=True)})
+            scores = self.monitor(full=True)
+            how = {name: getattr(self.config, name) for name in ("knn_k", "knn_t") if "knn" in scores}
+            self.history.append({"epoch": 0, "loss": None, **scores, **how})
             self.say_row()
             if self.recipe.prepare is not None:
                 self.recipe.prepare(self)
@@ -261,7 +263,7 @@ class MethodModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         own = checkpoint["fastssl"]
-        self.history = list(own["history"])
+        self.history = history_of(checkpoint)
         self.cut_short = own.get("cut_short")
         self.losses = list(self.cut_short["losses"].unbind()) if self.cut_short else []
 
