@@ -49,6 +49,10 @@ WRONG = {
     "train mae --data digits --image-size 30": "--image-size 30: must be a multiple of 4",
     "train clip --data folder:x": "docs/methods.md",
     "train bert --data x.txt": "docs/methods.md",
+    "train inpainting --data digits --sigma 0.9": "--sigma: only --corruption noise uses it, and --corruption is blocks\n",
+    "train inpainting --data digits --corruption noise --mask-size 4": "--mask-size: only --corruption blocks uses it, and",
+    "train inpainting --mask-ratio 0.25 --data digits --corruption noise": "--mask-ratio: only --corruption blocks uses it, and",
+    "train moco --data digits --head linear --hidden-dim 5": "--hidden-dim: only --head mlp uses it, and --head is linear\n",
     "train simclr --data digits --hidden-dim 999999999999": "hidden_dim must be in [1, 2147483648)",
     "train simclr --data digits --hidden-dim 2147483647": "out of memory",
     "eval {here} --device meta": "--device meta: cannot be used here",
@@ -71,6 +75,36 @@ def test_a_wrong_option_is_named_with_what_is_right(line, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and WRONG[line].replace("{here}", str(tmp_path)) in said
     assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+@needs_train
+def test_settings_that_a_run_uses_are_not_refused():
+    """Also stored ones that it does not use: only what the command line gives counts."""
+    from fastssl.train import TrainConfig, UsageError
+    from fastssl.train.options import refuse_unused
+
+    refuse_unused({"sigma", "corruption"}, TrainConfig("inpainting", corruption="noise"))
+    refuse_unused({"mask_ratio", "mask_size"}, TrainConfig("inpainting"))
+    refuse_unused({"mask_ratio"}, TrainConfig("mae", corruption="noise"))
+    refuse_unused({"hidden_dim"}, TrainConfig("moco"))
+    refuse_unused({"hidden_dim"}, TrainConfig("simclr", head="linear"))
+    refuse_unused(set(), TrainConfig("moco", head="linear", hidden_dim=7))
+    with pytest.raises(UsageError, match="--hidden-dim: only --head mlp"):
+        refuse_unused({"hidden_dim"}, TrainConfig("moco", head="linear", hidden_dim=7))
+
+
+@needs_train
+def test_eval_refuses_what_a_run_has_no_use_for():
+    from fastssl.train import UsageError
+    from fastssl.train.options import eval_parser, refuse_unused_of_eval
+
+    for option, value in (("--knn-k", "3"), ("--knn-t", "0.5"), ("--pixel-range", "0,7")):
+        given = eval_parser().parse_args(["runs/x", option, value])
+        refuse_unused_of_eval(given, "mae")
+        for method in ("simcse", "bert", "clip"):
+            with pytest.raises(UsageError, match=f"^{option}: RUN runs/x is one of {method}, which does not use it$"):
+                refuse_unused_of_eval(given, method)
+    refuse_unused_of_eval(eval_parser().parse_args(["runs/x"]), "bert")
 
 
 @needs_train

@@ -11,7 +11,7 @@ import torch
 from fastssl._ending import PLACE, STOP, first_process, in_words, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.layout import counted, refuse_as_out
-from fastssl.train.options import eval_parser, train_options
+from fastssl.train.options import eval_parser, flag, refuse_unused, refuse_unused_of_eval, train_options
 from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.rundir import claimed, set_earlier_run_aside
@@ -37,9 +37,9 @@ def resumed_config(given: dict, stored: TrainConfig, out: Path = Path("RUN")) ->
         free.append("data")
     for name, value in given.items():
         if name not in free and value != getattr(stored, name):
-            option = "--" + name.replace("_", "-")
             there = "the default" if getattr(stored, name) is None else getattr(stored, name)
-            raise UsageError(f"{option} {value}: the run to resume has {there}; leave {option} out, or start without --resume")
+            out_of_it = f"leave {flag(name)} out, or start without --resume"
+            raise UsageError(f"{flag(name)} {value}: the run to resume has {there}; {out_of_it}")
     return replace(stored, **{name: value for name, value in given.items() if name in free})
 
 
@@ -194,6 +194,8 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
     found = find_checkpoint(out) if resume else None
     recipe = RECIPES[settings["method"]]
     config = resumed_config(settings, config_of(found[1]), out) if found else TrainConfig(**{**recipe.defaults, **settings})
+    if not found:  # a run of before may have been given what it does not use
+        refuse_unused(settings, config)
     data = recipe.load(config)
     if found:
         check_same_data(found[1], data, recipe.unit)
@@ -277,6 +279,7 @@ def evaluate_run(argv: list[str]) -> int:
     if warning:
         say(warning, error=True)
     stored, own = config_of(checkpoint), checkpoint["fastssl"]
+    refuse_unused_of_eval(given, stored.method)
     config = replace(stored, knn_k=given.knn_k or stored.knn_k, knn_t=given.knn_t or stored.knn_t)
     spec = given.data or config.data
     scale = given.pixel_range or (config.pixel_range if spec.startswith("folder:") else None)

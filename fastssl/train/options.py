@@ -2,12 +2,12 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from fastssl._options import Parser, closest, number, one_of, share
-from fastssl.train import Recipe, TrainConfig
+from fastssl.train import Recipe, TrainConfig, UsageError
 from fastssl.train.recipes import RECIPES
 
 COMMON = ("method", "data", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "knn_every", "seed")
@@ -15,6 +15,9 @@ PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # what t
 MOST_SEED = 2**32 - 1  # torch's generator of the CPU takes no more bits: a larger seed would be the run of a smaller one
 MOST_WORKERS = 256
 MOST_PIXELS = 8192  # of a side
+WITH = (("sigma", "corruption", "noise"), ("mask_ratio", "corruption", "blocks"), ("mask_size", "corruption", "blocks")) + (
+    ("hidden_dim", "head", "mlp"),
+)  # option, the other option and its value without which a method that has both does not use it
 PIXEL_RANGE = (
     "pixels that become 0 and 1, in folders of files with more than 8 bits; --pixel-range=-1000,3000 where LOW is negative"
 )
@@ -41,6 +44,11 @@ def pixel_range(text: str) -> tuple[float, float]:
     if not (low < high and math.isfinite(low) and math.isfinite(high)):
         raise argparse.ArgumentTypeError(f"LOW must be below HIGH, got '{text}'")
     return low, high
+
+
+def flag(name: str) -> str:
+    """An option as it is typed."""
+    return "--" + name.replace("_", "-")
 
 
 def path(text: str) -> Path:
@@ -83,15 +91,14 @@ def train_parser(method: str | None = "simclr") -> Parser:
     run = TrainConfig(**recipe.defaults)
 
     def option(name: str, help: str, **how) -> None:
-        flag = "--" + name.replace("_", "-")
         if method is not None and name not in (*COMMON, *recipe.options):
             takers = [other for other, its in RECIPES.items() if name in its.options]
-            parser.instead[flag] = f"only {', '.join(takers)} {'takes' if len(takers) == 1 else 'take'} it"
+            parser.instead[flag(name)] = f"only {', '.join(takers)} {'takes' if len(takers) == 1 else 'take'} it"
             return
         default = getattr(run, name)
         help = recipe.help.get(name, help)
         shown = help if default is None else f"{help} (default: {default})"
-        parser.add_argument(flag, default=argparse.SUPPRESS, help=shown, **how)
+        parser.add_argument(flag(name), default=argparse.SUPPRESS, help=shown, **how)
 
     how = {"help": f"one of {', '.join(RECIPES)}; --help after it shows its own options", "metavar": "METHOD"}
     parser.add_argument("method", type=method_name, **(how if method else {"nargs": "?", "default": "simclr"}))
@@ -184,6 +191,20 @@ def train_options(argv: list[str]) -> dict[str, Any]:
     """The options of ``fastssl train`` by name; of the settings in TrainConfig only those that were given."""
     method = train_parser(None).parse_known_args(argv)[0].method
     return vars(train_parser(method).parse_args(argv))
+
+
+def refuse_unused(given: Iterable[str], config: TrainConfig) -> None:
+    """UsageError for a setting that the command line gives and the run would not use."""
+    for name, other, value in WITH:
+        if name in given and other in RECIPES[config.method].options and getattr(config, other) != value:
+            raise UsageError(f"{flag(name)}: only {flag(other)} {value} uses it, and {flag(other)} is {getattr(config, other)}")
+
+
+def refuse_unused_of_eval(given: argparse.Namespace, method: str) -> None:
+    """The same of ``fastssl eval``, for a run of ``method``."""
+    for name in ("knn_k", "knn_t", "pixel_range"):
+        if getattr(given, name) is not None and name not in RECIPES[method].options:
+            raise UsageError(f"{flag(name)}: RUN {given.run} is one of {method}, which does not use it")
 
 
 def refused_setting(config: dict[str, Any]) -> str | None:
