@@ -90,6 +90,29 @@ def test_the_default_batch_is_what_each_process_has(images, batch_size):
         fitting_batch(config, SimpleNamespace(train=range(3)), chosen=False, processes=2)
 
 
+@pytest.mark.parametrize("total, batch, processes, rest", [(64, 40, 1, 24), (100, 45, 2, 10), (101, 45, 2, 11), (47, 8, 3, 23)])
+def test_the_rest_that_fills_no_batch_is_said(total, batch, processes, rest):
+    """More than a tenth of the samples; in each epoch others, as the loop's sampler and loader leave them out."""
+    import torch
+
+    from fastssl.train import TrainConfig
+    from fastssl.train.cli import left_out
+    from fastssl.train.loop import Shuffled
+
+    said = left_out(TrainConfig(batch_size=batch), SimpleNamespace(train=range(total)), processes)
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    line = f"{rest} of {total} images do not fill a batch of {batch}{each} and are left out of each epoch, other ones each time"
+    assert said == (line if 10 * rest > total else None)
+    missing = []
+    for epoch in (0, 1, 2):
+        seen = set()
+        for rank in range(processes):
+            sampler = Shuffled(range(total), replicas=processes, rank=rank, seed=3, epoch=epoch, skip=0)
+            seen |= {i for part in torch.utils.data.BatchSampler(sampler, batch, drop_last=True) for i in part}
+        missing.append(frozenset(range(total)) - seen)
+    assert {len(left) for left in missing} == {rest} and len(set(missing)) == 3
+
+
 def test_lines_about_a_finished_run_and_its_neighbours(capsys):
     from fastssl.train import TrainConfig
     from fastssl.train.cli import announce

@@ -212,6 +212,8 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
         if config.batch_size < wanted:
             of = f" of each of {processes} processes" if processes > 1 else ""
             say(f"--batch-size {config.batch_size}: all training {recipe.unit}{of}, which are fewer than the default {wanted}")
+        if unfilled := left_out(config, data, processes):
+            warn(unfilled)
     return train_and_evaluate(method, config, data, found, given)
 
 
@@ -228,6 +230,17 @@ def fitting_batch(config: TrainConfig, data, *, chosen: bool, processes: int = 1
         most = f"{holder} has only {count} training {unit}; pass --batch-size {count} or less"
         raise UsageError(f"--batch-size {config.batch_size}: {most}")
     return replace(config, batch_size=count)
+
+
+def left_out(config: TrainConfig, data, processes: int = 1) -> str | None:
+    """What to warn of where the rest of an epoch that fills no batch is more than a tenth of the training samples."""
+    total, unit = len(data.train), RECIPES[config.method].unit
+    rest = total - total // processes // config.batch_size * config.batch_size * processes
+    if 10 * rest <= total:
+        return None
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    fill = f"{rest} of {total} {unit} do not fill a batch of {config.batch_size}{each}"
+    return f"{fill} and are left out of each epoch, other ones each time"
 
 
 def refuse_among_images(out: Path, spec: str) -> None:

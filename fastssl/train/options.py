@@ -127,7 +127,8 @@ def _data_options(option: Callable[..., None], recipe: Recipe, run: TrainConfig)
     option("channels", "bands of a picture that the encoder takes: 3, 1 for grey, or all of a file's", type=number(int, 1))
     option("pixel_range", PIXEL_RANGE, type=pixel_range, metavar="LOW,HIGH")
     option("epochs", f"passes over the training {recipe.unit}", type=number(int, 1))
-    option("batch_size", f"{recipe.unit} per step and device; without it at most all that train", type=number(int, 2))
+    batch = f"{recipe.unit} per step and device; without it at most all that train; a rest of an epoch that fills none is left out"
+    option("batch_size", batch, type=number(int, 2))
     option("optimizer", "adamw, sgd, or lars in MoCo v3's form", **one_of("adamw", "sgd", "lars"))
     rule = " (default: 0.002 for adamw, 0.1 for sgd, 0.3 for lars, times the images per step / 256)" if run.lr is None else ""
     option("lr", f"peak learning rate{rule}", type=number(float, 0, above=True))
