@@ -213,8 +213,9 @@ def test_no_checkpoint_starts_over(run, capsys):
     images, out = run
     for path in out.glob("*.ckpt"):
         path.unlink()
-    assert main(command(images, out, "--resume", "--epochs", "1")) == 0
-    assert "no checkpoint" in capsys.readouterr().out
+    assert main(command(images, out, "--resume", "--epochs", "1", "--batch-size", "10")) == 0
+    said = capsys.readouterr()
+    assert "no checkpoint" in said.out and "4 of 24 images do not fill a batch of 10 and are left out" in said.err
 
 
 def test_other_data_than_the_run_began_with(run, capsys):
@@ -318,6 +319,14 @@ def test_untrained_scores_stand_only_beside_scores_of_the_same_way_and_data(run,
     assert row_of(said.out, "accuracy on") == ["trained"] and said.err == (
         f"warning: folder:{images}: the training data changed since the run (24 images then, 25 now); scores of then are left out\n"
     )
+
+
+def test_eval_says_what_a_run_on_text_does_not_use(run, capsys):
+    from fastssl.__main__ import main
+
+    altered(lambda c: c["fastssl"]["config"].update(method="bert"))(run[1] / "last.ckpt")
+    assert main(["eval", str(run[1]), "--knn-k", "3"]) == 2
+    assert f"error: --knn-k: RUN {run[1]} is one of bert, which does not use it\n" in capsys.readouterr().err
 
 
 def test_a_resumed_run_remembers_how_the_untrained_knn_voted(run, capsys):
