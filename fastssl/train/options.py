@@ -15,9 +15,12 @@ PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # what t
 MOST_SEED = 2**32 - 1  # torch's generator of the CPU takes no more bits: a larger seed would be the run of a smaller one
 MOST_WORKERS = 256
 MOST_PIXELS = 8192  # of a side
-WITH = (("sigma", "corruption", "noise"), ("mask_ratio", "corruption", "blocks"), ("mask_size", "corruption", "blocks")) + (
+WITH = (  # an option, and the other one with the value without which a method that has both does not use it
+    ("sigma", "corruption", "noise"),
+    ("mask_ratio", "corruption", "blocks"),
+    ("mask_size", "corruption", "blocks"),
     ("hidden_dim", "head", "mlp"),
-)  # option, the other option and its value without which a method that has both does not use it
+)
 PIXEL_RANGE = (
     "pixels that become 0 and 1, in folders of files with more than 8 bits; --pixel-range=-1000,3000 where LOW is negative"
 )
