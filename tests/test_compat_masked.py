@@ -288,21 +288,18 @@ def test_mae_methods_are_the_published_ones(ratio, shape, methods):
 
 
 @pytest.mark.parametrize("how", ["nothing", "hook", "hook of all", "norm", "own forward"])
-def test_mae_embeds_the_visible_patches_only_where_nothing_else_happens(how, monkeypatch):
+def test_mae_embeds_the_visible_patches_only_where_nothing_else_happens(how, monkeypatch, request):
     model, ran = patched(Autoencoder(), METHODS), []
     forward = nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: (ran.append(1), forward(self, x))[1])
-    handle = None
     if how.startswith("hook"):
         register = register_module_forward_hook if how == "hook of all" else model.patch_embed.register_forward_hook
-        handle = register(lambda *_: None)
+        request.addfinalizer(register(lambda *_: None).remove)
     elif how == "norm":
         model.patch_embed.norm = nn.LayerNorm(24)
     elif how == "own forward":
         model.patch_embed.proj.forward = model.patch_embed.proj.forward
     model(torch.randn(2, 3, 16, 16))
-    if handle is not None:
-        handle.remove()
     assert bool(ran) == (how != "nothing")
     with pytest.raises(AssertionError, match="height"):
         model(torch.randn(2, 3, 20, 20))
