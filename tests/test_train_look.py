@@ -20,7 +20,7 @@ from test_train_read import RAMP, pillow, six_bands, write_png16
 from fastssl.train import UsageError
 from fastssl.train.data import load_data, reading_warnings
 from fastssl.train.folder import Look, why
-from fastssl.train.read import read_picture
+from fastssl.train.read import Misfit, read_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,6 +117,37 @@ def test_what_cannot_be_read_is_said_before_the_run(tmp_path, capsys, monkeypatc
     reasons = "0.png (damaged, or no image), 2.png (damaged, or no image), 3.png (900 pixels, of the 800 that are read at most"
     assert f"warning: 3 of 10 files looked at cannot be used and are skipped: {reasons}" in capsys.readouterr().err
     assert "all 10 files: 12 x 12 pixels, grey uint8" in data.summary()
+
+
+def test_a_pixel_range_that_the_values_do_not_fill(tmp_path, capsys):
+    """Reflectance from 0 to 1 in a run on digital numbers from 0 to 10,000 would be black."""
+    spec = grey_folder(tmp_path, lambda rng, label: (0.1 + 0.2 * rng.random((12, 12))).astype(np.float32), suffix="tif")
+    load_data(spec, 8, pixel_range=(0, 10_000))
+    fill = "fill less than a hundredth of the pixel range 0 to 10000 and become nearly one shade; --pixel-range 0.1"
+    said = capsys.readouterr().err
+    assert "warning: grey float32 pixels from 0.1" in said and fill in said and said.count("\n") == 1
+    for limits in ((0, 1), (0.1, 10), None):
+        load_data(spec, 8, pixel_range=limits)
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pages_that_were_written_one_by_one_are_bands(dtype, tmp_path):
+    stack = (np.arange(3 * 64).reshape(3, 8, 8) % 251).astype(dtype)
+    for count in (2, 3):
+        with tifffile.TiffWriter(tmp_path / "pages.tif") as file:
+            for page in stack[:count]:
+                file.write(page)
+        picture = read_picture(tmp_path / "pages.tif", 8, count)
+        exact = picture.square.double() * (65535 if picture.square.is_floating_point() else 1)
+        assert torch.equal(exact.round(), torch.from_numpy(stack[:count].astype(np.float64)))
+        with pytest.raises(Misfit, match=f"{count} bands, and --channels 5 takes files of 5; training with --channels {count}"):
+            read_picture(tmp_path / "pages.tif", 8, 5)
+    with tifffile.TiffWriter(tmp_path / "thumbnail.tif") as file:
+        file.write(np.stack([stack[0]] * 3, 2), photometric="rgb")
+        file.write(stack[1, :4, :4])
+    if dtype == np.uint8:
+        assert torch.equal(read_picture(tmp_path / "thumbnail.tif", 8).square[0], torch.from_numpy(stack[0]))
 
 
 def test_a_header_of_absurd_size_is_damage_and_no_lack_of_memory(tmp_path):

@@ -145,7 +145,7 @@ def test_six_bands_of_any_order(name, tmp_path):
     assert picture.square.shape == (6, SIDE, SIDE) and (picture.square.double() - expected).abs().max() <= 2 * EPS
     assert picture.kind == "6-band uint16" and picture.values == (0, 35 * 30 + 5 * 3000)
     if name != "cube.npy":
-        with pytest.raises(Misfit, match="6 bands, and --channels 3 takes files of 1 or 3; --channels 6 trains on all"):
+        with pytest.raises(Misfit, match="6 bands, and --channels 3 takes files of 1 or 3; training with --channels 6 takes all"):
             read_picture(tmp_path / name, SIDE)
 
 

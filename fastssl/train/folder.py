@@ -15,6 +15,7 @@ from fastssl.train.layout import shortened
 from fastssl.train.read import Misfit, Picture, read_picture
 
 LOOKED_AT = 64  # files, evenly spaced, that are read before the run, for its first line and its warnings
+THIN = 0.01  # share of the pixel range; pictures whose values fill less of it are nearly of one shade
 NEARLY_BLACK = 4096  # uint16 pictures that stay below it hold 12 bits at most, and would be darker than 1/16
 
 
@@ -175,6 +176,18 @@ class Look:
             lines.append(f"{len(self.flat)} of {self.count} images looked at {have} one colour only: {shortened(self.flat, 3)}")
         if self.pixel_range is not None and all(picture.values is None for picture in self.pictures.values()):
             lines.append("the pixel range changes nothing: all files looked at have 8 bits, 0 to 255")
+        return lines + self._thin()
+
+    def _thin(self) -> list[str]:
+        """A warning of each kind of pictures whose values fill next to nothing of the pixel range."""
+        low, high = self.pixel_range or (0.0, 0.0)
+        lines = []
+        for kind in sorted({picture.kind for picture in self.pictures.values()}):
+            values = [picture.values for picture in self.pictures.values() if picture.kind == kind]
+            seen = span(values)
+            if seen and 0 < seen[1] - seen[0] < THIN * (high - low):
+                fill = f"fill less than a hundredth of the pixel range {low:g} to {high:g} and become nearly one shade"
+                lines.append(f"{kind} pixels from {seen[0]:g} to {seen[1]:g} {fill}; {option_of(*seen)} would spread them")
         return lines
 
     def _is_dark(self, picture: Picture) -> bool:

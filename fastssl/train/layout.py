@@ -5,6 +5,7 @@ is read once.
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ PICTURES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", "
 IMAGE_SUFFIXES = PICTURES | {".webp", ".npy"}
 ARRAYS = ".npy"  # read only where there are no other images: beside those it is a mask or a table of features
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # in any letter case, the first found
+PART = re.compile(r"(?<![a-z])(train|training|test|testing|val|valid|validation|fold|split)(?![a-z])", re.IGNORECASE)
 LEVEL = ("images", "image")  # a folder that only holds the others, as in Tiny-ImageNet
 NO_DATA = {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}  # of the systems
 NO_FILES = {"thumbs.db", "desktop.ini"}
@@ -218,7 +220,7 @@ def _of_one(search: Search, root: Path, inner: Path, test: list[Path]) -> Layout
         if len(deeper) > 1 and not _split_inside(classes, inner):
             below = f"{shortened(sorted(deeper))} are folders in it; folder:{inner / name} would take them for classes"
             layout.warnings.append(f"all images are of one class, {name}: {below}")
-    layout.warnings += _split_inside(classes, inner)
+    layout.warnings += _split_inside(classes, inner) or _too_high(classes, inner)
     if tests:
         layout.warnings.append(f"{shortened(tests)} of {inner} is taken for a class, since there is no train folder beside it")
     return layout
@@ -240,6 +242,20 @@ def _split_inside(classes: dict[str, list[Path]], inner: Path) -> list[str]:
     hold = f"{shortened(list(parted))} of {inner} {'holds' if len(parted) == 1 else 'hold'} {train} and {test} in the class"
     lay = f"{train}/{name}/... and {test}/{name}/... would be read as a split"
     return [f"{hold}, and both are read as one; {lay}"]
+
+
+def _too_high(classes: dict[str, list[Path]], inner: Path) -> list[str]:
+    """A warning of class folders that look like parts of a data set: most have the name of one, or all hold the same folders."""
+    named = [name for name in classes if PART.search(name)]
+    if len(named) > 1 and 2 * len(named) >= len(classes):
+        way = f"parts of a split are found under the names train and test, or one of them as folder:{inner / named[0]}"
+        return [f"{shortened(named)} of {inner} are taken for classes; {way}"]
+    below = [{parts[0] for file in files if len(parts := file.relative_to(inner / n).parts) > 1} for n, files in classes.items()]
+    common = set.intersection(*below) if len(below) > 1 else set()
+    if len(common) < 2:
+        return []
+    hold = f"all {len(classes)} class folders of {inner} hold the folders {shortened(sorted(common))}"
+    return [f"{hold}; their images count for the class that holds them, be they of other classes or masks"]
 
 
 def _beside_parts(search: Search, inner: Path, train: Path, layout: Layout) -> list[str]:

@@ -229,23 +229,26 @@ def _deep_tiff(path: Path, channels: int) -> Bands | None:
         low_is_white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         usual = colours in (1, 3) or (colours == 4 and page.photometric == tifffile.PHOTOMETRIC.SEPARATED)
         usual &= not (alpha and low_is_white)
-        if series.dtype in (np.uint8, bool) and series.ndim - ("S" in series.axes) == 2 and usual:
+        one_by_one = len(file.series) > 1 and len({(other.shape, other.dtype) for other in file.series}) == 1
+        stacked = one_by_one and series.ndim == 2  # pages of one band
+        if series.dtype in (np.uint8, bool) and series.ndim - ("S" in series.axes) == 2 and usual and not stacked:
             return None
         if (meant := getattr(page.photometric, "name", "")) in TIFF_NO_COLOURS:
             raise Misfit(f"a TIFF file whose {series.dtype.name} pixels are {meant}, no grey or RGB values")
         if len(file.pages) > 1 and series.ndim > 3:
             pages = f"{len(file.pages)} pages, each of shape {tuple(page.shape)}"
             raise Misfit(f"a TIFF file of {pages}; expected one page, or pages of one band: save each page as a file of its own")
-        if series.nbytes > MOST_COMPRESSED * path.stat().st_size:
+        if len(file.series) * series.nbytes > MOST_COMPRESSED * path.stat().st_size:
             raise ValueError(f"{series.nbytes} bytes of pixels in a file of {path.stat().st_size}")
         try:
-            array = series.asarray()
+            array = np.stack([other.asarray() for other in file.series]) if stacked else series.asarray()
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
             array = _compressed_band(path, series)
         tag = page.tags.get(ORIENTATION)
-        upright = _turned(bands_last(array, series.axes, channels), 1 if tag is None else int(tag.value))
+        axes = "C" * stacked + series.axes
+        upright = _turned(bands_last(array, axes, channels), 1 if tag is None else int(tag.value))
         return Bands(upright, alpha, low_is_white)
 
 
@@ -293,7 +296,9 @@ def bands_last(array: np.ndarray, axes: str, channels: int) -> np.ndarray:
 
 def _wrong_bands(bands: int, channels: int) -> Misfit:
     taken = "1 or 3" if channels in (1, 3) else str(channels)
-    return Misfit(f"{bands} bands, and --channels {channels} takes files of {taken}; --channels {bands} trains on all of them")
+    return Misfit(
+        f"{bands} bands, and --channels {channels} takes files of {taken}; training with --channels {bands} takes all of them"
+    )
 
 
 def _chosen_bands(array: np.ndarray, alpha: bool, channels: int) -> np.ndarray:
