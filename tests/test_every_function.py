@@ -111,7 +111,8 @@ def of_numpy(value):
     if type(value) in (tuple, list):
         return type(value)(map(of_numpy, value))
     if isinstance(value, int) and not isinstance(value, bool):
-        return numpy.int32(value) if abs(value) < 2**31 else numpy.int64(value)
+        kinds = (numpy.int8, numpy.uint8, numpy.int16, numpy.int32, numpy.int64)
+        return next(kind for kind in kinds if numpy.iinfo(kind).min <= value <= numpy.iinfo(kind).max)(value)
     return numpy.bool_(value) if isinstance(value, bool) else numpy.float32(value) if isinstance(value, float) else value
 
 

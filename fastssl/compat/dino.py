@@ -35,8 +35,8 @@ def cosine_scheduler(
     op = "cosine_scheduler"
     for name, value in (("base_value", base_value), ("final_value", final_value), ("start_warmup_value", start_warmup_value)):
         check_number(op, name, value)
-    for name, value, low in (("epochs", epochs, 1), ("niter_per_ep", niter_per_ep, 1), ("warmup_epochs", warmup_epochs, 0)):
-        check_whole(op, name, value, low)
+    counts = (("epochs", epochs, 1), ("niter_per_ep", niter_per_ep, 1), ("warmup_epochs", warmup_epochs, 0))
+    epochs, niter_per_ep, warmup_epochs = (check_whole(op, *named) for named in counts)
     if warmup_epochs > epochs:
         raise ValueError(f"{op}: warmup_epochs must be at most epochs = {epochs}, got {warmup_epochs}")
     warmup = warmup_epochs * niter_per_ep

@@ -204,8 +204,8 @@ def cosine_schedule(step: int, max_steps: int, start_value: float, end_value: fl
         TypeError, ValueError: naming the argument.
     """
     op = "cosine_schedule"
-    check_whole(op, "step", step, 0)
-    check_whole(op, "max_steps", max_steps, 0)
+    step = check_whole(op, "step", step, 0)
+    max_steps = check_whole(op, "max_steps", max_steps, 0)
     for name, value in (("start_value", start_value), ("end_value", end_value)):
         check_number(op, name, value)
     if period is not None:

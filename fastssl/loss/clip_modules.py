@@ -19,8 +19,8 @@ EXCHANGES = ("bidir", "shift", "reduce", "gather")
 
 
 def _check_place(op: str, rank: int, world: int) -> None:
-    check_whole(op, "world_size", world, 1)
-    check_whole(op, "rank", rank, 0)
+    world = check_whole(op, "world_size", world, 1)
+    rank = check_whole(op, "rank", rank, 0)
     if rank >= world:
         raise ValueError(f"{op}: rank must be below world_size = {world}, got {rank}")
 

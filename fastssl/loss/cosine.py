@@ -63,7 +63,7 @@ class NegativeCosineSimilarity(nn.Module):
 
     def __init__(self, dim: int = 1, eps: float = 1e-8):
         super().__init__()
-        check_whole("NegativeCosineSimilarity", "dim", dim, -(2**31))
+        dim = check_whole("NegativeCosineSimilarity", "dim", dim, -(2**31))
         check_number("NegativeCosineSimilarity", "eps", eps, 0.0)
         self.dim, self.eps = dim, eps
 

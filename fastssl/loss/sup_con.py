@@ -98,7 +98,7 @@ def _labelled(labels, ignore_label: int | None) -> Tensor | None:
     """(B,) bool, which labels are another than ``ignore_label``; None: all."""
     if ignore_label is None:
         return None
-    check_whole(_OP, "ignore_label", ignore_label, -(2**63), 2**63)
+    ignore_label = check_whole(_OP, "ignore_label", ignore_label, -(2**63), 2**63)
     if labels is None:
         raise ValueError(f"{_OP}: ignore_label was given without labels")
     if not _holds(labels.dtype, ignore_label):

@@ -48,9 +48,9 @@ def grid_mask(
         TypeError, ValueError: naming the argument.
     """
     op = "grid_mask"
-    check_whole(op, "rows", rows, 1)
+    rows = check_whole(op, "rows", rows, 1)
     height, width = check_grid(op, grid)
-    check_whole(op, "unit", unit, 1)
+    unit = check_whole(op, "unit", unit, 1)
     if height % unit or width % unit:
         raise ValueError(f"{op}: grid must be multiples of unit {unit}, got {(height, width)}")
     down, across = height // unit, width // unit
@@ -92,8 +92,7 @@ def tube_mask(
         TypeError, ValueError: naming the argument.
     """
     op = "tube_mask"
-    for name, number in (("rows", rows), ("frames", frames), ("length", length)):
-        check_whole(op, name, number, 1)
+    rows, frames, length = (check_whole(op, *named, 1) for named in (("rows", rows), ("frames", frames), ("length", length)))
     if frames * length >= 2**31:
         raise ValueError(f"{op}: frames x length must be below 2^31, got {frames} x {length}")
     random = {"noise": noise, "generator": generator, "seed": seed, "device": device}
@@ -159,15 +158,15 @@ def multi_block_mask(
         TypeError, ValueError: naming the argument. NotImplementedError: what has to be read is a fake or meta tensor.
     """
     op = "multi_block_mask"
-    check_whole(op, "rows", rows, 1)
+    rows = check_whole(op, "rows", rows, 1)
     height, width = check_grid(op, grid)
     if min(height, width) < 2:
         raise ValueError(f"{op}: grid must be at least 2 on each side, got {(height, width)}")
-    check_whole(op, "num_targets", num_targets, 1)
-    check_whole(op, "min_keep", min_keep, 1)
+    num_targets = check_whole(op, "num_targets", num_targets, 1)
+    min_keep = check_whole(op, "min_keep", min_keep, 1)
     least = min_keep
     if context_keep is not None:
-        check_whole(op, "context_keep", context_keep, 1)
+        context_keep = check_whole(op, "context_keep", context_keep, 1)
         least = max(min_keep, context_keep)
     for name, scale in (("target_scale", target_scale), ("context_scale", context_scale)):
         check_range(op, name, scale)

@@ -48,15 +48,15 @@ def span_mask(
         TypeError, ValueError: naming the argument.
     """
     op = "span_mask"
-    check_whole(op, "rows", rows, 1)
-    check_whole(op, "length", length, 1)
+    rows = check_whole(op, "rows", rows, 1)
+    length = check_whole(op, "length", length, 1)
     check_number(op, "probability", probability, 0.0)
     if probability > 1:
         raise ValueError(f"{op}: probability must be in [0, 1], got {probability}")
-    check_whole(op, "span", span, 1)
+    span = check_whole(op, "span", span, 1)
     if span > length:
         raise ValueError(f"{op}: span must be at most length {length}, got {span}")
-    check_whole(op, "min_masks", min_masks, 0)
+    min_masks = check_whole(op, "min_masks", min_masks, 0)
     device = check_place(op, device)
     if lengths is not None:
         _check_lengths(op, lengths, rows, length, device)

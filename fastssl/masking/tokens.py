@@ -25,7 +25,7 @@ def span_lengths(length: int, density: float = 0.15, mean_span: float = 3.0, *, 
         TypeError, ValueError: naming the argument.
     """
     op = "span_lengths"
-    check_whole(op, "length", length, 2)
+    length = check_whole(op, "length", length, 2)
     check_flag(op, "eos", eos)
     noise, spans = _noise(op, length, density, mean_span)
     return length - noise + spans + bool(eos), noise + spans + bool(eos)
@@ -81,12 +81,12 @@ def corrupt_spans(
     if length < 2:
         raise ValueError(f"{op}: ids must be (N, L) with at least 2 tokens in a row, got shape {tuple(ids.shape)}")
     noise, spans = _noise(op, length, density, mean_span)
-    check_whole(op, "sentinel_start", sentinel_start, 0, 2**63)
+    sentinel_start = check_whole(op, "sentinel_start", sentinel_start, 0, 2**63)
     if sentinel_start < spans - 1:
         least = f"{spans - 1} for {spans} spans of ids, density and mean_span"
         raise ValueError(f"{op}: sentinel_start must be at least {least}, got {sentinel_start}")
     if eos_id is not None:
-        check_whole(op, "eos_id", eos_id, 0, 2**63)
+        eos_id = check_whole(op, "eos_id", eos_id, 0, 2**63)
     seed = seed_of(op, seed, generator, ids.device, ("ids", ids))
     kept, hidden = _cut(rows, length - noise, spans, seed), _cut(rows, noise, spans, seed ^ _SECOND)
     starts = torch.stack([kept, hidden], 2).reshape(rows, -1).cumsum(1)[:, :-1]

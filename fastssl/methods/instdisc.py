@@ -51,7 +51,7 @@ class InstDisc(ImageMethod):
         momentum: float = 0.5,
         proximal_weight: float = 0.0,
     ):
-        check_whole("InstDisc", "num_samples", num_samples, 2)
+        num_samples = check_whole("InstDisc", "num_samples", num_samples, 2)
         check_widths("InstDisc", projection_dim=projection_dim)
         check_number("InstDisc", "momentum", momentum, 0.0, 1.0)
         check_number("InstDisc", "proximal_weight", proximal_weight, 0.0)

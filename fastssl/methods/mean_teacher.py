@@ -44,7 +44,7 @@ class MeanTeacher(TeacherMethod):
         final_momentum: float | None = 0.999,
         total_steps: int | None = None,
     ):
-        check_whole("MeanTeacher", "num_classes", num_classes, 2)
+        num_classes = check_whole("MeanTeacher", "num_classes", num_classes, 2)
         check_number("MeanTeacher", "consistency_weight", consistency_weight, 0.0)
         check_number("MeanTeacher", "ramp_up", ramp_up)
         if not 0 <= ramp_up <= 1:

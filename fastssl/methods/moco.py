@@ -73,8 +73,8 @@ class MoCo(TeacherMethod):
         check_positive("MoCo", temperature=temperature)
         check_widths("MoCo", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
         check_flags("MoCo", mlp=mlp, shuffle_bn=shuffle_bn, symmetric=symmetric)
-        check_whole("MoCo", "bn_splits", bn_splits, 1)
-        check_whole("MoCo", "queue_size", queue_size, 1)
+        bn_splits = check_whole("MoCo", "bn_splits", bn_splits, 1)
+        queue_size = check_whole("MoCo", "queue_size", queue_size, 1)
         if queue_dtype not in FLOATS:
             raise TypeError(f"MoCo: queue_dtype must be float32, bfloat16, float16 or float64, got {queue_dtype}")
         super().__init__(backbone, feature_dim, head, momentum, final_momentum, total_steps)

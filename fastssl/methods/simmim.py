@@ -49,7 +49,7 @@ class SimMIM(MaskedImages):
     ):
         super().__init__(backbone, pixel_mean, pixel_std)
         proj = backbone.patch_embed.proj
-        check_whole("SimMIM", "mask_size", mask_size, 0)
+        mask_size = check_whole("SimMIM", "mask_size", mask_size, 0)
         self.unit = mask_size // self.patch_size[0]
         if self.patch_size[0] != self.patch_size[1] or mask_size < 1 or mask_size % self.patch_size[0]:
             raise ValueError(f"SimMIM: mask_size must be a multiple of the patch size {self.patch_size}, got {mask_size}")

@@ -213,12 +213,13 @@ def as_scalar(value: float, device: torch.device) -> tuple[float, Tensor | None]
     return float(value), None
 
 
-def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> None:
-    """A whole number in [low, below)."""
+def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> int:
+    """A whole number in [low, below), as Python's: NumPy's small ones overflow in what follows."""
     if not is_whole(value):
         raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
     if not low <= value < below:
         raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {_shown(value)}")
+    return as_int(value)
 
 
 def check_range(op: str, name: str, pair) -> None:

@@ -64,7 +64,7 @@ def num_kept(length: int, mask_ratio: float, rounding: str = "keep_floor") -> in
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    check_whole("num_kept", "length", length, 1)
+    length = check_whole("num_kept", "length", length, 1)
     return kept_of("num_kept", length, mask_ratio, rounding)
 
 

@@ -195,7 +195,8 @@ def _call_multi(function, arguments: dict):
 
 
 def _multi_truth(decay, averaged, current):
-    _update_truth(current, averaged, decay)
+    lists = ([t] if isinstance(t, Tensor) else t for t in (current, averaged))  # a tensor alone is a list of it
+    _update_truth(*lists, decay)
 
 
 # --- schedules ---------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ def walk(value, change: Callable[[Tensor], Tensor], done: dict | None = None, nu
     done = {} if done is None else done
     if type(value) is int and not -(2**63) <= value < 2**63 and number is not None:
         return number(value)
+    if isinstance(value, np.generic) and number is not None:
+        return walk(value.item(), change, done, number)
     if isinstance(value, Tensor):
         if id(value) not in done:
             done[id(value)] = change(value)
