@@ -17,7 +17,7 @@ from fastssl.distributed import gather_rows
 from fastssl.loss.cosine import NegativeCosineSimilarity
 from fastssl.loss.nt_xent import DCLLoss, DCLWLoss, NTXentLoss
 from fastssl.loss.variants import nearest_neighbor
-from fastssl.ops._checks import as_int, check_matrix, check_number, check_whole
+from fastssl.ops._checks import as_python, check_matrix, check_number, check_whole
 from fastssl.ops._patches import check_floats, check_ids
 from fastssl.ops.embed_visible import embed_visible
 from fastssl.ops.gather_tokens import gather_tokens
@@ -145,7 +145,7 @@ class NNMemoryBankModule(MemoryBankModule):
 
 def _bank_size(op: str, size: int | Sequence[int]) -> tuple[int, ...]:
     alone = isinstance(size, (int, numpy.integer))
-    entries = (as_int(size),) if alone else tuple(map(as_int, size))
+    entries = (as_python(size),) if alone else tuple(map(as_python, size))
     if any(entry < 0 for entry in entries):
         raise ValueError(f"{op}: size must not be negative, got {size}")
     if alone and size > 0:

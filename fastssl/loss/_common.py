@@ -19,9 +19,9 @@ from fastssl.ops.softplus_sum import softplus_sum
 class RowStats(NamedTuple):
     """Of each row of a contrastive loss, without gradient: what MoCo's and CLIP's training scripts log.
 
-    ``rank`` is the number of negatives more similar than the positive, by more than rounding may make of an equal one
-    (``rank_bar``), so ``acc1`` is the share of rows with rank 0. Similarities are inner products as the loss saw them, before the
-    temperature.
+    ``rank`` is the number of negatives more similar than the positive, so ``acc1`` is the share of rows with rank 0. A negative
+    whose similarity exceeds the positive's by no more than rounding can explain does not count (``rank_bar``). Similarities are
+    inner products as the loss saw them, before the temperature.
     """
 
     loss: Tensor  # (N,)

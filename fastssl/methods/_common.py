@@ -4,7 +4,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import LARGEST, NUMBERS, check_dense, check_scalar, check_whole, readable
+from fastssl.ops._checks import LARGEST, NUMBERS, as_python, check_dense, check_scalar, check_whole, readable
 
 from ._encoder import check_encoder, features_of, find_feature_dim
 
@@ -77,7 +77,7 @@ def _number(name: str, argument: str, value: float | Tensor) -> float | None:
         return float(value.detach()) if readable(value) else None
     if isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{name}: {argument} must be a number, got {type(value).__name__}")
-    return value.item() if isinstance(value, numpy.generic) else value
+    return as_python(value)
 
 
 def check_positive(name: str, **values: float | Tensor) -> None:

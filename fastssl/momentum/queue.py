@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fastssl.distributed.gather import gather_rows, world_size
-from fastssl.ops._checks import FLOATS, INTEGERS, _shown, as_int, check_choice, check_flag, check_matrix, check_vector, is_whole
+from fastssl.ops._checks import FLOATS, INTEGERS, _shown, as_python, check_choice, check_flag, check_matrix, check_vector, is_whole
 from fastssl.ops.queue import push_keys
 
 
@@ -108,7 +108,7 @@ class MoCoQueue(nn.Module):
         self.queue: Tensor
         self.queue_ptr: Tensor
         self.queue_labels: Tensor | None
-        dim, size = as_int(dim), as_int(size)
+        dim, size = as_python(dim), as_python(size)
         keys = _random_keys(dim, size, dtype, 0) if layout == "dk" else _random_keys(size, dim, dtype, 1)
         self.register_buffer("queue", keys)
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
@@ -185,7 +185,7 @@ class MemoryBank(nn.Module):
         self.bank: Tensor
         self.bank_ptr: Tensor
         self.bank_labels: Tensor | None
-        size, dim = as_int(size), as_int(dim)
+        size, dim = as_python(size), as_python(dim)
         persistent = persistent and size > 0
         self.register_buffer("bank", _random_keys(size, dim or 0, dtype, 1), persistent)
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent)
@@ -199,7 +199,7 @@ class MemoryBank(nn.Module):
         check_flag("MemoryBank", "update", update)
         if len(self.bank) == 0:
             return output, None
-        with self._width_of(output):
+        with self._kept_where_refused():
             bank = self.read(output)
             if update:
                 bank = bank.clone()
@@ -220,7 +220,7 @@ class MemoryBank(nn.Module):
         """Writes output (N, D) and labels (N,) over the oldest rows, as ``MoCoQueue.push`` does; nothing happens for size 0."""
         if len(self.bank) == 0:
             return
-        with self._width_of(output):
+        with self._kept_where_refused():
             self._make_for(output)
             _push(
                 "MemoryBank",
@@ -236,8 +236,8 @@ class MemoryBank(nn.Module):
             )
 
     @contextmanager
-    def _width_of(self, output: Tensor) -> Iterator[None]:
-        """The bank may take the width and device of ``output`` in it; where it is left with an error, it has what it had."""
+    def _kept_where_refused(self) -> Iterator[None]:
+        """A bank that takes its width and device inside this context gives them back where the context ends with an error."""
         bank = self.bank
         try:
             yield

@@ -175,9 +175,9 @@ def is_whole(value) -> bool:
     return isinstance(value, WHOLES) and not isinstance(value, bool)
 
 
-def as_int(value):
-    """NumPy's whole numbers as Python's, which don't overflow; anything else as it is."""
-    return int(value) if isinstance(value, numpy.integer) else value
+def as_python(value):
+    """NumPy's scalars as Python's numbers, of which whole ones don't overflow; anything else as it is."""
+    return value.item() if isinstance(value, numpy.generic) else value
 
 
 def check_flag(op: str, name: str, value) -> None:
@@ -219,7 +219,7 @@ def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> int:
         raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
     if not low <= value < below:
         raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {_shown(value)}")
-    return as_int(value)
+    return as_python(value)
 
 
 def check_range(op: str, name: str, pair) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ._checks import FLOATS, as_int, check_dense, check_whole, is_whole, readable
+from ._checks import FLOATS, as_python, check_dense, check_whole, is_whole, readable
 
 
 def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | None = None) -> None:
@@ -64,7 +64,7 @@ def side_pair(op: str, name: str, value) -> tuple[int, int]:
         raise TypeError(f"{op}: {name} must be a whole number or a pair (height, width), got {value!r}")
     if not all(is_whole(side) and side >= 1 for side in pair):
         raise ValueError(f"{op}: {name} must be whole numbers of at least 1, got {value!r}")
-    return as_int(pair[0]), as_int(pair[1])
+    return as_python(pair[0]), as_python(pair[1])
 
 
 def patch_grid(op: str, images: Tensor, patch: tuple[int, int], by: str = "patch_size") -> tuple[int, int]:
@@ -91,9 +91,7 @@ def check_grid(op: str, grid) -> tuple[int, int]:
     """(h, w), whole numbers of at least 1, fewer than 2^31 patches."""
     if not isinstance(grid, (tuple, list)) or len(grid) != 2:
         raise TypeError(f"{op}: grid must be a pair (h, w), got {grid!r}")
-    for side in grid:
-        check_whole(op, "grid", side, 1)
-    height, width = map(as_int, grid)
+    height, width = (check_whole(op, "grid", side, 1) for side in grid)
     if height * width >= 2**31:
         raise ValueError(f"{op}: grid must have fewer than 2^31 patches, got {tuple(grid)}")
     return height, width

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ._checks import as_int, check_dense
+from ._checks import as_python, check_dense
 
 
 def check_place(op: str, device) -> torch.device | None:
@@ -63,7 +63,7 @@ def seed_tensor(op: str, seed, device: torch.device | None, by: str = "device") 
         if device is not None and not same_place(seed.device, device):
             raise ValueError(f"{op}: seed must be on {device}, got {seed.device} (follows from {by})")
         return seed.reshape(())
-    seed = as_int(seed)
+    seed = as_python(seed)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{op}: seed must be a whole number or a one-element int64 tensor, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:

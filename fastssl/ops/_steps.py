@@ -6,7 +6,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ._checks import LARGEST, NUMBERS, _shown, as_scalar, check_dense, device_scalar
+from ._checks import LARGEST, NUMBERS, _shown, as_python, as_scalar, check_dense, device_scalar
 from ._lists import bump_versions, laid_out
 
 
@@ -28,7 +28,7 @@ def step_scalar(
         value = value.item()
     elif isinstance(value, bool) or not isinstance(value, (int, numpy.integer) if whole else NUMBERS):
         raise TypeError(f"{op}: {name} must be {kind} or a one-element tensor, got {type(value).__name__}")
-    value = value.item() if isinstance(value, numpy.generic) else value
+    value = as_python(value)
     if not low <= value <= LARGEST:
         raise ValueError(f"{op}: {name} must be {'' if whole else 'finite and '}at least {low:g}, got {_shown(value)}")
     return as_scalar(value, device)
@@ -36,7 +36,7 @@ def step_scalar(
 
 def for_each_tensor(op: str, name: str, value, count: int, kind: type) -> list:
     """A bool or a number of at least 0 that float32 holds, or a sequence of ``count`` -> a list of ``count``, bools as 0 and 1."""
-    values = [v.item() if isinstance(v, numpy.generic) else v for v in (value if isinstance(value, Sequence) else [value])]
+    values = [as_python(item) for item in (value if isinstance(value, Sequence) else [value])]
     for item in values:
         if isinstance(item, bool) != (kind is bool) or not isinstance(item, (int, float)):
             wanted = "True or False" if kind is bool else "a number"

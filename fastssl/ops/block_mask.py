@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import as_int, check_dense, check_flag, check_range, check_whole, readable
+from ._checks import as_python, check_dense, check_flag, check_range, check_whole, readable
 from ._patches import check_grid
 from ._random import check_place, same_place, seed_of
 from ._register import define_op
@@ -79,14 +79,13 @@ def block_mask(
         TypeError, ValueError: naming the argument.
     """
     op = "block_mask"
-    rows, num_masked, min_block = check_whole(op, "rows", rows, 1), as_int(num_masked), as_int(min_block)
+    rows, num_masked, min_block = check_whole(op, "rows", rows, 1), as_python(num_masked), as_python(min_block)
     height, width = check_grid(op, grid)
     if max(height, width) > SIDE:
         raise ValueError(f"{op}: grid must be at most {SIDE} on each side, got {(height, width)}")
     patches = height * width
     device = _check_goals(op, num_masked, rows, patches, check_place(op, device))
-    least = 4 if min_block is None else min_block
-    least = check_whole(op, "min_block", least, 1)
+    least = check_whole(op, "min_block", 4 if min_block is None else min_block, 1)
     attempts = check_whole(op, "attempts", attempts, 1, 2**20)
     if max_block is not None:
         max_block = check_whole(op, "max_block", max_block, 1)

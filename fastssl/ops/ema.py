@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import NUMBERS, _shown, as_int, as_scalar, check_choice, check_dense, device_scalar
+from ._checks import NUMBERS, _shown, as_python, as_scalar, check_choice, check_dense, device_scalar
 from ._lists import bump_versions, check_lists, check_scalars, laid_out
 from ._register import define_op
 
@@ -116,7 +116,7 @@ def _seed(op: str, seed: int | Tensor, device: torch.device) -> tuple[int, Tenso
             got = f"{seed.dtype} {tuple(seed.shape)} on {seed.device}"
             raise ValueError(f"{op}: seed must be an integer or a one-element int64 tensor on {device}, got {got}")
         return 0, seed.detach().reshape(())
-    seed = as_int(seed)
+    seed = as_python(seed)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{op}: seed must be an integer or a one-element int64 tensor, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastssl.reference.mask_ids import mask_ids as by_sorting
 
-from ._checks import FLOATS, as_int, check_choice, check_dense, check_number, check_whole, is_whole
+from ._checks import FLOATS, as_python, check_choice, check_dense, check_number, check_whole, is_whole
 from ._random import check_generator, check_mode, check_place, same_place, seed_tensor, uniform
 from ._register import define_op
 
@@ -145,7 +145,7 @@ def draw_ids(
     rows, length = check_size(op, size)
     if (noise is not None) + (generator is not None) + (seed is not None) > 1:
         raise ValueError(f"{op}: only one of noise, generator and seed can be given")
-    keep = kept_of(op, length, mask_ratio, rounding) if num_keep is None else as_int(num_keep)
+    keep = kept_of(op, length, mask_ratio, rounding) if num_keep is None else as_python(num_keep)
     if not is_whole(keep) or not 0 <= keep <= length:
         raise ValueError(f"{op}: num_keep must be a whole number in [0, {length}], got {num_keep!r} (follows from {by})")
     device = check_place(op, device)
@@ -176,7 +176,7 @@ def check_size(op: str, size) -> tuple[int, int]:
             raise ValueError(f"{op}: size must be (N, L), whole numbers of at least 1, got {tuple(size)}")
     if size[0] >= 2**31 or size[1] >= 2**31:
         raise ValueError(f"{op}: size must be below 2^31 on each side, got {tuple(size)}")
-    return as_int(size[0]), as_int(size[1])
+    return as_python(size[0]), as_python(size[1])
 
 
 def check_noise(op: str, noise, rows: int, length: int, by: str, device: torch.device | None, placed_by: str = "device") -> None:

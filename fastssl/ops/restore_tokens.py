@@ -11,7 +11,7 @@ makes four full copies and an index of 8 bytes for each element.
 import torch
 from torch import Tensor
 
-from ._checks import as_int, check_dense, is_whole, readable
+from ._checks import as_python, check_dense, is_whole, readable
 from ._patches import check_floats, check_ids, check_part, dense_rows, trackable
 from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
 
@@ -87,7 +87,7 @@ def restore_tokens(
     n, tokens, width = x.shape
     check_dense(op, "ids_restore", ids_restore, "an int64 tensor (N, L)")
     length = ids_restore.shape[-1] if ids_restore.dim() else 0
-    prefix = as_int(num_prefix_tokens)
+    prefix = as_python(num_prefix_tokens)
     if not is_whole(prefix) or not 0 <= prefix <= tokens:
         raise ValueError(f"{op}: num_prefix_tokens must be a whole number in [0, {tokens}], got {prefix!r} (follows from x)")
     if length < 1 or tokens - prefix > length:

@@ -87,9 +87,11 @@ class AdamW(ListOptimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         """As torch's; a state that no AdamW can have left is refused, and nothing is loaded."""
         for index, state in state_dict["state"].items():
-            if missing := {"step", "exp_avg", "exp_avg_sq"} - state.keys() if state else None:
+            if not state:
+                continue
+            if missing := {"step", "exp_avg", "exp_avg_sq"} - state.keys():
                 raise ValueError(f"AdamW: state_dict must hold {', '.join(sorted(missing))} of parameter {index}")
-            if state and not torch.as_tensor(state["step"]).item() >= 0:
+            if not torch.as_tensor(state["step"]).item() >= 0:  # NaN too
                 raise ValueError(f"AdamW: state_dict must hold a step of at least 0, got {state['step']} of parameter {index}")
         super().load_state_dict(state_dict)
 

@@ -214,23 +214,29 @@ def _of_one(search: Search, root: Path, inner: Path, test: list[Path]) -> Layout
     if tests and len(tests) == len(classes):
         raise UsageError(f"--data folder:{root}: {shortened(tests)} but no train folder; to learn from it, name {test[0]} itself")
     layout = _parted(classes or {root.name: flat}, root.name)
+    split_inside = _split_inside(classes, inner)
     if len(classes) == 1:
         ((name, files),) = classes.items()
-        deeper = {parts[0] for file in files if len(parts := file.relative_to(inner / name).parts) > 1}
-        if len(deeper) > 1 and not _split_inside(classes, inner):
+        deeper = _folders_in(inner / name, files)
+        if len(deeper) > 1 and not split_inside:
             below = f"{shortened(sorted(deeper))} are folders in it; folder:{inner / name} would take them for classes"
             layout.warnings.append(f"all images are of one class, {name}: {below}")
-    layout.warnings += _split_inside(classes, inner) or _too_high(classes, inner)
+    layout.warnings += split_inside or _too_high(classes, inner)
     if tests:
         layout.warnings.append(f"{shortened(tests)} of {inner} is taken for a class, since there is no train folder beside it")
     return layout
+
+
+def _folders_in(folder: Path, files: list[Path]) -> list[str]:
+    """Names of the subfolders of ``folder`` that the files lie below, in their order."""
+    return list(dict.fromkeys(parts[0] for file in files if len(parts := file.relative_to(folder).parts) > 1))
 
 
 def _split_inside(classes: dict[str, list[Path]], inner: Path) -> list[str]:
     """A warning of class folders that each hold a training and a test part, which are read as one."""
     parted = {}
     for name, files in classes.items():
-        below = dict.fromkeys(parts[0] for file in files if len(parts := file.relative_to(inner / name).parts) > 1)
+        below = _folders_in(inner / name, files)
         parts = [next((part for part in below if part.lower() in names), None) for names in (TRAIN, TEST)]
         if None not in parts:
             parted[name] = parts
@@ -250,7 +256,7 @@ def _too_high(classes: dict[str, list[Path]], inner: Path) -> list[str]:
     if len(named) > 1 and 2 * len(named) >= len(classes):
         way = f"parts of a split are found under the names train and test, or one of them as folder:{inner / named[0]}"
         return [f"{shortened(named)} of {inner} are taken for classes; {way}"]
-    below = [{parts[0] for file in files if len(parts := file.relative_to(inner / n).parts) > 1} for n, files in classes.items()]
+    below = [set(_folders_in(inner / name, files)) for name, files in classes.items()]
     common = set.intersection(*below) if len(below) > 1 else set()
     if len(common) < 2:
         return []
