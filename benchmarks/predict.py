@@ -186,19 +186,20 @@ def _markdown(head: tuple, lines: list[tuple]) -> str:
 
 
 def predictions() -> str:
-    """Every work and GPU shape: the time of its least FLOPs or bytes, the predicted time, and the target."""
+    """Every work and GPU shape: the time of its least FLOPs or bytes and the predicted time on each kind of GPU, and the target."""
+    from benchmarks.rates import H100, H200
     from benchmarks.registry import WORKS
     from benchmarks.report import ms_text
-    from benchmarks.work import H200_BYTES_PER_S, H200_FLOP_PER_S, shape_name
+    from benchmarks.work import shape_name
 
-    lines = []
+    kinds, lines = (H100, H200), []
     for work in WORKS.values():
         for shape in work.gpu:
-            moved = work.case.bytes(shape, work.dtype(torch.bfloat16).itemsize) / H200_BYTES_PER_S
-            limit = 1e3 * max(work.case.flops(shape) / H200_FLOP_PER_S, moved)
+            times = [ms_text(of(shape, rates)) for of in (work.least_ms, work.predicted_ms) for rates in kinds]
             targets = ", ".join(str(t) for t in work.gpu_targets if t.shape == shape and t.kind == "ms")
-            lines.append((work.name, shape_name(shape), ms_text(limit), ms_text(work.predicted_ms(shape)), targets))
-    return _markdown(("work", "shape", "limit", "predicted", "target"), lines)
+            lines.append((work.name, shape_name(shape), *times, targets))
+    heads = (f"{what}, {rates.name}" for what in ("limit", "predicted") for rates in kinds)
+    return _markdown(("work", "shape", *heads, "target"), lines)
 
 
 def table(found: list[dict]) -> str:

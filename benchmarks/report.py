@@ -115,7 +115,7 @@ def case_table(found: dict, case: dict) -> str:
         f"### {found['title']}, {shape_text(case['shape'])} ({found['axes']}), {case['dtype']}",
         "",
         f"Limit {ms_text(case['limit_ms'])}: {case['limit_is']}. {measured}."
-        + (f" Predicted for an H200: {ms_text(case['predicted_ms'])}." if "predicted_ms" in case else ""),
+        + (f" Predicted for an {case['predicted_for']}: {ms_text(case['predicted_ms'])}." if "predicted_ms" in case else ""),
         "",
         markdown(columns(case), [entry_row(entry) for entry in case["entries"] if entry["status"] in _TRIED]),
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, memory, timing
+from benchmarks import machine, memory, rates, timing
 from benchmarks.peers import NAMES, implementation, load
 from benchmarks.prepared import Prepared, prepare, release
 from benchmarks.work import Target, Update, Work, shape_name
@@ -140,22 +140,30 @@ def _memories(entries, turns, prepared: Prepared, say) -> None:
         entries[name] |= {"peak_mb": peak} if reason == "" else {"peak_reason": reason}
 
 
+def device_ms(entry: dict) -> tuple[float | None, str]:
+    """(ms, how measured): the replay of a graph where there is one, which waits for no host; else a call."""
+    return (entry["graph_ms"], "CUDA graph") if "graph_ms" in entry else (entry.get("ms"), "")
+
+
 def judge(target: Target, entries: dict[str, dict], limit_ms: float | None) -> dict:
-    """{"target", "got", "met"}; "got" is text, "met" None where it could not be decided."""
+    """{"target", "got", "met"}; "got" is text, "met" None where it could not be decided. Times in ms or limits: ``device_ms``."""
     ours = entries.get(OURS, {})
     got: float | None = None
+    how = ""
     against = {"times_faster": "ms", "not_slower": "ms", "times_less_memory": "peak_mb"}.get(target.kind)
     if against:
         peer = entries.get(target.peer, {})
         got = peer[against] / max(ours[against], 1e-9) if against in peer and against in ours else None
-    elif target.kind == "times_limit" and limit_ms and "ms" in ours:
-        got = ours["ms"] / limit_ms
-    elif target.kind in ("ms", "peak_mb", "launches"):
+    elif target.kind == "ms" or (target.kind == "times_limit" and limit_ms):
+        got, how = device_ms(ours)
+        got = got / limit_ms if target.kind == "times_limit" and got is not None else got
+    elif target.kind in ("peak_mb", "launches"):
         got = ours.get(target.kind)
     elif target.kind == "runs" and ours:
         got = float(ours["status"] == "ok")
     met = None if got is None else got >= target.value if against or target.kind == "runs" else got <= target.value
     shown = "not measured" if got is None else ("yes" if got else "no") if target.kind == "runs" else f"{got:.3g}"
+    shown += f", {how}" if how else ""
     return {"target": str(target), "got": shown, "met": met}
 
 
@@ -207,7 +215,8 @@ def _case_json(prepared: Prepared, stamp, entries, limit_ms, limit_is) -> dict:
         "targets": [judge(t, entries, limit_ms) for t in targets if t.shape == tuple(shape) and t.dtype == dtype],
     }
     if prepared.device == "cuda":
-        case["predicted_ms"] = work.predicted_ms(shape)
+        known = rates.of_device(torch.cuda.get_device_name())
+        case |= {"predicted_ms": work.predicted_ms(shape, known), "predicted_for": known.name}
     return case
 
 
@@ -226,11 +235,18 @@ def result(work: Work | Update, device: str, cases: list[dict]) -> dict:
 
 
 def save(found: dict, folder: Path) -> Path:
-    """Writes ``folder/<work>.json``; cases of other shapes or dtypes that the file already had stay, with their own dates."""
+    """Writes ``folder/<work>.json``; cases of other shapes or dtypes that the file already had stay, with their own dates.
+
+    ValueError where the file is another machine's: its cases would be taken for this one's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{found['work']}.json"
     key = lambda case: (case["dtype"], case["rows"], *case["shape"])  # noqa: E731
-    cases = {key(case): case for case in read(path)["cases"]} if path.exists() else {}
+    before = read(path) if path.exists() else {"cases": []}
+    slugs = [file["machine"]["slug"] for file in (before, found) if "machine" in file]
+    if len(set(slugs)) > 1:
+        raise ValueError(f"bench: {path} was measured on {slugs[0]}, this is {slugs[1]}; give each machine a folder of its own")
+    cases = {key(case): case for case in before["cases"]}
     cases |= {key(case): case for case in found["cases"]}
     part = path.with_suffix(".part")  # a process that is stopped here leaves the old file whole
     part.write_text(json.dumps(found | {"cases": [cases[k] for k in sorted(cases)]}, indent=1) + "\n")

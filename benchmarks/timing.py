@@ -19,6 +19,8 @@ MAX_TURNS = 200
 _PRODUCT_ELEMENTS = 1 << 26
 #: Bytes of the buffer whose passes give the memory rate of a CPU: larger amounts are scaled.
 _PASS_BYTES = 1 << 28
+#: float32 numbers of a copy out of L2 into L2: 12.6 MB each way.
+L2_ELEMENTS = 3 << 20
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,13 @@ def memory_call(moved: float) -> tuple[Callable[[], object], float]:
     return call, moved / (2 * buffer.nbytes)
 
 
-def gpu_memory_rate(size: int = 1 << 29, rounds: int = 9) -> float:
+def gpu_memory_rate(size: int = 1 << 29, rounds: int = 9, repeats: int = 3) -> float:
     """Bytes/s, read and written, of a copy between two buffers of ``size`` float32 numbers."""
     source = torch.randn(size, device="cuda")
     out = torch.empty_like(source)
     call = lambda: out.copy_(source)  # noqa: E731
     call()
-    ms = statistics.median(once_ms(call, "cuda", 3) for _ in range(rounds))
+    ms = statistics.median(once_ms(call, "cuda", repeats) for _ in range(rounds))
     return 2.0 * source.nbytes / (ms * 1e-3)
 
 

@@ -7,15 +7,14 @@ from functools import partial
 import torch
 
 from benchmarks import gate, predict
+from benchmarks.rates import H200, Rates
 from fastssl.testing.cases import OpCase
 from fastssl.testing.updates import MODELS, State, Step, UpdateCase, copied
 
 #: Sizes, or the name of a model.
 Shape = tuple[int | str, ...]
-#: Rates of an H200, measured: the bfloat16 product of an 8192 cube, and a large copy, bytes read and written.
-H200_FLOP_PER_S, H200_BYTES_PER_S = 790e12, 4.3e12
-#: Of an H200, not measured: its matrix units at 1.755 GHz, reads out of L2, and the launches of a loss forward and backward.
-H200_MATRIX_FLOP_PER_S, H200_L2_BYTES_PER_S, STEP_MS = 132 * 4096 * 1.755e9, 5.5e12, 0.02
+#: Launches of a loss forward and backward, not measured.
+STEP_MS = 0.02
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,20 @@ class Plan:
     tiles: tuple[tuple[str, float], ...]
     chunks: tuple[float, float]
 
-    def ms(self, product: tuple[int, int, int], sweep_flops: float) -> float:
+    def ms(self, product: tuple[int, int, int], sweep_flops: float, rates: Rates) -> float:
         n, m, d = product
         if d > 256:
             sweeps, moved = self.chunks
-            seconds = sweeps * sweep_flops / H200_FLOP_PER_S + moved * n * m / H200_L2_BYTES_PER_S
+            seconds = sweeps * sweep_flops / rates.flop_per_s + moved * n * m / rates.l2_bytes_per_s
         else:
-            rates = {kernel: min(predict.share(kernel, d) * H200_MATRIX_FLOP_PER_S, H200_FLOP_PER_S) for kernel, _ in self.tiles}
-            seconds = sum(sweeps * sweep_flops / rates[kernel] for kernel, sweeps in self.tiles)
+            reached = {k: min(predict.share(k, d) * rates.matrix_flop_per_s, rates.flop_per_s) for k, _ in self.tiles}
+            seconds = sum(sweeps * sweep_flops / reached[kernel] for kernel, sweeps in self.tiles)
         return 1e3 * seconds + STEP_MS
+
+
+def _least_ms(work: "Work | Update", shape: Shape, rates: Rates) -> float:
+    moved = work.case.bytes(shape, work.dtype(torch.bfloat16).itemsize)
+    return 1e3 * max(moved / rates.bytes_per_s, work.case.flops(shape) / rates.flop_per_s)
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,13 @@ class Work:
         n, m, d = self.product(shape)
         return 2.0 * n * m * d
 
-    def predicted_ms(self, shape: Shape) -> float:
-        """ms on an H200, of the whole step: ``gpu_plan``."""
-        return self.gpu_plan.ms(self.product(shape), self.sweep_flops(shape))
+    def least_ms(self, shape: Shape, rates: Rates = H200) -> float:
+        """ms in which a GPU could do the step's least FLOPs, or move its least bytes, in 16 bits."""
+        return _least_ms(self, shape, rates)
+
+    def predicted_ms(self, shape: Shape, rates: Rates = H200) -> float:
+        """ms on a GPU of these rates, of the whole step: ``gpu_plan``."""
+        return self.gpu_plan.ms(self.product(shape), self.sweep_flops(shape), rates)
 
     def turn(self, call: Callable, shape: Shape, dtype: torch.dtype) -> Callable[[], object]:
         """One forward and backward of an implementation on inputs of its own, on the CPU."""
@@ -158,10 +166,13 @@ class Update:
         n, m, d = self.product(shape)
         return 2.0 * n * m * d
 
-    def predicted_ms(self, shape: Shape) -> float:
-        """ms on an H200: the bytes at the rate of its memory, and the FLOPs at that of its matrix product."""
-        moved = self.case.bytes(shape, self.dtype(torch.bfloat16).itemsize)
-        return 1e3 * max(moved / H200_BYTES_PER_S, self.case.flops(shape) / H200_FLOP_PER_S)
+    def least_ms(self, shape: Shape, rates: Rates = H200) -> float:
+        """ms in which a GPU could move the step's least bytes, or do its FLOPs, in the narrowest dtype it is measured in."""
+        return _least_ms(self, shape, rates)
+
+    def predicted_ms(self, shape: Shape, rates: Rates = H200) -> float:
+        """ms on a GPU of these rates: no more than the step's least."""
+        return self.least_ms(shape, rates)
 
     def own(self, state: State) -> State:
         """The state of one implementation: copies of what its steps may change, the rest shared."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import memory, peers, plots, report, runner, timing
+from benchmarks import machine, memory, peers, plots, rates, report, runner, timing
+from benchmarks.prepared import prepare
 from benchmarks.registry import WORKS, Target, parse_shape
 from fastssl import bench
 from fastssl.testing.updates import MODELS, as_module, copied, elements
@@ -141,6 +142,7 @@ def test_bytes_and_predictions_by_hand():
     assert 1e3 * EMA.predicted_ms(("vit_l16",)) == pytest.approx(849, abs=1)
     assert 1e3 * EMA.predicted_ms(("resnet50",)) == pytest.approx(71, abs=1)
     assert 1e3 * WORKS["lars"].predicted_ms(("resnet50",)) == pytest.approx(166, abs=1)
+    assert 1e3 * EMA.predicted_ms(("vit_l16",), rates.H100) == pytest.approx(1217, abs=1), "its memory is slower"
     assert 1e3 * MOCO.predicted_ms((256, 65536, 128)) == pytest.approx(10.9, abs=0.1)
     assert QUEUE.case.bytes((256, 65536, 128), 4) == 2 * 256 * 128 * 4
     assert timing.memory_call(1 << 20)[1] == 1 and timing.memory_call(float(1 << 31))[1] == 4
@@ -193,6 +195,43 @@ def test_targets_of_updates_are_judged():
     as_fast, one = Target(("tiny",), "not_slower", 0.97, "eager"), Target(("tiny",), "launches", 1)
     assert runner.judge(as_fast, entries, 5.0) == {"target": str(as_fast), "got": "0.98", "met": True}
     assert runner.judge(one, entries, 5.0)["met"] is False and runner.judge(one, {"fastssl": {"status": "ok"}}, 5.0)["met"] is None
+
+
+def test_times_are_judged_on_the_replay_of_a_graph_where_there_is_one():
+    """A short step waits for the host in a plain call: 0.31 ms where the device needs 0.2."""
+    within, at_limit = Target(("tiny",), "ms", 0.26), Target(("tiny",), "times_limit", 1.1)
+    plain = {"status": "ok", "ms": 0.31}
+    for target, call, replay in ((within, "0.31", "0.2"), (at_limit, "1.55", "1")):
+        assert runner.judge(target, {"fastssl": plain}, 0.2) == {"target": str(target), "got": call, "met": False}
+        found = runner.judge(target, {"fastssl": plain | {"graph_ms": 0.2}}, 0.2)
+        assert found == {"target": str(target), "got": f"{replay}, CUDA graph", "met": True}
+        assert runner.judge(target, {"fastssl": {"status": "wrong"}}, 0.2)["met"] is None
+    peer = {"eager": {"status": "ok", "ms": 0.62, "graph_ms": 0.2}}
+    found = runner.judge(Target(("tiny",), "times_faster", 2, "eager"), {"fastssl": plain | {"graph_ms": 0.2}} | peer, 0.2)
+    assert found["got"] == "2", "against a peer both are plain calls, as people run them"
+
+
+def test_an_h100_and_an_h200_are_told_apart(tmp_path, monkeypatch):
+    names = {"NVIDIA H100 80GB HBM3": rates.H100, "NVIDIA H200": rates.H200}
+    assert names == rates.KNOWN and rates.H100.bytes_per_s < 0.8 * rates.H200.bytes_per_s
+    monkeypatch.setattr(rates, "measured", lambda name: rates.Rates(name, 1e14, 1e12, 1e14, 1e12))
+    for other in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA L4"):
+        assert rates.of_device(other).name == other, "not taken for its relative"
+    prepared = prepare(EMA, ("tiny",), FAST)
+    times = []
+    for name, known in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        object.__setattr__(prepared, "device", "cuda")
+        case = runner._case_json(prepared, {"date": "2026-11-28", "commit": "abc", "load": 0.0}, {}, 1.0, "a copy")
+        assert case["predicted_for"] == known.name and case["predicted_ms"] == EMA.predicted_ms(("tiny",), known)
+        assert f"Predicted for an {known.name}: " in report.case_table({"title": "EMA", "axes": "model"}, case)
+        times.append(case["predicted_ms"])
+        found = {"schema": runner.SCHEMA, "work": "ema", "machine": {"slug": machine.slug("cuda")}, "cases": [case]}
+        runner.save(found, tmp_path / machine.slug("cuda"))
+    assert times[0] / times[1] == pytest.approx(4.3 / 3.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nvidia-h100-80gb-hbm3", "nvidia-h200"]
+    with pytest.raises(ValueError, match="measured on nvidia-h100-80gb-hbm3, this is nvidia-h200"):
+        runner.save(found, tmp_path / "nvidia-h100-80gb-hbm3")
 
 
 def test_results_become_tables_a_picture_and_readme_rows(tmp_path):
