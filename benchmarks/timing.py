@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fastssl.graphs import record
+
 SHORT_MS = 50.0
 GPU_TURN_MS = 2.0
 MAX_TURNS = 200
@@ -169,15 +171,7 @@ def gpu_product_rate(dtype: torch.dtype, size: int = 8192, rounds: int = 9) -> f
 def capture_graph(call: Callable[[], object]) -> tuple[Callable[[], object] | None, str]:
     """(replay, "") of a CUDA graph of the call, or (None, reason) where it cannot be captured."""
     try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
+        graph, _ = record(call, lambda: [call() for _ in range(3)])
         graph.replay()
         torch.cuda.synchronize()
     except Exception as error:  # any library's code runs here; the reason is the result

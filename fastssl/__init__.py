@@ -1,6 +1,6 @@
 """fastssl: fused kernels for self-supervised learning. Importing it compiles nothing and touches no GPU."""
 
-from . import functional, loss, masking, methods, momentum, optim
+from . import functional, graphs, loss, masking, methods, momentum, optim
 from ._version import __version__
 from .functional import *  # noqa: F403
 from .functional import __all__ as _functions
@@ -8,4 +8,5 @@ from .loss import LocalRowsWarning
 from .ops import _flops  # noqa: F401
 from .patch import patch
 
-__all__ = ["LocalRowsWarning", "__version__", "functional", "loss", "masking", "methods", "momentum", "optim", "patch", *_functions]
+__all__ = ["LocalRowsWarning", "__version__", *_functions]
+__all__ += ["functional", "graphs", "loss", "masking", "methods", "momentum", "optim", "patch"]

@@ -13,6 +13,7 @@ HERE = Path(__file__).resolve().parent / "gpu"
 #: A few tests of each file; all of them:  python tests/gpu/rehearse.py
 CHOSEN = {
     "test_cuda.py": "(nt_xent-65x20 and float32 and high) or graph_and_replayed[moco] or host[sup_con]",
+    "test_graphs_gpu.py": "test",
     "test_large.py": "queue or a_step or lse or ids_beyond",
     "test_layouts_gpu.py": "mixed",
     "test_masking_gpu.py": "replays or waits",

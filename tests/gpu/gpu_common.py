@@ -37,17 +37,3 @@ def no_sync():
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def captured(call, warm=None):
-    """A graph of ``call`` and what it returned, after ``warm`` (or the call itself) has run on a stream of its own."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        (warm or call)()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
-    return graph, out

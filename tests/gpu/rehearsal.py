@@ -153,6 +153,9 @@ class Graph:
         self.calls.append((func, args, kwargs, made))
         return out
 
+    def pool(self) -> tuple[int, int]:
+        return 0, 0  # every graph has its own memory here
+
     def end(self) -> None:
         for storage, copy in self.before.values():
             storage.copy_(copy)
@@ -183,9 +186,9 @@ def capture(graph: Graph, *_, **__):
 # --- the beginning --------------------------------------------------------------------------------------------------------------
 
 
-def set_sync_debug_mode(mode: str) -> None:
-    assert mode in ("default", "warn", "error")
-    state.strict = mode == "error"
+def set_sync_debug_mode(mode: str | int) -> None:
+    assert mode in ("default", "warn", "error", 0, 2)
+    state.strict = mode in ("error", 2)
 
 
 def start() -> None:
@@ -199,6 +202,9 @@ def start() -> None:
         "_lazy_init": lambda: None,
         "synchronize": lambda *_: None,
         "set_sync_debug_mode": set_sync_debug_mode,
+        "get_sync_debug_mode": lambda: 2 * state.strict,
+        "device": lambda _: nullcontext(),
+        "current_device": lambda: 0,
         "Stream": Stream,
         "stream": lambda s: nullcontext(s),
         "current_stream": lambda *_: stream,

@@ -5,9 +5,10 @@ Run by ``python -m benchmarks.gpu`` and by ``pytest`` where a GPU is; skipped el
 
 import pytest
 import torch
-from gpu_common import captured, no_sync, rounded
+from gpu_common import no_sync, rounded
 
 from fastssl.functional import moco_loss, nt_xent, similarity_lse
+from fastssl.graphs import record
 from fastssl.ops._register import OWNERS
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 from fastssl.ops.similarity_cross import similarity_cross
@@ -129,7 +130,7 @@ def trained(case, seed=0):
 def test_a_step_is_captured_in_a_graph_and_replayed(name):
     case = CASES[name]
     inputs = trained(case)
-    graph, (out, grads) = captured(lambda: step(case, inputs))
+    graph, (out, grads) = record(lambda: step(case, inputs))
     for t, fresh in zip(inputs.values(), trained(case, seed=9).values(), strict=True):
         t.data.copy_(fresh.data)
     graph.replay()

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from gpu_common import captured, no_sync, odd, same
+from gpu_common import no_sync, odd, same
 
 from fastssl.functional import embed_visible, gather_tokens, mask_ids, masked_patch_loss, random_masking, restore_tokens
+from fastssl.graphs import record
 from fastssl.ops._register import OWNERS, why_not_cuda
 from fastssl.testing import masking as eager
 from fastssl.testing.compare import assert_no_worse
@@ -211,7 +212,7 @@ def test_replays_of_a_graph_draw_new_masks():
     """The seed is read on the device: each replay is the step outside the graph with the same seed."""
     inputs = step_inputs()
     seed, outside = inputs[-1], torch.zeros_like(inputs[-1])
-    graph, captured_step = captured(lambda: step(*inputs))
+    graph, captured_step = record(lambda: step(*inputs))
     losses = set()
     for turn in range(5):
         seed.fill_(turn)

@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from gpu_common import captured, no_sync
+from gpu_common import no_sync
 
+from fastssl.graphs import record
 from fastssl.masking import block_mask, corrupt_spans, grid_mask, mask_tokens, multi_block_mask, span_mask, tube_mask
 from fastssl.ops._register import OWNERS
 from fastssl.ops.block_mask import _aspects
@@ -108,7 +109,7 @@ def test_one_launch(op, kernels_of):
 @each_call
 def test_a_graph_reads_the_seed_anew(call):
     seed = seed_of(1)
-    graph, out = captured(lambda: call(seed))
+    graph, out = record(lambda: call(seed))
     for number in (5, 6):
         seed.fill_(number)
         graph.replay()

@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from gpu_common import captured, no_sync, on_gpu, same
+from gpu_common import no_sync, on_gpu, same
 
+from fastssl.graphs import record
 from fastssl.ops._register import OWNERS
 from fastssl.ops.adamw import adamw_
 from fastssl.ops.lars import FORMS, lars_
@@ -88,7 +89,7 @@ def test_a_step_in_a_graph_reads_rate_and_count_anew(make):
 
     (params, rate, optimizer), (others, other_rate, other) = start(), start()
     other.step()
-    graph, _ = captured(optimizer.step)
+    graph, _ = record(optimizer.step)
     for turn in range(4):
         for r in (rate, other_rate):
             r.fill_(0.1 / (turn + 1))

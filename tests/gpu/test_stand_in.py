@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
-from gpu_common import captured, no_sync
+from gpu_common import no_sync
 from torch import nn
+
+from fastssl.graphs import record
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -49,7 +51,7 @@ def test_a_wait_is_refused():
 
 def test_a_graph_does_nothing_until_it_is_replayed():
     count, given = torch.zeros((), device="cuda"), torch.ones((), device="cuda")
-    graph, twice = captured(lambda: count.add_(given) * 2, warm=lambda: None)
+    graph, twice = record(lambda: count.add_(given) * 2, warm=lambda: None)
     assert count.item() == 0
     for turn in range(1, 4):
         given.fill_(turn)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu_common import captured, no_sync, odd, on_gpu, same
+from gpu_common import no_sync, odd, on_gpu, same
 
 from fastssl.functional import ema_update_, moco_loss, queue_push_
+from fastssl.graphs import record
 from fastssl.ops._register import OWNERS, why_not_cuda
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -144,7 +145,7 @@ def test_a_push_between_loss_and_backward_is_captured():
         queue_push_(queue, ptr, key)
         return (*torch.autograd.grad(loss, query), loss)
 
-    graph, (gradient, loss) = captured(lambda: step(queue, ptr), warm=lambda: step(queue.clone(), ptr.clone()))
+    graph, (gradient, loss) = record(lambda: step(queue, ptr), warm=lambda: step(queue.clone(), ptr.clone()))
     for _ in range(20):
         graph.replay()
         expected_gradient, expected_loss = step(outside, outside_ptr)
