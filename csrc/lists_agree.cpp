@@ -18,15 +18,18 @@ bool is_float(at::ScalarType type) {
 
 // Equal strides; a dimension of one entry has none that matters (a depthwise filter and its gradient differ there).
 bool walked_alike(const Tensor& tensor, const Tensor& like) {
-  for (int64_t d = 0; d < tensor.dim(); d++)
-    if (tensor.size(d) > 1 && tensor.stride(d) != like.stride(d)) return false;
+  const at::IntArrayRef sizes = tensor.sizes(), strides = tensor.strides(), wanted = like.strides();
+  for (size_t d = 0; d < sizes.size(); d++)
+    if (sizes[d] > 1 && strides[d] != wanted[d]) return false;
   return true;
 }
 
 // A storage may have been freed or cut short (storage.resize_) under tensors that still have their sizes.
 bool has_memory(const Tensor& tensor) {
-  return tensor.numel() == 0 || (tensor.has_storage() && tensor.const_data_ptr() &&
-                                 tensor.storage_offset() * tensor.itemsize() + tensor.nbytes() <= tensor.storage().nbytes());
+  if (tensor.numel() == 0) return true;
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  return impl.has_storage() && impl.data() &&
+         impl.storage_offset() * impl.itemsize() + tensor.nbytes() <= impl.unsafe_storage().nbytes();
 }
 
 bool alike(const Tensor& tensor, const Tensor& like, at::Device device) {
@@ -99,6 +102,13 @@ bool lists_agree(const pybind11::list& written, const pybind11::list& read) {
       }
     }
   return known_apart(std::move(spans));
+}
+
+void bump_versions(const pybind11::list& tensors) {
+  for (const pybind11::handle object : tensors) {
+    if (!THPVariable_Check(object.ptr())) throw pybind11::type_error("bump_versions: expected a list of tensors");
+    THPVariable_Unpack(object.ptr()).unsafeGetTensorImpl()->bump_version();
+  }
 }
 
 }  // namespace fastssl

@@ -8,4 +8,7 @@ namespace fastssl {
 // A no may also mean "not sure".
 bool lists_agree(const pybind11::list& written, const pybind11::list& read);
 
+// Tells autograd that these tensors changed in place; none was made in inference mode, which leaves tensors without a version.
+void bump_versions(const pybind11::list& tensors);
+
 }  // namespace fastssl

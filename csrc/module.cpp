@@ -27,6 +27,7 @@ PYBIND11_MODULE(_C, m) {
       "Compiler, torch version and C++ standard this module was built with.");
   m.def("lists_agree", &fastssl::lists_agree, py::arg("written"), py::arg("read"),
         "Whether kernels can take these lists of tensors as they are; ops/_lists.py puts a no into words.");
+  m.def("bump_versions", &fastssl::bump_versions, py::arg("tensors"), "Tells autograd that these tensors changed in place.");
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
   m.def("isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");
   m.def("set_isa", &fastssl::isa::use, py::arg("name"), "Use another instruction set; ValueError if this machine lacks it.");

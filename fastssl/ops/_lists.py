@@ -5,7 +5,7 @@ their memory without gaps or overlap and have equal strides. ``laid_out`` brings
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._checks import FLOATS, _kind, check_data, check_dense
 from ._register import _C, refuse_transforms
+
+_increment_versions = getattr(_C, "bump_versions", torch.autograd.graph.increment_version)
 
 
 def as_list(op: str, name: str, value, *, local: bool = True) -> list[Tensor]:
@@ -32,17 +34,19 @@ def as_list(op: str, name: str, value, *, local: bool = True) -> list[Tensor]:
     return [t.to_local() if local and hasattr(t, "to_local") else t for t in value]
 
 
-def check_lists(op: str, written: dict, read: dict) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]], bool]:
+def check_lists(
+    op: str, written: dict, read: dict, each: Callable = lambda op, name, value: value
+) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]], bool]:
     """Tensors or sequences of tensors by name -> written and read lists, and whether a kernel can take them as they are.
 
     Refuses lists that do not belong together. Every list must have as many tensors as the first; a position has one shape, all
     tensors one device and a float dtype (float64 stands with float64 only), and no memory is written twice, or written at one
-    position and read at another.
+    position and read at another. ``each(op, name, value)`` sees every argument that is no list of plain tensors first.
     """
     refuse_transforms(op)
     if _C is not None and not torch.compiler.is_compiling() and _C.lists_agree([*written.values()], [*read.values()]):
         return written, read, True
-    written, read = ({name: as_list(op, name, value) for name, value in lists.items()} for lists in (written, read))
+    written, read = ({name: as_list(op, name, each(op, name, value)) for name, value in lists.items()} for lists in (written, read))
     read = {name: [_resolved(tensor) for tensor in tensors] for name, tensors in read.items()}
     lists = written | read
     (first_name, first), *others = lists.items()
@@ -211,6 +215,12 @@ def check_scalars(op: str, like_name: str, like: Tensor, **scalars) -> None:
 
 
 def bump_versions(tensors: list[Tensor]) -> None:
-    """Tells autograd that the tensors changed in place, as torch's own in-place ops do."""
-    if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+    """Tells autograd that the tensors changed in place, as torch's own in-place ops do.
+
+    Those made in inference mode have no version; outside of it ``check_lists`` and ``check_writable`` let none through.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if torch.is_inference_mode_enabled():
+        tensors = [t for t in tensors if not t.is_inference()]
+    _increment_versions(tensors)

@@ -1,5 +1,6 @@
 """What the optimizer steps share: scalars that may lie on the device, a value for each tensor, copies written in the same pass."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy
@@ -34,14 +35,26 @@ def step_scalar(
     return as_scalar(value, device)
 
 
+_MOST = torch.finfo(torch.float32).max
+
+
+def _plain(values: list, kind: type) -> bool:
+    """A quick yes: values that are Python's bools, or Python's floats in [0, the largest float32]; a NaN makes the sum NaN."""
+    if {*map(type, values)} != {kind}:
+        return False
+    return kind is bool or (min(values) >= 0.0 and max(values) <= _MOST and math.isfinite(sum(values)))
+
+
 def for_each_tensor(op: str, name: str, value, count: int, kind: type) -> list:
     """A bool or a number of at least 0 that float32 holds, or a sequence of ``count`` -> a list of ``count``, bools as 0 and 1."""
+    if type(value) is list and len(value) == count and _plain(value, kind):
+        return [*map(int, value)] if kind is bool else value
     values = [as_python(item) for item in (value if isinstance(value, Sequence) else [value])]
     for item in values:
         if isinstance(item, bool) != (kind is bool) or not isinstance(item, (int, float)):
             wanted = "True or False" if kind is bool else "a number"
             raise TypeError(f"{op}: {name} must be {wanted} or a sequence of them, got {type(item).__name__}")
-        if not 0 <= item <= torch.finfo(torch.float32).max:
+        if not 0 <= item <= _MOST:
             raise ValueError(f"{op}: {name} must be finite in torch.float32 and at least 0, got {_shown(item)}")
     if not isinstance(value, Sequence):
         values = values * count

@@ -97,10 +97,10 @@ def step_lars(op: str, lists: tuple, copies: tuple, lr, weight_decay, adapt, opt
     check_choice(op, "form", form, FORMS)
     check_rates(op, momentum, trust_coefficient, eps, form, nesterov, clip)
     ema, ema_momentum, shadow, ema_shadow = copies
-    params, grads, momenta = (whole_tensors(op, *named) for named in zip(("params", "grads", "momenta"), lists, strict=True))
+    params, grads, momenta = lists
     given = with_copies(op, {"params": params, "momenta": momenta}, ema, shadow, ema_shadow)
     with torch.no_grad():
-        written, read, as_they_are = check_lists(op, given, {"grads": grads})
+        written, read, as_they_are = check_lists(op, given, {"grads": grads}, whole_tensors)
         device, count = written["params"][0].device, len(written["params"])
         check_scalars(op, "params", written["params"][0], lr=lr, ema_momentum=ema_momentum)
         options = (

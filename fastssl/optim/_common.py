@@ -107,13 +107,18 @@ class ListOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             options = {name: group[name] for name in self._options}
             key = tuple(id(value) if isinstance(value, Tensor) else str(value) for value in options.values())
+            here, slots = None, []
             for p in group["params"]:
-                if p.grad is None:
+                grad = p.grad
+                if grad is None:
                     idle.append(p)
                     continue
-                if p.grad.layout != torch.strided:
-                    raise TypeError(f"{self._name}: gradients must be dense tensors, got {p.grad.layout}")
-                calls.setdefault((p.device, key), (options, []))[1].append((p, group))
+                if grad.layout != torch.strided:
+                    raise TypeError(f"{self._name}: gradients must be dense tensors, got {grad.layout}")
+                if p.device != here:
+                    here = p.device
+                    slots = calls.setdefault((here, key), (options, []))[1]
+                slots.append((p, group))
         return list(calls.values()), idle
 
     def _copies_of(self, slots: Slots) -> tuple:

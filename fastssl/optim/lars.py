@@ -94,12 +94,16 @@ class LARS(ListOptimizer):
 
     def _update(self, options: dict, slots: Slots) -> None:
         momenta, decays, adapts = [], [], []
+        rules = {}
         for p, group in slots:
             state = self.state[p]
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(p)
             momenta.append(state["momentum_buffer"])
-            decay, adapt = _rule(p, group)
+            kind = id(group), p.dim() > 1
+            if kind not in rules:
+                rules[kind] = _rule(p, group)
+            decay, adapt = rules[kind]
             decays.append(decay)
             adapts.append(adapt)
         lists = ([p for p, _ in slots], [p.grad for p, _ in slots], momenta)
