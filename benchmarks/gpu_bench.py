@@ -1,9 +1,9 @@
-"""Stages of a GPU run that ask how fast: which cases, in which order, and the processes that measure them.
+"""Stages of a GPU run that run every work: is it right (``smoke``), and how fast (``bench``); which cases, in which order.
 
-Compilation is kept away from timing: ``warm`` first runs every kernel once, untimed, in many processes side by side, so that Triton
-and inductor find their results on disk; then one process measures one case after another, alone on the machine. Timing while others
-compile would count their kernels and their use of the cores: small steps wait for the host. A case that takes its process down,
-or hangs, is named and tried again at the end with the eager peer only.
+``smoke`` asks for truth, so its cases are dealt out to processes side by side. Timing is kept away from that: one process measures
+one case after another, alone on the machine, since other processes' kernels would share the GPU with the timed ones, and their
+compilers the cores, on which small steps wait. ``warm`` fills the compilers' caches on disk before that, where torch.compile and
+many peers take part. A case that takes its process down, or hangs, is named and costs no other.
 """
 
 import time
@@ -15,8 +15,10 @@ import torch
 
 from benchmarks import plots, report, runner
 from benchmarks.gpu_cases import CONTEXT_LOST, Case, write_cases
-from benchmarks.gpu_run import NO_TIME, OK, Run, Step, python, read_lines, stop
+from benchmarks.gpu_plan import BENCH_WORKS
+from benchmarks.gpu_run import NO_TIME, OK, Run, Step, python, read_lines, stop, stop_all, this_gpu
 from benchmarks.peers import NAMES, load
+from benchmarks.rates import KNOWN
 from benchmarks.registry import WORKS, shape_name
 
 #: (work, shape, dtype) beside each work's own shapes in bfloat16.
@@ -30,8 +32,12 @@ WARM_MATRIX = 1 << 29
 WARM_PROCESSES = 12
 #: Inductor's own worker processes, while many processes compile.
 WARM_ENV = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
-#: Seconds for one case, and for one process to reach its first case.
-CASE_S, START_S = 90.0, 60.0
+#: Processes of smoke, and the part of the works that may fail before the rest of a call is not worth its time.
+SMOKE_PROCESSES, GLOBAL = 8, 0.5
+#: Seconds for one case, and for one process to reach its first case; in a call of the plan for either.
+CASE_S, START_S, SHORT_S = 90.0, 60.0, 45.0
+#: Seconds of turns of a loss and of an update: at tiny shapes, in a call of the plan, else.
+BUDGETS = {"tiny": (0.3, 0.2), "short": (1.5, 1.0), "": (3.0, 1.0)}
 _POLL_S = 0.2
 
 
@@ -83,17 +89,19 @@ def cases(run: Run) -> list[Case]:
     return first + [replace(case, peers=tuple(wanted)) for case in again]
 
 
-def predictions(found: list[Case]) -> str:
-    """Predicted times on an H200, a line for each shape."""
+def predictions(found: list[Case], device: str = "") -> str:
+    """Predicted times, a line for each shape, on this device, or on each kind where it is none of them."""
+    kinds = [KNOWN[device]] if device in KNOWN else list(KNOWN.values())
     lines = {}
     for case in found:
-        work = WORKS[case.work]
-        lines[case.work, case.shape] = f"{case.work} {shape_name(case.shape)} {report.ms_text(work.predicted_ms(case.shape))}"
-    return "predicted for an H200: " + ", ".join(lines.values())
+        times = " or ".join(report.ms_text(WORKS[case.work].predicted_ms(case.shape, rates)) for rates in kinds)
+        lines[case.work, case.shape] = f"{case.work} {shape_name(case.shape)} {times}"
+    return f"predicted for an {' or '.join(rates.name for rates in kinds)}: " + ", ".join(lines.values())
 
 
 def _command(run: Run, path: Path, progress: Path, *words: str) -> list[str]:
-    budget = ["--loss-budget", "0.5", "--update-budget", "0.2"] if run.quick or run.device == "cpu" else []
+    loss_s, update_s = BUDGETS["tiny" if run.quick or run.device == "cpu" else "short" if run.short else ""]
+    budget = ["--loss-budget", str(loss_s), "--update-budget", str(update_s)]
     return python("benchmarks.gpu_cases", str(path), "--progress", str(progress), "--device", run.device, *budget, *words)
 
 
@@ -116,7 +124,6 @@ def warm_cases(found: list[Case]) -> list[Case]:
 
 def warm(run: Run) -> None:
     """Every compiled kernel once, dealt out to processes side by side; a process that fails costs only its own compilations."""
-    limit_s = run.share_s("warm")
     found = warm_cases(cases(run))
     if not found:
         run.skip("warm", "nothing compiles")
@@ -128,62 +135,91 @@ def warm(run: Run) -> None:
         path, progress[name] = write_cases(found[k::many], folder / f"warm{k}.json"), folder / f"warm{k}.jsonl"
         progress[name].unlink(missing_ok=True)
         jobs.append((name, _command(run, path, progress[name], "--warm")))
-    for k, step in enumerate(run.together(jobs, limit_s, many, WARM_ENV)):
+    for k, step in enumerate(run.together(jobs, run.stage_s(), many, WARM_ENV)):
         ended = [line for line in read_lines(progress[step.name]) if line["state"] != "begin"]
         step.note = f"{len(ended)} of {len(found[k::many])} cases"
         if step.state.startswith("stopped"):
             step.state = f"skipped: {step.state}; the rest compiles when it is timed"
 
 
-def _watch(process, progress: Path, until: float) -> str:
-    """Waits for the process; stops it where a case takes too long. "", or why it was stopped."""
-    seen, since = 0, time.monotonic()
-    while process.poll() is None:
-        now, lines = time.monotonic(), len(read_lines(progress))
-        if lines > seen:
-            seen, since = lines, now
-        limit_s = CASE_S if seen else START_S
-        reason = NO_TIME if now > until else f"stopped after {limit_s:.0f} s" if now - since > limit_s else ""
-        if reason:
-            stop(process)
-            return reason
-        time.sleep(_POLL_S)
-    return ""
+class Lane:
+    """Cases that one process measures as long as it lives, then a next one from there on; ``lost``: those that took one down."""
 
+    def __init__(self, run: Run, name: str, found: list[Case], *words: str, number: int = 0):
+        self.run, self.name, self.found, self.words = run, name, found, words
+        self.path = write_cases(found, run.folder("cases") / f"{name.replace(' ', '_')}_{number}.json")
+        self.progress = self.path.with_suffix(".jsonl")
+        self.first, self.lost, self.process = 0, [], None
+        self.start()
 
-def _one_process(run: Run, name: str, path: Path, first: int, until: float) -> tuple[list[dict], str, Path]:
-    """(the cases that ended, why the process did not end well or "", its log), from case ``first`` on."""
-    progress = path.with_suffix(".jsonl")
-    progress.unlink(missing_ok=True)
-    words = ("--first", str(first), "--out", str(run.results))
-    process, log = run.start(f"{name} from {first}", _command(run, path, progress, *words))
-    try:
-        reason = _watch(process, progress, until)
-    finally:
-        run.end(process)
-    ended = [line for line in read_lines(progress) if line["state"] != "begin"]
-    return ended, reason or ("" if process.returncode == 0 else f"exit {process.returncode}"), log
+    def start(self) -> None:
+        self.progress.unlink(missing_ok=True)
+        command = _command(self.run, self.path, self.progress, "--first", str(self.first), *self.words)
+        self.seen, self.since = 0, time.monotonic()
+        try:
+            self.process, self.log = self.run.start(f"{self.path.stem} from {self.first}", command)
+        except OSError as error:
+            self.run.record(Step(f"{self.name} {self.found[self.first]}", f"did not start: {error}"))
+            self.first += 1
 
+    def overdue(self) -> str:
+        """Why its process should be stopped, or ""."""
+        lines = len(read_lines(self.progress))
+        if lines > self.seen:
+            self.seen, self.since = lines, time.monotonic()
+        limit_s = SHORT_S if self.run.short else CASE_S if self.seen else START_S
+        return f"stopped after {limit_s:.0f} s" if time.monotonic() - self.since > limit_s else ""
 
-def serve(run: Run, found: list[Case], name: str, until: float) -> list[Case]:
-    """Measures the cases in one process as long as it lives, in a next one from there on; returns those that took one down."""
-    path, first, lost = write_cases(found, run.folder("cases") / f"{name}.json"), 0, []
-    while first < len(found) and time.monotonic() < until:
-        ended, why, log = _one_process(run, name, path, first, until)
+    def turn(self) -> None:
+        """One look at the process; where it has ended, its cases are recorded and the next process starts."""
+        if self.process.poll() is None:
+            if not (why := self.overdue()):
+                return
+        else:
+            why = "" if self.process.returncode == 0 else f"exit {self.process.returncode}"
+        stop(self.process, 0.0)
+        started = self.settle(why)
+        if why and started and self.first < len(self.found):
+            self.start()
+
+    def settle(self, why: str) -> bool:
+        """Records what the process that ended has said, and the case that ended it; False where it could not even start."""
+        self.run.live.discard(self.process)
+        self.process = None
+        said = read_lines(self.progress)
+        ended = [line for line in said if line["state"] != "begin"]
         for line in ended:
-            run.record(Step(f"{name} {found[line['case']]}", line["state"], line["seconds"], log=log))
-        first += len(ended)
+            self.run.record(Step(f"{self.name} {self.found[line['case']]}", line["state"], line["seconds"], log=self.log))
+        self.first += len(ended)
         if why == f"exit {CONTEXT_LOST}":
-            lost.append(found[first - 1])
-        elif why and first < len(found):
-            run.record(Step(f"{name} {found[first]}", why, log=log))
-            lost += [found[first]] if why != NO_TIME else []
-            first += 1
-        run.say(log.read_text(errors="replace")[-800:])
-        if not why or not read_lines(path.with_suffix(".jsonl")):  # done, or it cannot even start: the next would not either
-            break
-    run.steps += [Step(f"{name} {case}", NO_TIME if time.monotonic() >= until else "not run") for case in found[first:]]
-    return lost
+            self.lost.append(self.found[self.first - 1])
+        elif why and why != NO_TIME and self.first < len(self.found):
+            self.run.record(Step(f"{self.name} {self.found[self.first]}", why, log=self.log))
+            self.lost.append(self.found[self.first])
+            self.first += 1
+        self.run.say(self.log.read_text(errors="replace")[-800:])
+        return bool(said)
+
+
+def serve(run: Run, lanes: list[Lane], until: float) -> list[Case]:
+    """Looks after the lanes side by side until all have ended or the time has; returns the cases that took a process down."""
+    try:
+        while time.monotonic() < until and any(lane.process for lane in lanes):
+            for lane in lanes:
+                if lane.process:
+                    lane.turn()
+            time.sleep(_POLL_S)
+    finally:
+        left = [lane for lane in lanes if lane.process]
+        stop_all([lane.process for lane in left])
+    for lane in left:
+        lane.settle(NO_TIME)
+    state = NO_TIME if left else "not run"
+    missed = [(lane.name, case) for lane in lanes for case in lane.found[lane.first :]]
+    run.steps += [Step(f"{name} {case}", state) for name, case in missed]
+    if missed:
+        run.drop(", ".join(f"{name} {case}" for name, case in missed), state)
+    return [case for lane in lanes for case in lane.lost]
 
 
 def _has_result(run: Run, case: Case) -> bool:
@@ -191,33 +227,69 @@ def _has_result(run: Run, case: Case) -> bool:
     return any((found["work"], c["shape"], c["dtype"]) == wanted for found in results(run) for c in found["cases"])
 
 
-def _serve_all(run: Run, stage: str, found: list[Case]) -> None:
-    until = time.monotonic() + run.share_s(stage)
-    if run.device == "cuda":
-        run.say(predictions(found))
-    lost = [replace(case, peers=("eager",)) for case in serve(run, found, stage, until)]
-    if lost := [case for case in lost if not _has_result(run, case)]:
-        serve(run, lost, f"{stage} eager only", until)
-    run.report(stage, "\n\n".join(map(comparison, results(run))))
-
-
 def bench(run: Run) -> None:
-    _serve_all(run, "bench", cases(run))
+    until = time.monotonic() + run.stage_s()
+    if run.short:
+        works = tuple(name for name in run.works if name in BENCH_WORKS) or run.works
+        run = replace(run, peers=run.peers or ("eager",), works=works)
+    found = cases(run)
+    if run.device == "cuda":
+        run.say(predictions(found, (this_gpu() or ("",))[0]))
+    words = ("--out", str(run.results))
+    lost = serve(run, [Lane(run, "bench", found, *words)], until)
+    lost = [replace(case, peers=("eager",)) for case in lost if case.peers != ("eager",) and not _has_result(run, case)]
+    if lost and time.monotonic() < until:
+        serve(run, [Lane(run, "bench eager only", lost, *words)], until)
+    run.report("bench", "\n\n".join(map(comparison, results(run))))
     with suppress(ModuleNotFoundError):  # the figures are worth having without pictures
-        for found in results(run):
-            plots.draw(found, run.results)
+        for measured in results(run):
+            plots.draw(measured, run.results / measured["machine"]["slug"])
 
 
 def smoke(run: Run) -> None:
-    """Each work at its smallest shape against eager only: that everything runs and is right, with a first idea of its time."""
+    """Each work at its smallest shape against float64, beside eager: does everything run, and is it right; a first idea of time."""
     small = replace(run, quick=True, peers=("eager",))
-    _serve_all(small, "smoke", cases(small))
+    found = cases(small)
+    many = min(SMOKE_PROCESSES if run.device == "cuda" else 2, len(found))
+    before = len(run.steps)
+    words = ("--smoke", "--out", str(run.folder("smoke")))
+    until = time.monotonic() + run.stage_s()
+    serve(small, [Lane(small, "smoke", found[k::many], *words, number=k) for k in range(many)], until)
+    tried = [step for step in run.steps[before:] if step.state not in (NO_TIME, "not run")]
+    run.report("smoke", f"## Smoke: {smoke_table(results(run, 'smoke'))}")
+    run.halted = global_failure(tried, found)
 
 
-def results(run: Run) -> list[dict]:
-    """What was measured; a file that a stopped process left half written is passed over."""
+def smoke_table(found: list[dict]) -> str:
+    rows, right = [], 0
+    for work in found:
+        for case in work["cases"]:
+            ours = next(entry for entry in case["entries"] if entry["implementation"] == runner.OURS)
+            errors = ", ".join(f"{name.removesuffix('_error')} {ours[name]:.1e}" for name in ours if name.endswith("_error"))
+            said = ours["status"] if ours["status"] == OK else f"{ours['status']}: {ours['reason']}"
+            time_is = report.ms_text(ours["ms"]) if "ms" in ours else ""
+            rows.append((work["work"], report.shape_text(case["shape"]), case["dtype"], said, errors, time_is))
+            right += ours["status"] == OK
+    head = ("work", "shape", "dtype", "against float64", "error", "time, others on the GPU")
+    return f"{right} of {len(rows)} works right\n\n{report.markdown(head, rows)}"
+
+
+def global_failure(steps: list[Step], found: list[Case]) -> str:
+    """Why the tests would only repeat it: most works failed, or all losses (Triton), or all updates (CUDA C++); else ""."""
+    kinds = {str(case): WORKS[case.work].kind for case in found}
+    kind_of = lambda step: next((kind for case, kind in kinds.items() if step.name.endswith(case)), "")  # noqa: E731
+    for kind, named in (("", "works"), ("loss", "losses"), ("update", "updates")):
+        tried = [step for step in steps if kind in ("", kind_of(step))]
+        bad = [step for step in tried if step.bad]
+        if bad and len(bad) > (GLOBAL * len(tried) if not kind else len(tried) - 1):
+            return f"{len(bad)} of {len(tried)} {named} failed in smoke, the first: {bad[0].name}: {bad[0].state}"
+    return "" if steps or not found else "smoke ran no work"
+
+
+def results(run: Run, folder: str = "results") -> list[dict]:
+    """What was measured, by machine; a file that a stopped process left half written is passed over."""
     found = []
-    for path in (run.results / f"{name}.json" for name in WORKS):
+    for path in (each / f"{name}.json" for each in sorted((run.scratch / folder).glob("*/")) for name in WORKS):
         with suppress(ValueError, FileNotFoundError):
             found.append(runner.read(path))
     return found
@@ -230,7 +302,7 @@ def comparison(found: dict) -> str:
         entries = {entry["implementation"]: entry for entry in case["entries"]}
         ours, peers = entries[runner.OURS], [e for e in case["entries"] if "ms" in e and e["implementation"] not in runner.OWN]
         best = min(peers, key=lambda e: e["ms"], default=None)
-        predicted = case.get("predicted_ms")
+        predicted, (reached, _) = case.get("predicted_ms"), runner.device_ms(ours)
         rows.append(
             (
                 report.shape_text(case["shape"]),
@@ -238,10 +310,11 @@ def comparison(found: dict) -> str:
                 "" if predicted is None else report.ms_text(predicted),
                 report.ms_text(ours["ms"]) if ours["status"] == OK else f"{ours['status']}: {ours['reason']}",
                 report.ms_text(ours["graph_ms"]) if "graph_ms" in ours else "",
-                "" if predicted is None or "ms" not in ours else f"{ours['ms'] / predicted:.2f}",
+                "" if predicted is None or reached is None else f"{reached / predicted:.2f}",
                 report.ms_text(case["limit_ms"]),
                 "" if best is None else f"{best['implementation']} {report.ms_text(best['ms'])}",
+                report.ms_text(best["graph_ms"]) if "graph_ms" in (best or {}) else "",
             )
         )
-    head = (found["axes"], "dtype", "predicted", "fastssl", "CUDA graph", "over predicted", "limit", "best peer")
-    return f"## {found['title']}\n\n{report.markdown(head, rows)}"
+    head = (found["axes"], "dtype", "predicted", "fastssl", "CUDA graph", "over predicted", "limit", "best peer", "its graph")
+    return f"## {found['title']}, {found['machine']['name']}\n\n{report.markdown(head, rows)}"

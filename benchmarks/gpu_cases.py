@@ -1,6 +1,6 @@
 """The process of a GPU run that measures cases one after another, or fills the compilers' caches:
 
-    python -m benchmarks.gpu_cases CASES.json --progress FILE [--first K] [--out DIR | --warm] ...
+    python -m benchmarks.gpu_cases CASES.json --progress FILE [--first K] [--out DIR [--smoke] | --warm] ...
 
 CASES.json is a list of {"work", "shape", "dtype", "peers"}. FILE gets a line of JSON when a case begins and when it ends, so that
 the process that watches knows which case hangs or took the process down. The exit status is 3 where the device context is lost.
@@ -83,12 +83,12 @@ def measure(case: Case, args) -> str:
         dtype=getattr(torch, case.dtype),
         peers=case.peers,
         budget_s=args.loss_budget if WORKS[case.work].kind == "loss" else args.update_budget,
-        memory=args.device == "cuda",
-        graphs=args.device == "cuda",
+        memory=args.device == "cuda" and not args.smoke,
+        graphs=args.device == "cuda" and not args.smoke,
     )
     work = WORKS[case.work]
     found = runner.result(work, args.device, [runner.run_case(work, case.shape, options)])
-    runner.save(found, args.out)
+    runner.save(found, args.out / found["machine"]["slug"])
     print("\n" + report.case_table(found, found["cases"][0]) + "\n", flush=True)
     ours = found["cases"][0]["entries"][0]
     return "" if ours["status"] == "ok" else f"{ours['status']}: {ours['reason']}"
@@ -108,8 +108,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("cases", type=Path)
     parser.add_argument("--progress", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0, help="index of the first case")
-    parser.add_argument("--out", type=Path, help="folder of result files")
+    parser.add_argument("--out", type=Path, help="folder of result files, in a folder for each machine")
     parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="right or wrong, and a first time; no memory, no graphs")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--loss-budget", type=float, default=3.0)
     parser.add_argument("--update-budget", type=float, default=1.0)

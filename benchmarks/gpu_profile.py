@@ -18,6 +18,15 @@ from benchmarks.gpu_cases import Case, bound
 from benchmarks.gpu_run import Run, python
 from benchmarks.prepared import release
 
+#: What the plan profiles, with ncu's own basic set of sections: a kernel of similarities each, two of NT-Xent.
+SHORT = {
+    "short": (
+        Case("nt_xent", (32768, 128), "bfloat16", ()),
+        Case("moco", (1024, 65536, 128), "bfloat16", ()),
+        Case("clip", (16384, 256), "bfloat16", ()),
+        Case("siglip", (16384, 256), "bfloat16", ()),
+    )
+}
 SECTIONS = (
     "SpeedOfLight",
     "ComputeWorkloadAnalysis",
@@ -136,13 +145,14 @@ def profile(run: Run) -> None:
         run.skip("profile", reason)
         return
     folder, lines, said = run.folder("profile"), [], []
-    share_s = run.share_s("profile")
-    for name, cases in GROUPS.items():
+    groups = SHORT if run.short else GROUPS
+    sections = ["--set", "basic"] if run.short else [word for section in SECTIONS for word in ("--section", section)]
+    share_s = run.stage_s() / len(groups)
+    for name, cases in groups.items():
         raw = folder / f"{name}.csv"
         command = [tool, "--clock-control", "none", "--profile-from-start", "off", "--launch-count", str(LAUNCHES)]
-        command += [word for section in SECTIONS for word in ("--section", section)]
-        command += ["--csv", "--page", "raw", "--print-units", "base", "--log-file", str(raw)]
-        step = run.step(f"profile {name}", [*command, *python("benchmarks.gpu_profile", name)], share_s / len(GROUPS))
+        command += [*sections, "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(raw)]
+        step = run.step(f"profile {name}", [*command, *python("benchmarks.gpu_profile", name)], share_s)
         text = raw.read_text(errors="replace") if raw.exists() else ""
         found = read_profile(text, cases)
         step.note = f"{len(found)} kernels"
@@ -157,7 +167,7 @@ def profile(run: Run) -> None:
 
 def main(argv: list[str]) -> int:
     """The profiled process; a case that fails is named and the next one follows."""
-    for case in GROUPS[argv[0]]:
+    for case in (SHORT | GROUPS)[argv[0]]:
         turn = None
         try:
             turn = bound(case, runner.OURS, "cuda")

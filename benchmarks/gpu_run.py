@@ -22,12 +22,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.gpu_plan import PACK_S, STOP_S
+
 ROOT = Path(__file__).resolve().parents[1]
 #: A packed log longer than this keeps its two ends.
 LOG_BYTES = 2_000_000
-#: Characters of a step's output on the screen, and seconds kept back to stop a step and pack.
-_TAIL, _MARGIN_S = 1500, 5.0
-_GRACE_S = 3.0
+#: The archive has less than this: what lends a GPU may hand back no larger file.
+ARCHIVE_BYTES = 15 << 20
+#: Characters of a step's output on the screen.
+_TAIL = 1500
+#: Seconds from the request to end until the order, and from the order until a process is given up that the driver holds.
+_GRACE_S, _KILL_S = 3.0, 4.0
 OK, NO_TIME = "ok", "no time left"
 
 
@@ -55,12 +60,32 @@ class Step:
 
 def stop(process: subprocess.Popen, grace_s: float = _GRACE_S) -> None:
     """Ends a process and all that it started; nothing where they have ended."""
-    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
-        if wait_s:
+    stop_all([process], grace_s)
+
+
+def stop_all(processes: list[subprocess.Popen], grace_s: float = _GRACE_S) -> None:
+    """The same for many at once, in no more time."""
+    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_S)):
+        if not wait_s:
+            continue
+        for process in processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
+        until = time.monotonic() + wait_s
+        for process in processes:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(wait_s)
+                process.wait(max(0.0, until - time.monotonic()))
+
+
+def this_gpu() -> tuple[str, str] | None:
+    """(name, compute capability) of the GPU that is here, without a context on it."""
+    try:
+        words = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+        asked = subprocess.run(words, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.match(r"(.+), (\d+\.\d)$", asked.stdout.strip().split("\n")[0])
+    return (found[1], found[2]) if found else None
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -78,7 +103,8 @@ def shortened(text: bytes, most: int = LOG_BYTES) -> bytes:
 class Run:
     """The state of one command: where it writes, how much time is left, what each step did.
 
-    ``pending``: weighted stages from the present one on, with their shares of the time that is left.
+    ``short``: a call of the plan, whose stages leave out what fifteen minutes have no room for. ``stage_until``: when the present
+    stage must be over. ``halted``: why nothing that follows would be worth its time. ``dropped``: what was not done, and why.
     """
 
     out: Path
@@ -87,9 +113,12 @@ class Run:
     peers: tuple[str, ...] = ()
     works: tuple[str, ...] = ()
     total_s: float = 520.0
-    started: float = field(default_factory=time.monotonic)
+    short: bool = False
+    started: float = field(default_factory=lambda: time.monotonic())
+    stage_until: float = float("inf")
+    halted: str = ""
+    dropped: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
-    pending: dict[str, float] = field(default_factory=dict)
     site: list[str] = field(default_factory=list)
     scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="fastssl-gpu-")))
     live: set = field(default_factory=set)
@@ -114,13 +143,17 @@ class Run:
         return self.scratch / "results"
 
     def left_s(self) -> float:
-        return self.total_s - (time.monotonic() - self.started)
+        """Seconds left for stages; those to pack are kept back."""
+        return self.total_s - PACK_S - (time.monotonic() - self.started)
 
-    def share_s(self, stage: str, most: float = float("inf")) -> float:
-        """Seconds that a weighted stage may take: its share of what is left; what it saves goes to those behind it."""
-        behind = list(self.pending)[list(self.pending).index(stage) :] if stage in self.pending else [stage]
-        weights = [self.pending.get(name, 1.0) for name in behind]
-        return min(most, max(0.0, self.left_s() - 2 * _MARGIN_S) * weights[0] / sum(weights))
+    def stage_s(self) -> float:
+        """Seconds that a process of the present stage may take, so that there is time to stop it."""
+        return max(0.0, min(self.stage_until - time.monotonic(), self.left_s()) - STOP_S)
+
+    def drop(self, what: str, why: str) -> None:
+        with self.lock:
+            self.dropped.append(f"{what}: {why}")
+        self.say(f"=== dropped: {what}: {why}")
 
     def say(self, text: str) -> None:
         with self.lock:
@@ -158,7 +191,7 @@ class Run:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment(env),
-                start_new_session=True,
+                process_group=0,  # not a session: what ends this command's session ends them too
             )
         self.live.add(process)
         if self.abandoned.is_set():  # it was not yet among the live ones
@@ -171,8 +204,8 @@ class Run:
         self.live.discard(process)
 
     def step(self, name: str, command: list[str], limit_s: float, env: dict[str, str] | None = None) -> Step:
-        """Runs a process within its limit and the time left."""
-        limit_s = min(limit_s, self.left_s() - _MARGIN_S)
+        """Runs a process within its limit and the time of the stage."""
+        limit_s = min(limit_s, self.stage_s())
         if limit_s < 1:
             return self.record(Step(name, NO_TIME))
         begin = time.monotonic()
@@ -209,26 +242,38 @@ class Run:
 
     # --- what comes back ------------------------------------------------------------------------------------------------
 
+    def write(self, name: str, content: bytes) -> None:
+        """A file in DIR: the old one or the new one is whole, whenever this process is killed."""
+        with self.packing:
+            fresh = self.out / f"{name}.part"
+            fresh.write_bytes(content)
+            fresh.replace(self.out / name)
+
     def keep(self, path: Path) -> None:
         """A copy in DIR, beside the archive."""
         if path.exists():
-            shutil.copy(path, self.out / path.name)
+            self.write(path.name, path.read_bytes())
 
     def pack(self) -> None:
         """The scratch folder -> results.tar.gz, for those who can take only a few files away; processes may be writing there."""
-        fresh = self.scratch.with_suffix(".tar.gz")
-        with self.packing:
-            self._write(fresh)
-            shutil.move(fresh, self.out / "results.tar.gz")
+        packed = b""
+        for most in (LOG_BYTES, LOG_BYTES // 20, LOG_BYTES // 200):
+            packed = self._packed(most)
+            if len(packed) <= ARCHIVE_BYTES:
+                break
+        self.write("results.tar.gz", packed)
 
-    def _write(self, fresh: Path) -> None:
-        with tarfile.open(fresh, "w:gz") as archive:
+    def _packed(self, most: int) -> bytes:
+        """The archive, with at most ``most`` bytes of a log."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
             for path in sorted(path for path in self.scratch.rglob("*") if path.is_file()):
-                info = archive.gettarinfo(path, str(path.relative_to(self.scratch)))
-                text = path.read_bytes()
-                text = shortened(text) if path.parent.name == "logs" else text
-                info.size = len(text)
-                archive.addfile(info, io.BytesIO(text))
+                with suppress(FileNotFoundError):  # its process has just put it into place under its own name
+                    info, text = archive.gettarinfo(path, str(path.relative_to(self.scratch))), path.read_bytes()
+                    text = shortened(text, most) if path.parent.name == "logs" else text
+                    info.size = len(text)
+                    archive.addfile(info, io.BytesIO(text))
+        return packed.getvalue()
 
     def unpack(self) -> None:
         """What an earlier command left in the same DIR."""

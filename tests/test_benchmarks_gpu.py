@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_profile, gpu_tests
+from benchmarks import gpu, gpu_build, gpu_plan, gpu_profile, gpu_run, gpu_tests
 from benchmarks.gpu_run import LOG_BYTES, Run, Step
 from benchmarks.registry import WORKS
 
@@ -79,14 +79,10 @@ def test_steps_together_share_one_limit(run):
     assert states == ["stopped", "ok", "stopped"]
 
 
-def test_stages_share_the_time_that_is_left(run):
-    run.total_s, run.pending = 110.0, {"first": 3, "second": 1}
-    assert run.share_s("first") == pytest.approx(75, abs=1) and run.share_s("second") == pytest.approx(100, abs=1)
-    assert run.share_s("first", 40) == 40
-    assert set(gpu.WEIGHTS) | set(gpu.LIMIT_S) == set(gpu.STAGES) == set(gpu.ACTIONS)
-    assert all(set(stages) <= set(gpu.STAGES) for stages in gpu.PARTS.values())
-    assert set(gpu.STAGES) == {stage for part in ("truth", "speed", "tune") for stage in gpu.PARTS[part]}
-    assert max(gpu.SECONDS.values()) <= 540 and set(gpu.SECONDS) == set(gpu.PARTS)
+def test_a_process_is_ended_with_the_session_of_the_command(run):
+    """What kills everything of a session when a command is cut off must find the processes of its stages."""
+    step = run.step("child", python("import os; print(os.getsid(0), os.getpgid(0) == os.getpid())"), 20)
+    assert step.output().split() == [str(os.getsid(0)), "True"]
 
 
 def test_long_logs_keep_their_ends(run):
@@ -95,6 +91,34 @@ def test_long_logs_keep_their_ends(run):
     with tarfile.open(run.out / "results.tar.gz") as archive:
         text = archive.extractfile("logs/long.txt").read().decode()
     assert text.startswith("begin") and text.endswith("end") and len(text) < LOG_BYTES + 100
+
+
+def test_the_archive_stays_small_enough_to_come_back(run, monkeypatch):
+    (run.folder("logs") / "noise.txt").write_bytes(os.urandom(LOG_BYTES))
+    monkeypatch.setattr(gpu_run, "ARCHIVE_BYTES", LOG_BYTES // 10)
+    run.pack()
+    assert (run.out / "results.tar.gz").stat().st_size < LOG_BYTES // 10
+    with tarfile.open(run.out / "results.tar.gz") as archive:
+        assert len(archive.extractfile("logs/noise.txt").read()) > LOG_BYTES // 21
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_kill_at_any_moment_leaves_whole_files(run):
+    (run.folder("logs") / "noise.txt").write_bytes(os.urandom(LOG_BYTES))
+    gpu.summarise(run, "before")
+    run.pack()
+    for turn in range(12):
+        child = os.fork()
+        if child == 0:
+            while True:
+                gpu.summarise(run, "line\n" * 100_000)
+                run.pack()
+        time.sleep(0.02 + 0.03 * turn)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert (run.out / "summary.md").read_text().rstrip().endswith("|"), "its last line is the table of steps"
+        with tarfile.open(run.out / "results.tar.gz") as archive:
+            assert len(archive.extractfile("logs/noise.txt").read()) == LOG_BYTES
 
 
 # --- what is left behind -----------------------------------------------------------------------------------------------------
@@ -178,8 +202,8 @@ def test_wheels_are_installed_one_by_one(run, tmp_path, monkeypatch):
         wheel.writestr("whole-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("whole-1.0.dist-info/RECORD", "")
     (folder / "broken-1.0-py3-none-any.whl").write_bytes(b"no wheel")
-    monkeypatch.setattr(gpu, "WHEELS", folder)
-    gpu._wheels(run)
+    monkeypatch.setattr(gpu_build, "WHEELS", folder)
+    gpu_build.wheels(run)
     assert [(step.name, step.ok) for step in sorted(run.steps, key=lambda s: s.name)] == [
         ("wheel broken-1.0-py3-none-any", False),
         ("wheel whole-1.0-py3-none-any", True),
@@ -194,7 +218,7 @@ def test_wheels_are_installed_one_by_one(run, tmp_path, monkeypatch):
 def test_spills_are_counted():
     good = "ptxas info    : Used 40 registers, 8 bytes smem\n    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
     bad = "    16 bytes stack frame, 20 bytes spill stores, 24 bytes spill loads\nptxas info    : Used 255 registers\n"
-    assert gpu.spills([good, bad]) == (2, 255, ["16 bytes stack frame, 20 bytes spill stores, 24 bytes spill loads"])
+    assert gpu_build.spills([good, bad]) == (2, 255, ["16 bytes stack frame, 20 bytes spill stores, 24 bytes spill loads"])
 
 
 # --- tests and their report ---------------------------------------------------------------------------------------------------
@@ -318,7 +342,7 @@ def test_what_cannot_be_run_is_skipped_with_its_reason(run, monkeypatch):
     gpu_profile.profile(run)
     gpu_tests.tests(run)
     run.device = "cpu"
-    for stage in (gpu_tests.sanitize, gpu_profile.profile, gpu_tests.large, gpu._facts):
+    for stage in (gpu_tests.sanitize, gpu_profile.profile, gpu_tests.large, gpu_build.facts):
         stage(run)
     assert all(step.state.startswith("skipped: ") and not step.bad for step in run.steps) and len(run.steps) == 7
     assert run.steps[1].state == "skipped: ncu is not installed" and run.steps[2].state == "skipped: there is no tests/nowhere"
@@ -337,12 +361,10 @@ def test_the_tuner_and_the_steps_get_a_folder_and_a_time(run, monkeypatch):
 
     monkeypatch.setattr(Run, "step", step)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: True)
-    run.pending = {stage: gpu.WEIGHTS[stage] for stage in ("tune", "steps")}
-    gpu._tune(run)
-    gpu._steps(run)
+    gpu.run_stages(run, gpu_plan.slots(("tune", "steps")), "title")
     (tune, tune_s), (steps, steps_s) = commands
     assert tune[1:3] == ["-m", "benchmarks.tune"] and steps[1:3] == ["-m", "benchmarks.steps"]
-    assert tune[tune.index("--out") + 1] == str(run.scratch / "tune") and float(tune[tune.index("--seconds") + 1]) < tune_s < 300
+    assert tune[tune.index("--out") + 1] == str(run.scratch / "tune") and float(tune[tune.index("--seconds") + 1]) < tune_s < 240
     assert steps[-2:] == ["--device", "cuda"] and steps_s > tune_s
     assert (run.out / "tune.json").exists() and (run.out / "steps.json").exists()
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
@@ -350,9 +372,10 @@ def test_the_tuner_and_the_steps_get_a_folder_and_a_time(run, monkeypatch):
     assert run.steps[-1].state == "skipped: there is no benchmarks.steps"
 
 
-def test_the_page_names_every_stage_and_files_that_exist():
+def test_the_page_is_one_page_of_files_that_exist():
     page = (ROOT / "docs" / "gpu.md").read_text()
-    for part, stages in gpu.PARTS.items():
-        assert f"--part {part}" in page and all(re.search(rf"\| {stage} \|", page) for stage in stages)
+    assert len(page.splitlines()) <= 70
+    assert all(f"--call {call}" in page for call in ("prepare", *gpu_plan.CALLS))
+    assert all(re.search(rf"\b{stage}\b", page) for stage in gpu.STAGES)
     named = re.findall(r"`((?:fastssl|csrc|benchmarks|tests|docs|requirements)/[\w./-]+\.\w+)`", page)
     assert named and [name for name in named if not (ROOT / name).exists()] == []

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import gpu, gpu_bench, gpu_cases, gpu_profile, runner
+from benchmarks import gpu, gpu_bench, gpu_cases, gpu_plan, gpu_profile, machine, runner
+from benchmarks.gpu_bench import Lane
 from benchmarks.gpu_cases import CONTEXT_LOST, Case
 from benchmarks.gpu_run import Run
 from benchmarks.registry import WORKS
@@ -42,7 +43,9 @@ def test_cases_with_targets_come_first_and_compile_where_one_names_it(run):
     assert all("compile" in case.peers for case in again)
     assert ("ema", ("vit_l16",)) not in {(case.work, case.shape) for case in again}, "torch.compile has no form of it"
     assert ("nt_xent", (4096, 128), "float32") in {(case.work, case.shape, case.dtype) for case in first}
-    assert "ema vit_l16 0.849 ms" in gpu_bench.predictions(found)
+    assert "for an H200: " in gpu_bench.predictions(found, "NVIDIA H200")
+    assert "ema vit_l16 0.849 ms, " in gpu_bench.predictions(found, "NVIDIA H200")
+    assert "ema vit_l16 1.22 ms or 0.849 ms, " in gpu_bench.predictions(found), "where nobody says which it is"
     assert not any("compile" in case.peers for case in gpu_bench.cases(replace(run, peers=("eager",))))
     assert {case.work for case in gpu_bench.cases(replace(run, works=("lars", "nt_xent")))} == {"lars", "nt_xent"}
 
@@ -64,6 +67,7 @@ def test_every_kernel_is_warmed_once(run):
     losses = {(w.name, shape) for w in WORKS.values() if w.kind == "loss" for shape in w.gpu}
     assert losses <= {(case.work, case.shape) for case in found} and "ema" not in {case.work for case in found}
     assert all(case.shape in WORKS[case.work].gpu for cases in gpu_profile.GROUPS.values() for case in cases)
+    assert [case.work for case in gpu_profile.SHORT["short"]] == ["nt_xent", "moco", "clip", "siglip"]
 
 
 #: Stands for the process that measures: a case's first size says how it ends.
@@ -90,7 +94,7 @@ def _stand_in(monkeypatch, code):
 def test_a_case_that_takes_the_process_down_costs_only_itself(run, monkeypatch):
     _stand_in(monkeypatch, CHILD)
     found = [Case(f"work{k}", (how,), "float32", ()) for k, how in enumerate((0, 1, 0, 2, 3, 0, 1))]
-    lost = gpu_bench.serve(run, found, "bench", time.monotonic() + 60)
+    lost = gpu_bench.serve(run, [Lane(run, "bench", found)], time.monotonic() + 60)
     states = ["ok", "exit 9", "ok", "stopped after 2 s", "failed: device", "ok", "exit 9"]
     assert [step.state for step in run.steps] == states
     assert [case.work for case in lost] == ["work1", "work3", "work4", "work6"] and CONTEXT_LOST == 3
@@ -100,14 +104,26 @@ def test_cases_end_with_the_time(run, monkeypatch):
     _stand_in(monkeypatch, CHILD)
     monkeypatch.setattr(gpu_bench, "CASE_S", 60)
     found = [Case(f"work{k}", (how,), "float32", ()) for k, how in enumerate((0, 2, 0))]
-    assert gpu_bench.serve(run, found, "bench", time.monotonic() + 2) == []
+    assert gpu_bench.serve(run, [Lane(run, "bench", found)], time.monotonic() + 2) == []
     assert [step.state for step in run.steps] == ["ok", "no time left", "no time left"]
+    assert run.dropped == ["bench work1 2 float32, bench work2 0 float32: no time left"]
+
+
+def test_lanes_run_side_by_side_and_end_together(run, monkeypatch):
+    _stand_in(monkeypatch, CHILD)
+    monkeypatch.setattr(gpu_bench, "CASE_S", 60)
+    lanes = [Lane(run, "smoke", [Case(f"work{k}", (how,), "float32", ())], number=k) for k, how in enumerate((2, 0, 1, 2))]
+    begin = time.monotonic()
+    assert [case.work for case in gpu_bench.serve(run, lanes, begin + 3)] == ["work2"]
+    assert time.monotonic() - begin < 3 + gpu_plan.STOP_S and not any(lane.process for lane in lanes)
+    states = {step.name.split()[1]: step.state for step in run.steps}
+    assert states == {"work0": "no time left", "work1": "ok", "work2": "exit 9", "work3": "no time left"}
 
 
 def test_a_process_that_cannot_start_is_not_tried_for_every_case(run, monkeypatch):
     _stand_in(monkeypatch, "raise ImportError('no torch')")
     found = [Case(f"work{k}", (0,), "float32", ()) for k in range(4)]
-    gpu_bench.serve(run, found, "bench", time.monotonic() + 60)
+    gpu_bench.serve(run, [Lane(run, "bench", found)], time.monotonic() + 60)
     assert [step.state for step in run.steps] == ["exit 1", "not run", "not run", "not run"]
     assert "no torch" in (run.out / "log.txt").read_text()
 
@@ -115,17 +131,21 @@ def test_a_process_that_cannot_start_is_not_tried_for_every_case(run, monkeypatc
 def test_lost_cases_are_tried_with_eager_only_where_nothing_was_measured(run, monkeypatch):
     tried = []
 
-    def serve(run, found, name, until):
-        tried.append((name, found))
-        return found if name == "bench" else []
+    def serve(run, lanes, until):
+        (lane,) = lanes
+        tried.append(lane)
+        return lane[1] if lane[0] == "bench" else []
 
     monkeypatch.setattr(gpu_bench, "serve", serve)
+    monkeypatch.setattr(gpu_bench, "Lane", lambda run, name, found, *words: (name, found))
     found = [Case("mask_ids", (8, 20), "float32", ("eager", "compile")), Case("mask_ids", (9, 20), "float32", ("compile",))]
-    kept = {"shape": [8, 20], "dtype": "float32", "rows": 8}
-    runner.save({"schema": runner.SCHEMA, "work": "mask_ids", "cases": [kept]}, run.results)
-    (run.results / "ema.json").write_text('{"schema": ')  # a process was stopped while it wrote
+    kept, where = {"shape": [8, 20], "dtype": "float32", "rows": 8}, {"slug": "nvidia-h200"}
+    runner.save({"schema": runner.SCHEMA, "work": "mask_ids", "machine": where, "cases": [kept]}, run.results / "nvidia-h200")
+    (run.results / "nvidia-h200" / "ema.json").write_text('{"schema": ')  # a process was stopped while it wrote
+    monkeypatch.setattr(gpu_bench, "cases", lambda run: found)
     monkeypatch.setattr(gpu_bench, "comparison", lambda found: "")
-    gpu_bench._serve_all(run, "bench", found)
+    monkeypatch.setattr(gpu_bench.plots, "draw", lambda found, folder: None)
+    gpu_bench.bench(run)
     assert tried[1] == ("bench eager only", [Case("mask_ids", (9, 20), "float32", ("eager",))])
 
 
@@ -142,7 +162,8 @@ def test_cases_are_measured_one_after_another(tmp_path, monkeypatch):
         (1, False),
         (2, True),
     ]
-    assert runner.read(tmp_path / "mask_ids.json")["cases"][0]["shape"] == [8, 20] and (tmp_path / "queue_push.json").exists()
+    here = tmp_path / machine.slug("cpu")
+    assert runner.read(here / "mask_ids.json")["cases"][0]["shape"] == [8, 20] and (here / "queue_push.json").exists()
     monkeypatch.setattr(gpu_cases, "_context_lost", lambda device: True)
     assert gpu_cases.main([*words, "--out", str(tmp_path)]) == CONTEXT_LOST
     assert len(progress.read_text().splitlines()) == len(lines) + 2, "the first case was the last"
@@ -205,21 +226,31 @@ def test_the_profiler_gets_every_group_and_what_it_says_is_kept(run, tmp_path, m
     ]
     text = (run.out / "profile.txt").read_text()
     assert text.count("| k | 1 | 2.00 |") == 2 and "failed: moco: absent" in text
+    run.short = True
+    gpu_profile.profile(run)
+    assert [step.name for step in run.steps[2:]] == ["profile short"]
+    commands = [line for line in (run.out / "log.txt").read_text().splitlines() if "--clock-control none" in line]
+    assert ["--set basic" in command for command in commands] == [False, False, True]
 
 
 # --- rehearsals ---------------------------------------------------------------------------------------------------------------
 
 
 def test_everything_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
-    """With stand-ins for the stages that would take minutes."""
-    for stage in ("build", "tests", "tune", "steps"):
+    """Both calls in one, with stand-ins for the stages that would take minutes."""
+    for stage in ("build", "tests"):
         monkeypatch.setitem(gpu.ACTIONS, stage, lambda run, stage=stage: run.skip(stage, "stand-in"))
-    assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--works", "mask_ids", "--peers", "eager"]) == 0
+    words = ["--call", "both", "--device", "cpu", "--works", "mask_ids", "--peers", "eager"]
+    assert gpu.main(["--out", str(tmp_path), *words]) == 0
     summary = (tmp_path / "summary.md").read_text()
+    assert "Nothing was dropped." in summary and "## Smoke: 1 of 1 works right" in summary
     measured = ("smoke", "bench")
     assert all(f"| {stage} mask_ids 8x20 float32 | ok |" in summary for stage in measured)
     assert "## Random mask from noise" in summary
-    assert all(f"| {stage} | skipped: " in summary for stage in gpu.STAGES if stage not in measured)
+    stages = {slot.stage for slot in gpu_plan.slots_of("both")}
+    assert all(f"| {stage} | skipped: " in summary for stage in stages if stage not in measured)
+    here = machine.slug("cpu")
     with tarfile.open(tmp_path / "results.tar.gz") as archive:
-        assert {"results/mask_ids.json", "reports/bench.md"} <= set(archive.getnames())
+        names = set(archive.getnames())
+        assert {f"results/{here}/mask_ids.json", f"smoke/{here}/mask_ids.json", "reports/bench.md"} <= names
     assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "results.tar.gz", "summary.md"}
