@@ -14,8 +14,8 @@ WHEELS = ROOT / ".wheels"
 BUILT = ROOT / "build" / "gpu_build.json"
 #: Exit status of the facts where torch finds no GPU.
 NO_GPU = 4
-#: Compute capability of the kernels in a rehearsal.
-_REHEARSED = "9.0"
+#: Seconds of a build's time that are kept for ``fastssl info``.
+_INFO_S = 15.0
 
 _FACTS = f"""
 import json, os, shutil, subprocess, sys, torch
@@ -74,10 +74,8 @@ def spills(logs: list[str]) -> tuple[int, int, list[str]]:
 
 
 def architecture(device: str) -> dict[str, str]:
-    """Lets the build compile for the GPU that is here alone; nothing where none says what it is."""
-    if device != "cuda":
-        return {"FASTSSL_CUDA_ARCH": _REHEARSED}
-    gpu = this_gpu()
+    """Lets the build compile for the GPU that is here alone; nothing where none says what it is, and in a rehearsal."""
+    gpu = this_gpu() if device == "cuda" else None
     return {"FASTSSL_CUDA_ARCH": gpu[1]} if gpu else {}
 
 
@@ -95,7 +93,7 @@ def build(run: Run) -> None:
     if BUILT.exists() and libraries and json.loads(BUILT.read_text()) == wanted:
         run.skip("build", "these sources are built already")
         return
-    step = run.step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], run.stage_s(), only)
+    step = run.step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], run.stage_s() - _INFO_S, only)
     kernels, registers, spilled = spills([log.read_text(errors="replace") for log in (ROOT / "build" / "cuda").glob("*.log")])
     step.note = f"{kernels} CUDA C++ kernels, at most {registers} registers, {len(spilled)} with spills"
     if step.bad or spilled:

@@ -40,7 +40,7 @@ SLOTS = {
     for slot in (
         Slot("wheels", 10, 40, 15, 3),
         Slot("facts", 15, 30, 20, 4),
-        Slot("build", 50, 120, 30, 9),
+        Slot("build", 50, 120, 45, 9),
         Slot("smoke", 50, 110, 30, 8),
         Slot("tests", 180, 240, 40, 7),
         Slot("large", 80, 120, 30, 2),
