@@ -73,7 +73,7 @@ struct Entry {
   char *host = nullptr, *on_device = nullptr;  // both hold the records, then the chunks
   size_t capacity = 0;
   cudaEvent_t uploaded = nullptr, used = nullptr;
-  cudaStream_t uploaded_on = nullptr;
+  cudaStream_t uploaded_on = nullptr, used_on = nullptr;
   bool captured = false;
   int users = 0;  // calls between their constructor and destructor
 };
@@ -184,7 +184,11 @@ Table::Table(const std::vector<TensorRecord>& records, const DeviceOf& on) : ent
 Table::~Table() {
   const std::lock_guard<std::mutex> guard(lock);
   entry_->users--;
-  if (!entry_->captured) cudaEventRecord(entry_->used, stream_);
+  if (entry_->captured) return;
+  // The event tells of one stream: that one waits for the stream before it, so that the last one's end is the end of all.
+  if (entry_->used_on != stream_) cudaStreamWaitEvent(stream_, entry_->used, 0);
+  cudaEventRecord(entry_->used, stream_);
+  entry_->used_on = stream_;
 }
 
 Launch Table::launch() const {
