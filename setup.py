@@ -19,7 +19,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 WITHOUT = "FASTSSL_BUILD=none installs fastssl in plain PyTorch, without kernels"
 HINT = f"FASTSSL_BUILD=cpu leaves out the CUDA kernels; {WITHOUT}."
-# Machine code runs on its own generation, also on later minor versions (10.0 on 10.3); later generations translate the last PTX.
+# Machine code runs on its own generation, also on later minor versions (10.0 on 10.3). All other GPUs translate the first one's
+# PTX, for which none is too old: that of 12.0 would leave out 11.0. No kernel uses what one architecture alone has (as 9.0a would).
 ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 
 
@@ -106,13 +107,13 @@ def extension() -> setuptools.Extension:
 
 
 def cuda_codes() -> tuple[str, int]:
-    """nvcc's options for machine code of each architecture and PTX of the last one, and how many architectures that are."""
+    """nvcc's options for machine code of each architecture and PTX of the first one, and how many architectures that are."""
     names = sorted({int(each.replace(".", "")) for each in (ARCHITECTURES if ASKED == [""] else ASKED)})
     if ASKED == [""]:  # an older nvcc lacks the newest
         known = subprocess.run([NVCC, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
         names = [name for name in names if f"compute_{name}" in known]
-    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names[:-1]]
-    return " ".join([*codes, f"-gencode=arch=compute_{names[-1]},code=[sm_{names[-1]},compute_{names[-1]}]"]), len(names)
+    codes = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names[1:]]
+    return " ".join([f"-gencode=arch=compute_{names[0]},code=[sm_{names[0]},compute_{names[0]}]", *codes]), len(names)
 
 
 def build_cuda(library: Path) -> None:
