@@ -1,6 +1,7 @@
 """The rehearsal of the GPU tests: a few of each file run on a machine without a GPU, on a stand-in for its tensors."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,3 +38,14 @@ def test_some_of_each_file_pass_on_the_stand_in():
     command = [sys.executable, str(HERE / "rehearse.py"), str(HERE), "-q", "-rs", "-p", "no:cacheprovider", "-k", words]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
     assert done.returncode == 0 and " passed" in done.stdout and "SKIPPED" not in done.stdout, done.stdout[-3000:] + done.stderr
+
+
+def test_racecheck_is_asked_about_cuda_cpp_alone():
+    """Every kernel of CUDA C++ with shared memory is in its set, and no Triton kernel and no matrix product."""
+    command = [sys.executable, "-m", "pytest", str(HERE / "test_sanitized.py"), "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, "-m", "racecheck"], capture_output=True, text=True, cwd=HERE.parents[1])
+    chosen = set(re.findall(r"::test_\w+\[(\w+)", done.stdout))
+    kernels = (HERE.parents[1] / "csrc" / "cuda").glob("*_kernel.cuh")
+    assert chosen >= {path.name.removesuffix("_kernel.cuh") for path in kernels if "__shared__" in path.read_text()}
+    tiles = "similarity|sigmoid|siglip|nt_xent|info_nce|test_ranks|test_partial|embed"
+    assert not re.search(tiles, done.stdout), done.stdout

@@ -12,6 +12,7 @@ REHEARSING = "rehearsal" in sys.modules
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "large: needs 8 GB of the GPU or more; run these in one process, after the others")
+    config.addinivalue_line("markers", "racecheck: launches kernels of CUDA C++ alone, which racecheck understands")
     config.addinivalue_line("markers", "cuda_only: asks who serves the CUDA key, or what its kernels do otherwise than the CPU's")
 
 
