@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import machine_code
 import pytest
 import torch
 from compat_nets import library
@@ -143,6 +144,31 @@ def test_no_cuda_kernel_spills_registers():
         kernels = set(re.findall(r"Compiling entry function '(\w+)'", text))
         assert all(text.count(f"'{kernel}' for '{arch}'") == 1 for kernel in kernels for arch in architectures)
         assert kernels or "__global__" not in (ROOT / "csrc" / "cuda" / f"{name}.cu").read_text()
+
+
+def accesses_of(op: str, *kernels: str) -> list[str]:
+    """For each element type and kernel its accesses to memory, on one architecture; skips where they cannot be known."""
+    built, sources = ROOT / "build" / "cuda" / f"{op}.cu.o", (ROOT / "csrc").glob("c*/*.*h")
+    if not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        pytest.skip("the CUDA library is not built here, or from other sources")
+    if machine_code.cuobjdump() is None:
+        pytest.skip("cuobjdump is not here")
+    built_for = machine_code.images(built)[0]
+    found = machine_code.memory_accesses(built, "90" if "90" in built_for else min(built_for))
+    chosen = [" ".join(accesses) for name, accesses in found.items() if re.search(rf"\d({'|'.join(kernels)})ILi", name)]
+    assert len(chosen) == 3 * len(kernels)
+    return chosen
+
+
+def test_row_copies_have_two_reads_under_way():
+    kernels = accesses_of("gather_tokens", "gather_kernel", "scatter_kernel")
+    assert all(re.search(r"(LDG\S*\.128 ){2}(STG\S*\.128 ?){2}", accesses) for accesses in kernels), kernels
+
+
+def test_patches_are_staged_by_whole_groups():
+    """Four float32 pixels of each of three channels are read before the first is written to shared memory."""
+    kernels = accesses_of("patch_loss", "patch_loss_kernel", "patch_loss_grad_kernel")
+    assert all(re.search(r"(LDG\S*\.128 ){3}STS", accesses) for accesses in kernels), kernels
 
 
 @pytest.mark.skipif(not (ROOT / "fastssl" / "_cuda.so").exists(), reason="the CUDA library is not built here")

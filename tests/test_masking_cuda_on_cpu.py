@@ -41,6 +41,7 @@ def library(tmp_path_factory):
     includes = [folder, ROOT / "csrc", torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
     fma = ["-mfma"] if "fma" in Path("/proc/cpuinfo").read_text() else []
     flags = ["-O1", "-std=c++20", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wno-unknown-pragmas", *fma]
+    flags += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]  # ends the process, as a GPU ends the context
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", *(f"-I{path}" for path in includes)]
     links = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
     subprocess.run(["g++", *flags, str(folder / "masking.cpp"), "-o", str(out), *links], check=True)
@@ -85,7 +86,6 @@ def permutations(rows, length):
 
 
 LAYOUTS = ("dense", "odd", "gaps")
-
 
 # --- mask_ids ---------------------------------------------------------------------------------------------------------------
 
@@ -301,10 +301,12 @@ def test_visible_positions(ours, width, dtype, given):
 
 # --- patch_loss -------------------------------------------------------------------------------------------------------------
 
-# channels, patch, grid: a row of pred in 8 shares of shared memory, in 2 (float64: 1), in none
+# channels, patch, grid: a row of pred in 8 shares of shared memory, in 2 (float64: 1), in none; pixels read by fours, twos, ones
 PATCHES = [(3, (4, 8), (2, 3)), (1, (2, 1), (1, 1)), (3, (7, 5), (3, 1)), (2, (32, 48), (1, 2)), (3, (56, 56), (1, 2))]
+PATCHES += [(3, (3, 14), (2, 1)), (5, (2, 4), (1, 2)), (1, (4, 4), (2, 1))]
 HOWS = [(True, True, False), (False, True, True), (True, False, True), (False, False, False)]  # channels last, normalised, l1
 WEIGHTS = ("mask", "shares", "ids")
+REFERENCE = loss_reference.patch_loss_fwd, loss_reference.patch_loss_bwd
 PAIRS = [*((dtype, dtype) for dtype in FLOATS), (F32, B16), (F64, F16)]  # images, pred
 
 
@@ -342,11 +344,10 @@ def test_patch_loss(ours, patch, dtypes, form):
     images, pred, mask, ids = loss_inputs(patch, *dtypes, weights, layout)
     how = (*patch[1], channels_last, normalize, 1e-6, absolute)
     got = whole(images, pred, mask, ids, how, ours.patch_loss_fwd, ours.patch_loss_bwd)
-    reference = loss_reference.patch_loss_fwd, loss_reference.patch_loss_bwd
     clean = pred.nan_to_num(0.0)
-    eager = whole(images, clean.clone(), mask, ids, how, *reference)
+    eager = whole(images, clean.clone(), mask, ids, how, *REFERENCE)
     wide = [t if t is None else t.double() for t in (images, clean, mask)]
-    truth = whole(*wide, ids, how, *reference)
+    truth = whole(*wide, ids, how, *REFERENCE)
     removed = torch.ones(pred.shape[:2], dtype=torch.bool) if mask is None else mask != 0
     sums = F64 if dtypes[1] == F64 else F32
     assert all(a.dtype == b.dtype and a.shape == b.shape for a, b in zip(got, eager, strict=True))
@@ -366,10 +367,9 @@ def test_no_removed_patch_and_ids_out_of_range(ours):
     assert [float(t) for t in sums] == [0.0, 0.0] and not dpred.any()
     ids = torch.tensor([[0, 4, 2], [-1, 2**60, 3]])
     loss, total, _, dpred = whole(images, pred[:, :3], None, ids, how, ours.patch_loss_fwd, ours.patch_loss_bwd)
-    reference = loss_reference.patch_loss_fwd, loss_reference.patch_loss_bwd
     known = [(0, 0, 0), (0, 2, 2), (1, 2, 3)]  # sample, row, patch
     alone = [
-        whole(images[n : n + 1], pred[n : n + 1, k : k + 1], None, torch.tensor([[at]]), how, *reference)[0] for n, k, at in known
+        whole(images[n : n + 1], pred[n : n + 1, k : k + 1], None, torch.tensor([[at]]), how, *REFERENCE)[0] for n, k, at in known
     ]
     torch.testing.assert_close(loss, sum(alone) / 3)
     assert float(total) == 3.0 and not dpred[0, 1].any() and not dpred[1, :2].any() and dpred[0, 0].any()

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks - 1) visible_patches_k
     if (uint64_t(id) >= uint64_t(call.grid.length)) return copy_row<G>(out, InOrder{}, nullptr, entries);
     const InPatch place{call.grid};
     const void* patch = element(call.images, call.image_kind, patch_begin(call.grid, n, id));
-    const bool aligned = fits<G>(out, kind) && fits<G>(patch, call.image_kind) && place.template in_groups<G>(call.image_kind);
+    const bool aligned = fits<G>(out, kind) && fits_in_groups<G>(patch, call.image_kind, call.grid);
     if (!aligned) {
       read_singles<Real<G>>(patch, call.image_kind, place, uint32_t(entries), [&](uint32_t i, Real<G> one) {
         const Real<G> x[1] = {one};
@@ -29,17 +29,18 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks - 1) visible_patches_k
       return;
     }
     // As aligned patches have whole groups in a line, they have no rest.
-    walk_row<G>(entries, true, [&](int64_t i, auto) {
-      Real<G> x[G];
-      load<G>(patch, call.image_kind, place(i), x);
-      store<G>(out, kind, i, x);
-    });
+    const auto read = [&](int64_t i) {
+      Packed<Real<G>, G> x;
+      load<G>(patch, call.image_kind, place(i), x.value);
+      return x;
+    };
+    read_ahead<G>(entries, read, [&](int64_t i, const auto& x) { store<G>(out, kind, i, x.value); });
   });
 }
 
 // A warp takes a patch of an image, visible or not: each pixel is written once.
 template <int G>
-__global__ void __launch_bounds__(kRowThreads, kRowBlocks) visible_patches_grad_kernel(VisibleGradCall call) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks - 1) visible_patches_grad_kernel(VisibleGradCall call) {
   for_each_row(call.samples * call.grid.length, [&](int64_t row) {
     const int64_t n = row / call.grid.length, l = row % call.grid.length;
     void* out = static_cast<Bits<G>*>(call.images) + patch_begin(call.grid, n, l);

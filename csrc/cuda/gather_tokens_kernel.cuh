@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks) gather_kernel(GatherC
 
 // A warp looks for its row among the ids of the sample, which its block's other warps read too: from the first-level cache.
 template <int G>
-__global__ void __launch_bounds__(kRowThreads, kRowBlocks) scatter_kernel(ScatterCall call) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocks - 1) scatter_kernel(ScatterCall call) {
   const int64_t tokens = call.prefix + call.length;
   for_each_row(call.samples * tokens, [&](int64_t row) {
     const int64_t n = row / tokens, l = row % tokens - call.prefix;

@@ -5,7 +5,8 @@
 // 160 us and 230 us for 1024 images of 3 x 224 x 224 in float32, pred in bfloat16, a quarter visible.
 //
 // A warp takes a row. It brings the patch into shared memory along the image's lines, in the order of the entries of pred, where it
-// is then read for the mean, the variance and the error. Patches above 8192 entries are read from the image each time.
+// is then read for the mean, the variance and the error: pixels by fours, twos or ones as width, strides and address allow, float64
+// one by one. Patches above 8192 entries are read from the image each time.
 //
 // Sums are taken in a fixed order: lanes, rows of a warp, warps of a block, and blocks by a second launch; the last three in
 // float64. Rows of weight 0 read nothing of pred and images. Ids out of range count as weight 0.
@@ -15,24 +16,94 @@
 
 namespace fastssl {
 
+// V elements of shared memory at once; `to` is as aligned.
+template <int V, class T>
+__device__ inline void write_group(T* to, const T (&x)[V]) {
+  Packed<T, V> group;
+#pragma unroll
+  for (int k = 0; k < V; k++) group.value[k] = x[k];
+  *reinterpret_cast<Packed<T, V>*>(to) = group;
+}
+
 // Blocks on a multiprocessor.
 template <int G>
 constexpr int kLossBlocks = G == 2 ? 4 : 5;
-constexpr int kLossGradBlocks = 4;
+template <int G>
+constexpr int kLossGradBlocks = G == 2 ? 3 : 4;
 constexpr int kFinishThreads = 1024;
 
-// Patch of a row of pred, and its weight.
+// Sample of a row of pred, its place among the sample's rows, its patch and weight.
 template <class T>
 struct Weighted {
-  int64_t n, l;
+  int64_t n, place, l;
   T weight;
 };
 template <class T>
 __device__ inline Weighted<T> weighted(const PatchLossCall& call, int64_t row) {
-  const int64_t n = row / call.rows;
-  if (!call.ids) return {n, row % call.rows, T(call.mask[row])};
+  const int64_t n = row / call.rows, place = row - n * call.rows;
+  if (!call.ids) return {n, place, place, T(call.mask[row])};
   const int64_t id = call.ids[row];
-  return {n, id, T(uint64_t(id) < uint64_t(call.grid.length) ? 1 : 0)};
+  return {n, place, id, T(uint64_t(id) < uint64_t(call.grid.length) ? 1 : 0)};
+}
+
+// Pixels of a lane are staged in this many channels at once: their reads are all under way before the first is used.
+constexpr uint32_t kChannelsAhead = 3;
+
+// V neighbouring pixels in channels `first` and up to kChannelsAhead - 1 after it, from x[channel][pixel] to their places in the
+// order of pred. RGB for (p, q, c) is written in whole groups too: single entries of lanes 4 pixels apart would share 8 banks.
+template <int V, class T>
+__device__ inline void stage_pixels(const PatchLossCall& call, T* staged, uint32_t first, uint32_t pixel,
+                                    const T (&x)[kChannelsAhead][V]) {
+  const uint32_t channels = uint32_t(call.grid.channels);
+  if (!call.channels_last || channels == 1) {
+#pragma unroll
+    for (uint32_t c = 0; c < kChannelsAhead; c++)
+      if (first + c < channels) write_group(staged + (first + c) * call.grid.by_plane.value + pixel, x[c]);
+  } else if (V > 1 && channels == kChannelsAhead) {
+#pragma unroll
+    for (int part = 0; part < int(kChannelsAhead); part++) {
+      T group[V];
+#pragma unroll
+      for (int k = 0; k < V; k++) group[k] = x[(part * V + k) % kChannelsAhead][(part * V + k) / kChannelsAhead];
+      write_group(staged + pixel * kChannelsAhead + part * V, group);
+    }
+  } else {
+#pragma unroll
+    for (uint32_t c = 0; c < kChannelsAhead; c++)
+#pragma unroll
+      for (int k = 0; k < V; k++)
+        if (first + c < channels) staged[(pixel + k) * channels + first + c] = x[c][k];
+  }
+}
+
+// A patch of an image whose elements are E, V pixels an access.
+template <int V, class E, class T>
+__device__ inline void stage(const PatchLossCall& call, const E* patch, T* staged) {
+  const PatchGrid& grid = call.grid;
+  const uint32_t plane = grid.by_plane.value, channels = uint32_t(grid.channels);
+  const uint32_t end = (channels + kChannelsAhead - 1) / kChannelsAhead * plane;
+#pragma unroll 1
+  for (uint32_t i = lane() * V; i < end; i += kWarp * V) {
+    const uint32_t first = quotient(i, grid.by_plane) * kChannelsAhead, pixel = i - quotient(i, grid.by_plane) * plane;
+    const uint32_t y = quotient(pixel, grid.by_width);
+    const E* at = patch + (first * grid.channel + y * grid.line + (pixel - y * grid.by_width.value));
+    Packed<E, V> raw[kChannelsAhead] = {};
+#pragma unroll
+    for (uint32_t c = 0; c < kChannelsAhead; c++)
+      if (first + c < channels) raw[c] = *reinterpret_cast<const Packed<E, V>*>(at + c * grid.channel);
+    T x[kChannelsAhead][V];
+#pragma unroll
+    for (uint32_t c = 0; c < kChannelsAhead; c++)
+#pragma unroll
+      for (int k = 0; k < V; k++) x[c][k] = value_of<T>(raw[c].value[k], call.image_kind);
+    stage_pixels<V>(call, staged, first, pixel, x);
+  }
+}
+template <int V, class T>
+__device__ inline void stage(const PatchLossCall& call, const void* patch, T* staged) {
+  if (call.image_kind == kFloat64) stage<1>(call, static_cast<const double*>(patch), staged);
+  else if (call.image_kind == kFloat32) stage<V>(call, static_cast<const float*>(patch), staged);
+  else stage<V>(call, static_cast<const uint16_t*>(patch), staged);
 }
 
 // The target of a row before normalisation, entries in the order of pred.
@@ -45,12 +116,10 @@ struct Target {
   __device__ Target(const PatchLossCall& of, int64_t n, int64_t l, T* share)
       : call(of), patch(element(of.images, of.image_kind, patch_begin(of.grid, n, l))), staged(of.staged ? share : nullptr) {
     if (!staged) return;
-    const uint32_t plane = call.grid.by_plane.value, channels = uint32_t(call.grid.channels);
     __syncwarp();  // other lanes may still read the row before
-    read_singles<T>(patch, call.image_kind, InPatch{call.grid}, uint32_t(call.grid.entries), [&](uint32_t i, T x) {
-      const uint32_t c = quotient(i, call.grid.by_plane);
-      staged[call.channels_last ? (i - c * plane) * channels + c : i] = x;
-    });
+    if (fits_in_groups<4>(patch, call.image_kind, call.grid)) stage<4>(call, patch, staged);
+    else if (fits_in_groups<2>(patch, call.image_kind, call.grid)) stage<2>(call, patch, staged);
+    else stage<1>(call, patch, staged);
     __syncwarp();
   }
 
@@ -82,12 +151,19 @@ struct Stats {
 template <class T>
 __device__ inline Stats<T> stats_of(const Target<T>& target, uint32_t entries, double eps) {
   T sum = 0, squares = 0;
-  for (uint32_t i = lane(); i < entries; i += kWarp) sum += target[i];
+  walk_row<4>(entries, target.staged, [&](int64_t i, auto width) {
+    T x[decltype(width)::value];
+    target.read(uint32_t(i), x);
+#pragma unroll
+    for (const T t : x) sum += t;
+  });
   const T mean = add_over_warp(sum) / T(entries);
-  for (uint32_t i = lane(); i < entries; i += kWarp) {
-    const T d = target[i] - mean;
-    squares += d * d;
-  }
+  walk_row<4>(entries, target.staged, [&](int64_t i, auto width) {
+    T x[decltype(width)::value];
+    target.read(uint32_t(i), x);
+#pragma unroll
+    for (const T t : x) squares += (t - mean) * (t - mean);
+  });
   const T variance = add_over_warp(squares) / T(entries - 1);
   return {mean, T(1) / T(sqrt(variance + T(eps)))};
 }
@@ -122,13 +198,13 @@ __global__ void __launch_bounds__(kRowThreads, kLossBlocks<G>) patch_loss_kernel
     if (at.weight != T(0)) {
       const Target<T> target(call, at.n, at.l, share_of(staged, call.warps));
       stats = call.normalize ? stats_of(target, entries, call.eps) : Stats<T>{0, 1};
-      const void* pred = row_of(call.pred, at.n, row % call.rows);
+      const void* pred = row_of(call.pred, at.n, at.place);
       T sum = 0;
       walk_row<G>(entries, call.staged && fits<G>(pred, kind), [&](int64_t i, auto width) {
         constexpr int W = decltype(width)::value;
         T x[W], t[W];
         load<W>(pred, kind, i, x);
-        target.template read<W>(uint32_t(i), t);
+        target.read(uint32_t(i), t);
 #pragma unroll
         for (int k = 0; k < W; k++) {
           const T e = x[k] - (t[k] - stats.mean) * stats.scale;
@@ -161,7 +237,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_loss_kernel(PatchLossCa
 }
 
 template <int G>
-__global__ void __launch_bounds__(kRowThreads, kLossGradBlocks) patch_loss_grad_kernel(PatchLossCall call) {
+__global__ void __launch_bounds__(kRowThreads, kLossGradBlocks<G>) patch_loss_grad_kernel(PatchLossCall call) {
   using T = Real<G>;
   alignas(16) __shared__ T staged[kStagedBytes / sizeof(T)];
   const int64_t entries = call.grid.entries;
@@ -175,12 +251,12 @@ __global__ void __launch_bounds__(kRowThreads, kLossGradBlocks) patch_loss_grad_
     const Target<T> target(call, at.n, at.l, share_of(staged, call.warps));
     const T* stats = static_cast<const T*>(call.stats) + 2 * row;
     const T mean = call.normalize ? stats[0] : T(0), scale = call.normalize ? stats[1] : T(1);
-    const void* pred = row_of(call.pred, at.n, row % call.rows);
+    const void* pred = row_of(call.pred, at.n, at.place);
     walk_row<G>(entries, call.staged && fits<G>(pred, kind) && fits<G>(out, kind), [&](int64_t i, auto width) {
       constexpr int W = decltype(width)::value;
       T x[W], t[W];
       load<W>(pred, kind, i, x);
-      target.template read<W>(uint32_t(i), t);
+      target.read(uint32_t(i), t);
 #pragma unroll
       for (int k = 0; k < W; k++) {
         const T e = x[k] - (t[k] - mean) * scale;

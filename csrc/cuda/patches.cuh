@@ -8,7 +8,8 @@ __device__ inline uint32_t quotient(uint32_t n, const Divisor& d) { return uint3
 
 // Element of the image at which patch `l` of sample `n` begins.
 __device__ inline int64_t patch_begin(const PatchGrid& grid, int64_t n, int64_t l) {
-  return n * grid.sample + l / grid.across * grid.height * grid.line + l % grid.across * grid.width;
+  const int64_t down = l / grid.across;
+  return n * grid.sample + down * grid.height * grid.line + (l - down * grid.across) * grid.width;
 }
 
 // Entry i of a patch in the order (c, p, q) lies at this element behind its beginning.
@@ -24,9 +25,15 @@ struct InPatch {
   // Whether G entries from a multiple of G on are neighbours in an image of `kind`, and as aligned as the patch's first entry.
   template <int G>
   __device__ bool in_groups(Kind kind) const {
-    const int bytes = size_of(kind), access = G * bytes < 16 ? G * bytes : 16;
-    return grid.width % G == 0 && grid.channel * bytes % access == 0 && grid.line * bytes % access == 0;
+    const int bytes = size_of(kind), access = access_bytes<G>(kind);
+    return grid.width % G == 0 && is_multiple(grid.channel * bytes, access) && is_multiple(grid.line * bytes, access);
   }
 };
+
+// Whether a patch that begins at `patch` is read in groups of G pixels.
+template <int G>
+__device__ inline bool fits_in_groups(const void* patch, Kind kind, const PatchGrid& grid) {
+  return fits<G>(patch, kind) && InPatch{grid}.template in_groups<G>(kind);
+}
 
 }  // namespace fastssl

@@ -10,7 +10,10 @@ namespace fastssl {
 
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 constexpr int kRowThreads = kRowWarps * kWarp;
-constexpr int kRowBlocks = 6;  // on a multiprocessor: 48 warps with 512 bytes under way, 23 KB fill an H200
+constexpr int kRowBlocks = 6;  // on a multiprocessor: 48 warps
+// Reads of 16 bytes that a lane has under way where rows are copied: 1 KB of a warp. 23 KB in all fill an H200, but a warp that
+// begins a row first waits for an id.
+constexpr int kReadsAhead = 2;
 
 template <int W>
 using Width = std::integral_constant<int, W>;
@@ -121,11 +124,18 @@ __device__ inline void store(void* data, Kind kind, int64_t i, const T (&x)[W]) 
   }
 }
 
+// Of G elements, a power of 2 as all these are: the remainder of a number that the compiler does not know takes 20 instructions.
+template <int G>
+__device__ inline int access_bytes(Kind kind) {
+  const int bytes = G * size_of(kind);
+  return bytes < 16 ? bytes : 16;
+}
+__device__ inline bool is_multiple(int64_t number, int power_of_2) { return (number & (power_of_2 - 1)) == 0; }
+
 // Whether G elements at `data` are accesses as load and store make them. Null is not read.
 template <int G>
 __device__ inline bool fits(const void* data, Kind kind) {
-  const int bytes = G * size_of(kind);
-  return reinterpret_cast<uint64_t>(data) % (bytes < 16 ? bytes : 16) == 0;
+  return is_multiple(reinterpret_cast<int64_t>(data), access_bytes<G>(kind));
 }
 
 __device__ inline const void* element(const void* data, Kind kind, int64_t i) {
@@ -144,6 +154,22 @@ __device__ inline void walk_row(int64_t count, bool aligned, const F& f) {
   for (int64_t i = int64_t(lane()) * G; i < grouped; i += kWarp * G) f(i, Width<G>{});
 #pragma unroll 1
   for (int64_t i = grouped + lane(); i < count; i += kWarp) f(i, Width<1>{});
+}
+
+// write(i, read(i)) for groups of G elements up to `end`, a multiple of G; lanes take turns.
+template <int G, class Read, class Write>
+__device__ inline void read_ahead(int64_t end, const Read& read, const Write& write) {
+  constexpr int kStep = kWarp * G;
+#pragma unroll 1
+  for (int64_t i = int64_t(lane()) * G; i < end; i += kStep * kReadsAhead) {
+    decltype(read(i)) x[kReadsAhead] = {};
+#pragma unroll
+    for (int u = 0; u < kReadsAhead; u++)
+      if (i + u * kStep < end) x[u] = read(i + u * kStep);
+#pragma unroll
+    for (int u = 0; u < kReadsAhead; u++)
+      if (i + u * kStep < end) write(i + u * kStep, x[u]);
+  }
 }
 
 template <class T>
@@ -195,11 +221,13 @@ struct InOrder {
 template <int G, class Place>
 __device__ inline void copy_row(void* out, const Place& place, const void* from, int64_t count) {
   const bool aligned = (reinterpret_cast<uint64_t>(out) | reinterpret_cast<uint64_t>(from)) % 16 == 0;
-  walk_row<G>(count, aligned && place.template in_groups<G>(own<G>(kNothing)), [&](int64_t i, auto width) {
-    using Access = std::conditional_t<decltype(width)::value == 1, Bits<G>, Sixteen>;
-    *reinterpret_cast<Access*>(static_cast<Bits<G>*>(out) + place(i)) =
-        from ? *reinterpret_cast<const Access*>(static_cast<const Bits<G>*>(from) + i) : Access{};
-  });
+  const int64_t grouped = aligned && place.template in_groups<G>(own<G>(kNothing)) ? count / G * G : 0;
+  const auto* source = static_cast<const Bits<G>*>(from);
+  const auto write = [&](int64_t i, auto x) { *reinterpret_cast<decltype(x)*>(static_cast<Bits<G>*>(out) + place(i)) = x; };
+  if (from) read_ahead<G>(grouped, [&](int64_t i) { return *reinterpret_cast<const Sixteen*>(source + i); }, write);
+  else read_ahead<G>(grouped, [&](int64_t) { return Sixteen{}; }, write);
+#pragma unroll 1
+  for (int64_t i = grouped + lane(); i < count; i += kWarp) write(i, from ? source[i] : Bits<G>{});
 }
 
 struct Row {

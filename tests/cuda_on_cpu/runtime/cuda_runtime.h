@@ -45,7 +45,8 @@ inline void join(Clock& clock, const Clock& other) {
 }
 inline void expect_over(const void* data, const Clock& clock, const char* what) {
   for (const Work& work : memories[data].works)
-    if (!is_over(work, clock)) faults.push_back(std::string(what) + " before work of stream " + std::to_string(work.stream) + " is over");
+    if (!is_over(work, clock))
+      faults.push_back(std::string(what) + " before work of stream " + std::to_string(work.stream) + " is over");
 }
 
 }  // namespace model
