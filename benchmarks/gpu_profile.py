@@ -1,14 +1,15 @@
 """Stage of a GPU run that asks what binds each kernel: Nsight Compute over one forward and backward of the main cases.
 
-    python -m benchmarks.gpu_profile GROUP            the process that is profiled: a marker kernel, then a case, and so on
+    python -m benchmarks.gpu_profile GROUP SECONDS    the process that is profiled: a marker kernel, then a case, and so on
 
-Every case runs once before, so that nothing compiles under the profiler. ncu writes when its process ends: hence two groups. The
-table has one line for each kernel of a case.
+Every case runs once before, so that nothing compiles under the profiler. ncu writes when its process ends: hence two groups, and a
+process begins no case after SECONDS. The table has one line for each kernel of a case.
 """
 
 import csv
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,8 @@ GROUPS = {
         Case("patch_loss_norm", (1024, 224, 16), "bfloat16", ()),
     ),
 }
+#: Part of a process's time after which it begins no case, and what it says of those.
+BEGIN, LEFT_OUT = 0.6, "left out: "
 #: Name of the kernel of ``torch.cuda._sleep``, which stands before each case.
 MARKER = "spin_kernel"
 #: Kernels of a group that are profiled at most.
@@ -152,12 +155,15 @@ def profile(run: Run) -> None:
         raw = folder / f"{name}.csv"
         command = [tool, "--clock-control", "none", "--profile-from-start", "off", "--launch-count", str(LAUNCHES)]
         command += [*sections, "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(raw)]
-        step = run.step(f"profile {name}", [*command, *python("benchmarks.gpu_profile", name)], share_s)
+        step = run.step(f"profile {name}", [*command, *python("benchmarks.gpu_profile", name, f"{BEGIN * share_s:.0f}")], share_s)
         text = raw.read_text(errors="replace") if raw.exists() else ""
         found = read_profile(text, cases)
         step.note = f"{len(found)} kernels"
         lines += found
         said += [line for line in step.output().splitlines() if line.startswith("failed:")]
+        for line in step.output().splitlines():
+            if line.startswith(LEFT_OUT):
+                run.drop(f"profile of {line.removeprefix(LEFT_OUT)}", "no time left")
         said += [] if found else [f"{name}: ncu reported no kernel: {text[-800:]}"]
     shown = "\n\n".join([table(lines), *said])
     (folder / "profile.txt").write_text(shown + "\n")
@@ -167,7 +173,11 @@ def profile(run: Run) -> None:
 
 def main(argv: list[str]) -> int:
     """The profiled process; a case that fails is named and the next one follows."""
+    until = time.monotonic() + float(argv[1])
     for case in (SHORT | GROUPS)[argv[0]]:
+        if time.monotonic() > until:
+            print(f"{LEFT_OUT}{case}", flush=True)
+            continue
         turn = None
         try:
             turn = bound(case, runner.OURS, "cuda")

@@ -6,6 +6,7 @@ import sys
 import tarfile
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -215,7 +216,7 @@ def test_the_profiler_gets_every_group_and_what_it_says_is_kept(run, tmp_path, m
     tool = tmp_path / "bin" / "ncu"
     tool.parent.mkdir()
     tool.write_text(
-        '#!/bin/sh\nwhile [ "$1" != --log-file ]; do shift; done\necho "failed: moco: absent"\n'
+        '#!/bin/sh\nwhile [ "$1" != --log-file ]; do shift; done\necho "failed: moco: absent"; echo "left out: clip 8x8"\n'
         'printf \'"Kernel Name","gpu__time_duration.sum"\\n"spin_kernel","1"\\n"k","2000"\\n\' > "$2"\n'
     )
     tool.chmod(0o755)
@@ -226,11 +227,24 @@ def test_the_profiler_gets_every_group_and_what_it_says_is_kept(run, tmp_path, m
     ]
     text = (run.out / "profile.txt").read_text()
     assert text.count("| k | 1 | 2.00 |") == 2 and "failed: moco: absent" in text
+    assert run.dropped == ["profile of clip 8x8: no time left"] * 2
     run.short = True
     gpu_profile.profile(run)
     assert [step.name for step in run.steps[2:]] == ["profile short"]
     commands = [line for line in (run.out / "log.txt").read_text().splitlines() if "--clock-control none" in line]
     assert ["--set basic" in command for command in commands] == [False, False, True]
+
+
+def test_a_profiled_process_begins_no_case_late(monkeypatch, capsys):
+    """ncu writes when its process ends, so what is measured comes back only where the process ends by itself."""
+    begun = []
+    monkeypatch.setattr(gpu_profile, "bound", lambda case, *_: begun.append(case) or (lambda: None))
+    monkeypatch.setattr(gpu_profile, "release", lambda device: None)
+    for name in ("synchronize", "profiler", "_sleep"):
+        monkeypatch.setattr(gpu_profile.torch.cuda, name, Mock())
+    assert gpu_profile.main(["short", "60"]) == 0 and len(begun) == 4 and capsys.readouterr().out == ""
+    assert gpu_profile.main(["short", "-1"]) == 0 and len(begun) == 4
+    assert capsys.readouterr().out.count("left out: ") == 4
 
 
 # --- rehearsals ---------------------------------------------------------------------------------------------------------------
