@@ -14,6 +14,8 @@ WHEELS = ROOT / ".wheels"
 BUILT = ROOT / "build" / "gpu_build.json"
 #: Exit status of the facts where torch finds no GPU.
 NO_GPU = 4
+#: Where the table of ops begins in what ``fastssl info`` prints.
+INFO_TABLE = "\nop "
 #: Seconds of a build's time that are kept for ``fastssl info``.
 _INFO_S = 15.0
 
@@ -87,6 +89,12 @@ def built_from(only: dict[str, str]) -> dict[str, str]:
     return {"sources": digest.hexdigest(), "python": sys.version, "torch": importlib.metadata.version("torch"), **only}
 
 
+def unserved(info: str) -> list[str]:
+    """Ops that ``fastssl info`` calls served by the reference on a GPU; it ends with a table of op, CPU, CUDA."""
+    lines = [line.split() for line in info.partition(INFO_TABLE)[2].splitlines()]
+    return [words[0] for words in lines if words[2:3] == ["reference"]]
+
+
 def build(run: Run) -> None:
     only = architecture(run.device)
     wanted, libraries = built_from(only), [*(ROOT / "fastssl").glob("*.so")]
@@ -96,8 +104,13 @@ def build(run: Run) -> None:
     step = run.step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], run.stage_s() - _INFO_S, only)
     kernels, registers, spilled = spills([log.read_text(errors="replace") for log in (ROOT / "build" / "cuda").glob("*.log")])
     step.note = f"{kernels} CUDA C++ kernels, at most {registers} registers, {len(spilled)} with spills"
-    if step.bad or spilled:
-        run.report("build", "## Build\n\n```\n" + "\n".join([*spilled[:10], step.output()[-3000:]]) + "\n```")
+    told = ["## Build\n\n```\n" + "\n".join([*spilled[:10], step.output()[-3000:]]) + "\n```"] if step.bad or spilled else []
     if step.ok:
         BUILT.write_text(json.dumps(wanted))
-    run.step("info", python("fastssl", "info"), 60)
+    info = run.step("info", python("fastssl", "info"), 60)
+    if run.device == "cuda" and (missing := unserved(info.output())):
+        info.state = f"ops without a kernel on this GPU: {len(missing)}"
+        names = f"Plain PyTorch serves {', '.join(missing)}: what smoke says of them is no news."
+        told.append(f"## Ops without a kernel\n\n{names}\n\n```\n{info.output().partition(INFO_TABLE)[0].strip()}\n```")
+    if told:
+        run.report("build", "\n\n".join(told))

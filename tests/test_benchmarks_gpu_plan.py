@@ -10,10 +10,12 @@ import subprocess
 import types
 
 import pytest
+import torch
 
-from benchmarks import gpu, gpu_bench, gpu_build, gpu_plan, gpu_prepare, gpu_profile, gpu_run, gpu_tests
+from benchmarks import gpu, gpu_bench, gpu_build, gpu_plan, gpu_prepare, gpu_profile, gpu_run, gpu_tests, rates, timing
 from benchmarks.gpu_plan import Slot
 from benchmarks.gpu_run import Run, Step
+from fastssl import info
 
 CALLS = tuple(gpu_plan.CALLS)
 ENDS = {"well", "slow", "hangs", "deaf", "stuck", "crashes", "killed", "absent"}
@@ -193,6 +195,30 @@ def test_a_machine_without_a_gpu_is_left_at_once(play, monkeypatch):
     assert took == 0 and len(run.dropped) == 4 and "torch 2.11 finds no GPU" in summary
 
 
+def test_facts_run_with_and_without_a_gpu(monkeypatch, capsys):
+    """The text of the process itself, whose answers of the device are stand-ins."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        exec(gpu_build._FACTS, {})
+    assert ended.value.code == gpu_build.NO_GPU and "finds no GPU" in capsys.readouterr().out
+    answers = {
+        "is_available": True,
+        "get_device_name": "NVIDIA H200",
+        "get_device_capability": (9, 0),
+        "mem_get_info": (2**30,) * 2,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(timing, "gpu_product_rate", lambda dtype: 8e14)
+    monkeypatch.setattr(timing, "gpu_memory_rate", lambda *size, repeats=3: 5e12 if size else 4e12)
+    rates.measured.cache_clear()
+    exec(gpu_build._FACTS, {})
+    said = capsys.readouterr().out
+    rates.measured.cache_clear()
+    assert "copy of 2.1 GB: 4.00 TB/s" in said and "into L2: 5.00 TB/s" in said and "cube: 800 TFLOP/s" in said
+    assert "rates of the predictions: Rates(name='H200'" in said and '"slug": "nvidia-h200"' in said
+
+
 def test_what_counts_as_a_failure_of_everything():
     names = ("nt_xent", "moco", "clip", "ema", "lars", "adamw", "mask_ids", "queue_push")
     found = [gpu_bench.Case(name, (8,), "float32", ()) for name in names]
@@ -271,6 +297,21 @@ def test_a_tree_that_would_not_travel_is_refused(tree, tmp_path, monkeypatch, ca
     monkeypatch.undo()
     monkeypatch.setattr(gpu_prepare.carried, "__defaults__", (tmp_path,))
     assert gpu.prepare(tmp_path, 15) == 1 and "git does not say what would travel" in capsys.readouterr().out, "no checkout"
+
+
+def test_ops_that_no_kernel_serves_are_named(tmp_path, monkeypatch):
+    """They would pass smoke and the tests without a kernel having run."""
+    owners = {"ema_update_": {"CPU": "C++", "CUDA": "reference"}, "lars_": {"CPU": "reference", "CUDA": "CUDA C++"}}
+    monkeypatch.setattr(info, "OWNERS", owners)
+    assert gpu_build.unserved(info.report()) == ["ema_update_"] and gpu_build.unserved("Traceback") == []
+    run = Run(tmp_path, scratch=tmp_path / "scratch")
+    for name in ("build", "info"):
+        (run.folder("logs") / name).write_text(info.report())
+    monkeypatch.setattr(gpu_build, "BUILT", tmp_path / "built.json")
+    monkeypatch.setattr(run, "step", lambda name, *_: run.record(Step(name, "ok", log=run.folder("logs") / name)))
+    gpu_build.build(run)
+    assert [step.bad for step in run.steps] == [False, True] and "without a kernel on this GPU: 1" in run.steps[1].state
+    assert "Plain PyTorch serves ema_update_: " in (run.scratch / "reports" / "build.md").read_text()
 
 
 def test_what_is_built_is_not_built_again_unless_its_sources_changed(tmp_path, monkeypatch):
