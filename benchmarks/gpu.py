@@ -97,6 +97,8 @@ def _dropped(run: Run) -> str:
     """What was not done, with the reason why the call ended early first."""
     ended = [f"**Ended early: {run.halted}.** Mend that and run the call again."] if run.halted else []
     lines = [f"- {line}" for line in run.dropped]
+    if run.todo:  # what is read later is the summary of a command that was killed here
+        return "\n".join([f"**Not ended when this was written: {', '.join(run.todo)}.**", *(["Dropped:", *lines] if lines else [])])
     return "\n".join([*ended, *(["Dropped:", *lines] if lines else ["Nothing was dropped."])])
 
 
@@ -129,7 +131,9 @@ def run_stages(run: Run, todo: list[Slot], title: str) -> None:
             if slot not in kept:
                 run.drop(slot.stage, f"it needs {slot.least_s:.0f} s, and {left_s:.0f} s are left for all that is wanted")
         if not kept:
+            run.todo = []
             break
+        run.todo = [slot.stage for slot in kept]
         run.stage_until = time.monotonic() + gpu_plan.limit_s(kept, left_s)
         _one_stage(run, kept[0].stage)
         todo = kept[1:]
@@ -137,6 +141,7 @@ def run_stages(run: Run, todo: list[Slot], title: str) -> None:
             for slot in todo:
                 run.drop(slot.stage, "the call was ended early")
             todo = []
+        run.todo = [slot.stage for slot in todo]
         summarise(run, title)
         run.pack()
 

@@ -105,6 +105,7 @@ class Run:
 
     ``short``: a call of the plan, whose stages leave out what fifteen minutes have no room for. ``stage_until``: when the present
     stage must be over. ``halted``: why nothing that follows would be worth its time. ``dropped``: what was not done, and why.
+    ``todo``: stages that have not ended.
     """
 
     out: Path
@@ -118,6 +119,7 @@ class Run:
     stage_until: float = float("inf")
     halted: str = ""
     dropped: list[str] = field(default_factory=list)
+    todo: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     site: list[str] = field(default_factory=list)
     scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="fastssl-gpu-")))

@@ -167,6 +167,7 @@ def test_what_a_stage_has_so_far_is_packed_while_it_runs(tmp_path, monkeypatch):
         until = time.monotonic() + 20
         while not (tmp_path / "results.tar.gz").exists() and time.monotonic() < until:
             time.sleep(0.05)
+        assert "**Not ended when this was written: tests.**" in (tmp_path / "summary.md").read_text()
         with tarfile.open(tmp_path / "results.tar.gz") as archive:
             run.skip("tests", archive.extractfile("tests/lines.jsonl").read().decode())
 
@@ -326,8 +327,10 @@ def test_the_sanitizers_findings_are_counted(run, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "test_tiny.py").write_text("")
     monkeypatch.setattr(gpu_tests, "SANITIZED", str(tmp_path / "test_tiny.py"))
-    monkeypatch.setattr(gpu_tests, "pytest_command", lambda target, lines, processes: [sys.executable, "-c", "pass"])
+    asked = []
+    monkeypatch.setattr(gpu_tests, "pytest_command", lambda *words: asked.append(words[3:]) or [sys.executable, "-c", "pass"])
     gpu_tests.sanitize(run)
+    assert asked == [(), (), ("-m", "racecheck")], "without a tool, memcheck, racecheck"
     assert sorted((step.name, step.state) for step in run.steps) == [
         ("memcheck", "exit 1"),
         ("racecheck", "exit 1"),
