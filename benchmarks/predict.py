@@ -1,24 +1,24 @@
 """What the machine code of a tile says of its speed, without a GPU:  python -m benchmarks.predict [--write]
 
-The usual tile of every case of the tuner is compiled for sm_90 through its launcher, and the loop that streams columns is read
-from the disassembly, along the way that most tiles take: no id in reach, logits small. Clocks of one multiprocessor for a tile:
+The usual tile of every case of the tuner is compiled for sm_90 through its launcher, at the largest shape, and the loop that
+streams columns is read from the disassembly, along the way that most tiles take: no id in reach, logits small. Clocks of one
+multiprocessor for a tile:
 
-    matrix   HGMMA 64 x n x 16: n / 2, or its operands out of shared memory, 128 bytes a clock
-    exp      MUFU, 16 a clock            fma   128 a clock            other   64 lanes a clock (integers, maxima, conversions)
-    issue    4 instructions of a warp a clock                         L2      the columns' bytes, 32 a clock
+    matrix   HGMMA 64 x n x 16: n / 2        shared  operands read, and columns written, 128 bytes a clock
+    exp      MUFU, 16 a clock                fma     128 a clock        other  64 lanes a clock (integers, maxima, conversions)
+    issue    4 instructions of a warp a clock                           L2     the columns' bytes, 23.7 a clock (5.5 TB/s)
 
 Programs on one multiprocessor overlap: the busiest unit decides. One alone waits for its products, then its products for it:
-matrix + 1.1 of the busiest other unit, and k programs share that among them. share = clocks of the product at full rate / clocks
-of the tile. The rates are the data sheet's and published measurements; L2 is the least certain. A model, to be refuted by
-``benchmarks.tune``; ``--write`` keeps it in predicted_sm90.json, from which ``Work.predicted_ms`` makes the predictions.
+the busier of matrix and shared + 1.1 of the busiest other unit, and k programs share that among them. share = clocks of the
+product at full rate / clocks of the tile. The rates are the data sheet's and published measurements; L2 is the least certain. A
+model, to be refuted by ``benchmarks.tune``; ``--write`` keeps it in predicted_sm90.json, from which ``Work.predicted_ms`` makes the
+predictions.
 """
 
 import argparse
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ PATH = Path(__file__).parent / "predicted_sm90.json"
 ARCH, NUM_SMS = 90, 132
 #: FLOP of a clock in 16 bits, on one multiprocessor.
 MATRIX_FLOP = 4096
-L2_BYTES, SHARED_BYTES = 32.0, 128.0
+L2_BYTES, SHARED_BYTES = 23.7, 128.0
 _FMA = ("FFMA", "FADD", "FMUL")
 _HALF_RATE = {
     *("IMAD", "IADD3", "VIADD", "LEA", "LOP3", "SHF", "PRMT", "MOV", "CS2R", "SEL", "FSEL", "ISETP", "FSETP", "PLOP3"),
@@ -94,22 +94,23 @@ def usual_way(code: list[Instruction]) -> list[Instruction]:
 
 
 def products(way: list[Instruction]) -> tuple[float, float]:
-    """(clocks at full rate, clocks with operands from shared memory) of one warpgroup's HGMMA."""
-    full = real = 0.0
+    """(clocks, bytes of operands read from shared memory) of one warpgroup's HGMMA."""
+    full = read = 0.0
     for i in way:
         if size := re.match(r"HGMMA\.64x(\d+)x16", i.name):
             n = int(size[1])
             from_registers = not i.operands.split(",")[1].strip().startswith("gdesc")
-            shared = (32 * n + (0 if from_registers else 2048)) / SHARED_BYTES
-            full, real = full + n / 2, real + max(n / 2, shared)
-    return full, real
+            full, read = full + n / 2, read + 32 * n + (0 if from_registers else 2048)
+    return full, read
 
 
 def clocks(way: list[Instruction], warps: int, column_bytes: int) -> dict[str, float]:
     """Clocks of each unit of a multiprocessor for one tile of ``warps`` warps."""
     kinds = Counter(i.kind for i in way)
+    full, read = products(way)
     return {
-        "matrix": products(way)[1] * warps / 4,
+        "matrix": full * warps / 4,
+        "shared": (read * warps / 4 + column_bytes) / SHARED_BYTES,
         "exp": kinds["MUFU"] * warps * 2,
         "issue": len(way) * warps / 4,
         "fma": sum(kinds[k] for k in _FMA) * warps / 4,
@@ -120,29 +121,20 @@ def clocks(way: list[Instruction], warps: int, column_bytes: int) -> dict[str, f
 
 def tile_clocks(units: dict[str, float], programs: int) -> tuple[float, str]:
     """(clocks of a tile, what binds it)."""
-    beside = max(v for k, v in units.items() if k not in ("matrix", "L2"))
-    bounds = units | {"waiting": (units["matrix"] + 1.1 * beside) / max(1, programs)}
+    beside = max(v for k, v in units.items() if k not in ("matrix", "shared", "L2"))
+    bounds = units | {"waiting": (max(units["matrix"], units["shared"]) + 1.1 * beside) / max(1, programs)}
     binds = max(bounds, key=bounds.__getitem__)
     return bounds[binds], binds
 
 
-def _sass(compiled) -> str:
-    from fastssl.testing.compile import OBJDUMP
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        return subprocess.run([OBJDUMP, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-
-
 def row_of(compiled, kernel: str, config: tuple[int, ...], width: int) -> dict:
     """The line of one compiled tile kernel in the table."""
-    from fastssl.testing.compile import programs_per_sm, resources
+    from fastssl.testing.compile import disassembly, programs_per_sm, resources
 
     block_m, block_n, warps = config[:3]
     registers, _ = resources(compiled)
     programs = programs_per_sm(registers, compiled.metadata.shared, warps, ARCH)
-    way = usual_way(parse(_sass(compiled)))
+    way = usual_way(parse(disassembly(compiled)))
     units = clocks(way, warps, block_n * width * 2)
     total, binds = tile_clocks(units, programs)
     full = products(way)[0] * warps / 4
@@ -161,16 +153,17 @@ def row_of(compiled, kernel: str, config: tuple[int, ...], width: int) -> dict:
 
 def rows() -> list[dict]:
     """One for each key of the tuner's cases, at its usual tile."""
-    from benchmarks.tune_cases import CASES, FUNCTIONS, base, usual_config, without_contents
+    from benchmarks.tune_candidates import launched as launched_as
+    from benchmarks.tune_cases import CASES, usual_config, without_contents
     from fastssl.testing.compile import offline
 
-    first = {case.key: case for case in reversed(CASES) if not case.chunked}
+    largest = {case.key: case for case in sorted(CASES, key=lambda case: case.shape) if not case.chunked}
     found = []
     with offline(ARCH, NUM_SMS) as launched, without_contents():
-        for (kernel, arithmetic, width), case in sorted(first.items()):
+        for (kernel, arithmetic, width), case in sorted(largest.items()):
             launched.clear()
             case.build(*case.shape, torch.bfloat16, "cpu")()
-            compiled = [k for name, k in launched if name == FUNCTIONS[base(kernel)]][-1]
+            compiled = launched_as(launched, kernel)[-1]
             found.append(row_of(compiled, kernel, usual_config((kernel, arithmetic, width), ARCH), width))
     return found
 
@@ -203,7 +196,7 @@ def predictions() -> str:
 
 
 def table(found: list[dict]) -> str:
-    units = ("matrix", "exp", "issue", "fma", "other", "L2")
+    units = ("matrix", "shared", "exp", "issue", "fma", "other", "L2")
     head = ("kernel", "D", "tile", "registers", "programs", "instructions a logit", *units, "binds", "share")
     lines = []
     for row in found:

@@ -23,7 +23,7 @@ from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
 NUM_SMS = 132
 #: Of the launches that ask for everything: enough logits that facts about the columns pay.
 ROWS, COLUMNS = 8186, 8170
-CHUNKS = tuple(product((1024, 2048, 4096, 8192), (22, 23, 24, 25)))
+CHUNKS = tuple(product((1024, 2048, 4096, 8192), (21, 22, 23, 24, 25)))
 
 
 def path(arch: int) -> Path:
@@ -98,19 +98,26 @@ def _plain(case: Case) -> Call:
     return case.build(*case.shape, torch.bfloat16, "cpu")
 
 
-def needs(found: list, kernel: str) -> tuple[int, int, int]:
-    """(registers, bytes spilled, bytes of shared memory), the largest among the launches of the kernel that were compiled."""
-    from fastssl.testing.compile import resources
+def launched(found: list, kernel: str) -> list:
+    """The launches of the kernel that were compiled. Of a lean backward those with one exponential, which most steps take."""
+    from fastssl.testing.compile import constant
 
     compiled = [kernel_found for name, kernel_found in found if name == FUNCTIONS[base(kernel)]]
-    numbers = [(*resources(k), k.metadata.shared) for k in compiled]
+    return [k for k in compiled if constant(k, "NARROW")] if kernel == "bwd lean" else compiled
+
+
+def needs(found: list, kernel: str) -> tuple[int, int, int]:
+    """(registers, bytes spilled, bytes of shared memory), the largest among the launches of the kernel."""
+    from fastssl.testing.compile import resources
+
+    numbers = [(*resources(k), k.metadata.shared) for k in launched(found, kernel)]
     return tuple(max(column) for column in zip(*numbers, strict=True))
 
 
 def judge(found: list, case: Case, config: Config, arch: int = 90) -> dict | None:
     """The line of a tile that survives every case of its key and, where it is not for lean launches alone, the heaviest ones;
     otherwise None. Inside ``offline``."""
-    from fastssl.testing.compile import programs_per_sm
+    from fastssl.testing.compile import disassembly, programs_per_sm, serialised
 
     kernel, arithmetic, width = case.key
     others = [] if kernel.endswith(" lean") else [heavy(kernel, width), *(_one_sided(width) if kernel == "bwd" else ())]
@@ -121,7 +128,7 @@ def judge(found: list, case: Case, config: Config, arch: int = 90) -> dict | Non
             call()
         registers, spilled, shared = needs(found, kernel)
         held = programs_per_sm(registers, shared, config[2], arch)
-        if spilled or held < config[4]:
+        if spilled or held < config[4] or any(serialised(disassembly(k)) for k in launched(found, kernel)):
             return None
     line = {"kernel": kernel, "arithmetic": arithmetic, "width": width, "config": list(config)}
     return line | {"registers": registers, "shared": shared, "programs": held}
@@ -151,7 +158,9 @@ def _compile_key(arch: int, case: Case) -> list[dict]:
                 lines.append(line)
             elif not hopeless:
                 failed[config[:3]] = config[4]
-            print(f"{' '.join(map(str, case.key))} {config}: {line or 'spills or does not fit'}", flush=True)
+            print(
+                f"{' '.join(map(str, case.key))} {config}: {line or 'spills, does not fit or waits after each product'}", flush=True
+            )
     return lines
 
 

@@ -48,19 +48,18 @@ def test_the_usual_way_leaves_out_ids_and_maxima():
     assert "LDS" in kinds and kinds[0] == "HGMMA"
 
 
-def test_products_wait_for_shared_memory_where_both_operands_lie_there():
+def test_operands_and_columns_pass_through_shared_memory():
     way = predict.usual_way(predict.parse(listing(CODE)))
-    full, real = predict.products(way)
-    assert full == 64 + 32
-    assert real == max(64, (32 * 128 + 2048) / 128) + max(32, 32 * 64 / 128)
-    narrow = predict.parse(listing(["HGMMA.64x32x16.F32.BF16 R24, gdesc[UR8], R24", "BRA 0x0"]))
-    assert predict.products(narrow) == (16, (32 * 32 + 2048) / 128)
+    assert predict.products(way) == (64 + 32, 32 * 128 + 2048 + 32 * 64)
+    units = predict.clocks(way, 8, 1280)
+    assert units["matrix"] == 2 * 96 and units["shared"] == (2 * (32 * 128 + 2048 + 32 * 64) + 1280) / 128
 
 
 def test_programs_share_the_time_that_one_waits():
-    units = {"matrix": 1000.0, "exp": 800.0, "issue": 400.0, "fma": 10.0, "other": 10.0, "L2": 900.0}
+    units = {"matrix": 1000.0, "shared": 900.0, "exp": 800.0, "issue": 400.0, "fma": 10.0, "other": 10.0, "L2": 900.0}
     assert predict.tile_clocks(units, 1) == (pytest.approx(1880.0), "waiting")
     assert predict.tile_clocks(units, 2) == (1000.0, "matrix")
+    assert predict.tile_clocks(units | {"shared": 1200.0}, 1) == (pytest.approx(2080.0), "waiting")
     assert predict.tile_clocks(units | {"L2": 2000.0}, 2) == (2000.0, "L2")
     assert predict.tile_clocks(units | {"exp": 1500.0}, 4) == (1500.0, "exp")
 

@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 
 
-def run_in_the_interpreter(file: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / file)]
+def run_in_the_interpreter(*files: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(HERE / file) for file in files)]
     environment = dict(os.environ, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
     done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}\n{done.stderr[-2000:]}"

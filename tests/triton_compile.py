@@ -4,7 +4,10 @@ python -m tests.triton_compile fwd|one_pass|cross|bwd|other [--today | --all]
     --today: sm_90, and on one day of five one of the other three, as the tests do     --all: every variant, minutes
 """
 
+import contextlib
 import datetime
+import io
+import re
 import sys
 
 import torch
@@ -22,28 +25,35 @@ from fastssl.kernels import (
     softplus_sum,
 )
 from fastssl.kernels.similarity_config import ALL_CONFIGS, pick_config
-from fastssl.testing.compile import SHARED_KIB, resources
+from fastssl.testing.compile import SHARED_KIB, disassembly, resources, serialised
 
 TARGET = {80: 80, 90: 90, 100: 100, 0: 120}  # family -> the architecture that stands for it
 MATRIX = {80: ("mma.sync",), 90: ("wgmma",), 100: ("tcgen05.mma", "mma.sync"), 120: ("mma.sync",)}
 TYPES = {"16-bit": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
 
 # The heaviest variants: what a pointer of None leaves out costs less. "plain" is the one that NT-Xent trains with, int32 ids and
-# facts of the columns; the others have int64 ids. "small" is a problem too small for facts, "bare" one without ids too (which no
-# loss asks of cross), "transposed" is a queue stored (D, M), "rank" counts.
-FWD = {"plain": ("bias", "factor", "threshold", "rank"), "heavy": ("lse", "peak", "threshold", "rank", "norm")}
+# facts of the columns; the others have int64 ids. "uneven" is plain with a last tile of columns that is not full, "small" a problem
+# too small for facts, "bare" one without ids too (which no loss asks of cross), "transposed" a queue stored (D, M), "rank" counts;
+# "split" writes partial results. In the backward "wide" takes two exponentials where "plain" takes one.
+PARTIAL = ("lse", "peak")
 FACTS = ("range", "norm")
+FWD = {"plain": ("bias", "factor", "threshold", "rank"), "heavy": ("lse", "peak", "threshold", "rank", "norm")}
+FWD |= {"plain split": (*FWD["plain"], *PARTIAL), "uneven": FWD["plain"], "uneven split": (*FWD["plain"], *PARTIAL)}
 FWD |= {"transposed": FWD["plain"], "rank": ("bias", "factor", *FACTS), "heavy rank transposed": ("lse", "peak", *FACTS)}
-FWD |= {"small": (*FWD["plain"], *FACTS), "bare": (*FWD["plain"], *FACTS, "x_id", "y_id")}
+FWD |= {"transposed split": FWD["plain split"], "small": (*FWD["plain"], *FACTS), "bare": (*FWD["plain"], *FACTS, "x_id", "y_id")}
+FWD |= {"bare transposed split": (*FWD["bare"], *PARTIAL)}
 CROSS = {"plain": ("factor", "threshold", "rank"), "heavy rank transposed": ("row", "peak", *FACTS)}
 BWD = {"plain": ("bias", "factor", "dbias"), "heavy": (), "stream": ("l_a", "w_a", "v_a"), "own": ("dbias", "l_b", "w_b", "v_b")}
+BWD |= {"wide": BWD["plain"], "uneven": BWD["plain"]}
+BWD |= {f"{name} split": absent for name, absent in BWD.items()}
 VARIANTS = {"fwd": FWD, "one_pass": FWD, "cross": CROSS, "bwd": BWD}
 LEAN = ("plain", "bare", "transposed", "stream", "own")
 # Compiled for the configurations of these families and arithmetics; everything else only with --all.
-HOPPER = (90,), tuple(TYPES)
-SOME = {"stream": HOPPER, "own": HOPPER, "transposed": ((90,), ("16-bit",)), "rank": ((90,), ("16-bit",))}
-SOME |= dict.fromkeys(("small", "bare"), ((90,), ("16-bit",)))
+HOPPER, HALVES = ((90,), tuple(TYPES)), ((90,), ("16-bit",))
+SOME = dict.fromkeys(("stream", "own"), HOPPER)
+SOME |= dict.fromkeys(("plain split", "wide", "uneven", "transposed", "rank", "small", "bare"), HALVES)
 SOME |= {"heavy rank transposed": ((80, 90, 100), ("16-bit", "tf32"))}
+NEVER = ((), ())
 
 
 def families(kernel: str, words: list[str]) -> tuple[int, ...]:
@@ -71,7 +81,12 @@ def compile_one(kernel, pointers: dict, numbers: dict, constants: dict, target: 
             signature[name], attributes[(index,)] = pointers[name], [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
     options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
-    return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    said = io.StringIO()
+    triton.knobs.nvidia.dump_ptxas_log = True
+    with contextlib.redirect_stdout(said):
+        compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    compiled.warnings = re.findall(r"\(C75\d\d\)", said.getvalue())  # none where the kernel came from Triton's cache
+    return compiled
 
 
 def verdict(name: str, compiled, target: int, matrix: bool | None) -> bool:
@@ -80,7 +95,9 @@ def verdict(name: str, compiled, target: int, matrix: bool | None) -> bool:
     kib = compiled.metadata.shared / 1024
     ptx = compiled.asm["ptx"]
     found = [i for i in ("wgmma", "tcgen05.mma", "mma.sync") if i in ptx]
-    wrong = ["spills"] * (spilled > 0) + ["too much shared memory"] * (kib > SHARED_KIB[target])
+    wrong = ["spills"] * (spilled > 0) + ["too much shared memory"] * (kib > SHARED_KIB[target]) + compiled.warnings
+    if "wgmma" in found and serialised(disassembly(compiled)):
+        wrong.append("a wait after each wgmma")
     if matrix is not None:
         wrong += ["matrix instructions"] * (matrix != any(i in found for i in MATRIX[target]))
     said = " ".join([*(found or ["-"]), *wrong])
@@ -109,13 +126,22 @@ def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: in
         reals = ("l_a", "w_a", "v_a", "l_b", "w_b", "v_b", "stats", "factor", "dbias", "bias")
         pointers = {f"{name}_ptr": "*fp32" for name in reals} | {"range_ptr": "*i64"}
         pointers |= dict.fromkeys(("a_ptr", "b_ptr", "out_ptr"), data)
-        constants |= {"EVEN_B": even, "OWN": variant != "stream", "STREAM": variant != "own", "FINAL": True}
+        constants |= {
+            "EVEN_B": even,
+            "OWN": "stream" not in variant,
+            "STREAM": "own" not in variant,
+            "FINAL": "split" not in variant,
+        }
+        pointers |= {"out_ptr": "*fp32"} if "split" in variant else {}
+        constants |= {"NARROW": variant.startswith(("plain", "uneven")), "CHOSEN": variant.startswith(("plain", "uneven", "wide"))}
     else:
         function = similarity_cross.similarity_cross_fwd_kernel if kernel == "cross" else similarity.similarity_fwd_kernel
         pointers = _forward_pointers(kernel, data)
         constants |= {"EVEN_M": even, "s_y" if "transposed" in variant else "s_yd": 1}
         constants |= {"EVEN_N": even} if kernel == "cross" else {}
-    pointers |= dict.fromkeys((f"{side}_id_ptr" for side in "xyab"), "*i32" if variant in LEAN else "*i64")
+    pointers |= dict.fromkeys(
+        (f"{side}_id_ptr" for side in "xyab"), "*i32" if variant.startswith((*LEAN, "wide", "uneven")) else "*i64"
+    )
     pointers |= {f"{name}_ptr": None for name in VARIANTS[kernel][variant]}
     if ones:
         constants |= {k: 1 for k in numbers if k in function.arg_names and k != "scale"}
@@ -134,13 +160,13 @@ def tile_cases(kernel: str, everything: bool) -> list[bool]:
         if name != kernel or family not in families(kernel, sys.argv):
             continue
         for variant in VARIANTS[kernel]:
-            asked = " lean" if variant in LEAN else " rank" if "rank" in variant else ""
+            lean = variant.startswith(LEAN)
+            asked = " lean" if lean else " rank" if "rank" in variant else ""
             data = torch.float32 if arithmetic in ("tf32", "ieee") else torch.bfloat16
             config = pick_config(kernel + asked, TARGET[family], data, width, arithmetic)
-            some, arithmetics = SOME.get(variant, ((family,), (arithmetic,)))
-            for even in (True, False) if everything else (variant in LEAN,):
-                if everything or (family in some and arithmetic in arithmetics):
-                    good.append(tile_case(kernel, variant, family, arithmetic, width, config, even))
+            some, arithmetics = SOME.get(variant, NEVER if "split" in variant else ((family,), (arithmetic,)))
+            if everything or (family in some and arithmetic in arithmetics):
+                good.append(tile_case(kernel, variant, family, arithmetic, width, config, lean or variant.startswith("wide")))
     return good
 
 

@@ -3,6 +3,7 @@ and how shapes are cut into splits, groups and chunks."""
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 from fastssl.kernels import similarity_chunked as chunked
@@ -197,6 +198,7 @@ def test_splits_cover_the_columns():
 
 
 def test_chunks_stay_in_the_cache():
-    for n, m in ((1, 1), (256, 65536), (65536, 65536), (65536, 128), (1000, 10**7), (10**7, 1)):
+    for n, m in ((1, 1), (256, 65536), (65536, 65536), (65536, 128), (1000, 10**7), (10**7, 1), (1 << 22, 4)):
         r, c = chunk_shape(n, m)
         assert 1 <= r <= n and 1 <= c <= m and r * c <= 1 << 23
+        assert triton.cdiv(r, 32) <= 65535, "a grid's second dimension is 65,535 at most"

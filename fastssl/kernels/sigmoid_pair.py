@@ -45,6 +45,7 @@ from .similarity_config import TileConfig, device_facts, pick_config, pick_split
 from .similarity_facts import row_facts
 from .similarity_merge import INF, finish, load_scale
 from .similarity_tiles import load_rows, may_hold
+from .tf32 import operand, operands
 
 
 @triton.jit
@@ -128,7 +129,8 @@ def sigmoid_pair_kernel(
         if dot_ptr is not None:
             dots += tl.sum(w * s, 1)
         if out_ptr is not None:
-            acc = tl.dot((w * gain if stats_ptr is not None else w).to(b.dtype), b, acc, input_precision=PRECISION)
+            gained = w * gain if stats_ptr is not None else w
+            acc = tl.dot(operand(gained, b.dtype, PRECISION), b, acc, input_precision=PRECISION)
     at = split.to(tl.int64) * NA + rows
     _store_row(loss_ptr, at, losses, inside)
     _store_row(sum_ptr, at, total, inside)
@@ -144,6 +146,7 @@ _INSTEAD = {
     (100, TileConfig(128, 32, 8, 2)): TileConfig(64, 64, 8, 2),
     (80, TileConfig(32, 16, 8, 2)): TileConfig(32, 16, 4, 2),
     (90, TileConfig(128, 64, 8, 3)): TileConfig(64, 64, 4, 3, 2),  # two programs on a multiprocessor
+    (90, TileConfig(128, 32, 8, 2)): TileConfig(64, 64, 8, 2),
     (90, TileConfig(32, 16, 8, 2)): TileConfig(32, 16, 8, 1),
     (100, TileConfig(32, 16, 8, 2)): TileConfig(32, 16, 4, 2),
     (0, TileConfig(32, 32, 4, 2)): TileConfig(64, 32, 8, 2),  # 16-bit, D = 256, and tf32
@@ -206,6 +209,8 @@ def sigmoid_pair(
             with torch.autocast(x.device.type, enabled=False):
                 chunked.sweep(pair, logits, own, other, loss, dbias, dscale)
         else:
+            a, b = operands(pair.a, pair.b, _precision(x))
+            pair = pair._replace(a=a, b=b)
             _sweep(pair, logits, own, loss, dbias, dscale)
             if other is not None:
                 _sweep(pair.swapped(), logits, other, None, None, None)

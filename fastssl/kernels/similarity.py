@@ -40,6 +40,7 @@ from .similarity_tiles import (
     masked_logits,
     signed_unit,
 )
+from .tf32 import operand, operands
 
 
 @triton.jit
@@ -108,11 +109,17 @@ def similarity_fwd_kernel(
         else:
             p, top, total, acc = _online(s, top, total, acc, MEAN)
         if MEAN:
-            acc = tl.dot(p.to(y.dtype), y, acc, input_precision=PRECISION)
+            acc = tl.dot(operand(p, y.dtype, PRECISION), y, acc, input_precision=PRECISION)
     inside = rows < N
     at = rows.to(tl.int64)
-    if lse_ptr is None:
-        at += split.to(tl.int64) * N
+    if lse_ptr is None:  # one split's partials; kept beside the rows, their 64-bit places would spill
+        skip = split.to(tl.int64) * N
+        top_ptr += skip
+        sum_ptr += skip
+        if RANK:
+            rank_ptr += skip
+        if MEAN:
+            mean_ptr += skip * D
     if BOUNDED and not MEAN:  # the mean is divided by a sum of its own base
         top, total = under_a_top(top, total)
     tl.store(top_ptr + at, top, mask=inside)
@@ -121,9 +128,9 @@ def similarity_fwd_kernel(
         tl.store(lse_ptr + at, to_lse(top, total), mask=inside)
         tl.store(peak_ptr + at, tl.full((BM,), -1, tl.int32), mask=inside)
         acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    if threshold_ptr is not None:
+    if RANK:
         tl.store(rank_ptr + at, rank, mask=inside)
-    if mean_ptr is not None:
+    if MEAN:
         tl.store(mean_ptr + at[:, None] * D + dims[None, :], acc, mask=inside[:, None] & (dims[None, :] < D))
 
 
@@ -164,7 +171,7 @@ def _row_owner_sweep(
                 own = w_a[:, None] * tl.exp2(at_most_top(from_a, l_a[:, None], EXACT))
                 w = w + own if STREAM else own
         if not WEIGHTS_ONLY:
-            acc = tl.dot(w.to(b.dtype), b, acc, input_precision=PRECISION)
+            acc = tl.dot(operand(w, b.dtype, PRECISION), b, acc, input_precision=PRECISION)
     return acc, total
 
 
@@ -172,14 +179,16 @@ def _row_owner_sweep(
 def similarity_bwd_kernel(
     a_ptr, b_ptr, a_id_ptr, b_id_ptr, range_ptr, bias_ptr, l_a_ptr, w_a_ptr, v_a_ptr, l_b_ptr, w_b_ptr, v_b_ptr, stats_ptr,
     factor_ptr, out_ptr, dbias_ptr, NA, NB, D, s_a, s_b, scale, split_len,
-    OWN: tl.constexpr, STREAM: tl.constexpr, FINAL: tl.constexpr,
+    OWN: tl.constexpr, STREAM: tl.constexpr, FINAL: tl.constexpr, NARROW: tl.constexpr, CHOSEN: tl.constexpr,
     EVEN_B: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """out (NA, D) and dbias (NA,) of the owned rows; unless FINAL, one split's sums before scale and 1 / gain. OWN reads l, w, v
     of the owned rows, STREAM those of the streamed ones: the same vectors when symmetric.
 
-    OWN and STREAM without bias, while all l lie within 64 of each other (base 2) and are not FAR, share one exponential:
-    w = 2^(s - c) (v_a + v_b), v = g 2^(c - l), c in the middle; s <= min(l_a, l_b), so nothing overflows.
+    NARROW: OWN and STREAM without bias, while all l lie within 64 of each other (base 2) and are not FAR, share one exponential:
+    w = 2^(s - c) (v_a + v_b), v = g 2^(c - l), c in the middle; s <= min(l_a, l_b), so nothing overflows. Whether they do lie so is
+    known on the device alone, so CHOSEN launches come in pairs, and the one that stats (3,) do not name streams and stores nothing.
+    Both loops in one kernel would share the accumulator's registers, and then ptxas waits after each wgmma (its warning C7515).
     """
     first = tl.program_id(0) * BM
     split = tl.program_id(1)
@@ -204,20 +213,21 @@ def similarity_bwd_kernel(
         bias_a = load_bias(bias_ptr, rows, NA)
     lo = split * split_len
     hi = tl.minimum(lo + split_len, NB)
+    centre = 0.0
+    if NARROW:
+        centre = tl.load(stats_ptr)
+        w_a = tl.load(v_a_ptr + rows, mask=inside, other=0.0)
+    if CHOSEN:
+        narrow = tl.load(stats_ptr + 1)
+        mine = narrow > 0.0 if NARROW else narrow == 0.0
+        hi = tl.where(mine, hi, lo)
+        inside = rows < tl.where(mine, NA, 0)
     WEIGHTS_ONLY: tl.constexpr = out_ptr is None
-    narrow = tl.load(stats_ptr + 1) > 0.0
-    SHARED: tl.constexpr = OWN and STREAM and bias_ptr is None
-    if SHARED and narrow:
-        v_a = tl.load(v_a_ptr + rows, mask=inside, other=0.0)  # (BM,)
-        acc, total = _row_owner_sweep(
-            acc, total, a, a_id, lowest, highest, l_a, v_a, bias_a, b_ptr, b_id_ptr, range_ptr, bias_ptr, l_b_ptr, v_b_ptr, lo, hi,
-            NB, D, s_b, scale2, tl.load(stats_ptr), OWN, STREAM, SHARED, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
-        )  # fmt: skip
-    else:
-        acc, total = _row_owner_sweep(
-            acc, total, a, a_id, lowest, highest, l_a, w_a, bias_a, b_ptr, b_id_ptr, range_ptr, bias_ptr, l_b_ptr, w_b_ptr, lo, hi,
-            NB, D, s_b, scale2, 0.0, OWN, STREAM, False, WEIGHTS_ONLY, EVEN_B, EVEN_D, PRECISION, BN, BD,
-        )  # fmt: skip
+    acc, total = _row_owner_sweep(
+        acc, total, a, a_id, lowest, highest, l_a, w_a, bias_a, b_ptr, b_id_ptr, range_ptr, bias_ptr, l_b_ptr,
+        v_b_ptr if NARROW else w_b_ptr, lo, hi, NB, D, s_b, scale2, centre, OWN, STREAM, NARROW, WEIGHTS_ONLY, EVEN_B, EVEN_D,
+        PRECISION, BN, BD,
+    )  # fmt: skip
     at = split.to(tl.int64) * NA + rows
     if dbias_ptr is not None:
         tl.store(dbias_ptr + at, (total * ungain if FINAL else total).to(dbias_ptr.dtype.element_ty), mask=inside)
@@ -281,8 +291,9 @@ def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean
         with torch.autocast(x.device.type, enabled=False):
             chunked.forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, results)
         return results
+    x, y = operands(x, y, precision)
     facts = threshold is None and pays(n, m)
-    kernel = ("one_pass" if want_mean else "fwd") + variant(facts, y_id, y_bias, threshold)
+    kernel = ("one_pass" if want_mean else "fwd") + variant(facts, m, y_id, y_bias, threshold)
     config, splits, length, options = _plan(kernel, n, m, x, precision)
     top, total, acc, count = *state, mean, rank
     if splits > 1:
@@ -323,25 +334,36 @@ def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold
 _ABSENT = (None, None, None)
 
 
+def _wide(config: TileConfig, a: Tensor, precision: str) -> tuple[TileConfig, dict]:
+    """The tile of a launch with two exponentials, which need more registers, beside that with one; same columns at a time."""
+    other = pick_config("bwd", device_facts(a.device).arch, a.dtype, a.shape[1], precision)
+    config = other if other.block_n == config.block_n else config
+    return config, tile_options(a.shape[1], config, precision)
+
+
 def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor, out, dbias, dots, dot_scale=1.0) -> None:
     """One sweep that fills out (NA, D), dbias (NA,) and dots (NA,), those that are given; a (NA, D), b (NB, D); ``own`` (3, NA)
     and ``stream`` (3, NB) are ``row_terms`` or None."""
     (na, d), nb = a.shape, b.shape[0]
-    precision = _precision(a)
     facts = pays(na, nb)
-    config, splits, length, options = _plan("bwd" + variant(facts, b_id, y_bias), na, nb, a, precision)
+    precision = _precision(a)
+    config, splits, length, options = _plan("bwd" + variant(facts, nb, b_id, y_bias), na, nb, a, precision)
     new = {"dtype": torch.float32, "device": a.device}
-    has_own, has_stream = own is not None, stream is not None
     final = splits == 1 and dots is None
     weighted = out is not None or dots is not None
     part = out if final else torch.empty((splits, na, d), **new) if weighted else None
     part_bias = dbias if final or dbias is None else torch.empty((splits, na, 1), **new)
     ranges = row_facts(b, b_id, config.block_n, False)[0] if facts else None
-    similarity_bwd_kernel[(triton.cdiv(na, config.block_m), splits)](
-        a, b, a_id, b_id, ranges, y_bias, *(own if has_own else _ABSENT), *(stream if has_stream else _ABSENT), stats, scale_factor,
-        part, part_bias, na, nb, d, a.stride(0), b.stride(0), scale, length, OWN=has_own, STREAM=has_stream, FINAL=final,
-        EVEN_B=nb % config.block_n == 0, **options,
-    )  # fmt: skip
+    has_own, has_stream = own is not None, stream is not None
+    chosen = has_own and has_stream and y_bias is None and facts
+    for narrow in (True, False) if chosen else (False,):
+        if chosen and not narrow:
+            config, options = _wide(config, a, precision)
+        similarity_bwd_kernel[(triton.cdiv(na, config.block_m), splits)](
+            a, b, a_id, b_id, ranges, y_bias, *(own if has_own else _ABSENT), *(stream if has_stream else _ABSENT), stats,
+            scale_factor, part, part_bias, na, nb, d, a.stride(0), b.stride(0), scale, length, OWN=has_own, STREAM=has_stream,
+            FINAL=final, NARROW=narrow, CHOSEN=chosen, EVEN_B=nb % config.block_n == 0, **options,
+        )  # fmt: skip
     if final:
         return
     if weighted:
@@ -371,6 +393,7 @@ def similarity_bwd(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_b
             with torch.autocast(device.type, enabled=False):
                 chunked.backward(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_bias, symmetric, outputs)
         else:
+            x, y = operands(x, y, _precision(x))
             dots = torch.empty((x if sweep_x else y).shape[0], dtype=torch.float32, device=device) if need_scale else None
             terms, _, stats = row_terms(state, dlse, x.dtype)
             shared = (y_bias, stats, scale, scale_factor)

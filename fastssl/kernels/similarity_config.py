@@ -51,7 +51,8 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     ("fwd", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
     # counting above a threshold, where the tile without would spill 16 to 128 bytes.
     ("fwd rank", 80, _HALVES, 128): TileConfig(128, 64, 8, 3),
-    ("one_pass rank", 90, _HALVES, 256): TileConfig(64, 64, 8, 3),
+    ("one_pass rank", 90, _HALVES, 128): TileConfig(128, 32, 8, 3),  # of a queue stored (D, M) wider tiles wait after each wgmma
+    ("one_pass rank", 90, _HALVES, 256): TileConfig(64, 32, 8, 3),
     ("one_pass rank", 80, _HALVES, 128): TileConfig(64, 64, 8, 2),
     # cross: columns are reduced across lanes and warps: fewer warps with more rows each shuffle less (SASS of sm_90: 0.64 warp
     # instructions an element at 128 x 64 with 4 warps, 0.82 at 128 x 128 with 8, 0.40 in the forward). sm_100 keeps whole rows
@@ -78,7 +79,7 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     ("one_pass", 0, _HALVES, 256): TileConfig(64, 32, 8, 2),
     # backward: acc, S and two loops (one exponential or two) in a kernel; 128 x 64 takes 204 to 246 registers on sm_90.
     ("bwd", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
-    ("bwd", 90, _HALVES, 256): TileConfig(64, 64, 8, 2),
+    ("bwd", 90, _HALVES, 256): TileConfig(128, 32, 8, 2),
     ("bwd lean", 90, _HALVES, 128): TileConfig(64, 64, 4, 3, programs=2),
     ("bwd lean", 90, _HALVES, 256): TileConfig(64, 32, 4, 2, programs=2),
     ("bwd", 100, _HALVES, 128): TileConfig(128, 32, 8, 2),  # 64 columns spill 8 bytes with ids and bias
@@ -210,10 +211,11 @@ def pick_splits(rows: int, columns: int, config: TileConfig, num_sms: int) -> tu
 
 def chunk_shape(rows: int, columns: int, tall: int = 2048, most: int = 1 << 23) -> tuple[int, int]:
     """(R, C) of a chunk of S: 4 R C <= 32 MB, so that it stays in an L2 of 40 to 60 MB; up to 2,048 rows first, then as many
-    columns as fit, since each chunk adds (R + C) D float32 sums. ``tall`` rows and ``most`` logits are what the tuner varies."""
+    columns as fit, since each chunk adds (R + C) D float32 sums. Beside few columns at most 2^20 rows: blocks of 32 of them are
+    counted in the second dimension of a grid, which ends at 65,535. ``tall`` rows and ``most`` logits are what the tuner varies."""
     r = min(rows, tall)
     c = min(columns, max(1024, most // r // 1024 * 1024))
-    return min(rows, max(r, most // c // 1024 * 1024)), c
+    return min(rows, max(r, most // c // 1024 * 1024), 1 << 20), c
 
 
 @functools.lru_cache(maxsize=64)

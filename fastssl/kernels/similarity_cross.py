@@ -38,6 +38,7 @@ from .similarity_tiles import (
     masked_logits,
     signed_unit,
 )
+from .tf32 import operands
 
 
 @triton.jit
@@ -155,8 +156,9 @@ def similarity_cross_fwd_kernel(
 def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, of_rows: Results, of_columns: Results) -> None:
     (n, d), m = x.shape, y.shape[0]
     precision, facts = _precision(x), device_facts(x.device)
+    x, y = operands(x, y, precision)
     known = threshold is None and pays(n, m)
-    config = pick_config("cross" + variant(known, y_id, None, threshold), facts.arch, x.dtype, d, precision)
+    config = pick_config("cross" + variant(known, m, y_id, None, threshold), facts.arch, x.dtype, d, precision)
     groups, group_len, splits, split_len = pick_groups(n, m, config, facts.num_sms)
     new = {"dtype": torch.float32, "device": x.device}
     blocks = 1 if group_len == config.block_m else 2
@@ -233,6 +235,7 @@ def similarity_cross_bwd(
                 chunked.cross_backward(*terms, peak, x, y, scale, scale_factor, x_id, y_id, (dx, dy, dots))
         else:
             of_x, of_y, stats = terms
+            x, y = operands(x, y, _precision(x))
             if sweep_x:
                 row_owner(of_x, of_y, x, y, x_id, y_id, None, stats, scale, scale_factor, dx, None, dots)
             if need_y:

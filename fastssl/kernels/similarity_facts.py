@@ -62,11 +62,13 @@ def pays(rows: int, columns: int) -> bool:
     return rows * columns >= _LEAST_LOGITS
 
 
-def variant(facts: bool, ids: Tensor | None, bias: Tensor | None, threshold: Tensor | None = None) -> str:
-    """Which tile ``pick_config`` is asked for: what int64 ids and biases hold in registers leaves no room for a second program."""
+def variant(facts: bool, columns: int, ids: Tensor | None, bias: Tensor | None, threshold: Tensor | None = None) -> str:
+    """Which tile ``pick_config`` is asked for: int64 ids, biases and a mask at the last column hold registers that a second program
+    would need."""
     if threshold is not None:
         return " rank"
-    return " lean" if bias is None and (ids is None or (facts and ids.element_size() == 4)) else ""
+    narrow_ids = ids is None or (facts and ids.element_size() == 4)
+    return " lean" if bias is None and narrow_ids and columns % 128 == 0 else ""
 
 
 def row_facts(y: Tensor, ids: Tensor | None, length: int, norms: bool) -> tuple[Tensor | None, Tensor | None]:

@@ -74,14 +74,36 @@ def offline(arch: int, num_sms: int) -> Iterator[list[tuple[str, object]]]:
             driver._active = before
 
 
-def resources(compiled) -> tuple[int, int]:
-    """(registers, bytes of stack and local memory) of a thread."""
+def _objdump(compiled, option: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text = subprocess.run([OBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text).groups())
+        return subprocess.run([OBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resources(compiled) -> tuple[int, int]:
+    """(registers, bytes of stack and local memory) of a thread."""
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", _objdump(compiled, "-res-usage")).groups())
     return registers, stack + local
+
+
+def disassembly(compiled) -> str:
+    """The machine code, as ``cuobjdump -sass`` prints it."""
+    return _objdump(compiled, "-sass")
+
+
+def serialised(sass: str) -> bool:
+    """Whether each product of a Hopper's matrix units is waited for before the next begins. Those of one ``tl.dot`` run behind each
+    other and are waited for once, unless ptxas finds their registers used in between (its warnings C75xx); they then take about
+    twice the time."""
+    products, waits = sass.count("HGMMA"), sass.count("WARPGROUP.DEPBAR")
+    return products > 4 and waits >= products
+
+
+def constant(compiled, name: str):
+    """What a kernel was compiled with for one of its constants."""
+    source = compiled.src
+    return source.constants.get((source.fn.arg_names.index(name),))
 
 
 def programs_per_sm(registers: int, shared: int, warps: int, arch: int) -> int:

@@ -1,0 +1,54 @@
+"""float32 operands of products in TF32, rounded to nearest. The matrix units drop the low 13 bits of what they are given, which
+makes every logit smaller in size, by 7e-4 of itself on average; rounded operands err to both sides.
+
+    r(v) = the float32 of 10 mantissa bits nearest to v, ties away from zero        cvt.rna.tf32 of PTX
+
+Operands that come from memory are rounded once, in a pass of their own: 8 bytes an element. Weights made in registers are rounded
+there: two integer operations each, and a comparison for NaN.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def nearest(v):
+    """float32 rounded to TF32. A NaN whose bits would overflow stays what it is; what is nearer to 2^128 becomes infinite."""
+    bits = v.to(tl.int32, bitcast=True)
+    return tl.where(v == v, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), v)
+
+
+@triton.jit
+def operand(w, dtype: tl.constexpr, PRECISION: tl.constexpr):
+    """Weights w, float32, as an operand of a product with values of ``dtype``."""
+    if PRECISION == "tf32" and dtype == tl.float32:
+        w = nearest(w)
+    return w.to(dtype)
+
+
+@triton.jit(do_not_specialize=["count"])
+def round_tf32_kernel(t_ptr, out_ptr, count, D, s_t, BLOCK: tl.constexpr):
+    """t (R, D) of row stride s_t -> out (R, D) dense, count = R D elements. grid (count / BLOCK,)"""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    value = tl.load(t_ptr + at // D * s_t + at % D, mask=inside, other=0.0)
+    tl.store(out_ptr + at, nearest(value), mask=inside)
+
+
+def rounded(t: Tensor) -> Tensor:
+    """A rounded copy of t (R, D), float32, one dimension of which is dense and stays so."""
+    if t.stride(1) != 1:
+        return rounded(t.t()).t()
+    out = torch.empty(t.shape, dtype=torch.float32, device=t.device)
+    round_tf32_kernel[(triton.cdiv(t.numel(), 1024),)](t, out, t.numel(), t.shape[1], t.stride(0), 1024)
+    return out
+
+
+def operands(x: Tensor, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """x and y as products in ``precision`` take them; y may be x."""
+    if precision != "tf32":
+        return x, y
+    small = rounded(x)
+    return small, small if y is x else rounded(y)
