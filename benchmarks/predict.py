@@ -128,14 +128,19 @@ def tile_clocks(units: dict[str, float], programs: int) -> tuple[float, str]:
 
 
 def row_of(compiled, kernel: str, config: tuple[int, ...], width: int) -> dict:
-    """The line of one compiled tile kernel in the table."""
+    """The line of one compiled tile kernel in the table. Of ``similarity_hopper`` each group of four warps with 64 rows counts as a
+    program; together they fetch the columns once."""
     from fastssl.testing.compile import disassembly, programs_per_sm, resources
 
     block_m, block_n, warps = config[:3]
     registers, _ = resources(compiled)
+    column_bytes = block_n * width * 2
     programs = programs_per_sm(registers, compiled.metadata.shared, warps, ARCH)
+    if len(config) > 5 and config[5]:
+        programs = block_m // 64
+        block_m, warps, column_bytes = 64, 4, column_bytes / programs
     way = usual_way(parse(disassembly(compiled)))
-    units = clocks(way, warps, block_n * width * 2)
+    units = clocks(way, warps, column_bytes)
     total, binds = tile_clocks(units, programs)
     full = products(way)[0] * warps / 4
     return {
@@ -152,19 +157,24 @@ def row_of(compiled, kernel: str, config: tuple[int, ...], width: int) -> dict:
 
 
 def rows() -> list[dict]:
-    """One for each key of the tuner's cases, at its usual tile."""
+    """One for each key of the tuner's cases, at its usual tile, and one for the specialised backward."""
+    from benchmarks.tune_candidates import SPECIALISED
     from benchmarks.tune_candidates import launched as launched_as
-    from benchmarks.tune_cases import CASES, usual_config, without_contents
+    from benchmarks.tune_cases import CASES, forced, usual_config, without_contents
     from fastssl.testing.compile import offline
 
     largest = {case.key: case for case in sorted(CASES, key=lambda case: case.shape) if not case.chunked}
+    tiles = [(key, usual_config(key, ARCH), "") for key in sorted(largest)]
+    tiles.insert(1, (("bwd lean", "16-bit", 128), SPECIALISED[0], " specialised"))
     found = []
     with offline(ARCH, NUM_SMS) as launched, without_contents():
-        for (kernel, arithmetic, width), case in sorted(largest.items()):
+        for key, config, name in tiles:
             launched.clear()
-            case.build(*case.shape, torch.bfloat16, "cpu")()
-            compiled = launched_as(launched, kernel)[-1]
-            found.append(row_of(compiled, kernel, usual_config((kernel, arithmetic, width), ARCH), width))
+            case = largest[key]
+            with forced(key[0], config):
+                case.build(*case.shape, torch.bfloat16, "cpu")()
+            compiled = launched_as(launched, key[0])[-1]
+            found.append(row_of(compiled, key[0] + name, config, key[2]))
     return found
 
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import astuple
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,11 +19,14 @@ import torch
 
 from benchmarks.tune_cases import CASES, FUNCTIONS, SCALE, Call, Case, Config, Key, base, forced, usual_config, without_contents
 from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
+from fastssl.kernels.similarity_config import TileConfig
 
 #: num_sms that offline launches are split for: an H100 or H200.
 NUM_SMS = 132
 #: Of the launches that ask for everything: enough logits that facts about the columns pay.
 ROWS, COLUMNS = 8186, 8170
+#: Tiles of ``similarity_hopper``.
+SPECIALISED = tuple((128, 64, 8, stages, 1, True) for stages in (3, 4))
 CHUNKS = tuple(product((1024, 2048, 4096, 8192), (21, 22, 23, 24, 25)))
 
 
@@ -53,7 +57,8 @@ def grid(key: Key) -> list[Config]:
     """Tiles of a key before anything is compiled."""
     kernel, _, width = base(key[0]), *key[1:]
     tiles = product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1, 2, 3))
-    return [config for config in tiles if _promising(kernel, width, config)]
+    specialised = SPECIALISED if key == ("bwd lean", "16-bit", 128) else ()
+    return [*(astuple(TileConfig(*config)) for config in tiles if _promising(kernel, width, config)), *specialised]
 
 
 def _operands(width: int) -> tuple[torch.Tensor, ...]:
@@ -103,7 +108,10 @@ def launched(found: list, kernel: str) -> list:
     from fastssl.testing.compile import constant
 
     compiled = [kernel_found for name, kernel_found in found if name == FUNCTIONS[base(kernel)]]
-    return [k for k in compiled if constant(k, "NARROW")] if kernel == "bwd lean" else compiled
+    if kernel == "bwd lean":
+        compiled = [k for k in compiled if constant(k, "NARROW")]
+        compiled += [kernel_found for name, kernel_found in found if name == "similarity_narrow_bwd_kernel"]
+    return compiled
 
 
 def needs(found: list, kernel: str) -> tuple[int, int, int]:
@@ -152,7 +160,7 @@ def _compile_key(arch: int, case: Case) -> list[dict]:
     failed: dict[tuple, int] = {}
     with offline(arch, NUM_SMS) as found, without_contents():
         for config in grid(case.key):
-            hopeless = config[4] >= failed.get(config[:3], 1000)
+            hopeless = config[4] >= failed.get(config[:3], 1000) and config not in SPECIALISED
             line = None if hopeless else judge(found, case, config, arch)
             if line:
                 lines.append(line)
@@ -185,7 +193,8 @@ def read(file: Path) -> dict[Key, dict[Config, dict]]:
     """key -> tile -> its line."""
     found: dict[Key, dict[Config, dict]] = {}
     for line in json.loads(file.read_text())["candidates"]:
-        found.setdefault((line["kernel"], line["arithmetic"], line["width"]), {})[tuple(line["config"])] = line
+        config = astuple(TileConfig(*line["config"]))
+        found.setdefault((line["kernel"], line["arithmetic"], line["width"]), {})[config] = line
     return found
 
 

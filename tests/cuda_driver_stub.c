@@ -40,6 +40,17 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* launch, CUfunction function, voi
   return grid && launch->blockDimX <= 1024 && launch->sharedMemBytes <= 227 * 1024 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
+/* A matrix in row order: what the driver would refuse is refused. */
+CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* address, const cuuint64_t* sizes,
+                                const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t* steps,
+                                CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
+                                CUtensorMapFloatOOBfill fill) {
+  int good = (cuuint64_t)address % 16 == 0;
+  for (cuuint32_t k = 0; k < rank; ++k) good &= sizes[k] > 0 && box[k] > 0 && box[k] <= 256;
+  for (cuuint32_t k = 0; k + 1 < rank; ++k) good &= strides[k] % 16 == 0;
+  return good ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
 CUresult cuGetErrorString(CUresult error, const char** text) {
   *text = "a launch beyond the limits of sm_90";
   return CUDA_SUCCESS;

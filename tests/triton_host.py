@@ -25,7 +25,7 @@ from triton.runtime import JITFunction
 from fastssl import kernels
 from fastssl.functional import moco_loss, similarity_lse
 from fastssl.kernels import normalize, sigmoid_pair, similarity, similarity_cross, similarity_merge, softplus_sum
-from fastssl.kernels.similarity_config import DeviceFacts
+from fastssl.kernels.similarity_config import DeviceFacts, TileConfig
 from fastssl.testing.cases import CASES
 from fastssl.testing.compile import disassembly, resources, serialised
 
@@ -73,7 +73,8 @@ class Driver(CudaDriver):
             BUILT.append(f"{name}: {registers} registers, {spilled} B spilled, {shared} B shared {faults}")
             return utils.load_binary(name, cubin, shared, device)
 
-        self.utils = SimpleNamespace(load_binary=load, get_device_properties=utils.get_device_properties)
+        self.utils = SimpleNamespace(**{name: getattr(utils, name) for name in dir(utils) if not name.startswith("_")})
+        self.utils.load_binary = load
         self.get_current_device = lambda: 0
         self.get_device_capability = lambda device: (9, 0)
         self.get_current_stream = lambda device: 0
@@ -158,6 +159,17 @@ def test_a_step_compiles_without_faults_and_other_values_compile_nothing(name, s
 def test_tf32(tf32):
     before = len(BUILT)
     assert train(CASES["nt_xent"], (300, 128), F32)
+    assert _faulty(before) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"), [("nt_xent", (8192, 128), BF16), ("nt_xent", (8192, 64), F16), ("clip", (8192, 128), BF16)], ids=str
+)
+def test_the_specialised_backward(monkeypatch, name, shape, dtype):
+    tile, usual = TileConfig(128, 64, 8, 3, specialised=True), similarity.pick_config
+    monkeypatch.setattr(similarity, "pick_config", lambda name, *rest: tile if name == "bwd lean" else usual(name, *rest))
+    before = len(BUILT)
+    assert "similarity_narrow_bwd_kernel" in dict(train(CASES[name], shape, dtype))
     assert _faulty(before) == []
 
 

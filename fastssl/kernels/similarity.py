@@ -334,11 +334,19 @@ def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold
 _ABSENT = (None, None, None)
 
 
-def _wide(config: TileConfig, a: Tensor, precision: str) -> tuple[TileConfig, dict]:
+def _wide(config: TileConfig, a: Tensor, precision: str) -> TileConfig:
     """The tile of a launch with two exponentials, which need more registers, beside that with one; same columns at a time."""
     other = pick_config("bwd", device_facts(a.device).arch, a.dtype, a.shape[1], precision)
-    config = other if other.block_n == config.block_n else config
-    return config, tile_options(a.shape[1], config, precision)
+    return other if other.block_n == config.block_n else config
+
+
+def _specialised(config: TileConfig, a: Tensor, b: Tensor, b_id: Tensor | None, ranges: Tensor | None) -> bool:
+    """Whether ``similarity_hopper`` serves a narrow launch. It is imported only then: older Tritons have no Gluon."""
+    if not config.specialised:
+        return False
+    from . import similarity_hopper
+
+    return similarity_hopper.takes(config, device_facts(a.device).arch, a, b, b_id, ranges)
 
 
 def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor, out, dbias, dots, dot_scale=1.0) -> None:
@@ -347,22 +355,26 @@ def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor,
     (na, d), nb = a.shape, b.shape[0]
     facts = pays(na, nb)
     precision = _precision(a)
-    config, splits, length, options = _plan("bwd" + variant(facts, nb, b_id, y_bias), na, nb, a, precision)
+    config, splits, length, _ = _plan("bwd" + variant(facts, nb, b_id, y_bias), na, nb, a, precision)
     new = {"dtype": torch.float32, "device": a.device}
     final = splits == 1 and dots is None
     weighted = out is not None or dots is not None
     part = out if final else torch.empty((splits, na, d), **new) if weighted else None
     part_bias = dbias if final or dbias is None else torch.empty((splits, na, 1), **new)
     ranges = row_facts(b, b_id, config.block_n, False)[0] if facts else None
-    has_own, has_stream = own is not None, stream is not None
-    chosen = has_own and has_stream and y_bias is None and facts
+    chosen = own is not None and stream is not None and y_bias is None and facts
     for narrow in (True, False) if chosen else (False,):
-        if chosen and not narrow:
-            config, options = _wide(config, a, precision)
-        similarity_bwd_kernel[(triton.cdiv(na, config.block_m), splits)](
-            a, b, a_id, b_id, ranges, y_bias, *(own if has_own else _ABSENT), *(stream if has_stream else _ABSENT), stats,
-            scale_factor, part, part_bias, na, nb, d, a.stride(0), b.stride(0), scale, length, OWN=has_own, STREAM=has_stream,
-            FINAL=final, NARROW=narrow, CHOSEN=chosen, EVEN_B=nb % config.block_n == 0, **options,
+        if narrow and part_bias is None and _specialised(config, a, b, b_id, ranges):
+            from .similarity_hopper import narrow_backward
+
+            narrow_backward(own, stream, a, b, a_id, b_id, ranges, stats, scale, scale_factor, part, length, final, config)
+            continue
+        tile = _wide(config, a, precision) if chosen and not narrow else config
+        similarity_bwd_kernel[(triton.cdiv(na, tile.block_m), splits)](
+            a, b, a_id, b_id, ranges, y_bias, *(own if own is not None else _ABSENT), *(stream if stream is not None else _ABSENT),
+            stats, scale_factor, part, part_bias, na, nb, d, a.stride(0), b.stride(0), scale, length, OWN=own is not None,
+            STREAM=stream is not None, FINAL=final, NARROW=narrow, CHOSEN=chosen, EVEN_B=nb % tile.block_n == 0,
+            **tile_options(d, tile, precision),
         )  # fmt: skip
     if final:
         return

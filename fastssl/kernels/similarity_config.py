@@ -18,6 +18,7 @@ class TileConfig:
     num_warps: int
     num_stages: int
     programs: int = 1  # on a multiprocessor at once: the registers of a thread are capped so that they fit
+    specialised: bool = False  # the narrow symmetric backward by ``similarity_hopper``, where it can serve
 
     @property
     def max_registers(self) -> int | None:

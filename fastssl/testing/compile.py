@@ -101,9 +101,9 @@ def serialised(sass: str) -> bool:
 
 
 def constant(compiled, name: str):
-    """What a kernel was compiled with for one of its constants."""
-    source = compiled.src
-    return source.constants.get((source.fn.arg_names.index(name),))
+    """What a kernel was compiled with for one of its constants; None where it has none of that name."""
+    source, names = compiled.src, compiled.src.fn.arg_names
+    return source.constants.get((names.index(name),)) if name in names else None
 
 
 def programs_per_sm(registers: int, shared: int, warps: int, arch: int) -> int:
