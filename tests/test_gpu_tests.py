@@ -31,7 +31,9 @@ def test_every_file_is_rehearsed():
     assert {path.name for path in HERE.glob("test_*.py")} == set(CHOSEN)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the tests themselves run")
+@pytest.mark.skipif(
+    torch.version.cuda is not None, reason="the stand-in takes the place of torch's CUDA; on a GPU the tests themselves run"
+)
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
 def test_some_of_each_file_pass_on_the_stand_in():
     words = " or ".join(f"({name} and ({chosen}))" for name, chosen in CHOSEN.items())

@@ -249,7 +249,8 @@ class EMA(nn.Module):
         work = Work(launches, ([mine[i] for i in plan.copied], [theirs[i] for i in plan.copied]))
         seed = 0 if self.steps is None else self.steps + (self.seed << 32)
         names = ("teacher", "model", "momentum")
-        work.run(op, names, self._momentum if momentum is None else momentum, self.order, self.rounding, seed)
+        # Not self._momentum: torch 2.11 compiles that to the value from before an assignment in the same graph.
+        work.run(op, names, self.momentum if momentum is None else momentum, self.order, self.rounding, seed)
         if self.steps is not None:
             self.steps.add_(1)
         if torch.compiler.is_compiling():

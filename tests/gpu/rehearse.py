@@ -1,6 +1,6 @@
 """The GPU tests on a machine without a GPU:  python tests/gpu/rehearse.py [arguments of pytest]
 
-Needs a C++ compiler and no CUDA. ``rehearsal.py`` says what runs and what does not.
+Needs a C++ compiler and a torch without CUDA, whose place the stand-in takes. ``rehearsal.py`` says what runs and what does not.
 """
 
 import ctypes
@@ -17,6 +17,8 @@ HERE = Path(__file__).resolve().parent
 def load_device() -> None:
     """Torch looks for devices once, so this comes before it is imported."""
     torch = Path(importlib.util.find_spec("torch").origin).parent
+    if (torch / "lib" / "libtorch_cuda.so").exists():
+        sys.exit("rehearse.py: this torch has CUDA, whose place the stand-in takes: rehearse with a CPU build of torch")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "device.so"
         command = [os.environ.get("CXX", "c++"), "-std=c++20", "-shared", "-fPIC", f"-I{torch}/include", HERE / "rehearsal.cpp"]
