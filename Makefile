@@ -4,13 +4,18 @@ BIN := .venv/bin
 # Test processes side by side; one thread each, since OpenMP threads that wait for each other's cores cost minutes.
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
-.PHONY: demo test bench lint setup clean
+.PHONY: demo test races bench lint setup clean
 
 demo: .venv/.train
 	$(BIN)/fastssl train simclr --out runs/demo $(DEMO)
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+# Races and bounds of the Triton kernels, on a CPU, in an environment of its own. Before a release and before a GPU is used.
+races: .venv-races/.ready
+	OMP_NUM_THREADS=1 .venv-races/bin/python -m tests.races -n $(JOBS) $(PYTEST)
+	.venv-races/bin/python -m tests.races.passes
 
 bench: .venv/.dev
 	$(BIN)/fastssl bench $(BENCH)
@@ -43,5 +48,12 @@ setup: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/peers.txt
 	touch $@
 
+.venv-races/.ready: requirements/races.txt requirements/base.txt requirements/dev.txt
+	$(PYTHON) -m venv .venv-races
+	.venv-races/bin/python -m pip install --quiet --disable-pip-version-check \
+		$$(grep -hE '^(torch|numpy|pytest|pytest-xdist)==' requirements/base.txt requirements/dev.txt)
+	.venv-races/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements/races.txt
+	touch $@
+
 clean:
-	rm -rf .venv build dist runs fastssl/*.so fastssl/_build.json *.egg-info
+	rm -rf .venv .venv-races build dist runs fastssl/*.so fastssl/_build.json *.egg-info

@@ -1,7 +1,9 @@
 """The Triton kernels in Triton's interpreter, on the CPU. ``test_triton_similarity.py`` runs this file in a process of its own:
-the interpreter is chosen by TRITON_INTERPRET=1 when Triton is first imported, and stays for good."""
+the interpreter is chosen by TRITON_INTERPRET=1 when Triton is first imported, and stays for good. ``python -m tests.races`` runs
+the same cases with ttsem in its place, which needs none of the interpreter's mends."""
 
 import os
+import sys
 import types
 
 import numpy as np
@@ -32,7 +34,8 @@ from fastssl.reference import softplus_sum as softplus_reference
 from fastssl.testing.cases import CASES
 from fastssl.testing.compare import assert_no_worse
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "run it through tests/test_triton_similarity.py"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+assert INTERPRETED or "ttsem" in sys.modules, "run it through tests/test_triton_similarity.py, or python -m tests.races"
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ALL = (True, True, True, True)
@@ -48,6 +51,8 @@ def product_of_float32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarra
 def dots(monkeypatch):
     """Triton 3.6's interpreter keeps bfloat16 as uint16, and multiplies those integers in tl.dot: widen them first. Those of
     float32 have the same bits in every shape."""
+    if not INTERPRETED:
+        return
     dot = interpreter.InterpreterBuilder.create_dot
 
     def as_on_a_gpu(self, a, b, c, *rest):
@@ -64,6 +69,8 @@ def dots(monkeypatch):
 def language_once(monkeypatch):
     """Triton 3.6's interpreter replaces its language anew at every call of a function inside a kernel, a third of all time: here it
     does so once a launch, for kernels and for those functions of the language that are Triton code themselves."""
+    if not INTERPRETED:
+        return
     replace = interpreter._patch_lang
     both = types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
     monkeypatch.setattr(interpreter, "_patch_lang", lambda fn: replace(both))
@@ -206,6 +213,13 @@ def test_symmetric(tiles, shape, bias, splits):
     tiles(splits=splits, facts=splits == 1)
     n, d = shape
     check(*make(n, None, d, ids="pair", bias=bias, factor=True))
+
+
+@pytest.mark.parametrize("m", [None, 48], ids=["symmetric", "two-sided"])
+def test_whole_tiles(tiles, m):
+    """Nothing to mask: neither rows, nor columns, nor a row's end."""
+    tiles(splits=2)
+    check(*make(64, m, 16, F16, ids="pair" if m is None else "third"))
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
@@ -459,7 +473,7 @@ def _value_and_gradients(function, inputs):
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("name", SMALL)
 def test_public_functions(triton_ops, tiles, name, dtype):
-    if dtype == BF16 and name.startswith(("info_nce", "byol")):
+    if INTERPRETED and dtype == BF16 and name.startswith(("info_nce", "byol")):
         pytest.skip("the interpreter truncates to bfloat16 where a GPU rounds: 0.3 % of each cosine, much of a small loss")
     tiles()
     case = CASES[name]

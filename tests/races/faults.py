@@ -1,0 +1,151 @@
+"""Faults to plant into the Triton kernels, each of which ttsem must name (``planted.py``).
+
+The source of one module is changed in one place, written to a temporary file and loaded under another name; ``call`` runs its
+launcher at sizes that are not a multiple of a tile.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import normalize
+
+from fastssl import kernels
+from fastssl.kernels.similarity_config import TileConfig
+from fastssl.kernels.similarity_merge import Results
+
+
+def changed(name: str, old: str, new: str) -> str:
+    """The source of ``fastssl/kernels/<name>.py`` with ``new`` in the one place of ``old``."""
+    source = Path(kernels.__file__).with_name(f"{name}.py").read_text()
+    assert source.count(old) == 1, f"{name}.py has {source.count(old)} places like {old!r}: plant the fault elsewhere"
+    return source.replace(old, new)
+
+
+def plant(monkeypatch, folder: Path, name: str, old: str, new: str) -> ModuleType:
+    """That source as a module, in a file of its own, from which Triton reads it."""
+    path = folder / f"{name}.py"
+    path.write_text(changed(name, old, new))
+    spec = importlib.util.spec_from_file_location(f"fastssl.kernels.planted_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _rows(n: int, d: int) -> torch.Tensor:
+    return normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(n)), dim=1)
+
+
+def _small_tiles(monkeypatch, similarity: ModuleType) -> None:
+    """Two blocks of rows and two splits of columns."""
+    monkeypatch.setattr(similarity, "pick_config", lambda *args: TileConfig(32, 16, 4, 2))
+    monkeypatch.setattr(similarity, "pick_splits", lambda rows, columns, *args: (2, 32))
+
+
+def _forward(monkeypatch, similarity: ModuleType):
+    _small_tiles(monkeypatch, similarity)
+    return similarity.similarity_fwd(_rows(40, 16), _rows(50, 16), 10.0, None, None, None, None, None)
+
+
+def _whole_forward(monkeypatch, similarity: ModuleType):
+    monkeypatch.setattr(similarity, "pick_config", lambda *args: TileConfig(32, 16, 4, 2))
+    monkeypatch.setattr(similarity, "pick_splits", lambda rows, columns, *args: (1, 64))
+    return similarity.similarity_fwd(_rows(40, 16), _rows(50, 16), 10.0, None, None, None, None, None)
+
+
+def _backward(monkeypatch, similarity: ModuleType):
+    _small_tiles(monkeypatch, similarity)
+    x, y = _rows(40, 16), _rows(50, 16)
+    state = torch.stack([torch.zeros(40), (10.0 * x @ y.T).exp().sum(1)])  # base 2 does not matter here
+    peak = torch.full((40,), -1, dtype=torch.int32)
+    return similarity.similarity_bwd(torch.ones(40), state, peak, x, y, 10.0, None, None, None, None, (True, False, False, False))
+
+
+def normalize_pair(monkeypatch, module: ModuleType):
+    return module.normalize_pair_fwd(torch.randn(140, 3), torch.randn(140, 3), 1e-12)
+
+
+def softplus(monkeypatch, module: ModuleType):
+    return module.softplus_sum_bwd(torch.ones(()), torch.randn(1200), torch.randn(600), 3.0, True)
+
+
+def _chunks(monkeypatch, chunked: ModuleType):
+    n, ids = 5, torch.arange(5)
+    new = lambda *shape: torch.empty(*shape)  # noqa: E731
+    results = Results(new(n), new(2, n), torch.empty(n, dtype=torch.int32), None, torch.empty(0, dtype=torch.int32))
+    chunked.forward(_rows(n, 260), _rows(n, 260), 10.0, None, ids, ids, None, None, results)
+    return results
+
+
+def _facts(monkeypatch, facts: ModuleType):
+    return facts.row_facts(_rows(21, 16), torch.arange(21), 4, True)
+
+
+def _sigmoid_chunks(monkeypatch, chunked: ModuleType):
+    monkeypatch.setattr(chunked, "_SPAN", 32)
+    terms = importlib.import_module("fastssl.kernels.sigmoid_pair_terms")
+    pair = terms.Pair(_rows(9, 260), _rows(40, 260), torch.arange(9), torch.arange(40), None, None)
+    loss, dbias = torch.empty(()), torch.empty(())
+    chunked.sweep(pair, terms.Logits(10.0, None, -5.0, None, None), None, None, loss, dbias, None)
+    return loss, dbias
+
+
+class Fault(NamedTuple):
+    module: str
+    call: Callable
+    old: str
+    new: str
+    kind: str
+    kernel: str
+    line: str  # part of the kernel's line that the message quotes
+
+
+FAULTS = {
+    "a store without its mask": Fault(
+        "similarity", _whole_forward, "tl.store(sum_ptr + at, total, mask=inside)", "tl.store(sum_ptr + at, total)",
+        "oob_write", "similarity_fwd_kernel", "tl.store(sum_ptr + at, total)",
+    ),
+    "a store without its mask, into another result behind it": Fault(
+        "similarity", _whole_forward, "tl.store(top_ptr + at, top, mask=inside)", "tl.store(top_ptr + at, top)",
+        "race", "similarity_fwd_kernel", "tl.store(top_ptr + at, top)",
+    ),
+    "a load without its mask": Fault(
+        "softplus_sum", softplus, "tl.load(positive_ptr + columns, mask=inside, other=0.0)", "tl.load(positive_ptr + columns)",
+        "oob_read", "softplus_sum_bwd_kernel", "tl.load(positive_ptr + columns)",
+    ),
+    "a load whose mask forgets the rows": Fault(
+        "normalize", normalize_pair, "mask = inside[:, None] & (dims[None, :] < D)",
+        "mask = (rows >= 0)[:, None] & (dims[None, :] < D)",
+        "oob_read", "normalize_pair_fwd_kernel", "tl.load(ptr + rows[:, None] * stride",
+    ),
+    "a tile that says it is whole": Fault(
+        "similarity", _forward, "EVEN_M=m % config.block_n == 0", "EVEN_M=True",
+        "oob_read", "similarity_fwd_kernel", "return tl.load(tile)",
+    ),
+    "splits that store to the same place": Fault(
+        "similarity", _forward, "split.to(tl.int64) * N\n", "0 * split.to(tl.int64) * N\n",
+        "race", "similarity_fwd_kernel", "mask=inside)",
+    ),
+    "splits of a gradient that store to the same place": Fault(
+        "similarity", _backward, "at = split.to(tl.int64) * NA + rows", "at = 0 * split.to(tl.int64) * NA + rows",
+        "race", "similarity_bwd_kernel", "tl.store(out_ptr + at",
+    ),
+    "programs that add to the same place": Fault(
+        "sigmoid_pair_chunked", _sigmoid_chunks, "at = tl.program_id(1).to(tl.int64) * stride + row", "at = row",
+        "race", "sigmoid_chunk_kernel", "_ptr + at) + tl.sum(",
+    ),
+    "a grid with one program too many, which reads": Fault(
+        "similarity_chunked", _chunks, "chunk_rows_kernel[(s.shape[0],)]", "chunk_rows_kernel[(s.shape[0] + 1,)]",
+        "oob_read", "chunk_rows_kernel", "tl.load(x_id_ptr + row)",
+    ),
+    "a grid with one program too many, which writes": Fault(
+        "similarity_facts", _facts, "row_facts_kernel[(tiles,)]", "row_facts_kernel[(tiles + 1,)]",
+        "oob_write", "row_facts_kernel", "tl.store(range_ptr + 2 * tile",
+    ),
+}  # fmt: skip
