@@ -21,6 +21,7 @@ CHOSEN = {
     "test_masks_gpu.py": "graph and tokens",
     "test_optim_cuda.py": "graph or mixed",
     "test_sanitized.py": "two_sided or update",
+    "test_specialised.py": "8192-64",
     "test_stand_in.py": "test",
     "test_steps_gpu.py": "test",
     "test_updates.py": "graph or odd or captured",
