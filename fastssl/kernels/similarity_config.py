@@ -84,7 +84,7 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     ("bwd lean", 90, _HALVES, 128): TileConfig(64, 64, 4, 3, programs=2),
     ("bwd lean", 90, _HALVES, 256): TileConfig(64, 32, 4, 2, programs=2),
     ("bwd", 100, _HALVES, 128): TileConfig(128, 32, 8, 2),  # 64 columns spill 8 bytes with ids and bias
-    ("bwd", 100, _HALVES, 256): TileConfig(128, 32, 8, 2),
+    ("bwd", 100, _HALVES, 256): TileConfig(64, 64, 8, 2),  # 128 rows spill 48 bytes where they write partial results
     ("bwd", 80, _HALVES, 128): TileConfig(128, 32, 8, 3),
     ("bwd", 80, _HALVES, 256): TileConfig(64, 32, 8, 2),
     ("bwd", 0, _HALVES, 128): TileConfig(64, 32, 8, 2),
