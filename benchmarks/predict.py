@@ -31,6 +31,8 @@ ARCH, NUM_SMS = 90, 132
 #: FLOP of a clock in 16 bits, on one multiprocessor.
 MATRIX_FLOP = 4096
 L2_BYTES, SHARED_BYTES = 23.7, 128.0
+#: Of D, in the loop of ``similarity_wide``; and clocks until its first slice is there: a launch of a program and two trips to L2.
+SLICE, FILL = 64, 1000
 _FMA = ("FFMA", "FADD", "FMUL")
 _HALF_RATE = {
     *("IMAD", "IADD3", "VIADD", "LEA", "LOP3", "SHF", "PRMT", "MOV", "CS2R", "SEL", "FSEL", "ISETP", "FSETP", "PLOP3"),
@@ -75,19 +77,19 @@ def _seldom(region: list[Instruction]) -> bool:
     return not kinds["HGMMA"] and (ids or kinds["FMNMX"] >= 16)
 
 
+def _without_seldom(code: list[Instruction]) -> list[Instruction]:
+    left_out: set[int] = set()
+    for i in code:
+        target = i.jump()
+        if target is not None and target > i.at + 16 * _LEAST_REGION:
+            region = [other for other in code if i.at < other.at < target]
+            left_out |= {other.at for other in region} if _seldom(region) else set()
+    return [i for i in code if i.at not in left_out]
+
+
 def usual_way(code: list[Instruction]) -> list[Instruction]:
     """Instructions of the loop with the products that most tiles execute; of several such loops the shortest."""
-    ways = []
-    for loop in _loops(code):
-        if not any(i.kind == "HGMMA" for i in loop):
-            continue
-        left_out: set[int] = set()
-        for i in loop:
-            target = i.jump()
-            if target is not None and target > i.at + 16 * _LEAST_REGION:
-                region = [other for other in loop if i.at < other.at < target]
-                left_out |= {other.at for other in region} if _seldom(region) else set()
-        ways.append([i for i in loop if i.at not in left_out])
+    ways = [_without_seldom(loop) for loop in _loops(code) if any(i.kind == "HGMMA" for i in loop)]
     if not ways:
         raise ValueError("predict: no loop with matrix products in this code")
     return min(ways, key=len)
@@ -178,9 +180,71 @@ def rows() -> list[dict]:
     return found
 
 
+def wide_row_of(compiled, kernel: str, config: tuple[int, ...], stored: int) -> dict:
+    """The line of a kernel of ``similarity_wide``: clocks of a slice of D, whose rows and columns come from L2, and those of what
+    stands behind the loop, ``stored`` bytes a logit included, during which nothing multiplies."""
+    from fastssl.testing.compile import disassembly, resources
+
+    block_m, block_n, warps = config[:3]
+    code = parse(disassembly(compiled))
+    loop = usual_way(code)
+    units = clocks(loop, warps, 2 * SLICE * (block_m + block_n))
+    behind = [i for i in _without_seldom(code) if i.at > loop[-1].at]
+    after = clocks(behind, warps, stored * block_m * block_n)
+    return {
+        "kernel": kernel,
+        "width": 0,
+        "config": list(config),
+        "registers": resources(compiled)[0],
+        "clocks": {k: round(v) for k, v in units.items()},
+        "slice": round(tile_clocks(units, 1)[0]),
+        "epilogue": round(max(v for k, v in after.items() if k not in ("shared", "L2")) + after["L2"]),
+    }
+
+
+def wide_rows() -> list[dict]:
+    """Forward of rows and columns, of rows alone, weights of both in one exponential, and of rows alone."""
+    from dataclasses import astuple
+
+    from fastssl.kernels import similarity_wide as wide
+    from fastssl.kernels.similarity_merge import Results
+    from fastssl.testing.compile import offline
+
+    x, of_x = torch.empty(4096, 512, dtype=torch.bfloat16), torch.empty(3, 4096)
+    results = [Results(torch.empty(4096), torch.empty(2, 4096), torch.empty(4096, dtype=torch.int32)) for _ in range(2)]
+    weights = wide.Weights(x, x, 1.0, None, None, None, of_x, of_x, torch.empty(3), None, 256)
+    own = weights._replace(of_y=None)
+    everything = slice(0, 4096), slice(0, 4096)
+    calls = {
+        "wide cross": (lambda: wide.cross_forward(x, x, 1.0, None, None, None, None, *results), 0),
+        "wide rows": (lambda: wide.forward(x, x, 1.0, None, None, None, None, None, results[0]), 0),
+        "wide narrow": (lambda: weights(*everything), 2),
+        "wide own": (lambda: own(*everything), 2),
+    }
+    found = []
+    with offline(ARCH, NUM_SMS) as launched:
+        for name, (call, stored) in calls.items():
+            launched.clear()
+            call()
+            compiled = next(kernel for kernel_name, kernel in launched if kernel_name.startswith("wide"))
+            found.append(wide_row_of(compiled, name, astuple(wide.pick_config("wide", ARCH, x.dtype, 512)), stored))
+    return found
+
+
+def stored() -> list[dict]:
+    """The rows that ``--write`` kept."""
+    return json.loads(PATH.read_text())["rows"]
+
+
+def wide_clocks(kernel: str, width: int) -> tuple[float, int]:
+    """(clocks of a tile, logits of a tile) of a kernel of ``similarity_wide``."""
+    row = next(row for row in stored() if row["kernel"] == kernel)
+    return -(-width // SLICE) * row["slice"] + row["epilogue"] + FILL, row["config"][0] * row["config"][1]
+
+
 def share(kernel: str, width: int) -> float:
     """Predicted share of the matrix rate of a kernel's usual tile, "fwd lean" for example; KeyError where there is none."""
-    table = {(row["kernel"], row["width"]): row["share"] for row in json.loads(PATH.read_text())["rows"]}
+    table = {(row["kernel"], row["width"]): row["share"] for row in stored() if "share" in row}
     return table[kernel, 128 if width <= 128 else 256]
 
 
@@ -221,12 +285,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.partition(":")[0])
     parser.add_argument("--write", action="store_true", help=f"to {PATH.name}")
     args = parser.parse_args(argv)
-    found = rows()
+    found, wide = rows(), wide_rows()
     print(table(found))
+    print("\n".join(map(str, wide)))
     if args.write:
         from benchmarks.tune_candidates import kernels_digest
 
-        lines = ",\n".join(map(json.dumps, found))
+        lines = ",\n".join(map(json.dumps, found + wide))
         PATH.write_text(f'{{"arch": {ARCH}, "kernels": "{kernels_digest()}", "rows": [\n{lines}\n]}}\n')
     print(f"\n{predictions()}")
     return 0

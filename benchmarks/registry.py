@@ -101,8 +101,8 @@ _NT_XENT_TARGETS = (
 )
 
 _CLIP_PEERS = ("eager", "compile", "open_clip", "inf_cl", "cut_cross_entropy", "liger", "linear_cross_entropy")
-#: Forward U, backward 2U; of wide rows S written and read twice in float32, W written and read once in 16 bits.
-_SYMMETRIC = Plan((("fwd lean", 1), ("bwd lean", 2)), chunks=(3, 20))
+#: Forward U, backward 2U; of wide rows the vendor multiplies W y.
+_SYMMETRIC = Plan((("fwd lean", 1), ("bwd lean", 2)), chunks=(1, 0), wide=("wide rows", "wide narrow"))
 
 _NT_XENT_GPU_TARGETS = (
     *(Target((b, 128), "times_faster", 1, "compile", "bfloat16") for b in (256, 2048, 4096)),
@@ -153,7 +153,7 @@ WORKS = {
             product=_square,
             quick=((128, 128),),
             gpu=((4096, 128), (16384, 512)),
-            gpu_plan=Plan((("fwd lean", 1), ("bwd lean", 4)), chunks=(4, 22)),
+            gpu_plan=Plan((("fwd lean", 1), ("bwd lean", 4)), chunks=(2, 0), wide=("wide rows", "wide own")),
             largest={"cpu": 8192, "cuda": 32768},
         ),
         Work(
@@ -194,7 +194,7 @@ WORKS = {
                 Target((65536, 768), "ms", 45, dtype="bfloat16"),
                 Target((65536, 768), "peak_mb", 1500, dtype="bfloat16"),
             ),
-            gpu_plan=Plan((("cross lean", 1), ("bwd lean", 4)), chunks=(4, 26)),
+            gpu_plan=Plan((("cross lean", 1), ("bwd lean", 4)), chunks=(2, 0), wide=("wide cross", "wide narrow")),
             truth=clip_truth,
         ),
         Work(

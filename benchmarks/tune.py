@@ -6,8 +6,9 @@
     3. DIR/tune.json gets every row, DIR/tune.md a line for each key, and DIR/tuned/similarity_sm90.py the tiles that won: put it
        into fastssl/kernels/tuned, and run the tests that compile every tile
 
-Chunk sizes that win are printed and stand in tune.json: they are the arguments of ``chunk_shape``. ``--list`` makes the candidates
-anew, without a GPU; ``--device cpu`` rehearses at tiny shapes in Triton's interpreter.
+Chunk sizes that win are printed and stand in tune.json: they are the arguments of ``chunk_shape``; where chunks beat the tiles of
+wide rows, the table says so. ``--list`` makes the candidates anew, without a GPU; ``--device cpu`` rehearses at tiny shapes in
+Triton's interpreter.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, tune_candidates, tune_worker
-from benchmarks.tune_cases import Case, Config, Key, architecture, usual_config
+from benchmarks.tune_cases import NO_TILE, Case, Config, Key, architecture, usual_config
 from fastssl.kernels import tuned
 from fastssl.kernels.similarity_config import pick_config
 
@@ -207,7 +208,11 @@ def entries(found: list[Verdict], arch: int) -> dict[Key, tuple[Config, str]]:
     new = {key: (tuple(numbers), "as before") for key, numbers in tuned.table("similarity", arch).items()}
     for verdict in found:
         kernel, arithmetic, width = verdict.key
-        if not verdict.wins or kernel.startswith("chunk"):
+        if not verdict.wins or kernel == "chunk sigmoid":
+            continue
+        if kernel == "chunk cross":
+            tile = verdict.best if len(verdict.best) > 2 else NO_TILE
+            new["wide", arithmetic, 256] = tile, verdict.text().partition(": ")[2]
             continue
         new[verdict.key] = verdict.best, verdict.text().partition(": ")[2]
         if kernel in ("fwd", "one_pass"):

@@ -28,6 +28,8 @@ ROWS, COLUMNS = 8186, 8170
 #: Tiles of ``similarity_hopper``.
 SPECIALISED = tuple((128, 64, 8, stages, 1, True) for stages in (3, 4))
 CHUNKS = tuple(product((1024, 2048, 4096, 8192), (21, 22, 23, 24, 25)))
+#: Tiles of ``similarity_wide``; by hand, and not compiled before they are timed.
+WIDE = tuple(astuple(TileConfig(*tile)) for tile in ((128, 256, 8, 3), (128, 256, 8, 4), (128, 128, 8, 3), (128, 128, 8, 4)))
 
 
 def path(arch: int) -> Path:
@@ -207,4 +209,5 @@ def to_try(key: Key, found: dict[Key, dict[Config, dict]], arch: int) -> list[Co
     """The usual configuration, the candidates of the key, and the usual once more: its two times give the spread."""
     usual = usual_config(key, arch)
     offered = CHUNKS if key[0].startswith("chunk") else found.get(key, {})
+    offered = (*WIDE, *CHUNKS) if key[0] == "chunk cross" else offered
     return [usual, *(config for config in offered if config != usual), usual]

@@ -1,11 +1,12 @@
 """What the tuner times: launches of one kernel, with the merging that its splits cost, at the shapes that matter.
 
 A key is (kernel, arithmetic, widest D), as the tables name it; its candidates are tiles (block_m, block_n, warps, stages,
-programs), those of the chunks (tall, log2 of logits), the arguments of ``chunk_shape``.
+programs), those of the chunks (tall, log2 of logits), the arguments of ``chunk_shape``. Wide rows of CLIP, key "chunk cross", go in
+chunks or in tiles that never store S: their candidates are of both kinds.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
 from unittest import mock
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssl.kernels import sigmoid_pair, sigmoid_pair_chunked, similarity, similarity_chunked, similarity_cross
+from fastssl.kernels import sigmoid_pair, sigmoid_pair_chunked, similarity, similarity_chunked, similarity_cross, similarity_wide
 from fastssl.kernels.similarity_config import TileConfig, chunk_shape, device_facts, tuned_config
 from fastssl.kernels.similarity_merge import row_terms
 from fastssl.testing.compare import FLOOR
@@ -27,6 +28,8 @@ Call = Callable[[], Outputs]
 HALVES = "16-bit"
 SCALE = 10.0
 USUAL_CHUNK = (2048, 23)
+#: In a tuned table: wide rows go in chunks.
+NO_TILE = (0, 0, 0, 0)
 #: The function of each kernel, whose resources decide.
 FUNCTIONS = {
     "fwd": "similarity_fwd_kernel",
@@ -198,13 +201,25 @@ def _only(kernel: str, tile: TileConfig, usual, name: str, *args, **kwargs) -> T
     return tile if base(name) == kernel else usual(name, *args, **kwargs)
 
 
+def _wide_tile(tile: TileConfig):
+    """A context in which ``similarity_wide`` takes this tile; its weights of two exponentials keep theirs."""
+    usual = similarity_wide.pick_config
+    return mock.patch.object(similarity_wide, "pick_config", lambda name, *rest: tile if name == "wide" else usual(name, *rest))
+
+
 @contextmanager
 def forced(kernel: str, config: Config) -> Iterator[None]:
     """Launches of ``kernel``, lean and counting ones too, take this configuration; the others keep theirs."""
     if kernel.startswith("chunk"):
-        tall, log = config
-        module = similarity_chunked if kernel == "chunk cross" else sigmoid_pair_chunked
-        with mock.patch.object(module, "chunk_shape", partial(chunk_shape, tall=tall, most=1 << log)):
+        with ExitStack() as stack:
+            wide = len(config) > 2
+            if kernel == "chunk cross":
+                stack.enter_context(_wide_tile(TileConfig(*config) if wide else TileConfig(*NO_TILE)))
+            if not wide:
+                module = similarity_chunked if kernel == "chunk cross" else sigmoid_pair_chunked
+                stack.enter_context(
+                    mock.patch.object(module, "chunk_shape", partial(chunk_shape, tall=config[0], most=1 << config[1]))
+                )
             yield
         return
     tile = TileConfig(*config)
@@ -220,9 +235,11 @@ def forced(kernel: str, config: Config) -> Iterator[None]:
 def usual_config(key: Key, arch: int) -> Config:
     """What the library takes now."""
     kernel, _, width = key
+    about = arch, torch.bfloat16, width
+    if kernel == "chunk cross" and (tile := similarity_wide.pick_config("wide", *about)).block_m:
+        return astuple(tile)
     if kernel.startswith("chunk"):
         return USUAL_CHUNK
-    about = arch, torch.bfloat16, width
     if kernel == "sigmoid":
         tile = tuned_config("sigmoid", *about) or sigmoid_pair.tile_of(sigmoid_pair.pick_config("bwd", *about), arch)
     else:

@@ -1,5 +1,6 @@
 """The two kinds of works: a loss, timed forward and backward, and an update, a step that changes its state in place."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,6 +9,7 @@ import torch
 
 from benchmarks import gate, predict
 from benchmarks.rates import H200, Rates
+from fastssl.kernels.similarity_config import w_shape
 from fastssl.testing.cases import OpCase
 from fastssl.testing.updates import MODELS, State, Step, UpdateCase, copied
 
@@ -55,21 +57,36 @@ class Plan:
 
     ``tiles``: (kernel, sweeps) for rows up to 256 wide, at the share of the matrix rate that ``benchmarks.predict`` gives the
     kernel's tile. ``chunks``: for wider rows, sweeps at the rate of the vendor's product, and bytes for each logit that pass
-    between the products, through L2.
+    between the products, through L2. ``wide``: where such rows never store their logits, the kernels of ``similarity_wide``, and
+    ``chunks`` what is left to the vendor.
     """
 
     tiles: tuple[tuple[str, float], ...]
     chunks: tuple[float, float]
+    wide: tuple[str, ...] = ()
 
     def ms(self, product: tuple[int, int, int], sweep_flops: float, rates: Rates) -> float:
         n, m, d = product
         if d > 256:
             sweeps, moved = self.chunks
             seconds = sweeps * sweep_flops / rates.flop_per_s + moved * n * m / rates.l2_bytes_per_s
+            if self.wide:
+                seconds += self._wide_seconds(n, m, d, rates)
         else:
             reached = {k: min(predict.share(k, d) * rates.matrix_flop_per_s, rates.flop_per_s) for k, _ in self.tiles}
             seconds = sum(sweeps * sweep_flops / reached[kernel] for kernel, sweeps in self.tiles)
         return 1e3 * seconds + STEP_MS
+
+    def _wide_seconds(self, n: int, m: int, d: int, rates: Rates) -> float:
+        """Tiles of ``similarity_wide``, wave by wave; and the float32 sums that each chunk of weights adds to those before:
+        written, two read, one written."""
+        total = 0.0
+        for kernel in self.wide:
+            clocks, logits = predict.wide_clocks(kernel, d)
+            total += math.ceil(n * m / logits / predict.NUM_SMS) * clocks
+        r, c = w_shape(n, m)
+        sums = 16 * (r + c) * d * math.ceil(n / r) * math.ceil(m / c)
+        return total * predict.NUM_SMS * predict.MATRIX_FLOP / rates.matrix_flop_per_s + sums / rates.bytes_per_s
 
 
 def _least_ms(work: "Work | Update", shape: Shape, rates: Rates) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gate, machine, memory, peers, plots, predict, report, runner, timing
 from benchmarks.peers import Peer
+from benchmarks.rates import H200
 from benchmarks.registry import WORKS, Target, parse_shape
 from benchmarks.work import Plan
 from fastssl import bench
@@ -150,8 +151,13 @@ def test_flops_bytes_and_limit_by_hand():
     assert NT_XENT.case.bytes(shape, 4) == 2 * (2 * 4096 * 128 * 4)
     plan = Plan((("fwd lean", 1), ("bwd lean", 2)), chunks=(3, 20))
     times = [1e3 * 1e12 / min(132 * 4096 * 1.755e9 * predict.share(kernel, 128), 790e12) for kernel in ("fwd lean", "bwd lean")]
-    assert plan.ms((1000, 1000, 128), 1e12) == pytest.approx(times[0] + 2 * times[1] + 0.02)
-    assert plan.ms((1000, 1000, 512), 1e12) == pytest.approx(1e3 * (3e12 / 790e12 + 20 * 1e6 / 5.5e12) + 0.02)
+    assert plan.ms((1000, 1000, 128), 1e12, H200) == pytest.approx(times[0] + 2 * times[1] + 0.02)
+    assert plan.ms((1000, 1000, 512), 1e12, H200) == pytest.approx(1e3 * (3e12 / 790e12 + 20 * 1e6 / 5.5e12) + 0.02)
+    wide = Plan((), chunks=(2, 0), wide=("wide cross", "wide narrow"))
+    tiles = sum(8 * row["slice"] + row["epilogue"] + predict.FILL for row in predict.stored() if row["kernel"] in wide.wide)
+    sums = 2 * 16 * (16384 + 8192) * 512 / 4.3e12
+    seconds = 2e12 / 790e12 + 63 * tiles / 1.755e9 + sums  # 128 x 64 tiles on 132 multiprocessors
+    assert wide.ms((16384, 16384, 512), 1e12, H200) == pytest.approx(1e3 * seconds + 0.02)
     info_nce = WORKS["info_nce"]
     assert info_nce.case.flops((256, 64)) == 4 * (2 * 256 * 256 * 64) == 4 * info_nce.sweep_flops((256, 64))
     call, factor = timing.product_call((40, 40, 8), torch.float32)

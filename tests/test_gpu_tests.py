@@ -25,6 +25,7 @@ CHOSEN = {
     "test_stand_in.py": "test",
     "test_steps_gpu.py": "test",
     "test_updates.py": "graph or odd or captured",
+    "test_wide.py": "2048-512",
 }
 
 

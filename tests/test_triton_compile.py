@@ -1,6 +1,6 @@
 """Every Triton configuration compiled offline, without a GPU: no spills, shared memory within the limit, matrix instructions.
 
-Runs ``triton_compile.py`` in a process of its own, where TRITON_INTERPRET is not set.
+Runs ``triton_compile.py`` and ``triton_compile_wide.py`` in a process of its own, where TRITON_INTERPRET is not set.
 """
 
 import os
@@ -20,8 +20,9 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
 
-@pytest.mark.parametrize("part", ["fwd", "one_pass", "cross", "bwd", "other"])
+@pytest.mark.parametrize("part", ["fwd", "one_pass", "cross", "bwd", "other", "wide"])
 def test_compiles_without_spills(part, environment):
-    command = [sys.executable, "-m", "tests.triton_compile", part, "--today"]
+    module = ["tests.triton_compile_wide"] if part == "wide" else ["tests.triton_compile", part]
+    command = [sys.executable, "-m", *module, "--today"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-4000:]}"

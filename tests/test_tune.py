@@ -15,11 +15,11 @@ pytest.importorskip("triton")
 
 from benchmarks import tune, tune_candidates, tune_cases, tune_worker
 from benchmarks.tune_cases import CASES, Case
-from fastssl.kernels import similarity, similarity_chunked, similarity_config, tuned
+from fastssl.kernels import similarity, similarity_chunked, similarity_config, similarity_wide, tuned
 from fastssl.kernels.similarity_config import TileConfig, pick_config
 
 ROOT = Path(__file__).parent.parent
-KEY = "fwd", "16-bit", 128
+KEY, WIDE = ("fwd", "16-bit", 128), ("wide", "16-bit", 256)
 USUAL, FAST, SLOW = (128, 128, 8, 3, 1), (64, 128, 4, 3, 2), (64, 64, 4, 2, 3)
 
 
@@ -131,12 +131,16 @@ def test_entries_keep_what_winning_must_not_change(tuned_folder):
     counting, usual_sigmoid = _pick("fwd rank"), tune_cases.usual_config(sigmoid, 90)
     found = [_winner(KEY, FAST), _winner(backward, SLOW), _winner(("chunk cross", "16-bit", 512), (4096, 24))]
     expected = {KEY: FAST, ("fwd rank", "16-bit", 128): astuple(counting), backward: SLOW, sigmoid: usual_sigmoid}
+    expected[WIDE] = tune_cases.NO_TILE  # chunks won
     new = tune.entries(found, 90)
     assert {key: config for key, (config, _) in new.items()} == expected | {("cross", "16-bit", 256): FAST}
     assert tune.entries([*found, _winner(sigmoid, FAST)], 90)[sigmoid][0] == FAST
+    assert tune.entries([_winner(("chunk cross", "16-bit", 512), SLOW)], 90)[WIDE][0] == SLOW
     (tuned_folder / "similarity_sm90.py").write_text(tune.tuned_text(new, "now"))
     _clear()
     assert _pick("fwd") == TileConfig(*FAST) and _pick("fwd rank") == counting
+    half = torch.zeros(4096, 512, dtype=torch.bfloat16)
+    assert not similarity_wide.takes(half, half) and tune_cases.usual_config(("chunk cross", "16-bit", 512), 90) == (2048, 23)
     assert similarity_config.tuned_config("sigmoid", 90, torch.float16, 65) == TileConfig(*usual_sigmoid)
 
 
@@ -167,9 +171,14 @@ def test_forced_changes_one_kernel_only():
     with tune_cases.forced("fwd lean", SLOW):
         assert ask() == [TileConfig(*SLOW), TileConfig(*SLOW), *usual[2:]]
     assert ask() == usual and TileConfig(*SLOW) not in usual
+    half = torch.zeros(4096, 512, dtype=torch.bfloat16)
     with tune_cases.forced("chunk cross", (4096, 22)):
         rows, columns = similarity_chunked.chunk_shape(16384, 16384)
-        assert rows == 4096 and rows * columns == 1 << 22
+        assert rows == 4096 and rows * columns == 1 << 22 and not similarity_wide.takes(half, half)
+    with tune_cases.forced("chunk cross", SLOW):
+        tiles = [similarity_wide.pick_config(kernel, 90, torch.bfloat16, 512) for kernel in ("wide", "wide two")]
+        assert tiles == [TileConfig(*SLOW), similarity_config.pick_config("wide two", 90, torch.bfloat16, 512)]
+    assert similarity_wide.takes(half, half)
     assert similarity_chunked.chunk_shape(16384, 16384) == chunk == (2048, 4096)
 
 

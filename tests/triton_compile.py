@@ -1,7 +1,7 @@
 """Compile kernels for sm_80, sm_90, sm_100 and sm_120 and read what the assembler says of them. ``test_triton_compile.py`` runs it.
 
 python -m tests.triton_compile fwd|one_pass|cross|bwd|other [--today | --all]
-    --today: sm_90, and on one day of five one of the other three, as the tests do     --all: every variant, minutes
+    --today: sm_90, and on one day of six one of the other three, as the tests do     --all: every variant, minutes
 """
 
 import contextlib
@@ -57,12 +57,12 @@ NEVER = ((), ())
 
 
 def families(kernel: str, words: list[str]) -> tuple[int, ...]:
-    """Those whose configurations of ``kernel`` are compiled. With --today another generation's too, on the kernel's day of five."""
+    """Those whose configurations of ``kernel`` are compiled. With --today another generation's too, on the kernel's day of six."""
     if "--today" not in words:
         return tuple(TARGET)
-    kernels, others = (*VARIANTS, "sigmoid"), [family for family in TARGET if family != 90]
-    fives, day = divmod(datetime.date.today().toordinal(), len(kernels))
-    return (90, others[fives % len(others)]) if kernels[day] == kernel else (90,)
+    kernels, others = (*VARIANTS, "sigmoid", "wide"), [family for family in TARGET if family != 90]
+    rounds, day = divmod(datetime.date.today().toordinal(), len(kernels))
+    return (90, others[rounds % len(others)]) if kernels[day] == kernel else (90,)
 
 
 def compile_one(kernel, pointers: dict, numbers: dict, constants: dict, target: int, warps: int, stages: int, registers=None):

@@ -142,6 +142,9 @@ STEPS = [
     ("similarity_one_pass", (300, 0, 256), BF16),
     ("clip", (1000, 128), BF16),
     ("similarity_cross", (70, 90, 300), BF16),
+    ("similarity_cross", (4500, 1000, 320), BF16),
+    ("similarity_symmetric", (2050, 0, 512), F16),
+    ("similarity_two_sided", (2100, 2064, 320), BF16),
     ("siglip_grouped", (1000, 128), F16),
     ("siglip", (70, 300), BF16),
 ]

@@ -12,7 +12,7 @@ It hands the backward the largest logit t_i and the sum S_i = sum_j 2^(s2_ij - t
 
 U = 2 N M D FLOP: forward U, one-pass 2U, backward 2U for each owner (symmetric 2U in all, two-sided 4U).
 Bytes: each program reads its rows once and the M columns of its split once, out of L2; N M is never stored.
-Where a tile cannot hold a row (D > 256, float32 D > 128) ``similarity_chunked`` takes over.
+Where a tile cannot hold a row (D > 256, float32 D > 128) ``similarity_wide`` takes over.
 """
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from fastssl.reference import similarity as reference
 
 from . import on_device
-from . import similarity_chunked as chunked
+from . import similarity_wide as wide
 from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
 from .similarity_merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
@@ -289,7 +289,7 @@ def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean
     results = Results(lse, state, peak, mean, rank)
     if not tile_fits(n, m, d, x.dtype, precision):
         with torch.autocast(x.device.type, enabled=False):
-            chunked.forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, results)
+            wide.forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, results)
         return results
     x, y = operands(x, y, precision)
     facts = threshold is None and pays(n, m)
@@ -403,7 +403,7 @@ def similarity_bwd(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_b
             dots = torch.empty((x if dots_of_x else y).shape[0], dtype=torch.float32, device=device) if need_scale else None
             outputs = (dx, dy, dbias, dots)
             with torch.autocast(device.type, enabled=False):
-                chunked.backward(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_bias, symmetric, outputs)
+                wide.backward(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_bias, symmetric, outputs)
         else:
             x, y = operands(x, y, _precision(x))
             dots = torch.empty((x if sweep_x else y).shape[0], dtype=torch.float32, device=device) if need_scale else None

@@ -1,4 +1,5 @@
-"""Similarities above the width of a tile: the vendor's matrix product on chunks that stay in L2, one fused kernel between.
+"""Similarities that neither tiles nor ``similarity_wide`` serve: the vendor's matrix product on chunks that stay in L2, one fused
+kernel between.
 
     S = x_chunk y_chunk^T            (R, C) float32, 4 R C <= 32 MB: written by the product, read once or twice, out of L2
     forward     (maximum, sum) of each row of a chunk; one-pass also P = 2^(s2 - maximum) and P y_chunk; merged over the chunks
@@ -186,9 +187,9 @@ def chunk_weights_kernel(
         tl.store(w_ptr + at, w.to(w_ptr.dtype.element_ty), mask=tile)
 
 
-def _walk(x: Tensor, y: Tensor):
+def _walk(x: Tensor, y: Tensor, shape: tuple[int, int] | None = None):
     """(rows, columns of all chunks) for each chunk of rows, in order."""
-    chunk_r, chunk_c = chunk_shape(x.shape[0], y.shape[0])
+    chunk_r, chunk_c = shape or chunk_shape(x.shape[0], y.shape[0])
     columns = _pieces(y.shape[0], chunk_c)
     return ((rows, columns) for rows in _pieces(x.shape[0], chunk_r))
 
@@ -278,31 +279,41 @@ def _chunk_weights(s, rows, cols, own, other, row_bias, scale, factor, x_id, y_i
     return w
 
 
-def _sweep(x, y, own, other, stats, scale, factor, x_id, y_id, bias, row_bias, outputs, dot_scale=1.0) -> None:
-    """Fills outputs = (dx, dy, dbias, dots), those that are given; dots (N,), or (M,) where dx is not wanted and dy is. ``own``
-    of N rows and ``other`` of M columns, or None, are ``Terms``."""
-    dx, dy, dbias, dots = outputs
-    new = {"dtype": torch.float32, "device": x.device}
+def products(x, y, shape, weights, stats, scale, factor, outputs, dot_scale=1.0) -> None:
+    """Fills outputs = (dx, dy, dots), those that are given, from chunks of at most ``shape``, for which ``weights(rows, cols)``
+    gives W (R, C) or None; dots (N,), or (M,) where dx is not wanted and dy is."""
+    dx, dy, dots = outputs
     want_y = dy is not None
     want_x = dx is not None or (dots is not None and not want_y)
-    sum_y = torch.zeros(y.shape, **new) if want_y else None
-    sum_bias = torch.zeros(y.shape[0], **new) if dbias is not None else None
-    for rows, columns in _walk(x, y):
+    sum_y = torch.zeros(y.shape, dtype=torch.float32, device=x.device) if want_y else None
+    for rows, columns in _walk(x, y, shape):
         sum_x = None
         for cols in columns:
-            s = _mm(x[rows], y[cols].t())  # (R, C)
-            w = _chunk_weights(
-                s, rows, cols, own, other, row_bias, scale, factor, x_id, y_id, bias, want_x or want_y, x.dtype, sum_bias
-            )
+            w = weights(rows, cols)
             if want_x:
                 part = _mm(w, y[cols])
                 sum_x = part if sum_x is None else sum_x.add_(part)
             if want_y:
                 sum_y[cols] += _mm(w.t(), x[rows])
+            w = None  # before the next one is made
         if want_x:
             finish(sum_x[None], stats, scale, factor, _cut(dx, rows), x[rows], _cut(dots, rows), dot_scale)
     if want_y:
         finish(sum_y[None], stats, scale, factor, dy, y, None if want_x else dots)
+
+
+def _sweep(x, y, own, other, stats, scale, factor, x_id, y_id, bias, row_bias, outputs, dot_scale=1.0) -> None:
+    """Fills outputs = (dx, dy, dbias, dots), those that are given; ``own`` of N rows and ``other`` of M columns, or None, are
+    ``Terms``."""
+    dx, dy, dbias, dots = outputs
+    sum_bias = torch.zeros(y.shape[0], dtype=torch.float32, device=x.device) if dbias is not None else None
+    want_w = not (dx is None and dy is None and dots is None)
+
+    def weights(rows: slice, cols: slice) -> Tensor | None:
+        s = _mm(x[rows], y[cols].t())  # (R, C)
+        return _chunk_weights(s, rows, cols, own, other, row_bias, scale, factor, x_id, y_id, bias, want_w, x.dtype, sum_bias)
+
+    products(x, y, None, weights, stats, scale, factor, (dx, dy, dots), dot_scale)
     if dbias is not None:
         finish(sum_bias[None, :, None], stats, 1.0, None, dbias)
 

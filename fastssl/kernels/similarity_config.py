@@ -89,6 +89,11 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     ("bwd", 80, _HALVES, 256): TileConfig(64, 32, 8, 2),
     ("bwd", 0, _HALVES, 128): TileConfig(64, 32, 8, 2),
     ("bwd", 0, _HALVES, 256): TileConfig(32, 32, 4, 2),  # ptxas gives 8 warps 128 registers here and spills 8 bytes
+    # D > 256, in slices of 64: forward and the weights of one exponential, " two" those of two. 128 x 256 reads least out of L2.
+    # A measured tile of no rows leaves them to the chunks.
+    ("wide", 90, _HALVES, 256): TileConfig(128, 256, 8, 3),
+    **{("wide", family, _HALVES, 256): TileConfig(128, 128, 8, 3) for family in (80, 100, 0)},
+    **{("wide two", family, _HALVES, 256): TileConfig(128, 64, 8, 3) for family in (80, 90, 100, 0)},  # 256 spill 256 bytes
     # float32 stops at D = 128. tf32: twice the bytes of 16 bits, and Hopper wants the second operand transposed in registers.
     **{("fwd", family, _TF32, 128): TileConfig(64, 64, 8, 2) for family in (80, 90, 100)},
     **{("one_pass", family, _TF32, 128): TileConfig(64, 32, 8, 2) for family in (80, 90)},
@@ -217,6 +222,13 @@ def chunk_shape(rows: int, columns: int, tall: int = 2048, most: int = 1 << 23) 
     r = min(rows, tall)
     c = min(columns, max(1024, most // r // 1024 * 1024))
     return min(rows, max(r, most // c // 1024 * 1024), 1 << 20), c
+
+
+def w_shape(rows: int, columns: int, most: int = 1 << 27) -> tuple[int, int]:
+    """(R, C) of a chunk of 16-bit weights: 2 R C <= 256 MB, as square as that allows, because each chunk adds (R + C) D float32
+    sums to those before."""
+    r = min(rows, max(16384, most // columns // 256 * 256))
+    return r, min(columns, max(256, most // r // 256 * 256))
 
 
 @functools.lru_cache(maxsize=64)

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastssl.reference import similarity_cross as reference
 
 from . import on_device
-from . import similarity_chunked as chunked
+from . import similarity_wide as wide
 from .similarity import _dense, _precision, _rows, _streamed, row_owner, tile_options
 from .similarity_config import device_facts, pick_config, pick_groups, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
@@ -197,7 +197,7 @@ def similarity_cross_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_
             _tiles(*arguments)
         else:
             with torch.autocast(x.device.type, enabled=False):
-                chunked.cross_forward(*arguments)
+                wide.cross_forward(*arguments)
         kept = torch.empty((0, m), dtype=torch.float32, device=x.device)
         if keep_rows > 0:
             some_id = None if x_id is None else x_id[:keep_rows]
@@ -232,7 +232,7 @@ def similarity_cross_bwd(
         terms = row_terms(state[:, : len(x)], drow, x.dtype, state[:, len(x) :], dcolumn)
         if not tile_fits(len(x), len(y), x.shape[1], x.dtype, _precision(x)):
             with torch.autocast(x.device.type, enabled=False):
-                chunked.cross_backward(*terms, peak, x, y, scale, scale_factor, x_id, y_id, (dx, dy, dots))
+                wide.cross_backward(*terms, peak, x, y, scale, scale_factor, x_id, y_id, (dx, dy, dots))
         else:
             of_x, of_y, stats = terms
             x, y = operands(x, y, _precision(x))

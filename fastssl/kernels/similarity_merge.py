@@ -55,8 +55,13 @@ def under_a_top(top, total):
 
 @triton.jit
 def load_state(top_ptr, sum_ptr, at, inside):
-    """States (t, S) that may have been left under no maximum, as ``under_a_top`` makes them."""
-    return under_a_top(tl.load(top_ptr + at, mask=inside, other=-INF), tl.load(sum_ptr + at, mask=inside, other=0.0))
+    """States (t, S) that may have been left under no maximum, as ``under_a_top`` makes them; or, which S < 0 says, under a whole
+    number that is none."""
+    top, total = tl.load(top_ptr + at, mask=inside, other=-INF), tl.load(sum_ptr + at, mask=inside, other=0.0)
+    size = tl.abs(total)
+    base = tl.where(total < 0.0, top, 0.0)
+    top, size = under_a_top(top - base, size)
+    return tl.where(size == 0.0, -INF, top + base), size
 
 
 # Rows and columns whose l = t + log2 S lie within +-FAR may share one exponential, with nothing to keep a weight at most 1. A logit

@@ -1,0 +1,303 @@
+"""Similarities above the width of a tile, S never stored: a matrix product in slices of D whose epilogue takes the exponentials.
+
+    s2_ij = log2(e) scale <x_i, y_j>,  -inf where x_id_i = y_id_j        x (N, D), y (M, D), 16 bits; base 2
+    forward     (t, S) of each row of a tile and, for cross, of each column: sum_j 2^s2_ij = S_i 2^t_i, merged in a fixed order
+    backward    W_ij = g_i p_ij (symmetric + g_j p_ji, cross + h_j q_ij) in the dtype of the inputs; dx += W y, dy += W^T x
+
+The forward goes through groups of rows, so that partial results stay small; the backward through chunks of W, as large as memory
+allows, since each adds (R + C) D float32 sums: a tile's product, then two of the vendor's.
+
+U = 2 N M D FLOP: forward U, backward 3U, one-sided or symmetric 2U. Bytes: a tile reads (BM + BN) D elements out of L2; HBM: the
+rows and columns of each wave of programs, 8 N M (1 / BN + 1 / BM) of partials written and read, 2 N M of W written and read twice.
+Thresholds, biases, the one-pass mean, float32 and D that 64 does not divide go to ``similarity_chunked``.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import similarity_chunked as chunked
+from .similarity_chunked import _cut, _pieces, products
+from .similarity_config import TileConfig, device_facts, pick_config, w_shape
+from .similarity_facts import row_facts
+from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, merge, row_terms
+from .similarity_tiles import at_most_top, load_ids, may_hold
+
+SLICE = 64  # of D: 128 bytes of a row, the widest swizzle of shared memory
+#: Row blocks that share their columns: 16 of 128 rows beside 8 of 256 columns are a wave of 132 programs that reads least.
+RASTER = 16
+#: Rows of a launch of the forward: 32 blocks, whose column partials are 256 bytes a column.
+GROUP = 4096
+#: Fewer logits than a wave of tiles are left to a chunk or two.
+LEAST = 1 << 22
+HALVES = (torch.bfloat16, torch.float16)
+#: Terms of a tile taken under one base lie within 2^-120 and 2^60 of it: ordinary numbers of float32, and so are their sums.
+SPAN, ROOM, WHOLE = tl.constexpr(180.0), tl.constexpr(60.0), tl.constexpr(4194304.0)
+
+
+@triton.jit
+def _place(N, M, BM: tl.constexpr, BN: tl.constexpr, RASTER: tl.constexpr):
+    """(first row, first column) of this program's tile: RASTER row blocks before the next column block."""
+    high, across = tl.cdiv(N, BM), tl.cdiv(M, BN)
+    band = tl.program_id(0) // (RASTER * across) * RASTER
+    rows = tl.minimum(high - band, RASTER)
+    within = tl.program_id(0) % (RASTER * across)
+    return (band + within % rows) * BM, within // rows * BN
+
+
+@triton.jit
+def _slices(ptr, first, count, stride, ROWS: tl.constexpr, BK: tl.constexpr):
+    """Pointers to the first slice (ROWS, BK) of the rows from ``first`` on, the last row's again outside. The base is 64-bit."""
+    rows = tl.minimum(tl.arange(0, ROWS), count - 1 - first)
+    return ptr + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + tl.arange(0, BK)[None, :])
+
+
+@triton.jit
+def _dots(
+    x_ptr, y_ptr, row, col, N, M, D, s_x, s_y,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """(BM, BN) <x_i, y_j> in float32, of the rows from ``row`` and the columns from ``col`` on."""
+    x_ptrs = _slices(x_ptr, row, N, s_x, BM, BK)
+    y_ptrs = _slices(y_ptr, col, M, s_y, BN, BK)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for _ in range(0, D, BK):
+        acc = tl.dot(tl.load(x_ptrs), tl.trans(tl.load(y_ptrs)), acc)
+        x_ptrs += BK
+        y_ptrs += BK
+    return acc
+
+
+@triton.jit
+def _exclude(s, x_id_ptr, y_id_ptr, range_ptr, rows, cols, col, N, M, RANGE: tl.constexpr):
+    """s (BM, BN) with -inf where ids are equal, which are read where the RANGE columns around ``col`` may hold some."""
+    if y_id_ptr is not None:
+        x_id = load_ids(x_id_ptr, rows, N)  # (BM,)
+        if may_hold(range_ptr, col, tl.min(x_id, 0).to(tl.int64), tl.max(x_id, 0).to(tl.int64), 0, True, RANGE):
+            s = tl.where(x_id[:, None] == load_ids(y_id_ptr, cols, M)[None, :], -INF, s)
+    return s
+
+
+@triton.jit
+def _of_rows(s):
+    """(maximum, sum of 2^(s - maximum)) of each row of s (BM, BN)."""
+    top = tl.max(s, 1)
+    return top, tl.sum(tl.exp2(s - tl.where(top == -INF, 0.0, top)[:, None]), 1)
+
+
+@triton.jit
+def _of_columns(s):
+    top = tl.max(s, 0)
+    return top, tl.sum(tl.exp2(s - tl.where(top == -INF, 0.0, top)[None, :]), 0)
+
+
+@triton.jit(do_not_specialize=["N"])
+def wide_fwd_kernel(
+    x_ptr, y_ptr, x_id_ptr, y_id_ptr, range_ptr, factor_ptr, row_top_ptr, row_sum_ptr, col_top_ptr, col_sum_ptr,
+    N, M, D, s_x, s_y, scale,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RASTER: tl.constexpr, RANGE: tl.constexpr,
+):  # fmt: skip
+    """Partial (maximum, sum) of the rows of a tile (M / BN, N) and, where col_top_ptr is given, (N / BM, M) of its columns. Both
+    share one exponential where the logits of the tile, excluded ones too, lie within SPAN of each other: then a whole number that
+    is no maximum, and minus the sum. grid (tiles,)"""
+    row, col = _place(N, M, BM, BN, RASTER)
+    scale2 = load_scale(scale, factor_ptr) * LOG2E
+    s = _dots(x_ptr, y_ptr, row, col, N, M, D, s_x, s_y, BM, BN, BK)
+    COLUMNS: tl.constexpr = col_top_ptr is not None
+    rows, cols = row + tl.arange(0, BM), col + tl.arange(0, BN)
+    high = 0.0
+    low = 0.0
+    if COLUMNS:
+        most, least = tl.max(s) * scale2, tl.min(s) * scale2
+        high, low = tl.maximum(most, least), tl.minimum(most, least)
+    s = _exclude(s * scale2, x_id_ptr, y_id_ptr, range_ptr, rows, cols, col, N, M, RANGE)
+    if (row + BM > N) | (col + BN > M):
+        s = tl.where((rows[:, None] < N) & (cols[None, :] < M), s, -INF)
+    if COLUMNS:
+        if (high - low <= SPAN) & (high < WHOLE) & (low > -WHOLE):
+            base = tl.floor(high) - ROOM
+            p = tl.exp2(s - base)
+            row_top, row_sum = tl.full((BM,), base, tl.float32), -tl.sum(p, 1)
+            col_top, col_sum = tl.full((BN,), base, tl.float32), -tl.sum(p, 0)
+        else:
+            row_top, row_sum = _of_rows(s)
+            col_top, col_sum = _of_columns(s)
+        at = tl.cast(row // BM, tl.int64) * M + cols
+        tl.store(col_top_ptr + at, col_top, mask=cols < M)
+        tl.store(col_sum_ptr + at, col_sum, mask=cols < M)
+    else:
+        row_top, row_sum = _of_rows(s)
+    at = tl.cast(col // BN, tl.int64) * N + rows
+    tl.store(row_top_ptr + at, row_top, mask=rows < N)
+    tl.store(row_sum_ptr + at, row_sum, mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["N"])
+def wide_weights_kernel(
+    x_ptr, y_ptr, x_id_ptr, y_id_ptr, range_ptr, factor_ptr, row_l_ptr, row_w_ptr, row_v_ptr, col_l_ptr, col_w_ptr, col_v_ptr,
+    stats_ptr, w_ptr, N, M, D, s_x, s_y, scale,
+    NARROW: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RASTER: tl.constexpr, RANGE: tl.constexpr,
+):  # fmt: skip
+    """gain W (N, M), of rows alone where col_l_ptr is not given. With it launches come in pairs, of which stats (3,) name one:
+    NARROW takes one exponential, as in ``similarity_bwd_kernel``; the other ends at once. grid (tiles,)"""
+    row, col = _place(N, M, BM, BN, RASTER)
+    scale2 = load_scale(scale, factor_ptr) * LOG2E
+    BOTH: tl.constexpr = col_l_ptr is not None
+    if BOTH:
+        narrow = tl.load(stats_ptr + 1) > 0.0
+        if narrow != NARROW:
+            return
+    s = _dots(x_ptr, y_ptr, row, col, N, M, D, s_x, s_y, BM, BN, BK)
+    rows, cols = row + tl.arange(0, BM), col + tl.arange(0, BN)
+    s = _exclude(s * scale2, x_id_ptr, y_id_ptr, range_ptr, rows, cols, col, N, M, RANGE)
+    if NARROW:
+        v_i = tl.load(row_v_ptr + rows, mask=rows < N, other=0.0)  # (BM,)
+        v_j = tl.load(col_v_ptr + cols, mask=cols < M, other=0.0)  # (BN,)
+        w = tl.exp2(s - tl.load(stats_ptr)) * (v_i[:, None] + v_j[None, :])
+    else:
+        l_i = tl.load(row_l_ptr + rows, mask=rows < N, other=INF)[:, None]  # (BM, 1)
+        w_i = tl.load(row_w_ptr + rows, mask=rows < N, other=0.0)[:, None]
+        w = w_i * tl.exp2(at_most_top(s - l_i, l_i, False))
+        if BOTH:
+            l_j = tl.load(col_l_ptr + cols, mask=cols < M, other=INF)[None, :]  # (1, BN)
+            w_j = tl.load(col_w_ptr + cols, mask=cols < M, other=0.0)[None, :]
+            w += w_j * tl.exp2(at_most_top(s - l_j, l_j, False))
+    at = w_ptr + tl.cast(row, tl.int64) * M + col + (tl.arange(0, BM)[:, None] * M + tl.arange(0, BN)[None, :])
+    tl.store(at, w.to(w_ptr.dtype.element_ty), mask=(rows[:, None] < N) & (cols[None, :] < M))
+
+
+def takes(x: Tensor, y: Tensor) -> bool:
+    """Whether the kernels here serve x (N, D) and y (M, D), where neither bias nor threshold nor mean is asked for."""
+    large = x.shape[1] % SLICE == 0 and len(x) * len(y) >= LEAST
+    return x.dtype in HALVES and large and _tile("wide", x) is not None
+
+
+def _tile(kernel: str, x: Tensor) -> TileConfig | None:
+    """None where chunks were measured to be faster."""
+    config = pick_config(kernel, device_facts(x.device).arch, x.dtype, x.shape[1])
+    return config if config.block_m else None
+
+
+def _options(config: TileConfig, x: Tensor, length: int) -> dict:
+    """The constants of a launch; ``length``: columns that share a range of ids, whole tiles of them."""
+    assert length % config.block_n == 0, (length, config)
+    return {
+        "BM": config.block_m, "BN": config.block_n, "BK": SLICE, "RASTER": RASTER, "RANGE": length,
+        "num_warps": config.num_warps, "num_stages": config.num_stages, "maxnreg": config.max_registers,
+    }  # fmt: skip
+
+
+def _grid(config: TileConfig, rows: int, columns: int) -> tuple[int]:
+    return (triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n),)
+
+
+def _lying(t: Tensor) -> Tensor:
+    """Rows dense and 32 bytes apart, which Triton needs to know to load 16 at a time; a tile of them within 32-bit offsets."""
+    return t if t.stride(1) == 1 and t.stride(0) % 16 == 0 and t.stride(0) < 1 << 22 else t.contiguous()
+
+
+def _partials(x, y, scale, factor, x_id, y_id, of_rows: Results, of_columns: Results | None = None) -> None:
+    """Fills the results of the N rows and, where wanted, of the M columns; x (N, D), y (M, D)."""
+    x, y = _lying(x), _lying(y)
+    config, m = _tile("wide", x), len(y)
+    ranges = None if y_id is None else row_facts(y, y_id, config.block_n, False)[0]
+    options = _options(config, x, config.block_n)
+    new = {"dtype": torch.float32, "device": x.device}
+    groups = _pieces(len(x), GROUP)
+    held = None if of_columns is None else torch.empty((2, len(groups), m), **new)
+    unread = None if held is None else (torch.empty(m, **new), torch.empty(m, dtype=torch.int32, device=x.device))
+    for k, rows in enumerate(groups):
+        n = rows.stop - rows.start
+        row_top, row_sum = torch.empty((2, triton.cdiv(m, config.block_n), n), **new)
+        columns = (None, None) if held is None else torch.empty((2, triton.cdiv(n, config.block_m), m), **new)
+        wide_fwd_kernel[_grid(config, n, m)](
+            x[rows], y, _cut(x_id, rows), y_id, ranges, factor, row_top, row_sum, *columns,
+            n, m, x.shape[1], x.stride(0), y.stride(0), scale, **options,
+        )  # fmt: skip
+        merge(Partials(row_top, row_sum), of_rows.of(rows))
+        if held is not None:
+            merge(Partials(*columns), of_columns if len(groups) == 1 else Results(unread[0], held[:, k], unread[1]))
+    if len(groups) > 1 and held is not None:
+        merge(Partials(*held), of_columns)
+
+
+class Weights(NamedTuple):
+    """What every chunk of W takes; terms as ``row_terms`` gives them, ``of_y`` None where only rows have gradients."""
+
+    x: Tensor  # (N, D)
+    y: Tensor  # (M, D)
+    scale: float
+    factor: Tensor | None
+    x_id: Tensor | None
+    y_id: Tensor | None
+    of_x: Tensor  # (3, N)
+    of_y: Tensor | None  # (3, M)
+    stats: Tensor  # (3,)
+    ranges: Tensor | None  # (M / block_n, 2)
+    length: int
+
+    def __call__(self, rows: slice, cols: slice) -> Tensor:
+        """gain W (R, C)."""
+        x, y = self.x[rows], self.y[cols]
+        w = torch.empty((len(x), len(y)), dtype=x.dtype, device=x.device)
+        near = None if self.ranges is None else self.ranges[cols.start // self.length :]
+        of_y = (None,) * 3 if self.of_y is None else self.of_y[:, cols]
+        for narrow in (False,) if self.of_y is None else (True, False):
+            config = _tile("wide" if narrow or self.of_y is None else "wide two", x)
+            wide_weights_kernel[_grid(config, *w.shape)](
+                x, y, _cut(self.x_id, rows), _cut(self.y_id, cols), near, self.factor, *self.of_x[:, rows], *of_y, self.stats, w,
+                *w.shape, x.shape[1], x.stride(0), y.stride(0), self.scale, narrow, **_options(config, x, self.length),
+            )  # fmt: skip
+        return w
+
+
+def _sweep(terms, x, y, scale, factor, x_id, y_id, outputs, dot_scale=1.0) -> None:
+    """Fills outputs = (dx, dy, dots), those that are given; terms (3, N), (3, M) or None, and stats, all of ``row_terms``."""
+    of_x, of_y, stats = terms
+    x, y = _lying(x), _lying(y)
+    length = _tile("wide", x).block_n
+    ranges = None if y_id is None else row_facts(y, y_id, length, False)[0]
+    weights = Weights(x, y, scale, factor, x_id, y_id, of_x, of_y, stats, ranges, length)
+    products(x, y, w_shape(len(x), len(y)), weights, stats, scale, factor, outputs, dot_scale)
+
+
+# What follows stands before the chunks: the same arguments, and what the kernels here do not serve goes on to them.
+
+
+def forward(x, y, scale, factor, x_id, y_id, bias, threshold, results: Results) -> None:
+    """As ``similarity_chunked.forward``."""
+    if bias is None and threshold is None and results.mean is None and takes(x, y):
+        _partials(x, y, scale, factor, x_id, y_id, results)
+    else:
+        chunked.forward(x, y, scale, factor, x_id, y_id, bias, threshold, results)
+
+
+def cross_forward(x, y, scale, factor, x_id, y_id, threshold, of_rows: Results, of_columns: Results) -> None:
+    """As ``similarity_chunked.cross_forward``."""
+    if threshold is None and takes(x, y):
+        _partials(x, y, scale, factor, x_id, y_id, of_rows, of_columns)
+    else:
+        chunked.cross_forward(x, y, scale, factor, x_id, y_id, threshold, of_rows, of_columns)
+
+
+def backward(g, state, peak, x, y, scale, factor, x_id, y_id, bias, symmetric, outputs) -> None:
+    """As ``similarity_chunked.backward``."""
+    if bias is None and takes(x, y):
+        terms, _, stats = row_terms(state, g, x.dtype)
+        dx, dy, _, dots = outputs
+        both = terms if symmetric else None
+        _sweep((terms, both, stats), x, y, scale, factor, x_id, y_id, (dx, dy, dots), 0.5 if symmetric else 1.0)
+    else:
+        chunked.backward(g, state, peak, x, y, scale, factor, x_id, y_id, bias, symmetric, outputs)
+
+
+def cross_backward(of_x, of_y, stats, peak, x, y, scale, factor, x_id, y_id, outputs) -> None:
+    """As ``similarity_chunked.cross_backward``."""
+    if takes(x, y):
+        _sweep((of_x, of_y, stats), x, y, scale, factor, x_id, y_id, outputs)
+    else:
+        chunked.cross_backward(of_x, of_y, stats, peak, x, y, scale, factor, x_id, y_id, outputs)
