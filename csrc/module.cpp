@@ -5,6 +5,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/unlucky.h"
+#include "launch_key.h"
 #include "lists_agree.h"
 
 namespace py = pybind11;
@@ -27,6 +28,8 @@ PYBIND11_MODULE(_C, m) {
       "Compiler, torch version and C++ standard this module was built with.");
   m.def("lists_agree", &fastssl::lists_agree, py::arg("written"), py::arg("read"),
         "Whether kernels can take these lists of tensors as they are; ops/_lists.py puts a no into words.");
+  m.def("launch_key", &fastssl::launch_key, py::arg("arguments"),
+        "What decides which compiled kernel fits, and the arguments with addresses for tensors; kernels/_launch.py.");
   m.def("bump_versions", &fastssl::bump_versions, py::arg("tensors"), "Tells autograd that these tensors changed in place.");
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
   m.def("isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");

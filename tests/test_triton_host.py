@@ -1,5 +1,5 @@
-"""From the losses through Triton's own launcher to a driver that runs nothing: ``triton_host.py`` in a process of its own, where
-TRITON_INTERPRET is not set and a stub answers for libcuda."""
+"""From the losses through Triton's own launcher to a driver that runs nothing: ``triton_host*.py``, each in a process of its own,
+where TRITON_INTERPRET is not set and a stub answers for libcuda."""
 
 import os
 import shutil
@@ -15,10 +15,11 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.parametrize("file", ["triton_host.py", "triton_host_launch.py"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stub would stand in for the driver of a real GPU; tests/gpu runs there")
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="Triton builds its launchers with gcc")
-def test_every_launch_of_the_cases_compiles_packs_its_arguments_and_fits():
+def test_every_launch_of_the_cases_compiles_packs_its_arguments_and_fits(file):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_host.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-8000:]}\n{done.stderr[-2000:]}"

@@ -7,6 +7,8 @@
 6BD and 12BD, so both run at the speed of memory. A program holds its pairs up to D = 4096; wider rows are read twice.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,7 @@ from torch import Tensor
 from fastssl.reference import normalize as reference
 
 from . import on_device
+from ._launch import launch
 
 
 @triton.jit
@@ -110,6 +113,7 @@ def normalize_pair_bwd_kernel(
         _store(db_ptr, rows, start, inside, D, (more_gb - more_zb * along_b[:, None]) / norm_b[:, None], BD)
 
 
+@functools.lru_cache(maxsize=64)
 def tile_shape(width: int) -> tuple[int, int, int]:
     """(pairs, columns, warps) of a program: 512 elements of each operand, since 8 a thread spill on sm_100; long rows to 4,096."""
     bd = min(triton.next_power_of_2(width), 4096)
@@ -133,7 +137,10 @@ def normalize_pair_fwd(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor
     bm, bd, warps = tile_shape(width)
     with on_device(a):
         grid = (triton.cdiv(pairs, bm),)
-        normalize_pair_fwd_kernel[grid](a, b, z, norm, dot, pairs, width, a.stride(0), b.stride(0), eps, bm, bd, num_warps=warps)
+        launch(
+            normalize_pair_fwd_kernel, grid, a, b, z, norm, dot, pairs, width, a.stride(0), b.stride(0), eps, BM=bm, BD=bd,
+            num_warps=warps,
+        )  # fmt: skip
     return z, norm, dot
 
 
@@ -146,7 +153,8 @@ def normalize_pair_bwd(dz: Tensor, ddot: Tensor, z: Tensor, norm: Tensor, eps: f
     da, db = (torch.empty((pairs, width), dtype=z.dtype, device=z.device) for _ in range(2))
     bm, bd, warps = tile_shape(width)
     with on_device(z):
-        normalize_pair_bwd_kernel[(triton.cdiv(pairs, bm),)](
-            dz, ddot, z, norm, da, db, pairs, width, dz.stride(0), ddot.stride(0), z.stride(0), eps, bm, bd, num_warps=warps
-        )
+        launch(
+            normalize_pair_bwd_kernel, (triton.cdiv(pairs, bm),), dz, ddot, z, norm, da, db, pairs, width, dz.stride(0),
+            ddot.stride(0), z.stride(0), eps, BM=bm, BD=bd, num_warps=warps,
+        )  # fmt: skip
     return da, db

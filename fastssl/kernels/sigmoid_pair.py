@@ -28,6 +28,7 @@ from fastssl.reference import sigmoid_pair as reference
 
 from . import on_device
 from . import sigmoid_pair_chunked as chunked
+from ._launch import launch
 from .sigmoid_pair_terms import (
     Logits,
     Pair,
@@ -176,7 +177,8 @@ def _sweep(pair: Pair, logits: Logits, out: Tensor | None, loss: Tensor | None, 
     ranges, _ = row_facts(pair.b, pair.b_id, config.block_n, False)
     bd = triton.next_power_of_2(max(d, 16))
     scale, factor, bias, term, stats = logits
-    sigmoid_pair_kernel[(triton.cdiv(na, config.block_m), splits)](
+    launch(
+        sigmoid_pair_kernel, (triton.cdiv(na, config.block_m), splits),
         *pair, ranges, factor, term, stats, part, *wanted, na, nb, d, pair.a.stride(0), pair.b.stride(0), scale, bias, length,
         FINAL=splits == 1, EVEN_B=nb % config.block_n == 0, EVEN_D=d == bd, PRECISION=precision, BM=config.block_m,
         BN=config.block_n, BD=bd, num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=config.max_registers,

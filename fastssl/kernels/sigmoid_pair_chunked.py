@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
 from .sigmoid_pair_terms import Logits, Pair, load_gain, load_sum, log1p_unit, sigmoid_terms, sums
 from .similarity_chunked import _mm, _pieces
 from .similarity_config import chunk_shape
@@ -70,9 +71,10 @@ def _weights(pair: Pair, logits: Logits, wanted: list[Tensor | None], want_w: bo
         w = s if pair.a.dtype == torch.float32 else torch.empty(s.shape, dtype=pair.a.dtype, device=s.device)
     scale, factor, bias, term, stats = logits
     stride = wanted[0].stride(0)
-    sigmoid_chunk_kernel[(s.shape[0], triton.cdiv(s.shape[1], _SPAN))](
-        s, w, *pair[2:], factor, term, stats, *wanted, s.shape[1], stride, scale, bias, _SPAN, min(_SPAN, 1024)
-    )
+    launch(
+        sigmoid_chunk_kernel, (s.shape[0], triton.cdiv(s.shape[1], _SPAN)), s, w, *pair[2:], factor, term, stats, *wanted,
+        s.shape[1], stride, scale, bias, SPAN=_SPAN, BLOCK=min(_SPAN, 1024),
+    )  # fmt: skip
     return w
 
 

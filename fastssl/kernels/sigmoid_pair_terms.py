@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from ._launch import launch
 from .similarity_merge import LN2, LOG2E
 
 COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
@@ -133,4 +134,4 @@ def float16_stats(pair: Pair) -> Tensor | None:
 
 def sums(rows: Tensor, loss: Tensor, dbias: Tensor | None, dscale: Tensor | None) -> None:
     """rows (3, K) -> scalars, in float64 and in a fixed order."""
-    sums_kernel[(3,)](rows, loss, dbias, dscale, rows.shape[1], rows.stride(0), 4096, num_warps=16)
+    launch(sums_kernel, (3,), rows, loss, dbias, dscale, rows.shape[1], rows.stride(0), BLOCK=4096, num_warps=16)

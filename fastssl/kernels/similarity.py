@@ -15,6 +15,8 @@ Bytes: each program reads its rows once and the M columns of its split once, out
 Where a tile cannot hold a row (D > 256, float32 D > 128) ``similarity_wide`` takes over.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -24,6 +26,7 @@ from fastssl.reference import similarity as reference
 
 from . import on_device
 from . import similarity_wide as wide
+from ._launch import launch
 from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
 from .similarity_merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
@@ -256,6 +259,7 @@ def _sides(x, y, x_id, y_id, y_bias, layout=_rows):
     return x, x if y is None else layout(y), x_id, x_id if y is None else _dense(y_id), _dense(y_bias)
 
 
+@functools.lru_cache(maxsize=256)
 def tile_options(width: int, config: TileConfig, precision: str) -> dict:
     """The constants that every tile kernel takes."""
     bd = triton.next_power_of_2(max(width, 16))
@@ -295,16 +299,17 @@ def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean
     facts = threshold is None and pays(n, m)
     kernel = ("one_pass" if want_mean else "fwd") + variant(facts, m, y_id, y_bias, threshold)
     config, splits, length, options = _plan(kernel, n, m, x, precision)
-    top, total, acc, count = *state, mean, rank
+    top, total, acc, count = *state.unbind(), mean, rank
     if splits > 1:
-        top, total = torch.empty((2, splits, n), **new)
+        top, total = torch.empty((2, splits, n), **new).unbind()
         acc = torch.empty((splits, n, d), **new) if want_mean else None
         count = rank.new_empty((splits, n))
     count = None if threshold is None else count
     final = (lse, peak) if splits == 1 else (None, None)
     bounded = y_bias is None and not (want_mean and x.dtype == torch.float16)  # 2^60 is no float16
     ranges, norm = row_facts(y, y_id, config.block_n, bounded) if facts else (None, None)
-    similarity_fwd_kernel[(triton.cdiv(n, config.block_m), splits)](
+    launch(
+        similarity_fwd_kernel, (triton.cdiv(n, config.block_m), splits),
         x, y, x_id, y_id, ranges, norm, y_bias, threshold, scale_factor, top, total, *final, acc, count,
         n, m, d, x.stride(0), *y.stride(), scale, length, EVEN_M=m % config.block_n == 0, **options,
     )  # fmt: skip
@@ -331,7 +336,9 @@ def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold
         return lse, mean, rank
 
 
-_ABSENT = (None, None, None)
+def _vectors(terms: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The three rows of ``row_terms`` (3, N)."""
+    return (None,) * 3 if terms is None else terms.unbind()
 
 
 def _wide(config: TileConfig, a: Tensor, precision: str) -> TileConfig:
@@ -370,8 +377,9 @@ def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor,
             narrow_backward(own, stream, a, b, a_id, b_id, ranges, stats, scale, scale_factor, part, length, final, config)
             continue
         tile = _wide(config, a, precision) if chosen and not narrow else config
-        similarity_bwd_kernel[(triton.cdiv(na, tile.block_m), splits)](
-            a, b, a_id, b_id, ranges, y_bias, *(own if own is not None else _ABSENT), *(stream if stream is not None else _ABSENT),
+        launch(
+            similarity_bwd_kernel, (triton.cdiv(na, tile.block_m), splits),
+            a, b, a_id, b_id, ranges, y_bias, *_vectors(own), *_vectors(stream),
             stats, scale_factor, part, part_bias, na, nb, d, a.stride(0), b.stride(0), scale, length, OWN=own is not None,
             STREAM=stream is not None, FINAL=final, NARROW=narrow, CHOSEN=chosen, EVEN_B=nb % tile.block_n == 0,
             **tile_options(d, tile, precision),

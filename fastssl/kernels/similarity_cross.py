@@ -24,6 +24,7 @@ from fastssl.reference import similarity_cross as reference
 
 from . import on_device
 from . import similarity_wide as wide
+from ._launch import launch
 from .similarity import _dense, _precision, _rows, _streamed, row_owner, tile_options
 from .similarity_config import device_facts, pick_config, pick_groups, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
@@ -168,7 +169,8 @@ def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, of_rows: Results, o
         top, total = torch.empty((2, splits, n), **new)
         count = torch.empty((splits, n), dtype=torch.int32, device=x.device)
     ranges, norm = row_facts(y, y_id, config.block_n, True) if known else (None, None)
-    similarity_cross_fwd_kernel[(groups, splits)](
+    launch(
+        similarity_cross_fwd_kernel, (groups, splits),
         x, y, x_id, y_id, ranges, norm, threshold, scale_factor,
         top, total, *((of_rows.lse, of_rows.peak) if splits == 1 else (None, None)), None if threshold is None else count,
         column_top, column_sum, n, m, d, x.stride(0), *y.stride(), scale, group_len, split_len,

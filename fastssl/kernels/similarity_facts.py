@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
 from .similarity_merge import LOG2E
 from .similarity_tiles import load_rows
 
@@ -78,7 +79,6 @@ def row_facts(y: Tensor, ids: Tensor | None, length: int, norms: bool) -> tuple[
     ranges = None if ids is None else torch.empty((tiles, 2), dtype=torch.int64, device=y.device)
     norm = torch.empty(tiles, dtype=torch.float32, device=y.device) if norms else None
     if ids is not None or norms:
-        row_facts_kernel[(tiles,)](
-            y, ids, ranges, norm, m, d, *y.stride(), EVEN_M=m % length == 0, EVEN_D=d == bd, BN=length, BD=bd, num_warps=8
-        )
+        even = {"EVEN_M": m % length == 0, "EVEN_D": d == bd}
+        launch(row_facts_kernel, (tiles,), y, ids, ranges, norm, m, d, *y.stride(), **even, BN=length, BD=bd, num_warps=8)
     return ranges, norm

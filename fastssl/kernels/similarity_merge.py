@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 INF = tl.constexpr(float("inf"))
@@ -150,11 +152,12 @@ def row_terms(
         return torch.empty((3, triton.cdiv(len(t), 16) * 16), dtype=torch.float32, device=t.device)[:, : len(t)]
 
     terms, terms2 = room(g), None if g2 is None else room(g2)
-    second, count2, s_g2 = ((None,) * 6, 0, 0) if g2 is None else ((*state2, g2, *terms2), len(g2), g2.stride(0))
+    second, count2, s_g2 = ((None,) * 6, 0, 0) if g2 is None else ((*state2.unbind(), g2, *terms2.unbind()), len(g2), g2.stride(0))
     stats = torch.empty(3, dtype=torch.float32, device=g.device)
-    row_terms_kernel[(1,)](
-        *state, g, *terms, *second, stats, len(g), g.stride(0), count2, s_g2, dtype == torch.float16, 4096, num_warps=16
-    )
+    launch(
+        row_terms_kernel, (1,), *state.unbind(), g, *terms.unbind(), *second, stats, len(g), g.stride(0), count2, s_g2,
+        NORMALISE=dtype == torch.float16, BLOCK=4096, num_warps=16,
+    )  # fmt: skip
     return terms, terms2, stats
 
 
@@ -243,9 +246,10 @@ def merge(partials: Partials, results: Results) -> None:
     bd = min(triton.next_power_of_2(width), 256)
     bm = 128 if partials.acc is None else 2048 // bd
     lse, state, peak, mean, rank = results
-    kept = (None,) * 3 if state is None else (*state, peak)
+    kept = (None,) * 3 if state is None else (*state.unbind(), peak)
     grid = (triton.cdiv(rows, bm), triton.cdiv(width, bd))
-    merge_kernel[grid](*partials, lse, *kept, mean, None if partials.count is None else rank, rows, width, splits, bm, bd)
+    rank = None if partials.count is None else rank
+    launch(merge_kernel, grid, *partials, lse, *kept, mean, rank, rows, width, splits, BM=bm, BD=bd)
 
 
 @triton.jit(do_not_specialize=["N", "SPLITS"])
@@ -292,4 +296,5 @@ def finish(
     bd = min(triton.next_power_of_2(width), 256)
     bm = 2048 // bd
     s_a = 0 if a is None else a.stride(0)
-    finish_kernel[(triton.cdiv(rows, bm),)](part, a, stats, factor, out, dot, rows, width, s_a, scale, dot_scale, splits, bm, bd)
+    grid = (triton.cdiv(rows, bm),)
+    launch(finish_kernel, grid, part, a, stats, factor, out, dot, rows, width, s_a, scale, dot_scale, splits, BM=bm, BD=bd)

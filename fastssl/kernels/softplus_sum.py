@@ -15,6 +15,7 @@ from torch import Tensor
 from fastssl.reference import softplus_sum as reference
 
 from . import on_device
+from ._launch import launch
 from .sigmoid_pair_terms import log1p_unit, sigmoid_terms
 
 
@@ -61,9 +62,10 @@ def softplus_sum_fwd(lse: Tensor, positive: Tensor, scale: float, mean: bool) ->
         return reference.softplus_sum_fwd(lse, positive, scale, mean)
     total = torch.empty((), dtype=torch.float32, device=lse.device)
     with on_device(lse):
-        softplus_sum_fwd_kernel[(1,)](
-            lse.contiguous(), positive.contiguous(), total, len(lse), len(positive), scale, _weight(lse, mean), 4096, num_warps=16
-        )
+        launch(
+            softplus_sum_fwd_kernel, (1,), lse.contiguous(), positive.contiguous(), total, len(lse), len(positive), scale,
+            _weight(lse, mean), BLOCK=4096, num_warps=16,
+        )  # fmt: skip
     return total
 
 
@@ -74,7 +76,8 @@ def softplus_sum_bwd(dtotal: Tensor, lse: Tensor, positive: Tensor, scale: float
     lse, positive = lse.contiguous(), positive.contiguous()
     dlse, dpositive = torch.empty_like(lse), torch.empty_like(positive)
     with on_device(lse):
-        softplus_sum_bwd_kernel[(triton.cdiv(len(positive), 512),)](
-            dtotal, lse, positive, dlse, dpositive, len(lse), len(positive), scale, _weight(lse, mean), 512
-        )
+        launch(
+            softplus_sum_bwd_kernel, (triton.cdiv(len(positive), 512),), dtotal, lse, positive, dlse, dpositive, len(lse),
+            len(positive), scale, _weight(lse, mean), BLOCK=512,
+        )  # fmt: skip
     return dlse, dpositive

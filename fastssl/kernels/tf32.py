@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
+
 
 @triton.jit
 def nearest(v):
@@ -42,7 +44,7 @@ def rounded(t: Tensor) -> Tensor:
     if t.stride(1) != 1:
         return rounded(t.t()).t()
     out = torch.empty(t.shape, dtype=torch.float32, device=t.device)
-    round_tf32_kernel[(triton.cdiv(t.numel(), 1024),)](t, out, t.numel(), t.shape[1], t.stride(0), 1024)
+    launch(round_tf32_kernel, (triton.cdiv(t.numel(), 1024),), t, out, t.numel(), t.shape[1], t.stride(0), BLOCK=1024)
     return out
 
 

@@ -20,6 +20,7 @@ from fastssl.ops._checks import NUMBERS, check_choice, check_flag, check_number,
 from fastssl.ops.normalize import normalize_pair
 
 from ._common import arange_ids, dot_rows, enter, local_rows, lse_of, positive_loss, reduce_rows, refuse_group, scalar
+from ._pair import pair_loss
 from .moco import moco_loss
 
 
@@ -88,8 +89,21 @@ def nt_xent(
     op = "nt_xent"
     check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
     z0, z1 = _checked_pair(op, ("z0", "z1"), z0, z1, temperature, normalize, group)
+    if normalize and reduction != "none":
+        return _reduced(op, z0, z1, temperature, reduction)
     _, lse, dot, scale = _pair_terms(op, z0, z1, temperature, normalize)
     return positive_loss(op, lse, dot, scale, reduction)
+
+
+def _reduced(op: str, z0: Tensor, z1: Tensor, temperature, reduction: str, gather: bool = False) -> Tensor:
+    """NT-Xent of a checked pair whose rows are normalised: one node of the autograd graph where the temperature is a number and all
+    rows are this process's."""
+    if isinstance(temperature, Tensor) or torch.compiler.is_compiling() or (gather and world_size() > 1):
+        _, lse, dot, scale = _pair_terms(op, z0, z1, temperature, gather=gather)
+        return positive_loss(op, lse, dot, scale, reduction)
+    if not gather:
+        local_rows(op)
+    return pair_loss(op, z0, z1, 1.0 / float(temperature), reduction == "mean")
 
 
 def dcl(
@@ -202,8 +216,7 @@ class NTXentLoss(nn.Module):
         memory = self.memory_bank
         if len(memory.bank) == 0:
             out0, out1 = _checked_pair("NTXentLoss", ("out0", "out1"), out0, out1, self.temperature)
-            _, lse, dot, scale = _pair_terms("NTXentLoss", out0, out1, self.temperature, gather=self.gather_distributed)
-            return positive_loss("NTXentLoss", lse, dot, scale, "mean")
+            return _reduced("NTXentLoss", out0, out1, self.temperature, "mean", self.gather_distributed)
         out0, out1 = enter("NTXentLoss", out0, out1)
         check_views("NTXentLoss", ("out0", "out1"), out0, out1)
         if memory.bank.device != out0.device:  # losses are often built and never moved

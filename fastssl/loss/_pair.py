@@ -1,0 +1,66 @@
+"""NT-Xent of two views as one node of the autograd graph: the ops of its three parts in a row, each way.
+
+    z = [a / |a| ; b / |b|]        lse_i = log sum_{j not in {i, p(i)}} exp(scale <z_i, z_j>)        a, b (B, D)
+    total = w sum_i softplus(lse_i - scale <z_i, z_p(i)>)
+
+A small batch is bound by the host, and three nodes with their checks took it longer than these six ops do.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from fastssl.ops import normalize, similarity, softplus_sum
+from fastssl.ops._register import distinct, first_derivative_only
+
+from ._common import arange_ids
+
+
+@functools.lru_cache(maxsize=16)
+def _ids(count: int, device: torch.device, stream: int) -> Tensor:
+    """0 .. count - 1 twice, int32; of each stream its own, on which it is ready."""
+    return torch.arange(count, dtype=torch.int32, device=device).repeat(2)
+
+
+def pair_ids(x: Tensor) -> Tensor:
+    """x (B, D) -> 0 .. B - 1 twice, (2B,) int32: the two views of a picture have one id. The same tensor for the same batch size.
+
+    A graph that is captured makes its own, which belong to its memory; so does whatever is traced, fake or in inference mode.
+    """
+    plain = type(x) in (Tensor, torch.nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0
+    if not plain or torch.is_inference_mode_enabled():
+        return arange_ids(x).repeat(2)
+    if x.device.type != "cuda":
+        return _ids(len(x), x.device, 0)
+    if torch.cuda.is_current_stream_capturing():
+        return arange_ids(x).repeat(2)
+    return _ids(len(x), x.device, torch.cuda.current_stream(x.device).cuda_stream)
+
+
+class _PairLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a, b, scale, mean, op):
+        z, norm, dot = normalize._fwd(a, b, normalize.EPS)
+        ids = pair_ids(a)
+        lse, _, state, peak = similarity._fwd(z, None, scale, None, ids, None, None, None)
+        total = softplus_sum._fwd(lse, dot, scale, mean)
+        # the result is saved so that a second derivative finds its way here and is refused
+        ctx.save_for_backward(z, norm, dot, ids, lse, state, peak, total)
+        ctx.scale, ctx.mean, ctx.op = scale, mean, op
+        return total
+
+    @staticmethod
+    @first_derivative_only("nt_xent")
+    def backward(ctx, dtotal):
+        z, norm, dot, ids, lse, state, peak, _ = ctx.saved_tensors
+        dlse, ddot = softplus_sum._bwd(dtotal, lse, dot, ctx.scale, ctx.mean)
+        dz, *_ = similarity._bwd(dlse, state, peak, z, None, ctx.scale, None, ids, None, None, (True, False, False, False))
+        da, db = normalize._bwd(dz, ddot, z, norm, normalize.EPS)
+        wants = ctx.needs_input_grad
+        return da if wants[0] else None, db if wants[1] else None, None, None, None
+
+
+def pair_loss(op: str, a: Tensor, b: Tensor, scale: float, mean: bool) -> Tensor:
+    """a, b (B, D), checked -> NT-Xent of their 2B unit rows, mean or sum, float32 (float64 for float64)."""
+    return _PairLoss.apply(a, distinct(b, a), scale, mean, op)
