@@ -11,6 +11,9 @@ import torch.nn.functional as F
 import fastssl
 from fastssl.functional import dcl, nt_xent
 from fastssl.loss import DCLLoss, DCLWLoss, NTXentLoss
+from fastssl.loss._common import positive_loss
+from fastssl.loss._pair import pair_ids
+from fastssl.loss.nt_xent import _pair_terms
 from fastssl.testing import contrastive
 from fastssl.testing.cases import two_views
 from fastssl.testing.compare import assert_no_worse
@@ -176,3 +179,37 @@ def test_bad_input_is_refused_in_words(name):
 
 def test_public_names():
     assert fastssl.nt_xent is fastssl.functional.nt_xent and set(fastssl.functional.__all__) <= set(dir(fastssl.functional))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_one_node_of_the_graph_has_the_bits_of_three(dtype, reduction):
+    def three(z0, z1):
+        _, lse, dot, scale = _pair_terms("nt_xent", z0, z1, 0.3)
+        return positive_loss("nt_xent", lse, dot, scale, reduction)
+
+    found = value_and_grads(lambda z0, z1: nt_xent(z0, z1, 0.3, reduction=reduction), *views(dtype=dtype))
+    assert all(map(torch.equal, found, value_and_grads(three, *views(dtype=dtype))))
+
+
+def test_one_side_alone_may_want_a_gradient():
+    z0, z1 = (t.detach() for t in views())
+    both = value_and_grads(nt_xent, *views())
+    for side in (0, 1):
+        rows = [t.clone().requires_grad_(k == side) for k, t in enumerate((z0, z1))]
+        (grad,) = torch.autograd.grad(nt_xent(*rows), rows[side])
+        assert torch.equal(grad, both[1 + side])
+
+
+def test_ids_of_a_batch_are_kept_and_none_are_those_of_inference_mode():
+    x = torch.ones(77, 2)
+    with torch.inference_mode():
+        assert pair_ids(x).is_inference()
+        value = nt_xent(x, x + 1)
+    rows = [x.clone().requires_grad_(), (x + 1).requires_grad_()]
+    loss = nt_xent(*rows)
+    loss.backward()
+    assert torch.equal(loss.detach(), value)
+    ids = pair_ids(x)
+    assert pair_ids(x) is ids and torch.equal(ids, torch.arange(77, dtype=torch.int32).repeat(2))
+    assert pair_ids(x[:5]).tolist() == [0, 1, 2, 3, 4] * 2

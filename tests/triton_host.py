@@ -24,7 +24,7 @@ from triton.runtime import JITFunction
 
 from fastssl import kernels
 from fastssl.functional import moco_loss, similarity_lse
-from fastssl.kernels import normalize, sigmoid_pair, similarity, similarity_cross, similarity_merge, softplus_sum
+from fastssl.kernels import _launch, normalize, sigmoid_pair, similarity, similarity_cross, similarity_merge, softplus_sum
 from fastssl.kernels.similarity_config import DeviceFacts, TileConfig
 from fastssl.testing.cases import CASES
 from fastssl.testing.compile import disassembly, resources, serialised
@@ -103,6 +103,7 @@ def hopper():
     triton.runtime.driver.set_active(Driver())
     library = _serve_the_cpu()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_launch, "checked", True)
         for module in KERNELS:
             patch.setattr(module, "device_facts", lambda device: DeviceFacts(90, 132), raising=False)
         yield library
