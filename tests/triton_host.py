@@ -222,4 +222,5 @@ def _kernels_of(module: ModuleType) -> set[str]:
 def test_every_kernel_is_launched_by_some_step(tf32):
     steps = [*STEPS, ("nt_xent", (16, 8), F32)]
     launched = {name for case, shape, dtype in steps for name, _ in train(CASES[case], shape, dtype)}
-    assert launched == set().union(*map(_kernels_of, KERNELS))
+    asked_for = {"similarity_narrow_bwd_kernel"}  # by a tuned table alone: test_the_specialised_backward
+    assert launched == set().union(*map(_kernels_of, KERNELS)) - asked_for
