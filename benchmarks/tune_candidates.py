@@ -41,8 +41,8 @@ def _promising(kernel: str, width: int, config: Config) -> bool:
     tile is no smaller than 32 of them at D = 128, 16 beyond, and what is loaded fits in an SM as often as programs are wanted."""
     block_m, block_n, warps, stages, programs = config
     threads = 32 * warps
-    s, acc = block_m * block_n / threads, 0 if kernel in ("fwd", "cross") else block_m * width / threads
-    most = {"fwd": 128, "cross": 64}.get(kernel, 144)
+    s, acc = block_m * block_n / threads, 0 if kernel in ("fwd", "cross", "triangle") else block_m * width / threads
+    most = {"fwd": 128, "cross": 64, "triangle": 128}.get(kernel, 144)
     kib = (block_m + stages * block_n) * width * 2 / 1024
     return (
         (32 if width == 128 else 16) <= s + acc <= most
@@ -58,7 +58,7 @@ def _promising(kernel: str, width: int, config: Config) -> bool:
 def grid(key: Key) -> list[Config]:
     """Tiles of a key before anything is compiled."""
     kernel, _, width = base(key[0]), *key[1:]
-    tiles = product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1, 2, 3))
+    tiles = product((64, 128, 256) if kernel == "triangle" else (64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1, 2, 3))
     specialised = SPECIALISED if key == ("bwd lean", "16-bit", 128) else ()
     return [*(astuple(TileConfig(*config)) for config in tiles if _promising(kernel, width, config)), *specialised]
 
@@ -109,7 +109,8 @@ def launched(found: list, kernel: str) -> list:
     """The launches of the kernel that were compiled. Of a lean backward those with one exponential, which most steps take."""
     from fastssl.testing.compile import constant
 
-    compiled = [kernel_found for name, kernel_found in found if name == FUNCTIONS[base(kernel)]]
+    functions = [FUNCTIONS[base(kernel)]] + [FUNCTIONS["fwd"]] * (base(kernel) == "triangle")  # the forward has either
+    compiled = [kernel_found for name, kernel_found in found if name in functions]
     if kernel == "bwd lean":
         compiled = [k for k in compiled if constant(k, "NARROW")]
         compiled += [kernel_found for name, kernel_found in found if name == "similarity_narrow_bwd_kernel"]
@@ -210,4 +211,5 @@ def to_try(key: Key, found: dict[Key, dict[Config, dict]], arch: int) -> list[Co
     usual = usual_config(key, arch)
     offered = CHUNKS if key[0].startswith("chunk") else found.get(key, {})
     offered = (*WIDE, *CHUNKS) if key[0] == "chunk cross" else offered
+    offered = [*offered, ()] if base(key[0]) == "triangle" else offered
     return [usual, *(config for config in offered if config != usual), usual]

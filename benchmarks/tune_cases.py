@@ -2,7 +2,8 @@
 
 A key is (kernel, arithmetic, widest D), as the tables name it; its candidates are tiles (block_m, block_n, warps, stages,
 programs), those of the chunks (tall, log2 of logits), the arguments of ``chunk_shape``. Wide rows of CLIP, key "chunk cross", go in
-chunks or in tiles that never store S: their candidates are of both kinds.
+chunks or in tiles that never store S: their candidates are of both kinds. The forward of NT-Xent has
+two kernels: as "triangle" it is triangular, and the candidate () is the plain one, as "fwd" always plain.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ FUNCTIONS = {
     "one_pass": "similarity_fwd_kernel",
     "bwd": "similarity_bwd_kernel",
     "cross": "similarity_cross_fwd_kernel",
+    "triangle": "similarity_triangle_kernel",
     "sigmoid": "sigmoid_pair_kernel",
 }
 #: Largest relative difference from the usual tile's result: these are sums of the same float32 terms in another order.
@@ -175,6 +177,7 @@ def _square(kernel: str, name: str, build: Callable[..., Call], *sizes: tuple[in
 #: Of each key the most telling first. " lean" is what the launcher asks for where most tiles look at nothing but dots.
 CASES: tuple[Case, ...] = (
     *_square("fwd lean", "nt_xent", nt_xent_forward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
+    *_square("triangle lean", "nt_xent", nt_xent_forward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
     *_square("bwd lean", "nt_xent", nt_xent_backward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
     *_square("bwd lean", "clip", clip_backward, (16384, 128), (16384, 256)),
     *(Case("one_pass lean", "moco", (n, 65536, 128), moco_one_pass) for n in (1024, 4096, 256)),
@@ -222,13 +225,20 @@ def forced(kernel: str, config: Config) -> Iterator[None]:
                 )
             yield
         return
+    if base(kernel) == "triangle":
+        with mock.patch.object(similarity, "pick_triangle", lambda *_: TileConfig(*config) if config else None):
+            yield
+        return
     tile = TileConfig(*config)
     if kernel == "sigmoid":
         with mock.patch.object(sigmoid_pair, "tile_of", lambda *_: tile):
             yield
         return
     module = similarity_cross if base(kernel) == "cross" else similarity
-    with mock.patch.object(module, "pick_config", partial(_only, base(kernel), tile, module.pick_config)):
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(module, "pick_config", partial(_only, base(kernel), tile, module.pick_config)))
+        if base(kernel) == "fwd":
+            stack.enter_context(mock.patch.object(similarity, "pick_triangle", lambda *_: None))
         yield
 
 
@@ -242,9 +252,11 @@ def usual_config(key: Key, arch: int) -> Config:
         return USUAL_CHUNK
     if kernel == "sigmoid":
         tile = tuned_config("sigmoid", *about) or sigmoid_pair.tile_of(sigmoid_pair.pick_config("bwd", *about), arch)
+    elif kernel == "triangle lean":
+        tile = similarity.pick_triangle(256, _ids(1, "cpu"), *about, "ieee")
     else:
         tile = similarity.pick_config(kernel, *about)
-    return astuple(tile)
+    return astuple(tile) if tile else ()
 
 
 def architecture(device: str) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def compile_cases(task: tuple[int, int, tuple[int, ...], Config, str]) -> tuple[
                 with forced(case.kernel, config):
                     call()
                 registers, spilled, shared = tune_candidates.needs(found, case.kernel)
-                if spilled or programs_per_sm(registers, shared, config[2], arch) < 1:
+                if config and (spilled or programs_per_sm(registers, shared, config[2], arch) < 1):
                     return indices, config, f"{case.name}: {registers} registers, {spilled} B spilled, {shared} B shared"
     except Exception as error:
         return indices, config, f"{type(error).__name__}: {str(error)[:160]}"

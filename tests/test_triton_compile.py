@@ -20,7 +20,7 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
 
-@pytest.mark.parametrize("part", ["fwd", "one_pass", "cross", "bwd", "other", "wide"])
+@pytest.mark.parametrize("part", ["fwd", "one_pass", "cross", "triangle", "bwd", "other", "wide"])
 def test_compiles_without_spills(part, environment):
     module = ["tests.triton_compile_wide"] if part == "wide" else ["tests.triton_compile", part]
     command = [sys.executable, "-m", *module, "--today"]

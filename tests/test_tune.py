@@ -29,6 +29,7 @@ USUAL, FAST, SLOW = (128, 128, 8, 3, 1), (64, 128, 4, 3, 2), (64, 64, 4, 2, 3)
 def _clear():
     tuned.table.cache_clear()
     similarity_config.tuned_config.cache_clear()
+    similarity_config._measured_slower.cache_clear()
     pick_config.cache_clear()
     for name in [name for name in sys.modules if name.startswith("fastssl.kernels.tuned.")]:
         del sys.modules[name]
@@ -67,7 +68,7 @@ def test_every_tuned_file_is_one_that_the_tests_compile():
     known = set(similarity_config.ALL_CONFIGS)
     for arch in tuned.architectures("similarity"):
         for (kernel, arithmetic, width), numbers in tuned.table("similarity", arch).items():
-            assert (kernel, similarity_config._family(arch), arithmetic, width, TileConfig(*numbers)) in known
+            assert not numbers or (kernel, similarity_config._family(arch), arithmetic, width, TileConfig(*numbers)) in known
     assert len(known) >= 60
 
 
@@ -180,6 +181,31 @@ def test_forced_changes_one_kernel_only():
         assert tiles == [TileConfig(*SLOW), similarity_config.pick_config("wide two", 90, torch.bfloat16, 512)]
     assert similarity_wide.takes(half, half)
     assert similarity_chunked.chunk_shape(16384, 16384) == chunk == (2048, 4096)
+
+
+def test_the_forward_of_nt_xent_is_either_kernel():
+    ids = torch.arange(256, dtype=torch.int32)
+    ask = lambda: similarity.pick_triangle(256, ids, 90, torch.bfloat16, 128, "ieee")  # noqa: E731
+    key = "triangle lean", "16-bit", 128
+    usual = ask()
+    assert astuple(usual) == tune_cases.usual_config(key, 90) and () in tune_candidates.to_try(key, {}, 90)
+    for kernel, config, found in (
+        ("triangle lean", SLOW, TileConfig(*SLOW)),
+        ("triangle lean", (), None),
+        ("fwd lean", SLOW, None),
+    ):
+        with tune_cases.forced(kernel, config):
+            assert ask() == found
+    assert ask() == usual
+
+
+def test_a_plain_forward_that_wins_is_taken(tuned_folder):
+    key = "triangle lean", "16-bit", 128
+    (tuned_folder / "similarity_sm90.py").write_text(tune.tuned_text({key: ((), "1.1x")}, "NVIDIA H200"))
+    _clear()
+    assert tune.entries([_winner(key, ())], 90)[key][0] == () and similarity_config._tuned_configs() == []
+    assert tune_cases.usual_config(key, 90) == ()
+    assert _pick("triangle lean").block_m == 256, "its tile is still known"
 
 
 _SAME_CACHE = """

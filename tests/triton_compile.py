@@ -1,7 +1,7 @@
 """Compile kernels for sm_80, sm_90, sm_100 and sm_120 and read what the assembler says of them. ``test_triton_compile.py`` runs it.
 
-python -m tests.triton_compile fwd|one_pass|cross|bwd|other [--today | --all]
-    --today: sm_90, and on one day of six one of the other three, as the tests do     --all: every variant, minutes
+python -m tests.triton_compile fwd|one_pass|cross|triangle|bwd|other [--today | --all]
+    --today: sm_90, and on one day of seven one of the other three, as the tests do     --all: every variant, minutes
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from fastssl.kernels import (
     similarity_cross,
     similarity_facts,
     similarity_merge,
+    similarity_triangle,
     softplus_sum,
 )
 from fastssl.kernels.similarity_config import ALL_CONFIGS, pick_config
@@ -43,21 +44,23 @@ FWD |= {"transposed": FWD["plain"], "rank": ("bias", "factor", *FACTS), "heavy r
 FWD |= {"transposed split": FWD["plain split"], "small": (*FWD["plain"], *FACTS), "bare": (*FWD["plain"], *FACTS, "x_id", "y_id")}
 FWD |= {"bare transposed split": (*FWD["bare"], *PARTIAL)}
 CROSS = {"plain": ("factor", "threshold", "rank"), "heavy rank transposed": ("row", "peak", *FACTS)}
+TRIANGLE = {"plain": ("factor",), "heavy": (), "heavy without ids": ("range", "id")}
 BWD = {"plain": ("bias", "factor", "dbias"), "heavy": (), "stream": ("l_a", "w_a", "v_a"), "own": ("dbias", "l_b", "w_b", "v_b")}
 BWD |= {"wide": BWD["plain"], "uneven": BWD["plain"]}
 BWD |= {f"{name} split": absent for name, absent in BWD.items()}
-VARIANTS = {"fwd": FWD, "one_pass": FWD, "cross": CROSS, "bwd": BWD}
+VARIANTS = {"fwd": FWD, "one_pass": FWD, "cross": CROSS, "triangle": TRIANGLE, "bwd": BWD}
 LEAN = ("plain", "bare", "transposed", "stream", "own")
 # Compiled for the configurations of these families and arithmetics; everything else only with --all.
 HOPPER, HALVES = ((90,), tuple(TYPES)), ((90,), ("16-bit",))
 SOME = dict.fromkeys(("stream", "own"), HOPPER)
 SOME |= dict.fromkeys(("plain split", "wide", "uneven", "transposed", "rank", "small", "bare"), HALVES)
+SOME |= {"heavy without ids": HALVES}
 SOME |= {"heavy rank transposed": ((80, 90, 100), ("16-bit", "tf32"))}
 NEVER = ((), ())
 
 
 def families(kernel: str, words: list[str]) -> tuple[int, ...]:
-    """Those whose configurations of ``kernel`` are compiled. With --today another generation's too, on the kernel's day of six."""
+    """Those whose configurations of ``kernel`` are compiled. With --today another generation's too, on the kernel's day of seven."""
     if "--today" not in words:
         return tuple(TARGET)
     kernels, others = (*VARIANTS, "sigmoid", "wide"), [family for family in TARGET if family != 90]
@@ -116,7 +119,7 @@ def _forward_pointers(kernel: str, data: str) -> dict:
 def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: int, config, even: bool, ones: bool = False) -> bool:
     """``ones``: D = 1 and strides of 1, which Triton compiles in as constants."""
     data, target = TYPES[arithmetic], TARGET[family]
-    counts = dict.fromkeys(("N", "NA", "NB"), ("i32", False)) | dict.fromkeys(("split_len", "group_len"), ("i32", True))
+    counts = dict.fromkeys(("N", "NA", "NB"), ("i32", False)) | dict.fromkeys(("split_len", "group_len", "part_len"), ("i32", True))
     numbers = dict.fromkeys(("D", "s_x", "s_y", "s_yd", "s_a", "s_b"), ("i32", True)) | {"scale": ("fp32", False)}
     numbers["M"] = ("i32", "transposed" in variant)
     precision = "ieee" if arithmetic == "16-bit" else arithmetic
@@ -134,13 +137,17 @@ def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: in
         }
         pointers |= {"out_ptr": "*fp32"} if "split" in variant else {}
         constants |= {"NARROW": variant.startswith(("plain", "uneven")), "CHOSEN": variant.startswith(("plain", "uneven", "wide"))}
+    elif kernel == "triangle":
+        function = similarity_triangle.similarity_triangle_kernel
+        pointers = _forward_pointers(kernel, data)
+        constants |= {"EVEN_N": even}
     else:
         function = similarity_cross.similarity_cross_fwd_kernel if kernel == "cross" else similarity.similarity_fwd_kernel
         pointers = _forward_pointers(kernel, data)
         constants |= {"EVEN_M": even, "s_y" if "transposed" in variant else "s_yd": 1}
         constants |= {"EVEN_N": even} if kernel == "cross" else {}
     pointers |= dict.fromkeys(
-        (f"{side}_id_ptr" for side in "xyab"), "*i32" if variant.startswith((*LEAN, "wide", "uneven")) else "*i64"
+        ("id_ptr", *(f"{side}_id_ptr" for side in "xyab")), "*i32" if variant.startswith((*LEAN, "wide", "uneven")) else "*i64"
     )
     pointers |= {f"{name}_ptr": None for name in VARIANTS[kernel][variant]}
     if ones:
@@ -229,7 +236,9 @@ def small_cases() -> list[bool]:
         pair = (normalize.normalize_pair_fwd_kernel, normalize.normalize_pair_bwd_kernel)
         cases += [(kernel, pointers, numbers, tile, warps) for kernel in pair]
     good = [
-        tile_case(kernel, "heavy" if kernel == "bwd" else "heavy rank transposed", 90, "16-bit", 16, config, False, True)
+        tile_case(
+            kernel, "heavy" if kernel in ("bwd", "triangle") else "heavy rank transposed", 90, "16-bit", 16, config, False, True
+        )
         for kernel, family, arithmetic, width, config in ALL_CONFIGS
         if (family, arithmetic, width) == (90, "16-bit", 128) and kernel in VARIANTS
     ]

@@ -25,9 +25,10 @@ from torch import Tensor
 from fastssl.reference import similarity as reference
 
 from . import on_device
+from . import similarity_triangle as triangle
 from . import similarity_wide as wide
 from ._launch import launch
-from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, tile_fits
+from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, pick_triangle, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
 from .similarity_merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
 from .similarity_tiles import (
@@ -283,6 +284,7 @@ def _precision(x: Tensor) -> str:
 
 def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean: bool) -> Results:
     """lse (N,), state (2, N), peak (N,), mean (N, D) or None, rank (N,) or (0,)."""
+    symmetric = y is None and y_bias is None and threshold is None and not want_mean
     x, y, x_id, y_id, y_bias = _sides(x, y, x_id, y_id, y_bias, _streamed)
     threshold = _dense(threshold)
     (n, d), m = x.shape, y.shape[0]
@@ -297,6 +299,9 @@ def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean
         return results
     x, y = operands(x, y, precision)
     facts = threshold is None and pays(n, m)
+    if symmetric and facts and (tile := pick_triangle(n, x_id, device_facts(x.device).arch, x.dtype, d, precision)):
+        triangle.forward(x, scale, scale_factor, x_id, results, tile, tile_options(d, tile, precision))
+        return results
     kernel = ("one_pass" if want_mean else "fwd") + variant(facts, m, y_id, y_bias, threshold)
     config, splits, length, options = _plan(kernel, n, m, x, precision)
     top, total, acc, count = *state.unbind(), mean, rank

@@ -67,6 +67,18 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     ("cross", 80, _HALVES, 256): TileConfig(64, 64, 8, 2),
     ("cross", 0, _HALVES, 128): TileConfig(64, 64, 8, 2),
     ("cross", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
+    # triangle: as cross; 256 rows read half the columns' bytes of 128, and leave no register for int64 ids, a part of a last block
+    # of rows, or (whatever ptxas makes of it) no ids at all.
+    ("triangle", 90, _HALVES, 128): TileConfig(128, 64, 4, 3),
+    ("triangle lean", 90, _HALVES, 128): TileConfig(256, 64, 4, 2, programs=2),
+    ("triangle", 90, _HALVES, 256): TileConfig(128, 64, 8, 2),
+    ("triangle lean", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
+    ("triangle", 100, _HALVES, 128): TileConfig(128, 32, 8, 2),
+    ("triangle", 100, _HALVES, 256): TileConfig(64, 64, 8, 2),  # 32 columns spill up to 88 bytes
+    ("triangle", 80, _HALVES, 128): TileConfig(128, 32, 8, 3),
+    ("triangle", 80, _HALVES, 256): TileConfig(64, 64, 8, 2),
+    ("triangle", 0, _HALVES, 128): TileConfig(64, 64, 4, 2),  # 8 warps spill 40 bytes under 128 registers
+    ("triangle", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
     # one-pass: acc and p live together; 128 columns spill 56 bytes with ids and bias.
     ("one_pass", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
     ("one_pass", 90, _HALVES, 256): TileConfig(128, 32, 8, 3),
@@ -103,6 +115,9 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     ("bwd", 100, _TF32, 128): TileConfig(64, 32, 4, 2),
     **{("cross", family, _TF32, 128): TileConfig(64, 64, 8, 2) for family in (80, 90)},
     ("cross", 100, _TF32, 128): TileConfig(64, 32, 8, 2),
+    **{("triangle", family, _TF32, 128): TileConfig(64, 32, 8, 2) for family in (80, 90)},
+    ("triangle", 100, _TF32, 128): TileConfig(64, 64, 8, 2),
+    ("triangle", 0, _TF32, 128): TileConfig(32, 32, 8, 2),
     ("fwd", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
     ("cross", 0, _TF32, 128): TileConfig(32, 32, 8, 2),
     ("one_pass", 0, _TF32, 128): TileConfig(32, 32, 4, 2),
@@ -128,6 +143,7 @@ def _tuned_configs() -> list[tuple[str, int, str, int, TileConfig]]:
         (kernel, _family(arch), arithmetic, width, TileConfig(*numbers))
         for arch, table in tables
         for (kernel, arithmetic, width), numbers in table.items()
+        if numbers
     ]
 
 
@@ -169,14 +185,31 @@ def tuned_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precisi
 
 @functools.lru_cache(maxsize=256)
 def pick_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precision: str = _IEEE) -> TileConfig:
-    """kernel "fwd", "one_pass", "cross" or "bwd"; with " lean" where most tiles look at nothing but dots, with " rank" where logits
-    are counted; arch the compute capability (90); precision matters for float32 only. A measured tile comes before the table's,
-    one for the special case before the plain kernel's."""
+    """kernel "fwd", "one_pass", "cross", "triangle" or "bwd"; with " lean" where most tiles look at nothing but dots, with " rank"
+    where logits are counted; arch the compute capability (90); precision matters for float32 only. A measured tile comes before
+    the table's, one for the special case before the plain kernel's."""
     key = _family(arch), *_use(dtype, width, precision)
     for name in (kernel, kernel.partition(" ")[0]):
         if found := tuned_config(name, arch, dtype, width, precision) or _TABLE.get((name, *key)):
             return found
     raise KeyError((kernel, *key))
+
+
+@functools.lru_cache(maxsize=256)
+def _measured_slower(kernel: str, arch: int, dtype: torch.dtype, width: int, precision: str) -> bool:
+    return tuned.table("similarity", arch).get((kernel, *_use(dtype, width, precision))) == ()
+
+
+def pick_triangle(
+    rows: int, ids: torch.Tensor | None, arch: int, dtype: torch.dtype, width: int, precision: str
+) -> TileConfig | None:
+    """The tile of the triangular forward, or None where the plain one serves: in "ieee", which has no problem of that size, and
+    where a tuned table holds () for the kernel."""
+    lean = rows % 256 == 0 and ids is not None and ids.element_size() == 4
+    kernel = "triangle" + " lean" * lean
+    if (dtype == torch.float32 and precision == _IEEE) or _measured_slower(kernel, arch, dtype, width, precision):
+        return None
+    return pick_config(kernel, arch, dtype, width, precision)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -240,3 +273,19 @@ def _cuda_facts(index: int) -> DeviceFacts:
 def device_facts(device: torch.device) -> DeviceFacts:
     """Cached; a CPU (Triton's interpreter) counts as a small Hopper."""
     return _cuda_facts(device.index) if device.type == "cuda" else DeviceFacts(90, 4)
+
+
+@functools.lru_cache(maxsize=1024)
+def pick_parts(rows: int, config: TileConfig, num_sms: int) -> tuple[int, int]:
+    """(parts, rows of each) of a triangular sweep, which pairs the parts: at most 32, least time counted as in ``pick_splits``.
+    32 parts make 528 pairs, two for each of 264 programs on 132 SMs."""
+    slots = num_sms * max(config.programs, 8 // config.num_warps)
+    step = max(config.block_m, config.block_n)
+    blocks, best = -(-rows // step), None
+    for high in {-(-blocks // wanted) for wanted in range(1, min(blocks, 32) + 1)}:
+        parts = -(-blocks // high)
+        programs = parts * (parts + 1) // 2
+        tiles = high * step // config.block_m * (high * step // config.block_n + 3)
+        cost = (-(-programs // slots) * tiles, programs, parts, high * step)
+        best = cost if best is None else min(best, cost)
+    return best[2:]

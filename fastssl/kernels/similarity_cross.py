@@ -28,49 +28,21 @@ from ._launch import launch
 from .similarity import _dense, _precision, _rows, _streamed, row_owner, tile_options
 from .similarity_config import device_facts, pick_config, pick_groups, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
-from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, load_state, merge, new_rank, row_terms, to_lse, under_a_top
+from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
 from .similarity_tiles import (
     count_above,
     extent,
+    fold_columns,
     load_ids,
     load_rows,
     load_threshold,
     masked_dots,
     masked_logits,
+    online_sums,
+    plain_sums,
     signed_unit,
 )
 from .tf32 import operands
-
-
-@triton.jit
-def _plain_sums(s, total, BM: tl.constexpr, BN: tl.constexpr):
-    """One exponential for rows and columns: (0, running sum) of each row of s (BM, BN), (0, sum) of each column; base 2."""
-    p = tl.exp2(s)
-    return tl.zeros((BM,), tl.float32), total + tl.sum(p, 1), tl.zeros((BN,), tl.float32), tl.sum(p, 0)
-
-
-@triton.jit
-def _online_sums(s, top, total):
-    """Running (maximum, sum of 2^(s - maximum)) of each row of s (BM, BN), and (maximum, sum) of each column; base 2."""
-    column = tl.max(s, 0)
-    safe = tl.where(column == -INF, 0.0, column)
-    column_sum = tl.sum(tl.exp2(s - safe[None, :]), 0)
-    new = tl.maximum(top, tl.max(s, 1))
-    safe = tl.where(new == -INF, 0.0, new)
-    return new, total * tl.exp2(top - safe) + tl.sum(tl.exp2(s - safe[:, None]), 1), column, column_sum
-
-
-@triton.jit
-def _fold_columns(top_ptr, sum_ptr, more, lo, hi, BLOCK: tl.constexpr):
-    """(maximum, sum) of the columns lo..hi, joined with those that lie ``more`` elements behind them."""
-    for start in range(lo, hi, BLOCK):
-        cols = start + tl.arange(0, BLOCK)
-        top, total = load_state(top_ptr, sum_ptr, cols, cols < hi)  # (BLOCK,)
-        top2, total2 = load_state(top_ptr, sum_ptr, more + cols, cols < hi)
-        new = tl.maximum(top, top2)
-        safe = tl.where(new == -INF, 0.0, new)
-        tl.store(top_ptr + cols, new, mask=cols < hi)
-        tl.store(sum_ptr + cols, total * tl.exp2(top - safe) + total2 * tl.exp2(top2 - safe), mask=cols < hi)
 
 
 @triton.jit
@@ -135,11 +107,11 @@ def similarity_cross_fwd_kernel(
                 s = tl.where(inside[:, None], s, -INF)
             if BOUNDED:
                 if small:
-                    top, total, column, column_sum = _plain_sums(s, total, BM, BN)
+                    top, total, column, column_sum = plain_sums(s, total, BM, BN)
                 else:
-                    top, total, column, column_sum = _online_sums(s, top, total)
+                    top, total, column, column_sum = online_sums(s, top, total)
             else:
-                top, total, column, column_sum = _online_sums(s, top, total)
+                top, total, column, column_sum = online_sums(s, top, total)
             tl.store(column_ptr + behind + cols, column, mask=cols < M)
             tl.store(column_sum_ptr + behind + cols, column_sum, mask=cols < M)
         if BOUNDED:
@@ -150,7 +122,7 @@ def similarity_cross_fwd_kernel(
         _store_rows(top_ptr, sum_ptr, row_ptr, peak_ptr, rank_ptr, threshold_ptr, at, top, total, rank, inside)
         if first > begin:
             tl.debug_barrier()  # what other threads stored
-            _fold_columns(column_ptr, column_sum_ptr, more, lo, hi, 1024)
+            fold_columns(column_ptr, column_sum_ptr, more, lo, hi, 1024)
             tl.debug_barrier()  # before the next block of rows stores there again
 
 

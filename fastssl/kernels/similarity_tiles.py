@@ -1,4 +1,4 @@
-"""What the tile kernels of the similarities read and make: rows, ids and vectors of a tile, and its logits.
+"""What the tile kernels of the similarities read and make: rows, ids and vectors of a tile, its logits, and their sums.
 
     s2_ij = log2(e) (scale <x_i, y_j> + y_bias_j), base 2          -inf where x_id_i = y_id_j and outside the matrix
 
@@ -9,7 +9,7 @@ natural units, exactly, so kernels that count take raw dots.
 import triton
 import triton.language as tl
 
-from .similarity_merge import INF, LOG2E
+from .similarity_merge import INF, LOG2E, load_state
 
 
 @triton.jit
@@ -133,3 +133,34 @@ def count_above(s, scale, threshold, bias_ptr, cols, count):
     if bias_ptr is not None:
         s += tl.load(bias_ptr + cols, mask=cols < count, other=0.0).to(tl.float32)[None, :]
     return tl.sum((s > threshold[:, None]).to(tl.int32), 1)
+
+
+@triton.jit
+def plain_sums(s, total, BM: tl.constexpr, BN: tl.constexpr):
+    """One exponential for rows and columns: (0, running sum) of each row of s (BM, BN), (0, sum) of each column; base 2."""
+    p = tl.exp2(s)
+    return tl.zeros((BM,), tl.float32), total + tl.sum(p, 1), tl.zeros((BN,), tl.float32), tl.sum(p, 0)
+
+
+@triton.jit
+def online_sums(s, top, total):
+    """Running (maximum, sum of 2^(s - maximum)) of each row of s (BM, BN), and (maximum, sum) of each column; base 2."""
+    column = tl.max(s, 0)
+    safe = tl.where(column == -INF, 0.0, column)
+    column_sum = tl.sum(tl.exp2(s - safe[None, :]), 0)
+    new = tl.maximum(top, tl.max(s, 1))
+    safe = tl.where(new == -INF, 0.0, new)
+    return new, total * tl.exp2(top - safe) + tl.sum(tl.exp2(s - safe[:, None]), 1), column, column_sum
+
+
+@triton.jit
+def fold_columns(top_ptr, sum_ptr, more, lo, hi, BLOCK: tl.constexpr):
+    """(maximum, sum) of the columns lo..hi, joined with those that lie ``more`` elements behind them."""
+    for start in range(lo, hi, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        top, total = load_state(top_ptr, sum_ptr, cols, cols < hi)  # (BLOCK,)
+        top2, total2 = load_state(top_ptr, sum_ptr, more + cols, cols < hi)
+        new = tl.maximum(top, top2)
+        safe = tl.where(new == -INF, 0.0, new)
+        tl.store(top_ptr + cols, new, mask=cols < hi)
+        tl.store(sum_ptr + cols, total * tl.exp2(top - safe) + total2 * tl.exp2(top2 - safe), mask=cols < hi)

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fastssl.kernels import _launch, sigmoid_pair, similarity, similarity_cross, similarity_wide
+from fastssl.kernels import _launch, sigmoid_pair, similarity, similarity_cross, similarity_triangle, similarity_wide
 from fastssl.kernels.similarity_config import DeviceFacts
 
 OBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -64,7 +64,7 @@ def offline(arch: int, num_sms: int) -> Iterator[list[tuple[str, object]]]:
     facts = DeviceFacts(arch, num_sms)
     before = driver._active
     with ExitStack() as stack:
-        for module in (similarity, similarity_cross, similarity_wide, sigmoid_pair):
+        for module in (similarity, similarity_cross, similarity_triangle, similarity_wide, sigmoid_pair):
             stack.enter_context(mock.patch.object(module, "device_facts", lambda device: facts))
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
         stack.enter_context(mock.patch.object(_launch, "planned", False))
