@@ -49,7 +49,8 @@ def _promising(kernel: str, width: int, config: Config) -> bool:
         and s >= 16
         and kib <= 226 / programs
         and (stages < 4 or block_n == 32)
-        and (kernel != "sigmoid" or block_n <= 64)
+        and (kernel not in ("sigmoid", "triangle") or block_n <= 64)
+        and (kernel != "triangle" or block_m >= 128)
         and programs in ((1, 2) if warps == 8 else (2, 3))
         and 65536 // (threads * programs) >= 1.5 * (s + acc)
     )

@@ -91,9 +91,9 @@ def test_a_kernel_is_read_from_its_own_machine_code():
     text = (
         "import torch; from benchmarks import predict, tune_cases as t; from fastssl.testing.compile import offline\n"
         "case = next(c for c in t.CASES if c.key == ('fwd lean', '16-bit', 128))\n"
-        "with offline(90, 132) as found, t.without_contents():\n"
-        "    case.build(*case.shape, torch.bfloat16, 'cpu')()\n"
         "config = t.usual_config(case.key, 90)\n"
+        "with offline(90, 132) as found, t.without_contents(), t.forced('fwd lean', config):\n"
+        "    case.build(*case.shape, torch.bfloat16, 'cpu')()\n"
         "kernel = next(k for name, k in found if name == t.FUNCTIONS['fwd'])\n"
         "row = predict.row_of(kernel, 'fwd lean', config, 128)\n"
         "assert row['clocks']['exp'] == config[0] * config[1] // 16, row\n"

@@ -1,5 +1,5 @@
-"""``similarity_cross``, the triangular forward, rows wider than a tile, and products in TF32, in Triton's interpreter: a file of its
-own, so that another process can run it."""
+"""``similarity_cross``, the triangular forward, rows wider than a tile, and products in TF32, in Triton's interpreter: a file of
+its own, so that another process can run it."""
 
 import pytest
 

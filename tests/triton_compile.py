@@ -60,7 +60,7 @@ NEVER = ((), ())
 
 
 def families(kernel: str, words: list[str]) -> tuple[int, ...]:
-    """Those whose configurations of ``kernel`` are compiled. With --today another generation's too, on the kernel's day of seven."""
+    """Those whose configurations of ``kernel`` are compiled. With --today another generation's on the kernel's day of seven."""
     if "--today" not in words:
         return tuple(TARGET)
     kernels, others = (*VARIANTS, "sigmoid", "wide"), [family for family in TARGET if family != 90]

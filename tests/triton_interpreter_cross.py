@@ -202,3 +202,17 @@ def test_chunks_stay_in_the_cache():
         r, c = chunk_shape(n, m)
         assert 1 <= r <= n and 1 <= c <= m and r * c <= 1 << 23
         assert triton.cdiv(r, 32) <= 65535, "a grid's second dimension is 65,535 at most"
+
+
+@pytest.mark.parametrize("splits", [1, 2], ids=["folded", "merged"])
+def test_no_logit_under_no_maximum_is_no_maximum_of_0(tiles, splits):  # noqa: F811
+    """Logits of the first rows are proved small, and all excluded in column 0; those of the others are far below 0."""
+    tiles(splits=splits if splits > 1 else None)
+    args, g, h = cross(64, 16, 8, counted=False)
+    ids = torch.zeros(64, dtype=torch.int64)
+    ids[32:] = 1
+    args |= {"x_id": ids, "y_id": torch.tensor([0] + [2] * 15)}
+    args["x"][:32] *= 1e-3
+    args["x"][32:] = 0.0
+    args["x"][32:, 0], args["y"][0] = -30.0, 30.0 * torch.eye(8)[0]
+    assert check(args, g, h, 1.0)["column"].isfinite().all()

@@ -79,6 +79,7 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     ("triangle", 80, _HALVES, 256): TileConfig(64, 64, 8, 2),
     ("triangle", 0, _HALVES, 128): TileConfig(64, 64, 4, 2),  # 8 warps spill 40 bytes under 128 registers
     ("triangle", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
+    ("triangle lean", 0, _HALVES, 256): TileConfig(32, 32, 4, 2),  # 64 rows spill 8 bytes under 168 registers
     # one-pass: acc and p live together; 128 columns spill 56 bytes with ids and bias.
     ("one_pass", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
     ("one_pass", 90, _HALVES, 256): TileConfig(128, 32, 8, 3),

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._launch import launch
 from .similarity_config import TileConfig, device_facts, pick_parts
 from .similarity_facts import BOUND, greatest, row_facts
 from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, merge
@@ -159,9 +160,10 @@ def forward(
     n, d = x.shape
     parts, length = pick_parts(n, config, device_facts(x.device).num_sms)
     blocks = 1 if length == config.block_m else 2
-    top, total = torch.empty((2, blocks, parts, n), dtype=torch.float32, device=x.device)
+    top, total = torch.empty((2, blocks, parts, n), dtype=torch.float32, device=x.device).unbind()
     ranges, norm = row_facts(x, ids, config.block_n, True)
-    similarity_triangle_kernel[(parts * (parts + 1) // 2,)](
-        x, ids, ranges, norm, factor, top, total, n, d, x.stride(0), scale, length, EVEN_N=n % config.block_m == 0, **options
-    )
+    launch(
+        similarity_triangle_kernel, (parts * (parts + 1) // 2,),
+        x, ids, ranges, norm, factor, top, total, n, d, x.stride(0), scale, length, EVEN_N=n % config.block_m == 0, **options,
+    )  # fmt: skip
     merge(Partials(top[0], total[0]), results)

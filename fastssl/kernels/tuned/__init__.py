@@ -2,6 +2,7 @@
 
 A file holds ``TABLE``: (kernel, arithmetic, widest D) -> the fields of a ``TileConfig``. Keys are those of ``similarity_config``
 without the family; numbers only, so that loading one compiles nothing. What is not in it comes from the op's own table.
+() for a triangular forward: the plain one is faster.
 """
 
 import functools
