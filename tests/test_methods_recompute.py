@@ -1,6 +1,7 @@
 """Activation checkpointing runs a forward again in the backward: losses, gradients and every state are those of a run without."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -136,7 +137,8 @@ def test_evaluation_may_be_checkpointed():
 
 @pytest.mark.parametrize("name", ["mean_teacher", "nnclr", "instdisc"])
 def test_compiled_it_moves_once_and_a_second_run_is_refused(name):
-    """In a compiled graph the second run would see the moved state: refused with the checkpoint inside of it and around it."""
+    """In a compiled graph the second run would see the moved state: refused with the checkpoint around it; with the checkpoint
+    inside of it refused or right."""
     plain, method = made(name, dropout=0.0), made(name, dropout=0.0)
     compiled = torch.compile(method, backend="aot_eager", fullgraph=True)
     given = arguments(method, 0)
@@ -146,7 +148,17 @@ def test_compiled_it_moves_once_and_a_second_run_is_refused(name):
         results.append((loss, *torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad], allow_unused=True)))
     torch.testing.assert_close(*results, **CLOSE)
     torch.testing.assert_close(moves(method), moves(plain), **CLOSE)
+    refused = f"{type(method).__name__}: activation checkpointing runs the method again"
+    with pytest.raises(NotImplementedError, match=refused):
+        checkpoint(compiled, *given, use_reentrant=False).backward()
+    plain, method = made(name, dropout=0.0), made(name, dropout=0.0)
     inside = torch.compile(lambda *given: checkpoint(method, *given, use_reentrant=False), backend="aot_eager")
-    for call in (inside, lambda *given: checkpoint(compiled, *given, use_reentrant=False)):
-        with pytest.raises(NotImplementedError, match=f"{type(method).__name__}: activation checkpointing runs the method again"):
-            call(*given).backward()
+    try:
+        inside(*given).backward()
+    except NotImplementedError as error:
+        assert re.search(refused, str(error))
+    else:  # torch 2.11 runs nothing again there
+        plain(*given).backward()
+        for ours, theirs in zip(method.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, **CLOSE)
+        torch.testing.assert_close(moves(method), moves(plain), **CLOSE)
