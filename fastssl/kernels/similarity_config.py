@@ -46,7 +46,7 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     ("fwd lean", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
     ("fwd", 100, _HALVES, 128): TileConfig(128, 64, 8, 2),  # 128 columns spill 32 bytes
     ("fwd", 100, _HALVES, 256): TileConfig(128, 64, 8, 2),
-    ("fwd", 80, _HALVES, 128): TileConfig(128, 64, 4, 3),  # 65 KiB: two programs on an SM
+    ("fwd", 80, _HALVES, 128): TileConfig(128, 64, 4, 2),  # three stages spill 8 bytes where a queue is stored (D, M)
     ("fwd", 80, _HALVES, 256): TileConfig(64, 64, 4, 2),  # 128 rows with bias spill 8 bytes
     ("fwd", 0, _HALVES, 128): TileConfig(64, 64, 4, 2),
     ("fwd", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
