@@ -20,6 +20,7 @@ import fastssl.ops.sigmoid_pair as sigmoid_op
 import fastssl.ops.similarity as similarity_op
 import fastssl.ops.similarity_cross as cross_op
 import fastssl.ops.softplus_sum as softplus_op
+from fastssl.kernels import _new
 from fastssl.kernels import normalize as normalize_kernels
 from fastssl.kernels import sigmoid_pair as sigmoid_kernels
 from fastssl.kernels import similarity as kernels
@@ -88,6 +89,7 @@ def poison(monkeypatch):
         return t.fill_(float("nan") if t.is_floating_point() else -77)
 
     monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(_new, "batched", False)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from fastssl.reference import normalize as reference
 
 from . import on_device
 from ._launch import launch
+from ._new import new
 
 
 @triton.jit
@@ -131,9 +132,8 @@ def normalize_pair_fwd(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor
         return reference.normalize_pair_fwd(a, b, eps)
     a, b = _rows(a), _rows(b)
     pairs, width = a.shape
-    z = torch.empty((2 * pairs, width), dtype=a.dtype, device=a.device)
-    norm = torch.empty(2 * pairs, dtype=torch.float32, device=a.device)
-    dot = torch.empty(pairs, dtype=torch.float32, device=a.device)
+    (z,) = new(a, a.dtype, (2 * pairs, width))
+    norm, dot = new(a, torch.float32, (2 * pairs,), (pairs,))
     bm, bd, warps = tile_shape(width)
     with on_device(a):
         grid = (triton.cdiv(pairs, bm),)
@@ -150,7 +150,7 @@ def normalize_pair_bwd(dz: Tensor, ddot: Tensor, z: Tensor, norm: Tensor, eps: f
         return reference.normalize_pair_bwd(dz, ddot, z, norm, eps)
     dz, z = _rows(dz), _rows(z)
     pairs, width = z.shape[0] // 2, z.shape[1]
-    da, db = (torch.empty((pairs, width), dtype=z.dtype, device=z.device) for _ in range(2))
+    da, db = new(z, z.dtype, (pairs, width), (pairs, width))
     bm, bd, warps = tile_shape(width)
     with on_device(z):
         launch(

@@ -28,9 +28,10 @@ from . import on_device
 from . import similarity_triangle as triangle
 from . import similarity_wide as wide
 from ._launch import launch
+from ._new import new, rows_of
 from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, pick_triangle, tile_fits
 from .similarity_facts import is_small, pays, row_facts, variant
-from .similarity_merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
+from .similarity_merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, row_terms, to_lse, under_a_top
 from .similarity_tiles import (
     at_most_top,
     count_above,
@@ -289,9 +290,10 @@ def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean
     threshold = _dense(threshold)
     (n, d), m = x.shape, y.shape[0]
     precision = _precision(x)
-    new = {"dtype": torch.float32, "device": x.device}
-    lse, state, peak = torch.empty(n, **new), torch.empty((2, n), **new), torch.empty(n, dtype=torch.int32, device=x.device)
-    mean, rank = torch.empty((n, d), **new) if want_mean else None, new_rank(n, threshold, x.device)
+    real = torch.float32
+    lse, state, *means = new(x, real, (n,), (2, n), *([(n, d)] if want_mean else []))
+    peak, rank = new(x, torch.int32, (n,), (0 if threshold is None else n,))
+    mean = means[0] if want_mean else None
     results = Results(lse, state, peak, mean, rank)
     if not tile_fits(n, m, d, x.dtype, precision):
         with torch.autocast(x.device.type, enabled=False):
@@ -304,11 +306,11 @@ def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean
         return results
     kernel = ("one_pass" if want_mean else "fwd") + variant(facts, m, y_id, y_bias, threshold)
     config, splits, length, options = _plan(kernel, n, m, x, precision)
-    top, total, acc, count = *state.unbind(), mean, rank
+    top, total, acc, count = *rows_of(state), mean, rank
     if splits > 1:
-        top, total = torch.empty((2, splits, n), **new).unbind()
-        acc = torch.empty((splits, n, d), **new) if want_mean else None
-        count = rank.new_empty((splits, n))
+        top, total, *means = new(x, real, (splits, n), (splits, n), *([(splits, n, d)] if want_mean else []))
+        acc = means[0] if want_mean else None
+        count = rank.new_empty((splits, n)) if threshold is not None else None
     count = None if threshold is None else count
     final = (lse, peak) if splits == 1 else (None, None)
     bounded = y_bias is None and not (want_mean and x.dtype == torch.float16)  # 2^60 is no float16
@@ -343,7 +345,7 @@ def similarity_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold
 
 def _vectors(terms: Tensor | None) -> tuple[Tensor | None, ...]:
     """The three rows of ``row_terms`` (3, N)."""
-    return (None,) * 3 if terms is None else terms.unbind()
+    return (None,) * 3 if terms is None else rows_of(terms)
 
 
 def _wide(config: TileConfig, a: Tensor, precision: str) -> TileConfig:
@@ -368,11 +370,10 @@ def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor,
     facts = pays(na, nb)
     precision = _precision(a)
     config, splits, length, _ = _plan("bwd" + variant(facts, nb, b_id, y_bias), na, nb, a, precision)
-    new = {"dtype": torch.float32, "device": a.device}
     final = splits == 1 and dots is None
     weighted = out is not None or dots is not None
-    part = out if final else torch.empty((splits, na, d), **new) if weighted else None
-    part_bias = dbias if final or dbias is None else torch.empty((splits, na, 1), **new)
+    part = out if final else new(a, torch.float32, (splits, na, d))[0] if weighted else None
+    part_bias = dbias if final or dbias is None else new(a, torch.float32, (splits, na, 1))[0]
     ranges = row_facts(b, b_id, config.block_n, False)[0] if facts else None
     chosen = own is not None and stream is not None and y_bias is None and facts
     for narrow in (True, False) if chosen else (False,):
@@ -405,8 +406,8 @@ def similarity_bwd(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_b
     x, y, x_id, y_id, y_bias = _sides(x, y, x_id, y_id, y_bias)
     need_x, need_y, need_bias, need_scale = need[0], need[1] and not symmetric, need[2] and y_bias is not None, need[3]
     device = x.device
-    dx = torch.empty(x.shape, dtype=x.dtype, device=device) if need_x else None
-    dy = torch.empty(y.shape, dtype=x.dtype, device=device) if need_y else None
+    dx = new(x, x.dtype, x.shape)[0] if need_x else None
+    dy = new(x, x.dtype, y.shape)[0] if need_y else None
     dbias = torch.empty(y_bias.shape, dtype=y_bias.dtype, device=device) if need_bias else None
     sweep_y = not symmetric and (need_y or need_bias)
     sweep_x = need_x or (need_scale and not sweep_y) or (symmetric and need_bias)
@@ -427,8 +428,7 @@ def similarity_bwd(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_b
                 row_owner(terms, stream, x, y, x_id, y_id, *shared, dx, bias, dots, dot_scale)
             if sweep_y:
                 row_owner(None, terms, y, x, y_id, x_id, *shared, dy, dbias, None if sweep_x else dots)
-    empty = torch.empty(0, dtype=torch.float32, device=device)
-    none = torch.empty(0, dtype=x.dtype, device=device)
+    (empty,), (none,) = new(x, torch.float32, (0,)), new(x, x.dtype, (0,))
     return (
         none if dx is None else dx,
         none if dy is None else dy,

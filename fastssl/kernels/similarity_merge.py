@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import launch
+from ._new import new, rows_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -148,17 +149,18 @@ def row_terms(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """terms (3, N) = l', w, v, the same (3, N2) or None, and stats (3,), float32, left on the device; aligned to 64 bytes."""
 
-    def room(t):
-        return torch.empty((3, triton.cdiv(len(t), 16) * 16), dtype=torch.float32, device=t.device)[:, : len(t)]
-
-    terms, terms2 = room(g), None if g2 is None else room(g2)
-    second, count2, s_g2 = ((None,) * 6, 0, 0) if g2 is None else ((*state2.unbind(), g2, *terms2.unbind()), len(g2), g2.stride(0))
-    stats = torch.empty(3, dtype=torch.float32, device=g.device)
+    vectors = (g,) if g2 is None else (g, g2)
+    *terms, stats = new(g, torch.float32, *((3, triton.cdiv(len(v), 16) * 16) for v in vectors), (3,))
+    terms = [t if t.shape[1] == len(v) else t[:, : len(v)] for t, v in zip(terms, vectors, strict=True)]
+    first, terms2 = terms[0], None if g2 is None else terms[1]
+    second, count2, s_g2 = (None,) * 6, 0, 0
+    if g2 is not None:
+        second, count2, s_g2 = (*rows_of(state2), g2, *rows_of(terms2)), len(g2), g2.stride(0)
     launch(
-        row_terms_kernel, (1,), *state.unbind(), g, *terms.unbind(), *second, stats, len(g), g.stride(0), count2, s_g2,
+        row_terms_kernel, (1,), *rows_of(state), g, *rows_of(first), *second, stats, len(g), g.stride(0), count2, s_g2,
         NORMALISE=dtype == torch.float16, BLOCK=4096, num_warps=16,
     )  # fmt: skip
-    return terms, terms2, stats
+    return first, terms2, stats
 
 
 class Partials(NamedTuple):
@@ -246,7 +248,7 @@ def merge(partials: Partials, results: Results) -> None:
     bd = min(triton.next_power_of_2(width), 256)
     bm = 128 if partials.acc is None else 2048 // bd
     lse, state, peak, mean, rank = results
-    kept = (None,) * 3 if state is None else (*state.unbind(), peak)
+    kept = (None,) * 3 if state is None else (*rows_of(state), peak)
     grid = (triton.cdiv(rows, bm), triton.cdiv(width, bd))
     rank = None if partials.count is None else rank
     launch(merge_kernel, grid, *partials, lse, *kept, mean, rank, rows, width, splits, BM=bm, BD=bd)

@@ -16,6 +16,7 @@ from fastssl.reference import softplus_sum as reference
 
 from . import on_device
 from ._launch import launch
+from ._new import new
 from .sigmoid_pair_terms import log1p_unit, sigmoid_terms
 
 
@@ -60,7 +61,7 @@ def softplus_sum_fwd(lse: Tensor, positive: Tensor, scale: float, mean: bool) ->
     """lse (N,), positive (P,) -> scalar, float32; float64 by the reference."""
     if lse.dtype == torch.float64:
         return reference.softplus_sum_fwd(lse, positive, scale, mean)
-    total = torch.empty((), dtype=torch.float32, device=lse.device)
+    (total,) = new(lse, torch.float32, ())
     with on_device(lse):
         launch(
             softplus_sum_fwd_kernel, (1,), lse.contiguous(), positive.contiguous(), total, len(lse), len(positive), scale,
@@ -74,7 +75,7 @@ def softplus_sum_bwd(dtotal: Tensor, lse: Tensor, positive: Tensor, scale: float
     if lse.dtype == torch.float64:
         return reference.softplus_sum_bwd(dtotal, lse, positive, scale, mean)
     lse, positive = lse.contiguous(), positive.contiguous()
-    dlse, dpositive = torch.empty_like(lse), torch.empty_like(positive)
+    dlse, dpositive = new(lse, torch.float32, (len(lse),), (len(positive),))
     with on_device(lse):
         launch(
             softplus_sum_bwd_kernel, (triton.cdiv(len(positive), 512),), dtotal, lse, positive, dlse, dpositive, len(lse),
