@@ -135,7 +135,6 @@ STEPS = [
     ("nt_xent", (512, 128), BF16),
     ("nt_xent", (8192, 128), BF16),
     ("nt_xent", (65536, 128), BF16),
-    ("nt_xent", (8192, 256), BF16),
     ("similarity_two_sided", (257, 300, 96), F16),
     ("similarity_two_sided", (1, 1, 1), BF16),
     ("similarity_two_sided", (70, 90, 300), BF16),
@@ -144,8 +143,6 @@ STEPS = [
     ("clip", (1000, 128), BF16),
     ("similarity_cross", (70, 90, 300), BF16),
     ("similarity_cross", (4500, 1000, 320), BF16),
-    ("similarity_symmetric", (2050, 0, 512), F16),
-    ("similarity_two_sided", (2100, 2064, 320), BF16),
     ("siglip_grouped", (1000, 128), F16),
     ("siglip", (70, 300), BF16),
 ]
@@ -166,14 +163,11 @@ def test_tf32(tf32):
     assert _faulty(before) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "dtype"), [("nt_xent", (8192, 128), BF16), ("nt_xent", (8192, 64), F16), ("clip", (8192, 128), BF16)], ids=str
-)
-def test_the_specialised_backward(monkeypatch, name, shape, dtype):
+def test_the_specialised_backward(monkeypatch):
     tile, usual = TileConfig(128, 64, 8, 3, specialised=True), similarity.pick_config
     monkeypatch.setattr(similarity, "pick_config", lambda name, *rest: tile if name == "bwd lean" else usual(name, *rest))
     before = len(BUILT)
-    assert "similarity_narrow_bwd_kernel" in dict(train(CASES[name], shape, dtype))
+    assert "similarity_narrow_bwd_kernel" in dict(train(CASES["clip"], (8192, 128), BF16))
     assert _faulty(before) == []
 
 

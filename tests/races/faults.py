@@ -145,7 +145,7 @@ FAULTS = {
         "oob_read", "chunk_rows_kernel", "tl.load(x_id_ptr + row)",
     ),
     "a grid with one program too many, which writes": Fault(
-        "similarity_facts", _facts, "row_facts_kernel[(tiles,)]", "row_facts_kernel[(tiles + 1,)]",
+        "similarity_facts", _facts, "row_facts_kernel, (tiles,)", "row_facts_kernel, (tiles + 1,)",
         "oob_write", "row_facts_kernel", "tl.store(range_ptr + 2 * tile",
     ),
 }  # fmt: skip
