@@ -21,8 +21,8 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
 
-#: Compiled on even days and on odd ones, since it takes minutes; what losses launch is compiled by triton_host.py every day. Another
-#: generation of GPUs than sm_90 comes with every second of a kernel's days of seven.
+#: Compiled on even days and on odd ones, since it takes minutes; what losses launch is compiled by triton_host.py every day.
+#: Another generation of GPUs than sm_90 comes with every second of a kernel's days of seven.
 PARTS = ("fwd", "cross", "bwd", "other"), ("one_pass", "triangle", "wide")
 
 
