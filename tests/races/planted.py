@@ -8,7 +8,7 @@ import pytest
 from triton_interpreter import poison  # noqa: F401  (a fixture, used in every test)
 from ttsem.sanitize import KernelFault, Unjudged
 
-from tests.races.faults import FAULTS, normalize_pair, plant, softplus
+from tests.races.faults import FAULTS, SHORT_GRID, normalize_pair, plant, softplus
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -25,8 +25,7 @@ def test_fault_is_named(monkeypatch, tmp_path, name):
 
 def test_a_grid_with_one_program_too_few_leaves_poison(monkeypatch, tmp_path):
     """No access is wrong here: the values are, since nobody wrote the last ones."""
-    grid = "normalize_pair_fwd_kernel[grid]"
-    planted = plant(monkeypatch, tmp_path, "normalize", grid, "normalize_pair_fwd_kernel[(grid[0] - 1,)]")
+    planted = plant(monkeypatch, tmp_path, *SHORT_GRID)
     assert normalize_pair(monkeypatch, importlib.import_module("fastssl.kernels.normalize"))[2].isfinite().all()
     assert normalize_pair(monkeypatch, planted)[2].isnan().any()
 
