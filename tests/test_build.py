@@ -117,7 +117,7 @@ def test_the_code_in_the_page_on_masking_runs():
     [
         "README.md",
         "CONTRIBUTING.md",
-        "docs/decisions.md",
+        "docs/decisions/index.md",
         "docs/losses.md",
         "docs/methods.md",
         "docs/momentum.md",
