@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .ops._checks import check_dense, check_whole
+from .checks import check_dense, check_whole
 
 _OP = "capture_step"
 _WHY = (

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from fastssl.checks import check_number
 from fastssl.momentum._tensors import average_lists, check_match, check_module, find
-from fastssl.ops._checks import check_number
 
 SHARE = "the share that is kept"  # these libraries have many names for it
 

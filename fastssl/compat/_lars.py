@@ -10,7 +10,7 @@ without weight decay, solo-learn, with ``exclude_bias_n_norm``, the tensors of o
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import check_number
+from fastssl.checks import check_number
 from fastssl.ops._steps import step_scalar
 from fastssl.ops.lars import check_rates, lars_
 from fastssl.optim._common import ListOptimizer, Slots

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from torch import nn
 
-from fastssl.ops._checks import check_number, check_whole
+from fastssl.checks import check_number, check_whole
 
 from ._common import average_parameters
 

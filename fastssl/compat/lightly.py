@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl import masking
+from fastssl.checks import as_python, check_matrix, check_number, check_whole
 from fastssl.distributed import gather_rows
 from fastssl.loss.cosine import NegativeCosineSimilarity
 from fastssl.loss.nt_xent import DCLLoss, DCLWLoss, NTXentLoss
 from fastssl.loss.variants import nearest_neighbor
-from fastssl.ops._checks import as_python, check_matrix, check_number, check_whole
 from fastssl.ops._patches import check_floats, check_ids
 from fastssl.ops.embed_visible import embed_visible
 from fastssl.ops.gather_tokens import gather_tokens

@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.checks import check_number, check_whole
 from fastssl.distributed import gather_rows, world_size
 from fastssl.loss.moco import moco_loss
-from fastssl.ops._checks import check_number, check_whole
 from fastssl.ops.queue import queue_push_
 
 from ._common import average_parameters, check_share, copy_parameters

@@ -11,8 +11,8 @@ from pytorch_metric_learning import losses as theirs
 from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
+from fastssl.checks import INTEGERS
 from fastssl.loss._common import arange_ids, compact_ids, dot_rows, softplus, unit_rows
-from fastssl.ops._checks import INTEGERS
 from fastssl.ops.similarity import similarity_lse
 
 BLOCK_ELEMENTS = 1 << 24  # comparisons of labels held at once, a byte each

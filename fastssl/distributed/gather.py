@@ -5,7 +5,7 @@ import zlib
 import torch
 from torch import Tensor, distributed
 
-from fastssl.ops._checks import readable
+from fastssl.checks import readable
 
 
 def world_size(group=None) -> int:

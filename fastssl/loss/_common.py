@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from fastssl.checks import accumulator_dtype, savable, traced, widest
 from fastssl.distributed.gather import world_size
-from fastssl.ops._checks import savable, traced, wide_dtype, widest
 from fastssl.ops._register import refuse_transforms
 from fastssl.ops.normalize import EPS, normalize_pair
 from fastssl.ops.similarity import similarity_lse_rank
@@ -94,10 +94,10 @@ def lse_of(op: str, x: Tensor, y: Tensor, **options) -> Tensor:
 
 
 def scalar(value: float | Tensor, like: Tensor) -> float | Tensor:
-    """A checked number as it is, or ``traced`` into a graph; a one-element tensor as 0-d in ``wide_dtype`` of ``like``, so that it
-    widens nothing it meets."""
+    """A checked number itself, or ``traced`` into a graph; a one-element tensor as a 0-d tensor in the ``accumulator_dtype`` of
+    ``like``, so that it does not widen what it is multiplied with."""
     if isinstance(value, Tensor):
-        return savable(value).to(wide_dtype(like)).reshape(())
+        return savable(value).to(accumulator_dtype(like)).reshape(())
     return traced(value, like) if torch.compiler.is_compiling() else float(value)
 
 
@@ -105,24 +105,24 @@ def log_of(count: int, like: Tensor) -> float | Tensor:
     """log count of a number of rows; in a graph, where ``math.log`` would make it a constant, a tensor ()."""
     if not torch.compiler.is_compiling():
         return math.log(count)
-    return like.new_full((), count, dtype=wide_dtype(like)).log()
+    return like.new_full((), count, dtype=accumulator_dtype(like)).log()
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """x (..., D) to unit length along D, computed in ``wide_dtype``, in the dtype of x."""
-    wide = x.to(wide_dtype(x))
+    """x (..., D) to unit length along D, computed in ``accumulator_dtype``, in the dtype of x."""
+    wide = x.to(accumulator_dtype(x))
     return (wide / wide.norm(dim=-1, keepdim=True).clamp_min(EPS)).to(x.dtype)
 
 
 def dot_rows(a: Tensor, b: Tensor) -> Tensor:
-    """<a_i, b_i>, a and b (N, D) -> (N,) in ``wide_dtype``."""
-    wide = wide_dtype(a)
+    """<a_i, b_i>, a and b (N, D) -> (N,) in ``accumulator_dtype``."""
+    wide = accumulator_dtype(a)
     return (a.to(wide) * b.to(wide)).sum(1)
 
 
 def dot_sum(rows: Tensor, keys: Tensor) -> Tensor:
-    """sum_j <rows_i, keys_j>, rows (N, D), keys (M, D) -> (N,) in ``wide_dtype``: linear, so O((N + M) D)."""
-    wide = wide_dtype(rows)
+    """sum_j <rows_i, keys_j>, rows (N, D), keys (M, D) -> (N,) in ``accumulator_dtype``: linear, so O((N + M) D)."""
+    wide = accumulator_dtype(rows)
     return (rows.to(wide) * keys.sum(0, dtype=wide)).sum(1)
 
 
@@ -142,7 +142,7 @@ def paired(op: str, a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tens
 
 
 def rank_bar(query: Tensor, key: Tensor, scale: float | Tensor) -> Tensor:
-    """query, key (N, D) as the sweep sees them -> (N,) in ``wide_dtype``: the logit that a more similar negative exceeds.
+    """query, key (N, D) as the sweep sees them -> (N,) in ``accumulator_dtype``: the logit that a more similar negative exceeds.
 
     A key that is the positive once more (a duplicate, a collapsed encoder) is not more similar, though the same D products, added
     in another order, may give another sum. The bar is above the positive's logit by the most that this can be (Higham 2002, 3.5):
@@ -150,7 +150,7 @@ def rank_bar(query: Tensor, key: Tensor, scale: float | Tensor) -> Tensor:
         bar_i = scale <query_i, key_i> + (D + 8) eps |scale| sum_k |query_ik key_ik|
     """
     with torch.no_grad():
-        products, wide = query.double() * key.double(), wide_dtype(query)
+        products, wide = query.double() * key.double(), accumulator_dtype(query)
         slack = (query.shape[1] + 8) * torch.finfo(wide).eps
         scale = scale.double() if isinstance(scale, Tensor) else scale
         return (scale * products.sum(1) + abs(scale) * slack * products.abs().sum(1)).to(wide)

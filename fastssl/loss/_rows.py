@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fastssl.ops._checks import INTEGERS, check_choice, check_matrix, check_vector
+from fastssl.checks import INTEGERS, check_choice, check_matrix, check_vector
 
-from ._common import in_given_dtype, unit_rows, wide_dtype
+from ._common import accumulator_dtype, in_given_dtype, unit_rows
 
 BLOCK_ELEMENTS = 1 << 23
 CPU_BLOCK_ELEMENTS = 1 << 18
@@ -70,7 +70,9 @@ class _Blocks(torch.autograd.Function):
         with in_given_dtype(tensors[0]):
             if torch.is_grad_enabled():  # a second derivative is asked for: the blocks stay, with their graphs
                 return (None, None, None, *_second(ctx, tensors, grads, needed))
-            found = [torch.zeros_like(t, dtype=wide_dtype(t)) if need else None for t, need in zip(tensors, needed, strict=True)]
+            found = [
+                torch.zeros_like(t, dtype=accumulator_dtype(t)) if need else None for t, need in zip(tensors, needed, strict=True)
+            ]
             for start in range(0, tensors[0].shape[0], ctx.step):
                 block = slice(start, start + ctx.step)
                 parts = _block_grads(ctx, tensors, grads, needed, block, False)
@@ -168,8 +170,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def distance_rows(x: Tensor, distance: str) -> Tensor:
-    """What the distance functions below take: x (N, D) in ``wide_dtype``, of unit length for "cosine"."""
-    x = x.to(wide_dtype(x))
+    """What the distance functions below take: x (N, D) in ``accumulator_dtype``, of unit length for "cosine"."""
+    x = x.to(accumulator_dtype(x))
     return unit_rows(x) if distance == "cosine" else x
 
 

@@ -9,10 +9,10 @@ row and column are the log-sum-exps over the negatives, both from one sweep.
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import INTEGERS, check_choice, check_flag, check_number, check_scalar, check_vector, check_views
+from fastssl.checks import INTEGERS, check_choice, check_flag, check_number, check_scalar, check_vector, check_views
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 
-from ._common import arange_ids, class_sums, compact_ids, enter, local_rows, paired, refuse_group, scalar, wide_dtype
+from ._common import accumulator_dtype, arange_ids, class_sums, compact_ids, enter, local_rows, paired, refuse_group, scalar
 from .info_nce import both_directions
 
 
@@ -119,7 +119,7 @@ def siglip_loss(
     y_id = x_id if text_id is None else text_id
     x_weight = y_weight = None
     if weighting == "balanced":
-        x_weight, y_weight = _half_inverse_counts(x_id, y_id, wide_dtype(x))
+        x_weight, y_weight = _half_inverse_counts(x_id, y_id, accumulator_dtype(x))
     total = sigmoid_pair(
         x, y, scale=logit_scale, bias=logit_bias, x_id=x_id, y_id=y_id, x_weight=x_weight, y_weight=y_weight, op=op
     )

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.checks import check_choice, check_number, check_views, check_whole, widest
 from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
-from fastssl.ops._checks import check_choice, check_number, check_views, check_whole, widest
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 
 from ._common import arange_ids, dot_rows, lse_of, softplus, unit_rows

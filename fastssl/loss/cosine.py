@@ -8,7 +8,7 @@ The target z is used as it is given: its gradient is right, and who wants none p
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import FLOATS, check_choice, check_number, check_views, check_whole
+from fastssl.checks import FLOATS, check_choice, check_number, check_views, check_whole
 from fastssl.ops.normalize import normalize_pair
 
 from ._common import enter, reduce_rows

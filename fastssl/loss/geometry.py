@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import check_choice, check_matrix, check_number, check_scalar, check_views
+from fastssl.checks import check_choice, check_matrix, check_number, check_scalar, check_views
 
-from ._common import arange_ids, dot_rows, enter, local_rows, log_of, lse_of, reduce_rows, scalar, softplus, wide_dtype
+from ._common import accumulator_dtype, arange_ids, dot_rows, enter, local_rows, log_of, lse_of, reduce_rows, scalar, softplus
 from ._rows import check_labelled, distance_rows, map_labelled, masked_lse, midst, row_distance
 
 _ROWS = ("mean", "sum", "none")
@@ -110,7 +110,7 @@ def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
     if n < 2:
         raise ValueError(f"{op}: x must have at least 2 rows, since one row makes no pair, got shape {tuple(x.shape)}")
     local_rows(op)
-    t, wide = scalar(t, x), x.to(wide_dtype(x))
+    t, wide = scalar(t, x), x.to(accumulator_dtype(x))
     wide = wide - midst(wide.detach())
     bias = -t * dot_rows(wide, wide)
     lse = bias + lse_of(op, wide, wide, scale=2.0 * t, x_id=arange_ids(x), y_bias=bias)

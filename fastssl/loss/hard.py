@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import check_choice, check_flag, check_number, check_scalar, check_views
+from fastssl.checks import check_choice, check_flag, check_number, check_scalar, check_views
 
 from ._common import arange_ids, enter, local_rows, log_of, lse_of, paired, reduce_rows, scalar, softplus
 

@@ -8,7 +8,7 @@ The positive is left out of lse_i by ids and comes back through softplus, which 
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import (
+from fastssl.checks import (
     INTEGERS,
     check_choice,
     check_dense,
@@ -25,6 +25,7 @@ from fastssl.ops.similarity_cross import similarity_cross
 
 from ._common import (
     RowStats,
+    accumulator_dtype,
     arange_ids,
     class_sums,
     compact_ids,
@@ -41,7 +42,6 @@ from ._common import (
     scalar,
     softplus,
     unit_rows,
-    wide_dtype,
 )
 from ._rows import matmul
 
@@ -50,7 +50,7 @@ def _excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Ten
     """Sum over j of <query_i, keys_j> with id_j = id_i (the positive alone without ids), and how many those are: (N,) each."""
     if ids is None:
         return dot_rows(query, keys), 1.0
-    wide, compact = wide_dtype(keys), compact_ids(ids)
+    wide, compact = accumulator_dtype(keys), compact_ids(ids)
     sums = class_sums(keys.to(wide), compact)[compact]
     ones = torch.ones(len(ids), 1, dtype=wide, device=keys.device)
     return dot_rows(query.to(wide), sums), class_sums(ones, compact)[compact, 0]
@@ -75,7 +75,7 @@ def _smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | 
 
 def _paired_terms(query, negative_keys, scale, threshold):
     """lse, rank of a threshold (N,) and sum over each row's own negatives (N, M, D)."""
-    wide = wide_dtype(query)
+    wide = accumulator_dtype(query)
     dots = matmul(negative_keys.to(wide), query.to(wide)[:, :, None])[:, :, 0]
     rank = None if threshold is None else (dots * scale > threshold[:, None]).sum(1, dtype=torch.int32)
     return torch.logsumexp(dots * scale, 1), rank, (dots.sum(1), float(dots.shape[1]))

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import INTEGERS, check_choice, check_dense, check_flag, check_number, check_vector, check_views
+from fastssl.checks import INTEGERS, check_choice, check_dense, check_flag, check_number, check_vector, check_views
 
 from ._common import enter, local_rows, reduce_rows, scalar, softplus
 from ._rows import DISTANCES, check_labelled, distance_rows, map_labelled, masked_lse, row_distance

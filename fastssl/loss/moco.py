@@ -10,7 +10,7 @@ new keys may come between forward and backward.
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import check_choice, check_data, check_flag, check_matrix, check_scalar, check_views
+from fastssl.checks import check_choice, check_data, check_flag, check_matrix, check_scalar, check_views
 from fastssl.ops.similarity import similarity_lse_rank
 
 from ._common import RowStats, dot_rows, dot_sum, enter, local_rows, paired, positive_loss, rank_bar, row_stats, scalar, softplus

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fastssl.checks import NUMBERS, check_choice, check_flag, check_number, check_scalar, check_views, is_whole
 from fastssl.distributed import gather_rows_with_grad, world_size
 from fastssl.momentum.queue import MemoryBank
-from fastssl.ops._checks import NUMBERS, check_choice, check_flag, check_number, check_scalar, check_views, is_whole
 from fastssl.ops.normalize import normalize_pair
 
 from ._common import arange_ids, dot_rows, enter, local_rows, lse_of, positive_loss, reduce_rows, refuse_group, scalar

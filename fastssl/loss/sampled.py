@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import (
+from fastssl.checks import (
     FLOATS,
     INTEGERS,
     check_choice,
@@ -28,7 +28,7 @@ from fastssl.ops._checks import (
     savable,
 )
 
-from ._common import arange_ids, dot_rows, enter, local_rows, log_of, lse_of, reduce_rows, scalar, softplus, wide_dtype
+from ._common import accumulator_dtype, arange_ids, dot_rows, enter, local_rows, log_of, lse_of, reduce_rows, scalar, softplus
 from ._rows import map_rows, matmul
 
 _ROWS = ("mean", "sum", "none")
@@ -124,7 +124,7 @@ def _map_logits(f, query: Tensor, keys: Tensor, index: Tensor | None, scale, off
         q, own, at, shift = part["query"], part["keys"], part["index"], part["offset"]
         if at is not None:
             own = own.index_select(0, at.reshape(-1).long()).view(*at.shape, -1)
-        q, own = q.to(wide_dtype(q)), own.to(wide_dtype(own))
+        q, own = q.to(accumulator_dtype(q)), own.to(accumulator_dtype(own))
         dots = matmul(q, own.mT) if own.dim() == 2 else matmul(own, q[:, :, None])[:, :, 0]
         u = part["scale"] * dots
         return (f(u if shift is None else u + shift),)
@@ -151,7 +151,7 @@ def _log_noise(op: str, n, log_noise_pos, log_noise_neg, noise_keys, noise_index
     shared = noise_keys.dim() == 2 and noise_index is None
     _check_float(op, "log_noise_pos", log_noise_pos, (query.shape[0],), query)
     _check_float(op, "log_noise_neg", log_noise_neg, (count,) if shared else (query.shape[0], count), query)
-    wide = wide_dtype(query)
+    wide = accumulator_dtype(query)
     return log_noise_pos.to(wide), log_noise_neg.to(wide)
 
 

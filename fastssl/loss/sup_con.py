@@ -10,7 +10,7 @@ the digits, as in NT-Xent, which this is with two views and neither labels nor m
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import (
+from fastssl.checks import (
     FLOATS,
     INTEGERS,
     check_choice,
@@ -24,6 +24,7 @@ from fastssl.ops._checks import (
 )
 
 from ._common import (
+    accumulator_dtype,
     arange_ids,
     class_sums,
     compact_ids,
@@ -38,7 +39,6 @@ from ._common import (
     scalar,
     softplus,
     unit_rows,
-    wide_dtype,
 )
 from ._rows import matmul
 
@@ -220,7 +220,7 @@ def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contras
     contrast = z.transpose(0, 1).reshape(samples * views, -1)  # (V B, D), view after view
     used = views if contrast_mode == "all" else 1
     anchors = contrast[: used * samples] if used < views else contrast
-    wide = wide_dtype(z)
+    wide = accumulator_dtype(z)
     classes = None if labels is None else compact_ids(labels)
     sums, count = _positive_sums(z.to(wide), anchors.to(wide).unflatten(0, (used, -1)), classes, mask)
     one = None

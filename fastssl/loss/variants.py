@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import (
+from fastssl.checks import (
     FLOATS,
     check_data,
     check_dense,

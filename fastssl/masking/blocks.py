@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fastssl.ops._checks import check_range, check_whole
+from fastssl.checks import check_range, check_whole
 from fastssl.ops._patches import check_grid
 from fastssl.ops._random import check_generator, check_place, seed_of
 from fastssl.ops.mask_ids import MaskIds, draw_ids

@@ -5,7 +5,7 @@
 
 from torch import Tensor
 
-from fastssl.ops._checks import check_choice
+from fastssl.checks import check_choice
 from fastssl.ops._patches import check_floats, patch_grid, side_pair
 
 LAYOUTS = ("pqc", "cpq")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import check_flag
+from fastssl.checks import check_flag
 from fastssl.ops._patches import check_floats
 from fastssl.ops._random import check_generator, check_place, uniform
 from fastssl.ops._register import refuse_transforms

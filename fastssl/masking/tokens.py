@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssl.ops._checks import check_flag, check_number, check_whole
+from fastssl.checks import check_flag, check_number, check_whole
 from fastssl.ops._random import seed_of
 from fastssl.ops.mask_ids import in_order
 from fastssl.ops.mask_tokens import check_token_ids

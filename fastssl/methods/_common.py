@@ -4,7 +4,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import LARGEST, NUMBERS, as_python, check_dense, check_scalar, check_whole, readable
+from fastssl.checks import LARGEST, NUMBERS, as_python, check_dense, check_scalar, check_whole, readable
 
 from ._encoder import check_encoder, features_of, find_feature_dim
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.checks import check_choice, check_dense, check_number, check_whole
 from fastssl.functional import embed_visible, num_kept, patchify, unpatchify
-from fastssl.ops._checks import check_choice, check_dense, check_number, check_whole
 
 from ._common import check_flags, check_positive, check_widths
 from ._encoder import check_encoder

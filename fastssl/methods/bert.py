@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.checks import accumulator_dtype, check_dense, check_number, check_whole, readable
 from fastssl.masking import mask_tokens
-from fastssl.ops._checks import check_dense, check_number, check_whole, readable
 from fastssl.ops._random import seed_of
 
 from ._common import check_widths
@@ -147,7 +147,7 @@ class BERT(nn.Module):
             generator, seed: of the selection, as in ``fastssl.masking.mask_tokens``.
         """
         logits, labels = self.predict(input_ids, attention_mask, generator=generator, seed=seed)
-        wide = torch.promote_types(logits.dtype, torch.float32)
+        wide = accumulator_dtype(logits)
         return F.cross_entropy(logits.to(wide), labels, reduction="sum") / max(1, len(labels))
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

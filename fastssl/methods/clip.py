@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastssl.checks import INTEGERS, check_number, check_vector
 from fastssl.functional import clip_loss, siglip_loss
-from fastssl.ops._checks import INTEGERS, check_number, check_vector
 
 from ._common import check_batch, check_positive, check_widths, width_of
 from ._encoder import features_of

@@ -12,8 +12,8 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from fastssl.checks import check_choice
 from fastssl.functional import info_nce
-from fastssl.ops._checks import check_choice
 
 from ._common import ProjectionHead, check_batch, check_positive, check_split, check_widths, given, width_of
 from ._encoder import features_of

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fastssl.checks import check_dense
 from fastssl.functional import info_nce
-from fastssl.ops._checks import check_dense
 
 from ._common import check_flags, check_positive, check_split, check_widths, given, width_of
 from ._encoder import features_of

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl.checks import accumulator_dtype, check_choice
 from fastssl.functional import mask_ids, masked_patch_loss, patchify
-from fastssl.ops._checks import check_choice
 
 from ._common import check_batch, check_positive, check_widths
 from ._encoder import ask, check_encoder, pooled, refuse_lazy, undisturbed
@@ -123,7 +123,7 @@ class Inpainting(nn.Module):
         corrupted, mask = self.corrupt(images, noise, generator)
         out = self.paint(corrupted)
         if self.corruption == "noise":
-            wide = torch.promote_types(out.dtype, torch.float32)
+            wide = accumulator_dtype(out)
             return F.mse_loss(out.to(wide), images.to(wide))
         return masked_patch_loss(images, patchify(out, self.patch_size), mask, self.patch_size)
 

@@ -15,10 +15,10 @@ embeddings that are still alike would flee from each other towards positives tha
 import torch
 from torch import Tensor, nn
 
+from fastssl.checks import INTEGERS, check_number, check_vector, check_whole, readable
 from fastssl.distributed.gather import gather_rows
 from fastssl.functional import similarity_lse
 from fastssl.loss._common import arange_ids, class_sums, compact_ids, dot_rows, softplus
-from fastssl.ops._checks import INTEGERS, check_number, check_vector, check_whole, readable
 
 from ._common import ImageMethod, check_batch, check_widths, random_unit_rows
 from ._recompute import once, recomputing

@@ -9,7 +9,7 @@ The mean is over rows and classes. w grows as ``consistency_weight`` exp(-5 (1 -
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import INTEGERS, check_number, check_vector, check_whole, readable
+from fastssl.checks import INTEGERS, check_number, check_vector, check_whole, readable
 
 from ._recompute import once
 from ._teacher import TeacherMethod

@@ -9,10 +9,10 @@ normalisation would let an image find its key by the statistics that both share;
 import torch
 from torch import Tensor, distributed, nn
 
+from fastssl.checks import FLOATS, check_whole
 from fastssl.distributed.gather import gather_rows, world_size
 from fastssl.functional import moco_loss, queue_push_
 from fastssl.momentum import MoCoQueue
-from fastssl.ops._checks import FLOATS, check_whole
 
 from ._common import check_flags, check_positive, check_widths, given
 from ._recompute import once, recomputing

@@ -9,8 +9,8 @@ Supervised, eq. 5: h'_i is another sentence's embedding, and the sum has exp(cos
 
 from torch import Tensor, nn
 
+from fastssl.checks import INTEGERS, check_choice, check_dense, check_number, check_vector
 from fastssl.functional import info_nce
-from fastssl.ops._checks import INTEGERS, check_choice, check_dense, check_number, check_vector
 
 from ._common import check_positive, check_widths, given
 from ._encoder import ask, check_encoder, take_tokens

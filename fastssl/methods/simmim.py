@@ -9,9 +9,9 @@ mask token and positions are added in one pass (``restore_tokens``), and only re
 import torch
 from torch import Tensor, nn
 
+from fastssl.checks import check_whole
 from fastssl.functional import gather_tokens, mask_ids, masked_patch_loss, restore_tokens
 from fastssl.masking import MaskIds, grid_mask
-from fastssl.ops._checks import check_whole
 
 from ._vit import (
     MaskedImages,

@@ -8,8 +8,8 @@ The key is a class, or whatever says that pictures belong together: the patient,
 import torch
 from torch import Tensor, nn
 
+from fastssl.checks import INTEGERS, check_vector
 from fastssl.functional import sup_con
-from fastssl.ops._checks import INTEGERS, check_vector
 
 from ._common import ImageMethod, ProjectionHead, check_positive, check_widths, given
 

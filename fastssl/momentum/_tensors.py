@@ -14,7 +14,7 @@ from operator import is_
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import FLOATS, check_dense
+from fastssl.checks import FLOATS, check_dense
 from fastssl.ops._lists import as_list, check_lists, check_stored, check_writable
 from fastssl.ops.ema import share, update_averages
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastssl.ops._checks import FLOATS, check_choice, is_whole
+from fastssl.checks import FLOATS, check_choice, is_whole
 from fastssl.ops._lists import as_list
 from fastssl.ops.ema import share
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed, nn
 
+from fastssl.checks import FLOATS, INTEGERS, as_python, check_choice, check_flag, check_matrix, check_vector, is_whole, shown
 from fastssl.distributed.gather import gather_rows, world_size
-from fastssl.ops._checks import FLOATS, INTEGERS, _shown, as_python, check_choice, check_flag, check_matrix, check_vector, is_whole
 from fastssl.ops.queue import push_keys
 
 
@@ -17,9 +17,9 @@ def _check_options(op: str, overflow: str, dtype: torch.dtype, counts: dict[str,
         if not is_whole(value):
             raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
         if value < least:
-            raise ValueError(f"{op}: {name} must be at least {least}, got {_shown(value)}")
+            raise ValueError(f"{op}: {name} must be at least {least}, got {shown(value)}")
         if value >= 2**31:
-            raise ValueError(f"{op}: {name} must be below 2^31, got {_shown(value)}")
+            raise ValueError(f"{op}: {name} must be below 2^31, got {shown(value)}")
     check_choice(op, "overflow", overflow, ("wrap", "truncate"))
     if not isinstance(dtype, torch.dtype) or dtype not in FLOATS:
         got = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__

@@ -14,7 +14,7 @@ import operator
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import INTEGERS, _shown, check_dense, check_flag, check_number
+from fastssl.checks import INTEGERS, check_dense, check_flag, check_number, shown
 
 
 def cosine_schedule(
@@ -106,7 +106,7 @@ def _whole(op: str, name: str, wanted: str, value, low: int) -> int:
     if value is None or isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be {wanted}, got {kind}")
     if value < low:
-        raise ValueError(f"{op}: {name} must be at least {low}, got {_shown(value)}")
+        raise ValueError(f"{op}: {name} must be at least {low}, got {shown(value)}")
     if value >= 2**63:
-        raise ValueError(f"{op}: {name} must be below 2^63, got {_shown(value)}")
+        raise ValueError(f"{op}: {name} must be below 2^63, got {shown(value)}")
     return value

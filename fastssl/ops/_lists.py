@@ -13,7 +13,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ._checks import FLOATS, _kind, check_data, check_dense
+from fastssl.checks import FLOATS, check_data, check_dense, type_name
+
 from ._register import _C, refuse_transforms
 
 _increment_versions = getattr(_C, "bump_versions", torch.autograd.graph.increment_version)
@@ -27,10 +28,10 @@ def as_list(op: str, name: str, value, *, local: bool = True) -> list[Tensor]:
         try:
             value = list(value)
         except TypeError:
-            raise TypeError(f"{op}: {name} must be a tensor or a sequence of tensors, got {_kind(value)}") from None
+            raise TypeError(f"{op}: {name} must be a tensor or a sequence of tensors, got {type_name(value)}") from None
     for i, tensor in enumerate(value):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name}[{i}] must be a tensor, got {_kind(tensor)}")
+            raise TypeError(f"{op}: {name}[{i}] must be a tensor, got {type_name(tensor)}")
     return [t.to_local() if local and hasattr(t, "to_local") else t for t in value]
 
 
@@ -97,7 +98,7 @@ def check_writable(op: str, name: str, tensor: Tensor) -> None:
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(f"{op}: {name} must not be an inference tensor outside torch.inference_mode(); pass a clone")
     if is_traceable_wrapper_subclass(tensor):
-        raise TypeError(f"{op}: {name} must be a plain tensor, since it is written, got {_kind(tensor)}")
+        raise TypeError(f"{op}: {name} must be a plain tensor, since it is written, got {type_name(tensor)}")
 
 
 def check_stored(op: str, name: str, tensor: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ._checks import FLOATS, as_python, check_dense, check_whole, is_whole, readable
+from fastssl.checks import FLOATS, as_python, check_dense, check_whole, is_whole, readable
 
 
 def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | None = None) -> None:

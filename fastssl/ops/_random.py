@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ._checks import as_python, check_dense
+from fastssl.checks import as_python, check_dense
 
 
 def check_place(op: str, device) -> torch.device | None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastssl.checks import accumulator_dtype
+
 from ._compiled import COMPILE_AGAIN, load_cpp, load_cuda
 
 _LIBRARY = torch.library.Library("fastssl", "FRAGMENT")
@@ -59,7 +61,7 @@ def define_op(name: str, signature: str, fake: Callable, file: str):
 
 def new_accumulator(like: Tensor, *shape: int) -> Tensor:
     """Empty, in the dtype that sums over ``like`` are kept in: float32, or float64 for float64."""
-    return like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+    return like.new_empty(shape, dtype=accumulator_dtype(like))
 
 
 def refuse_transforms(op: str, *inputs) -> None:

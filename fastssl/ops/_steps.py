@@ -7,7 +7,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from ._checks import LARGEST, NUMBERS, _shown, as_python, as_scalar, check_dense, device_scalar
+from fastssl.checks import LARGEST, NUMBERS, as_python, as_scalar, check_dense, device_scalar, shown
+
 from ._lists import bump_versions, laid_out
 
 
@@ -31,7 +32,7 @@ def step_scalar(
         raise TypeError(f"{op}: {name} must be {kind} or a one-element tensor, got {type(value).__name__}")
     value = as_python(value)
     if not low <= value <= LARGEST:
-        raise ValueError(f"{op}: {name} must be {'' if whole else 'finite and '}at least {low:g}, got {_shown(value)}")
+        raise ValueError(f"{op}: {name} must be {'' if whole else 'finite and '}at least {low:g}, got {shown(value)}")
     return as_scalar(value, device)
 
 
@@ -55,7 +56,7 @@ def for_each_tensor(op: str, name: str, value, count: int, kind: type) -> list:
             wanted = "True or False" if kind is bool else "a number"
             raise TypeError(f"{op}: {name} must be {wanted} or a sequence of them, got {type(item).__name__}")
         if not 0 <= item <= _MOST:
-            raise ValueError(f"{op}: {name} must be finite in torch.float32 and at least 0, got {_shown(item)}")
+            raise ValueError(f"{op}: {name} must be finite in torch.float32 and at least 0, got {shown(item)}")
     if not isinstance(value, Sequence):
         values = values * count
     if len(values) != count:

@@ -20,7 +20,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import as_python, check_dense, check_flag, check_range, check_whole, readable
+from fastssl.checks import as_python, check_dense, check_flag, check_range, check_whole, readable
+
 from ._patches import check_grid
 from ._random import check_place, same_place, seed_of
 from ._register import define_op

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import NUMBERS, _shown, as_python, as_scalar, check_choice, check_dense, device_scalar
+from fastssl.checks import NUMBERS, as_python, as_scalar, check_choice, check_dense, device_scalar, shown
+
 from ._lists import bump_versions, check_lists, check_scalars, laid_out
 from ._register import define_op
 
@@ -105,7 +106,7 @@ def share(op: str, name: str, value: float | Tensor, device: torch.device) -> tu
     elif isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {type(value).__name__}")
     if not 0 <= value <= 1:
-        raise ValueError(f"{op}: {name} must be in [0, 1], the share that is kept, got {_shown(value)}")
+        raise ValueError(f"{op}: {name} must be in [0, 1], the share that is kept, got {shown(value)}")
     return as_scalar(value, device)
 
 
@@ -120,7 +121,7 @@ def _seed(op: str, seed: int | Tensor, device: torch.device) -> tuple[int, Tenso
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"{op}: seed must be an integer or a one-element int64 tensor, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"{op}: seed must fit in 64 bits, got {_shown(seed)}")
+        raise ValueError(f"{op}: seed must fit in 64 bits, got {shown(seed)}")
     if torch.compiler.is_compiling():
         return 0, torch.zeros((), dtype=torch.int64, device=device) + seed
     return seed, None

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_dense, readable
+from fastssl.checks import accumulator_dtype, check_dense, readable
+
 from ._patches import check_device, check_floats, check_ids, check_part, dense_rows, patch_grid, trackable
 from ._register import define_op, first_derivative_only, refuse_transforms
 from .gather_tokens import scatter_rows
@@ -69,7 +70,7 @@ class _Embed(torch.autograd.Function):
         before, shape = ctx.before, (patches.shape[0], ctx.channels, ctx.height, ctx.width)
         dout = dout.contiguous()
         rows = dout.view(-1, dout.shape[2])
-        wide = torch.promote_types(dout.dtype, torch.float32)
+        wide = accumulator_dtype(dout)
         dimages = dweight = dbias = dpos = None
         if images:
             dpatches = (rows @ weight.reshape(weight.shape[0], -1)).view_as(patches)
@@ -97,7 +98,7 @@ def _by_position(dout: Tensor, ids: Tensor, length: int) -> Tensor:
     """dout (N, K, E) added up over samples by ids (N, K) -> (length, E), float32 or wider, always in the same order."""
     total = 0
     for part, part_ids in zip(dout.split(_CHUNK), ids.split(_CHUNK), strict=True):
-        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        wide = part.to(accumulator_dtype(part))
         total = total + scatter_rows(wide, part_ids, length).sum(0)
     return total
 

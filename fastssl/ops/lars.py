@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._checks import check_choice, check_flag, check_number
+from fastssl.checks import check_choice, check_flag, check_number
+
 from ._lists import as_list, check_lists, check_scalars
 from ._register import define_op
 from ._steps import for_each_tensor, run_in_place, step_scalar, with_copies

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastssl.checks import FLOATS, as_python, check_choice, check_dense, check_number, check_whole, is_whole
 from fastssl.reference.mask_ids import mask_ids as by_sorting
 
-from ._checks import FLOATS, as_python, check_choice, check_dense, check_number, check_whole, is_whole
 from ._random import check_generator, check_mode, check_place, same_place, seed_tensor, uniform
 from ._register import define_op
 

@@ -13,7 +13,8 @@ backends agree on every token. Bytes: 8 read (9 with special), 16 written for ea
 import torch
 from torch import Tensor
 
-from ._checks import check_dense, check_number, check_whole
+from fastssl.checks import check_dense, check_number, check_whole
+
 from ._patches import check_device
 from ._random import seed_of
 from ._register import define_op

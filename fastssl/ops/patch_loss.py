@@ -16,7 +16,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, check_choice, check_dense, check_flag, check_number, readable
+from fastssl.checks import FLOATS, check_choice, check_dense, check_flag, check_number, readable
+
 from ._patches import check_device, check_floats, check_ids, dense_rows, patch_grid, side_pair, trackable
 from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
 

@@ -9,7 +9,8 @@ Bytes: N D elements read and written. No value of the pointer is read by the hos
 import torch
 from torch import Tensor
 
-from ._checks import INTEGERS, check_choice, check_data, check_dense, check_matrix, check_vector, readable
+from fastssl.checks import INTEGERS, check_choice, check_data, check_dense, check_matrix, check_vector, readable
+
 from ._lists import bump_versions, check_apart, check_stored, check_writable, share_memory
 from ._register import define_op, refuse_transforms
 

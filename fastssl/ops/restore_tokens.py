@@ -11,7 +11,8 @@ makes four full copies and an index of 8 bytes for each element.
 import torch
 from torch import Tensor
 
-from ._checks import as_python, check_dense, is_whole, readable
+from fastssl.checks import accumulator_dtype, as_python, check_dense, is_whole, readable
+
 from ._patches import check_floats, check_ids, check_part, dense_rows, trackable
 from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
 
@@ -57,7 +58,7 @@ class _Restore(torch.autograd.Function):
         dx = dtoken = None
         if need_x or need_token:
             dx, dtoken = _bwd(dense_rows(dout), ids_restore, ctx.kept, ctx.prefix, (need_x, need_token))
-        dpos = dout.sum(0, dtype=torch.promote_types(dout.dtype, torch.float32)).to(dout.dtype) if need_pos else None
+        dpos = dout.sum(0, dtype=accumulator_dtype(dout)).to(dout.dtype) if need_pos else None
         return dx.to(ctx.dtype) if need_x else None, None, dtoken.to(dout.dtype) if need_token else None, dpos, None
 
 

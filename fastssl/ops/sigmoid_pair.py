@@ -12,7 +12,8 @@ only multiplies by the upstream gradient. Neither the logits nor the +-1 labels 
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, check_scalar, check_vector, savable
+from fastssl.checks import FLOATS, check_scalar, check_vector, savable
+
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 from .similarity import check_sides, split_scalar
 

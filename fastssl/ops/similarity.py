@@ -29,7 +29,8 @@ threshold that is the positive's rank among the negatives, hence acc@1 and acc@5
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector, savable, traced, widest
+from fastssl.checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector, savable, traced, widest
+
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 
 _OP = "similarity_lse"

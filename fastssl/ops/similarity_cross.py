@@ -17,7 +17,8 @@ Up to N = M = 4096 these are all.
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, check_vector, savable
+from fastssl.checks import FLOATS, check_vector, savable
+
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 from .similarity import check_sides, new_rank, scale_gradient, split_scalar
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastssl.ops._checks import check_choice, check_number
+from fastssl.checks import check_choice, check_number
 from fastssl.ops._steps import for_each_tensor, step_scalar
 from fastssl.ops.lars import FORMS, check_rates, step_lars
 

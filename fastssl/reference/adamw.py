@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastssl.checks import accumulator_dtype
+
 from .lars import number, write_copies
 
 
@@ -30,7 +32,7 @@ def adamw_(
     size = rate / (1.0 - beta1**t)
     root = (1.0 - beta2**t) ** 0.5
     for p, g, m, v, wd in zip(params, grads, exp_avg, exp_avg_sq, weight_decay, strict=True):
-        wide = torch.promote_types(p.dtype, torch.float32)
+        wide = accumulator_dtype(p)
         gradient = g.to(wide)
         kept = p.to(wide) * (1.0 - rate * wd)
         first = torch.lerp(m.to(wide), gradient, 1.0 - beta1)

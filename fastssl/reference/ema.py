@@ -6,6 +6,8 @@ lerp      e + w (p - e), or p - (1 - w)(p - e) from w = 1/2 on        mul_add   
 import torch
 from torch import Tensor
 
+from fastssl.checks import accumulator_dtype
+
 from .philox import random_16_bits
 
 
@@ -39,7 +41,7 @@ def ema_update_(
 
 
 def _average(e: Tensor, p: Tensor, m: float | Tensor, mul_add: bool) -> Tensor:
-    wide = torch.promote_types(e.dtype, torch.float32)
+    wide = accumulator_dtype(e)
     e, p = e.to(wide), p.to(wide)
     if isinstance(m, Tensor):
         kept, weight = m.to(wide), (1.0 - m).to(wide)

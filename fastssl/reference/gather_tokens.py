@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastssl.checks import accumulator_dtype
+
 
 def gather_tokens_fwd(x: Tensor, ids: Tensor) -> Tensor:
     """x (N, L, D), ids (N, K) -> (N, K, D)."""
@@ -11,6 +13,6 @@ def gather_tokens_fwd(x: Tensor, ids: Tensor) -> Tensor:
 
 def gather_tokens_bwd(dout: Tensor, ids: Tensor, length: int) -> Tensor:
     """dout (N, K, D), ids (N, K) -> (N, length, D), added up in float32 or wider."""
-    wide = torch.promote_types(dout.dtype, torch.float32)
+    wide = accumulator_dtype(dout)
     out = torch.zeros(len(dout), length, dout.shape[2], dtype=wide, device=dout.device)
     return out.scatter_add_(1, ids[:, :, None].expand_as(dout), dout.to(wide)).to(dout.dtype)

@@ -6,6 +6,8 @@ d = g + wd p;    mu <- m mu + q d;    p <- p - lr mu (paper: lr inside q)
 import torch
 from torch import Tensor
 
+from fastssl.checks import accumulator_dtype
+
 from .ema import ema_update_
 
 
@@ -32,7 +34,7 @@ def lars_(
     """In place on params, momenta, ema and the shadows; ``form`` counts moco_v3, larc, paper from 0."""
     rate = number(lr, lr_scalar)
     for p, g, mu, wd, adapted in zip(params, grads, momenta, weight_decay, adapt, strict=True):
-        wide = torch.promote_types(p.dtype, torch.float32)
+        wide = accumulator_dtype(p)
         old, gradient, moved = p.to(wide), g.to(wide), mu.to(wide)
         step = torch.add(gradient, old, alpha=wd)
         ratio = 1.0

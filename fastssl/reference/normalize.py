@@ -8,7 +8,7 @@
 import torch
 from torch import Tensor
 
-from .similarity import accumulator_dtype
+from fastssl.checks import accumulator_dtype
 
 
 def normalize_pair_fwd(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

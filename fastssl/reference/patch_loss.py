@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastssl.checks import accumulator_dtype
+
 from .gather_tokens import gather_tokens_fwd
 
 
@@ -16,7 +18,7 @@ def targets(images: Tensor, height: int, width: int, channels_last: bool) -> Ten
 
 def _prepared(images, pred, mask, ids, height, width, channels_last) -> tuple[Tensor, Tensor]:
     """target of each row of pred and its weight (N, R), in float32 or wider."""
-    wide = torch.promote_types(pred.dtype, torch.float32)
+    wide = accumulator_dtype(pred)
     target = targets(images, height, width, channels_last)
     target = (target if ids is None else gather_tokens_fwd(target, ids)).to(wide)
     return target, torch.ones_like(pred[:, :, 0], dtype=wide) if mask is None else mask.to(wide)

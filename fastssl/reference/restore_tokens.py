@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastssl.checks import accumulator_dtype
+
 from .gather_tokens import gather_tokens_bwd
 
 
@@ -18,7 +20,7 @@ def restore_tokens_fwd(x: Tensor, ids_restore: Tensor, mask_token: Tensor, pos: 
 
 def restore_tokens_bwd(dout: Tensor, ids_restore: Tensor, kept: int, prefix: int, need: list[bool]) -> tuple[Tensor, Tensor]:
     """dout (N, P + L, D) -> dx (N, P + K, D) in its dtype, dmask_token (D,) in float32 or wider; empty where not needed."""
-    wide = torch.promote_types(dout.dtype, torch.float32)
+    wide = accumulator_dtype(dout)
     dx, dtoken = dout.new_empty(0), dout.new_empty(0, dtype=wide)
     patches = dout[:, prefix:]
     if need[0]:

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .similarity import accumulator_dtype, effective_scale
+from fastssl.checks import accumulator_dtype
+
+from .similarity import effective_scale
 
 
 def sigmoid_pair(

@@ -9,9 +9,7 @@ Stores the (N, M) matrix: the oracle of every kernel, and the fallback where non
 import torch
 from torch import Tensor
 
-
-def accumulator_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+from fastssl.checks import accumulator_dtype
 
 
 def effective_scale(scale: float, scale_factor: Tensor | None, dtype: torch.dtype) -> float | Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl import functional
+from fastssl.checks import accumulator_dtype
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 from fastssl.ops.similarity_cross import similarity_cross
 
@@ -71,8 +72,7 @@ def in_seven_bits(x: Tensor) -> Tensor:
 
 
 def eager_lse(x, y, scale=1.0, x_id=None, y_id=None, y_bias=None) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    s = scale * (x @ y.T).to(wide)
+    s = scale * (x @ y.T).to(accumulator_dtype(x))
     if y_bias is not None:
         s = s + y_bias
     if x_id is not None:

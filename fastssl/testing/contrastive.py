@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+from fastssl.checks import accumulator_dtype
 
 
 def unit(x: Tensor) -> Tensor:
@@ -19,7 +17,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def logits(x: Tensor, y: Tensor, scale) -> Tensor:
-    return scale * (x @ y.T).to(wide(x))
+    return scale * (x @ y.T).to(accumulator_dtype(x))
 
 
 def diagonal(s: Tensor) -> Tensor:
@@ -32,7 +30,7 @@ def diagonal(s: Tensor) -> Tensor:
 def pair_logits(z0, z1, temperature) -> tuple[Tensor, Tensor]:
     """s (2B, 2B) with the diagonal at -inf, and the column of each row's positive."""
     z = unit(torch.cat([z0, z1]))
-    s = (z @ z.T).to(wide(z)) / temperature
+    s = (z @ z.T).to(accumulator_dtype(z)) / temperature
     return s.masked_fill(diagonal(s), -math.inf), torch.arange(len(z), device=z.device).roll(len(z0))
 
 
@@ -62,11 +60,11 @@ def debiased_nt_xent(z0, z1, temperature=0.5, tau_plus=0.1) -> Tensor:
 
 
 def negative_cosine(p, z) -> Tensor:
-    return -F.cosine_similarity(p, z).to(wide(p)).mean()
+    return -F.cosine_similarity(p, z).to(accumulator_dtype(p)).mean()
 
 
 def byol(p, z) -> Tensor:
-    return (2.0 - 2.0 * (unit(p) * unit(z)).sum(1).to(wide(p))).mean()
+    return (2.0 - 2.0 * (unit(p) * unit(z)).sum(1).to(accumulator_dtype(p))).mean()
 
 
 # --- queries and keys ------------------------------------------------------------------------------------------------
@@ -79,13 +77,13 @@ def info_nce(query, positive_key, temperature=0.1) -> Tensor:
 
 def info_nce_unpaired(query, positive_key, negative_keys, temperature=0.1) -> Tensor:
     q, k, n = unit(query), unit(positive_key), unit(negative_keys)
-    s = torch.cat([(q * k).sum(1, keepdim=True).to(wide(q)) / temperature, logits(q, n, 1.0 / temperature)], 1)
+    s = torch.cat([(q * k).sum(1, keepdim=True).to(accumulator_dtype(q)) / temperature, logits(q, n, 1.0 / temperature)], 1)
     return F.cross_entropy(s, s.new_zeros(len(s), dtype=torch.int64))
 
 
 def info_nce_paired(query, positive_key, negative_keys, temperature=0.1) -> Tensor:
     q, k, n = unit(query), unit(positive_key), unit(negative_keys)
-    s = torch.cat([(q * k).sum(1, keepdim=True), torch.einsum("nd,nmd->nm", q, n)], 1).to(wide(q)) / temperature
+    s = torch.cat([(q * k).sum(1, keepdim=True), torch.einsum("nd,nmd->nm", q, n)], 1).to(accumulator_dtype(q)) / temperature
     return F.cross_entropy(s, s.new_zeros(len(s), dtype=torch.int64))
 
 
@@ -125,7 +123,8 @@ def siglip(image, text, logit_scale, logit_bias, image_id=None, text_id=None, ba
 
 def moco(query, key, queue, temperature=0.07) -> Tensor:
     """queue (D, K), copied as the MoCo repository does so that a push may follow."""
-    s = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.clone().detach()], 1).to(wide(query)) / temperature
+    products = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.clone().detach()], 1)
+    s = products.to(accumulator_dtype(query)) / temperature
     return F.cross_entropy(s, s.new_zeros(len(s), dtype=torch.int64))
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastssl.checks import accumulator_dtype
+
 
 def shuffled(rows: int, length: int, like: Tensor) -> Tensor:
     """(rows, length) int64: each row a permutation of 0 .. length - 1."""
@@ -61,7 +63,7 @@ def restore_tokens(x, ids_restore, mask_token, *, num_prefix_tokens=1, pos_embed
 def patch_loss(images, pred, mask, patch_size, *, norm_pix_loss=False, layout="pqc", loss="mse", ids=None) -> Tensor:
     """Targets of all patches, error of all patches, then the mean over the removed ones."""
     height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    wide = torch.promote_types(pred.dtype, torch.float32)
+    wide = accumulator_dtype(pred)
     target = patches(images, height, width, layout).to(wide)
     if ids is not None:
         target = gather(target, ids)

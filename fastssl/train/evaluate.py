@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fastssl.checks import accumulator_dtype
 from fastssl.train import UsageError
 from fastssl.train.augment import as_float
 from fastssl.train.data import batches
@@ -61,7 +62,7 @@ def knn_predict(
 
 def _by_votes(cosine: Tensor, labels: Tensor, num_classes: int, t: float) -> Tensor:
     """Classes (N, C), most votes first, of the cosines (N, K) of neighbours, nearest first, and their labels (N, K)."""
-    cosine = cosine.to(torch.promote_types(cosine.dtype, torch.float32))
+    cosine = cosine.to(accumulator_dtype(cosine))
     least = 4 * torch.finfo(cosine.dtype).tiny  # of t: its inverse is still finite, and the nearest neighbour decides already
     none = torch.zeros(len(cosine), num_classes, dtype=cosine.dtype, device=cosine.device)
     votes = none.scatter_add(1, labels, ((cosine - cosine[:, :1]) / max(t, least)).exp())

@@ -1,4 +1,7 @@
-"""Refusals in words: op, argument, expected, got. Run before any kernel; read no tensor data on a GPU."""
+"""Checks of arguments: each raises an error that names the op, the argument, what was expected and what was given.
+
+They run in Python before any kernel and read no tensor's data on a GPU.
+"""
 
 import math
 import sys
@@ -15,17 +18,17 @@ LARGEST = sys.float_info.max  # a Python integer beyond it has no float
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def _kind(value) -> str:
+def type_name(value) -> str:
     return type(value).__name__
 
 
-def _shown(value) -> str:
+def shown(value) -> str:
     """A number for a message; of an integer that has no float only its size."""
     return "an integer beyond float64" if isinstance(value, int) and abs(value) > LARGEST else f"{value}"
 
 
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """What sums over x are kept in: float32, or float64 for float64."""
+def accumulator_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which sums over ``x`` are kept: float32, or float64 for float64."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -60,13 +63,13 @@ def widest(*tensors) -> tuple:
 
 
 def traced(value: float | Tensor, like: Tensor) -> float | Tensor:
-    """A checked number as a 0-d tensor in ``wide_dtype`` of ``like`` while a graph is traced; otherwise, and a tensor, as it is.
+    """While a graph is traced, a checked number as a 0-d tensor in the ``accumulator_dtype`` of ``like``; else the value itself.
 
-    As an argument of our ops a number is a constant of the graph, and one that follows a schedule would make a graph at each step.
+    A number that is an argument of our ops is a constant of the graph: one that follows a schedule would make a graph at each step.
     """
     if isinstance(value, Tensor) or not torch.compiler.is_compiling():
         return value
-    return torch.zeros((), dtype=wide_dtype(like), device=like.device) + value
+    return torch.zeros((), dtype=accumulator_dtype(like), device=like.device) + value
 
 
 def check_dense(op: str, name: str, value, wanted: str = "a tensor", *sizes) -> None:
@@ -75,7 +78,7 @@ def check_dense(op: str, name: str, value, wanted: str = "a tensor", *sizes) -> 
     ``sizes`` fill the braces of ``wanted`` in a refusal only: a text with a size in it would make that size a constant of a graph.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: {name} must be {wanted.format(*sizes)}, got {_kind(value)}")
+        raise TypeError(f"{op}: {name} must be {wanted.format(*sizes)}, got {type_name(value)}")
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{op}: {name} must be a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
 
@@ -133,7 +136,7 @@ def check_vector(op: str, name: str, value: Tensor, length: int, dtypes: tuple, 
 
 
 def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) -> None:
-    """A number that is finite in ``wide_dtype`` of ``like``, or a one-element float tensor of such a value on its device.
+    """A number that is finite in ``accumulator_dtype`` of ``like``, or a one-element float tensor of such a value on its device.
 
     Unless ``zero`` it divides: it must be a normal number of that dtype, so that its inverse is one too. A tensor's value is looked
     at only on the CPU and outside a compiled graph: on a GPU it would be a sync.
@@ -149,14 +152,14 @@ def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) 
             return
         value = float(value.detach())
     elif isinstance(value, bool) or not isinstance(value, NUMBERS):
-        raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {_kind(value)}")
+        raise TypeError(f"{op}: {name} must be a number or a one-element float tensor, got {type_name(value)}")
     if isinstance(value, numpy.generic):
         value = float(value)  # a float16 cannot be compared with the limits of other dtypes
-    dtype = wide_dtype(like)
+    dtype = accumulator_dtype(like)
     facts = torch.finfo(dtype)
     if not -facts.max <= value <= facts.max or (value == 0 and not zero):  # math.isfinite cannot be traced on a dynamic float
         within = "" if value == 0 or not -LARGEST <= value <= LARGEST else f" in {dtype}"
-        raise ValueError(f"{op}: {name} must be finite{within}{'' if zero else ' and not 0'}, got {_shown(value)}")
+        raise ValueError(f"{op}: {name} must be finite{within}{'' if zero else ' and not 0'}, got {shown(value)}")
     if not zero and -facts.tiny < value < facts.tiny:
         raise ValueError(f"{op}: {name} must be at least {facts.tiny:.3g} in size, so that {dtype} holds its inverse, got {value}")
 
@@ -165,7 +168,7 @@ def check_choice(op: str, name: str, value, choices: tuple) -> None:
     """One of ``choices``: words, or None, True and False."""
     wanted = ", ".join(map(repr, choices))
     if not (value is None or isinstance(value, (str, bool))):
-        raise TypeError(f"{op}: {name} must be one of {wanted}, got {_kind(value)}")
+        raise TypeError(f"{op}: {name} must be one of {wanted}, got {type_name(value)}")
     if value not in choices:
         raise ValueError(f"{op}: {name} must be one of {wanted}, got {value!r}")
 
@@ -183,17 +186,17 @@ def as_python(value):
 def check_flag(op: str, name: str, value) -> None:
     """True or False."""
     if not isinstance(value, (bool, numpy.bool_)):
-        raise TypeError(f"{op}: {name} must be True or False, got {_kind(value)}")
+        raise TypeError(f"{op}: {name} must be True or False, got {type_name(value)}")
 
 
 def check_number(op: str, name: str, value, low: float = -math.inf, below: float = math.inf) -> None:
     """A finite number in [low, below)."""
     if isinstance(value, bool) or not isinstance(value, NUMBERS):
-        raise TypeError(f"{op}: {name} must be a number, got {_kind(value)}")
+        raise TypeError(f"{op}: {name} must be a number, got {type_name(value)}")
     value = float(value) if isinstance(value, numpy.generic) else value
     if not (-LARGEST <= value <= LARGEST and low <= value < below):
         wanted = "finite" if low == -math.inf else f"in [{low:g}, {below:g})" if below < math.inf else f"at least {low:g}"
-        raise ValueError(f"{op}: {name} must be {wanted}, got {_shown(value)}")
+        raise ValueError(f"{op}: {name} must be {wanted}, got {shown(value)}")
 
 
 def device_scalar(op: str, name: str, value: Tensor, device: torch.device) -> Tensor | None:
@@ -218,7 +221,7 @@ def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> int:
     if not is_whole(value):
         raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
     if not low <= value < below:
-        raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {_shown(value)}")
+        raise ValueError(f"{op}: {name} must be in [{low}, {below}), got {shown(value)}")
     return as_python(value)
 
 
