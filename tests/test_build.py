@@ -8,7 +8,6 @@ from pathlib import Path
 import machine_code
 import pytest
 import torch
-from compat_nets import library
 
 from fastssl.info import report
 from fastssl.ops._register import _C, OWNERS
@@ -71,28 +70,11 @@ def masked_modelling(images: int, width: int) -> dict[str, torch.Tensor | torch.
     return scope | {"encoder": torch.nn.Linear(width, width), "decoder": torch.nn.Linear(width, 768)}
 
 
-def small_vit_mae() -> dict[str, torch.Tensor | torch.nn.Module]:
-    """ViTMAE of transformers; skips where it is not installed."""
-    theirs = library("transformers.models.vit_mae.modeling_vit_mae")
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "decoder_hidden_size": 8, "decoder_intermediate_size": 8}
-    layers = {"num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "num_attention_heads": 2, "decoder_num_attention_heads": 2}
-    config = theirs.ViTMAEConfig(image_size=32, patch_size=8, **sizes, **layers)
-    return {"vit_mae": theirs.ViTMAEForPreTraining(config), "pixel_values": torch.rand(2, 3, 32, 32), "noise": torch.rand(2, 16)}
-
-
 def test_the_code_in_the_readme_runs():
-    views = {name: torch.randn(8, 128, requires_grad=True) for name in ("z0", "z1", "query", "positive")}
-    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 12))
-    backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), backbone)
-    scope = {**views, "keys": torch.randn(9, 128), "backbone": backbone} | masked_modelling(8, 3) | small_vit_mae()
-    scope |= {"view0": torch.rand(4, 3, 32, 32), "view1": torch.rand(4, 3, 32, 32), "queue": torch.randn(128, 9)}
-    scope |= {"image": torch.randn(8, 16), "text": torch.randn(8, 16), "logit_scale": torch.tensor(10.0)}
-    scope |= {"caption_id": torch.arange(8) // 2, "features": torch.randn(8, 2, 16), "labels": torch.arange(8) // 2}
-    blocks = python_blocks("README.md")
-    assert len(blocks) >= 4
-    for block in blocks:
+    scope = {}
+    for block in python_blocks("README.md"):
         exec(block, scope)
-    assert views["z0"].grad is not None
+    assert scope["encoder"][1].weight.grad.norm() > 0
 
 
 def test_the_code_in_the_page_on_momentum_runs():
