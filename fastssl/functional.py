@@ -1,6 +1,5 @@
 """Every public function of fastssl."""
 
-from .loss._common import RowStats
 from .loss.clip import clip_loss, siglip_loss
 from .loss.cosine import byol_loss, negative_cosine
 from .loss.geometry import alignment, soft_nearest_neighbor, uniformity
@@ -9,6 +8,7 @@ from .loss.info_nce import info_nce
 from .loss.metric import contrastive, contrastive_pairs, lifted_structured, triplet, triplet_batch
 from .loss.moco import moco_loss, moco_v3_loss
 from .loss.nt_xent import dcl, nt_xent
+from .loss.parts.row_stats import RowStats
 from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
 from .loss.sup_con import sup_con
 from .loss.variants import matryoshka, nearest_neighbor

@@ -6,7 +6,7 @@ from torch import nn
 
 from fastssl.functional import nt_xent
 from fastssl.graphs import GraphedStep, capture_step, leaves
-from fastssl.loss._common import RowStats
+from fastssl.loss.parts.row_stats import RowStats
 
 
 @pytest.mark.parametrize(

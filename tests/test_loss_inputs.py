@@ -41,7 +41,7 @@ from fastssl.functional import (
     triplet_batch,
     uniformity,
 )
-from fastssl.loss import _common
+from fastssl.loss.parts import local_rows
 from fastssl.testing.cases import CASES, two_views
 
 A, B = two_views((16, 8)).values()
@@ -326,14 +326,14 @@ def test_the_smallest_temperatures_are_finite_or_refused():
 
 def test_a_compiled_loss_of_local_rows_says_so_once(monkeypatch):
     """In processes of a group: tests/test_gather.py."""
-    monkeypatch.setattr(_common, "world_size", lambda: 2)
-    monkeypatch.setattr(_common, "_SAID", set())
+    monkeypatch.setattr(local_rows, "world_size", lambda: 2)
+    monkeypatch.setattr(local_rows, "_WARNED", set())
     compiled = torch.compile(nt_xent, backend="aot_eager", fullgraph=True)
     with pytest.warns(fastssl.LocalRowsWarning, match="nt_xent: 2 processes train together") as said:
         compiled(A, B)
         compiled(A[:7], B[:7])
         nt_xent(A, B)
-    assert len(said) == 1 and said[0].filename != _common.__file__
+    assert len(said) == 1 and said[0].filename != local_rows.__file__
 
 
 def test_inference_tensors_are_constants_like_any():

@@ -12,7 +12,7 @@ from test_methods_image import tiny
 from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastssl.loss import _common
+from fastssl.loss.parts import local_rows
 from fastssl.methods import (
     BERT,
     BYOL,
@@ -111,7 +111,7 @@ def warned(rank: int) -> dict[str, list[str]]:
     """What two forwards of each method say about several processes."""
     said = {}
     for name, make in EVERY.items():
-        _common._SAID.clear()
+        local_rows._WARNED.clear()
         method = make()
         given = WORDS if name in ("simcse", "bert") else PARTS if name == "cpc" else VIEWS
         given = (VIEWS[0], WORDS[0]) if name in ("clip", "siglip") else given

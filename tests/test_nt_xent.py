@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import fastssl
 from fastssl.functional import dcl, nt_xent
 from fastssl.loss import DCLLoss, DCLWLoss, NTXentLoss
-from fastssl.loss._common import positive_loss
-from fastssl.loss._pair import pair_ids
 from fastssl.loss.nt_xent import _pair_terms
+from fastssl.loss.parts.ids import pair_ids
+from fastssl.loss.parts.reductions import positive_loss
 from fastssl.testing import contrastive
 from fastssl.testing.cases import two_views
 from fastssl.testing.compare import assert_no_worse

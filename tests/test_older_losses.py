@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from older_losses import BLOCKED, CASES, INDEX, LABELS, D, N, assert_same, make_inputs, randn, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastssl.loss import _rows
 from fastssl.loss.geometry import SoftNearestNeighborLoss, alignment, soft_nearest_neighbor, uniformity
 from fastssl.loss.metric import (
     ContrastivePairsLoss,
@@ -21,13 +20,14 @@ from fastssl.loss.metric import (
     triplet,
     triplet_batch,
 )
+from fastssl.loss.parts import distances, row_blocks
 from fastssl.loss.sampled import NPairLoss, n_pair, nce, nce_log_z, negative_sampling
 from fastssl.testing.compare import assert_no_worse
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 3 * N)
+    monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", 3 * N)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -50,7 +50,7 @@ def test_value_and_gradients(case, dtype):
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradcheck(case, monkeypatch):
-    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 5 * N)
+    monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", 5 * N)
     inputs = {name: t.requires_grad_() for name, t in make_inputs(case, torch.float64).items()}
     assert torch.autograd.gradcheck(CASES[case][1], tuple(inputs.values()), fast_mode=True)
 
@@ -59,7 +59,7 @@ def test_gradcheck(case, monkeypatch):
 def test_blocks_are_one_block(case, small_blocks, monkeypatch):
     inputs = make_inputs(case)
     blocks = run(CASES[case][1], inputs)
-    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 1 << 23)
+    monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", 1 << 23)
     assert_same(blocks, run(CASES[case][1], inputs), rtol=1e-5, atol=1e-6)
 
 
@@ -76,7 +76,7 @@ def test_second_derivatives_of_blocks_are_those_of_one_block(case, monkeypatch):
     inputs = {name: t.requires_grad_() for name, t in make_inputs(case, torch.float64).items()}
 
     def second(elements):
-        monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", elements)
         grads = torch.autograd.grad(CASES[case][1](**inputs), list(inputs.values()), create_graph=True)
         return torch.autograd.grad(sum((g * g.detach().cos()).sum() for g in grads), list(inputs.values()))
 
@@ -108,7 +108,7 @@ class Largest(TorchDispatchMode):
     ids=("pairs", "all", "hard", "soft", "lifted", "soft_nearest"),
 )
 def test_no_tensor_is_larger_than_a_block(loss, n, limit, monkeypatch):
-    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", limit)
+    monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", limit)
     x = randn(n, 8).requires_grad_()
     with Largest() as largest:
         loss(x, torch.arange(n) % 7).backward()
@@ -116,7 +116,7 @@ def test_no_tensor_is_larger_than_a_block(loss, n, limit, monkeypatch):
 
 
 def test_a_bank_is_gathered_by_blocks(monkeypatch):
-    monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 4 * 16 * 8)
+    monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", 4 * 16 * 8)
     bank, index = randn(50, 8), torch.arange(64 * 16).reshape(64, 16) % 50
     q = randn(64, 8, seed=1).requires_grad_()
     with Largest() as largest:
@@ -272,9 +272,9 @@ def test_equal_and_zero_rows_of_pairs(distance):
 
 
 def test_a_zero_row_is_at_cosine_distance_one():
-    x = _rows.distance_rows(torch.tensor([[0.0, 0.0], [3.0, 4.0], [-3.0, -4.0]]), "cosine")
-    torch.testing.assert_close(_rows.pair_distance(x, x, "cosine")[0], torch.ones(3))
-    torch.testing.assert_close(_rows.row_distance(x, x.roll(1, 0), "cosine"), torch.tensor([1.0, 1.0, 2.0]))
+    x = distances.distance_rows(torch.tensor([[0.0, 0.0], [3.0, 4.0], [-3.0, -4.0]]), "cosine")
+    torch.testing.assert_close(distances.pair_distance(x, x, "cosine")[0], torch.ones(3))
+    torch.testing.assert_close(distances.row_distance(x, x.roll(1, 0), "cosine"), torch.tensor([1.0, 1.0, 2.0]))
 
 
 def test_close_rows_keep_their_digits():
@@ -363,7 +363,7 @@ COMPILED = {  # case: more than one block
 @pytest.mark.parametrize("case", COMPILED)
 def test_compiled_whole(case, monkeypatch):
     if COMPILED[case]:
-        monkeypatch.setattr(_rows, "BLOCK_ELEMENTS", 8 * (4 * D if "nce" in case else N))
+        monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", 8 * (4 * D if "nce" in case else N))
     torch._dynamo.reset()
     inputs = make_inputs(case)
     compiled = torch.compile(CASES[case][1], fullgraph=True, backend="aot_eager")

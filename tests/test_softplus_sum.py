@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fastssl.functional import nt_xent
-from fastssl.loss._common import positive_loss
+from fastssl.loss.parts.reductions import positive_loss
 from fastssl.ops.softplus_sum import softplus_sum
 
 SIZES = [(1, 1), (2, 1), (14, 7), (12, 4), (4097, 4097), (9000, 4500)]

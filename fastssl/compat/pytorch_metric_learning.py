@@ -12,7 +12,9 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from torch import Tensor
 
 from fastssl.checks import INTEGERS
-from fastssl.loss._common import arange_ids, compact_ids, dot_rows, softplus, unit_rows
+from fastssl.loss.parts.dot_products import dot_rows, unit_rows
+from fastssl.loss.parts.ids import arange_ids, compact_ids
+from fastssl.loss.parts.reductions import softplus
 from fastssl.ops.similarity import similarity_lse
 
 BLOCK_ELEMENTS = 1 << 24  # comparisons of labels held at once, a byte each

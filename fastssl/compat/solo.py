@@ -13,10 +13,13 @@ from torch.nn import Module
 
 from fastssl.checks import INTEGERS, check_matrix, check_number, check_scalar, check_vector, check_views
 from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
-from fastssl.loss._common import arange_ids, dot_rows, enter, softplus, unit_rows
 from fastssl.loss.cosine import byol_loss, negative_cosine
 from fastssl.loss.info_nce import info_nce
 from fastssl.loss.moco import moco_loss
+from fastssl.loss.parts.arguments import enter
+from fastssl.loss.parts.dot_products import dot_rows, unit_rows
+from fastssl.loss.parts.ids import arange_ids
+from fastssl.loss.parts.reductions import softplus
 from fastssl.ops.similarity import similarity_lse
 
 from ._common import average_parameters, check_share, copy_parameters

@@ -1,6 +1,5 @@
 """Losses as modules; the functions behind them are in ``fastssl.functional``."""
 
-from ._common import LocalRowsWarning
 from .clip_modules import ClipLoss, SigLipLoss
 from .cosine import BYOLLoss, NegativeCosineSimilarity
 from .geometry import SoftNearestNeighborLoss
@@ -9,6 +8,7 @@ from .mae import MAELoss
 from .metric import ContrastivePairsLoss, LiftedStructuredLoss, TripletLoss
 from .moco import MoCoLoss
 from .nt_xent import DCLLoss, DCLWLoss, NTXentLoss
+from .parts.local_rows import LocalRowsWarning
 from .sampled import NPairLoss
 from .sup_con import SupConLoss
 

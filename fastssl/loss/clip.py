@@ -9,11 +9,23 @@ row and column are the log-sum-exps over the negatives, both from one sweep.
 import torch
 from torch import Tensor
 
-from fastssl.checks import INTEGERS, check_choice, check_flag, check_number, check_scalar, check_vector, check_views
+from fastssl.checks import (
+    INTEGERS,
+    accumulator_dtype,
+    check_choice,
+    check_flag,
+    check_number,
+    check_scalar,
+    check_vector,
+    check_views,
+)
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 
-from ._common import accumulator_dtype, arange_ids, class_sums, compact_ids, enter, local_rows, paired, refuse_group, scalar
 from .info_nce import both_directions
+from .parts.arguments import enter, refuse_group, scalar
+from .parts.dot_products import paired
+from .parts.ids import arange_ids, class_sums, compact_ids
+from .parts.local_rows import warn_local_rows
 
 
 def _check_pairs(op: str, image, text, logit_scale, logit_bias, normalize, group, ids: dict) -> None:
@@ -60,7 +72,7 @@ def clip_loss(
         TypeError, ValueError: wrong type, dtype, shape, device, or a scale or bias that is not finite.
     """
     op = "clip_loss"
-    local_rows(op)
+    warn_local_rows(op)
     return clip_of_all(op, image, text, logit_scale, logit_bias, normalize, group, ids, label_smoothing)
 
 
@@ -113,7 +125,7 @@ def siglip_loss(
     check_choice(op, "weighting", weighting, ("none", "balanced"))
     if image_id is None and text_id is not None:
         raise ValueError(f"{op}: text_id was given without image_id")
-    local_rows(op)
+    warn_local_rows(op)
     x, y = paired(op, image, text, normalize)[:2] if normalize else (image, text)
     x_id = arange_ids(x) if image_id is None else image_id
     y_id = x_id if text_id is None else text_id

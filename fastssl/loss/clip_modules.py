@@ -12,8 +12,10 @@ from fastssl.checks import check_choice, check_number, check_views, check_whole,
 from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 
-from ._common import arange_ids, dot_rows, lse_of, softplus, unit_rows
 from .clip import clip_loss, clip_of_all, siglip_loss
+from .parts.dot_products import dot_rows, unit_rows
+from .parts.ids import arange_ids
+from .parts.reductions import lse_of, softplus
 
 EXCHANGES = ("bidir", "shift", "reduce", "gather")
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fastssl.checks import FLOATS, check_choice, check_number, check_views, check_whole
 from fastssl.ops.normalize import normalize_pair
 
-from ._common import enter, reduce_rows
+from .parts.arguments import enter
+from .parts.reductions import reduce_rows
 
 
 def _cosine(op: str, p: Tensor, z: Tensor, reduction: str) -> Tensor:

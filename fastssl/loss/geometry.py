@@ -3,10 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_choice, check_matrix, check_number, check_scalar, check_views
+from fastssl.checks import accumulator_dtype, check_choice, check_matrix, check_number, check_scalar, check_views
 
-from ._common import accumulator_dtype, arange_ids, dot_rows, enter, local_rows, log_of, lse_of, reduce_rows, scalar, softplus
-from ._rows import check_labelled, distance_rows, map_labelled, masked_lse, midst, row_distance
+from .parts.arguments import enter, scalar
+from .parts.distances import check_labelled, distance_rows, map_labelled, masked_lse, midst, row_distance
+from .parts.dot_products import dot_rows
+from .parts.ids import arange_ids
+from .parts.local_rows import warn_local_rows
+from .parts.reductions import log_of, lse_of, reduce_rows, softplus
 
 _ROWS = ("mean", "sum", "none")
 
@@ -45,7 +49,7 @@ def soft_nearest_neighbor(
     check_choice(op, "reduction", reduction, _ROWS)
     check_labelled(op, features, labels, distance)
     check_scalar(op, "temperature", temperature, features, zero=False)
-    local_rows(op)
+    warn_local_rows(op)
     temperature = scalar(temperature, features)
     learned = isinstance(temperature, Tensor)
 
@@ -109,7 +113,7 @@ def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
     n = x.shape[0]
     if n < 2:
         raise ValueError(f"{op}: x must have at least 2 rows, since one row makes no pair, got shape {tuple(x.shape)}")
-    local_rows(op)
+    warn_local_rows(op)
     t, wide = scalar(t, x), x.to(accumulator_dtype(x))
     wide = wide - midst(wide.detach())
     bias = -t * dot_rows(wide, wide)

@@ -15,7 +15,11 @@ from torch import Tensor
 
 from fastssl.checks import check_choice, check_flag, check_number, check_scalar, check_views
 
-from ._common import arange_ids, enter, local_rows, log_of, lse_of, paired, reduce_rows, scalar, softplus
+from .parts.arguments import enter, scalar
+from .parts.dot_products import paired
+from .parts.ids import arange_ids
+from .parts.local_rows import warn_local_rows
+from .parts.reductions import log_of, lse_of, reduce_rows, softplus
 
 
 def _log_debiased(log_sum: Tensor, positive: Tensor, count: int, tau_plus, scale) -> Tensor:
@@ -82,7 +86,7 @@ def _corrected(op, z0, z1, temperature, tau_plus, beta, normalize, reduction) ->
         raise ValueError(f"{op}: z0 must have at least 2 rows, since one pair has no negatives, got shape {tuple(z0.shape)}")
     if not isinstance(temperature, Tensor):
         check_scalar(op, "beta, in (1 + beta) / temperature,", (1.0 + beta) / temperature, z0)
-    local_rows(op)
+    warn_local_rows(op)
     a, b, dot = paired(op, z0, z1, normalize)
     z, pair = torch.cat([a, b]), arange_ids(z0).repeat(2)
     scale, count = 1.0 / scalar(temperature, z0), 2 * len(z0) - 2

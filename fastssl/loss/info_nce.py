@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastssl.checks import (
     INTEGERS,
+    accumulator_dtype,
     check_choice,
     check_dense,
     check_flag,
@@ -23,27 +24,12 @@ from fastssl.checks import (
 from fastssl.ops.similarity import similarity_lse_rank
 from fastssl.ops.similarity_cross import similarity_cross
 
-from ._common import (
-    RowStats,
-    accumulator_dtype,
-    arange_ids,
-    class_sums,
-    compact_ids,
-    dot_rows,
-    dot_sum,
-    enter,
-    local_rows,
-    paired,
-    positive_loss,
-    rank_bar,
-    reduce_rows,
-    refuse_group,
-    row_stats,
-    scalar,
-    softplus,
-    unit_rows,
-)
-from ._rows import matmul
+from .parts.arguments import enter, refuse_group, scalar
+from .parts.dot_products import dot_rows, dot_sum, matmul, paired, unit_rows
+from .parts.ids import arange_ids, class_sums, compact_ids
+from .parts.local_rows import warn_local_rows
+from .parts.reductions import positive_loss, reduce_rows, softplus
+from .parts.row_stats import RowStats, rank_bar, row_stats
 
 
 def _excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
@@ -165,7 +151,7 @@ def info_nce(
     if hard_negative_weight and (hard_negative_keys is None or len(hard_negative_keys) != len(query) or ids is not None):
         raise ValueError(f"{op}: hard_negative_weight needs one hard negative for each query (M = N) and no ids")
     if negative_keys is None:
-        local_rows(op)
+        warn_local_rows(op)
     scale = 1.0 / scalar(temperature, query)
     query, key, dot = paired(op, query, positive_key, normalize)
     extra = negative_keys if hard_negative_keys is None else hard_negative_keys

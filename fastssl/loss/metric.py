@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from fastssl.checks import INTEGERS, check_choice, check_dense, check_flag, check_number, check_vector, check_views
 
-from ._common import enter, local_rows, reduce_rows, scalar, softplus
-from ._rows import DISTANCES, check_labelled, distance_rows, map_labelled, masked_lse, row_distance
+from .parts.arguments import enter, scalar
+from .parts.distances import DISTANCES, check_labelled, distance_rows, map_labelled, masked_lse, row_distance
+from .parts.local_rows import warn_local_rows
+from .parts.reductions import reduce_rows, softplus
 
 _ROWS = ("mean", "sum", "none")
 _BATCH = ("nonzero", "mean", "sum")
@@ -81,7 +83,7 @@ def contrastive_pairs(
     check_labelled(op, features, labels, distance)
     check_number(op, "pos_margin", pos_margin, 0.0)
     check_number(op, "neg_margin", neg_margin, 0.0)
-    local_rows(op)
+    warn_local_rows(op)
     pos_margin, neg_margin = scalar(pos_margin, features), scalar(neg_margin, features)
 
     def rows(d, same, other):
@@ -220,7 +222,7 @@ def triplet_batch(
     check_choice(op, "reduction", reduction, _BATCH)
     check_labelled(op, features, labels, distance)
     margin = _margin(op, margin, soft, features)
-    local_rows(op)
+    warn_local_rows(op)
 
     def rows(d, same, other):
         if mining == "hard":
@@ -253,7 +255,7 @@ def lifted_structured(features: Tensor, labels: Tensor, margin: float = 1.0) -> 
     (features,) = enter(op, features)
     check_labelled(op, features, labels, "euclidean")
     check_number(op, "margin", margin, 0.0)
-    local_rows(op)
+    warn_local_rows(op)
     margin = scalar(margin, features)
 
     def negatives(d, same, other):

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from fastssl.checks import check_choice, check_data, check_flag, check_matrix, check_scalar, check_views
 from fastssl.ops.similarity import similarity_lse_rank
 
-from ._common import RowStats, dot_rows, dot_sum, enter, local_rows, paired, positive_loss, rank_bar, row_stats, scalar, softplus
 from .info_nce import batch_lse
+from .parts.arguments import enter, scalar
+from .parts.dot_products import dot_rows, dot_sum, paired
+from .parts.local_rows import warn_local_rows
+from .parts.reductions import positive_loss, softplus
+from .parts.row_stats import RowStats, rank_bar, row_stats
 
 
 def moco_loss(
@@ -98,7 +102,7 @@ def moco_v3_loss(query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, 
     check_views(op, ("query", "key"), query, key)
     check_scalar(op, "temperature", temperature, query, zero=False)
     check_flag(op, "normalize", normalize)
-    local_rows(op)
+    warn_local_rows(op)
     temperature = scalar(temperature, query)
     q, k, dot = paired(op, query, key.detach(), normalize)
     lse, _ = batch_lse(op, q, k, 1.0 / temperature)

@@ -19,9 +19,13 @@ from fastssl.distributed import gather_rows_with_grad, world_size
 from fastssl.momentum.queue import MemoryBank
 from fastssl.ops.normalize import normalize_pair
 
-from ._common import arange_ids, dot_rows, enter, local_rows, lse_of, positive_loss, reduce_rows, refuse_group, scalar
-from ._pair import pair_loss
 from .moco import moco_loss
+from .nt_xent_node import pair_loss
+from .parts.arguments import enter, refuse_group, scalar
+from .parts.dot_products import dot_rows
+from .parts.ids import arange_ids
+from .parts.local_rows import warn_local_rows
+from .parts.reductions import lse_of, positive_loss, reduce_rows
 
 
 def _checked_pair(
@@ -44,7 +48,7 @@ def _pair_terms(
     With ``gather`` the rows of all processes, which must bring as many, are columns too.
     """
     if not gather:
-        local_rows(op)
+        warn_local_rows(op)
     if normalize:
         z, dot = normalize_pair(z0, z1, op=op)
     else:
@@ -102,7 +106,7 @@ def _reduced(op: str, z0: Tensor, z1: Tensor, temperature, reduction: str, gathe
         _, lse, dot, scale = _pair_terms(op, z0, z1, temperature, gather=gather)
         return positive_loss(op, lse, dot, scale, reduction)
     if not gather:
-        local_rows(op)
+        warn_local_rows(op)
     return pair_loss(op, z0, z1, 1.0 / float(temperature), reduction == "mean")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastssl.checks import (
     FLOATS,
     INTEGERS,
+    accumulator_dtype,
     check_choice,
     check_data,
     check_dense,
@@ -28,8 +29,12 @@ from fastssl.checks import (
     savable,
 )
 
-from ._common import accumulator_dtype, arange_ids, dot_rows, enter, local_rows, log_of, lse_of, reduce_rows, scalar, softplus
-from ._rows import map_rows, matmul
+from .parts.arguments import enter, scalar
+from .parts.dot_products import dot_rows, matmul
+from .parts.ids import arange_ids
+from .parts.local_rows import warn_local_rows
+from .parts.reductions import log_of, lse_of, reduce_rows, softplus
+from .parts.row_blocks import map_rows
 
 _ROWS = ("mean", "sum", "none")
 
@@ -57,7 +62,7 @@ def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: 
     check_choice(op, "reduction", reduction, _ROWS)
     check_views(op, ("anchor", "positive"), anchor, positive)
     check_number(op, "l2_reg", l2_reg, 0.0)
-    local_rows(op)
+    warn_local_rows(op)
     ids = arange_ids(anchor)
     lse = lse_of(op, anchor, positive, x_id=ids, y_id=ids)
     loss = softplus(lse - dot_rows(anchor, positive))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastssl.checks import (
     FLOATS,
     INTEGERS,
+    accumulator_dtype,
     check_choice,
     check_dense,
     check_flag,
@@ -23,24 +24,11 @@ from fastssl.checks import (
     savable,
 )
 
-from ._common import (
-    accumulator_dtype,
-    arange_ids,
-    class_sums,
-    compact_ids,
-    dot_rows,
-    enter,
-    local_rows,
-    lse_of,
-    paired,
-    positive_loss,
-    reduce_rows,
-    refuse_group,
-    scalar,
-    softplus,
-    unit_rows,
-)
-from ._rows import matmul
+from .parts.arguments import enter, refuse_group, scalar
+from .parts.dot_products import dot_rows, matmul, paired, unit_rows
+from .parts.ids import arange_ids, class_sums, compact_ids
+from .parts.local_rows import warn_local_rows
+from .parts.reductions import lse_of, positive_loss, reduce_rows, softplus
 
 _OP = "sup_con"
 
@@ -192,7 +180,7 @@ def sup_con(
     check_choice(_OP, "contrast_mode", contrast_mode, ("all", "one"))
     check_choice(_OP, "reduction", reduction, ("mean", "sum", "none"))
     refuse_group(_OP, group)
-    local_rows(_OP)
+    warn_local_rows(_OP)
     features = features.flatten(2)
     temperature = scalar(temperature, features)
     factor = 1.0 if base_temperature is None else temperature / scalar(base_temperature, features)

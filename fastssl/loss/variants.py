@@ -18,7 +18,8 @@ from fastssl.checks import (
     widest,
 )
 
-from ._common import in_given_dtype, scalar
+from .parts.arguments import scalar
+from .parts.dot_products import in_given_dtype
 
 BLOCK_ELEMENTS = 1 << 22  # similarities held at once: 16 MiB of float32
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from fastssl.checks import INTEGERS, check_number, check_vector, check_whole, readable
 from fastssl.distributed.gather import gather_rows
 from fastssl.functional import similarity_lse
-from fastssl.loss._common import arange_ids, class_sums, compact_ids, dot_rows, softplus
+from fastssl.loss.parts.dot_products import dot_rows
+from fastssl.loss.parts.ids import arange_ids, class_sums, compact_ids
+from fastssl.loss.parts.reductions import softplus
 
 from ._common import ImageMethod, check_batch, check_widths, random_unit_rows
 from ._recompute import once, recomputing

@@ -6,36 +6,13 @@
 A small batch is bound by the host, and three nodes with their checks took it longer than these six ops do.
 """
 
-import functools
-
 import torch
 from torch import Tensor
 
 from fastssl.ops import normalize, similarity, softplus_sum
 from fastssl.ops._register import distinct, first_derivative_only
 
-from ._common import arange_ids
-
-
-@functools.lru_cache(maxsize=16)
-def _ids(count: int, device: torch.device, stream: int) -> Tensor:
-    """0 .. count - 1 twice, int32; of each stream its own, on which it is ready."""
-    return torch.arange(count, dtype=torch.int32, device=device).repeat(2)
-
-
-def pair_ids(x: Tensor) -> Tensor:
-    """x (B, D) -> 0 .. B - 1 twice, (2B,) int32: the two views of a picture have one id. The same tensor for the same batch size.
-
-    A graph that is captured makes its own, which belong to its memory; so does whatever is traced, fake or in inference mode.
-    """
-    plain = type(x) in (Tensor, torch.nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0
-    if not plain or torch.is_inference_mode_enabled():
-        return arange_ids(x).repeat(2)
-    if x.device.type != "cuda":
-        return _ids(len(x), x.device, 0)
-    if torch.cuda.is_current_stream_capturing():
-        return arange_ids(x).repeat(2)
-    return _ids(len(x), x.device, torch.cuda.current_stream(x.device).cuda_stream)
+from .parts.ids import pair_ids
 
 
 class _PairLoss(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""What several losses share, one subject a file: arguments, ids, inner products, reductions, row statistics, blocks of rows."""

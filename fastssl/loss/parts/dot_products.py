@@ -1,0 +1,61 @@
+"""Unit rows, and inner products of rows that need no N x M sweep."""
+
+import torch
+from torch import Tensor
+
+from fastssl.checks import accumulator_dtype
+from fastssl.ops.normalize import EPS, normalize_pair
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """x (..., D) to unit length along D, computed in ``accumulator_dtype``, in the dtype of x."""
+    wide = x.to(accumulator_dtype(x))
+    return (wide / wide.norm(dim=-1, keepdim=True).clamp_min(EPS)).to(x.dtype)
+
+
+def dot_rows(a: Tensor, b: Tensor) -> Tensor:
+    """<a_i, b_i>, a and b (N, D) -> (N,) in ``accumulator_dtype``."""
+    wide = accumulator_dtype(a)
+    return (a.to(wide) * b.to(wide)).sum(1)
+
+
+def dot_sum(rows: Tensor, keys: Tensor) -> Tensor:
+    """sum_j <rows_i, keys_j>, rows (N, D), keys (M, D) -> (N,) in ``accumulator_dtype``: linear, so O((N + M) D)."""
+    wide = accumulator_dtype(rows)
+    return (rows.to(wide) * keys.sum(0, dtype=wide)).sum(1)
+
+
+def paired(op: str, a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """a, b (N, D), of unit length if ``normalize``, and their dots (N,). A constant side stays one."""
+    if not normalize:
+        return a, b, dot_rows(a, b)
+    z, dot = normalize_pair(a, b, op=op)
+    x, y = z[: len(a)], z[len(a) :]
+    return x if a.requires_grad else x.detach(), y if b.requires_grad else y.detach(), dot
+
+
+def in_given_dtype(x: Tensor):
+    """Context in which autocast leaves matrix products alone."""
+    kind = "cpu" if x.device.type == "meta" else x.device.type  # which has no autocast to leave
+    return torch.autocast(kind, enabled=False)
+
+
+class _Matmul(torch.autograd.Function):
+    """a @ b in the dtype given, also in a backward run under autocast."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        with in_given_dtype(a):
+            return a @ b
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved_tensors
+        with in_given_dtype(a):
+            da = grad @ b.mT if ctx.needs_input_grad[0] else None
+            return da, (a.mT @ grad if ctx.needs_input_grad[1] else None)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    return _Matmul.apply(a, b)

@@ -1,0 +1,33 @@
+"""The warning of a loss that contrasts only the rows of its own process, where several processes train together."""
+
+import warnings
+
+from fastssl.distributed.gather import world_size
+
+
+class LocalRowsWarning(UserWarning):
+    """Several processes train together, and a loss contrasts only the rows of its own process."""
+
+
+_WARNED: set[str] = set()
+
+
+def warn_local_rows(op: str) -> None:
+    """Says once for each function, in each process, that its negatives are those of one process of several."""
+    world = world_size()
+    if world == 1 or op in _WARNED:
+        return
+    _WARNED.add(op)
+    warnings.warn(
+        f"{op}: {world} processes train together, and this loss contrasts the rows of its own process only. For all rows, join "
+        f"those of the processes first (fastssl.distributed.gather_rows_with_grad; 'Several processes' in docs/losses.md, of a "
+        f"method in docs/methods.md). If they are joined or meant to be local: "
+        f"warnings.simplefilter('ignore', fastssl.LocalRowsWarning)",
+        LocalRowsWarning,
+        stacklevel=3,
+    )
+
+
+# What ``torch.compiler.assume_constant_result`` sets: a traced call warns once and leaves nothing in the graph. The function itself
+# would import dynamo.
+setattr(warn_local_rows, "_dynamo_marked_constant", True)  # noqa: B010

@@ -1,0 +1,40 @@
+"""Log-sum-exp, softplus, and the mean or the sum over rows: how similarities become a loss."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.checks import accumulator_dtype
+from fastssl.ops.similarity import similarity_lse_rank
+from fastssl.ops.softplus_sum import softplus_sum
+
+
+def reduce_rows(loss: Tensor, reduction: str) -> Tensor:
+    return loss.flatten() if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x); torch's default threshold of 20 is wrong in the tenth digit of a float64."""
+    return nn.functional.softplus(x, threshold=40.0)
+
+
+def positive_loss(op: str, lse: Tensor, dot: Tensor, scale: float | Tensor, reduction: str) -> Tensor:
+    """softplus(lse_i - scale dot_(i mod P)), reduced: lse (N,) over the negatives, dot (P,) of the positives, N a multiple of P."""
+    if reduction == "none":
+        return softplus(lse.view(-1, len(dot)) - scale * dot).flatten()
+    if isinstance(scale, Tensor):
+        dot, scale = (scale * dot).to(lse.dtype), 1.0
+    return softplus_sum(lse, dot, scale, reduction == "mean", op)
+
+
+def lse_of(op: str, x: Tensor, y: Tensor, **options) -> Tensor:
+    """``similarity_lse`` of checked sides, which names ``op``."""
+    return similarity_lse_rank(x, y, op=op, **options)[0]
+
+
+def log_of(count: int, like: Tensor) -> float | Tensor:
+    """log count of a number of rows; in a graph, where ``math.log`` would make it a constant, a tensor ()."""
+    if not torch.compiler.is_compiling():
+        return math.log(count)
+    return like.new_full((), count, dtype=accumulator_dtype(like)).log()
