@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .checks import check_dense, check_whole
 
+__all__ = ["GraphedStep", "capture_step", "record"]
+
 _OP = "capture_step"
 _WHY = (
     "Nothing in it may wait for the GPU (.item(), .cpu(), print of a tensor, a branch on its value, a copy from memory that is not "

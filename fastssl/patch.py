@@ -14,6 +14,8 @@ import operator
 import sys
 from types import FunctionType, ModuleType
 
+__all__ = ["Patch", "patch"]
+
 #: library -> its module -> names there, each with a drop-in of the same name in ``fastssl.compat``.
 NAMES = {
     "lightly": {

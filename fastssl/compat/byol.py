@@ -4,6 +4,8 @@ from torch import Tensor, nn
 
 from ._common import average_parameters, check_share
 
+__all__ = ["EMA", "update_moving_average"]
+
 
 class EMA:
     """Holds ``beta``, the share that is kept, in [0, 1]."""

@@ -9,6 +9,8 @@ from fastssl.checks import check_number, check_whole
 
 from ._common import average_parameters
 
+__all__ = ["cosine_scheduler", "update_teacher"]
+
 
 def update_teacher(student: nn.Module, teacher: nn.Module, m: float) -> None:
     """teacher <- m teacher + (1 - m) student for all parameters in one launch, in place; buffers stay. m in [0, 1].

@@ -17,6 +17,8 @@ from fastssl.ops.mask_ids import mask_ids
 from fastssl.ops.patch_loss import masked_patch_loss
 from fastssl.ops.restore_tokens import restore_tokens
 
+__all__ = ["forward_decoder", "forward_encoder", "forward_loss", "patchify", "random_masking", "unpatchify"]
+
 
 def random_masking(self, x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
     """x (N, L, D) -> kept tokens (N, K, D), mask (N, L) float32, 1 = removed, ids_restore (N, L) int64.

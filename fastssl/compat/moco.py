@@ -18,6 +18,8 @@ from fastssl.ops.queue import queue_push_
 
 from ._common import average_parameters, check_share, copy_parameters
 
+__all__ = ["MoCo", "concat_all_gather"]
+
 _OP = "MoCo"
 
 

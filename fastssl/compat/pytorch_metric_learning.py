@@ -17,6 +17,8 @@ from fastssl.loss.parts.ids import arange_ids, compact_ids
 from fastssl.loss.parts.reductions import softplus
 from fastssl.ops.similarity import similarity_lse
 
+__all__ = ["NTXentLoss", "SupConLoss"]
+
 BLOCK_ELEMENTS = 1 << 24  # comparisons of labels held at once, a byte each
 
 

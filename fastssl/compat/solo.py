@@ -26,6 +26,19 @@ from ._common import average_parameters, check_share, copy_parameters
 from ._lars import Lars
 from .mae import patch_loss
 
+__all__ = [
+    "LARS",
+    "MomentumUpdater",
+    "byol_loss_func",
+    "initialize_momentum_params",
+    "mae_loss_func",
+    "mocov2plus_loss_func",
+    "mocov3_loss_func",
+    "nnclr_loss_func",
+    "simclr_loss_func",
+    "simsiam_loss_func",
+]
+
 _NETS = ("online_net", "momentum_net")
 
 

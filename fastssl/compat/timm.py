@@ -10,6 +10,8 @@ from fastssl.momentum._tensors import average_lists, check_match, check_module
 
 from ._common import SHARE, check_share
 
+__all__ = ["ModelEmaV3"]
+
 _OP = "ModelEmaV3"
 _NAMES = ("module", "model", SHARE)
 

@@ -22,6 +22,8 @@ from fastssl.ops.restore_tokens import restore_tokens
 
 from .mae import embed_kept, patch_loss, plain_projection, prepend, unwatched, uses
 
+__all__ = ["decoder_forward", "embeddings_forward", "forward", "forward_loss", "random_masking"]
+
 
 def random_masking(self, sequence: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """sequence (N, L, D), noise (N, L) -> kept tokens (N, K, D), mask (N, L) float32, 1 = removed, ids_restore (N, L) int64.

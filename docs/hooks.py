@@ -1,0 +1,71 @@
+"""Hooks of mkdocs: the pages that stand outside docs/, and links that are right on GitHub and on the site.
+
+README.md is the site's start page, and CONTRIBUTING.md and CHANGELOG.md are pages too. GitHub shows the same files at the root of
+the repository, so that their links begin there (``docs/losses.md``). On the site each link leads to the page of the file that it
+names. A file of the repository that is no page has no address on the site: its link becomes plain text there. A link to a file
+that does not exist is a warning, at which ``mkdocs build --strict`` fails.
+"""
+
+import logging
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+log = logging.getLogger("mkdocs.hooks")
+ROOT = Path(__file__).resolve().parent.parent
+#: files at the root of the repository -> pages of the site
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?P<before>!?\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\()(?P<target>[^()\s]+)(?P<after>(?: \"[^\"]*\")?\))")
+HTML = re.compile(r"(?P<before>\b(?:src|href|srcset)=\")(?P<target>[^\"]+)(?P<after>\")")
+
+
+def on_files(files, config):
+    """Adds the pages that stand at the root of the repository."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text()))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Rewrites the links of a page, but for those inside blocks of code."""
+    place = _source(page.file.src_uri)
+
+    def inline(match):
+        target = _target(match["target"], place, page.file.src_uri)
+        return match["text"] if target is None else match["before"] + target + match["after"]
+
+    def html(match):
+        target = _target(match["target"], place, page.file.src_uri)
+        return match["before"] + (match["target"] if target is None else target) + match["after"]
+
+    out, end = [], 0
+    for block in FENCE.finditer(markdown):
+        out += [HTML.sub(html, LINK.sub(inline, markdown[end : block.start()])), block[0]]
+        end = block.end()
+    return "".join(out) + HTML.sub(html, LINK.sub(inline, markdown[end:]))
+
+
+def _source(page: str) -> str:
+    """The file of the repository that a page of the site is made from."""
+    return next((source for source, at in PAGES.items() if at == page), f"docs/{page}")
+
+
+def _target(link: str, source: str, page: str) -> str | None:
+    """A link of ``source`` as its page needs it; None where the file it names is no page."""
+    if link.startswith(("#", "/")) or re.match(r"[a-z]+:", link):
+        return link
+    path, _, anchor = link.partition("#")
+    named = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+    if not (ROOT / named).exists():
+        log.warning("%s links to %s, which does not exist", source, link)
+        return None
+    if named in PAGES:
+        at = PAGES[named]
+    elif named.startswith("docs/"):
+        at = named.removeprefix("docs/")
+    else:
+        return None
+    return posixpath.relpath(at, posixpath.dirname(page) or ".") + ("#" + anchor if anchor else "")
