@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Test processes side by side; one thread each, since OpenMP threads that wait for each other's cores cost minutes.
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
-.PHONY: demo test races bench lint setup clean
+.PHONY: demo test races bench docs lint setup clean
 
 demo: .venv/.train
 	$(BIN)/fastssl train simclr --out runs/demo $(DEMO)
@@ -19,6 +19,10 @@ races: .venv-races/.ready
 
 bench: .venv/.dev
 	$(BIN)/fastssl bench $(BENCH)
+
+# The documentation site, in build/site. A broken link, or an argument that a docstring names and the function lacks, fails.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*')
@@ -46,6 +50,10 @@ setup: .venv/.dev
 .venv/.dev: .venv/.train requirements/dev.txt requirements/peers.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/peers.txt
+	touch $@
+
+.venv/.docs: requirements/docs.txt requirements/dev.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt $$(grep -h '^ruff==' requirements/dev.txt)
 	touch $@
 
 .venv-races/.ready: requirements/races.txt requirements/base.txt requirements/dev.txt

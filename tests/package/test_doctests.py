@@ -1,0 +1,227 @@
+"""The examples in the docstrings of public functions and classes run and print what they say; each public name has one."""
+
+import ast
+import doctest
+import importlib
+import re
+
+import pytest
+import torch
+
+from tests.support.public_names import home, public_names
+
+#: Public names without an example, and why.
+WITHOUT = {
+    "fastssl.compat.transformers": "methods of ViTMAE's classes: docs/compat.md shows them under fastssl.patch",
+}
+#: Public names whose example is still to be written.
+NOT_YET = {
+    "fastssl.compat.byol.EMA",
+    "fastssl.compat.byol.update_moving_average",
+    "fastssl.compat.dino.cosine_scheduler",
+    "fastssl.compat.dino.update_teacher",
+    "fastssl.compat.info_nce.InfoNCE",
+    "fastssl.compat.lightly.LARS",
+    "fastssl.compat.lightly.MemoryBankModule",
+    "fastssl.compat.lightly.NNMemoryBankModule",
+    "fastssl.compat.lightly.cosine_schedule",
+    "fastssl.compat.lightly.get_at_index",
+    "fastssl.compat.lightly.mask_at_index",
+    "fastssl.compat.lightly.mask_bool",
+    "fastssl.compat.lightly.normalize_mean_var",
+    "fastssl.compat.lightly.patchify",
+    "fastssl.compat.lightly.random_token_mask",
+    "fastssl.compat.lightly.repeat_token",
+    "fastssl.compat.lightly.set_at_index",
+    "fastssl.compat.lightly.unpatchify",
+    "fastssl.compat.lightly.update_momentum",
+    "fastssl.compat.lightly.vit_preprocess",
+    "fastssl.compat.mae.forward_decoder",
+    "fastssl.compat.mae.forward_encoder",
+    "fastssl.compat.mae.forward_loss",
+    "fastssl.compat.mae.patchify",
+    "fastssl.compat.mae.random_masking",
+    "fastssl.compat.mae.unpatchify",
+    "fastssl.compat.moco.MoCo",
+    "fastssl.compat.moco.concat_all_gather",
+    "fastssl.compat.pytorch_metric_learning.NTXentLoss",
+    "fastssl.compat.pytorch_metric_learning.SupConLoss",
+    "fastssl.compat.solo.LARS",
+    "fastssl.compat.solo.MomentumUpdater",
+    "fastssl.compat.solo.byol_loss_func",
+    "fastssl.compat.solo.initialize_momentum_params",
+    "fastssl.compat.solo.mae_loss_func",
+    "fastssl.compat.solo.mocov2plus_loss_func",
+    "fastssl.compat.solo.mocov3_loss_func",
+    "fastssl.compat.solo.nnclr_loss_func",
+    "fastssl.compat.solo.simclr_loss_func",
+    "fastssl.compat.solo.simsiam_loss_func",
+    "fastssl.compat.timm.ModelEmaV3",
+    "fastssl.distributed.gather_rows",
+    "fastssl.distributed.gather_rows_with_grad",
+    "fastssl.distributed.world_size",
+    "fastssl.functional.RowStats",
+    "fastssl.functional.adamw_",
+    "fastssl.functional.alignment",
+    "fastssl.functional.block_mask",
+    "fastssl.functional.byol_loss",
+    "fastssl.functional.clip_loss",
+    "fastssl.functional.contrastive",
+    "fastssl.functional.contrastive_pairs",
+    "fastssl.functional.corrupt_spans",
+    "fastssl.functional.dcl",
+    "fastssl.functional.debiased_nt_xent",
+    "fastssl.functional.ema_update_",
+    "fastssl.functional.embed_visible",
+    "fastssl.functional.gather_tokens",
+    "fastssl.functional.grid_mask",
+    "fastssl.functional.hard_nt_xent",
+    "fastssl.functional.info_nce",
+    "fastssl.functional.lars_",
+    "fastssl.functional.lifted_structured",
+    "fastssl.functional.mask_ids",
+    "fastssl.functional.mask_tokens",
+    "fastssl.functional.masked_patch_loss",
+    "fastssl.functional.matryoshka",
+    "fastssl.functional.moco_loss",
+    "fastssl.functional.moco_v3_loss",
+    "fastssl.functional.multi_block_mask",
+    "fastssl.functional.n_pair",
+    "fastssl.functional.nce",
+    "fastssl.functional.nce_log_z",
+    "fastssl.functional.nearest_neighbor",
+    "fastssl.functional.negative_cosine",
+    "fastssl.functional.negative_sampling",
+    "fastssl.functional.nt_xent",
+    "fastssl.functional.num_kept",
+    "fastssl.functional.patchify",
+    "fastssl.functional.queue_push_",
+    "fastssl.functional.random_masking",
+    "fastssl.functional.random_token_mask",
+    "fastssl.functional.restore_tokens",
+    "fastssl.functional.siglip_loss",
+    "fastssl.functional.similarity_lse",
+    "fastssl.functional.soft_nearest_neighbor",
+    "fastssl.functional.span_lengths",
+    "fastssl.functional.span_mask",
+    "fastssl.functional.sup_con",
+    "fastssl.functional.triplet",
+    "fastssl.functional.triplet_batch",
+    "fastssl.functional.tube_mask",
+    "fastssl.functional.uniformity",
+    "fastssl.functional.unpatchify",
+    "fastssl.graphs.GraphedStep",
+    "fastssl.graphs.capture_step",
+    "fastssl.graphs.record",
+    "fastssl.loss.BYOLLoss",
+    "fastssl.loss.ClipLoss",
+    "fastssl.loss.ContrastivePairsLoss",
+    "fastssl.loss.DCLLoss",
+    "fastssl.loss.DCLWLoss",
+    "fastssl.loss.InfoNCELoss",
+    "fastssl.loss.LiftedStructuredLoss",
+    "fastssl.loss.LocalRowsWarning",
+    "fastssl.loss.MAELoss",
+    "fastssl.loss.MoCoLoss",
+    "fastssl.loss.NPairLoss",
+    "fastssl.loss.NTXentLoss",
+    "fastssl.loss.NegativeCosineSimilarity",
+    "fastssl.loss.SigLipLoss",
+    "fastssl.loss.SoftNearestNeighborLoss",
+    "fastssl.loss.SupConLoss",
+    "fastssl.loss.TripletLoss",
+    "fastssl.masking.ContextAndTargets",
+    "fastssl.masking.MaskIds",
+    "fastssl.methods.BERT",
+    "fastssl.methods.BYOL",
+    "fastssl.methods.CLIP",
+    "fastssl.methods.CMC",
+    "fastssl.methods.CPC",
+    "fastssl.methods.Inpainting",
+    "fastssl.methods.InstDisc",
+    "fastssl.methods.MAE",
+    "fastssl.methods.MeanTeacher",
+    "fastssl.methods.MoCo",
+    "fastssl.methods.MoCoV3",
+    "fastssl.methods.NNCLR",
+    "fastssl.methods.SigLIP",
+    "fastssl.methods.SimCLR",
+    "fastssl.methods.SimCSE",
+    "fastssl.methods.SimMIM",
+    "fastssl.methods.SimSiam",
+    "fastssl.methods.SupCon",
+    "fastssl.methods.VisionTransformer",
+    "fastssl.methods.return_dict",
+    "fastssl.momentum.EMA",
+    "fastssl.momentum.MemoryBank",
+    "fastssl.momentum.MoCoQueue",
+    "fastssl.momentum.cosine_schedule",
+    "fastssl.momentum.get_ema_multi_avg_fn",
+    "fastssl.momentum.linear_schedule",
+    "fastssl.momentum.update_momentum",
+    "fastssl.momentum.warmup_schedule",
+    "fastssl.optim.AdamW",
+    "fastssl.optim.LARS",
+    "fastssl.patch.Patch",
+    "fastssl.patch.patch",
+}
+
+
+def definitions() -> dict[str, tuple[str, ast.AST]]:
+    """Each public name -> where it is defined, and the node there; of several names of one thing the first alone."""
+    found = {}
+    for name, at in public_names().items():
+        if at not in [where for where, _ in found.values()]:
+            found[name] = home(*name.rsplit(".", 1))
+    return found
+
+
+def docstrings(name: str, node: ast.AST) -> dict[str, str]:
+    """The docstrings of a function, or of a class and its methods, that have an example."""
+    inner = (
+        [child for child in getattr(node, "body", ()) if isinstance(child, ast.FunctionDef)]
+        if isinstance(node, ast.ClassDef)
+        else []
+    )
+    found = {name: ast.get_docstring(node)} | {f"{name}.{child.name}": ast.get_docstring(child) for child in inner}
+    return {at: text for at, text in found.items() if text and ">>>" in text}
+
+
+EXAMPLES = {at: text for name, node in definitions().values() for at, text in docstrings(name, node).items()}
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_example_prints_what_it_says(name):
+    """It runs with the names of the module that it stands in, as ``python -m doctest`` does it, and with torch."""
+    parts = name.split(".")
+    module = next(".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if _is_module(".".join(parts[:n])))
+    names = {"torch": torch} | vars(importlib.import_module(module))
+    test = doctest.DocTestParser().get_doctest(EXAMPLES[name], names, name, module, 0)
+    out = []
+    torch.manual_seed(0)
+    failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=out.append).failed
+    assert not failed, "".join(out)
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_example_stands_under_the_heading_that_the_site_knows(name):
+    """``>>>`` outside the section ``Examples:`` becomes a quotation on the site."""
+    heading = None
+    for line in EXAMPLES[name].split("\n"):
+        if re.match(r"\S", line):
+            heading = line
+        assert ">>>" not in line or heading == "Examples:", f"{name}: {line.strip()!r} stands under {heading!r}, not 'Examples:'"
+
+
+def test_every_public_name_has_an_example():
+    missing = {name for name, (at, node) in definitions().items() if not docstrings(at, node)}
+    missing = {name for name in missing if not any(name == known or name.startswith(known + ".") for known in WITHOUT)}
+    assert missing <= NOT_YET, f"no example (Examples: with >>>) in the docstring of {sorted(missing - NOT_YET)}"
+
+
+def _is_module(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return False
+    return True

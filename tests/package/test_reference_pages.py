@@ -1,0 +1,41 @@
+"""The API reference (docs/api) has each public name exactly once."""
+
+import re
+from collections import defaultdict
+
+import pytest
+
+from tests.support.public_names import ROOT, all_of, home, public_modules, public_names
+
+DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
+PAGES = sorted((ROOT / "docs/api").glob("*.md"))
+
+
+def described() -> dict[str, list[str]]:
+    """Where a name is defined -> the pages that describe it, once for each time."""
+    pages = defaultdict(list)
+    for page in PAGES:
+        for name in DIRECTIVE.findall(page.read_text()):
+            module, _, last = name.rpartition(".")
+            found = home(module, last)
+            assert found, f"{page.name}: {name} is no function and no class of fastssl"
+            pages[found[0]].append(page.name)
+    return pages
+
+
+def test_the_api_reference_describes_each_public_name_once():
+    pages = described()
+    public = public_names()
+    missing = sorted(name for name, at in public.items() if at not in pages)
+    assert not missing, f"no page in docs/api describes {missing}"
+    twice = {name: where for name, where in pages.items() if len(where) > 1}
+    assert not twice, f"described more than once: {twice}"
+
+
+@pytest.mark.parametrize("module", [name for name in public_modules() if ".compat." in name])
+def test_the_page_of_the_drop_ins_names_each_of_them(module):
+    """A drop-in that is a function of fastssl under another name is described with that function and only named here."""
+    sections = (ROOT / "docs/api/compat.md").read_text().split("\n## ")
+    section = next(text for text in sections if f"`{module}`" in text.partition("\n")[0])
+    absent = [name for name in all_of(module) if f"{module}.{name}" not in section and f"`{name}`" not in section]
+    assert not absent, f"docs/api/compat.md does not name {absent} of {module}"
