@@ -11,6 +11,7 @@ demo: .venv/.train
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n $(JOBS) $(PYTEST) tests/without_gpu/interpreted
 
 # Races and bounds of the Triton kernels, on a CPU, in an environment of its own. Before a release and before a GPU is used.
 races: .venv-races/.ready

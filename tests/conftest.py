@@ -36,8 +36,8 @@ def _be_unlucky(on: bool) -> None:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Files whose few tests take minutes (the interpreter, offline compilation) begin: no process then ends long after the rest."""
-    items.sort(key=lambda item: not item.path.name.startswith("test_triton"))
+    """Files whose few tests take minutes (offline compilation) begin: no process then ends long after the rest."""
+    items.sort(key=lambda item: item.path.name not in ("test_compile.py", "test_host.py"))
     left_out = {"lucky": "products of forward and backward have other bits"} if config.getoption("--unlucky") else {}
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         left_out["torch_fuses"] = "torch rounds a multiplication and an addition apart, and our kernels fuse them"

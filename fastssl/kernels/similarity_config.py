@@ -1,6 +1,6 @@
 """Tiles, splits and chunks of ``similarity_lse`` as pure functions of shape, dtype and device. Nothing here is timed: the table
-holds what compiles without spilling (tests/test_triton_compile.py proves it), chosen by arithmetic. Tiles that ``benchmarks.tune``
-measured on an architecture stand in ``tuned`` and come first.
+holds what compiles without spilling (tests/without_gpu/test_compile.py proves it), chosen by arithmetic. Tiles that
+``benchmarks.tune`` measured on an architecture stand in ``tuned`` and come first.
 """
 
 import functools

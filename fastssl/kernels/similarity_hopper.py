@@ -8,7 +8,8 @@ TMA. Both groups read the same copy, so L2 gives half the bytes of two programs 
 other multiplies. Rows and weights are operands in registers: of shared memory only columns are read, twice for each group.
 
 FLOP: 4 NA NB D. L2: NA / 128 times the 2 NB D bytes of b. Shared memory a tile of 128 x 64 at D = 128: 64 KiB read and 16 KiB
-written for 1,024 clocks of products. Never run on a GPU: ``tests/gluon_on_cpu.py`` runs it on a CPU, with threads for its groups.
+written for 1,024 clocks of products. Never run on a GPU: ``tests/without_gpu/gluon_on_cpu.py`` runs it on a CPU, with threads for
+its groups.
 A tile is taken only where a tuned table says so (``TileConfig.specialised``).
 """
 

@@ -2,7 +2,7 @@
 
 ``offline(arch, num_sms)`` answers Triton's questions about the device. A launcher called inside it, on CPU tensors, takes the path
 of a real launch up to the launch itself: the same tiles and splits, the same types and divisibilities, so also the same entry of
-Triton's cache, which a later launch on such a GPU finds (tests/test_tune.py compares the two).
+Triton's cache, which a later launch on such a GPU finds (tests/benchmarks/test_tune.py compares the two).
 """
 
 import re

@@ -5,7 +5,6 @@ Run by ``python -m benchmarks.gpu`` and by ``pytest`` where a GPU is; skipped el
 
 import pytest
 import torch
-from gpu_common import no_sync, rounded
 
 from fastssl.functional import moco_loss, nt_xent, similarity_lse
 from fastssl.graphs import record
@@ -15,6 +14,7 @@ from fastssl.ops.similarity_cross import similarity_cross
 from fastssl.testing import contrastive
 from fastssl.testing.cases import CASES, two_views
 from fastssl.testing.compare import assert_no_worse, relative_error
+from tests.gpu.common import no_sync, rounded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -4,12 +4,12 @@ Whole training steps are in ``test_steps_gpu.py``."""
 
 import pytest
 import torch
-from gpu_common import no_sync
 from torch import nn
 
 from fastssl.functional import nt_xent
 from fastssl.graphs import capture_step
 from fastssl.optim import LARS
+from tests.gpu.common import no_sync
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -4,8 +4,9 @@ from itertools import cycle
 
 import pytest
 import torch
-from gpu_common import odd, on_gpu
-from op_calls import CALLS, check
+
+from tests.gpu.common import odd, on_gpu
+from tests.gpu.op_calls import CALLS, check
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from gpu_common import no_sync, odd, same
 
 from fastssl.functional import embed_visible, gather_tokens, mask_ids, masked_patch_loss, random_masking, restore_tokens
 from fastssl.graphs import record
 from fastssl.ops._register import OWNERS, why_not_cuda
 from fastssl.testing import masking as eager
 from fastssl.testing.compare import assert_no_worse
+from tests.gpu.common import no_sync, odd, same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

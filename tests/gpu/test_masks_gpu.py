@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from gpu_common import no_sync
 
 from fastssl.graphs import record
 from fastssl.masking import block_mask, corrupt_spans, grid_mask, mask_tokens, multi_block_mask, span_mask, tube_mask
 from fastssl.ops._register import OWNERS
 from fastssl.ops.block_mask import _aspects
+from tests.gpu.common import no_sync
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BERT = {"mask_id": 103, "vocab_size": 30522}

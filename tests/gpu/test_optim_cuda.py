@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from gpu_common import no_sync, on_gpu, same
 
 from fastssl.graphs import record
 from fastssl.ops._register import OWNERS
 from fastssl.ops.adamw import adamw_
 from fastssl.ops.lars import FORMS, lars_
 from fastssl.optim import LARS, AdamW
+from tests.gpu.common import no_sync, on_gpu, same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPES = [(5,), (3, 4), (64, 3, 7, 7), (), (0,), (1000, 33), (8192,), (3 * 8192 + 5,), (300_001,)]

@@ -12,13 +12,13 @@ host: what the sanitizer sees on the GPU is ours and torch's copies.
 
 import pytest
 import torch
-from gpu_common import on_gpu, rounded
-from op_calls import CALLS, check
 
 from fastssl.functional import moco_loss, nt_xent
 from fastssl.testing import contrastive
 from fastssl.testing.cases import CASES
 from fastssl.testing.compare import assert_no_worse
+from tests.gpu.common import on_gpu, rounded
+from tests.gpu.op_calls import CALLS, check
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 #: By number of letters of a case's shape: more rows than a tile, no side a multiple of 16; then a width that goes in chunks.

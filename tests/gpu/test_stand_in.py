@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from gpu_common import no_sync
 from torch import nn
 
 from fastssl.graphs import record
+from tests.gpu.common import no_sync
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from gpu_common import no_sync, odd, on_gpu, same
 
 from fastssl.functional import ema_update_, moco_loss, queue_push_
 from fastssl.graphs import record
 from fastssl.ops._register import OWNERS, why_not_cuda
+from tests.gpu.common import no_sync, odd, on_gpu, same
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPES = [(5,), (3, 4), (64, 3, 7, 7), (), (0,), (1000, 33), (8192,), (3 * 8192 + 5,), (300_001,)]

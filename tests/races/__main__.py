@@ -1,4 +1,4 @@
-"""Races and bounds of the Triton kernels without a GPU: the cases of ``tests/triton_interpreter*.py`` and the planted faults of
+"""Races and bounds of the Triton kernels without a GPU: the cases of ``tests/without_gpu/interpreted`` and the planted faults of
 ``planted.py``, every launch executed by ttsem (``judge.py``). It wants an environment of its own, that of ``make races``.
 
 python -m tests.races [options of pytest]      all of them, and every load and store of the kernels judged
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-FILES = [*sorted(Path(__file__).parents[1].glob("triton_interpreter*.py")), Path(__file__).with_name("planted.py")]
+FILES = [Path(__file__).parents[1] / "without_gpu" / "interpreted", Path(__file__).with_name("planted.py")]
 
 
 def main(options: list[str]) -> int:
-    sys.path.insert(0, str(FILES[0].parent))  # tests import each other by name
     every = [] if "-k" in options else ["--every-access"]
     return pytest.main(["-p", "tests.races.judge", "-p", "no:cacheprovider", "-q", *every, *map(str, FILES), *options])
 

@@ -5,10 +5,10 @@ import importlib
 import re
 
 import pytest
-from triton_interpreter import poison  # noqa: F401  (a fixture, used in every test)
 from ttsem.sanitize import KernelFault, Unjudged
 
 from tests.races.faults import FAULTS, SHORT_GRID, normalize_pair, plant, softplus
+from tests.without_gpu.interpreted.test_similarity import poison  # noqa: F401  (a fixture, used in every test)
 
 
 @pytest.mark.parametrize("name", FAULTS)

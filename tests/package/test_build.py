@@ -1,0 +1,161 @@
+"""The build and the faces around it: what serves each op, the fallback, imports, the README's code and file names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastssl.info import report
+from fastssl.ops._register import _C, OWNERS
+from tests.support import machine_code
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_info_names_the_owner_of_every_op_and_why():
+    text = report()
+    for op, owners in OWNERS.items():
+        assert re.search(rf"^{op} +{re.escape(owners['CPU'])} ", text, re.M)
+    assert "CPU" in text and torch.__version__ in text
+
+
+@pytest.mark.skipif(_C is None, reason="C++ kernels are not built")
+def test_the_extension_tells_how_it_was_built():
+    build = _C.build_info()
+    assert build["torch"].split(".")[:2] == torch.__version__.split("+")[0].split(".")[:2]
+    assert _C.isa() == _C.isas()[-1] and all(owners["CPU"] == "C++" for owners in OWNERS.values())
+    with pytest.raises(ValueError, match=r"set_isa: expected one of .*, got mmx"):
+        _C.set_isa("mmx")
+
+
+def test_importing_loads_no_triton_no_training_and_no_gpu():
+    heavy = ("triton", "lightning", "kornia", "sklearn", "matplotlib")
+    out = python(f"import sys, torch, fastssl; print([m for m in {heavy!r} if m in sys.modules], torch.cuda.is_initialized())")
+    assert out.strip() == "[] False"
+
+
+def test_without_the_extension_the_reference_serves_the_cpu():
+    out = python(
+        "import sys; sys.modules['fastssl._C'] = None\n"
+        "import torch, fastssl\n"
+        "from fastssl.ops._register import OWNERS, why_not_cpp\n"
+        "from fastssl.testing.cases import two_views\nfrom fastssl.testing.contrastive import nt_xent as eager_nt_xent\n"
+        "from fastssl.info import report\n"
+        "assert why_not_cpp and all(o['CPU'] == 'reference' for o in OWNERS.values())\n"
+        "assert report().count(why_not_cpp) == 1 and report().count('CPU: no C++, see above') == len(OWNERS)\n"
+        "views = [t.requires_grad_() for t in two_views((20, 8)).values()]\n"
+        "loss = [f(*views) for f in (fastssl.nt_xent, eager_nt_xent)]\n"
+        "grads = [torch.autograd.grad(l, views) for l in loss]\n"
+        "torch.testing.assert_close(loss[0], loss[1]); torch.testing.assert_close(grads[0], grads[1]); print('right')"
+    )
+    assert out.strip() == "right"
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+def test_the_code_in_the_readme_runs():
+    scope = {}
+    for block in python_blocks("README.md"):
+        exec(block, scope)
+    assert scope["encoder"][1].weight.grad.norm() > 0
+
+
+def test_the_code_in_the_page_on_momentum_runs():
+    scope = {}
+    for block in python_blocks("docs/momentum.md"):
+        exec(block, scope)
+    assert scope["encoder"].weight.grad is not None and scope["queue"].queue_ptr.item() == 64
+
+
+def test_the_code_in_the_page_on_masking_runs():
+    scope = {}
+    for block in python_blocks("docs/masking.md"):
+        exec(block, scope)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/decisions/index.md",
+        "docs/losses.md",
+        "docs/methods.md",
+        "docs/momentum.md",
+        "docs/masking.md",
+        "docs/compat.md",
+        "docs/gpu.md",
+    ],
+)
+def test_files_that_the_pages_name_exist(page):
+    named = re.findall(r"`((?:fastssl|csrc|benchmarks|tests|docs|requirements)/[\w./-]+\.\w+)`", (ROOT / page).read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_no_cuda_kernel_spills_registers():
+    """What ptxas said of every kernel of csrc/cuda for every architecture when it was built."""
+    logs = {path.stem: ROOT / "build" / "cuda" / f"{path.name}.o.log" for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    if not all(log.exists() for log in logs.values()):
+        pytest.skip("the CUDA library is not built here")
+    architectures = set(re.findall(r"for '(sm_\w+)'", "".join(log.read_text() for log in logs.values())))
+    for name, log in logs.items():
+        text = log.read_text()
+        spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
+        assert set(spills) <= {("0", "0")}, (name, spills)
+        kernels = set(re.findall(r"Compiling entry function '(\w+)'", text))
+        assert all(text.count(f"'{kernel}' for '{arch}'") == 1 for kernel in kernels for arch in architectures)
+        assert kernels or "__global__" not in (ROOT / "csrc" / "cuda" / f"{name}.cu").read_text()
+
+
+def accesses_of(op: str, *kernels: str) -> list[str]:
+    """For each element type and kernel its accesses to memory, on one architecture; skips where they cannot be known."""
+    built, sources = ROOT / "build" / "cuda" / f"{op}.cu.o", (ROOT / "csrc").glob("c*/*.*h")
+    if not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        pytest.skip("the CUDA library is not built here, or from other sources")
+    if machine_code.cuobjdump() is None:
+        pytest.skip("cuobjdump is not here")
+    built_for = machine_code.images(built)[0]
+    found = machine_code.memory_accesses(built, "90" if "90" in built_for else min(built_for))
+    chosen = [" ".join(accesses) for name, accesses in found.items() if re.search(rf"\d({'|'.join(kernels)})ILi", name)]
+    assert len(chosen) == 3 * len(kernels)
+    return chosen
+
+
+def test_row_copies_have_two_reads_under_way():
+    kernels = accesses_of("gather_tokens", "gather_kernel", "scatter_kernel")
+    assert all(re.search(r"(LDG\S*\.128 ){2}(STG\S*\.128 ?){2}", accesses) for accesses in kernels), kernels
+
+
+def test_patches_are_staged_by_whole_groups():
+    """Four float32 pixels of each of three channels are read before the first is written to shared memory."""
+    kernels = accesses_of("patch_loss", "patch_loss_kernel", "patch_loss_grad_kernel")
+    assert all(re.search(r"(LDG\S*\.128 ){3}STS", accesses) for accesses in kernels), kernels
+
+
+@pytest.mark.skipif(not (ROOT / "fastssl" / "_cuda.so").exists(), reason="the CUDA library is not built here")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="loaded on import here")
+def test_the_cuda_library_loads_and_registers_its_ops_beside_a_torch_with_cuda(tmp_path):
+    """A library has the name of torch's libtorch_cuda.so and the one symbol that only it has, not global to the process."""
+    (tmp_path / "stream.c").write_text("int aoti_torch_get_current_cuda_stream(int d, void** s) { *s = 0; return d; }\n")
+    name = "libtorch_cuda.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "stream.c", f"-Wl,-soname,{name}", "-o", name], check=True, cwd=tmp_path)
+    out = python(
+        "import ctypes, torch\n"
+        f"theirs = ctypes.CDLL({str(tmp_path / name)!r}, ctypes.RTLD_LOCAL); torch.version.cuda = '99.0'\n"
+        "import fastssl; from fastssl.ops._register import OWNERS, why_not_cuda; assert why_not_cuda is None, why_not_cuda\n"
+        "print(*(op for op, owners in OWNERS.items() if owners['CUDA'] == 'CUDA C++'))"
+    )
+    written = {"adamw_", "ema_update_", "lars_", "queue_push_", "mask_ids", "block_mask", "mask_tokens", "visible_positions"}
+    written |= {
+        f"{op}_{way}" for op in ("gather_tokens", "restore_tokens", "visible_patches", "patch_loss") for way in ("fwd", "bwd")
+    }
+    assert set(out.split()) == written
