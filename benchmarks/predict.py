@@ -207,7 +207,7 @@ def wide_rows() -> list[dict]:
     from dataclasses import astuple
 
     from fastssl.kernels import similarity_wide as wide
-    from fastssl.kernels.similarity_merge import Results
+    from fastssl.kernels.tiles.merge import Results
     from fastssl.testing.compile import offline
 
     x, of_x = torch.empty(4096, 512, dtype=torch.bfloat16), torch.empty(3, 4096)

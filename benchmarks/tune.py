@@ -29,7 +29,7 @@ import torch
 from benchmarks import machine, tune_candidates, tune_worker
 from benchmarks.tune_cases import NO_TILE, Case, Config, Key, architecture, usual_config
 from fastssl.kernels import tuned
-from fastssl.kernels.similarity_config import pick_config
+from fastssl.kernels.tiles.config import pick_config
 
 #: A winner beats the usual configuration by this, and by twice what the usual one differs from itself.
 LEAST_GAIN = 1.03

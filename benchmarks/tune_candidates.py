@@ -5,6 +5,7 @@ memory of the training variant, and how many programs an SM then holds. Make it 
 tuner drops, unlaunched, what has begun to spill since.
 """
 
+import ast
 import hashlib
 import importlib.metadata
 import json
@@ -18,8 +19,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.tune_cases import CASES, FUNCTIONS, SCALE, Call, Case, Config, Key, base, forced, usual_config, without_contents
+from fastssl import kernels
 from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
-from fastssl.kernels.similarity_config import TileConfig
+from fastssl.kernels.tiles.config import TileConfig
 
 #: num_sms that offline launches are split for: an H100 or H200.
 NUM_SMS = 132
@@ -146,14 +148,24 @@ def judge(found: list, case: Case, config: Config, arch: int = 90) -> dict | Non
     return line | {"registers": registers, "shared": shared, "programs": held}
 
 
+def _compiled_text(source: str) -> Iterator[str]:
+    """The functions of a module that a GPU compiles, and the constants that they read; without comments, docstrings and layout."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(decorator) for decorator in node.decorator_list):
+            if ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Assign) and "constexpr(" in ast.unparse(node.value):
+            yield ast.unparse(node)
+
+
 def kernels_digest() -> str:
-    """Of the sources of the tile kernels, that a list may be known to be older than they are."""
-    folder = Path(similarity.__file__).parent
-    names = sorted(file for stem in ("similarity*.py", "sigmoid_pair*.py") for file in folder.glob(stem))
-    texts = [
-        file.read_bytes() for file in names if file.stem not in ("similarity_config", "similarity_chunked", "sigmoid_pair_chunked")
-    ]
-    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
+    """Of what is compiled of the tile kernels, that a list may be known to be older than they are. Where a function stands and what
+    its comments say makes no difference."""
+    folder = Path(kernels.__file__).parent
+    files = (file for names in ("similarity*.py", "sigmoid_pair*.py", "tiles/*.py") for file in folder.glob(names))
+    texts = (text for file in files if not file.stem.endswith("_chunked") for text in _compiled_text(file.read_text()))
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
 
 
 def _compile_key(arch: int, case: Case) -> list[dict]:

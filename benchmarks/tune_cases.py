@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.kernels import sigmoid_pair, sigmoid_pair_chunked, similarity, similarity_chunked, similarity_cross, similarity_wide
-from fastssl.kernels.similarity_config import TileConfig, chunk_shape, device_facts, tuned_config
-from fastssl.kernels.similarity_merge import row_terms
+from fastssl.kernels.host.device import device_properties
+from fastssl.kernels.tiles.config import TileConfig, chunk_shape, tuned_config
+from fastssl.kernels.tiles.merge import row_terms
 from fastssl.testing.compare import FLOOR
 
 Key = tuple[str, str, int]
@@ -261,5 +262,5 @@ def usual_config(key: Key, arch: int) -> Config:
 
 def architecture(device: str) -> tuple[int, int]:
     """(compute capability, SMs) that a process on this device launches for."""
-    facts = device_facts(torch.device(device, 0) if device == "cuda" else torch.device(device))
+    facts = device_properties(torch.device(device, 0) if device == "cuda" else torch.device(device))
     return facts.arch, facts.num_sms

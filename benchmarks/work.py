@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import gate, predict
 from benchmarks.rates import H200, Rates
-from fastssl.kernels.similarity_config import w_shape
+from fastssl.kernels.tiles.config import w_shape
 from fastssl.testing.cases import OpCase
 from fastssl.testing.updates import MODELS, State, Step, UpdateCase, copied
 

@@ -1,4 +1,4 @@
-// The quick look of kernels/_launch.py at the arguments of a launch: 100 instructions each in place of the 6,000 that reading dtype
+// The quick look of kernels/host/launch.py at the arguments of a launch: 100 instructions each in place of the 6,000 that reading dtype
 // and address of a tensor takes Python.
 #include "launch_key.h"
 

@@ -30,9 +30,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("lists_agree", &fastssl::lists_agree, py::arg("written"), py::arg("read"),
         "Whether kernels can take these lists of tensors as they are; ops/_lists.py puts a no into words.");
   m.def("launch_key", &fastssl::launch_key, py::arg("arguments"),
-        "What decides which compiled kernel fits, and the arguments with addresses for tensors; kernels/_launch.py.");
+        "What decides which compiled kernel fits, and the arguments with addresses for tensors; kernels/host/launch.py.");
   m.def("new_tensors", &fastssl::new_tensors, py::arg("like"), py::arg("dtype"),
-        "Empty tensors of the shapes that follow, on the device of another; kernels/_new.py.");
+        "Empty tensors of the shapes that follow, on the device of another; kernels/host/tensors.py.");
   m.def("rows_of", &fastssl::rows_of, py::arg("matrix"), "The rows of a matrix, as views.");
   m.def("bump_versions", &fastssl::bump_versions, py::arg("tensors"), "Tells autograd that these tensors changed in place.");
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");

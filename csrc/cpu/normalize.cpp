@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
-#include "cpu/rows.h"
+#include "cpu/tile_rows.h"
 
 namespace fastssl::normalize {
 namespace {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/gemm.h"
-#include "cpu/rows.h"
+#include "cpu/tile_rows.h"
 #include "cpu/schedule.h"
 #include "cpu/unlucky.h"
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fastssl.reference import normalize as reference
 
-from . import on_device
-from ._launch import launch
-from ._new import new
+from .host.device import on_device
+from .host.launch import launch
+from .host.tensors import new
 
 
 @triton.jit

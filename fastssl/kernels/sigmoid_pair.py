@@ -26,9 +26,9 @@ from torch import Tensor
 
 from fastssl.reference import sigmoid_pair as reference
 
-from . import on_device
 from . import sigmoid_pair_chunked as chunked
-from ._launch import launch
+from .host.device import device_properties, on_device
+from .host.launch import launch
 from .sigmoid_pair_terms import (
     Logits,
     Pair,
@@ -42,11 +42,11 @@ from .sigmoid_pair_terms import (
     sums,
 )
 from .similarity import _dense, _precision, _rows
-from .similarity_config import TileConfig, device_facts, pick_config, pick_splits, tile_fits, tuned_config
-from .similarity_facts import row_facts
-from .similarity_merge import INF, finish, load_scale
-from .similarity_tiles import load_rows, may_hold
-from .tf32 import operand, operands
+from .tiles.config import TileConfig, pick_config, pick_splits, tile_fits, tuned_config
+from .tiles.load import load_rows, may_hold
+from .tiles.merge import INF, finish, load_scale
+from .tiles.row_bounds import row_bounds
+from .tiles.tf32 import operand, operands
 
 
 @triton.jit
@@ -166,7 +166,7 @@ def _sweep(pair: Pair, logits: Logits, out: Tensor | None, loss: Tensor | None, 
     """Fills out (NA, D) and the scalars, those that are given; ``loss`` with any of the scalars."""
     (na, d), nb = pair.a.shape, pair.b.shape[0]
     precision = _precision(pair.a)
-    facts = device_facts(pair.a.device)
+    facts = device_properties(pair.a.device)
     about = facts.arch, pair.a.dtype, d, precision
     config = tuned_config("sigmoid", *about) or tile_of(pick_config("bwd", *about), facts.arch)
     splits, length = pick_splits(na, nb, config, facts.num_sms)
@@ -174,7 +174,7 @@ def _sweep(pair: Pair, logits: Logits, out: Tensor | None, loss: Tensor | None, 
     rows = None if loss is None else torch.empty((3, triton.cdiv(splits * na, 16) * 16), **new)[:, : splits * na]
     wanted = [rows[k] if rows is not None and t is not None else None for k, t in enumerate((loss, dbias, dscale))]
     part = torch.empty((splits, na, d), **new) if out is not None and splits > 1 else out
-    ranges, _ = row_facts(pair.b, pair.b_id, config.block_n, False)
+    ranges, _ = row_bounds(pair.b, pair.b_id, config.block_n, False)
     bd = triton.next_power_of_2(max(d, 16))
     scale, factor, bias, term, stats = logits
     launch(

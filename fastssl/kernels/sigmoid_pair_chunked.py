@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import launch
+from .host.launch import launch
 from .sigmoid_pair_terms import Logits, Pair, load_gain, load_sum, log1p_unit, sigmoid_terms, sums
 from .similarity_chunked import _mm, _pieces
-from .similarity_config import chunk_shape
-from .similarity_merge import INF, finish, load_scale
+from .tiles.config import chunk_shape
+from .tiles.merge import INF, finish, load_scale
 
 _SPAN = 4096  # columns of a program
 

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from ._launch import launch
-from .similarity_merge import LN2, LOG2E
+from .host.launch import launch
+from .tiles.merge import LN2, LOG2E
 
 COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 

@@ -24,15 +24,13 @@ from torch import Tensor
 
 from fastssl.reference import similarity as reference
 
-from . import on_device
 from . import similarity_triangle as triangle
 from . import similarity_wide as wide
-from ._launch import launch
-from ._new import new, rows_of
-from .similarity_config import TileConfig, device_facts, float32_precision, pick_config, pick_splits, pick_triangle, tile_fits
-from .similarity_facts import is_small, pays, row_facts, variant
-from .similarity_merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, row_terms, to_lse, under_a_top
-from .similarity_tiles import (
+from .host.device import device_properties, on_device
+from .host.launch import launch
+from .host.tensors import new, rows_of
+from .tiles.config import TileConfig, float32_precision, pick_config, pick_splits, pick_triangle, tile_fits
+from .tiles.load import (
     at_most_top,
     count_above,
     extent,
@@ -45,7 +43,9 @@ from .similarity_tiles import (
     masked_logits,
     signed_unit,
 )
-from .tf32 import operand, operands
+from .tiles.merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, row_terms, to_lse, under_a_top
+from .tiles.row_bounds import is_small, pays, row_bounds, variant
+from .tiles.tf32 import operand, operands
 
 
 @triton.jit
@@ -273,7 +273,7 @@ def tile_options(width: int, config: TileConfig, precision: str) -> dict:
 
 def _plan(kernel: str, rows: int, columns: int, x: Tensor, precision: str) -> tuple[TileConfig, int, int, dict]:
     """config, splits, columns of each, and the constants that forward and backward share."""
-    facts = device_facts(x.device)
+    facts = device_properties(x.device)
     config = pick_config(kernel, facts.arch, x.dtype, x.shape[1], precision)
     splits, length = pick_splits(rows, columns, config, facts.num_sms)
     return config, splits, length, tile_options(x.shape[1], config, precision)
@@ -301,7 +301,7 @@ def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean
         return results
     x, y = operands(x, y, precision)
     facts = threshold is None and pays(n, m)
-    if symmetric and facts and (tile := pick_triangle(n, x_id, device_facts(x.device).arch, x.dtype, d, precision)):
+    if symmetric and facts and (tile := pick_triangle(n, x_id, device_properties(x.device).arch, x.dtype, d, precision)):
         triangle.forward(x, scale, scale_factor, x_id, results, tile, tile_options(d, tile, precision))
         return results
     kernel = ("one_pass" if want_mean else "fwd") + variant(facts, m, y_id, y_bias, threshold)
@@ -314,7 +314,7 @@ def _forward(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, want_mean
     count = None if threshold is None else count
     final = (lse, peak) if splits == 1 else (None, None)
     bounded = y_bias is None and not (want_mean and x.dtype == torch.float16)  # 2^60 is no float16
-    ranges, norm = row_facts(y, y_id, config.block_n, bounded) if facts else (None, None)
+    ranges, norm = row_bounds(y, y_id, config.block_n, bounded) if facts else (None, None)
     launch(
         similarity_fwd_kernel, (triton.cdiv(n, config.block_m), splits),
         x, y, x_id, y_id, ranges, norm, y_bias, threshold, scale_factor, top, total, *final, acc, count,
@@ -350,7 +350,7 @@ def _vectors(terms: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def _wide(config: TileConfig, a: Tensor, precision: str) -> TileConfig:
     """The tile of a launch with two exponentials, which need more registers, beside that with one; same columns at a time."""
-    other = pick_config("bwd", device_facts(a.device).arch, a.dtype, a.shape[1], precision)
+    other = pick_config("bwd", device_properties(a.device).arch, a.dtype, a.shape[1], precision)
     return other if other.block_n == config.block_n else config
 
 
@@ -360,7 +360,7 @@ def _specialised(config: TileConfig, a: Tensor, b: Tensor, b_id: Tensor | None, 
         return False
     from . import similarity_hopper
 
-    return similarity_hopper.takes(config, device_facts(a.device).arch, a, b, b_id, ranges)
+    return similarity_hopper.takes(config, device_properties(a.device).arch, a, b, b_id, ranges)
 
 
 def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor, out, dbias, dots, dot_scale=1.0) -> None:
@@ -374,7 +374,7 @@ def row_owner(own, stream, a, b, a_id, b_id, y_bias, stats, scale, scale_factor,
     weighted = out is not None or dots is not None
     part = out if final else new(a, torch.float32, (splits, na, d))[0] if weighted else None
     part_bias = dbias if final or dbias is None else new(a, torch.float32, (splits, na, 1))[0]
-    ranges = row_facts(b, b_id, config.block_n, False)[0] if facts else None
+    ranges = row_bounds(b, b_id, config.block_n, False)[0] if facts else None
     chosen = own is not None and stream is not None and y_bias is None and facts
     for narrow in (True, False) if chosen else (False,):
         if narrow and part_bias is None and _specialised(config, a, b, b_id, ranges):

@@ -20,10 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .similarity_config import chunk_shape
-from .similarity_facts import row_facts
-from .similarity_merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, row_terms
-from .similarity_tiles import may_hold
+from .tiles.config import chunk_shape
+from .tiles.load import may_hold
+from .tiles.merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, row_terms
+from .tiles.row_bounds import row_bounds
 
 BLOCK = 1024  # columns that a row's program reads at a time
 
@@ -196,7 +196,7 @@ def _walk(x: Tensor, y: Tensor, shape: tuple[int, int] | None = None):
 
 def _ranges(y: Tensor, y_id: Tensor | None) -> Tensor | None:
     """(M / BLOCK, 2): lowest and highest id of the blocks that ``chunk_rows_kernel`` reads; chunks begin with one."""
-    return None if y_id is None else row_facts(y, y_id, BLOCK, False)[0]
+    return None if y_id is None else row_bounds(y, y_id, BLOCK, False)[0]
 
 
 def _rows_of_chunk(s, rows, cols, ids, ranges, bias, threshold, scale, factor, partials, k, p=None) -> None:

@@ -10,7 +10,7 @@ registers; each tile stores those of its columns in the program's own slice of (
 folds its slice, in order: 32 bytes a column and row block beside 2 D of y. Both are merged in a fixed order; no atomics.
 Backward: ``similarity_bwd_kernel`` once with (a, b) = (x, y) and once with (y, x), each both OWN and STREAM.
 
-Where ``similarity_facts`` prove the logits small, both maxima are 0 and rows and columns share one exponential.
+Where ``tiles.row_bounds`` proves the logits small, both maxima are 0 and rows and columns share one exponential.
 
 U = 2 N M D FLOP: forward U, backward 4U (chunks 3U).
 """
@@ -22,14 +22,12 @@ from torch import Tensor
 
 from fastssl.reference import similarity_cross as reference
 
-from . import on_device
 from . import similarity_wide as wide
-from ._launch import launch
+from .host.device import device_properties, on_device
+from .host.launch import launch
 from .similarity import _dense, _precision, _rows, _streamed, row_owner, tile_options
-from .similarity_config import device_facts, pick_config, pick_groups, tile_fits
-from .similarity_facts import is_small, pays, row_facts, variant
-from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
-from .similarity_tiles import (
+from .tiles.config import pick_config, pick_groups, tile_fits
+from .tiles.load import (
     count_above,
     extent,
     fold_columns,
@@ -42,7 +40,9 @@ from .similarity_tiles import (
     plain_sums,
     signed_unit,
 )
-from .tf32 import operands
+from .tiles.merge import INF, LOG2E, Partials, Results, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
+from .tiles.row_bounds import is_small, pays, row_bounds, variant
+from .tiles.tf32 import operands
 
 
 @triton.jit
@@ -128,7 +128,7 @@ def similarity_cross_fwd_kernel(
 
 def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, of_rows: Results, of_columns: Results) -> None:
     (n, d), m = x.shape, y.shape[0]
-    precision, facts = _precision(x), device_facts(x.device)
+    precision, facts = _precision(x), device_properties(x.device)
     x, y = operands(x, y, precision)
     known = threshold is None and pays(n, m)
     config = pick_config("cross" + variant(known, m, y_id, None, threshold), facts.arch, x.dtype, d, precision)
@@ -140,7 +140,7 @@ def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, of_rows: Results, o
     if splits > 1:
         top, total = torch.empty((2, splits, n), **new)
         count = torch.empty((splits, n), dtype=torch.int32, device=x.device)
-    ranges, norm = row_facts(y, y_id, config.block_n, True) if known else (None, None)
+    ranges, norm = row_bounds(y, y_id, config.block_n, True) if known else (None, None)
     launch(
         similarity_cross_fwd_kernel, (groups, splits),
         x, y, x_id, y_id, ranges, norm, threshold, scale_factor,

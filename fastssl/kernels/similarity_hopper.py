@@ -21,7 +21,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .similarity_config import TileConfig
+from .tiles.config import TileConfig
 
 LOG2E = gl.constexpr(1.4426950408889634)
 #: Rows of a group of four warps: what one instruction of the matrix units takes.

@@ -9,7 +9,7 @@ its column sums are enough. Every row thus gets one partial (maximum, sum) for e
 of the K (K + 1) / 2, which all do as much, and merged in a fixed order; no atomics.
 
 Columns of a square are kept as in ``similarity_cross``: every further block of rows stores its own behind the first one's, and the
-program joins them. Where ``similarity_facts`` prove all logits small, there are no maxima, and rows and columns share one
+program joins them. Where ``tiles.row_bounds`` proves all logits small, there are no maxima, and rows and columns share one
 exponential. Otherwise a loop of its own takes them, over fewer columns at a time, since two exponentials need more registers.
 
 U = 2 N^2 D FLOP: (1 + 1 / K) U / 2. Bytes: a program reads L rows once and the L others for each block of rows, out of L2; 8 K N
@@ -21,11 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import launch
-from .similarity_config import TileConfig, device_facts, pick_parts
-from .similarity_facts import BOUND, greatest, row_facts
-from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, merge
-from .similarity_tiles import excluded, extent, fold_columns, load_ids, load_rows, may_hold, online_sums, plain_sums
+from .host.device import device_properties
+from .host.launch import launch
+from .tiles.config import TileConfig, pick_parts
+from .tiles.load import excluded, extent, fold_columns, load_ids, load_rows, may_hold, online_sums, plain_sums
+from .tiles.merge import INF, LOG2E, Partials, Results, load_scale, merge
+from .tiles.row_bounds import BOUND, greatest, row_bounds
 
 #: Columns at a time where maxima are taken.
 _NARROW = tl.constexpr(32)
@@ -158,10 +159,10 @@ def forward(
 ) -> None:
     """Fill lse (N,), state (2, N) and peak (N,), -1; x and ids as the tile kernels take them."""
     n, d = x.shape
-    parts, length = pick_parts(n, config, device_facts(x.device).num_sms)
+    parts, length = pick_parts(n, config, device_properties(x.device).num_sms)
     blocks = 1 if length == config.block_m else 2
     top, total = torch.empty((2, blocks, parts, n), dtype=torch.float32, device=x.device).unbind()
-    ranges, norm = row_facts(x, ids, config.block_n, True)
+    ranges, norm = row_bounds(x, ids, config.block_n, True)
     launch(
         similarity_triangle_kernel, (parts * (parts + 1) // 2,),
         x, ids, ranges, norm, factor, top, total, n, d, x.stride(0), scale, length, EVEN_N=n % config.block_m == 0, **options,

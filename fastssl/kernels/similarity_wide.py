@@ -20,11 +20,12 @@ import triton.language as tl
 from torch import Tensor
 
 from . import similarity_chunked as chunked
+from .host.device import device_properties
 from .similarity_chunked import _cut, _pieces, products
-from .similarity_config import TileConfig, device_facts, pick_config, w_shape
-from .similarity_facts import row_facts
-from .similarity_merge import INF, LOG2E, Partials, Results, load_scale, merge, row_terms
-from .similarity_tiles import at_most_top, load_ids, may_hold
+from .tiles.config import TileConfig, pick_config, w_shape
+from .tiles.load import at_most_top, load_ids, may_hold
+from .tiles.merge import INF, LOG2E, Partials, Results, load_scale, merge, row_terms
+from .tiles.row_bounds import row_bounds
 
 SLICE = 64  # of D: 128 bytes of a row, the widest swizzle of shared memory
 #: Row blocks that share their columns: 16 of 128 rows beside 8 of 256 columns are a wave of 132 programs that reads least.
@@ -178,7 +179,7 @@ def takes(x: Tensor, y: Tensor) -> bool:
 
 def _tile(kernel: str, x: Tensor) -> TileConfig | None:
     """None where chunks were measured to be faster."""
-    config = pick_config(kernel, device_facts(x.device).arch, x.dtype, x.shape[1])
+    config = pick_config(kernel, device_properties(x.device).arch, x.dtype, x.shape[1])
     return config if config.block_m else None
 
 
@@ -204,7 +205,7 @@ def _partials(x, y, scale, factor, x_id, y_id, of_rows: Results, of_columns: Res
     """Fills the results of the N rows and, where wanted, of the M columns; x (N, D), y (M, D)."""
     x, y = _lying(x), _lying(y)
     config, m = _tile("wide", x), len(y)
-    ranges = None if y_id is None else row_facts(y, y_id, config.block_n, False)[0]
+    ranges = None if y_id is None else row_bounds(y, y_id, config.block_n, False)[0]
     options = _options(config, x, config.block_n)
     new = {"dtype": torch.float32, "device": x.device}
     groups = _pieces(len(x), GROUP)
@@ -260,7 +261,7 @@ def _sweep(terms, x, y, scale, factor, x_id, y_id, outputs, dot_scale=1.0) -> No
     of_x, of_y, stats = terms
     x, y = _lying(x), _lying(y)
     length = _tile("wide", x).block_n
-    ranges = None if y_id is None else row_facts(y, y_id, length, False)[0]
+    ranges = None if y_id is None else row_bounds(y, y_id, length, False)[0]
     weights = Weights(x, y, scale, factor, x_id, y_id, of_x, of_y, stats, ranges, length)
     products(x, y, w_shape(len(x), len(y)), weights, stats, scale, factor, outputs, dot_scale)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fastssl.reference import softplus_sum as reference
 
-from . import on_device
-from ._launch import launch
-from ._new import new
+from .host.device import on_device
+from .host.launch import launch
+from .host.tensors import new
 from .sigmoid_pair_terms import log1p_unit, sigmoid_terms
 
 

@@ -18,8 +18,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fastssl.kernels import _launch, sigmoid_pair, similarity, similarity_cross, similarity_triangle, similarity_wide
-from fastssl.kernels.similarity_config import DeviceFacts
+from fastssl.kernels import sigmoid_pair, similarity, similarity_cross, similarity_triangle, similarity_wide
+from fastssl.kernels.host import launch
+from fastssl.kernels.host.device import DeviceProperties
 
 OBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 #: Shared memory that one program may take, by compute capability.
@@ -61,13 +62,13 @@ def offline(arch: int, num_sms: int) -> Iterator[list[tuple[str, object]]]:
         found.append((self.__name__, compiled))
         return compiled
 
-    facts = DeviceFacts(arch, num_sms)
+    facts = DeviceProperties(arch, num_sms)
     before = driver._active
     with ExitStack() as stack:
         for module in (similarity, similarity_cross, similarity_triangle, similarity_wide, sigmoid_pair):
-            stack.enter_context(mock.patch.object(module, "device_facts", lambda device: facts))
+            stack.enter_context(mock.patch.object(module, "device_properties", lambda device: facts))
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
-        stack.enter_context(mock.patch.object(_launch, "planned", False))
+        stack.enter_context(mock.patch.object(launch, "planned", False))
         driver.set_active(_Device(arch))
         try:
             yield found

@@ -15,8 +15,9 @@ pytest.importorskip("triton")
 
 from benchmarks import tune, tune_candidates, tune_cases, tune_worker
 from benchmarks.tune_cases import CASES, Case
-from fastssl.kernels import similarity, similarity_chunked, similarity_config, similarity_wide, tuned
-from fastssl.kernels.similarity_config import TileConfig, pick_config
+from fastssl.kernels import similarity, similarity_chunked, similarity_wide, tuned
+from fastssl.kernels.tiles import config as tile_configs
+from fastssl.kernels.tiles.config import TileConfig, pick_config
 
 ROOT = Path(__file__).parents[2]
 KEY, WIDE = ("fwd", "16-bit", 128), ("wide", "16-bit", 256)
@@ -28,8 +29,8 @@ USUAL, FAST, SLOW = (128, 128, 8, 3, 1), (64, 128, 4, 3, 2), (64, 64, 4, 2, 3)
 
 def _clear():
     tuned.table.cache_clear()
-    similarity_config.tuned_config.cache_clear()
-    similarity_config._measured_slower.cache_clear()
+    tile_configs.tuned_config.cache_clear()
+    tile_configs._measured_slower.cache_clear()
     pick_config.cache_clear()
     for name in [name for name in sys.modules if name.startswith("fastssl.kernels.tuned.")]:
         del sys.modules[name]
@@ -61,14 +62,14 @@ def test_library_takes_measured_tiles_of_its_own_architecture(tuned_folder):
     assert _pick("one_pass rank", width=256) == wide, "the table's tile for counting comes before a measured one that is not"
     assert _pick("fwd", dtype=torch.float32) != TileConfig(*FAST)
     assert {key: _pick(*key) for key in before if key[0] == "bwd" or key[1] != 90}.items() <= before.items()
-    assert ("fwd", 90, "16-bit", 128, TileConfig(*FAST)) in similarity_config._tuned_configs()
+    assert ("fwd", 90, "16-bit", 128, TileConfig(*FAST)) in tile_configs._tuned_configs()
 
 
 def test_every_tuned_file_is_one_that_the_tests_compile():
-    known = set(similarity_config.ALL_CONFIGS)
+    known = set(tile_configs.ALL_CONFIGS)
     for arch in tuned.architectures("similarity"):
         for (kernel, arithmetic, width), numbers in tuned.table("similarity", arch).items():
-            assert not numbers or (kernel, similarity_config._family(arch), arithmetic, width, TileConfig(*numbers)) in known
+            assert not numbers or (kernel, tile_configs._family(arch), arithmetic, width, TileConfig(*numbers)) in known
     assert len(known) >= 60
 
 
@@ -142,7 +143,7 @@ def test_entries_keep_what_winning_must_not_change(tuned_folder):
     assert _pick("fwd") == TileConfig(*FAST) and _pick("fwd rank") == counting
     half = torch.zeros(4096, 512, dtype=torch.bfloat16)
     assert not similarity_wide.takes(half, half) and tune_cases.usual_config(("chunk cross", "16-bit", 512), 90) == (2048, 23)
-    assert similarity_config.tuned_config("sigmoid", 90, torch.float16, 65) == TileConfig(*usual_sigmoid)
+    assert tile_configs.tuned_config("sigmoid", 90, torch.float16, 65) == TileConfig(*usual_sigmoid)
 
 
 # --- candidates ----------------------------------------------------------------------------------------------------------------
@@ -178,7 +179,7 @@ def test_forced_changes_one_kernel_only():
         assert rows == 4096 and rows * columns == 1 << 22 and not similarity_wide.takes(half, half)
     with tune_cases.forced("chunk cross", SLOW):
         tiles = [similarity_wide.pick_config(kernel, 90, torch.bfloat16, 512) for kernel in ("wide", "wide two")]
-        assert tiles == [TileConfig(*SLOW), similarity_config.pick_config("wide two", 90, torch.bfloat16, 512)]
+        assert tiles == [TileConfig(*SLOW), tile_configs.pick_config("wide two", 90, torch.bfloat16, 512)]
     assert similarity_wide.takes(half, half)
     assert similarity_chunked.chunk_shape(16384, 16384) == chunk == (2048, 4096)
 
@@ -203,7 +204,7 @@ def test_a_plain_forward_that_wins_is_taken(tuned_folder):
     key = "triangle lean", "16-bit", 128
     (tuned_folder / "similarity_sm90.py").write_text(tune.tuned_text({key: ((), "1.1x")}, "NVIDIA H200"))
     _clear()
-    assert tune.entries([_winner(key, ())], 90)[key][0] == () and similarity_config._tuned_configs() == []
+    assert tune.entries([_winner(key, ())], 90)[key][0] == () and tile_configs._tuned_configs() == []
     assert tune_cases.usual_config(key, 90) == ()
     assert _pick("triangle lean").block_m == 256, "its tile is still known"
 
@@ -246,8 +247,9 @@ def launch(self, *args, grid, warmup, **kwargs):
 
 run = JITFunction.run
 driver.set_active(Device(90))
-facts = offline.DeviceFacts(90, 132)
-with mock.patch.object(offline.similarity, "device_facts", lambda device: facts), mock.patch.object(JITFunction, "run", launch):
+facts = offline.DeviceProperties(90, 132)
+patched = mock.patch.object(offline.similarity, "device_properties", lambda device: facts)
+with patched, mock.patch.object(JITFunction, "run", launch):
     call = case.build(*case.shape, torch.bfloat16, "cpu")
     with tune_cases.forced("fwd", config):
         call()

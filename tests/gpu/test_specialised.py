@@ -8,7 +8,7 @@ import torch
 
 from fastssl.functional import clip_loss, nt_xent
 from fastssl.kernels import similarity
-from fastssl.kernels.similarity_config import TileConfig
+from fastssl.kernels.tiles.config import TileConfig
 from fastssl.testing.compare import relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastssl.kernels.similarity_config import float32_precision
+from fastssl.kernels.tiles.config import float32_precision
 
 
 def _old(value):

@@ -16,22 +16,23 @@ import torch
 from torch.nn.functional import normalize
 
 from fastssl import kernels
-from fastssl.kernels.similarity_config import TileConfig
-from fastssl.kernels.similarity_merge import Results
+from fastssl.kernels.tiles.config import TileConfig
+from fastssl.kernels.tiles.merge import Results
 
 
 def changed(name: str, old: str, new: str) -> str:
-    """The source of ``fastssl/kernels/<name>.py`` with ``new`` in the one place of ``old``."""
-    source = Path(kernels.__file__).with_name(f"{name}.py").read_text()
-    assert source.count(old) == 1, f"{name}.py has {source.count(old)} places like {old!r}: plant the fault elsewhere"
+    """The source of a module of ``fastssl.kernels``, "tiles.merge" for example, with ``new`` in the one place of ``old``."""
+    source = (Path(kernels.__file__).parent / f"{name.replace('.', '/')}.py").read_text()
+    assert source.count(old) == 1, f"{name} has {source.count(old)} places like {old!r}: plant the fault elsewhere"
     return source.replace(old, new)
 
 
 def plant(monkeypatch, folder: Path, name: str, old: str, new: str) -> ModuleType:
     """That source as a module, in a file of its own, from which Triton reads it."""
+    *folders, name = name.split(".")
     path = folder / f"{name}.py"
-    path.write_text(changed(name, old, new))
-    spec = importlib.util.spec_from_file_location(f"fastssl.kernels.planted_{name}", path)
+    path.write_text(changed(".".join((*folders, name)), old, new))
+    spec = importlib.util.spec_from_file_location(".".join(("fastssl.kernels", *folders, f"planted_{name}")), path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
@@ -83,8 +84,8 @@ def _chunks(monkeypatch, chunked: ModuleType):
     return results
 
 
-def _facts(monkeypatch, facts: ModuleType):
-    return facts.row_facts(_rows(21, 16), torch.arange(21), 4, True)
+def _row_bounds(monkeypatch, bounds: ModuleType):
+    return bounds.row_bounds(_rows(21, 16), torch.arange(21), 4, True)
 
 
 def _sigmoid_chunks(monkeypatch, chunked: ModuleType):
@@ -147,7 +148,7 @@ FAULTS = {
         "oob_read", "chunk_rows_kernel", "tl.load(x_id_ptr + row)",
     ),
     "a grid with one program too many, which writes": Fault(
-        "similarity_facts", _facts, "row_facts_kernel, (tiles,)", "row_facts_kernel, (tiles + 1,)",
-        "oob_write", "row_facts_kernel", "tl.store(range_ptr + 2 * tile",
+        "tiles.row_bounds", _row_bounds, "row_bounds_kernel, (tiles,)", "row_bounds_kernel, (tiles + 1,)",
+        "oob_write", "row_bounds_kernel", "tl.store(range_ptr + 2 * tile",
     ),
 }  # fmt: skip

@@ -32,7 +32,7 @@ _texts: dict[tuple, str] = {}
 def accesses() -> dict[str, str]:
     """ "file.py:line" -> its text, of each ``tl.load`` and ``tl.store`` of the kernels."""
     found = {}
-    for path in sorted(KERNELS.glob("*.py")):
+    for path in sorted(KERNELS.rglob("*.py")):
         lines = path.read_text().splitlines()
         for node in ast.walk(ast.parse("\n".join(lines))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tl.load", "tl.store", "tl.atomic_add"):
@@ -52,7 +52,7 @@ def execute(record, text: str, **options):
     """``harness.execute``, which also says what was judged, where it is a kernel of ours (not one with a planted fault)."""
     done = _execute(record, text, **options | {"trace_access": True})
     source = Path(record.fn.fn.__code__.co_filename)
-    if done.failure is None and source.parent == KERNELS:
+    if done.failure is None and KERNELS in source.parents:
         name = f"{source.name}: {record.fn_name}"
         launched[name] += 1
         shared[name] += int(np.prod(record.grid)) > 1

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import normalize
 
 from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
-from fastssl.kernels.similarity_config import TileConfig
+from fastssl.kernels.tiles.config import TileConfig
 
 N, M, D = 20, 37, 16
 

@@ -20,12 +20,11 @@ from fastssl.kernels import (
     similarity,
     similarity_chunked,
     similarity_cross,
-    similarity_facts,
-    similarity_merge,
     similarity_triangle,
     softplus_sum,
 )
-from fastssl.kernels.similarity_config import ALL_CONFIGS, pick_config
+from fastssl.kernels.tiles import merge, row_bounds
+from fastssl.kernels.tiles.config import ALL_CONFIGS, pick_config
 from fastssl.testing.compile import SHARED_KIB, disassembly, resources, serialised
 
 TARGET = {80: 80, 90: 90, 100: 100, 0: 120}  # family -> the architecture that stands for it
@@ -182,7 +181,7 @@ def small_cases() -> list[bool]:
     real, half, ids = "*fp32", "*bf16", "*i64"
     whole = lambda *names: dict.fromkeys(names, ("i32", False))  # noqa: E731
     number = lambda *names: dict.fromkeys(names, ("fp32", False))  # noqa: E731
-    merge, chunk, facts = similarity_merge, similarity_chunked, similarity_facts
+    chunk = similarity_chunked
     reals = lambda *names: {f"{name}_ptr": real for name in names}  # noqa: E731
     cases = [
         (
@@ -227,7 +226,7 @@ def small_cases() -> list[bool]:
     for width in (128, 256):
         pointers = reals("norm") | {"y_ptr": half, "id_ptr": ids, "range_ptr": ids}
         constants = {"EVEN_M": False, "EVEN_D": True, "BN": 128, "BD": width}
-        cases.append((facts.row_facts_kernel, pointers, whole("M", "D", "s_y", "s_yd"), constants, 8))
+        cases.append((row_bounds.row_bounds_kernel, pointers, whole("M", "D", "s_y", "s_yd"), constants, 8))
     for width in (128, 8192):
         bm, bd, warps = normalize.tile_shape(width)
         tile = {"BM": bm, "BD": bd}

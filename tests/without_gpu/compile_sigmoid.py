@@ -6,7 +6,7 @@ python -m tests.without_gpu.compile_sigmoid [--today | --all]      as in compile
 import sys
 
 from fastssl.kernels import sigmoid_pair, sigmoid_pair_chunked, sigmoid_pair_terms
-from fastssl.kernels.similarity_config import ALL_CONFIGS, TileConfig
+from fastssl.kernels.tiles.config import ALL_CONFIGS, TileConfig
 
 from .compile import TARGET, TYPES, compile_one, families, verdict
 

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from fastssl.kernels import similarity_wide
-from fastssl.kernels.similarity_config import pick_config
+from fastssl.kernels.tiles.config import pick_config
 
 from .compile import TARGET, compile_one, families, verdict
 

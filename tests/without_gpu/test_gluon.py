@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton.experimental.gluon")
 
 import fastssl.kernels
-from fastssl.kernels.similarity_config import TileConfig
+from fastssl.kernels.tiles.config import TileConfig
 from fastssl.testing.compare import relative_error
 from tests.without_gpu.gluon_on_cpu import on_the_cpu
 

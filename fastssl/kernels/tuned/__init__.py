@@ -1,6 +1,6 @@
 """Tiles measured on a GPU, one file for each op and architecture: ``similarity_sm90.py``. ``benchmarks.tune`` writes them.
 
-A file holds ``TABLE``: (kernel, arithmetic, widest D) -> the fields of a ``TileConfig``. Keys are those of ``similarity_config``
+A file holds ``TABLE``: (kernel, arithmetic, widest D) -> the fields of a ``TileConfig``. Keys are those of ``tiles.config``
 without the family; numbers only, so that loading one compiles nothing. What is not in it comes from the op's own table.
 () for a triangular forward: the plain one is faster.
 """

@@ -1,6 +1,6 @@
 """Planned launches behind the stand-in of ``losses.py``: the compiled kernel that a key finds is the one Triton would take.
 
-With ``_launch.checked`` every planned launch asks Triton, so each test is a walk through arguments that must not share a plan.
+With ``launch.checked`` every planned launch asks Triton, so each test is a walk through arguments that must not share a plan.
 """
 
 import pytest
@@ -11,12 +11,12 @@ from triton import knobs
 from triton.runtime import driver
 
 from fastssl.functional import similarity_lse
-from fastssl.kernels import _launch
+from fastssl.kernels.host import launch
 from fastssl.ops._register import _C
 from fastssl.testing.cases import CASES
 from tests.without_gpu.host.losses import BF16, hopper, train  # noqa: F401  a fixture
 
-KEYS = {"python": _launch.key_of} | ({} if _C is None else {"C++": _C.launch_key})
+KEYS = {"python": launch.key_of} | ({} if _C is None else {"C++": _C.launch_key})
 
 
 @pytest.fixture(params=KEYS.values(), ids=KEYS)
@@ -28,12 +28,12 @@ def planned(monkeypatch, request):
         used.append(kernel.__name__)
         confirm(compiled, kernel, *rest)
 
-    confirm = _launch._check
-    monkeypatch.setattr(_launch, "_PLANS", {})
-    monkeypatch.setattr(_launch, "_key_of", request.param)
-    monkeypatch.setattr(_launch, "checked", True)
-    monkeypatch.setattr(_launch, "_check", check)
-    assert _launch.planned
+    confirm = launch._check
+    monkeypatch.setattr(launch, "_PLANS", {})
+    monkeypatch.setattr(launch, "_key_of", request.param)
+    monkeypatch.setattr(launch, "checked", True)
+    monkeypatch.setattr(launch, "_check", check)
+    assert launch.planned
     return used
 
 
@@ -75,17 +75,17 @@ WALK = {
 
 def step(name):
     args, options = WALK[name]
-    _launch.launch(small_kernel, (1,), *args, **({"BLOCK": 128, "EVEN": True, "num_warps": 4} | options))
+    launch.launch(small_kernel, (1,), *args, **({"BLOCK": 128, "EVEN": True, "num_warps": 4} | options))
 
 
 def test_launches_that_look_alike_share_no_plan(planned):
     """In any order: of each the first goes Triton's way, and so do those that have no plan."""
     unplanned = {"address", "another address", "a bool"}
     for name in [*WALK, *reversed(WALK)]:
-        before = len(_launch._PLANS)
+        before = len(launch._PLANS)
         step(name)
-        assert len(_launch._PLANS) - before in (0, 1)
-    assert len(planned) == len(_launch._PLANS) == len(WALK) - len(unplanned)
+        assert len(launch._PLANS) - before in (0, 1)
+    assert len(planned) == len(launch._PLANS) == len(WALK) - len(unplanned)
 
 
 @pytest.mark.parametrize("forgotten", ["dtype", "value", "None", "address", "kind"])
@@ -101,7 +101,7 @@ def test_a_key_that_forgets_something_is_found_out(planned, monkeypatch, forgott
             return "number"
         return "int" if forgotten == "value" and type(value) is int else float if type(value) is float else value
 
-    monkeypatch.setattr(_launch, "_key_of", lambda arguments: (tuple(map(kind, arguments)), arguments))
+    monkeypatch.setattr(launch, "_key_of", lambda arguments: (tuple(map(kind, arguments)), arguments))
     with pytest.raises(AssertionError, match="the plan is another kernel than Triton's"):
         for name in WALK:
             step(name)
@@ -135,7 +135,7 @@ def test_each_device_has_its_own_plan(planned, monkeypatch):
     assert len(planned) == 1
     step("first")
     assert len(planned) == 2
-    first, second = (plan[1] for plan in _launch._PLANS.values())
+    first, second = (plan[1] for plan in launch._PLANS.values())
     assert first is not second
 
 
@@ -155,10 +155,10 @@ def test_a_hook_sees_every_launch(planned):
 
 
 def test_plans_do_not_pile_up(planned, monkeypatch):
-    monkeypatch.setattr(_launch, "_MOST", 5)
+    monkeypatch.setattr(launch, "_MOST", 5)
     for rows in range(1, 12):
-        _launch.launch(small_kernel, (1,), X, FACTOR, OUT, rows, 16, 0.5, BLOCK=128, EVEN=True)
-    assert 0 < len(_launch._PLANS) <= 5
+        launch.launch(small_kernel, (1,), X, FACTOR, OUT, rows, 16, 0.5, BLOCK=128, EVEN=True)
+    assert 0 < len(launch._PLANS) <= 5
 
 
 def test_an_argument_of_another_kind_is_left_to_triton():

@@ -24,14 +24,17 @@ from triton.runtime import JITFunction
 
 from fastssl import kernels
 from fastssl.functional import moco_loss, similarity_lse
-from fastssl.kernels import _launch, normalize, sigmoid_pair, similarity, similarity_cross, similarity_merge, softplus_sum
-from fastssl.kernels.similarity_config import DeviceFacts, TileConfig
+from fastssl.kernels import normalize, sigmoid_pair, similarity, similarity_cross, softplus_sum
+from fastssl.kernels.host import launch
+from fastssl.kernels.host.device import DeviceProperties
+from fastssl.kernels.tiles import merge
+from fastssl.kernels.tiles.config import TileConfig
 from fastssl.testing.cases import CASES
 from fastssl.testing.compile import disassembly, resources, serialised
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 NVIDIA = Path(triton.__file__).parent / "backends/nvidia"
-KERNELS = [importlib.import_module(f"{kernels.__name__}.{module.name}") for module in pkgutil.iter_modules(kernels.__path__)]
+KERNELS = [importlib.import_module(module.name) for module in pkgutil.walk_packages(kernels.__path__, f"{kernels.__name__}.")]
 
 LAUNCHES: list[tuple[str, tuple[int, int, int]]] = []  # kernel and grid, in order
 BUILT: list[str] = []  # each specialisation: kernel, registers, bytes spilled, shared memory, and what is wrong with it
@@ -103,9 +106,9 @@ def hopper():
     triton.runtime.driver.set_active(Driver())
     library = _serve_the_cpu()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_launch, "checked", True)
+        patch.setattr(launch, "checked", True)
         for module in KERNELS:
-            patch.setattr(module, "device_facts", lambda device: DeviceFacts(90, 132), raising=False)
+            patch.setattr(module, "device_properties", lambda device: DeviceProperties(90, 132), raising=False)
         yield library
 
 
@@ -202,7 +205,7 @@ def test_a_queue_stored_by_columns_is_read_as_it_lies_and_counted():
 def test_a_launch_that_no_device_takes_is_refused():
     """The stub does look: the second dimension of a grid ends at 65,535."""
     x = torch.zeros(16)
-    kernel, arguments = similarity_merge.row_terms_kernel, (*(x,) * 6, *(None,) * 6, x, 16, 1, 0, 0, False, 4096)
+    kernel, arguments = merge.row_terms_kernel, (*(x,) * 6, *(None,) * 6, x, 16, 1, 0, 0, False, 4096)
     kernel[(1, 65535)](*arguments, num_warps=16)
     with pytest.raises(RuntimeError, match="beyond the limits of sm_90"):
         kernel[(1, 65536)](*arguments, num_warps=16)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastssl.kernels import similarity_chunked as chunked
 from fastssl.kernels import similarity_cross as kernels
-from fastssl.kernels.similarity_config import TileConfig, chunk_shape, pick_groups, pick_splits
+from fastssl.kernels.tiles.config import TileConfig, chunk_shape, pick_groups, pick_splits
 from fastssl.reference import similarity_cross as reference
 from fastssl.testing.compare import assert_no_worse
 from tests.without_gpu.interpreted.test_similarity import (  # noqa: F401

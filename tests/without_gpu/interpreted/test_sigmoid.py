@@ -14,7 +14,7 @@ import fastssl.ops.sigmoid_pair as op
 from fastssl.kernels import sigmoid_pair as kernels
 from fastssl.kernels import sigmoid_pair_chunked as chunked
 from fastssl.kernels import sigmoid_pair_terms as terms
-from fastssl.kernels.similarity_config import TileConfig
+from fastssl.kernels.tiles.config import TileConfig
 from fastssl.reference import sigmoid_pair as reference
 from fastssl.testing.compare import assert_no_worse
 from tests.without_gpu.interpreted.test_similarity import INTERPRETED, dots, language_once, poison  # noqa: F401  (fixtures, used in every test)

@@ -20,15 +20,15 @@ import fastssl.ops.sigmoid_pair as sigmoid_op
 import fastssl.ops.similarity as similarity_op
 import fastssl.ops.similarity_cross as cross_op
 import fastssl.ops.softplus_sum as softplus_op
-from fastssl.kernels import _new
 from fastssl.kernels import normalize as normalize_kernels
 from fastssl.kernels import sigmoid_pair as sigmoid_kernels
 from fastssl.kernels import similarity as kernels
 from fastssl.kernels import similarity_chunked as chunked
 from fastssl.kernels import similarity_cross as cross_kernels
 from fastssl.kernels import softplus_sum as softplus_kernels
-from fastssl.kernels.similarity_config import WIDEST, TileConfig
-from fastssl.kernels.similarity_facts import row_facts
+from fastssl.kernels.host import tensors
+from fastssl.kernels.tiles.config import WIDEST, TileConfig
+from fastssl.kernels.tiles.row_bounds import row_bounds
 from fastssl.reference import normalize as normalize_reference
 from fastssl.reference import similarity as reference
 from fastssl.reference import softplus_sum as softplus_reference
@@ -89,7 +89,7 @@ def poison(monkeypatch):
         return t.fill_(float("nan") if t.is_floating_point() else -77)
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(_new, "batched", False)
+    monkeypatch.setattr(tensors, "batched", False)
 
 
 @pytest.fixture
@@ -251,12 +251,12 @@ def test_row_facts(dtype, transposed):
     y = torch.randn(21, 37, generator=torch.Generator().manual_seed(0)).to(dtype)
     y = y.T.contiguous().T if transposed else y
     ids = torch.tensor([5, -7, 1 << 40, 3] + [9] * 17)
-    ranges, norm = row_facts(y, ids, 4, True)
+    ranges, norm = row_bounds(y, ids, 4, True)
     blocks = [slice(start, start + 4) for start in range(0, 21, 4)]
     assert ranges.tolist() == [[int(ids[b].min()), int(ids[b].max())] for b in blocks]
     torch.testing.assert_close(norm, torch.stack([y[b].float().norm(dim=1).max() for b in blocks]))
-    assert row_facts(y, ids.int(), 4, False)[1] is None and row_facts(y, None, 4, True)[0] is None
-    assert row_facts(y, torch.arange(21, dtype=torch.int32), 16, False)[0].tolist() == [[0, 15], [16, 20]]
+    assert row_bounds(y, ids.int(), 4, False)[1] is None and row_bounds(y, None, 4, True)[0] is None
+    assert row_bounds(y, torch.arange(21, dtype=torch.int32), 16, False)[0].tolist() == [[0, 15], [16, 20]]
 
 
 def test_a_long_row_is_no_small_logit(tiles):

@@ -8,8 +8,9 @@ from torch import Tensor
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
-from fastssl.kernels import sigmoid_pair, similarity, similarity_cross, tf32
-from fastssl.kernels.similarity_config import TileConfig
+from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
+from fastssl.kernels.tiles import tf32
+from fastssl.kernels.tiles.config import TileConfig
 from fastssl.reference import sigmoid_pair as reference_sigmoid
 from fastssl.reference import similarity as reference
 from fastssl.reference import similarity_cross as reference_cross

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fastssl.kernels import similarity as kernels
-from fastssl.kernels import similarity_config, tuned
 from fastssl.kernels import similarity_triangle as triangle
-from fastssl.kernels.similarity_config import TileConfig, pick_parts, pick_triangle
+from fastssl.kernels import tuned
+from fastssl.kernels.tiles import config as tile_configs
+from fastssl.kernels.tiles.config import TileConfig, pick_parts, pick_triangle
 from fastssl.reference import similarity as reference
 from tests.without_gpu.interpreted.test_similarity import (  # noqa: F401
     BF16,
@@ -131,10 +132,10 @@ def test_the_plain_forward_stays_where_it_is_chosen(monkeypatch):
     lean, plain = ask(512, ids), ask(500, ids)
     assert lean.block_m == 256 and plain.block_m == 128 and ask(512, ids.long()) == ask(512, None) == plain
     assert ask(512, ids, F32) is None and ask(512, ids, F32, "tf32") is not None
-    similarity_config._measured_slower.cache_clear()
+    tile_configs._measured_slower.cache_clear()
     monkeypatch.setattr(tuned, "table", lambda op, arch: {("triangle lean", "16-bit", 128): ()})
     assert ask(512, ids) is None and ask(500, ids) == plain
-    similarity_config._measured_slower.cache_clear()
+    tile_configs._measured_slower.cache_clear()
 
 
 def test_parts_cover_the_rows_and_pairs_fill_the_device():

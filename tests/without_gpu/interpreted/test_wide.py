@@ -8,7 +8,7 @@ from fastssl.kernels import similarity as kernels
 from fastssl.kernels import similarity_chunked as chunked
 from fastssl.kernels import similarity_cross as cross_kernels
 from fastssl.kernels import similarity_wide as wide_kernels
-from fastssl.kernels.similarity_config import TileConfig, pick_config, w_shape
+from fastssl.kernels.tiles.config import TileConfig, pick_config, w_shape
 from tests.without_gpu.interpreted import test_cross, test_similarity
 from tests.without_gpu.interpreted.test_cross import cross
 from tests.without_gpu.interpreted.test_similarity import BF16, F16, dots, language_once, make, poison, wide  # noqa: F401

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import launch
-from .similarity_merge import LOG2E
-from .similarity_tiles import load_rows
+from ..host.launch import launch
+from .load import load_rows
+from .merge import LOG2E
 
 #: Logits (base 2) within +-BOUND take exponentials as they are: 2^60 summed over 2^31 columns stays finite in float32.
 BOUND = tl.constexpr(60.0)
@@ -25,7 +25,7 @@ _LEAST_LOGITS = 1 << 25
 
 
 @triton.jit(do_not_specialize=["M"])
-def row_facts_kernel(
+def row_bounds_kernel(
     y_ptr, id_ptr, range_ptr, norm_ptr, M, D, s_y, s_yd,
     EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +72,7 @@ def variant(facts: bool, columns: int, ids: Tensor | None, bias: Tensor | None, 
     return " lean" if bias is None and narrow_ids and columns % 128 == 0 else ""
 
 
-def row_facts(y: Tensor, ids: Tensor | None, length: int, norms: bool) -> tuple[Tensor | None, Tensor | None]:
+def row_bounds(y: Tensor, ids: Tensor | None, length: int, norms: bool) -> tuple[Tensor | None, Tensor | None]:
     """range (M / length, 2) int64 where ids (M,) are given, norm (M / length,) float32 where wanted; y (M, D)."""
     m, d = y.shape
     tiles, bd = triton.cdiv(m, length), triton.next_power_of_2(max(d, 16))
@@ -80,5 +80,5 @@ def row_facts(y: Tensor, ids: Tensor | None, length: int, norms: bool) -> tuple[
     norm = torch.empty(tiles, dtype=torch.float32, device=y.device) if norms else None
     if ids is not None or norms:
         even = {"EVEN_M": m % length == 0, "EVEN_D": d == bd}
-        launch(row_facts_kernel, (tiles,), y, ids, ranges, norm, m, d, *y.stride(), **even, BN=length, BD=bd, num_warps=8)
+        launch(row_bounds_kernel, (tiles,), y, ids, ranges, norm, m, d, *y.stride(), **even, BN=length, BD=bd, num_warps=8)
     return ranges, norm

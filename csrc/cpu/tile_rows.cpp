@@ -1,5 +1,5 @@
 // Compiles the element functions once per ISA and picks the set in use.
-#include "cpu/rows.h"
+#include "cpu/tile_rows.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,7 +10,7 @@
 
 namespace fastssl {
 
-#define FASTSSL_ISA_SOURCE "cpu/rows.inl"
+#define FASTSSL_ISA_SOURCE "cpu/tile_rows.inl"
 #include "cpu/each_isa.h"
 
 template <>

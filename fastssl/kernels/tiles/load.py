@@ -2,14 +2,14 @@
 
     s2_ij = log2(e) (scale <x_i, y_j> + y_bias_j), base 2          -inf where x_id_i = y_id_j and outside the matrix
 
-Ids are compared only in tiles that may hold equal ones, where ``similarity_facts`` say which. Thresholds are met by logits in
+Ids are compared only in tiles that may hold equal ones, where ``row_bounds`` says which. Thresholds are met by logits in
 natural units, exactly, so kernels that count take raw dots.
 """
 
 import triton
 import triton.language as tl
 
-from .similarity_merge import INF, LOG2E, load_state
+from .merge import INF, LOG2E, load_state
 
 
 @triton.jit

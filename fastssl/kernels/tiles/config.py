@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import tuned
+from fastssl.kernels import tuned
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,6 @@ class TileConfig:
     def max_registers(self) -> int | None:
         most = 65536 // (32 * self.num_warps * self.programs) // 8 * 8
         return most if self.programs > 1 and most < 255 else None  # no thread has more than 255
-
-
-@dataclass(frozen=True)
-class DeviceFacts:
-    arch: int  # compute capability, 90 = Hopper
-    num_sms: int
 
 
 _HALVES, _TF32, _IEEE = "16-bit", "tf32", "ieee"
@@ -263,17 +257,6 @@ def w_shape(rows: int, columns: int, most: int = 1 << 27) -> tuple[int, int]:
     sums to those before."""
     r = min(rows, max(16384, most // columns // 256 * 256))
     return r, min(columns, max(256, most // r // 256 * 256))
-
-
-@functools.lru_cache(maxsize=64)
-def _cuda_facts(index: int) -> DeviceFacts:
-    properties = torch.cuda.get_device_properties(index)
-    return DeviceFacts(10 * properties.major + properties.minor, properties.multi_processor_count)
-
-
-def device_facts(device: torch.device) -> DeviceFacts:
-    """Cached; a CPU (Triton's interpreter) counts as a small Hopper."""
-    return _cuda_facts(device.index) if device.type == "cuda" else DeviceFacts(90, 4)
 
 
 @functools.lru_cache(maxsize=1024)

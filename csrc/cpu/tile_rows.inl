@@ -1,4 +1,4 @@
-// The element functions of rows.h for one ISA, compiled by each_isa.h.
+// The element functions of tile_rows.h for one ISA, compiled by each_isa.h.
 // The row loop is outside and the column loop inside, so S is read once; column sums stay in a buffer of n <= a tile.
 
 #include "cpu/lanes.h"
