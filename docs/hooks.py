@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 #: files at the root of the repository -> pages of the site
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+#: an element that neither the theme nor the markdown extensions nor mkdocstrings write
+STRANGE = re.compile(
+    r"<(?!(?:a|abbr|article|autoref|b|blockquote|br|button|code|details|div|em|h[1-6]|hr|img|input|label|li|ol|p|path|pre|small|span"
+    r"|strong|sub|summary|sup|svg|table|tbody|td|th|thead|tr|ul)\b)([A-Za-z_][\w-]*)"
+)
 LINK = re.compile(r"(?P<before>!?\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\()(?P<target>[^()\s]+)(?P<after>(?: \"[^\"]*\")?\))")
 HTML = re.compile(r"(?P<before>\b(?:src|href|srcset)=\")(?P<target>[^\"]+)(?P<after>\")")
 
@@ -46,6 +51,14 @@ def on_page_markdown(markdown, page, config, files):
         out += [HTML.sub(html, LINK.sub(inline, markdown[end : block.start()])), block[0]]
         end = block.end()
     return "".join(out) + HTML.sub(html, LINK.sub(inline, markdown[end:]))
+
+
+def on_page_content(html, page, config, files):
+    """Warns of text that a browser would swallow: ``<x_i, y_j>`` outside a code span of a docstring looks like an HTML element."""
+    for name in sorted(set(STRANGE.findall(html))):
+        log.warning("%s: <%s...> is no HTML element; put the formula into a code span", page.file.src_uri, name)
+    if page.file.src_uri.startswith("api/") and "<blockquote" in html:
+        log.warning("%s: >>> outside the section Examples: of a docstring becomes a quotation", page.file.src_uri)
 
 
 def _source(page: str) -> str:
