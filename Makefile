@@ -24,6 +24,7 @@ bench: .venv/.dev
 # The documentation site, in build/site. A broken link, or an argument that a docstring names and the function lacks, fails.
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in build/site; its search needs a server: cd build/site && python3 -m http.server"
 
 lint: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*')

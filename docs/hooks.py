@@ -36,6 +36,8 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Rewrites the links of a page, but for those inside blocks of code."""
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # its section has one page
     place = _source(page.file.src_uri)
 
     def inline(match):
