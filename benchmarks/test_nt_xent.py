@@ -11,9 +11,9 @@ from functools import cache
 import pytest
 import torch
 
-from benchmarks import runner
+from benchmarks.core import runner
+from benchmarks.core.registry import WORKS, shape_name
 from benchmarks.peers import NAMES
-from benchmarks.registry import WORKS, shape_name
 
 WORK = WORKS["nt_xent"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

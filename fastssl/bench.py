@@ -12,7 +12,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 def _benchmarks():
     """The ``benchmarks`` package beside ``fastssl``; ImportError in words where this is no source checkout."""
-    if not (_ROOT / "benchmarks" / "registry.py").is_file():
+    if not (_ROOT / "benchmarks" / "core" / "registry.py").is_file():
         raise ImportError(f"bench: no benchmarks folder beside {_ROOT / 'fastssl'}; run it from a source checkout of fastssl")
     if str(_ROOT) not in sys.path:
         sys.path.insert(0, str(_ROOT))
@@ -94,7 +94,10 @@ def _write(found: dict, folder: Path, runner, plots) -> None:
 
 def run(args) -> int:
     """0, or 1 where our own code failed its gate or did not run."""
-    from benchmarks import machine, peers, plots, registry, report, runner
+    from benchmarks import peers
+    from benchmarks.core import machine, registry, runner
+    from benchmarks.report import plots
+    from benchmarks.report import tables as report
 
     if args.list:
         _list(registry, peers)
@@ -125,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     """``fastssl bench [WORK ...]``; the exit status is 1 where our own code fails, 2 for a wrong command."""
     try:
         _benchmarks()
-        from benchmarks import peers, registry
+        from benchmarks import peers
+        from benchmarks.core import registry
 
         return run(_parser(tuple(registry.WORKS), peers.NAMES).parse_args(argv))
     except UsageError as error:

@@ -4,6 +4,8 @@ Up to 2.9 NTXentLoss compares every positive pair with every negative pair, O(N^
 17 GB.
 """
 
+from fastssl.testing.contrastive import sample_labels
+
 from . import Peer
 
 
@@ -16,8 +18,6 @@ def _nt_xent(temperature: float):
 
 def _sup_con(temperature: float):
     from pytorch_metric_learning.losses import SupConLoss
-
-    from benchmarks.registry import sample_labels
 
     module = SupConLoss(temperature=temperature)
 

@@ -141,3 +141,8 @@ def sup_con(features, labels=None, mask=None, temperature=0.07, contrast_mode="a
     log_p = s - torch.logsumexp(s.masked_fill(itself, -math.inf), 1, keepdim=True)
     count = positive.sum(1)
     return -((positive * log_p).sum(1) / count.clamp_min(1e-6)).mean()
+
+
+def sample_labels(features):
+    """Four samples of each label."""
+    return torch.arange(len(features), device=features.device) // 4

@@ -9,11 +9,14 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import gate, machine, memory, peers, plots, predict, report, runner, timing
+from benchmarks import peers
+from benchmarks.core import accuracy, machine, memory, predicted, runner, timing
+from benchmarks.core.rates import H200
+from benchmarks.core.registry import WORKS, Target, parse_shape
+from benchmarks.core.workloads import Plan
 from benchmarks.peers import Peer
-from benchmarks.rates import H200
-from benchmarks.registry import WORKS, Target, parse_shape
-from benchmarks.work import Plan
+from benchmarks.report import plots
+from benchmarks.report import tables as report
 from fastssl import bench
 from fastssl.testing.compare import relative_error
 
@@ -52,16 +55,16 @@ def test_gate_refuses_a_wrong_gradient_and_prints_no_time():
 
 
 def test_gate_holds_our_own_code_to_the_strict_rule():
-    error = gate.Errors(loss=1e-7, grad=1e-4)
-    assert gate.verdict(error, torch.float32) == ""
-    assert "grad" in gate.verdict(error, torch.float32, eager=gate.Errors(1e-7, 1e-7))
-    assert gate.verdict(gate.Errors(float("nan"), 0.0), torch.float32)
+    error = accuracy.Errors(loss=1e-7, grad=1e-4)
+    assert accuracy.verdict(error, torch.float32) == ""
+    assert "grad" in accuracy.verdict(error, torch.float32, eager=accuracy.Errors(1e-7, 1e-7))
+    assert accuracy.verdict(accuracy.Errors(float("nan"), 0.0), torch.float32)
 
 
 def test_gate_refuses_missing_gradients_and_failures():
     prepared = runner.prepare(NT_XENT, SHAPE, FAST)
     detached = lambda z0, z1: NT_XENT.case.eager(z0, z1.detach(), **NT_XENT.constants)  # noqa: E731
-    assert gate.errors(detached, prepared.inputs, prepared.truth).grad == float("inf")
+    assert accuracy.errors(detached, prepared.inputs, prepared.truth).grad == float("inf")
 
     def fails(name, work):
         raise RuntimeError("no kernel\nfor this")
@@ -72,10 +75,10 @@ def test_gate_refuses_missing_gradients_and_failures():
 
 @pytest.mark.parametrize("name", ("clip", "siglip"))
 def test_blocked_truth_of_pairs_is_eager_in_float64(name, monkeypatch):
-    monkeypatch.setattr(gate, "_BLOCK_ELEMENTS", 45 * 10)
+    monkeypatch.setattr(accuracy, "_BLOCK_ELEMENTS", 45 * 10)
     work = WORKS[name]
-    inputs = gate.leaves(work.case.inputs((45, 7)))
-    exact, truth = gate.eager_truth(work.case.eager, inputs), work.truth(inputs)
+    inputs = accuracy.leaves(work.case.inputs((45, 7)))
+    exact, truth = accuracy.eager_truth(work.case.eager, inputs), work.truth(inputs)
     assert relative_error(truth.loss, exact.loss) < 1e-13
     assert truth.grads.keys() == exact.grads.keys()
     assert all(relative_error(truth.grads[n], exact.grads[n]) < 1e-12 for n in exact.grads)
@@ -83,9 +86,9 @@ def test_blocked_truth_of_pairs_is_eager_in_float64(name, monkeypatch):
 
 @pytest.mark.parametrize("full_rows", (1000, 20))
 def test_blocked_truth_is_eager_in_float64(full_rows):
-    inputs = gate.leaves(NT_XENT.case.inputs((45, 7)))
-    exact = gate.eager_truth(partial(NT_XENT.case.eager, temperature=0.1), inputs)
-    truth = gate.pair_truth(inputs, 0.1, full_rows=full_rows, sampled=16)
+    inputs = accuracy.leaves(NT_XENT.case.inputs((45, 7)))
+    exact = accuracy.eager_truth(partial(NT_XENT.case.eager, temperature=0.1), inputs)
+    truth = accuracy.pair_truth(inputs, 0.1, full_rows=full_rows, sampled=16)
     assert relative_error(truth.loss, exact.loss) < 1e-13
     for name, grad in truth.grads.items():
         rows = truth.rows[name]
@@ -101,9 +104,9 @@ def test_installed_peers_have_the_works_objective(work, name):
     if status:
         pytest.skip(f"{status}: {reason}")
     pytest.importorskip(peer.module or "torch")
-    inputs = gate.leaves(work.case.inputs(shape), constant=work.constant_inputs)
-    found = gate.errors(peer.build(work), inputs, gate.truth_of(work, shape, inputs))
-    assert gate.verdict(found, torch.float32) == ""
+    inputs = accuracy.leaves(work.case.inputs(shape), constant=work.constant_inputs)
+    found = accuracy.errors(peer.build(work), inputs, accuracy.truth_of(work, shape, inputs))
+    assert accuracy.verdict(found, torch.float32) == ""
 
 
 def test_absent_and_unequal_peers_are_listed_with_a_reason():
@@ -150,11 +153,11 @@ def test_flops_bytes_and_limit_by_hand():
     assert NT_XENT.sweep_flops(shape) == u and NT_XENT.case.flops(shape) == 2 * u
     assert NT_XENT.case.bytes(shape, 4) == 2 * (2 * 4096 * 128 * 4)
     plan = Plan((("fwd lean", 1), ("bwd lean", 2)), chunks=(3, 20))
-    times = [1e3 * 1e12 / min(132 * 4096 * 1.755e9 * predict.share(kernel, 128), 790e12) for kernel in ("fwd lean", "bwd lean")]
+    times = [1e3 * 1e12 / min(132 * 4096 * 1.755e9 * predicted.share(kernel, 128), 790e12) for kernel in ("fwd lean", "bwd lean")]
     assert plan.ms((1000, 1000, 128), 1e12, H200) == pytest.approx(times[0] + 2 * times[1] + 0.02)
     assert plan.ms((1000, 1000, 512), 1e12, H200) == pytest.approx(1e3 * (3e12 / 790e12 + 20 * 1e6 / 5.5e12) + 0.02)
     wide = Plan((), chunks=(2, 0), wide=("wide cross", "wide narrow"))
-    tiles = sum(8 * row["slice"] + row["epilogue"] + predict.FILL for row in predict.stored() if row["kernel"] in wide.wide)
+    tiles = sum(8 * row["slice"] + row["epilogue"] + predicted.FILL for row in predicted.stored() if row["kernel"] in wide.wide)
     sums = 2 * 16 * (16384 + 8192) * 512 / 4.3e12
     seconds = 2e12 / 790e12 + 63 * tiles / 1.755e9 + sums  # 128 x 64 tiles on 132 multiprocessors
     assert wide.ms((16384, 16384, 512), 1e12, H200) == pytest.approx(1e3 * seconds + 0.02)

@@ -13,9 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, gpu_build, gpu_plan, gpu_profile, gpu_run, gpu_tests
-from benchmarks.gpu_run import LOG_BYTES, Run, Step
-from benchmarks.registry import WORKS
+from benchmarks.core.registry import WORKS
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import build as gpu_build
+from benchmarks.gpu import plan as gpu_plan
+from benchmarks.gpu import profile as gpu_profile
+from benchmarks.gpu import run as gpu_run
+from benchmarks.gpu import tests as gpu_tests
+from benchmarks.gpu.run import LOG_BYTES, Run, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,7 +156,7 @@ def test_a_stage_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
 
 KILLED = """
 import sys
-from benchmarks import gpu
+from benchmarks.gpu import __main__ as gpu
 def first(run):
     (run.folder("results") / "kept.txt").write_text("kept")
 gpu.ACTIONS["facts"] = first

@@ -10,11 +10,16 @@ from unittest.mock import Mock
 
 import pytest
 
-from benchmarks import gpu, gpu_bench, gpu_cases, gpu_plan, gpu_profile, machine, runner
-from benchmarks.gpu_bench import Lane
-from benchmarks.gpu_cases import CONTEXT_LOST, Case
-from benchmarks.gpu_run import Run
-from benchmarks.registry import WORKS
+from benchmarks.core import machine, runner
+from benchmarks.core.registry import WORKS
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import bench as gpu_bench
+from benchmarks.gpu import cases as gpu_cases
+from benchmarks.gpu import plan as gpu_plan
+from benchmarks.gpu import profile as gpu_profile
+from benchmarks.gpu.bench import Lane
+from benchmarks.gpu.cases import CONTEXT_LOST, Case
+from benchmarks.gpu.run import Run
 
 
 @pytest.fixture

@@ -12,9 +12,17 @@ import types
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_bench, gpu_build, gpu_plan, gpu_prepare, gpu_profile, gpu_run, gpu_tests, rates, timing
-from benchmarks.gpu_plan import Slot
-from benchmarks.gpu_run import Run, Step
+from benchmarks.core import rates, timing
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import bench as gpu_bench
+from benchmarks.gpu import build as gpu_build
+from benchmarks.gpu import plan as gpu_plan
+from benchmarks.gpu import prepare as gpu_prepare
+from benchmarks.gpu import profile as gpu_profile
+from benchmarks.gpu import run as gpu_run
+from benchmarks.gpu import tests as gpu_tests
+from benchmarks.gpu.plan import Slot
+from benchmarks.gpu.run import Run, Step
 from fastssl import info
 
 CALLS = tuple(gpu_plan.CALLS)
@@ -152,7 +160,7 @@ def test_a_call_ends_in_time_whatever_its_processes_do(play, call, how):
 def test_a_call_ends_in_time_where_each_process_ends_as_it_likes(play, seed):
     """Of each kind of process any end, and any seconds for the call: what does not fit is dropped by name."""
     luck = random.Random(seed)
-    kinds = ("nvidia-smi", "-c ", "setup.py", "fastssl info", "gpu_cases", "-m large", "not large", "ncu")
+    kinds = ("nvidia-smi", "-c ", "setup.py", "fastssl info", "gpu.cases", "-m large", "not large", "ncu")
     for call in CALLS:
         chosen = {kind: luck.choice(sorted(ENDS)) for kind in kinds}
         seconds = luck.choice((60, 150, gpu_plan.seconds_of(call, 15)))
@@ -182,7 +190,7 @@ def test_a_build_that_hangs_costs_its_limit_and_tests_are_cut_not_lost(play):
 
 
 def test_a_failure_of_everything_in_smoke_ends_the_call(play, capsys):
-    run, took, summary, status = play("first", lambda words: "crashes" if "gpu_cases" in words else "well")
+    run, took, summary, status = play("first", lambda words: "crashes" if "gpu.cases" in words else "well")
     assert "works failed in smoke, the first: smoke" in run.halted and status == 1 and took < 60
     assert run.dropped == ["tests: the call was ended early", "large: the call was ended early"]
     said = capsys.readouterr().out

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from benchmarks import memory, peers, runner
-from benchmarks.masking import MASKING
+from benchmarks import peers
+from benchmarks.core import memory, runner
+from benchmarks.core.masking import MASKING
+from benchmarks.core.registry import WORKS, Target, parse_shape
 from benchmarks.peers.mae_repository import FORMS
-from benchmarks.registry import WORKS, Target, parse_shape
 from fastssl.testing.masked_updates import EAGER, LEAVES, OURS, forward_backward, in_turn
 from fastssl.testing.updates import copied
 

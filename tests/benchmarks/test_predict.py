@@ -1,4 +1,4 @@
-"""What ``benchmarks.predict`` reads from machine code, and that its table is of today's kernels."""
+"""What ``benchmarks.tune.predict`` reads from machine code, and that its table is of today's kernels."""
 
 import json
 import os
@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks import predict
-from benchmarks.registry import WORKS
-from benchmarks.tune_candidates import kernels_digest
+from benchmarks.core import predicted
+from benchmarks.core.registry import WORKS
+from benchmarks.tune import predict
+from benchmarks.tune.candidates import kernels_digest
 
 ROOT = Path(__file__).parents[2]
 #: Two loops; the second has products, a region that compares ids, and one that takes maxima behind a jump without condition.
@@ -70,8 +71,8 @@ def test_code_without_products_is_refused():
 
 
 def test_the_table_is_of_todays_kernels():
-    found = json.loads(predict.PATH.read_text())
-    assert found["kernels"] == kernels_digest(), "a kernel changed: python -m benchmarks.predict --write"
+    found = json.loads(predicted.PATH.read_text())
+    assert found["kernels"] == kernels_digest(), "a kernel changed: python -m benchmarks.tune.predict --write"
     for row in found["rows"]:
         assert row["clocks"]["matrix"] > 0
         if row["kernel"].startswith("wide"):
@@ -89,7 +90,8 @@ def test_every_loss_has_a_prediction_above_its_products():
 def test_a_kernel_is_read_from_its_own_machine_code():
     """In a process of its own, where Triton compiles: the exponentials of a tile are its logits."""
     text = (
-        "import torch; from benchmarks import predict, tune_cases as t; from fastssl.testing.compile import offline\n"
+        "import torch; from benchmarks.core import predicted; from benchmarks.tune import cases as t, predict\n"
+        "from fastssl.testing.compile import offline\n"
         "case = next(c for c in t.CASES if c.key == ('fwd lean', '16-bit', 128))\n"
         "config = t.usual_config(case.key, 90)\n"
         "with offline(90, 132) as found, t.without_contents(), t.forced('fwd lean', config):\n"
@@ -97,7 +99,7 @@ def test_a_kernel_is_read_from_its_own_machine_code():
         "kernel = next(k for name, k in found if name == t.FUNCTIONS['fwd'])\n"
         "row = predict.row_of(kernel, 'fwd lean', config, 128)\n"
         "assert row['clocks']['exp'] == config[0] * config[1] // 16, row\n"
-        "assert row['clocks']['matrix'] == 2 * config[0] * config[1] * 128 / predict.MATRIX_FLOP, row\n"
+        "assert row['clocks']['matrix'] == 2 * config[0] * config[1] * 128 / predicted.MATRIX_FLOP, row\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import steps, steps_contrast, steps_mae, steps_report
-from benchmarks.gate import Errors
-from benchmarks.steps_clock import Clock
-from benchmarks.steps_common import AFTER, BEFORE, Gate, Pair, Setting, Side, cached_step, library, pictures, rows_of_pairs
+from benchmarks.core.accuracy import Errors
+from benchmarks.steps import __main__ as steps
+from benchmarks.steps import contrast as steps_contrast
+from benchmarks.steps import mae as steps_mae
+from benchmarks.steps import report as steps_report
+from benchmarks.steps.clock import Clock
+from benchmarks.steps.common import AFTER, BEFORE, Gate, Pair, Setting, Side, cached_step, library, pictures, rows_of_pairs
 
 AT = Setting(steps.SMALL, "cpu", torch.float32)
 METHODS = {case.name: case.method for case in steps.CASES}

@@ -13,8 +13,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import tune, tune_candidates, tune_cases, tune_worker
-from benchmarks.tune_cases import CASES, Case
+from benchmarks.tune import __main__ as tune
+from benchmarks.tune import candidates as tune_candidates
+from benchmarks.tune import cases as tune_cases
+from benchmarks.tune import worker as tune_worker
+from benchmarks.tune.cases import CASES, Case
 from fastssl.kernels import similarity, similarity_chunked, similarity_wide, tuned
 from fastssl.kernels.tiles import config as tile_configs
 from fastssl.kernels.tiles.config import TileConfig, pick_config
@@ -216,7 +219,7 @@ import torch
 from triton import knobs
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
-from benchmarks import tune_candidates, tune_cases
+from benchmarks.tune import candidates as tune_candidates, cases as tune_cases
 from fastssl.testing import compile as offline
 
 key = "fwd lean", "16-bit", 128
@@ -292,7 +295,7 @@ def test_wrong_moving_and_failing_candidates_get_no_time():
 
 _DEADLY = """
 import os, sys
-from benchmarks import tune_worker
+from benchmarks.tune import worker as tune_worker
 
 lost = []
 

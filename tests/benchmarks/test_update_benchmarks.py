@@ -7,9 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import machine, memory, peers, plots, rates, report, runner, timing
-from benchmarks.prepared import prepare
-from benchmarks.registry import WORKS, Target, parse_shape
+from benchmarks import peers
+from benchmarks.core import machine, memory, rates, runner, timing
+from benchmarks.core.prepared import prepare
+from benchmarks.core.registry import WORKS, Target, parse_shape
+from benchmarks.report import plots
+from benchmarks.report import tables as report
 from fastssl import bench
 from fastssl.testing.updates import MODELS, as_module, copied, elements
 

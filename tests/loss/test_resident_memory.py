@@ -36,7 +36,7 @@ def _bank(rows: int):
 
 def measure() -> dict[str, float]:
     """Name -> MB by which resident memory rose, after a small call of the same kind."""
-    from benchmarks.memory import rise_mb
+    from benchmarks.core.memory import rise_mb
 
     makers = {name: partial(_batch, loss) for name, loss in BATCH.items()} | {"nearest_neighbor": _bank}
     found = {}

@@ -1,0 +1,209 @@
+"""Tables made from result files; the only source of benchmark numbers in the README.
+
+    python -m benchmarks.report                       prints every result file as markdown
+    python -m benchmarks.report --readme README.md    rewrites the block between the two bench markers
+
+A table has no number that is not in a result file, and a case keeps the date and commit it was measured at.
+"""
+
+from pathlib import Path
+
+from benchmarks.core import runner
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+_COLUMNS = ("implementation", "ms (p20 to p80)", "times fastssl", "peak MB", "{rate}", "of the limit", "{error} error", "note")
+#: What an entry holds -> the head of its column.
+_RATES = {"flop_per_s": "GFLOP/s", "bytes_per_s": "GB/s"}
+_ERRORS = {"grad_error": "gradient", "update_error": "update"}
+#: Statuses of an implementation that ran; the others are listed under the table.
+_TRIED = ("ok", "wrong", "failed", "out of memory")
+#: Peers of the README's table, with their column heads.
+_README_PEERS = {
+    "eager": "eager",
+    "compile": "`torch.compile`",
+    "lightly": "lightly",
+    "pytorch_metric_learning": "PML",
+    "info_nce_pytorch": "info-nce-pytorch",
+    "open_clip": "open_clip",
+    "linear_cross_entropy": "torch LCE",
+    "cut_cross_entropy": "cut-cross-entropy",
+    "liger": "Liger",
+    "inf_cl": "Inf-CL",
+    "siglip_kernel": "siglip-kernel",
+    "loop": "a loop",
+    "moco_repository": "MoCo repository",
+    "mae_repository": "MAE repository",
+    "transformers": "transformers",
+    "timm": "timm",
+    "averaged_model": "torch AveragedModel",
+    "fused": "torch fused",
+    "update_momentum": "`update_momentum`",
+}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits without an exponent, more before the point; "" for None."""
+    if value is None:
+        return ""
+    if value == 0 or abs(value) >= 10 ** (digits - 1):
+        return f"{value:.0f}"
+    return f"{value:#.{digits}g}".rstrip(".")
+
+
+def ms_text(ms: float) -> str:
+    return f"{ms / 1e3:.3g} s" if ms >= 10_000 else f"{number(ms)} ms"
+
+
+def markdown(head, rows) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def shape_text(shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _note(entry: dict) -> str:
+    parts = [] if entry["status"] == "ok" else [f"{entry['status']}: {entry['reason']}"]
+    if "launches" in entry:
+        parts.append(f"{entry['launches']} launch" + "es" * (entry["launches"] != 1))
+    if "host_ms" in entry:
+        parts.append(f"host {ms_text(entry['host_ms'])}")
+    if "graph_ms" in entry:
+        parts.append(f"CUDA graph {ms_text(entry['graph_ms'])}")
+    if "graph_reason" in entry:
+        parts.append("no CUDA graph")
+    if "peak_reason" in entry:
+        parts.append(f"memory: {entry['peak_reason']}")
+    return "; ".join(parts)
+
+
+def entry_row(entry: dict) -> tuple[str, ...]:
+    """Cells of one implementation; without a time, every cell of speed is empty."""
+    error = next((f"{entry[name]:.1e}" for name in _ERRORS if name in entry), "")
+    if "ms" not in entry:
+        return (entry["implementation"], "", "", "", "", "", error, _note(entry))
+    times = entry.get("times_ours")
+    return (
+        entry["implementation"],
+        f"{number(entry['ms'])} ({number(entry['p20'])} to {number(entry['p80'])})",
+        "" if times is None else f"{times:.2f}x",
+        number(entry.get("peak_mb")),
+        number(next(entry[name] for name in _RATES if name in entry) / 1e9),
+        f"{number(100 * entry['share_of_limit'], 2)} %",
+        error,
+        _note(entry),
+    )
+
+
+def columns(case: dict) -> tuple[str, ...]:
+    """Heads of the table of a case."""
+    held = {name for entry in case["entries"] for name in entry}
+    heads = [next((heads[name] for name in heads if name in held), "") for heads in (_RATES, _ERRORS)]
+    return tuple(head.format(rate=heads[0], error=heads[1]).strip() for head in _COLUMNS)
+
+
+def case_table(found: dict, case: dict) -> str:
+    """Heading, table and targets of one case."""
+    turns = [entry["rounds"] for entry in case["entries"] if "rounds" in entry]
+    turns = f"{min(turns)} to {max(turns)} turns" if turns else "no turns"
+    measured = f"{turns}, load {case['load']}, {case['date'][:10]}, commit {case['commit']}"
+    lines = [
+        f"### {found['title']}, {shape_text(case['shape'])} ({found['axes']}), {case['dtype']}",
+        "",
+        f"Limit {ms_text(case['limit_ms'])}: {case['limit_is']}. {measured}."
+        + (f" Predicted for an {case['predicted_for']}: {ms_text(case['predicted_ms'])}." if "predicted_ms" in case else ""),
+        "",
+        markdown(columns(case), [entry_row(entry) for entry in case["entries"] if entry["status"] in _TRIED]),
+    ]
+    left_out = [entry for entry in case["entries"] if entry["status"] not in _TRIED]
+    if left_out:
+        lines += ["", "Not compared:", "", *(f"- {e['implementation']}: {e['status']}: {e['reason']}" for e in left_out)]
+    if case["targets"]:
+        lines += ["", "Targets:", "", *(f"- {_verdict(t)}: {t['target']} (got {t['got']})" for t in case["targets"])]
+    return "\n".join(lines)
+
+
+def _verdict(target: dict) -> str:
+    return "open" if target["met"] is None else "met" if target["met"] else "MISSED"
+
+
+def work_report(found: dict) -> str:
+    return "\n\n".join([machine_line(found["machine"]), *(case_table(found, case) for case in found["cases"])])
+
+
+def machine_line(machine: dict) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
+    unit = f"{machine['cores']} cores, {machine['threads']} threads, {machine['isa']}"
+    return f"{machine['name']} ({unit}); {versions}."
+
+
+def _ratio(entries: dict, peer: str) -> str:
+    entry = entries.get(peer, {})
+    return f"{entry['times_ours']:.1f}x" if "times_ours" in entry else "-"
+
+
+def _memory(entries: dict, name: str) -> str:
+    peak = entries.get(name, {}).get("peak_mb")
+    return "-" if peak is None else f"{number(peak)} MB"
+
+
+def readme_table(found: dict) -> str:
+    """One row for each case: our time, how many times longer the peers take, peak memory above the inputs."""
+    by_case = [(case, {e["implementation"]: e for e in case["entries"]}) for case in found["cases"]]
+    peers = [p for p in _README_PEERS if any("times_ours" in entries.get(p, {}) for _, entries in by_case)]
+    head = (found["axes"], "dtype", "fastssl", "of the limit", *(_README_PEERS[p] for p in peers), "peak memory", "eager's")
+    rows = []
+    for case, entries in by_case:
+        ours = entries[runner.OURS]
+        if "ms" in ours:
+            cells = (ms_text(ours["ms"]), f"{number(100 * ours['share_of_limit'], 2)} %")
+            rows.append(
+                (shape_text(case["shape"]), case["dtype"], *cells, *(_ratio(entries, p) for p in peers))
+                + (_memory(entries, runner.OURS), _memory(entries, "eager"))
+            )
+    return markdown(head, rows)
+
+
+def all_results(folder: Path = RESULTS) -> dict[str, list[dict]]:
+    """Device slug -> its results, GPUs first."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted(folder.glob("*/*.json"), key=lambda p: (p.parent.name.startswith("cpu"), str(p))):
+        found.setdefault(path.parent.name, []).append(runner.read(path))
+    return found
+
+
+_README_TEXT = {
+    "loss": "Forward + backward. A peer's column says how many times longer it takes than fastssl in the same run, in turns,"
+    " medians. Of the limit: the time of the least FLOPs in the machine's own matrix product, over our time."
+    " Peak memory is above the inputs. Every implementation first passed a comparison with float64.",
+    "update": "State updates in place, and masked image modelling forward + backward, one step. Of the limit: the time in which the"
+    " machine's memory moves the step's bytes (on a CPU in a pass in place, on a GPU in a copy; MoCo and patch embedding: its"
+    " matrix products), over our time. Peak memory is above the state.",
+}
+
+
+def readme_block(folder: Path = RESULTS) -> str:
+    """Everything between the markers: for each device the losses, then the updates."""
+    devices = all_results(folder)
+    kinds = {found.get("kind", "loss") for results in devices.values() for found in results}
+    parts = [text for kind, text in _README_TEXT.items() if kind in kinds]
+    for slug, results in devices.items():
+        parts.append(f"**{machine_line(results[0]['machine'])}** Full tables: `benchmarks/results/{slug}/`.")
+        for found in sorted(results, key=lambda found: found.get("kind", "loss")):
+            dates = sorted({case["date"][:10] for case in found["cases"]})
+            commits = sorted({case["commit"] for case in found["cases"]})
+            parts.append(f"{found['title']} ({', '.join(dates)}, commit {', '.join(commits)}):\n\n{readme_table(found)}")
+    return "\n\n".join(parts)
+
+
+def update_readme(path: Path, block: str) -> bool:
+    """Replaces the text between the markers; True when the file changed."""
+    text = path.read_text()
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise ValueError(f"report: {path} must hold {START} and {END} once each, in this order")
+    head, rest = text.split(START)
+    new = f"{head}{START}\n\n{block}\n\n{END}{rest.split(END)[1]}"
+    path.write_text(new)
+    return new != text

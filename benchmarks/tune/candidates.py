@@ -1,0 +1,228 @@
+"""Which tiles are worth a GPU's time: a grid cut by register arithmetic, compiled offline, kept where nothing spills.
+
+``python -m benchmarks.tune --list`` writes ``candidates_sm90.json``, one line for each tile that survives: registers and shared
+memory of the training variant, and how many programs an SM then holds. Make it anew when a tile kernel has changed; on a GPU the
+tuner drops, unlaunched, what has begun to spill since.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import astuple
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from benchmarks.tune.cases import CASES, FUNCTIONS, SCALE, Call, Case, Config, Key, base, forced, usual_config, without_contents
+from fastssl import kernels
+from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
+from fastssl.kernels.tiles.config import TileConfig
+
+#: num_sms that offline launches are split for: an H100 or H200.
+NUM_SMS = 132
+#: Of the launches that ask for everything: enough logits that facts about the columns pay.
+ROWS, COLUMNS = 8186, 8170
+#: Tiles of ``similarity_hopper``.
+SPECIALISED = tuple((128, 64, 8, stages, 1, True) for stages in (3, 4))
+CHUNKS = tuple(product((1024, 2048, 4096, 8192), (21, 22, 23, 24, 25)))
+#: Tiles of ``similarity_wide``; by hand, and not compiled before they are timed.
+WIDE = tuple(astuple(TileConfig(*tile)) for tile in ((128, 256, 8, 3), (128, 256, 8, 4), (128, 128, 8, 3), (128, 128, 8, 4)))
+
+
+def path(arch: int) -> Path:
+    return Path(__file__).parent / f"candidates_sm{arch}.json"
+
+
+def _promising(kernel: str, width: int, config: Config) -> bool:
+    """S (block_m, block_n) and, but in the forwards, the accumulator (block_m, D) in float32 take a thread at most 144 registers; a
+    tile is no smaller than 32 of them at D = 128, 16 beyond, and what is loaded fits in an SM as often as programs are wanted."""
+    block_m, block_n, warps, stages, programs = config
+    threads = 32 * warps
+    s, acc = block_m * block_n / threads, 0 if kernel in ("fwd", "cross", "triangle") else block_m * width / threads
+    most = {"fwd": 128, "cross": 64, "triangle": 128}.get(kernel, 144)
+    kib = (block_m + stages * block_n) * width * 2 / 1024
+    return (
+        (32 if width == 128 else 16) <= s + acc <= most
+        and s >= 16
+        and kib <= 226 / programs
+        and (stages < 4 or block_n == 32)
+        and (kernel not in ("sigmoid", "triangle") or block_n <= 64)
+        and (kernel != "triangle" or block_m >= 128)
+        and programs in ((1, 2) if warps == 8 else (2, 3))
+        and 65536 // (threads * programs) >= 1.5 * (s + acc)
+    )
+
+
+def grid(key: Key) -> list[Config]:
+    """Tiles of a key before anything is compiled."""
+    kernel, _, width = base(key[0]), *key[1:]
+    tiles = product((64, 128, 256) if kernel == "triangle" else (64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1, 2, 3))
+    specialised = SPECIALISED if key == ("bwd lean", "16-bit", 128) else ()
+    return [*(astuple(TileConfig(*config)) for config in tiles if _promising(kernel, width, config)), *specialised]
+
+
+def _operands(width: int) -> tuple[torch.Tensor, ...]:
+    """x (N, D), y (M, D), ids, and a vector of float32 for each: no count that a block or 16 divides."""
+    n, m = ROWS, COLUMNS
+    x, y = (torch.zeros(count, width, dtype=torch.bfloat16) for count in (n, m))
+    return x, y, torch.arange(n), torch.arange(m), torch.zeros(n), torch.zeros(m)
+
+
+def heavy(kernel: str, width: int) -> Call:
+    """A launch with everything that may be asked for: int64 ids, bias or weights, a learnt temperature, ragged counts; the columns
+    of CLIP are counted and lie transposed."""
+    x, y, x_id, y_id, of_x, of_y = _operands(width)
+    one = torch.ones(1)
+    if kernel in ("fwd", "one_pass"):
+        call = similarity.similarity_fwd if kernel == "fwd" else similarity.similarity_one_pass
+        return lambda: call(x, y, SCALE, one, x_id, y_id, of_y, None)
+    if kernel == "cross":
+        transposed = y.t().contiguous().t()
+        return lambda: similarity_cross.similarity_cross_fwd(x, transposed, SCALE, one, x_id, y_id, of_x, 0)
+    if kernel == "sigmoid":
+        return lambda: sigmoid_pair.sigmoid_pair(x, y, SCALE, one, 0.0, one, x_id, y_id, of_x, of_y, (True, False, True, True))
+    terms, stats, out, sums = _terms(), torch.zeros(3), torch.zeros_like(x), torch.zeros(ROWS)
+    return lambda: similarity.row_owner(terms, terms, x, x, x_id, x_id, of_x, stats, SCALE, one, out, sums, None)
+
+
+def _terms() -> torch.Tensor:
+    """(3, ROWS), each row aligned as ``row_terms`` aligns it."""
+    return torch.zeros(3, 8192)[:, :ROWS]
+
+
+def _one_sided(width: int) -> Iterator[Call]:
+    """The backward of rows alone, and that of columns alone."""
+    x, y, x_id, y_id, _, of_y = _operands(width)
+    terms, stats, dx, dy, sums = _terms(), torch.zeros(3), torch.zeros_like(x), torch.zeros_like(y), torch.zeros(COLUMNS)
+    yield lambda: similarity.row_owner(terms, None, x, y, x_id, y_id, of_y, stats, SCALE, None, dx, None, None)
+    yield lambda: similarity.row_owner(None, terms, y, x, y_id, x_id, of_y, stats, SCALE, None, dy, sums, None)
+
+
+def _plain(case: Case) -> Call:
+    """The case on CPU tensors; what its preparation launches is compiled with the usual tiles."""
+    return case.build(*case.shape, torch.bfloat16, "cpu")
+
+
+def launched(found: list, kernel: str) -> list:
+    """The launches of the kernel that were compiled. Of a lean backward those with one exponential, which most steps take."""
+    from fastssl.testing.compile import constant
+
+    functions = [FUNCTIONS[base(kernel)]] + [FUNCTIONS["fwd"]] * (base(kernel) == "triangle")  # the forward has either
+    compiled = [kernel_found for name, kernel_found in found if name in functions]
+    if kernel == "bwd lean":
+        compiled = [k for k in compiled if constant(k, "NARROW")]
+        compiled += [kernel_found for name, kernel_found in found if name == "similarity_narrow_bwd_kernel"]
+    return compiled
+
+
+def needs(found: list, kernel: str) -> tuple[int, int, int]:
+    """(registers, bytes spilled, bytes of shared memory), the largest among the launches of the kernel."""
+    from fastssl.testing.compile import resources
+
+    numbers = [(*resources(k), k.metadata.shared) for k in launched(found, kernel)]
+    return tuple(max(column) for column in zip(*numbers, strict=True))
+
+
+def judge(found: list, case: Case, config: Config, arch: int = 90) -> dict | None:
+    """The line of a tile that survives every case of its key and, where it is not for lean launches alone, the heaviest ones;
+    otherwise None. Inside ``offline``."""
+    from fastssl.testing.compile import disassembly, programs_per_sm, serialised
+
+    kernel, arithmetic, width = case.key
+    others = [] if kernel.endswith(" lean") else [heavy(kernel, width), *(_one_sided(width) if kernel == "bwd" else ())]
+    calls = [*others, *(_plain(same) for same in CASES if same.key == case.key)]
+    for call in calls:
+        found.clear()
+        with forced(kernel, config):
+            call()
+        registers, spilled, shared = needs(found, kernel)
+        held = programs_per_sm(registers, shared, config[2], arch)
+        if spilled or held < config[4] or any(serialised(disassembly(k)) for k in launched(found, kernel)):
+            return None
+    line = {"kernel": kernel, "arithmetic": arithmetic, "width": width, "config": list(config)}
+    return line | {"registers": registers, "shared": shared, "programs": held}
+
+
+def _compiled_text(source: str) -> Iterator[str]:
+    """The functions of a module that a GPU compiles, and the constants that they read; without comments, docstrings and layout."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(decorator) for decorator in node.decorator_list):
+            if ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Assign) and "constexpr(" in ast.unparse(node.value):
+            yield ast.unparse(node)
+
+
+def kernels_digest() -> str:
+    """Of what is compiled of the tile kernels, that a list may be known to be older than they are. Where a function stands and what
+    its comments say makes no difference."""
+    folder = Path(kernels.__file__).parent
+    files = (file for names in ("similarity*.py", "sigmoid_pair*.py", "tiles/*.py") for file in folder.glob(names))
+    texts = (text for file in files if not file.stem.endswith("_chunked") for text in _compiled_text(file.read_text()))
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()[:16]
+
+
+def _compile_key(arch: int, case: Case) -> list[dict]:
+    """The surviving tiles of the case's key. One that failed is not tried again with more stages or more programs."""
+    from fastssl.testing.compile import offline
+
+    lines: list[dict] = []
+    failed: dict[tuple, int] = {}
+    with offline(arch, NUM_SMS) as found, without_contents():
+        for config in grid(case.key):
+            hopeless = config[4] >= failed.get(config[:3], 1000) and config not in SPECIALISED
+            line = None if hopeless else judge(found, case, config, arch)
+            if line:
+                lines.append(line)
+            elif not hopeless:
+                failed[config[:3]] = config[4]
+            print(
+                f"{' '.join(map(str, case.key))} {config}: {line or 'spills, does not fit or waits after each product'}", flush=True
+            )
+    return lines
+
+
+def compile_all(arch: int, jobs: int = 1) -> dict:
+    """{"arch", "versions", "kernels", "candidates"}, keys shared out among processes. A quarter of an hour on a free core."""
+    first = {case.key: case for case in reversed(CASES) if not case.chunked}
+    versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
+    found = {"arch": arch, "versions": versions, "kernels": kernels_digest()}
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        of_keys = pool.map(partial(_compile_key, arch), reversed(first.values()), chunksize=1)
+    return found | {"candidates": [line for lines in of_keys for line in lines]}
+
+
+def write(found: dict, file: Path) -> None:
+    """JSON with one candidate on each line."""
+    head = json.dumps({k: v for k, v in found.items() if k != "candidates"})
+    lines = ",\n".join(map(json.dumps, found["candidates"]))
+    file.write_text(f'{head[:-1]}, "candidates": [\n{lines}\n]}}\n')
+
+
+def read(file: Path) -> dict[Key, dict[Config, dict]]:
+    """key -> tile -> its line."""
+    found: dict[Key, dict[Config, dict]] = {}
+    for line in json.loads(file.read_text())["candidates"]:
+        config = astuple(TileConfig(*line["config"]))
+        found.setdefault((line["kernel"], line["arithmetic"], line["width"]), {})[config] = line
+    return found
+
+
+def stale(file: Path) -> bool:
+    """Whether a kernel has changed since the list was made."""
+    return json.loads(file.read_text())["kernels"] != kernels_digest()
+
+
+def to_try(key: Key, found: dict[Key, dict[Config, dict]], arch: int) -> list[Config]:
+    """The usual configuration, the candidates of the key, and the usual once more: its two times give the spread."""
+    usual = usual_config(key, arch)
+    offered = CHUNKS if key[0].startswith("chunk") else found.get(key, {})
+    offered = (*WIDE, *CHUNKS) if key[0] == "chunk cross" else offered
+    offered = [*offered, ()] if base(key[0]) == "triangle" else offered
+    return [usual, *(config for config in offered if config != usual), usual]
