@@ -5,9 +5,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/unlucky.h"
-#include "launch_key.h"
-#include "lists_agree.h"
-#include "new_tensors.h"
+#include "python/launch_key.h"
+#include "python/lists_agree.h"
+#include "python/new_tensors.h"
 
 namespace py = pybind11;
 

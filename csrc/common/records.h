@@ -5,17 +5,17 @@
 #include <cstdint>
 #include <vector>
 
-#include "common/kinds.h"
+#include "common/dtypes.h"
 
 namespace fastssl {
 
 constexpr int kMostLists = 7;
 
-// Position t of every list of a call: data[l] of kind[l], or kNothing. All lists have `count` elements in the same order.
+// Position t of every list of a call: data[l] of dtype[l], or kNothing. All lists have `count` elements in the same order.
 struct TensorRecord {
   void* data[kMostLists];
   int64_t count;
-  Kind kind[kMostLists];
+  Dtype dtype[kMostLists];
   uint8_t adapt;        // of LARS: scale the step by norms
   double weight_decay;  // of optimizers
 };

@@ -4,16 +4,16 @@
 
 #include <cstdint>
 
-#include "common/kinds.h"
+#include "common/dtypes.h"
 
 namespace fastssl {
 
 struct Array {
   void* data;
-  Kind kind;  // kNothing where it is not given
+  Dtype dtype;  // kNothing where it is not given
 };
 
-inline Kind kind_of(const at::Tensor& tensor) {
+inline Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kFloat:
       return kFloat32;
@@ -28,6 +28,6 @@ inline Kind kind_of(const at::Tensor& tensor) {
   }
 }
 
-inline Array array_of(const at::Tensor& tensor) { return {tensor.data_ptr(), kind_of(tensor)}; }
+inline Array array_of(const at::Tensor& tensor) { return {tensor.data_ptr(), dtype_of(tensor)}; }
 
 }  // namespace fastssl

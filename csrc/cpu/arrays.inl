@@ -1,15 +1,15 @@
-// Elements of arrays of any float kind as floats, in blocks that stay in the first cache; for one instruction set, after
+// Elements of arrays of any float dtype as floats, in blocks that stay in the first cache; for one instruction set, after
 // common/elements.h. No include guard.
 
 constexpr int kBlock = 512;
 
-static void* at(const Array& array, int64_t i) { return static_cast<char*>(array.data) + i * bytes_of(array.kind); }
+static void* at(const Array& array, int64_t i) { return static_cast<char*>(array.data) + i * bytes_of(array.dtype); }
 
 // Elements i .. i + n of a float array: in place, or widened into `buffer`.
 static float* widened(const Array& array, int64_t i, int n, float* buffer) {
-  if (array.kind == kFloat32) return static_cast<float*>(at(array, i));
+  if (array.dtype == kFloat32) return static_cast<float*>(at(array, i));
   const uint16_t* from = static_cast<const uint16_t*>(at(array, i));
-  if (array.kind == kBFloat16)
+  if (array.dtype == kBFloat16)
     for (int j = 0; j < n; j++) buffer[j] = from_bfloat16(from[j]);
   else
     for (int j = 0; j < n; j++) buffer[j] = from_float16(from[j]);
@@ -18,14 +18,14 @@ static float* widened(const Array& array, int64_t i, int n, float* buffer) {
 
 // The way back; nothing to do where `values` are the elements themselves.
 static void narrowed(const float* values, const Array& array, int64_t i, int n) {
-  if (array.kind == kNothing) return;
-  if (array.kind == kFloat32) {
+  if (array.dtype == kNothing) return;
+  if (array.dtype == kFloat32) {
     float* to = static_cast<float*>(at(array, i));
     if (to != values) __builtin_memcpy(to, values, n * sizeof(float));
     return;
   }
   uint16_t* to = static_cast<uint16_t*>(at(array, i));
-  if (array.kind == kBFloat16)
+  if (array.dtype == kBFloat16)
     for (int j = 0; j < n; j++) to[j] = to_bfloat16(values[j]);
   else
     for (int j = 0; j < n; j++) to[j] = to_float16(values[j]);

@@ -27,14 +27,14 @@ Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, 
   const PatchShape shape{C, height, width, images.stride(1), images.stride(2), false};
   with_accumulator(dtype, [&]<class T>(T) {
     const TokenRows<T>& rows = token_rows<T>();
-    const bool narrow = bytes_of(to.kind) < int(sizeof(T));
+    const bool narrow = bytes_of(to.dtype) < int(sizeof(T));
     parallel_for(N * tokens, entries, [&](int64_t begin, int64_t end) {
       std::vector<T> wide(narrow ? entries : 0);
       for (int64_t i = begin; i < end; i++) {
         const int64_t n = i / tokens, k = i % tokens - prefix;
-        char* row = static_cast<char*>(to.data) + i * entries * bytes_of(to.kind);
+        char* row = static_cast<char*>(to.data) + i * entries * bytes_of(to.dtype);
         if (k < 0) {
-          std::fill_n(row, entries * bytes_of(to.kind), 0);
+          std::fill_n(row, entries * bytes_of(to.dtype), 0);
           continue;
         }
         const int64_t l = id[n * K + k];
@@ -97,10 +97,10 @@ Tensor visible_positions(const Tensor& ids_given, const OptionalTensor& bias, co
         const int64_t t = i % tokens, place = t < before ? t : before + id[i / tokens * K + t - before];
         const Array own = t < before ? front : shift;
         const int64_t start = t < before ? t * width : 0;
-        if (pos && own.kind != kNothing) rows.add(own, start, position, place * width, to, i * width, width);
+        if (pos && own.dtype != kNothing) rows.add(own, start, position, place * width, to, i * width, width);
         else if (pos) rows.copy(position, place * width, to, i * width, width);
-        else if (own.kind != kNothing) rows.copy(own, start, to, i * width, width);
-        else std::fill_n(static_cast<char*>(to.data) + i * width * bytes_of(to.kind), width * bytes_of(to.kind), 0);
+        else if (own.dtype != kNothing) rows.copy(own, start, to, i * width, width);
+        else std::fill_n(static_cast<char*>(to.data) + i * width * bytes_of(to.dtype), width * bytes_of(to.dtype), 0);
       }
     });
   });

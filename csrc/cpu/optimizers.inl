@@ -48,7 +48,7 @@ static double* values_of(const Array& array, int64_t i, int, double*) { return s
 
 static void store(const float* values, const Array& array, int64_t i, int n) { narrowed(values, array, i, n); }
 static void store(const double* values, const Array& array, int64_t i, int n) {
-  if (array.kind != kNothing && values != at(array, i)) __builtin_memcpy(at(array, i), values, n * sizeof(double));
+  if (array.dtype != kNothing && values != at(array, i)) __builtin_memcpy(at(array, i), values, n * sizeof(double));
 }
 
 // The average of the new parameters and the shadows of both, from what is stored.
@@ -56,11 +56,11 @@ template <class T>
 static void write_copies(const StepLists& lists, int64_t i, int n, const EmaRule& rule, T* p_buffer, T* e_buffer) {
   const T* p = values_of(lists.params, i, n, p_buffer);
   store(p, lists.shadow, i, n);
-  if (lists.ema.kind == kNothing) return;
+  if (lists.ema.dtype == kNothing) return;
   T* e = values_of(lists.ema, i, n, e_buffer);
   average(e, p, n, rule);
   store(e, lists.ema, i, n);
-  if (lists.ema_shadow.kind != kNothing) store(values_of(lists.ema, i, n, e_buffer), lists.ema_shadow, i, n);
+  if (lists.ema_shadow.dtype != kNothing) store(values_of(lists.ema, i, n, e_buffer), lists.ema_shadow, i, n);
 }
 
 template <class T>
@@ -80,7 +80,7 @@ static void lars_in(const StepLists& lists, int64_t offset, int64_t count, const
 }
 
 static void lars(const StepLists& lists, int64_t offset, int64_t count, const LarsRule& rule) {
-  lists.params.kind == kFloat64 ? lars_in<double>(lists, offset, count, rule) : lars_in<float>(lists, offset, count, rule);
+  lists.params.dtype == kFloat64 ? lars_in<double>(lists, offset, count, rule) : lars_in<float>(lists, offset, count, rule);
 }
 
 template <class T>
@@ -96,8 +96,8 @@ static void norms_in(const Array& params, const Array& grads, int64_t offset, in
 }
 
 static void lars_norms(Array params, Array grads, int64_t offset, int64_t count, double weight_decay, double* squares) {
-  params.kind == kFloat64 ? norms_in<double>(params, grads, offset, count, weight_decay, squares)
-                          : norms_in<float>(params, grads, offset, count, float(weight_decay), squares);
+  params.dtype == kFloat64 ? norms_in<double>(params, grads, offset, count, weight_decay, squares)
+                           : norms_in<float>(params, grads, offset, count, float(weight_decay), squares);
 }
 
 template <class T>
@@ -119,7 +119,7 @@ static void adamw_in(const StepLists& lists, int64_t offset, int64_t count, cons
 }
 
 static void adamw(const StepLists& lists, int64_t offset, int64_t count, const AdamRule& rule) {
-  lists.params.kind == kFloat64 ? adamw_in<double>(lists, offset, count, rule) : adamw_in<float>(lists, offset, count, rule);
+  lists.params.dtype == kFloat64 ? adamw_in<double>(lists, offset, count, rule) : adamw_in<float>(lists, offset, count, rule);
 }
 
 #if defined(__GNUC__) && !defined(__clang__)

@@ -69,8 +69,8 @@ struct Problem {
     const int64_t band = far / R * images.stride(0) + far % R / across * shape.height * shape.row;
     const Array image = array_of(images);
     for (int64_t c = 0; c < shape.channels; c++) {
-      const char* from = static_cast<const char*>(image.data) + (band + c * shape.plane + column * share) * bytes_of(image.kind);
-      for (int64_t b = 0; b < share * bytes_of(image.kind); b += 64) __builtin_prefetch(from + b);
+      const char* from = static_cast<const char*>(image.data) + (band + c * shape.plane + column * share) * bytes_of(image.dtype);
+      for (int64_t b = 0; b < share * bytes_of(image.dtype); b += 64) __builtin_prefetch(from + b);
     }
   }
 
@@ -88,7 +88,7 @@ struct Problem {
   template <class T>
   void gradient(int64_t i, T size, const std::vector<T>& target, Scaling<T> scaling, const Tensor& dpred) const {
     const Array out = array_of(dpred);
-    const int64_t entries = shape.entries(), bytes = entries * bytes_of(out.kind);
+    const int64_t entries = shape.entries(), bytes = entries * bytes_of(out.dtype);
     if (size == T(0)) std::fill_n(static_cast<char*>(out.data) + i * bytes, bytes, 0);
     else
       token_rows<T>().slope(array_of(pred), pred_row(i), entries, target.data(), scaling, absolute, absolute ? size : T(2) * size,

@@ -9,15 +9,15 @@
 template <class T>
 using LaneOf = std::conditional_t<std::is_same_v<T, float>, FloatLane, DoubleLane>;
 
-// Elements i .. i + n of an array of any kind as T: in place where they are T, else in `buffer`.
+// Elements i .. i + n of an array of any dtype as T: in place where they are T, else in `buffer`.
 static const float* values_of(const Array& array, int64_t i, int n, float* buffer) {
-  if (array.kind != kFloat64) return widened(array, i, n, buffer);
+  if (array.dtype != kFloat64) return widened(array, i, n, buffer);
   const double* from = static_cast<const double*>(at(array, i));
   for (int j = 0; j < n; j++) buffer[j] = float(from[j]);
   return buffer;
 }
 static const double* values_of(const Array& array, int64_t i, int n, double* buffer) {
-  if (array.kind == kFloat64) return static_cast<const double*>(at(array, i));
+  if (array.dtype == kFloat64) return static_cast<const double*>(at(array, i));
   float narrow[kBlock];
   const float* from = widened(array, i, n, narrow);
   for (int j = 0; j < n; j++) buffer[j] = from[j];
@@ -25,12 +25,12 @@ static const double* values_of(const Array& array, int64_t i, int n, double* buf
 }
 
 static void store_values(const float* values, const Array& array, int64_t i, int n) {
-  if (array.kind != kFloat64) return narrowed(values, array, i, n);
+  if (array.dtype != kFloat64) return narrowed(values, array, i, n);
   double* to = static_cast<double*>(at(array, i));
   for (int j = 0; j < n; j++) to[j] = values[j];
 }
 static void store_values(const double* values, const Array& array, int64_t i, int n) {
-  if (array.kind == kFloat64) {
+  if (array.dtype == kFloat64) {
     if (values != at(array, i)) __builtin_memcpy(at(array, i), values, n * sizeof(double));
     return;
   }
@@ -47,8 +47,8 @@ static inline __attribute__((always_inline)) void for_each_block(int64_t n, cons
 
 template <class T>
 static void copy_row(Array from, int64_t i, Array to, int64_t j, int64_t n) {
-  if (from.kind == to.kind) {
-    __builtin_memcpy(at(to, j), at(from, i), n * bytes_of(to.kind));
+  if (from.dtype == to.dtype) {
+    __builtin_memcpy(at(to, j), at(from, i), n * bytes_of(to.dtype));
     return;
   }
   for_each_block(n, [&](int64_t first, int count) {
@@ -59,12 +59,12 @@ static void copy_row(Array from, int64_t i, Array to, int64_t j, int64_t n) {
 
 template <class T>
 static void add_rows(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k, int64_t n) {
-  constexpr Kind own = std::is_same_v<T, float> ? kFloat32 : kFloat64;
+  constexpr Dtype own = std::is_same_v<T, float> ? kFloat32 : kFloat64;
   for_each_block(n, [&](int64_t first, int count) {
     T a_buffer[kBlock], b_buffer[kBlock], sum_buffer[kBlock];
     const T* x = values_of(a, i + first, count, a_buffer);
     const T* y = values_of(b, j + first, count, b_buffer);
-    T* sum = to.kind == own ? static_cast<T*>(at(to, k + first)) : sum_buffer;
+    T* sum = to.dtype == own ? static_cast<T*>(at(to, k + first)) : sum_buffer;
     for (int e = 0; e < count; e++) sum[e] = x[e] + y[e];
     store_values(sum, to, k + first, count);
   });
@@ -107,7 +107,7 @@ static inline __attribute__((always_inline)) void place_runs(const T* run, int64
 
 template <class T>
 static void read_patch(Array images, int64_t begin, const PatchShape& shape, T* out) {
-  if (images.kind == (std::is_same_v<T, float> ? kFloat32 : kFloat64)) {
+  if (images.dtype == (std::is_same_v<T, float> ? kFloat32 : kFloat64)) {
     const T* pixels = static_cast<const T*>(at(images, begin));
     for (int64_t p = 0; p < shape.height; p++)
       place_runs(pixels + p * shape.row, shape.plane, p * shape.width, shape.width, shape, out);
@@ -192,11 +192,11 @@ static double error(Array pred, int64_t i, int64_t n, const T* target, Scaling<T
 
 template <class T>
 static void slope(Array pred, int64_t i, int64_t n, const T* target, Scaling<T> s, bool absolute, T size, Array out, int64_t j) {
-  constexpr Kind own = std::is_same_v<T, float> ? kFloat32 : kFloat64;
+  constexpr Dtype own = std::is_same_v<T, float> ? kFloat32 : kFloat64;
   for_each_block(n, [&](int64_t first, int count) {
     T buffer[kBlock], result_buffer[kBlock];
     const T *x = values_of(pred, i + first, count, buffer), *t = target + first;
-    T* result = out.kind == own ? static_cast<T*>(at(out, j + first)) : result_buffer;
+    T* result = out.dtype == own ? static_cast<T*>(at(out, j + first)) : result_buffer;
     if (absolute)
       for (int e = 0; e < count; e++) {
         const T d = x[e] - (t[e] - s.mean) * s.scale;

@@ -74,7 +74,7 @@ void write_matches(const Matches& matches, int64_t n, int64_t l, Array from, int
   const TokenRows<T>& rows = token_rows<T>();
   const int64_t k = matches.first(n, l);
   if (k < 0) {
-    std::fill_n(static_cast<char*>(to.data) + j * bytes_of(to.kind), width * bytes_of(to.kind), 0);
+    std::fill_n(static_cast<char*>(to.data) + j * bytes_of(to.dtype), width * bytes_of(to.dtype), 0);
     return;
   }
   if (matches.next(n, k) < 0) return rows.copy(from, start + k * step, to, j, width);

@@ -7,11 +7,11 @@
 
 #include "cpu/arrays.inl"
 
-static void cut_block_at_random(float* values, Kind kind, int64_t i, int n, uint32_t stream, uint64_t seed) {
+static void cut_block_at_random(float* values, Dtype dtype, int64_t i, int n, uint32_t stream, uint64_t seed) {
   for (int j = 0; j < n; j += 8) {
     const Words words = random_words(uint64_t(i + j) / 8, stream, seed);
     for (int k = 0; k < 8 && j + k < n; k++)
-      values[j + k] = cut_at_random(values[j + k], random_half(words, k), kind == kBFloat16 ? 16 : 13);
+      values[j + k] = cut_at_random(values[j + k], random_half(words, k), dtype == kBFloat16 ? 16 : 13);
   }
 }
 
@@ -28,12 +28,12 @@ static void average(T* e, const T* p, int64_t n, const EmaRule& rule) {
 }
 
 static void ema(Array e, Array p, Array shadow, int64_t offset, int64_t count, uint32_t stream, const EmaRule& rule) {
-  if (e.kind == kFloat64) {
+  if (e.dtype == kFloat64) {
     average(static_cast<double*>(at(e, offset)), static_cast<const double*>(at(p, offset)), count, rule);
-    if (shadow.kind == kFloat64) __builtin_memcpy(at(shadow, offset), at(e, offset), count * sizeof(double));
+    if (shadow.dtype == kFloat64) __builtin_memcpy(at(shadow, offset), at(e, offset), count * sizeof(double));
     return;
   }
-  if (e.kind == kFloat32 && p.kind == kFloat32 && shadow.kind == kNothing) {
+  if (e.dtype == kFloat32 && p.dtype == kFloat32 && shadow.dtype == kNothing) {
     average(static_cast<float*>(at(e, offset)), static_cast<const float*>(at(p, offset)), count, rule);
     return;
   }
@@ -42,9 +42,9 @@ static void ema(Array e, Array p, Array shadow, int64_t offset, int64_t count, u
     const int n = int(offset + count - i < kBlock ? offset + count - i : kBlock);
     float* values = widened(e, i, n, e_buffer);
     average(values, widened(p, i, n, p_buffer), n, rule);
-    if (rule.stochastic && e.kind != kFloat32) cut_block_at_random(values, e.kind, i, n, stream, rule.seed);
+    if (rule.stochastic && e.dtype != kFloat32) cut_block_at_random(values, e.dtype, i, n, stream, rule.seed);
     narrowed(values, e, i, n);
-    if (shadow.kind != kNothing) narrowed(widened(e, i, n, e_buffer), shadow, i, n);  // what e is now, after rounding
+    if (shadow.dtype != kNothing) narrowed(widened(e, i, n, e_buffer), shadow, i, n);  // what e is now, after rounding
   }
 }
 

@@ -1,7 +1,7 @@
 // How a block of threads walks its chunk: four elements a thread and step, widened to float32, 16 or 8 bytes an access where the
 // addresses allow it, one element a step elsewhere. Loads of kUnroll steps are under way before the first is used.
 #pragma once
-#include "cuda/launch.h"
+#include "cuda/launch.cuh"
 
 namespace fastssl {
 
@@ -24,8 +24,8 @@ struct alignas(8) Eight {
   uint32_t word[2];
 };
 
-__device__ inline Four load_four(const void* data, Kind kind, int64_t i) {
-  if (kind == kFloat32) {
+__device__ inline Four load_four(const void* data, Dtype dtype, int64_t i) {
+  if (dtype == kFloat32) {
     const Sixteen x = *reinterpret_cast<const Sixteen*>(static_cast<const float*>(data) + i);
     return {{x.word[0], x.word[1], x.word[2], x.word[3]}};
   }
@@ -33,35 +33,35 @@ __device__ inline Four load_four(const void* data, Kind kind, int64_t i) {
   return {{x.word[0], x.word[1], 0, 0}};
 }
 
-__device__ inline float widen(uint16_t h, Kind kind) { return kind == kBFloat16 ? from_bfloat16(h) : from_float16(h); }
-__device__ inline uint16_t narrow(float x, Kind kind) { return kind == kBFloat16 ? to_bfloat16(x) : to_float16(x); }
+__device__ inline float widen(uint16_t h, Dtype dtype) { return dtype == kBFloat16 ? from_bfloat16(h) : from_float16(h); }
+__device__ inline uint16_t narrow(float x, Dtype dtype) { return dtype == kBFloat16 ? to_bfloat16(x) : to_float16(x); }
 
-// x after rounding to a kind.
-__device__ inline float as_stored(float x, Kind kind) { return kind == kFloat32 ? x : widen(narrow(x, kind), kind); }
+// x after rounding to a dtype.
+__device__ inline float as_stored(float x, Dtype dtype) { return dtype == kFloat32 ? x : widen(narrow(x, dtype), dtype); }
 
-__device__ inline void widen_four(const Four& raw, Kind kind, float (&x)[4]) {
+__device__ inline void widen_four(const Four& raw, Dtype dtype, float (&x)[4]) {
 #pragma unroll
   for (int k = 0; k < 4; k++)
-    x[k] = kind == kFloat32 ? float_of(raw.word[k]) : widen(uint16_t(raw.word[k / 2] >> (16 * (k % 2))), kind);
+    x[k] = dtype == kFloat32 ? float_of(raw.word[k]) : widen(uint16_t(raw.word[k / 2] >> (16 * (k % 2))), dtype);
 }
 
-__device__ inline void store_four(void* data, Kind kind, int64_t i, const float (&x)[4]) {
-  if (kind == kFloat32) {
+__device__ inline void store_four(void* data, Dtype dtype, int64_t i, const float (&x)[4]) {
+  if (dtype == kFloat32) {
     *reinterpret_cast<Sixteen*>(static_cast<float*>(data) + i) = {{bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])}};
-  } else if (kind != kNothing) {
+  } else if (dtype != kNothing) {
     uint32_t word[2];
 #pragma unroll
-    for (int k = 0; k < 2; k++) word[k] = uint32_t(narrow(x[2 * k], kind)) | uint32_t(narrow(x[2 * k + 1], kind)) << 16;
+    for (int k = 0; k < 2; k++) word[k] = uint32_t(narrow(x[2 * k], dtype)) | uint32_t(narrow(x[2 * k + 1], dtype)) << 16;
     *reinterpret_cast<Eight*>(static_cast<uint16_t*>(data) + i) = {{word[0], word[1]}};
   }
 }
 
-__device__ inline float load_one(const void* data, Kind kind, int64_t i) {
-  return kind == kFloat32 ? static_cast<const float*>(data)[i] : widen(static_cast<const uint16_t*>(data)[i], kind);
+__device__ inline float load_one(const void* data, Dtype dtype, int64_t i) {
+  return dtype == kFloat32 ? static_cast<const float*>(data)[i] : widen(static_cast<const uint16_t*>(data)[i], dtype);
 }
-__device__ inline void store_one(void* data, Kind kind, int64_t i, float x) {
-  if (kind == kFloat32) static_cast<float*>(data)[i] = x;
-  else if (kind != kNothing) static_cast<uint16_t*>(data)[i] = narrow(x, kind);
+__device__ inline void store_one(void* data, Dtype dtype, int64_t i, float x) {
+  if (dtype == kFloat32) static_cast<float*>(data)[i] = x;
+  else if (dtype != kNothing) static_cast<uint16_t*>(data)[i] = narrow(x, dtype);
 }
 
 // Whether four elements of every list are one aligned access.
@@ -69,7 +69,7 @@ __device__ inline bool is_aligned(const TensorRecord& t) {
   bool aligned = true;
 #pragma unroll
   for (int l = 0; l < kMostLists; l++)
-    if (t.kind[l] != kNothing) aligned &= reinterpret_cast<uint64_t>(t.data[l]) % (t.kind[l] == kFloat32 ? 16 : 8) == 0;
+    if (t.dtype[l] != kNothing) aligned &= reinterpret_cast<uint64_t>(t.data[l]) % (t.dtype[l] == kFloat32 ? 16 : 8) == 0;
   return aligned;
 }
 
@@ -89,17 +89,17 @@ __device__ inline void for_each_four(const TensorRecord& t, int32_t index, const
       for (int u = 0; u < kUnroll; u++)
         if (base + u * kThreads < fours)
 #pragma unroll
-          for (int r = 0; r < R; r++) raw[u][r] = load_four(t.data[r], t.kind[r], begin + 4 * (base + u * kThreads));
+          for (int r = 0; r < R; r++) raw[u][r] = load_four(t.data[r], t.dtype[r], begin + 4 * (base + u * kThreads));
 #pragma unroll
       for (int u = 0; u < kUnroll; u++)
         if (base + u * kThreads < fours) {
           float in[R][4], out[W][4];
           const int64_t i = begin + 4 * (base + u * kThreads);
 #pragma unroll
-          for (int r = 0; r < R; r++) widen_four(raw[u][r], t.kind[r], in[r]);
+          for (int r = 0; r < R; r++) widen_four(raw[u][r], t.dtype[r], in[r]);
           f(i, in, out);
 #pragma unroll
-          for (int w = 0; w < W; w++) store_four(t.data[writes[w]], t.kind[writes[w]], i, out[w]);
+          for (int w = 0; w < W; w++) store_four(t.data[writes[w]], t.dtype[writes[w]], i, out[w]);
         }
     }
     done = fours * 4;
@@ -107,10 +107,10 @@ __device__ inline void for_each_four(const TensorRecord& t, int32_t index, const
   for (int64_t i = begin + done + threadIdx.x; i < begin + count; i += kThreads) {
     float in[R][4] = {}, out[W][4];
 #pragma unroll
-    for (int r = 0; r < R; r++) in[r][0] = load_one(t.data[r], t.kind[r], i);
+    for (int r = 0; r < R; r++) in[r][0] = load_one(t.data[r], t.dtype[r], i);
     f(i, in, out);
 #pragma unroll
-    for (int w = 0; w < W; w++) store_one(t.data[writes[w]], t.kind[writes[w]], i, out[w][0]);
+    for (int w = 0; w < W; w++) store_one(t.data[writes[w]], t.dtype[writes[w]], i, out[w][0]);
   }
 }
 
@@ -126,7 +126,7 @@ __device__ inline void for_each_double(const TensorRecord& t, int32_t index, con
     f(in, out);
 #pragma unroll
     for (int w = 0; w < W; w++)
-      if (t.kind[writes[w]] != kNothing) static_cast<double*>(t.data[writes[w]])[i] = out[w];
+      if (t.dtype[writes[w]] != kNothing) static_cast<double*>(t.data[writes[w]])[i] = out[w];
   }
 }
 
@@ -153,6 +153,12 @@ __device__ inline void for_each_element(const TensorRecord& t, int32_t index, co
 __device__ inline double value_of(const Scalar& scalar) {
   if (!scalar.device) return scalar.number;
   return scalar.is_double ? *static_cast<const double*>(scalar.device) : double(*static_cast<const float*>(scalar.device));
+}
+
+// One block of kThreads threads for each chunk of the table.
+template <class Call>
+void launch_over_chunks(void (*kernel)(TableView, Call), const Launch& chunks, const Call& call) {
+  launch(kernel, dim3{chunks.chunks}, dim3{kThreads}, chunks.stream, chunks.table, call);
 }
 
 }  // namespace fastssl

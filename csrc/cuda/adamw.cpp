@@ -1,4 +1,4 @@
-// fastssl::adamw_ on CUDA: the kernel of adamw_kernel.cuh over the table of the lists.
+// fastssl::adamw_ on CUDA: the kernel of adamw.cu over the table of the lists.
 #include "cuda/adamw.h"
 
 #include <cmath>

@@ -14,6 +14,6 @@ struct AdamCall {
   bool averages;      // the list of them is given
 };
 
-void launch_adamw(const Launch& launch, const AdamCall& call);
+void launch_adamw(const Launch& chunks, const AdamCall& call);
 
 }  // namespace fastssl

@@ -1,4 +1,4 @@
-// fastssl::block_mask on CUDA: one launch of block_mask_kernel.cuh.
+// fastssl::block_mask on CUDA: one launch of block_mask.cu.
 #include "cuda/block_mask.h"
 
 #include <torch/csrc/stable/ops.h>

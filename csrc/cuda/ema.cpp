@@ -1,4 +1,4 @@
-// fastssl::ema_update_ on CUDA: the kernel of ema_kernel.cuh over the table of the lists.
+// fastssl::ema_update_ on CUDA: the kernel of ema.cu over the table of the lists.
 #include "cuda/ema.h"
 
 #include "cuda/tables.h"

@@ -14,6 +14,6 @@ struct EmaCall {
   const int64_t* seed_on_device;  // instead of seed, unless null
 };
 
-void launch_ema(const Launch& launch, const EmaCall& call);
+void launch_ema(const Launch& chunks, const EmaCall& call);
 
 }  // namespace fastssl

@@ -1,4 +1,4 @@
-// fastssl::visible_patches_fwd, visible_patches_bwd and visible_positions on CUDA: one launch each of embed_visible_kernel.cuh.
+// fastssl::visible_patches_fwd, visible_patches_bwd and visible_positions on CUDA: one launch each of embed_visible.cu.
 #include "cuda/embed_visible.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -28,7 +28,7 @@ Tensor visible_patches_fwd(Tensor images, Tensor ids, int64_t height, int64_t wi
   call.samples = images.size(0), call.prefix = prefix, call.kept = ids.size(1);
   Tensor out = new_empty(images, {call.samples, prefix + call.kept, call.grid.entries}, dtype);
   call.images = images.data_ptr(), call.ids = static_cast<const int64_t*>(ids.data_ptr()), call.out = out.data_ptr();
-  call.image_kind = kind_of(images), call.kind = kind_of(out);
+  call.image_dtype = dtype_of(images), call.dtype = dtype_of(out);
   launch_visible_patches(call, on.stream);
   check(cudaGetLastError(), "visible_patches_fwd");
   return out;
@@ -43,7 +43,7 @@ Tensor visible_patches_bwd(Tensor dpatches, Tensor ids, std::vector<int64_t> sha
   call.grid = visible_grid("visible_patches_bwd", images, height, width);
   STD_TORCH_CHECK(prefix >= 0, "visible_patches_bwd: bad prefix");
   expect_rows("visible_patches_bwd", dpatches, {ids.size(0), prefix + ids.size(1), call.grid.entries}, dpatches);
-  call.dpatches = {dpatches.data_ptr(), kind_of(dpatches), dpatches.stride(0), dpatches.stride(1)};
+  call.dpatches = {dpatches.data_ptr(), dtype_of(dpatches), dpatches.stride(0), dpatches.stride(1)};
   call.ids = static_cast<const int64_t*>(ids.data_ptr()), call.images = images.data_ptr();
   call.samples = images.size(0), call.prefix = prefix, call.kept = ids.size(1);
   launch_visible_patches_grad(call, on.stream);
@@ -66,7 +66,7 @@ Tensor visible_positions(Tensor ids, std::optional<Tensor> bias, std::optional<T
   call.samples = ids.size(0), call.kept = ids.size(1), call.width = width;
   call.prefix_rows = before, call.length = pos ? pos->size(0) - call.prefix_rows : 0;
   Tensor out = new_empty(ids, {call.samples, call.prefix_rows + call.kept, width}, dtype);
-  call.ids = static_cast<const int64_t*>(ids.data_ptr()), call.out = out.data_ptr(), call.kind = kind_of(out);
+  call.ids = static_cast<const int64_t*>(ids.data_ptr()), call.out = out.data_ptr(), call.dtype = dtype_of(out);
   call.bias = bias ? bias->data_ptr() : nullptr, call.pos = pos ? pos->data_ptr() : nullptr;
   call.prefix = prefix ? prefix->data_ptr() : nullptr;
   launch_visible_positions(call, on.stream);

@@ -4,17 +4,17 @@
 
 namespace fastssl {
 
-// Forward: out (samples, prefix + kept, entries) of `kind` <- patches of images; rows of the prefix are 0.
+// Forward: out (samples, prefix + kept, entries) of `dtype` <- patches of images; rows of the prefix are 0.
 struct VisibleCall {
   const void* images;
-  Kind image_kind, kind;
+  Dtype image_dtype, dtype;
   PatchGrid grid;
   const int64_t* ids;  // (samples, kept)
   void* out;
   int64_t samples, prefix, kept;
 };
 
-// Backward: images (samples, C, H, W) of the kind of dpatches (samples, prefix + kept, entries).
+// Backward: images (samples, C, H, W) of the dtype of dpatches (samples, prefix + kept, entries).
 struct VisibleGradCall {
   RowsView dpatches;
   const int64_t* ids;  // (samples, kept)
@@ -23,12 +23,13 @@ struct VisibleGradCall {
   int64_t samples, prefix, kept;
 };
 
-// out (samples, prefix_rows + kept, width): prefix_i + pos_i, then bias + pos_{prefix_rows + id}; all of `kind`, null where absent.
+// out (samples, prefix_rows + kept, width): prefix_i + pos_i, then bias + pos_{prefix_rows + id}; all of `dtype`, null where
+// absent.
 struct PositionsCall {
   const int64_t* ids;  // (samples, kept)
   const void *bias, *pos, *prefix;
   void* out;
-  Kind kind;
+  Dtype dtype;
   int64_t samples, prefix_rows, kept, length, width;
 };
 

@@ -1,4 +1,4 @@
-// fastssl::lars_ on CUDA: the two kernels of lars_kernel.cuh over the table of the lists.
+// fastssl::lars_ on CUDA: the two kernels of lars.cu over the table of the lists.
 #include "cuda/lars.h"
 
 #include <torch/csrc/stable/ops.h>

@@ -16,6 +16,6 @@ struct LarsCall {
   double* squares;  // (chunks, 2), written by the norms' kernel: |p|^2 and |d|^2
 };
 
-void launch_lars(const Launch& launch, const LarsCall& call);
+void launch_lars(const Launch& chunks, const LarsCall& call);
 
 }  // namespace fastssl

@@ -1,4 +1,4 @@
-// fastssl::mask_ids on CUDA: one launch of mask_ids_kernel.cuh, the seed stays on the device.
+// fastssl::mask_ids on CUDA: one launch of mask_ids.cu, the seed stays on the device.
 #include "cuda/mask_ids.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> mask_ids(std::optional<Tensor> noise, std::op
   Tensor shuffle = new_empty(like, {rows, length}, ScalarType::Long), restore = new_empty(like, {rows, length}, ScalarType::Long);
   Tensor mask = new_empty(like, {rows, length}, ScalarType::Float);
   MaskIdsCall call{};
-  if (noise) call.noise = noise->data_ptr(), call.kind = kind_of(*noise);
+  if (noise) call.noise = noise->data_ptr(), call.dtype = dtype_of(*noise);
   else call.seed = static_cast<const int64_t*>(seed->data_ptr());
   call.rows = rows, call.length = int(length), call.keep = int(keep);
   call.shuffle = static_cast<int64_t*>(shuffle.data_ptr()), call.restore = static_cast<int64_t*>(restore.data_ptr());

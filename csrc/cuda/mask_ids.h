@@ -8,7 +8,7 @@ constexpr int64_t kMostRanked = 4096;  // ids of a sample; COUNTED in fastssl/op
 
 struct MaskIdsCall {
   const void* noise;  // (rows, length), or null:
-  Kind kind;
+  Dtype dtype;
   const int64_t* seed;  // one element on the device
   int64_t rows;
   int length, keep;

@@ -1,4 +1,4 @@
-// fastssl::mask_tokens on CUDA: one launch of mask_tokens_kernel.cuh.
+// fastssl::mask_tokens on CUDA: one launch of mask_tokens.cu.
 #include "cuda/mask_tokens.h"
 
 #include <torch/csrc/stable/ops.h>

@@ -1,4 +1,4 @@
-// fastssl::patch_loss_fwd and patch_loss_bwd on CUDA: two launches and one of patch_loss_kernel.cuh; weights stay on the device.
+// fastssl::patch_loss_fwd and patch_loss_bwd on CUDA: two launches and one of patch_loss.cu; weights stay on the device.
 #include "cuda/patch_loss.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -28,10 +28,10 @@ PatchLossCall loss_call(const char* op, const Tensor& images, const Tensor& pred
   expect_images(op, images, how.height, how.width);
   STD_TORCH_CHECK(pred.dim() == 3 && images.is_cpu() == pred.is_cpu() && !mask == !!ids, op, ": bad pred, mask or ids");
   PatchLossCall call{};
-  call.images = images.data_ptr(), call.image_kind = kind_of(images);
+  call.images = images.data_ptr(), call.image_dtype = dtype_of(images);
   call.grid = patch_grid(images.sizes().data(), images.strides().data(), how.height, how.width);
   STD_TORCH_CHECK(call.grid.entries < int64_t(1) << 31, op, ": patches must have fewer than 2^31 entries, got ", call.grid.entries);
-  call.pred = {pred.data_ptr(), kind_of(pred), pred.stride(0), pred.stride(1)};
+  call.pred = {pred.data_ptr(), dtype_of(pred), pred.stride(0), pred.stride(1)};
   call.mask = mask ? static_cast<const float*>(mask->data_ptr()) : nullptr;
   call.ids = ids ? static_cast<const int64_t*>(ids->data_ptr()) : nullptr;
   call.samples = pred.size(0), call.rows = pred.size(1);
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> patch_loss_fwd(Tensor images, Tensor pred, Op
   PatchLossCall call =
       loss_call("patch_loss_fwd", images, pred, mask, ids, {height, width, channels_last, normalize, eps, absolute});
   call.blocks = loss_blocks(call);
-  const ScalarType sums = call.pred.kind == kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType sums = call.pred.dtype == kFloat64 ? ScalarType::Double : ScalarType::Float;
   Tensor loss = new_empty(pred, {}, sums), total = new_empty(pred, {}, sums);
   Tensor stats = normalize ? new_empty(pred, {call.samples, call.rows, 2}, sums) : new_empty(pred, {0}, sums);
   Tensor partial = new_empty(pred, {call.blocks, 2}, ScalarType::Double);
@@ -66,7 +66,7 @@ Tensor patch_loss_bwd(Tensor grad, Tensor total, Tensor stats, Tensor images, Te
   const DeviceOf on(pred);
   PatchLossCall call =
       loss_call("patch_loss_bwd", images, pred, mask, ids, {height, width, channels_last, normalize, eps, absolute});
-  const ScalarType sums = call.pred.kind == kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType sums = call.pred.dtype == kFloat64 ? ScalarType::Double : ScalarType::Float;
   expect("patch_loss_bwd", grad, {}, sums, pred);
   expect("patch_loss_bwd", total, {}, sums, pred);
   if (normalize) expect("patch_loss_bwd", stats, {call.samples, call.rows, 2}, sums, pred);

@@ -7,7 +7,7 @@ namespace fastssl {
 // All float32, or float64 where pred is: loss, total, stats, grad. Rows of pred are (samples, rows, grid.entries).
 struct PatchLossCall {
   const void* images;
-  Kind image_kind;
+  Dtype image_dtype;
   PatchGrid grid;
   RowsView pred;
   const float* mask;   // (samples, rows), or null:
@@ -30,7 +30,7 @@ struct PatchLossCall {
 // Shared memory of a block for targets. Few long patches or many short ones: a warp's share is what it needs, or none.
 constexpr int64_t kStagedBytes = 32 << 10;
 inline void set_staging(PatchLossCall& call) {
-  const int64_t bytes = call.grid.entries * (call.pred.kind == kFloat64 ? 8 : 4);
+  const int64_t bytes = call.grid.entries * (call.pred.dtype == kFloat64 ? 8 : 4);
   call.warps = kRowWarps;
   while (call.warps > 1 && call.warps * bytes > kStagedBytes) call.warps /= 2;
   call.staged = call.warps * bytes <= kStagedBytes;

@@ -22,18 +22,18 @@ struct InPatch {
     return c * grid.channel + y * grid.line + x;
   }
 
-  // Whether G entries from a multiple of G on are neighbours in an image of `kind`, and as aligned as the patch's first entry.
+  // Whether G entries from a multiple of G on are neighbours in an image of `dtype`, and as aligned as the patch's first entry.
   template <int G>
-  __device__ bool in_groups(Kind kind) const {
-    const int bytes = size_of(kind), access = access_bytes<G>(kind);
+  __device__ bool in_groups(Dtype dtype) const {
+    const int bytes = size_of(dtype), access = access_bytes<G>(dtype);
     return grid.width % G == 0 && is_multiple(grid.channel * bytes, access) && is_multiple(grid.line * bytes, access);
   }
 };
 
 // Whether a patch that begins at `patch` is read in groups of G pixels.
 template <int G>
-__device__ inline bool fits_in_groups(const void* patch, Kind kind, const PatchGrid& grid) {
-  return fits<G>(patch, kind) && InPatch{grid}.template in_groups<G>(kind);
+__device__ inline bool fits_in_groups(const void* patch, Dtype dtype, const PatchGrid& grid) {
+  return fits<G>(patch, dtype) && InPatch{grid}.template in_groups<G>(dtype);
 }
 
 }  // namespace fastssl

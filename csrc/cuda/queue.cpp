@@ -1,4 +1,4 @@
-// fastssl::queue_push_ on CUDA: one launch of queue_kernel.cuh, the pointer stays on the device.
+// fastssl::queue_push_ on CUDA: one launch of queue.cu, the pointer stays on the device.
 #include "cuda/queue.h"
 
 #include <torch/headeronly/util/Exception.h>

@@ -7,9 +7,9 @@ namespace fastssl {
 struct RestoreCall {
   RowsView x;  // (samples, prefix + kept, width)
   const int64_t* ids_restore;
-  const void *mask_token, *pos;  // (width,), (prefix + length, width) or null, both of `kind`
+  const void *mask_token, *pos;  // (width,), (prefix + length, width) or null, both of `dtype`
   void* out;                     // (samples, prefix + length, width)
-  Kind kind;
+  Dtype dtype;
   int64_t samples, prefix, kept, length, width;
 };
 

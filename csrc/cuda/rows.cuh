@@ -22,28 +22,21 @@ using Real = std::conditional_t<G == 2, double, float>;  // of the arithmetic
 template <int G>
 using Bits = std::conditional_t<G == 2, uint64_t, std::conditional_t<G == 4, uint32_t, uint16_t>>;
 
-// The kind of an op's own rows, known to the compiler but for the two 16-bit ones.
+// The dtype of the rows of an op: the compiler knows it from G, except that G = 8 stands for both 16-bit dtypes.
 template <int G>
-__device__ constexpr Kind own(Kind kind) {
-  return G == 2 ? kFloat64 : G == 4 ? kFloat32 : kind == kBFloat16 ? kBFloat16 : kFloat16;
+__device__ constexpr Dtype known_dtype(Dtype dtype) {
+  return G == 2 ? kFloat64 : G == 4 ? kFloat32 : dtype == kBFloat16 ? kBFloat16 : kFloat16;
 }
 
-// f(Width<G>) for the kind of an op.
+// Calls f(Width<G>{}) with the G that belongs to the dtype.
 template <class F>
-void with_group(Kind kind, const F& f) {
-  if (kind == kFloat64) f(Width<2>{});
-  else if (kind == kFloat32) f(Width<4>{});
+void with_group(Dtype dtype, const F& f) {
+  if (dtype == kFloat64) f(Width<2>{});
+  else if (dtype == kFloat32) f(Width<4>{});
   else f(Width<8>{});
 }
 
-#if defined(__CUDACC__)
-template <class Call>
-void launch(void (*kernel)(Call), dim3 grid, dim3 block, CUstream_st* stream, const Call& call) {
-  kernel<<<grid, block, 0, stream>>>(call);
-}
-#endif
-
-__device__ inline int size_of(Kind kind) { return kind == kFloat64 ? 8 : kind == kFloat32 ? 4 : 2; }
+__device__ inline int size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
 __device__ inline int lane() { return int(threadIdx.x) % kWarp; }
 __device__ inline int warp() { return int(threadIdx.x) / kWarp; }
@@ -56,24 +49,24 @@ __device__ inline void for_each_row(int64_t rows, const F& f) {
 }
 
 // 16-bit floats by the GPU's own conversions, which round as those of elements.h and give another NaN for a NaN.
-__device__ inline float real_of(uint16_t h, Kind kind) {
+__device__ inline float real_of(uint16_t h, Dtype dtype) {
 #if defined(__CUDA_ARCH__)
-  if (kind == kBFloat16) return from_bfloat16(h);
+  if (dtype == kBFloat16) return from_bfloat16(h);
   float x;
   asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
   return x;
 #else
-  return widen(h, kind);
+  return widen(h, dtype);
 #endif
 }
-__device__ inline uint16_t half_of(float x, Kind kind) {
+__device__ inline uint16_t half_of(float x, Dtype dtype) {
 #if defined(__CUDA_ARCH__)
   uint16_t h;
-  if (kind == kBFloat16) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x));
+  if (dtype == kBFloat16) asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x));
   else asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
   return h;
 #else
-  return narrow(x, kind);
+  return narrow(x, dtype);
 #endif
 }
 
@@ -84,66 +77,67 @@ struct alignas(sizeof(E) * W < 16 ? sizeof(E) * W : 16) Packed {
 };
 
 template <int W, class T>
-__device__ inline void load(const void* data, Kind kind, int64_t i, T (&x)[W]) {
-  if (kind == kFloat64) {
+__device__ inline void load(const void* data, Dtype dtype, int64_t i, T (&x)[W]) {
+  if (dtype == kFloat64) {
     const auto raw = *reinterpret_cast<const Packed<double, W>*>(static_cast<const double*>(data) + i);
 #pragma unroll
     for (int k = 0; k < W; k++) x[k] = T(raw.value[k]);
-  } else if (kind == kFloat32) {
+  } else if (dtype == kFloat32) {
     const auto raw = *reinterpret_cast<const Packed<float, W>*>(static_cast<const float*>(data) + i);
 #pragma unroll
     for (int k = 0; k < W; k++) x[k] = T(raw.value[k]);
   } else if constexpr (W == 1) {
-    x[0] = T(real_of(static_cast<const uint16_t*>(data)[i], kind));
+    x[0] = T(real_of(static_cast<const uint16_t*>(data)[i], dtype));
   } else {
     const auto raw = *reinterpret_cast<const Packed<uint32_t, W / 2>*>(static_cast<const uint16_t*>(data) + i);
 #pragma unroll
-    for (int k = 0; k < W; k++) x[k] = T(real_of(uint16_t(raw.value[k / 2] >> (16 * (k % 2))), kind));
+    for (int k = 0; k < W; k++) x[k] = T(real_of(uint16_t(raw.value[k / 2] >> (16 * (k % 2))), dtype));
   }
 }
 
 template <int W, class T>
-__device__ inline void store(void* data, Kind kind, int64_t i, const T (&x)[W]) {
+__device__ inline void store(void* data, Dtype dtype, int64_t i, const T (&x)[W]) {
   if constexpr (sizeof(T) == 8) {  // the arithmetic is in float64 for float64 alone
     Packed<double, W> raw;
 #pragma unroll
     for (int k = 0; k < W; k++) raw.value[k] = x[k];
     *reinterpret_cast<Packed<double, W>*>(static_cast<double*>(data) + i) = raw;
-  } else if (kind == kFloat32) {
+  } else if (dtype == kFloat32) {
     Packed<float, W> raw;
 #pragma unroll
     for (int k = 0; k < W; k++) raw.value[k] = x[k];
     *reinterpret_cast<Packed<float, W>*>(static_cast<float*>(data) + i) = raw;
   } else if constexpr (W == 1) {
-    static_cast<uint16_t*>(data)[i] = half_of(x[0], kind);
+    static_cast<uint16_t*>(data)[i] = half_of(x[0], dtype);
   } else {
     Packed<uint32_t, W / 2> raw;
 #pragma unroll
-    for (int k = 0; k < W / 2; k++) raw.value[k] = uint32_t(half_of(x[2 * k], kind)) | uint32_t(half_of(x[2 * k + 1], kind)) << 16;
+    for (int k = 0; k < W / 2; k++)
+      raw.value[k] = uint32_t(half_of(x[2 * k], dtype)) | uint32_t(half_of(x[2 * k + 1], dtype)) << 16;
     *reinterpret_cast<Packed<uint32_t, W / 2>*>(static_cast<uint16_t*>(data) + i) = raw;
   }
 }
 
 // Of G elements, a power of 2 as all these are: the remainder of a number that the compiler does not know takes 20 instructions.
 template <int G>
-__device__ inline int access_bytes(Kind kind) {
-  const int bytes = G * size_of(kind);
+__device__ inline int access_bytes(Dtype dtype) {
+  const int bytes = G * size_of(dtype);
   return bytes < 16 ? bytes : 16;
 }
 __device__ inline bool is_multiple(int64_t number, int power_of_2) { return (number & (power_of_2 - 1)) == 0; }
 
 // Whether G elements at `data` are accesses as load and store make them. Null is not read.
 template <int G>
-__device__ inline bool fits(const void* data, Kind kind) {
-  return is_multiple(reinterpret_cast<int64_t>(data), access_bytes<G>(kind));
+__device__ inline bool fits(const void* data, Dtype dtype) {
+  return is_multiple(reinterpret_cast<int64_t>(data), access_bytes<G>(dtype));
 }
 
-__device__ inline const void* element(const void* data, Kind kind, int64_t i) {
-  return static_cast<const char*>(data) + i * size_of(kind);
+__device__ inline const void* element(const void* data, Dtype dtype, int64_t i) {
+  return static_cast<const char*>(data) + i * size_of(dtype);
 }
-__device__ inline void* element(void* data, Kind kind, int64_t i) { return static_cast<char*>(data) + i * size_of(kind); }
+__device__ inline void* element(void* data, Dtype dtype, int64_t i) { return static_cast<char*>(data) + i * size_of(dtype); }
 __device__ inline const void* row_of(const RowsView& view, int64_t sample, int64_t row) {
-  return element(view.data, view.kind, sample * view.sample + row * view.row);
+  return element(view.data, view.dtype, sample * view.sample + row * view.row);
 }
 
 // f(i, Width<W>) for elements i .. i + W - 1 of a row; lanes take turns.
@@ -173,22 +167,22 @@ __device__ inline void read_ahead(int64_t end, const Read& read, const Write& wr
 }
 
 template <class T>
-__device__ inline T value_of(uint16_t bits, Kind kind) {
-  return T(real_of(bits, kind));
+__device__ inline T value_of(uint16_t bits, Dtype dtype) {
+  return T(real_of(bits, dtype));
 }
 template <class T>
-__device__ inline T value_of(float x, Kind) {
+__device__ inline T value_of(float x, Dtype) {
   return T(x);
 }
 template <class T>
-__device__ inline T value_of(double x, Kind) {
+__device__ inline T value_of(double x, Dtype) {
   return T(x);
 }
 
 // f(i, x) for the entries of a row of fewer than 2^31, x that at data[place(i)], one a lane and step. Four loads of each are
 // under way before the first is used: 20 KB of float32 on a multiprocessor with 40 warps.
 template <class T, class E, class Place, class F>
-__device__ inline void read_singles(const E* data, Kind kind, const Place& place, uint32_t count, const F& f) {
+__device__ inline void read_singles(const E* data, Dtype dtype, const Place& place, uint32_t count, const F& f) {
   constexpr int kAhead = 4;
 #pragma unroll 1
   for (uint32_t i = lane(); i < count; i += kWarp * kAhead) {
@@ -198,21 +192,21 @@ __device__ inline void read_singles(const E* data, Kind kind, const Place& place
       if (i + u * kWarp < count) x[u] = data[place(i + u * kWarp)];
 #pragma unroll
     for (int u = 0; u < kAhead; u++)
-      if (i + u * kWarp < count) f(i + u * kWarp, value_of<T>(x[u], kind));
+      if (i + u * kWarp < count) f(i + u * kWarp, value_of<T>(x[u], dtype));
   }
 }
 template <class T, class Place, class F>
-__device__ inline void read_singles(const void* data, Kind kind, const Place& place, uint32_t count, const F& f) {
-  if (kind == kFloat64) read_singles<T>(static_cast<const double*>(data), kind, place, count, f);
-  else if (kind == kFloat32) read_singles<T>(static_cast<const float*>(data), kind, place, count, f);
-  else read_singles<T>(static_cast<const uint16_t*>(data), kind, place, count, f);
+__device__ inline void read_singles(const void* data, Dtype dtype, const Place& place, uint32_t count, const F& f) {
+  if (dtype == kFloat64) read_singles<T>(static_cast<const double*>(data), dtype, place, count, f);
+  else if (dtype == kFloat32) read_singles<T>(static_cast<const float*>(data), dtype, place, count, f);
+  else read_singles<T>(static_cast<const uint16_t*>(data), dtype, place, count, f);
 }
 
 // Entry i of a row lies at element i.
 struct InOrder {
   __device__ int64_t operator()(int64_t i) const { return i; }
   template <int G>
-  __device__ bool in_groups(Kind) const {
+  __device__ bool in_groups(Dtype) const {
     return true;
   }
 };
@@ -221,7 +215,7 @@ struct InOrder {
 template <int G, class Place>
 __device__ inline void copy_row(void* out, const Place& place, const void* from, int64_t count) {
   const bool aligned = (reinterpret_cast<uint64_t>(out) | reinterpret_cast<uint64_t>(from)) % 16 == 0;
-  const int64_t grouped = aligned && place.template in_groups<G>(own<G>(kNothing)) ? count / G * G : 0;
+  const int64_t grouped = aligned && place.template in_groups<G>(known_dtype<G>(kNothing)) ? count / G * G : 0;
   const auto* source = static_cast<const Bits<G>*>(from);
   const auto write = [&](int64_t i, auto x) { *reinterpret_cast<decltype(x)*>(static_cast<Bits<G>*>(out) + place(i)) = x; };
   if (from) read_ahead<G>(grouped, [&](int64_t i) { return *reinterpret_cast<const Sixteen*>(source + i); }, write);
@@ -232,24 +226,24 @@ __device__ inline void copy_row(void* out, const Place& place, const void* from,
 
 struct Row {
   const void* data;  // null: zeros
-  Kind kind;
+  Dtype dtype;
 };
 
-// out = a + b in the kind of `out`, rounded once.
+// out = a + b in the dtype of `out`, rounded once.
 template <int G>
-__device__ inline void write_sum(void* out, Kind out_kind, const Row& a, const Row& b, int64_t count) {
-  const Kind kind = own<G>(out_kind);
-  const bool aligned = fits<G>(out, kind) && fits<G>(a.data, a.kind) && fits<G>(b.data, b.kind);
+__device__ inline void write_sum(void* out, Dtype out_dtype, const Row& a, const Row& b, int64_t count) {
+  const Dtype dtype = known_dtype<G>(out_dtype);
+  const bool aligned = fits<G>(out, dtype) && fits<G>(a.data, a.dtype) && fits<G>(b.data, b.dtype);
   walk_row<G>(count, aligned, [&](int64_t i, auto width) {
     constexpr int W = decltype(width)::value;
     Real<G> x[W] = {}, y[W];
-    if (a.data) load<W>(a.data, a.kind, i, x);
+    if (a.data) load<W>(a.data, a.dtype, i, x);
     if (b.data) {
-      load<W>(b.data, b.kind, i, y);
+      load<W>(b.data, b.dtype, i, y);
 #pragma unroll
       for (int k = 0; k < W; k++) x[k] += y[k];
     }
-    store<W>(out, kind, i, x);
+    store<W>(out, dtype, i, x);
   });
 }
 
@@ -297,7 +291,7 @@ __device__ inline void write_found(void* out, const Place& place, const RowsView
         for (int c = 0; c < kColumns; c++) {
           const int64_t i = i0 + c * kWarp + lane();
           Real<G> x[1] = {};
-          if (i < count) load<1>(row, own<G>(rows.kind), i, x);
+          if (i < count) load<1>(row, known_dtype<G>(rows.dtype), i, x);
           sum[c] += x[0];
         }
       }
@@ -306,7 +300,7 @@ __device__ inline void write_found(void* out, const Place& place, const RowsView
     for (int c = 0; c < kColumns; c++) {
       const int64_t i = i0 + c * kWarp + lane();
       const Real<G> x[1] = {sum[c]};
-      if (i < count) store<1>(out, own<G>(rows.kind), place(i), x);
+      if (i < count) store<1>(out, known_dtype<G>(rows.dtype), place(i), x);
     }
   }
 }

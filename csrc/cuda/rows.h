@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "common/kinds.h"
+#include "common/dtypes.h"
 
 struct CUstream_st;
 
@@ -14,7 +14,7 @@ constexpr int kRowWarps = 8;  // of a block
 // (samples, rows, width): strides in elements, the entries of a row are neighbours in memory.
 struct RowsView {
   const void* data;
-  Kind kind;
+  Dtype dtype;
   int64_t sample, row;
 };
 

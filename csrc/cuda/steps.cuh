@@ -22,6 +22,6 @@ struct NewAverage {
   }
 };
 
-__device__ inline double as_stored(double x, Kind) { return x; }
+__device__ inline double as_stored(double x, Dtype) { return x; }
 
 }  // namespace fastssl

@@ -21,7 +21,7 @@ void check(cudaError_t status, const char* what) {
   STD_TORCH_CHECK(status == cudaSuccess, "fastssl: ", what, ": ", cudaGetErrorString(status));
 }
 
-Kind kind_of(const Tensor& tensor) {
+Dtype dtype_of(const Tensor& tensor) {
   using torch::headeronly::ScalarType;
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
@@ -46,7 +46,7 @@ DeviceOf::DeviceOf(const Tensor& tensor) : device(tensor.get_device()), guard(de
 
 Scalar scalar_of(double number, const std::optional<Tensor>& tensor) {
   if (!tensor) return {number, nullptr, false};
-  return {0.0, tensor->data_ptr(), kind_of(*tensor) == kFloat64};
+  return {0.0, tensor->data_ptr(), dtype_of(*tensor) == kFloat64};
 }
 
 std::vector<TensorRecord> new_records(const std::vector<Tensor>& first) {
@@ -54,7 +54,7 @@ std::vector<TensorRecord> new_records(const std::vector<Tensor>& first) {
   std::memset(records.data(), 0, records.size() * sizeof(TensorRecord));
   for (size_t t = 0; t < first.size(); t++) {
     records[t].count = first[t].numel();
-    for (Kind& kind : records[t].kind) kind = kNothing;
+    for (Dtype& dtype : records[t].dtype) dtype = kNothing;
   }
   return records;
 }
@@ -62,7 +62,7 @@ std::vector<TensorRecord> new_records(const std::vector<Tensor>& first) {
 void add_list(std::vector<TensorRecord>& records, int l, const std::vector<Tensor>& list) {
   for (size_t t = 0; t < list.size(); t++) {
     records[t].data[l] = list[t].data_ptr();
-    records[t].kind[l] = kind_of(list[t]);
+    records[t].dtype[l] = dtype_of(list[t]);
   }
 }
 

@@ -16,7 +16,7 @@ using torch::stable::Tensor;
 
 void check(cudaError_t status, const char* what);
 
-Kind kind_of(const Tensor& tensor);
+Dtype dtype_of(const Tensor& tensor);
 
 // The device of a tensor, current while this lives, and torch's stream on it.
 struct DeviceOf {

@@ -2,21 +2,21 @@
 #include "shim.h"
 
 #define FASTSSL_FMA 1
-#include "cuda/ema_kernel.cuh"
-#include "cuda/queue_kernel.cuh"
+#include "cuda/ema.cu"
+#include "cuda/queue.cu"
 
 using namespace fastssl;
 
 namespace {
 
-// data[l][t], kind[l][t]: list l, position t.
-std::vector<TensorRecord> records_of(int lists, int tensors, void** data, const int* kind, const int64_t* count) {
+// data[l][t], dtype[l][t]: list l, position t.
+std::vector<TensorRecord> records_of(int lists, int tensors, void** data, const int* dtype, const int64_t* count) {
   std::vector<TensorRecord> records(tensors);
   for (int t = 0; t < tensors; t++) {
     records[t] = {};
     records[t].count = count[t];
-    for (Kind& each : records[t].kind) each = kNothing;
-    for (int l = 0; l < lists; l++) records[t].data[l] = data[l * tensors + t], records[t].kind[l] = Kind(kind[l * tensors + t]);
+    for (Dtype& each : records[t].dtype) each = kNothing;
+    for (int l = 0; l < lists; l++) records[t].data[l] = data[l * tensors + t], records[t].dtype[l] = Dtype(dtype[l * tensors + t]);
   }
   return records;
 }
@@ -25,12 +25,12 @@ std::vector<TensorRecord> records_of(int lists, int tensors, void** data, const 
 
 extern "C" {
 
-void ema_update(int tensors, void** data, const int* kind, const int64_t* count, double momentum, const double* momentum_on_device,
+void ema_update(int tensors, void** data, const int* dtype, const int64_t* count, double momentum, const double* momentum_on_device,
                 int mul_add, int stochastic, int64_t seed) {
-  const auto records = records_of(kEmaLists, tensors, data, kind, count);
+  const auto records = records_of(kEmaLists, tensors, data, dtype, count);
   const auto chunks = chunks_of(records);
   const EmaCall call{{momentum, momentum_on_device, true}, bool(mul_add), bool(stochastic), uint64_t(seed), nullptr};
-  shim::launch({unsigned(chunks.size())}, {kThreads}, [&] { ema_kernel({records.data(), chunks.data()}, call); });
+  launch_ema({{records.data(), chunks.data()}, unsigned(chunks.size()), nullptr}, call);
 }
 
 // strides: queue row, queue entry, key row, key entry, label queue, label
@@ -43,11 +43,6 @@ void queue_push(int element_bytes, void* queue, void* keys, int64_t* ptr, void* 
   call.queue_row = strides[0], call.queue_entry = strides[1], call.key_row = strides[2], call.key_entry = strides[3];
   call.label_queue_row = strides[4], call.label_row = strides[5];
   call.first = !truncate && N > K ? N - K : 0;
-  const dim3 grid{unsigned(tiles_of_keys(call)), unsigned(tiles_of_entries(call))}, block{kTile, kTileRows};
-  shim::launch(grid, block, [&] {
-    if (element_bytes == 2) queue_push_kernel<uint16_t>(call);
-    if (element_bytes == 4) queue_push_kernel<uint32_t>(call);
-    if (element_bytes == 8) queue_push_kernel<uint64_t>(call);
-  });
+  launch_queue_push(call, element_bytes, nullptr);
 }
 }

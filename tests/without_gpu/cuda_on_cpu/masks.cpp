@@ -2,8 +2,8 @@
 #include "shim.h"
 
 #define FASTSSL_FMA 1
-#include "cuda/block_mask_kernel.cuh"
-#include "cuda/mask_tokens_kernel.cuh"
+#include "cuda/block_mask.cu"
+#include "cuda/mask_tokens.cu"
 
 using namespace fastssl;
 
@@ -13,7 +13,7 @@ void block_mask(const int64_t* num_masked, const int64_t* seed, const float* asp
                 int min_block, int max_block, int attempts, bool exact, int samples) {
   const BlockMaskCall call{num_masked,          seed,   aspects, mask, N, T, H, W, min_block, max_block, attempts, exact,
                            H * ((W + 31) / 32), samples};
-  shim::launch({unsigned((N + samples - 1) / samples)}, {kBlockMaskThreads}, [&] { block_mask_kernel(call); });
+  launch_block_mask(call, nullptr);
 }
 
 void mask_tokens(const int64_t* ids, const bool* special, const int64_t* seed, int64_t* inputs, int64_t* labels, int64_t N,

@@ -2,18 +2,18 @@
 #include "shim.h"
 
 #define FASTSSL_FMA 1
-#include "cuda/adamw_kernel.cuh"
-#include "cuda/lars_kernel.cuh"
+#include "cuda/adamw.cu"
+#include "cuda/lars.cu"
 
 using namespace fastssl;
 
 namespace {
 
-// What a call of either op has in common. data[l][t], kind[l][t]: list l, position t.
+// What a call of either op has in common. data[l][t], dtype[l][t]: list l, position t.
 struct Step {
   int lists, tensors;
   void** data;
-  const int* kind;
+  const int* dtype;
   const int64_t* count;
   const double* weight_decay;
   double lr, ema_momentum;
@@ -24,19 +24,13 @@ struct Step {
     std::vector<TensorRecord> all(tensors);
     for (int t = 0; t < tensors; t++) {
       all[t] = {};
-      for (Kind& each : all[t].kind) each = kNothing;
+      for (Dtype& each : all[t].dtype) each = kNothing;
       all[t].count = count[t], all[t].weight_decay = weight_decay[t];
-      for (int l = 0; l < lists; l++) all[t].data[l] = data[l * tensors + t], all[t].kind[l] = Kind(kind[l * tensors + t]);
+      for (int l = 0; l < lists; l++) all[t].data[l] = data[l * tensors + t], all[t].dtype[l] = Dtype(dtype[l * tensors + t]);
     }
     return all;
   }
 };
-
-template <class Kernel>
-void launch(const std::vector<TensorRecord>& records, const Kernel& kernel) {
-  const auto chunks = chunks_of(records);
-  shim::launch({unsigned(chunks.size())}, {kThreads}, [&] { kernel(TableView{records.data(), chunks.data()}); });
-}
 
 }  // namespace
 
@@ -46,13 +40,13 @@ void lars(const Step* step, const int* adapt, int form, double momentum, double 
           int clip) {
   auto records = step->records();
   for (int t = 0; t < step->tensors; t++) records[t].adapt = adapt[t] != 0;
-  std::vector<double> squares(2 * chunks_of(records).size());
+  const auto chunks = chunks_of(records);
+  std::vector<double> squares(2 * chunks.size());
   LarsCall call{};
   call.lr = {step->lr, step->lr_on_device, true}, call.ema_momentum = {step->ema_momentum, nullptr, true};
   call.momentum = momentum, call.trust_coefficient = trust_coefficient, call.eps = eps;
   call.form = form, call.nesterov = nesterov, call.clip = clip, call.averages = step->averages, call.squares = squares.data();
-  launch(records, [&](TableView table) { lars_norms_kernel(table, call); });
-  launch(records, [&](TableView table) { step->averages ? lars_kernel<4>(table, call) : lars_kernel<3>(table, call); });
+  launch_lars({{records.data(), chunks.data()}, unsigned(chunks.size()), nullptr}, call);
 }
 
 void adamw(const Step* step, double t, double beta1, double beta2, double eps) {
@@ -61,6 +55,8 @@ void adamw(const Step* step, double t, double beta1, double beta2, double eps) {
   call.ema_momentum = {step->ema_momentum, nullptr, true};
   call.beta1 = beta1, call.beta2 = beta2, call.eps = eps, call.averages = step->averages;
   call.size = step->lr / (1.0 - std::pow(beta1, t)), call.root = std::sqrt(1.0 - std::pow(beta2, t));
-  launch(step->records(), [&](TableView table) { step->averages ? adamw_kernel<5>(table, call) : adamw_kernel<4>(table, call); });
+  const auto records = step->records();
+  const auto chunks = chunks_of(records);
+  launch_adamw({{records.data(), chunks.data()}, unsigned(chunks.size()), nullptr}, call);
 }
 }

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #define __global__
@@ -189,10 +190,11 @@ struct CUstream_st;
 
 namespace fastssl {
 
-// As csrc/cuda/rows.cuh declares it, so that files of launches (.cu) run here too.
-template <class Call>
-void launch(void (*kernel)(Call), dim3 grid, dim3 block, CUstream_st*, const Call& call) {
-  shim::launch(grid, block, [&] { kernel(call); });
+// In place of the launch in csrc/cuda/launch.cuh, so that whole .cu files run here.
+template <class... Arguments>
+void launch(void (*kernel)(Arguments...), dim3 grid, dim3 block, CUstream_st*,
+            const std::type_identity_t<Arguments>&... arguments) {
+  shim::launch(grid, block, [&] { kernel(arguments...); });
 }
 
 }  // namespace fastssl

@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "common/kinds.h"
+#include "common/dtypes.h"
 
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
@@ -19,12 +19,12 @@ using torch::stable::Tensor;
 
 inline void check(int status, const char* what) { STD_TORCH_CHECK(status == 0, what); }
 
-inline Kind kind_of(const Tensor& tensor) {
+inline Dtype dtype_of(const Tensor& tensor) {
   using torch::headeronly::ScalarType;
   const ScalarType type = tensor.scalar_type();
-  for (const auto& [known, kind] : {std::pair{ScalarType::Float, kFloat32}, std::pair{ScalarType::BFloat16, kBFloat16},
-                                    std::pair{ScalarType::Half, kFloat16}, std::pair{ScalarType::Double, kFloat64}})
-    if (type == known) return kind;
+  for (const auto& [known, dtype] : {std::pair{ScalarType::Float, kFloat32}, std::pair{ScalarType::BFloat16, kBFloat16},
+                                     std::pair{ScalarType::Half, kFloat16}, std::pair{ScalarType::Double, kFloat64}})
+    if (type == known) return dtype;
   STD_TORCH_CHECK(false, "expected a float tensor");
 }
 

@@ -1,6 +1,6 @@
 // New tensors and rows for the launchers of kernels/, where torch.empty takes the host 13,000 instructions and unbind 16,000, most
 // of them to read arguments that are known here.
-#include "new_tensors.h"
+#include "python/new_tensors.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/Dtype.h>

@@ -1,5 +1,5 @@
 // The quick yes of ops/_lists.py: lists that a kernel can take as they are. Every no is put into words there.
-#include "lists_agree.h"
+#include "python/lists_agree.h"
 
 #include <torch/csrc/autograd/python_variable.h>
 
