@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al. 2011): counter-based random bits, the same on the CPU, in CUDA and in reference/philox.py.
+// Philox4x32-10 (Salmon et al. 2011): counter-based random bits, the same on the CPU, in CUDA and in fastssl/ops/_philox.py.
 // Included where FASTSSL_FN says what a function is here; no include guard, as elements.h.
 
 struct Words {

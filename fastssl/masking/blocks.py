@@ -9,10 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from fastssl.checks import check_range, check_whole
 from fastssl.ops._patches import check_grid
+from fastssl.ops._philox import philox, random_bits
 from fastssl.ops._random import check_generator, check_place, seed_of
 from fastssl.ops.mask_ids import MaskIds, draw_ids
-from fastssl.reference.mask_ids import random_bits
-from fastssl.reference.philox import philox
 
 _STREAM_SIZES, _STREAM_PLACES = 0x6A657073, 0x6A657070
 

@@ -6,7 +6,7 @@
 from torch import Tensor
 
 from fastssl.checks import check_choice
-from fastssl.ops._patches import check_floats, patch_grid, side_pair
+from fastssl.ops._patches import check_floats, patch_grid, side_pair, to_patches
 
 LAYOUTS = ("pqc", "cpq")
 
@@ -26,11 +26,8 @@ def patchify(images: Tensor, patch_size: int | tuple[int, int], *, layout: str =
     check_choice(op, "layout", layout, LAYOUTS)
     check_floats(op, "images", images, "N, C, H, W")
     height, width = side_pair(op, "patch_size", patch_size)
-    down, across = patch_grid(op, images, (height, width))
-    n, channels = images.shape[:2]
-    cells = images.reshape(n, channels, down, height, across, width)
-    cells = cells.permute(0, 2, 4, 3, 5, 1) if layout == "pqc" else cells.permute(0, 2, 4, 1, 3, 5)
-    return cells.reshape(n, down * across, channels * height * width)
+    patch_grid(op, images, (height, width))
+    return to_patches(images, height, width, channels_last=layout == "pqc")
 
 
 def unpatchify(

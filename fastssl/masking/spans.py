@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.checks import check_dense, check_number, check_whole, readable
+from fastssl.ops._philox import random_bits
 from fastssl.ops._random import check_place, same_place, seed_of
 from fastssl.ops.mask_ids import in_order
-from fastssl.reference.mask_ids import random_bits
 
 _STREAM = 0x7370616E
 

@@ -75,6 +75,17 @@ def patch_grid(op: str, images: Tensor, patch: tuple[int, int], by: str = "patch
     return images.shape[2] // patch[0], images.shape[3] // patch[1]
 
 
+def to_patches(images: Tensor, height: int, width: int, channels_last: bool = False) -> Tensor:
+    """Images (N, C, H, W) to patches (N, L, C height width); nothing is checked.
+
+    The entries of a patch are in the order (c, p, q), or (p, q, c) with ``channels_last``.
+    """
+    n, channels, down, across = images.shape[0], images.shape[1], images.shape[2] // height, images.shape[3] // width
+    cells = images.reshape(n, channels, down, height, across, width)
+    cells = cells.permute(0, 2, 4, 3, 5, 1) if channels_last else cells.permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(n, down * across, channels * height * width)
+
+
 def trackable(value: Tensor) -> Tensor:
     """``value``, or a copy that autograd may keep for the backward where it is an inference tensor and autograd records."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and value.is_inference()):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fastssl.checks import FLOATS, as_python, check_choice, check_dense, check_number, check_whole, is_whole
-from fastssl.reference.mask_ids import mask_ids as by_sorting
 
+from ._philox import random_bits
 from ._random import check_generator, check_mode, check_place, same_place, seed_tensor, uniform
 from ._register import define_op
 
@@ -166,6 +166,18 @@ def in_order(noise: Tensor | None, seed: Tensor | None, rows: int, length: int, 
     run = by_sorting if given.is_cuda and length > COUNTED else _mask_ids
     shuffle, restore, mask = run(noise, seed, rows, length, keep)
     return MaskIds(shuffle[:, :keep], shuffle[:, keep:], restore, mask)
+
+
+def by_sorting(noise: Tensor | None, seed: Tensor | None, rows: int, length: int, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The op in plain PyTorch: noise (N, L), or seed () -> ids_shuffle, ids_restore (N, L) int64 and mask (N, L) float32.
+
+    It is the op's reference, and makes the ids of samples that are too long for the kernel that counts ranks on a GPU.
+    """
+    key = random_bits(rows, length, seed, STREAM) if noise is None else noise
+    shuffle = torch.argsort(key, dim=1, stable=True)
+    places = torch.arange(length, device=key.device).expand(rows, length)
+    restore = torch.empty_like(shuffle).scatter_(1, shuffle, places)
+    return shuffle, restore, (restore >= keep).float()
 
 
 def check_size(op: str, size) -> tuple[int, int]:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .mask_ids import random_bits
-from .philox import philox
+from fastssl.ops._philox import philox, random_bits
 
 _STREAM, _STREAM_TOP_UP = 0x626C6F63, 0x626C6F64
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from fastssl.checks import accumulator_dtype
-
-from .philox import random_16_bits
+from fastssl.ops._philox import random_16_bits
 
 
 def ema_update_(

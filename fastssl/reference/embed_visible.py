@@ -3,14 +3,9 @@
 import torch
 from torch import Tensor
 
+from fastssl.ops._patches import to_patches
+
 from .gather_tokens import gather_tokens_bwd, gather_tokens_fwd
-
-
-def to_patches(images: Tensor, height: int, width: int) -> Tensor:
-    """images (N, C, H, W) -> (N, L, C height width), entries in the order (c, p, q)."""
-    n, c, h, w = images.shape
-    cells = images.reshape(n, c, h // height, height, w // width, width)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, c * height * width)
 
 
 def visible_patches_fwd(images: Tensor, ids: Tensor, height: int, width: int, prefix: int, dtype: torch.dtype) -> Tensor:

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .mask_ids import random_bits
-from .philox import philox
+from fastssl.ops._philox import philox, random_bits
 
 
 def mask_tokens(

@@ -4,22 +4,15 @@ import torch
 from torch import Tensor
 
 from fastssl.checks import accumulator_dtype
+from fastssl.ops._patches import to_patches
 
 from .gather_tokens import gather_tokens_fwd
-
-
-def targets(images: Tensor, height: int, width: int, channels_last: bool) -> Tensor:
-    """images (N, C, H, W) -> (N, L, C height width), entries in the order (p, q, c) or (c, p, q)."""
-    n, c, h, w = images.shape
-    cells = images.reshape(n, c, h // height, height, w // width, width)
-    order = (0, 2, 4, 3, 5, 1) if channels_last else (0, 2, 4, 1, 3, 5)
-    return cells.permute(order).reshape(n, -1, c * height * width)
 
 
 def _prepared(images, pred, mask, ids, height, width, channels_last) -> tuple[Tensor, Tensor]:
     """target of each row of pred and its weight (N, R), in float32 or wider."""
     wide = accumulator_dtype(pred)
-    target = targets(images, height, width, channels_last)
+    target = to_patches(images, height, width, channels_last)
     target = (target if ids is None else gather_tokens_fwd(target, ids)).to(wide)
     return target, torch.ones_like(pred[:, :, 0], dtype=wide) if mask is None else mask.to(wide)
 

@@ -1,4 +1,4 @@
-"""Philox4x32-10 (Salmon et al. 2011) in plain PyTorch: counter-based random bits, the same on every backend."""
+"""Philox4x32-10 (Salmon et al. 2011) in plain PyTorch: random bits of a counter and a seed, those of csrc/common/philox.h."""
 
 import torch
 from torch import Tensor
@@ -23,3 +23,12 @@ def random_16_bits(count: int, stream: int, seed: int | Tensor, device: torch.de
     words = philox((block & _LOW, block >> 32, torch.full_like(block, stream), torch.zeros_like(block)), seed)
     halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
     return torch.stack(halves, 1).reshape(-1)[:count]
+
+
+def random_bits(rows: int, length: int, seed: Tensor, stream: int) -> Tensor:
+    """(rows, length) int64 in [0, 2^32): word l mod 4 of the counter (l / 4, row, stream, 0) under the seed ()."""
+    block = torch.arange((length + 3) // 4, device=seed.device)[None, :]
+    row = torch.arange(rows, device=seed.device)[:, None]
+    words = philox((block, row, torch.full_like(block, stream), torch.zeros_like(block)), seed)
+    words = [word.expand(rows, block.shape[1]) for word in words]
+    return torch.stack(words, 2).reshape(rows, -1)[:, :length]
