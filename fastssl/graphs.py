@@ -25,7 +25,7 @@ _WHY = (
 
 
 def record(call: Callable[[], object], warm: Callable[[], object] | None = None, **options) -> tuple[torch.cuda.CUDAGraph, object]:
-    """A graph of ``call`` on the current device and what it returned; first ``warm`` (or the call) runs, on a stream of its own.
+    """A graph of ``call`` on the current device, and what ``call`` returned; ``warm`` (or ``call``) runs before, on another stream.
 
     ``options`` are those of ``torch.cuda.graph``. The capture changes nothing but memory of its own: what was returned has values
     after the first ``replay()``.
@@ -43,19 +43,29 @@ def record(call: Callable[[], object], warm: Callable[[], object] | None = None,
 
 
 class GraphedStep:
-    """What ``capture_step`` returns: ``outputs = graphed(*inputs)`` is one step.
+    """A step as a CUDA graph, which ``capture_step`` returns: ``outputs = graphed(*inputs)`` is one step.
 
     Attributes:
-        inputs: the tensors that the step reads. A loader may write them itself; a call that is given one of them copies nothing.
-        outputs: what the step returned, without gradient; every replay writes the same memory, so ``clone()`` what is to be kept.
-        graph: the ``torch.cuda.CUDAGraph``.
+        inputs: The tensors that the step reads. A loader may write them itself; a call that is given one of them copies nothing.
+        outputs: What the step returned, without gradient; every replay writes the same memory, so ``clone()`` what is to be kept.
+        graph: The ``torch.cuda.CUDAGraph``.
     """
 
     def __init__(self, graph: torch.cuda.CUDAGraph, inputs: tuple[Tensor, ...], outputs):
         self.graph, self.inputs, self.outputs = graph, inputs, outputs
 
     def __call__(self, *inputs: Tensor):
-        """Copies the inputs to their places on the device and replays the step, both on the current stream; no host sync."""
+        """Copies the inputs to their places on the device and replays the step, both on the current stream, without a host sync.
+
+        Args:
+            *inputs: As many tensors as the step was captured with, of the same shapes, dtypes and devices; strides may differ.
+
+        Returns:
+            ``outputs``.
+
+        Raises:
+            TypeError, ValueError: An input differs from that of the capture; the message names it.
+        """
         if len(inputs) != len(self.inputs):
             raise TypeError(f"{_OP}: the graph was captured with {len(self.inputs)} inputs, got {len(inputs)}")
         for i, (mine, given) in enumerate(zip(self.inputs, inputs, strict=True)):
@@ -70,29 +80,37 @@ class GraphedStep:
 
 
 def capture_step(step: Callable, *inputs: Tensor, warmup: int = 3, pool=None) -> GraphedStep:
-    """``step`` as a CUDA graph, to be called with new inputs of the same shapes: ``graphed = capture_step(step, x0, x1)``.
+    """Captures a training step as a CUDA graph, to be called with new inputs of the same shapes, as in ``graphed(x0, x1)``.
 
-    Unlike ``torch.cuda.make_graphed_callables``, which makes a graph each of a module's forward and backward, this is one graph of
-    all that ``step`` does: ``zero_grad(set_to_none=True)``, forward, backward, the optimizer's step, averages and queues.
+    ``torch.cuda.make_graphed_callables`` makes one graph of a module's forward and one of its backward. This is one graph of all
+    that ``step`` does: ``zero_grad(set_to_none=True)``, forward, backward, the optimizer's step, averages and queues.
 
     Args:
-        step: called with ``len(inputs)`` tensors; may return tensors in tuples, lists and dicts, or None. Numbers that it uses are
-            constants of the graph; what changes must be a tensor on the device.
-        inputs: tensors on one GPU, a real batch: they are copied, and the warm-up trains with them. Without any, the GPU is the
+        step: Is called with ``len(inputs)`` tensors and may return tensors in tuples, lists and dicts, or None. Numbers that it
+            uses are constants of the graph; what changes must be a tensor on the device.
+        *inputs: Tensors on one GPU, a real batch: they are copied, and the warm-up trains with them. Without any, the GPU is the
             current one.
-        warmup: steps before the capture, at least 1, on a stream of their own. They are steps of training. Whatever the first step
-            makes (an optimizer's momenta, compiled kernels, the vendor libraries' workspaces) must be there when the graph is made.
-            In the last of them a wait for the GPU is an error, whose traceback ends at the line that waits, where ``warmup`` is at
-            least 2.
-        pool: of ``torch.cuda.graph_pool_handle()`` or another graph's ``pool()``, where graphs that never run at once are to share
+        warmup: The number of steps before the capture, at least 1, on a stream of their own. They are steps of training. Whatever
+            the first step makes (an optimizer's momenta, compiled kernels, the vendor libraries' workspaces) must be there when
+            the graph is made. Where ``warmup`` is at least 2, a wait for the GPU in the last of these steps is an error, whose
+            traceback ends at the line that waits.
+        pool: ``torch.cuda.graph_pool_handle()`` or another graph's ``pool()``, where graphs that never run at once are to share
             memory.
 
     Returns:
         A ``GraphedStep``. The capture is no step: after it, the state is that of ``warmup`` steps.
 
     Raises:
-        TypeError, ValueError: an input that is no dense tensor on one GPU; a result that is no tensor: a replay renews none.
-        RuntimeError: the step waits for the GPU, or does something else that no graph can hold. The state is then undefined.
+        TypeError, ValueError: An input is no dense tensor on one GPU, or a result is no tensor, which a replay would not renew.
+        RuntimeError: The step waits for the GPU, or does something else that no graph can hold. The state is then undefined.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.graphs import capture_step
+        >>> model = torch.nn.Linear(2, 2)
+        >>> if torch.cuda.is_available():
+        ...     graphed = capture_step(model.cuda(), torch.ones(4, 2, device="cuda"))
+        ...     outputs = graphed(torch.zeros(4, 2, device="cuda"))  # one replay
     """
     if not callable(step):
         raise TypeError(f"{_OP}: step must be a function, got {type(step).__name__}")

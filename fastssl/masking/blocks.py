@@ -28,23 +28,32 @@ def grid_mask(
     seed: int | Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Random mask of a grid of patches in square units: those of one unit are removed together (Xie et al. 2022, section 3.2).
+    """Draws a random mask of a grid of patches in square units, which are removed as a whole (Xie et al. 2022, section 3.2).
 
-    SimMIM's mask: units of 32 pixels over patches of 4 or 16 pixels, ceil(ratio x units) of them removed.
+    This is SimMIM's mask: units of 32 pixels over patches of 4 or 16 pixels, ceil(ratio x units) of which are removed.
 
     Args:
-        rows: N, samples.
-        grid: (h, w), patches; multiples of ``unit``.
-        mask_ratio: share that is removed, in [0, 1].
-        unit: side of a unit, in patches.
-        rounding: from ratio to units, see ``num_kept``.
-        noise: (N, h w / unit^2) float, one number for each unit in reading order; generator, seed, device: as in ``mask_ids``.
+        rows: N, the number of samples.
+        grid: (h, w), the number of patches down and across; multiples of ``unit``.
+        mask_ratio: The share that is removed, in [0, 1].
+        unit: The side of a unit, in patches.
+        rounding: The rule from ratio to units, see ``num_kept``.
+        noise: (N, h w / unit^2) float32, bfloat16, float16 or float64, one number for each unit in reading order. None:
+            ``generator`` or ``seed`` makes it.
+        generator: A ``torch.Generator`` on ``device`` for ``torch.rand``. None: torch's default generator.
+        seed: 64 bits for Philox in place of noise: the same seed gives the same mask on every device; see ``mask_ids``.
+        device: Where the mask lies. None: the device of ``noise``, ``seed`` or ``generator``, else the CPU.
 
     Returns:
-        (N, h w) float32, 1 = removed.
+        (N, h w) float32, 1 = removed, 0 = stays.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
+
+    Example:
+        >>> from fastssl.functional import grid_mask
+        >>> grid_mask(2, (4, 4), 0.5, unit=2, seed=0).sum(1)  # 2 of 4 units of 4 patches
+        tensor([8., 8.])
     """
     op = "grid_mask"
     rows = check_whole(op, "rows", rows, 1)
@@ -73,22 +82,33 @@ def tube_mask(
     seed: int | Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> MaskIds:
-    """Tube masking: the same random patches of every frame are removed (Tong et al. 2022, section 3.2).
+    """Draws tubes: the same random patches of every frame are removed (Tong et al. 2022, section 3.2).
 
     Args:
-        rows: N, samples.
-        frames: T, frames or pairs of frames that share a token.
-        length: L, patches of a frame.
-        mask_ratio: share that is removed, in [0, 1].
-        rounding: from ratio to patches of a frame, see ``num_kept``; the default is VideoMAE's int(ratio x L) removed.
-        noise: (N, L) float, one number for each tube; generator, seed, device: as in ``mask_ids``.
+        rows: N, the number of samples.
+        frames: T, the number of frames, or of pairs of frames that share a token.
+        length: L, the number of patches of a frame.
+        mask_ratio: The share that is removed, in [0, 1].
+        rounding: The rule from ratio to patches of a frame, see ``num_kept``; by default int(ratio x L) are removed, as in
+            VideoMAE.
+        noise: (N, L) float32, bfloat16, float16 or float64, one number for each tube. None: ``generator`` or ``seed`` makes it.
+        generator: A ``torch.Generator`` on ``device`` for ``torch.rand``. None: torch's default generator.
+        seed: 64 bits for Philox in place of noise: the same seed gives the same mask on every device; see ``mask_ids``.
+        device: Where the result lies. None: the device of ``noise``, ``seed`` or ``generator``, else the CPU.
 
     Returns:
-        ids of tokens t L + l, frame after frame, in a frame in the order of the noise: ids_keep (N, T K), ids_mask (N, T (L - K)),
-        ids_restore (N, T L) int64 into their concatenation, as ``restore_tokens`` wants it; mask (N, T L) float32, 1 = removed.
+        A ``MaskIds`` of tokens t L + l, frame after frame, and in a frame in the order of the noise: ``ids_keep`` (N, T K),
+        ``ids_mask`` (N, T (L - K)), ``ids_restore`` (N, T L) int64 into their concatenation, as ``restore_tokens`` wants it, and
+        ``mask`` (N, T L) float32, 1 = removed.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
+
+    Example:
+        >>> from fastssl.functional import tube_mask
+        >>> first, second = tube_mask(1, 2, 8, 0.75, seed=0).mask.reshape(2, 8)
+        >>> int(first.sum()), bool((first == second).all())
+        (6, True)
     """
     op = "tube_mask"
     rows, frames, length = (check_whole(op, *named, 1) for named in (("rows", rows), ("frames", frames), ("length", length)))
@@ -110,7 +130,18 @@ def tube_mask(
 
 
 class ContextAndTargets(NamedTuple):
-    """``context_ids`` (N, K) int64, ascending; ``target_ids`` (N, M, T) int64, each block in reading order."""
+    """The blocks of I-JEPA, as ``multi_block_mask`` draws them.
+
+    Attributes:
+        context_ids: (N, K) int64, the patches of each sample's context, ascending.
+        target_ids: (N, M, T) int64, the patches of each sample's M targets, each target in reading order.
+
+    Example:
+        >>> from fastssl.functional import multi_block_mask
+        >>> blocks = multi_block_mask(2, (14, 14), num_targets=4, context_keep=40, seed=0)
+        >>> blocks.context_ids.shape, blocks.target_ids.shape[:2]
+        (torch.Size([2, 40]), torch.Size([2, 4]))
+    """
 
     context_ids: Tensor
     target_ids: Tensor
@@ -130,31 +161,40 @@ def multi_block_mask(
     seed: int | Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> ContextAndTargets:
-    """A context block and target blocks of each sample (Assran et al. 2023, section 3), for I-JEPA.
+    """Draws a context block and several target blocks of each sample, for I-JEPA (Assran et al. 2023, section 3).
 
-    Sizes are drawn once a batch: area = scale h w and height / width = aspect uniform, sides at most h - 1 and w - 1 as in I-JEPA's
-    code. Places are drawn for each sample, all of the grid equally likely. Targets are taken out of the context; where that leaves
-    fewer than ``min_keep`` patches, the last targets stay in. All contexts are cut to the K first patches, K the smallest number in
-    the batch.
+    Sizes are drawn once a batch: a block has the area scale h w; scale and aspect (height / width) are uniform; sides are at most
+    h - 1 and w - 1, as in I-JEPA's code. Places are drawn for each sample, all places of the grid equally likely. Targets are
+    taken out of the context; where that leaves fewer than ``min_keep`` patches, the last targets stay in. All contexts are cut to
+    their K first patches, K being the smallest number in the batch.
 
     Args:
-        rows: N, samples.
-        grid: (h, w), patches, at least 2 each.
+        rows: N, the number of samples.
+        grid: (h, w), the number of patches down and across, at least 2 each.
         num_targets: M, at least 1.
-        target_scale, context_scale: least and largest area as a share of the grid, in (0, 1].
-        target_aspect: least and largest height / width of targets; the context is square.
-        min_keep: patches that every context has at least; no more than the smallest context block.
-        context_keep: K itself; counts as ``min_keep`` where that is less. None: on a GPU, one wait for the smallest number.
-        generator: draws the seed. Of a GPU: one wait, since the host needs the sizes.
-        seed: instead: 64 bits for Philox, the same blocks on every device; a tensor on a GPU is read by the host, one wait. With a
-            number and ``context_keep`` the host reads no tensor.
-        device: where the ids lie; by default that of ``seed`` or ``generator``, else the CPU.
+        target_scale: The least and the largest area of a target as a share of the grid, in (0, 1].
+        target_aspect: The least and the largest height / width of targets; the context is square.
+        context_scale: The least and the largest area of the context as a share of the grid, in (0, 1].
+        min_keep: The number of patches that every context has at least; at most that of the smallest context block.
+        context_keep: K itself; counts as ``min_keep`` where that is less. None: on a GPU the host waits once for the smallest
+            number.
+        generator: A ``torch.Generator`` that draws the seed. With one on a GPU the host waits once, since it needs the sizes.
+        seed: 64 bits for Philox in place of a generator: the same seed gives the same blocks on every device. The host reads a
+            tensor on a GPU, one wait. With a number and ``context_keep`` the host reads no tensor.
+        device: Where the ids lie. None: the device of ``seed`` or ``generator``, else the CPU.
 
     Returns:
-        ``ContextAndTargets``. Targets of one sample may overlap.
+        A ``ContextAndTargets`` of ``context_ids`` (N, K) and ``target_ids`` (N, M, T), int64. Targets of one sample may overlap.
 
     Raises:
-        TypeError, ValueError: naming the argument. NotImplementedError: what has to be read is a fake or meta tensor.
+        TypeError, ValueError: An argument is wrong; the message names it.
+        NotImplementedError: A fake or meta tensor would have to be read.
+
+    Example:
+        >>> from fastssl.functional import multi_block_mask
+        >>> blocks = multi_block_mask(2, (14, 14), context_keep=40, seed=0)
+        >>> blocks.context_ids.shape
+        torch.Size([2, 40])
     """
     op = "multi_block_mask"
     rows = check_whole(op, "rows", rows, 1)

@@ -1,6 +1,7 @@
 """Images to patches and back, in the two orders of the field.
 
-"pqc": entry (p, q, c) of a patch, channels fastest: MAE, transformers, lightly        "cpq": the order of a convolution's weights
+"pqc": entries (p, q, c) of a patch, channels fastest, as MAE, transformers and lightly have them. "cpq": entries (c, p, q), the
+order of a convolution's weights.
 """
 
 from torch import Tensor
@@ -12,15 +13,25 @@ LAYOUTS = ("pqc", "cpq")
 
 
 def patchify(images: Tensor, patch_size: int | tuple[int, int], *, layout: str = "pqc") -> Tensor:
-    """images (N, C, H, W) -> patches (N, L, C p q), L = H W / (p q), row by row from the top left. Differentiable.
+    """Cuts images (N, C, H, W) into patches (N, L, C p q), L = H W / (p q), row by row from the top left.
 
     Args:
-        images: float32, bfloat16, float16 or float64; sides multiples of the patch's.
-        patch_size: p = q, or (p, q).
-        layout: "pqc" or "cpq", see the module.
+        images: (N, C, H, W) float32, bfloat16, float16 or float64; H and W are multiples of the patch's sides.
+        patch_size: p = q, or (p, q), in pixels.
+        layout: The order of a patch's entries: "pqc" (channels fastest) as in MAE, transformers and lightly, "cpq" as in the
+            weights of a convolution.
+
+    Returns:
+        (N, L, C p q) in the dtype of ``images``; differentiable any number of times.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import patchify
+        >>> patchify(torch.rand(2, 3, 32, 32), 16).shape
+        torch.Size([2, 4, 768])
     """
     op = "patchify"
     check_choice(op, "layout", layout, LAYOUTS)
@@ -37,16 +48,26 @@ def unpatchify(
     layout: str = "pqc",
     image_size: int | tuple[int, int] | None = None,
 ) -> Tensor:
-    """patches (N, L, C p q) -> images (N, C, H, W): the inverse of ``patchify``. Differentiable.
+    """Puts patches (N, L, C p q) back into images (N, C, H, W): the inverse of ``patchify``.
 
     Args:
-        patches: float32, bfloat16, float16 or float64.
-        patch_size: p = q, or (p, q).
-        layout: "pqc" or "cpq".
-        image_size: H = W, or (H, W); None: as many rows as columns of patches.
+        patches: (N, L, C p q) float32, bfloat16, float16 or float64.
+        patch_size: p = q, or (p, q), in pixels.
+        layout: The order of a patch's entries, "pqc" or "cpq", see ``patchify``.
+        image_size: H = W, or (H, W), in pixels. None: the image has as many rows as columns of patches.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``patches``; differentiable any number of times.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import patchify, unpatchify
+        >>> images = torch.rand(2, 3, 32, 48)
+        >>> torch.equal(unpatchify(patchify(images, 16), 16, image_size=(32, 48)), images)
+        True
     """
     op = "unpatchify"
     check_choice(op, "layout", layout, LAYOUTS)

@@ -24,28 +24,37 @@ def span_mask(
     seed: int | Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Spans of time steps at random places, which may overlap (Baevski et al. 2020, section 3.1).
+    """Masks spans of time steps at random places, which may overlap (Baevski et al. 2020, section 3.1).
 
-    The variant with a number of starts for each row: int(p L_n + u) of them, u uniform in [0, 1) for each row, at least
-    ``min_masks`` and at most L_n - S + 1; they are drawn without replacement from 0 .. L_n - S, so that spans end within the row.
-    At p = 0.065, S = 10 about 49 % of a long row is masked. fairseq's and transformers' ``mask_prob`` is p S.
+    Each row n has int(p L_n + u) starts, u uniform in [0, 1) for each row, at least ``min_masks`` and at most L_n - S + 1. They
+    are drawn without replacement from 0 .. L_n - S, so that spans end within the row. At p = 0.065 and S = 10 about 49 % of a
+    long row is masked. What fairseq and transformers call ``mask_prob`` is p S.
 
     Args:
-        rows: N.
-        length: L, time steps.
-        probability: p, share of the steps that are starts, in [0, 1].
-        span: S, steps of a span, in [1, L].
-        min_masks: least number of starts.
-        lengths: (N,) int64 on ``device``, L_n in [0, L], steps of each row before its padding, which is never masked. A row shorter
-            than S has no mask. None: L for all.
-        generator, seed: as in ``mask_tokens``.
-        device: where the mask lies; by default that of ``lengths``, ``seed`` or ``generator``, else the CPU.
+        rows: N, the number of sequences.
+        length: L, the number of time steps.
+        probability: p, the share of the steps that are starts, in [0, 1].
+        span: S, the number of steps of a span, in [1, L].
+        min_masks: The least number of starts of a row.
+        lengths: (N,) int64 on ``device``, L_n in [0, L], the steps of each row before its padding, which is never masked. A row
+            shorter than S has no mask. None: L for all.
+        generator: A ``torch.Generator`` on the device of the mask, which draws the seed. None: torch's default generator.
+        seed: 64 bits for Philox in place of a generator: the same seed gives the same mask on every device. A one-element int64
+            tensor on the device of the mask is read there, anew at each replay of a CUDA graph.
+        device: Where the mask lies. None: the device of ``lengths``, ``seed`` or ``generator``, else the CPU.
 
     Returns:
         (N, L) bool, True = masked.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import span_mask
+        >>> mask = span_mask(2, 20, probability=0.0, span=5, min_masks=1, lengths=torch.tensor([20, 4]), seed=0)
+        >>> mask.sum(1)
+        tensor([5, 0])
     """
     op = "span_mask"
     rows = check_whole(op, "rows", rows, 1)

@@ -13,16 +13,24 @@ _SECOND = 0x7435  # the noise's cuts have a seed of their own, so that they do n
 
 
 def span_lengths(length: int, density: float = 0.15, mean_span: float = 3.0, *, eos: bool = True) -> tuple[int, int]:
-    """(Li, Lt), tokens of inputs and targets that ``corrupt_spans`` makes of L tokens, with the end token or without.
+    """The lengths of inputs and targets that ``corrupt_spans`` makes of rows of L tokens.
 
     Args:
-        length: L, at least 2.
-        density: share of noise tokens, in (0, 1).
-        mean_span: their number in a span on average, at least 1.
-        eos: whether both end with an end token.
+        length: L, the number of tokens of a row, at least 2.
+        density: The share of noise tokens, in (0, 1).
+        mean_span: The number of noise tokens of a span on average, at least 1.
+        eos: Whether inputs and targets end with an end token, which counts.
+
+    Returns:
+        (Li, Lt), the number of tokens of the inputs and of the targets.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> from fastssl.functional import span_lengths
+        >>> span_lengths(512)
+        (462, 104)
     """
     op = "span_lengths"
     length = check_whole(op, "length", length, 2)
@@ -32,7 +40,7 @@ def span_lengths(length: int, density: float = 0.15, mean_span: float = 3.0, *, 
 
 
 def _noise(op: str, length: int, density: float, mean_span: float) -> tuple[int, int]:
-    """Noise tokens and spans: round(L density), from 1 to L - 1, and round(noise / mean), from 1 to what both sides can fill."""
+    """Numbers of noise tokens, round(L density) in [1, L - 1], and of spans, round(noise / mean) in [1, what both sides fill]."""
     check_number(op, "density", density, 0.0, 1.0)
     if density == 0:
         raise ValueError(f"{op}: density must be in (0, 1), got {density}")
@@ -51,29 +59,39 @@ def corrupt_spans(
     generator: torch.Generator | None = None,
     seed: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Span corruption (Raffel et al. 2020, section 3.1.4): spans of noise leave the inputs and become the targets.
+    """Corrupts spans (Raffel et al. 2020, section 3.1.4): spans of noise leave the inputs and become the targets.
 
-    A row is c_0 n_0 c_1 n_1 ... c_{S-1} n_{S-1}, kept and noise spans in turn, none empty. Every way to cut the kept
+    A row is c_0 n_0 c_1 n_1 ... c_{S-1} n_{S-1}: kept and noise spans take turns, and none is empty. Every way to cut the kept
     tokens into S spans is equally likely, and so is every way to cut the noise tokens. With x_k = sentinel_start - k:
 
         inputs  = c_0 x_0 c_1 x_1 ... c_{S-1} x_{S-1} [eos]        targets = x_0 n_0 x_1 n_1 ... x_{S-1} n_{S-1} [eos]
 
-    Noise tokens are round(L density) from 1 to L - 1, S = round(noise / mean_span) from 1 on, halves to even, as in T5's code; as
-    there, a row ends in noise, so that no sentinel closes the targets. Rows have no padding: T5 cuts its text into rows of L.
+    A row has round(L density) noise tokens, from 1 to L - 1, in S = round(noise / mean_span) spans, at least 1; halves are
+    rounded to even, as in T5's code. As there, a row ends in noise, so that no sentinel closes the targets. Rows have no padding:
+    T5 cuts its text into rows of L.
 
     Args:
-        ids: (N, L) int64, L at least 2. Not changed.
+        ids: (N, L) int64, L at least 2. They are not changed.
         sentinel_start: x_0, at least S - 1: <extra_id_0> of T5's vocabulary, whose sentinels count down.
-        eos_id: appended to both; None: nothing is.
-        density: share of noise tokens, in (0, 1).
-        mean_span: noise tokens of a span on average, at least 1.
-        generator, seed: as in ``mask_tokens``.
+        eos_id: The end token that is appended to both. None: nothing is appended.
+        density: The share of noise tokens, in (0, 1).
+        mean_span: The number of noise tokens of a span on average, at least 1.
+        generator: A ``torch.Generator`` on the device of ``ids``, which draws the seed. None: torch's default generator.
+        seed: 64 bits for Philox in place of a generator: the same seed gives the same spans on every device. A one-element int64
+            tensor on the device of ``ids`` is read there, anew at each replay of a CUDA graph.
 
     Returns:
-        inputs (N, Li), targets (N, Lt) int64, lengths by ``span_lengths``.
+        The inputs (N, Li) and the targets (N, Lt), int64; ``span_lengths`` gives Li and Lt.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import corrupt_spans
+        >>> ids = torch.arange(10, 20)[None]
+        >>> corrupt_spans(ids, sentinel_start=99, eos_id=1, density=0.3, seed=0)  # one span of 3 tokens, at the end
+        (tensor([[10, 11, 12, 13, 14, 15, 16, 99,  1]]), tensor([[99, 17, 18, 19,  1]]))
     """
     op = "corrupt_spans"
     check_token_ids(op, ids)

@@ -1,7 +1,7 @@
-"""Tensors of two modules side by side: found once, compared in words, sorted by launch.
+"""The tensors of two modules side by side: found once, compared, and sorted by launch.
 
-Walking a ResNet-50 costs more than launching its update, so later calls only ask whether every tensor is still in its place;
-``p.data = ...`` needs no notice, since the op reads addresses anew each time.
+Walking through a ResNet-50 costs more than launching its update, so later calls only ask whether every tensor is still in its
+place. ``p.data = ...`` needs no notice, since the op reads addresses anew each time.
 """
 
 import sys
@@ -22,9 +22,9 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Tensors:
-    """Parameters and buffers of a module in its own order, tied ones once; None of them changes place while ``unchanged``.
+    """The parameters and buffers of a module in the module's order, tied ones once; none has changed its place while ``unchanged``.
 
-    Keeps dicts of tensors alive but modules only weakly, so that it never holds the module it is found by.
+    It keeps dicts of tensors alive but modules only weakly, so that it never holds the module by which it is found.
     """
 
     def __init__(self, module: nn.Module):

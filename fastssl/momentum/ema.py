@@ -20,19 +20,30 @@ _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 @torch.no_grad()
 def update_momentum(model: nn.Module, model_ema: nn.Module, m: float | Tensor) -> None:
-    """``model_ema <- m * model_ema + (1 - m) * model`` for the parameters of two modules, in one launch (He et al. 2020, eq. 2).
+    """Moves the parameters of a module towards those of another in one launch: ``model_ema <- m * model_ema + (1 - m) * model``.
 
-    The function of lightly: parameters are paired in the order of ``parameters()``, tied ones once, frozen ones and those without a
-    gradient too. Buffers stay alone; integer parameters are copied. The update is in place, the parameters stay the same objects.
+    This is lightly's function and the momentum update of MoCo (He et al. 2020, eq. 2). Parameters are paired in the order of
+    ``parameters()``, tied ones once; frozen parameters and those without a gradient move too. Buffers are left alone, and integer
+    parameters are copied. The update is in place: the parameters stay the same objects.
 
     Args:
-        model: any module; its parameters may have any shapes, and other float dtypes than their averages.
-        model_ema: a module of as many parameters, of the same shapes on the same devices. Half precision loses nearly every
-            step: a warning says so once.
-        m: share that is kept, in [0, 1]: a number or a one-element float tensor, see ``ema_update_``.
+        model: Any module; its parameters may have any shapes, and other float dtypes than their averages.
+        model_ema: A module of as many parameters, of the same shapes on the same devices. Half precision loses nearly every step,
+            which a warning says once.
+        m: The share that is kept, in [0, 1]: a number or a one-element float tensor, see ``ema_update_``.
 
     Raises:
-        TypeError, ValueError: naming the argument, or the first parameter in which the two differ; nothing is changed then.
+        TypeError, ValueError: An argument is wrong, or a parameter of the two differs; the message names it. Nothing has been
+            changed then.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.momentum import update_momentum
+        >>> student, teacher = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+        >>> _ = torch.nn.init.ones_(student.weight), torch.nn.init.zeros_(teacher.weight)
+        >>> update_momentum(student, teacher, m=0.75)
+        >>> teacher.weight.item()
+        0.25
     """
     op = "update_momentum"
     check_module(op, "model", model)
@@ -61,19 +72,27 @@ def _warn_of_half(op: str, module: nn.Module, tensors: list[Tensor]) -> None:
 
 
 def get_ema_multi_avg_fn(decay: float | Tensor = 0.999) -> Callable[[Sequence[Tensor], Sequence[Tensor], object], None]:
-    """For ``torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=...)``: averages as torch's function of this name, bit for bit.
+    """Averages for ``torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=...)``, with the bits of torch's own function.
 
     Integer tensors (``use_buffers=True``) are copied; torch's function truncates ``num_batches_tracked`` to 0 or lets it lag.
 
     Args:
-        decay: share that is kept, in [0, 1]: a number or a one-element float tensor, see ``ema_update_``.
+        decay: The share that is kept, in [0, 1]: a number or a one-element float tensor, see ``ema_update_``.
 
     Returns:
-        ``fn(averaged, current, num_averaged)``: two lists of as many tensors of any equal shapes, of one device; float dtypes may
-        differ. ``averaged`` is changed in place.
+        ``fn(averaged, current, num_averaged)``, which takes two lists of as many tensors of any equal shapes on one device. Float
+        dtypes may differ. ``averaged`` is changed in place.
 
     Raises:
-        TypeError, ValueError: naming the argument, here and in the function.
+        TypeError, ValueError: An argument is wrong, here or in the function; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.momentum import get_ema_multi_avg_fn
+        >>> averaged = [torch.zeros(2)]
+        >>> get_ema_multi_avg_fn(0.75)(averaged, [torch.ones(2)], num_averaged=1)
+        >>> averaged
+        [tensor([0.2500, 0.2500])]
     """
     op = "get_ema_multi_avg_fn"
     share(op, "decay", decay, decay.device if isinstance(decay, Tensor) else torch.device("cpu"))
@@ -100,7 +119,7 @@ class _Masters(nn.Module):
 
 
 def _plant(values: dict[str, Tensor]) -> _Masters:
-    """A tree whose ``named_buffers()`` are these."""
+    """A tree of modules whose ``named_buffers()`` are these values."""
     root = _Masters()
     for name, value in values.items():
         *path, last = name.split(".")
@@ -115,7 +134,7 @@ def _plant(values: dict[str, Tensor]) -> _Masters:
 
 @dataclass
 class _Plan:
-    """What an update of one model needs to know; holds for as long as teacher, model and kinds are those it was made for."""
+    """What an update of one model needs to know, while teacher, model, dtypes and devices are those that it was made for."""
 
     teacher: Tensors
     student: Callable[[], Tensors | None]
@@ -126,41 +145,58 @@ class _Plan:
 
 
 class EMA(nn.Module):
-    """Moving average of a model: the teacher of MoCo, BYOL, DINO, or the weights to evaluate (Tarvainen and Valpola 2017).
+    """The moving average of a model: the teacher of MoCo, BYOL and DINO, or the weights to evaluate (Tarvainen and Valpola 2017).
 
-    ``ema = EMA(model, 0.996)``; after each step of the optimizer ``ema.update(model)``; ``ema(x)`` calls the teacher
-    ``ema.module``, a deep copy of the model without gradients, each of its modules in the mode (train or eval) it had. Parameters
-    are paired in the order of ``parameters()``, tied ones once, frozen ones and those without a gradient too, in one launch for
-    each device. Changes of the model's tensors (another head, ``.to(...)``, a loaded checkpoint) are noticed; the model is not
-    kept alive.
+    After ``ema = EMA(model, 0.996)`` call ``ema.update(model)`` after each step of the optimizer; ``ema(x)`` calls the teacher
+    ``ema.module``. The teacher is a deep copy of the model without gradients, and each of its modules is in the mode (train or
+    eval) in which it was copied. Parameters are paired in the order of ``parameters()``, tied ones once; frozen parameters and
+    those without a gradient move too; there is one launch for each device. Changes of the model's tensors (another head,
+    ``.to(...)``, a loaded checkpoint) are noticed. The model is not kept alive.
 
-    Of a wrapped model (``torch.compile``, ``DistributedDataParallel``, ``DataParallel``) the teacher is a copy of the model inside,
-    and the state dict has its names. ``update`` takes either of them, states of EMAs of wrapped models load, and
-    ``ema.module.compile()`` compiles the teacher in place.
+    Of a wrapped model (``torch.compile``, ``DistributedDataParallel``, ``DataParallel``) the teacher is a copy of the model
+    inside, and the state dict has the names of the model inside. ``update`` takes the wrapped model or the model inside, states
+    of EMAs of wrapped models load, and ``ema.module.compile()`` compiles the teacher in place.
 
-    A half-precision teacher (by ``dtype`` or because the model is) would round nearly every step away. With
-    ``rounding="nearest"`` its float32 values are averaged, 4 more bytes an element, and written to the teacher rounded in the same
-    pass; the state dict has them under ``master.``. What others write into such a teacher in place, or put in its place, is its
-    new average; writes through ``.data`` cannot be seen, so use ``copy_from``, ``load_state_dict`` or ``torch.no_grad()``. With
-    ``rounding="stochastic"`` the half-precision values themselves are right on average.
+    A half-precision teacher (because of ``dtype``, or because the model has half precision) would round nearly every step away.
+    With ``rounding="nearest"`` its float32 values are averaged, which takes 4 more bytes an element, and are written to the
+    teacher, rounded, in the same pass; the state dict holds them under ``master.``. What others write into such a teacher in
+    place, or put in its place, is its new average. Writes through ``.data`` cannot be seen, so use ``copy_from``,
+    ``load_state_dict`` or ``torch.no_grad()``. With ``rounding="stochastic"`` the half-precision values themselves are right on
+    average.
 
     Args:
-        model: module with at least one float parameter. Of ``fully_shard`` models make the EMA first, then shard both it
-            (``fully_shard(ema.module)``) and the model.
-        momentum: share that is kept at an update, in [0, 1]: a number, or a one-element float tensor, which a captured CUDA
-            graph reads anew at each replay; float64 keeps ``1 - momentum`` exact. ``ema.momentum = ...`` sets it later.
-        buffers: "copy": buffers become the model's. "ema": those of float dtype are averaged, the others copied. "skip": they stay
-            alone, as in MoCo and BYOL, whose teachers run their own batch statistics.
-        order: "lerp", the bits of torch's AveragedModel, or "mul_add", those of MoCo, DINO and lightly; see ``ema_update_``.
-        dtype: None, torch.float32, torch.bfloat16 or torch.float16: dtype of the floating tensors of ``module``.
+        model: A module with at least one float parameter. With ``fully_shard`` make the EMA first, then shard both ``ema.module``
+            and the model.
+        momentum: The share that is kept at an update, in [0, 1]: a number, or a one-element float tensor, which a captured CUDA
+            graph reads anew at each replay; a float64 tensor keeps ``1 - momentum`` exact. ``ema.momentum = ...`` sets it later.
+        buffers: "copy": buffers become the model's. "ema": buffers of float dtype are averaged, the others copied. "skip":
+            buffers are left alone, as in MoCo and BYOL, whose teachers run their own batch statistics.
+        order: "lerp" gives the bits of torch's AveragedModel, "mul_add" those of MoCo, DINO and lightly; see ``ema_update_``.
+        dtype: None, torch.float32, torch.bfloat16 or torch.float16: the dtype of the floating tensors of ``module``.
         rounding: "nearest" or "stochastic".
-        seed: in [0, 2^31), for stochastic rounding. The state dict has the number of updates so far as ``steps``.
-        teacher: the module to average in, in place of a copy of the model: one of equal parameters and, unless ``buffers`` is
-            "skip", equal buffers, that shares none with the model. It keeps its values and its mode, and needs no gradient from
-            then on. For models that cannot be copied, and teachers whose other modules differ, as DINO's in drop path.
+        seed: The seed of stochastic rounding, in [0, 2^31). The state dict has the number of updates so far as ``steps``.
+        teacher: The module to average in, in place of a copy of the model. It must have equal parameters and, unless ``buffers``
+            is "skip", equal buffers, and must share none of them with the model. It keeps its values and its mode, and needs no
+            gradient from then on. It is for models that cannot be copied, and for teachers whose other modules differ, as DINO's
+            do in drop path.
+
+    Attributes:
+        module: The teacher.
+        momentum: The share that ``update`` keeps.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.momentum import EMA
+        >>> model = torch.nn.Linear(1, 1)
+        >>> _ = torch.nn.init.zeros_(model.weight)
+        >>> ema = EMA(model, momentum=0.75)
+        >>> _ = torch.nn.init.ones_(model.weight)  # in place of a step of an optimizer
+        >>> ema.update(model)
+        >>> ema.module.weight.item()
+        0.25
     """
 
     def __init__(
@@ -232,9 +268,16 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module, momentum: float | Tensor | None = None) -> None:
-        """Moves the teacher towards the model; ``momentum``, as in the constructor, stands in for ``ema.momentum`` this once.
+        """Moves the teacher towards the model.
 
-        Raises TypeError, ValueError naming the argument, or the first tensor in which the two differ; nothing is changed then.
+        Args:
+            model: The model that the EMA was made of, or one of equal parameters (and buffers, unless ``buffers`` is "skip").
+            momentum: The share that is kept this once, in place of ``ema.momentum``: a number in [0, 1] or a one-element float
+                tensor.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong, or a tensor of the two differs; the message names it. Nothing has been
+                changed then.
         """
         op = "EMA.update"
         check_module(op, "model", model)
@@ -260,7 +303,14 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def copy_from(self, model: nn.Module) -> None:
-        """The teacher becomes the model: parameters and all buffers, whatever the rule for buffers. Raises as ``update``."""
+        """Makes the teacher equal to the model: parameters and all buffers, whatever the rule for buffers.
+
+        Args:
+            model: As in ``update``; its buffers must match too.
+
+        Raises:
+            TypeError, ValueError: As ``update``.
+        """
         op = "EMA.copy_from"
         check_module(op, "model", model)
         mine, theirs = find(self.module), find(model)
@@ -273,13 +323,13 @@ class EMA(nn.Module):
         self._versions = [t._version for t in self._half.values()]
 
     def _forget(self) -> None:
-        """What the teacher and its masters hold now belongs together, whoever wrote it."""
+        """Takes what the teacher and its masters hold now as belonging together, whoever wrote it."""
         self._half: dict[str, Tensor] = {}
         self._versions: list[int] = []
         self._plan: _Plan | None = None
 
     def _paired(self, op: str, model: nn.Module) -> tuple[list[Tensor], list[Tensor], _Plan]:
-        """Teacher's tensors, the model's, and the plan for the two."""
+        """The teacher's tensors, the model's tensors, and the plan for the two."""
         compiling, buffers = torch.compiler.is_compiling(), self.buffer_rule != "skip"
         if compiling:
             mine, theirs = (list(m.parameters()) + (list(m.buffers()) if buffers else []) for m in (self.module, model))
@@ -321,9 +371,9 @@ class EMA(nn.Module):
     @torch.no_grad()
     @torch.inference_mode(False)
     def _match_masters(self, wide: dict[str, Tensor]) -> None:
-        """Exactly the half-precision tensors have masters. ``wide`` has values from before a rounding, by name.
+        """Gives masters to exactly the half-precision tensors. ``wide`` has values from before a rounding, by name.
 
-        A teacher's tensor that someone else has replaced or written since our last update is the new value of its master.
+        A tensor of the teacher that someone else has replaced or written since our last update is the new value of its master.
         """
         old, masters, half = dict(self.master.named_buffers()), {}, {}
         seen = {name: (t, version) for (name, t), version in zip(self._half.items(), self._versions, strict=True)}
@@ -380,7 +430,7 @@ def _check_teacher(model: nn.Module, teacher: nn.Module, buffers: str) -> None:
 
 
 def _trust_masters(ema: EMA, _) -> None:
-    """After loading: teacher and masters came together."""
+    """Runs after loading: teacher and masters came together."""
     ema._forget()
     ema._match_masters({})
 

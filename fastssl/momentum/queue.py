@@ -66,27 +66,40 @@ def _push(
 class MoCoQueue(nn.Module):
     """MoCo's queue of keys (He et al. 2020, section 3.2): ``moco_loss(q, k, queue.queue)``, then ``queue.push(k)``.
 
-    The push may come between loss and backward: ``moco_loss`` keeps nothing of the queue. A loss of plain PyTorch does; autograd
-    then refuses the backward, and the push belongs after it. Buffers, with the names and shapes of the MoCo repository, whose
-    states load: ``queue`` (D, K), random keys of unit length at the start, ``queue_ptr`` (1,) int64; with labels also
-    ``queue_labels`` (K,) int64, -1 before the first push.
+    The push may come between loss and backward, because ``moco_loss`` keeps nothing of the queue. A loss of plain PyTorch does;
+    autograd then refuses the backward, and the push belongs after it. The buffers have the names and shapes of the MoCo
+    repository, whose states load: ``queue`` (D, K), random keys of unit length at the start, and ``queue_ptr`` (1,) int64; with
+    labels also ``queue_labels`` (K,) int64, -1 before the first push.
 
     With several processes give ``gather_distributed=True``: the same pushes everywhere keep the queues of all ranks equal. DDP
-    makes them equal when it is built, and by default sends rank 0's buffers to all again at each forward: 33 MB for the usual
-    queue, and without gathering it replaces the other ranks' queues. ``forward_sync_buffers=False`` (torch 2.13) stops that; its
-    older form ``broadcast_buffers=False`` also leaves out the first time, so seed all ranks alike.
+    makes them equal when it is built, and by default sends rank 0's buffers to all again at each forward. These are 33 MB for the
+    usual queue, and without gathering they replace the other ranks' queues. ``forward_sync_buffers=False`` (torch 2.13) stops
+    that; its older form ``broadcast_buffers=False`` also leaves out the first time, so seed all ranks alike.
 
     Args:
-        dim: width D of the keys.
-        size: K keys; any batch fits.
-        layout: "dk", the queue is (D, K); or "kd", (K, D).
+        dim: D, the width of the keys.
+        size: K, the number of keys; any batch fits.
+        layout: "dk": the queue is (D, K). "kd": it is (K, D).
         overflow: "wrap": keys beyond the end go to the start. "truncate": they are dropped, lightly's rule.
-        labels: keep an integer with each key.
-        gather_distributed: push the keys of all processes, in rank order.
-        dtype: of the queue; keys are brought to it.
+        labels: Whether to keep an integer with each key.
+        gather_distributed: Whether to push the keys of all processes, in rank order.
+        dtype: float32, bfloat16, float16 or float64, the dtype of the queue; keys are converted to it.
+
+    Attributes:
+        queue: (D, K) or (K, D), the keys.
+        queue_ptr: (1,) int64, the place of the next key.
+        queue_labels: (K,) int64, or None.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.momentum import MoCoQueue
+        >>> queue = MoCoQueue(dim=2, size=4)
+        >>> queue.push(torch.ones(3, 2))
+        >>> queue.queue[:, :3].unique(), queue.queue_ptr
+        (tensor([1.]), tensor([3]))
     """
 
     def __init__(
@@ -116,14 +129,19 @@ class MoCoQueue(nn.Module):
 
     @property
     def keys(self) -> Tensor:
-        """(K, D), a view of the queue."""
+        """The keys as (K, D), a view of the queue."""
         return self.queue.t() if self.layout == "dk" else self.queue
 
     def push(self, keys: Tensor, labels: Tensor | None = None, *, even: bool = False) -> None:
-        """Writes keys (N, D), any float dtype, and labels (N,) integers over the oldest ones; no gradient, no copy of the queue.
+        """Writes keys over the oldest ones; there is no gradient and no copy of the queue.
 
-        ``even``: with ``gather_distributed``, every process promises to bring as many keys, and the host waits for none of them.
-        Raises TypeError or ValueError, naming the argument; nothing is changed then.
+        Args:
+            keys: (N, D), any float dtype, on the device of the queue.
+            labels: (N,) integers; needed with ``labels=True``, refused without.
+            even: With ``gather_distributed`` every process promises to bring as many keys, and the host waits for none of them.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it. Nothing has been changed then.
         """
         _push(
             "MoCoQueue",
@@ -140,30 +158,38 @@ class MoCoQueue(nn.Module):
 
 
 class MemoryBank(nn.Module):
-    """The last K rows that a loss has seen, as negatives: ``output, bank = memory(output, update=True)``, bank (K, D).
+    """The last K rows that a loss has seen, as negatives: ``output, bank = memory(output, update=True)`` with ``bank`` (K, D).
 
-    Buffers: ``bank`` (K, D), random rows of unit length at the start, ``bank_ptr`` (1,) int64; with labels also ``bank_labels``
-    (K,) int64, -1 before the first push. Rows are kept as they come: normalise them before.
+    The buffers are ``bank`` (K, D), random rows of unit length at the start, and ``bank_ptr`` (1,) int64; with labels also
+    ``bank_labels`` (K,) int64, -1 before the first push. Rows are kept as they come, so normalise them before.
 
-    Two ways to use it:
+    There are two ways to use the bank:
 
-    - ``memory(output, update=True)``, as in lightly, copies the bank before it pushes: right with any loss.
-    - ``memory.read(output)``, loss, ``memory.push(output)`` copies nothing. ``moco_loss``, ``info_nce`` and ``similarity_lse`` keep
-      nothing of the bank, so the push may come before the backward. A loss of plain PyTorch saves the bank itself: autograd then
-      refuses the backward, and the push belongs after it.
+    - ``memory(output, update=True)``, as in lightly, copies the bank before it pushes, which is right with any loss.
+    - ``memory.read(output)``, loss, ``memory.push(output)`` copies nothing. ``moco_loss``, ``info_nce`` and ``similarity_lse``
+      keep nothing of the bank, so the push may come before the backward. A loss of plain PyTorch saves the bank itself: autograd
+      then refuses the backward, and the push belongs after it.
 
     Args:
-        size: K rows; any batch fits. 0: no bank, and ``memory(output)`` gives (output, None).
-        dim: width D. None: the bank is made at the first batch, with its width and on its device. Give it with several processes:
-            DDP makes equal only what exists when it is built.
+        size: K, the number of rows; any batch fits. 0: there is no bank, and ``memory(output)`` gives (output, None).
+        dim: D, the width of the rows. None: the bank is made at the first batch, with its width and on its device. Give it with
+            several processes, because DDP makes equal only what exists when it is built.
         overflow: "wrap": rows beyond the end go to the start. "truncate": they are dropped, lightly's rule.
-        labels: keep an integer with each row.
-        gather_distributed: push the rows of all processes, in rank order; for DDP see ``MoCoQueue``.
-        persistent: keep the bank in the state dict; lightly's is not.
-        dtype: of the bank; rows are brought to it.
+        labels: Whether to keep an integer with each row.
+        gather_distributed: Whether to push the rows of all processes, in rank order; for DDP see ``MoCoQueue``.
+        persistent: Whether the state dict holds the bank; lightly's does not.
+        dtype: float32, bfloat16, float16 or float64, the dtype of the bank; rows are converted to it.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.momentum import MemoryBank
+        >>> memory = MemoryBank(size=4, dim=2)
+        >>> output, bank = memory(torch.ones(3, 2), update=True)
+        >>> bank.shape, memory.bank[:3].unique()
+        (torch.Size([4, 2]), tensor([1.]))
     """
 
     def __init__(
@@ -192,9 +218,15 @@ class MemoryBank(nn.Module):
         self.register_buffer("bank_labels", torch.full((size,), -1) if labels else None, persistent)
 
     def forward(self, output: Tensor, labels: Tensor | None = None, update: bool = False) -> tuple[Tensor, Tensor | None]:
-        """output (N, D), labels (N,) integers -> (output, bank (K, D) without gradient), the bank as it was before this batch.
+        """Returns (output, bank): the bank (K, D) as it was before this batch, without gradient, or None for size 0.
 
-        With ``update`` the bank is a copy and output is pushed; without, it is a view. For size 0 it is None.
+        Args:
+            output: (N, D) float rows on the device of the bank.
+            labels: (N,) integers; needed with ``labels=True`` where ``update`` is set.
+            update: Whether to push ``output``; the bank is then a copy, otherwise a view.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it. Nothing has been changed then.
         """
         check_flag("MemoryBank", "update", update)
         if len(self.bank) == 0:
@@ -207,7 +239,14 @@ class MemoryBank(nn.Module):
         return output, bank
 
     def read(self, output: Tensor) -> Tensor:
-        """The bank (K, D) for rows output (N, D), a view without gradient; where the bank has no width yet, it takes theirs."""
+        """The bank (K, D) for rows (N, D), a view without gradient; a bank without a width takes that of the rows.
+
+        Args:
+            output: (N, D) float rows on the device of the bank.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it.
+        """
         check_matrix("MemoryBank", "output", output, "N, D")
         self._make_for(output)
         if output.shape[1] != self.bank.shape[1]:
@@ -217,7 +256,16 @@ class MemoryBank(nn.Module):
         return self.bank.detach()
 
     def push(self, output: Tensor, labels: Tensor | None = None, *, even: bool = False) -> None:
-        """Writes output (N, D) and labels (N,) over the oldest rows, as ``MoCoQueue.push`` does; nothing happens for size 0."""
+        """Writes rows over the oldest ones, as ``MoCoQueue.push`` does; nothing happens for size 0.
+
+        Args:
+            output: (N, D), any float dtype, on the device of the bank.
+            labels: (N,) integers; needed with ``labels=True``, refused without.
+            even: With ``gather_distributed`` every process promises to bring as many rows, and the host waits for none of them.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; the message names it. Nothing has been changed then.
+        """
         if len(self.bank) == 0:
             return
         with self._kept_where_refused():

@@ -3,9 +3,9 @@
     cosine   m = end - (end - start) (1 + cos(pi t)) / 2        linear   m = end - (end - start)(1 - t)
     warm-up  m = min(1 - (1 + step / gamma)^-power, maximum)
 
-t = step / max_steps reaches 1 after the last step (DINO, BYOL, MoCo v3, solo-learn, I-JEPA); with ``last_is_end`` it is
-step / (max_steps - 1) and reaches 1 at the last step (lightly). Everything is float64: the update weighs by 1 - m, and of
-1 - 0.9999 float32 keeps three digits, float64 twelve.
+t = step / max_steps reaches 1 after the last step (DINO, BYOL, MoCo v3, solo-learn, I-JEPA). With ``last_is_end``, as in lightly,
+t is step / (max_steps - 1) and reaches 1 at the last step. Everything is computed in float64, because the update weighs by 1 - m,
+and of 1 - 0.9999 float32 keeps three digits, float64 twelve.
 """
 
 import math
@@ -23,19 +23,26 @@ def cosine_schedule(
     """Half a cosine from ``start`` to ``end`` (Grill et al. 2020, section 3.2; Caron et al. 2021, section 3.1).
 
     Args:
-        step: integer, at least 0, or an integer tensor of one element on any device; beyond ``max_steps`` the value stays ``end``.
-        max_steps: number of steps, at least 1.
-        start: value at step 0, finite; by name, as all that follow: lightly has these two in the same place and another last step.
-        end: last value, finite.
-        last_is_end: False: ``end`` belongs to step ``max_steps``, as in DINO, BYOL, MoCo v3 and solo-learn. True: to step
-            ``max_steps - 1``, as in lightly.
+        step: An integer of at least 0, or an integer tensor of one element on any device; beyond ``max_steps`` the value stays
+            ``end``.
+        max_steps: The number of steps, at least 1.
+        start: The value at step 0, a finite number. This and all later arguments are given by name, because lightly has two of
+            these names in the same places with another last step.
+        end: The last value, a finite number.
+        last_is_end: False: ``end`` belongs to step ``max_steps``, as in DINO, BYOL, MoCo v3 and solo-learn. True: ``end`` belongs
+            to step ``max_steps - 1``, as in lightly.
 
     Returns:
-        A float, or for a tensor a float64 tensor of shape () on its device, without a host sync: a captured CUDA graph computes it
-        anew at each replay.
+        A float; for a tensor a float64 tensor of shape () on its device, without a host sync, so that a captured CUDA graph
+        computes it anew at each replay.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> from fastssl.momentum import cosine_schedule
+        >>> [round(cosine_schedule(step, 100), 4) for step in (0, 50, 100)]
+        [0.996, 0.998, 1.0]
     """
     t = _progress("cosine_schedule", step, max_steps, start, end, last_is_end)
     cosine = torch.cos(t * math.pi) if isinstance(t, Tensor) else math.cos(t * math.pi)
@@ -46,17 +53,53 @@ def cosine_schedule(
 def linear_schedule(
     step: int | Tensor, max_steps: int, *, start: float = 0.996, end: float = 1.0, last_is_end: bool = False
 ) -> float | Tensor:
-    """A straight line from ``start`` to ``end`` (Assran et al. 2023, I-JEPA, section 4); arguments as ``cosine_schedule``."""
+    """A straight line from ``start`` to ``end`` (Assran et al. 2023, I-JEPA, section 4).
+
+    Args:
+        step: An integer of at least 0, or an integer tensor of one element on any device; beyond ``max_steps`` the value stays
+            ``end``.
+        max_steps: The number of steps, at least 1.
+        start: The value at step 0, a finite number.
+        end: The last value, a finite number.
+        last_is_end: False: ``end`` belongs to step ``max_steps``. True: it belongs to step ``max_steps - 1``.
+
+    Returns:
+        A float; for a tensor a float64 tensor of shape () on its device, without a host sync.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> from fastssl.momentum import linear_schedule
+        >>> [round(linear_schedule(step, 100), 4) for step in (0, 25, 100)]
+        [0.996, 0.997, 1.0]
+    """
     t = _progress("linear_schedule", step, max_steps, start, end, last_is_end)
     first, last = float(start), float(end)
     return last - (last - first) * (1.0 - t)
 
 
 def warmup_schedule(step: int | Tensor, gamma: float = 1.0, power: float = 2 / 3, maximum: float = 0.9999) -> float | Tensor:
-    """Momentum that grows with the steps taken: ``min(1 - (1 + step / gamma)^-power, maximum)``, as timm and ema-pytorch have it.
+    """Momentum that grows with the steps: ``min(1 - (1 + step / gamma)^-power, maximum)``, as in timm and ema-pytorch.
 
-    ``step`` as in ``cosine_schedule``; ``gamma`` and ``power`` above 0, ``maximum`` in [0, 1]. With the defaults 0.999 comes after
-    31,600 steps. Returns a float, or a float64 tensor of shape (). Raises TypeError and ValueError naming the argument.
+    With the default values the momentum reaches 0.999 after 31,600 steps.
+
+    Args:
+        step: An integer of at least 0, or an integer tensor of one element on any device.
+        gamma: The number of steps that counts as one, above 0.
+        power: The speed of the growth, above 0.
+        maximum: The largest momentum, in [0, 1].
+
+    Returns:
+        A float; for a tensor a float64 tensor of shape () on its device, without a host sync.
+
+    Raises:
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> from fastssl.momentum import warmup_schedule
+        >>> [round(warmup_schedule(step), 4) for step in (0, 1000, 10**9)]
+        [0.0, 0.99, 0.9999]
     """
     op = "warmup_schedule"
     for name, value in (("gamma", gamma), ("power", power)):
@@ -73,7 +116,7 @@ def warmup_schedule(step: int | Tensor, gamma: float = 1.0, power: float = 2 / 3
 
 
 def _progress(op: str, step: int | Tensor, max_steps: int, start: float, end: float, last_is_end: bool) -> float | Tensor:
-    """How much of the way is done, in [0, 1]."""
+    """How much of the way from ``start`` to ``end`` is done, in [0, 1]."""
     max_steps = _whole(op, "max_steps", "an integer", max_steps, 1)
     check_number(op, "start", start)
     check_number(op, "end", end)

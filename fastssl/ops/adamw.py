@@ -1,13 +1,13 @@
-"""Contract of the op behind AdamW: one step of all tensors of all parameter groups, one launch, torch.optim.AdamW's arithmetic.
+"""The op behind AdamW: one step of all tensors of all parameter groups, one launch, the arithmetic of ``torch.optim.AdamW``.
 
     p <- p (1 - lr wd)
     m <- m + (1 - beta1)(g - m)                     as torch.lerp
     v <- beta2 v + (1 - beta2) g^2
     p <- p - lr / (1 - beta1^t)  m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
-in float32 (float64 for float64); 1 - beta^t and the rates made of it in float64.
+The arithmetic is in float32 (float64 for float64); 1 - beta^t and the rates made of it are in float64.
 
-Bytes an element in float32: 28 (read p, g, m, v, write p, m, v). An average adds 8, a 16-bit shadow 2 each. FLOP: 12.
+An element costs 28 bytes in float32 (read p, g, m, v, write p, m, v) and 12 FLOP. An average adds 8 bytes, a 16-bit shadow 2.
 """
 
 from collections.abc import Sequence

@@ -55,29 +55,38 @@ def block_mask(
     seed: int | Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Block-wise masks of a grid of patches (Bao et al. 2022, algorithm 1), as BEiT, iBOT and DINOv2 draw them.
+    """Draws block-wise masks of a grid of patches (Bao et al. 2022, algorithm 1), as BEiT, iBOT and DINOv2 do.
 
     Args:
-        rows: N, samples.
-        grid: (h, w), patches; at most 512 each.
-        num_masked: how many patches to remove of each sample, in [0, h w]; a number, or (N,) int64 on ``device``. More are never
-            removed, fewer where no further block is found. Values on a GPU are not looked at by the host, but cut to that range.
-        min_block: area of the smallest block, in patches, or what a tensor ``num_masked`` says of a sample where that is less; the
-            last blocks may be smaller. None: 4, or ``num_masked`` where that is less. Where no such block of these aspects has
-            sides below the grid's and at most ``num_masked`` patches, nothing could be removed: refused, unless ``exact``.
-        max_block: most patches that one block may add; None: no limit.
-        aspect: least and largest height / width.
-        attempts: tries in a row that may fail before a sample is left as it is, from 1 to 2^20 - 1.
-        exact: True: patches that are missing at the end are drawn one by one, each subset of the rest equally likely, so that every
-            sample has ``num_masked``.
-        generator, seed: as in ``mask_tokens``.
-        device: where the mask lies; by default that of ``num_masked``, ``seed`` or ``generator``, else the CPU.
+        rows: N, the number of samples.
+        grid: (h, w), the number of patches down and across, at most 512 each.
+        num_masked: How many patches to remove of each sample, in [0, h w]: a number, or (N,) int64 on ``device``. More are never
+            removed; fewer are where no further block is found. The host does not look at values on a GPU; they are cut to the
+            range.
+        min_block: The area of the smallest block in patches. Where a tensor ``num_masked`` asks for less of a sample, that is its
+            smallest block, and the last blocks may be smaller. None: 4, or ``num_masked`` where that is less. If no such block
+            fits (sides below the grid's, at most ``num_masked`` patches, these aspects), the call is refused, unless ``exact``.
+        max_block: The most patches that one block may add. None: no limit.
+        aspect: The least and the largest height / width of a block.
+        attempts: How many tries in a row may fail before a sample is left as it is, from 1 to 2^20 - 1.
+        exact: True: patches that are missing at the end are drawn one by one, each subset of the rest equally likely, so that
+            every sample has ``num_masked``.
+        generator: A ``torch.Generator`` on the device of the mask, which draws the seed. None: torch's default generator.
+        seed: 64 bits for Philox in place of a generator: the same seed gives the same mask on every device. A one-element int64
+            tensor on the device of the mask is read there, anew at each replay of a CUDA graph.
+        device: Where the mask lies. None: the device of ``num_masked``, ``seed`` or ``generator``, else the CPU.
 
     Returns:
         (N, h, w) bool, True = removed.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
+
+    Example:
+        >>> from fastssl.functional import block_mask
+        >>> mask = block_mask(2, (14, 14), 75, exact=True, seed=0)
+        >>> mask.shape, mask.sum((1, 2))
+        (torch.Size([2, 14, 14]), tensor([75, 75]))
     """
     op = "block_mask"
     rows, num_masked, min_block = check_whole(op, "rows", rows, 1), as_python(num_masked), as_python(min_block)

@@ -1,10 +1,11 @@
-"""Contract of the op behind every momentum encoder: all tensors of a module move towards another module's, in one launch.
+"""The op behind every momentum encoder: all tensors of a module move towards those of another module, in one launch.
 
     lerp      e <- e + w (p - e)                w = 1 - momentum          (w >= 1/2: p - (1 - w)(p - e)), as torch.lerp
     mul_add   e <- momentum e + w p             two roundings: t = momentum e, then fma(w, p, t)
 
-in float32 (float64 for float64), rounded to the dtype of e once. Bytes: 12 an element in float32 (read e and p, write e), 14 with a
-bfloat16 shadow. w is taken in double precision: 1 - float32(0.9999) is off by 1.7e-4 of itself.
+The arithmetic is in float32 (float64 for float64), and e is rounded to its dtype once. An element costs 12 bytes in float32 (read
+e and p, write e), 14 with a bfloat16 shadow. The weight w is computed in double precision, because 1 - float32(0.9999) is off by
+1.7e-4 of itself.
 """
 
 from collections.abc import Sequence
@@ -36,27 +37,37 @@ def ema_update_(
     rounding: str = "nearest",
     seed: int | Tensor = 0,
 ) -> None:
-    """Exponential moving average in place: ``ema <- momentum * ema + (1 - momentum) * params`` for all tensors in one launch.
+    """Moves averages towards values in place: ``ema <- momentum * ema + (1 - momentum) * params``, all tensors in one launch.
 
-    The update of mean teachers (Tarvainen and Valpola 2017), MoCo (He et al. 2020, eq. 2), BYOL and DINO. ``momentum`` is the share
-    that is *kept*, 0.99 to 1. Runs without autograd; ``params`` may require gradients.
+    This is the update of mean teachers (Tarvainen and Valpola 2017), MoCo (He et al. 2020, eq. 2), BYOL and DINO. ``momentum`` is
+    the share of ``ema`` that is *kept*, usually 0.99 to 1. The update runs without autograd; ``params`` may require gradients.
 
     Args:
-        ema: tensors of any shapes, float32, bfloat16, float16 or float64, changed in place. One tensor counts as a list of one.
-        params: as many tensors of the same shapes and on the same device. Dtypes may differ from those of ``ema`` (float64 stands
-            with float64 only). Tied tensors must be passed once.
-        momentum: number in [0, 1], or a one-element float tensor on the device of ``ema`` (float64 keeps ``1 - momentum`` exact),
-            which a captured CUDA graph reads anew at each replay, or on the CPU.
-        order: "lerp", bit-equal to ``torch._foreach_lerp_``, or "mul_add", bit-equal to ``torch._foreach_mul_`` and
-            ``torch._foreach_add_`` with alpha. Where float32(m) + float32(1 - m) is not 1, the second has a wrong fixed point.
-        shadow: tensors of the shapes of ``ema`` that receive its new values, rounded to their own dtype: the bfloat16 teacher of a
-            float32 average, written in the same pass.
-        rounding: "nearest", or "stochastic" for bfloat16 and float16 ``ema``, whose small steps are otherwise all rounded away.
-        seed: for stochastic rounding; a new one for each step. An integer or a one-element int64 tensor on the device of ``ema``.
-            The bits of element i of tensor t are a function of (seed, t, i) on every device.
+        ema: Tensors of any shapes, float32, bfloat16, float16 or float64, which are changed in place. One tensor counts as a list
+            of one.
+        params: As many tensors of the same shapes on the same device. Their dtypes may differ from those of ``ema``, but float64
+            goes with float64 only. Tied tensors must be passed once.
+        momentum: A number in [0, 1], or a one-element float tensor on the device of ``ema`` or on the CPU. A captured CUDA graph
+            reads a tensor on the device anew at each replay. A float64 tensor keeps ``1 - momentum`` exact.
+        order: "lerp" gives the bits of ``torch._foreach_lerp_``; "mul_add" gives those of ``torch._foreach_mul_`` followed by
+            ``torch._foreach_add_`` with alpha. Where float32(m) + float32(1 - m) is not 1, "mul_add" has a wrong fixed point.
+        shadow: Tensors of the shapes of ``ema`` that receive its new values in the same pass, rounded to their own dtype, such as
+            the bfloat16 teacher of a float32 average.
+        rounding: "nearest", or "stochastic" for ``ema`` in bfloat16 or float16, where the nearest value is nearly always the old
+            one.
+        seed: The seed of stochastic rounding, a new one for each step: an integer, or a one-element int64 tensor on the device of
+            ``ema``. The random bits of element i of tensor t are a function of (seed, t, i) on every device.
 
     Raises:
-        TypeError, ValueError: naming the argument; nothing is changed then.
+        TypeError, ValueError: An argument is wrong; the message names it. Nothing has been changed then.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import ema_update_
+        >>> ema, params = [torch.zeros(2)], [torch.ones(2)]
+        >>> ema_update_(ema, params, 0.75)
+        >>> ema[0]
+        tensor([0.2500, 0.2500])
     """
     update_averages("ema_update_", ema, params, momentum, order=order, shadow=shadow, rounding=rounding, seed=seed)
 
@@ -73,7 +84,7 @@ def update_averages(
     seed=0,
     names: tuple[str, str, str] = ("ema", "params", "momentum"),
 ) -> None:
-    """``ema_update_`` for the public function ``op``, which calls the first three ``names``."""
+    """``ema_update_`` for the public function ``op``, whose first three arguments are called ``names``."""
     check_choice(op, "order", order, ("lerp", "mul_add"))
     check_choice(op, "rounding", rounding, ("nearest", "stochastic"))
     mine, theirs, kept = names
@@ -95,7 +106,7 @@ def update_averages(
 
 
 def share(op: str, name: str, value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
-    """A share in [0, 1] as (number, None), or (0, tensor) where it lies on an accelerator or is being traced."""
+    """Checks a share in [0, 1]; returns (number, None), or (0, tensor) where it lies on an accelerator or is being traced."""
     if isinstance(value, Tensor):
         check_dense(op, name, value)
         if value.numel() != 1 or not value.dtype.is_floating_point:

@@ -112,25 +112,35 @@ def embed_visible(
     pos_embed: Tensor | None = None,
     prefix_tokens: Tensor | None = None,
 ) -> Tensor:
-    """Patch embedding of the visible patches alone, with positions and prefix tokens: the input of MAE's encoder.
+    """Embeds the visible patches alone and adds positions and prefix tokens: the input of MAE's encoder.
 
-    Equals ``conv2d(images, weight, bias, stride=patch)`` as tokens, plus positions, then ``gather_tokens(..., ids)``, then the
-    prefix tokens in front (He et al. 2022, section 3), for a fraction K / L of the work.
+    The result equals ``conv2d(images, weight, bias, stride=patch)`` as tokens, plus positions, then ``gather_tokens(..., ids)``,
+    then the prefix tokens in front (He et al. 2022, section 3), for a fraction K / L of the work.
 
     Args:
-        images: (N, C, H, W) float32, bfloat16, float16 or float64; other than the weight's dtype is converted on the way.
-        weight: (E, C, p, q) of a convolution whose stride is its kernel, p x q; H and W are multiples of p and q.
-        ids: (N, K) int64 in [0, L), L = H W / (p q): ``ids_keep`` of ``mask_ids``. On a GPU an id out of range gives a zero patch.
+        images: (N, C, H, W) float32, bfloat16, float16 or float64; they are converted to the weight's dtype on the way.
+        weight: (E, C, p, q), the weight of a convolution whose stride is its kernel, p x q; H and W are multiples of p and q.
+        ids: (N, K) int64 in [0, L), L = H W / (p q): ``ids_keep`` of ``mask_ids``. On a GPU an id out of range gives a zero
+            patch.
         bias: (E,).
-        pos_embed: (1, P + L, E), or (1, L, E) where the prefix has none.
-        prefix_tokens: (1, P, E), such as the class token; P = 0 without.
+        pos_embed: (1, P + L, E), or (1, L, E) where the prefix tokens have no positions.
+        prefix_tokens: (1, P, E), such as the class token. None: P = 0.
 
     Returns:
-        (N, P + K, E) in the dtype of ``weight``; under autocast in its dtype, with one rounding at the end. Differentiable once in
-        images, weight, bias, positions and prefix.
+        (N, P + K, E) in the dtype of ``weight``; under autocast in autocast's dtype, with one rounding at the end. It can be
+        differentiated once in images, weight, bias, positions and prefix.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+        NotImplementedError: The call is inside a ``torch.func`` transform or forward-mode differentiation.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import embed_visible, mask_ids
+        >>> images, weight = torch.rand(2, 3, 64, 64), torch.rand(8, 3, 16, 16)  # 16 patches an image
+        >>> ids = mask_ids((2, 16), 0.75, seed=0)
+        >>> embed_visible(images, weight, ids.ids_keep, prefix_tokens=torch.zeros(1, 1, 8)).shape
+        torch.Size([2, 5, 8])
     """
     op = "embed_visible"
     refuse_transforms(op, images, weight, bias, pos_embed, prefix_tokens)

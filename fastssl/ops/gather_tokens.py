@@ -28,7 +28,7 @@ _bwd = define_op(
 
 
 def scatter_rows(dout: Tensor, ids: Tensor, length: int) -> Tensor:
-    """dout (N, K, D) added up by ids (N, K) into (N, length, D), zeros elsewhere."""
+    """Adds dout (N, K, D) up by ids (N, K) into (N, length, D), zeros elsewhere."""
     return _bwd(dense_rows(dout), ids, length)
 
 
@@ -47,17 +47,26 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """The tokens of each sample that ``ids`` names: ``out[n, k] = x[n, ids[n, k]]``; ``get_at_index`` of lightly.
+    """Takes the tokens of each sample that ``ids`` names: ``out[n, k] = x[n, ids[n, k]]``, as ``get_at_index`` of lightly does.
 
     Args:
         x: (N, L, D) float32, bfloat16, float16 or float64. A slice such as ``x[:, 1:]`` is read in place.
-        ids: (N, K) int64 in [0, L), any order, any number of times; K may be 0. On a GPU an id out of range gives a row of zeros.
+        ids: (N, K) int64 in [0, L), in any order, any number of times; K may be 0. On a GPU an id out of range gives a row of
+            zeros.
 
     Returns:
-        (N, K, D) in the dtype of ``x``; its gradient is exact for repeated ids too. Differentiable once.
+        (N, K, D) in the dtype of ``x``. It can be differentiated once, and its gradient is exact for repeated ids too.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+        NotImplementedError: The call is inside a ``torch.func`` transform or forward-mode differentiation.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import gather_tokens
+        >>> x = torch.tensor([[[0.0], [10.0], [20.0]]])  # N = 1, L = 3, D = 1
+        >>> gather_tokens(x, torch.tensor([[2, 0]])).flatten()
+        tensor([20.,  0.])
     """
     op = "gather_tokens"
     refuse_transforms(op, x)

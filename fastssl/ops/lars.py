@@ -1,4 +1,4 @@
-"""Contract of the op behind LARS: one step of all tensors of all parameter groups, two launches (norms, update).
+"""The op behind LARS: one step of all tensors of all parameter groups, two launches (norms, update).
 
     moco_v3   d = g + wd p;  q = eta |p| / |d|;                     mu <- m mu + q d;        p <- p - lr mu
     larc      d = g + wd p;  q = eta |p| / (|g| + wd |p| + eps);    mu <- m mu + q d;        p <- p - lr mu
@@ -7,11 +7,12 @@
     nesterov  p moves by s + m mu instead of mu, s being what was added to m mu
     clip      larc only: min(q / lr, 1) for q
 
-in float32 (float64 for float64); norms and q in float64, in an order that does not depend on the number of threads. q = 1 for a
-tensor that is not adapted and where a norm is not above 0 (0 or NaN); there larc leaves the decay out too, as LARC does.
+The arithmetic is in float32 (float64 for float64). Norms and q are in float64 and are added in an order that does not depend on
+the number of threads. q = 1 for a tensor that is not adapted, and where a norm is not above 0 (0 or NaN); there larc leaves the
+decay out too, as LARC does.
 
-Bytes an element in float32: 8 for the norms (read p and g), 20 for the update (read p, g, mu, write p, mu), 28 in all. An average
-adds 8, a 16-bit shadow 2 each. FLOP: 4 + 6.
+An element costs 28 bytes in float32: 8 for the norms (read p and g), 20 for the update (read p, g, mu, write p, mu); and 4 + 6
+FLOP. An average adds 8 bytes, a 16-bit shadow 2.
 """
 
 from collections.abc import Sequence

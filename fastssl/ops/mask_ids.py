@@ -1,12 +1,12 @@
-"""Contract of the op behind random masking: which patches of each sample stay, by rank, without a sort on a GPU.
+"""The op behind random masking: which patches of each sample stay, by rank, without a sort on a GPU.
 
     rank_i = #{j : (key_j, j) < (key_i, i)}            the order of a stable argsort of the keys of a sample, (L,)
     ids_restore_i = rank_i        ids_shuffle_{rank_i} = i        mask_i = [rank_i >= keep]
 
-Keys are given noise (N, L), or 32 random bits of Philox4x32-10: word l mod 4 of the counter (l / 4, n, 0x6D61736B, 0) under the
-seed. These are equal on every backend, and depend on the seed and the place in the batch alone. NaN counts as larger than
-all numbers, -0 as equal to 0. Bytes: 4 read, 20 written for each id. The CPU sorts by digits; a GPU
-counts, L^2 comparisons a sample (157 M for N = 4096, L = 196), and beyond ``COUNTED`` ids takes torch's own stable sort.
+The keys are given noise (N, L), or 32 random bits of Philox4x32-10: word l mod 4 of the counter (l / 4, n, 0x6D61736B, 0) under
+the seed. These bits are the same on every device and depend only on the seed and on the place in the batch. NaN counts as larger
+than all numbers, -0 as equal to 0. Each id costs 4 bytes read and 20 written. The CPU sorts by digits. A GPU counts, which takes
+L^2 comparisons a sample (157 M for N = 4096, L = 196); beyond ``COUNTED`` ids it takes torch's own stable sort.
 """
 
 from typing import NamedTuple
@@ -26,8 +26,20 @@ STREAM = 0x6D61736B
 
 
 class MaskIds(NamedTuple):
-    """``ids_keep`` (N, K) and ``ids_mask`` (N, L - K) int64, in the order of the noise; ``ids_restore`` (N, L) int64, where each
-    patch stands in that order; ``mask`` (N, L) float32, 1 = removed."""
+    """Which patches of each sample stay, as ``mask_ids`` draws them.
+
+    Attributes:
+        ids_keep: (N, K) int64, the patches that stay, in the order of the noise.
+        ids_mask: (N, L - K) int64, the removed patches, in the order of the noise.
+        ids_restore: (N, L) int64, the place of each patch in ``torch.cat([ids_keep, ids_mask], 1)``; for ``restore_tokens``.
+        mask: (N, L) float32, 1 = removed, 0 = stays.
+
+    Example:
+        >>> from fastssl.functional import mask_ids
+        >>> ids = mask_ids((2, 196), 0.75, seed=0)
+        >>> ids.ids_keep.shape, ids.ids_mask.shape, ids.mask.shape
+        (torch.Size([2, 49]), torch.Size([2, 147]), torch.Size([2, 196]))
+    """
 
     ids_keep: Tensor
     ids_mask: Tensor
@@ -55,21 +67,29 @@ def num_kept(length: int, mask_ratio: float, rounding: str = "keep_floor") -> in
     """How many of ``length`` patches stay, in the double arithmetic of the libraries.
 
     Args:
-        length: L, at least 1.
-        mask_ratio: in [0, 1].
-        rounding: "keep_floor": int(L (1 - r)), as MAE, transformers and lightly. "mask_floor": L - int(L r), as
-            stable-pretraining. "mask_ceil": L - ceil(L r), as SimMIM. "keep_one": max(1, int(L (1 - r))), as timm's patch dropout.
-            At L = 100, r = 0.9 these keep 9, 10, 10, 9; at r = 1 "keep_one" keeps 1, the others none.
+        length: L, the number of patches, at least 1.
+        mask_ratio: r, the share that is removed, in [0, 1].
+        rounding: "keep_floor" gives int(L (1 - r)), as MAE, transformers and lightly do. "mask_floor" gives L - int(L r), as
+            stable-pretraining does. "mask_ceil" gives L - ceil(L r), as SimMIM does. "keep_one" gives max(1, int(L (1 - r))), as
+            timm's patch dropout does. At r = 1 "keep_one" keeps 1 patch, the others none.
+
+    Returns:
+        The number of patches that stay, in [0, L].
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+
+    Example:
+        >>> from fastssl.functional import num_kept
+        >>> [num_kept(100, 0.9, rounding) for rounding in ("keep_floor", "mask_floor", "mask_ceil", "keep_one")]
+        [9, 10, 10, 9]
     """
     length = check_whole("num_kept", "length", length, 1)
     return kept_of("num_kept", length, mask_ratio, rounding)
 
 
 def kept_of(op: str, length: int, mask_ratio: float, rounding: str) -> int:
-    """``num_kept`` for ``op``, of a length that was checked."""
+    """``num_kept`` for ``op``, of a length that has been checked."""
     check_ratio(op, mask_ratio)
     check_choice(op, "rounding", rounding, ROUNDINGS)
     if rounding == "mask_floor":
@@ -97,22 +117,32 @@ def mask_ids(
     rounding: str = "keep_floor",
     device: torch.device | str | None = None,
 ) -> MaskIds:
-    """Which patches of each sample stay, at random (He et al. 2022, section 3): the K with the smallest noise, in its order.
+    """Draws at random which patches of each sample stay (He et al. 2022, section 3): the K with the smallest noise, in its order.
 
     Args:
-        size: (N, L), samples and patches of each, both at least 1.
-        mask_ratio: share that is removed, in [0, 1]; not looked at with ``num_keep``. At 1 ``ids_keep`` is (N, 0).
-        noise: (N, L) float32, bfloat16, float16 or float64: the order is that of ``torch.argsort(noise, stable=True)``.
-            None: ``torch.rand`` of ``generator``, one call, as the libraries make it.
-        generator: for ``torch.rand``, on ``device``.
-        seed: instead of noise: 64 bits for Philox, the same mask on every device. A one-element int64 tensor on ``device`` is read
-            there, anew in each replay of a CUDA graph.
+        size: (N, L), the number of samples and of patches of each, both at least 1.
+        mask_ratio: The share that is removed, in [0, 1]; it is not used with ``num_keep``. At 1 ``ids_keep`` is (N, 0).
+        noise: (N, L) float32, bfloat16, float16 or float64; the order is that of ``torch.argsort(noise, stable=True)``. None: one
+            call of ``torch.rand`` with ``generator`` makes it, as in the libraries.
+        generator: A ``torch.Generator`` on ``device`` for ``torch.rand``. None: torch's default generator.
+        seed: 64 bits for Philox in place of noise: the same seed gives the same mask on every device. A one-element int64 tensor
+            on ``device`` is read there, anew at each replay of a CUDA graph.
         num_keep: K itself, in [0, L].
-        rounding: from ratio to K, see ``num_kept``.
-        device: where noise and result lie; by default that of ``noise``, ``seed`` or ``generator``, else the CPU.
+        rounding: The rule from ratio to K, see ``num_kept``.
+        device: Where noise and result lie. None: the device of ``noise``, ``seed`` or ``generator``, else the CPU.
+
+    Returns:
+        A ``MaskIds`` of ``ids_keep`` (N, K), ``ids_mask`` (N, L - K), ``ids_restore`` (N, L) int64 and ``mask`` (N, L) float32.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import mask_ids
+        >>> ids = mask_ids((1, 4), 0.5, noise=torch.tensor([[0.9, 0.1, 0.8, 0.3]]))
+        >>> ids.ids_keep, ids.mask
+        (tensor([[1, 3]]), tensor([[1., 0., 1., 0.]]))
     """
     return draw_ids(
         "mask_ids",
@@ -141,7 +171,7 @@ def draw_ids(
     rounding="keep_floor",
     device=None,
 ) -> MaskIds:
-    """``mask_ids`` for ``op``, the function that was called; its arguments ``by`` say the size, ``placed_by`` the device."""
+    """``mask_ids`` for the public function ``op``; its arguments ``by`` fix the size, its argument ``placed_by`` the device."""
     rows, length = check_size(op, size)
     if (noise is not None) + (generator is not None) + (seed is not None) > 1:
         raise ValueError(f"{op}: only one of noise, generator and seed can be given")
@@ -161,7 +191,7 @@ def draw_ids(
 
 
 def in_order(noise: Tensor | None, seed: Tensor | None, rows: int, length: int, keep: int) -> MaskIds:
-    """The masks of contiguous noise (rows, length), or of a seed (); nothing is checked."""
+    """The masks of contiguous noise (rows, length), or of a seed (); the arguments are not checked."""
     given = noise if noise is not None else seed
     run = by_sorting if given.is_cuda and length > COUNTED else _mask_ids
     shuffle, restore, mask = run(noise, seed, rows, length, keep)

@@ -43,29 +43,39 @@ def mask_tokens(
     generator: torch.Generator | None = None,
     seed: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of masked language modelling (Devlin et al. 2019, section 3.1).
+    """Makes inputs and labels of masked language modelling (Devlin et al. 2019, section 3.1).
 
-    Each token is chosen on its own with ``probability``. Of the chosen, a share of ``mask_share`` becomes ``mask_id``, one of
-    ``random_share`` a random id of [0, V), the token itself among them, and the rest stays: the distribution of transformers'
-    ``DataCollatorForLanguageModeling``.
+    Each token is chosen on its own with ``probability``. Of the chosen tokens a share of ``mask_share`` becomes ``mask_id``, a
+    share of ``random_share`` becomes a random id of [0, V), which may be the token itself, and the rest stays. This is the
+    distribution of ``DataCollatorForLanguageModeling`` in transformers.
 
     Args:
-        ids: (N, L) int64. Not changed.
-        mask_id: the id of [MASK].
-        vocab_size: V, in [1, 2^32).
-        probability: in [0, 1].
-        mask_share, random_share: at least 0, together at most 1.
-        special: (N, L) bool, True: never chosen ([CLS], [SEP], padding).
-        ignore_index: the label where nothing is to be predicted.
-        generator: draws the seed on the device of ``ids``; None: torch's own generator, so that ``torch.manual_seed`` decides.
-        seed: instead: 64 bits for Philox, the same masks on every device. A one-element int64 tensor on the device of ``ids`` is
-            read there, anew in each replay of a CUDA graph.
+        ids: (N, L) int64, N and L at least 1 and below 2^31. They are not changed.
+        mask_id: The id of the mask token [MASK], at least 0.
+        vocab_size: V, the number of ids, in [1, 2^32).
+        probability: The probability that a token is chosen, in [0, 1].
+        mask_share: The share of the chosen tokens that become ``mask_id``, at least 0.
+        random_share: The share of the chosen tokens that become a random id, at least 0; at most 1 together with ``mask_share``.
+        special: (N, L) bool; True: this token is never chosen ([CLS], [SEP], padding).
+        ignore_index: The label where nothing is to be predicted.
+        generator: A ``torch.Generator`` on the device of ``ids``, which draws the seed. None: torch's default generator does, so
+            that ``torch.manual_seed`` decides.
+        seed: 64 bits for Philox in place of a generator: the same seed gives the same masks on every device. A one-element int64
+            tensor on the device of ``ids`` is read there, anew at each replay of a CUDA graph.
 
     Returns:
-        inputs (N, L) and labels (N, L), int64.
+        The inputs (N, L) and the labels (N, L), int64.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import mask_tokens
+        >>> ids = torch.tensor([[2, 7, 8, 3]])
+        >>> special = torch.tensor([[True, False, False, True]])
+        >>> mask_tokens(ids, mask_id=1, vocab_size=9, probability=1.0, mask_share=1.0, random_share=0.0, special=special, seed=0)
+        (tensor([[2, 1, 1, 3]]), tensor([[-100,    7,    8, -100]]))
     """
     op = "mask_tokens"
     _check_tokens(op, ids, special)
@@ -100,7 +110,7 @@ def _check_tokens(op: str, ids, special) -> None:
 
 
 def check_token_ids(op: str, ids) -> None:
-    """Tokens (N, L) int64, N and L at least 1 and below 2^31."""
+    """Refuses tokens that are not (N, L) int64 with N and L at least 1 and below 2^31."""
     check_dense(op, "ids", ids, "an int64 tensor (N, L)")
     if ids.dtype != torch.int64:
         raise TypeError(f"{op}: ids must be an int64 tensor (N, L), got {ids.dtype}")

@@ -103,28 +103,40 @@ def masked_patch_loss(
     eps: float = 1e-6,
     empty: str = "error",
 ) -> Tensor:
-    """Mean error of the predicted pixels of the removed patches (He et al. 2022, section 3; L1 as in Xie et al. 2022, eq. 2).
+    """The mean error of the predicted pixels of the removed patches (He et al. 2022, section 3; L1 as in Xie et al. 2022, eq. 2).
 
     Args:
-        images: (N, C, H, W) float32, bfloat16, float16 or float64; a constant: asking for its gradient is refused.
-        pred: (N, L, P), P = C p q, L = H W / (p q); with ``ids`` (N, K, P), rows of the named patches only.
+        images: (N, C, H, W) float32, bfloat16, float16 or float64. They are a constant of the loss: asking for their gradient is
+            refused.
+        pred: (N, L, P), P = C p q, L = H W / (p q); with ``ids`` (N, K, P), the rows of the named patches only.
         mask: (N, L) bool or float, the weight of each patch: 1 = removed, 0 = visible; finite and at least 0, which is looked at
-            on a CPU alone. A constant, as ``images``. None with ``ids``: those patches, weight 1.
-        patch_size: p = q, or (p, q); H and W are multiples.
-        norm_pix_loss: targets are normalised patch by patch.
-        layout: order of a patch's entries: "pqc" as in MAE, transformers and lightly, "cpq" as in the weights of a convolution.
+            on a CPU alone. It is a constant, as ``images``. None with ``ids``: the patches of ``ids`` have weight 1.
+        patch_size: p = q, or (p, q), in pixels; H and W are multiples.
+        norm_pix_loss: Whether targets are normalised patch by patch.
+        layout: The order of a patch's entries: "pqc" as in MAE, transformers and lightly, "cpq" as in the weights of a
+            convolution.
         loss: "mse" or "l1".
-        ids: (N, K) int64 in [0, L): the patches that the rows of ``pred`` belong to, such as ``ids_mask``. On a GPU one out of
+        ids: (N, K) int64 in [0, L): the patches that the rows of ``pred`` belong to, such as ``ids_mask``. On a GPU an id out of
             range counts as weight 0.
-        eps: added to the variance.
-        empty: what a mask without any removed patch gives: "error", or "zero": loss and gradients 0. On a GPU, where looking would
-            wait for it, always 0.
+        eps: What is added to the variance of a patch.
+        empty: What a mask without any removed patch gives: "error", or "zero": loss and gradients 0. On a GPU, where looking
+            would wait for the device, they are always 0.
 
     Returns:
-        The loss, float32 (float64 where ``pred`` is). Differentiable once, in ``pred``.
+        The loss, a float32 scalar (float64 where ``pred`` is). It can be differentiated once, in ``pred``.
 
     Raises:
-        TypeError, ValueError: naming the argument. NotImplementedError: ``images`` or ``mask`` requires a gradient.
+        TypeError, ValueError: An argument is wrong; the message names it.
+        NotImplementedError: ``images`` or ``mask`` requires a gradient, or the call is inside a ``torch.func`` transform or
+            forward-mode differentiation.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import masked_patch_loss, patchify
+        >>> images, mask = torch.zeros(2, 3, 32, 32), torch.tensor([[1.0, 0.0, 0.0, 1.0]]).repeat(2, 1)
+        >>> pred = patchify(images, 16) + 0.5
+        >>> masked_patch_loss(images, pred, mask, 16)
+        tensor(0.2500)
     """
     op = "masked_patch_loss"
     refuse_transforms(op, images, pred, mask)

@@ -1,9 +1,9 @@
-"""Contract of the op that pushes keys onto a queue: the oldest rows are overwritten, the pointer moves on, on the device.
+"""The op that pushes keys onto a queue: keys overwrite the oldest rows, and the pointer moves on, on the device.
 
     queue[(ptr + i) mod K] <- keys_i,  i = 0 .. N - 1;    ptr <- (ptr + N) mod K                                    wrap
     queue[ptr + i] <- keys_i  while ptr + i < K;          ptr <- ptr + N, or 0 where that reaches K                 truncate
 
-Bytes: N D elements read and written. No value of the pointer is read by the host on a GPU: a CUDA graph captures the push.
+N D elements are read and written. On a GPU the host never reads the pointer, so that a CUDA graph can capture the push.
 """
 
 import torch
@@ -32,29 +32,38 @@ def queue_push_(
     label_queue: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> None:
-    """Writes keys over the oldest ones of a queue and moves its pointer on, in place (He et al. 2020, section 3.2).
+    """Writes keys over the oldest ones of a queue and moves the queue's pointer on, in place (He et al. 2020, section 3.2).
 
-    May run between a loss and its backward: ``moco_loss`` and ``similarity_lse`` keep nothing of the queue.
+    The push may run between a loss and its backward: ``moco_loss`` and ``similarity_lse`` keep nothing of the queue.
 
     Args:
-        queue: (D, K) with ``layout="dk"`` as in the MoCo repository, (K, D) with "kd" as in lightly; float32, bfloat16, float16 or
-            float64. Any strides.
-        ptr: int64, one element, on the device of ``queue``: where the next key goes, in [0, K).
-        keys: (N, D), any N of at least 1, on the same device; brought to the dtype of the queue. Gradients stop here.
+        queue: (D, K) with ``layout="dk"`` as in the MoCo repository, (K, D) with "kd" as in lightly; float32, bfloat16, float16
+            or float64, any strides. It is changed in place.
+        ptr: int64, one element, on the device of ``queue``: the place of the next key, in [0, K). It is changed in place.
+        keys: (N, D), any N of at least 1, any float dtype, on the same device. They are converted to the dtype of the queue and
+            get no gradient.
         layout: "dk" or "kd".
-        overflow: "wrap": the keys go round, of more than K the last K stay. "truncate", lightly's rule: keys beyond the end are
-            dropped and the pointer returns to 0.
-        label_queue: (K,) integers, pushed with the same pointer; only together with
-        labels: (N,) integers.
+        overflow: With "wrap" keys beyond the end go to the start, and of more than K keys the last K stay. With "truncate",
+            lightly's rule, keys beyond the end are dropped and the pointer returns to 0.
+        label_queue: (K,) integers, pushed with the same pointer and changed in place; needs ``labels``.
+        labels: (N,) integers, one for each key; needs ``label_queue``.
 
     Raises:
-        TypeError, ValueError: naming the argument; queue, pointer and labels are unchanged then.
+        TypeError, ValueError: An argument is wrong; the message names it. Queue, pointer and labels are unchanged then.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import queue_push_
+        >>> queue, ptr = torch.zeros(2, 4), torch.zeros(1, dtype=torch.int64)  # D = 2, K = 4
+        >>> queue_push_(queue, ptr, torch.ones(3, 2))
+        >>> queue[0], ptr
+        (tensor([1., 1., 1., 0.]), tensor([3]))
     """
     push_keys("queue_push_", queue, ptr, keys, layout=layout, overflow=overflow, label_queue=label_queue, labels=labels)
 
 
 def push_keys(op: str, queue, ptr, keys, *, layout: str, overflow: str, label_queue=None, labels=None, name: str = "keys") -> None:
-    """``queue_push_`` for the public function ``op``, which calls the keys ``name``."""
+    """``queue_push_`` for the public function ``op``, whose messages call the keys ``name``."""
     refuse_transforms(op)
     check_choice(op, "layout", layout, ("dk", "kd"))
     check_choice(op, "overflow", overflow, ("wrap", "truncate"))
@@ -92,7 +101,7 @@ def _check_memory(op: str, written: dict[str, Tensor], read: dict[str, Tensor]) 
 
 
 def _apart(source: Tensor, written: dict[str, Tensor]) -> Tensor:
-    """The values of ``source``, copied where it lies in memory that is overwritten while it is read."""
+    """The values of ``source``, copied where they lie in memory that the push overwrites while it reads them."""
     if torch.compiler.is_compiling():
         return source
     return source.clone() if any(share_memory(source, t) for t in written.values()) else source.resolve_neg()

@@ -65,22 +65,32 @@ class _Restore(torch.autograd.Function):
 def restore_tokens(
     x: Tensor, ids_restore: Tensor, mask_token: Tensor, *, num_prefix_tokens: int = 1, pos_embed: Tensor | None = None
 ) -> Tensor:
-    """Input of MAE's decoder (He et al. 2022, section 3): encoded tokens in their places, the mask token in all others.
+    """Makes the input of MAE's decoder (He et al. 2022, section 3): encoded tokens in their places, the mask token in all others.
 
     Args:
         x: (N, P + K, D): P prefix tokens (class token, registers), then the kept ones; float32, bfloat16, float16 or float64.
-        ids_restore: (N, L) int64 of ``mask_ids`` or ``random_masking``, a permutation of 0 .. L - 1 in each row; K at most L. On a
-            GPU and in a compiled graph the values are not looked at: a repeated id repeats its token, whose gradient is the sum, a
-            token that no id names has gradient 0, and what lies outside 0 .. L - 1 counts as removed.
+        ids_restore: (N, L) int64 of ``mask_ids`` or ``random_masking``, a permutation of 0 .. L - 1 in each row; K is at most L.
+            On a GPU and in a compiled graph the values are not looked at: a repeated id repeats its token, whose gradient is the
+            sum; a token that no id names has gradient 0; and an id outside 0 .. L - 1 counts as removed.
         mask_token: D elements, such as (1, 1, D).
         num_prefix_tokens: P, 0 or more.
-        pos_embed: (1, P + L, D) or (P + L, D), added to all tokens.
+        pos_embed: (1, P + L, D) or (P + L, D), which is added to all tokens.
 
     Returns:
-        (N, P + L, D), in the widest dtype of ``x``, ``mask_token`` and ``pos_embed``. Differentiable once in these.
+        (N, P + L, D) in the widest dtype of ``x``, ``mask_token`` and ``pos_embed``. It can be differentiated once in these
+        three.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: An argument is wrong; the message names it.
+        NotImplementedError: The call is inside a ``torch.func`` transform or forward-mode differentiation.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.functional import mask_ids, restore_tokens
+        >>> ids = mask_ids((2, 8), 0.75, seed=0)  # K = 2 of L = 8 patches stay
+        >>> encoded = torch.rand(2, 1 + 2, 4)  # the class token and the kept patches
+        >>> restore_tokens(encoded, ids.ids_restore, torch.zeros(4)).shape
+        torch.Size([2, 9, 4])
     """
     op = "restore_tokens"
     refuse_transforms(op, x, mask_token, pos_embed)

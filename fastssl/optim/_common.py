@@ -84,9 +84,15 @@ class ListOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None):
-        """One step, after ``closure`` (which evaluates the model and returns the loss) where it is given; returns its value.
+        """Takes one step.
 
-        A parameter without gradient stays as it is, its average is updated all the same.
+        A parameter without gradient stays as it is; its average is updated all the same.
+
+        Args:
+            closure: Evaluates the model and returns the loss; it is called before the step.
+
+        Returns:
+            What ``closure`` returned, else None.
         """
         loss = None
         if closure is not None:

@@ -13,30 +13,44 @@ from ._common import ListOptimizer, Slots, check_torch_options
 
 
 class AdamW(ListOptimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), in the arithmetic and with the state of torch.optim.AdamW.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), with the arithmetic and the state of ``torch.optim.AdamW``.
 
-    State dicts go both ways between the two.
+    State dicts go both ways between the two. All tensors and parameter groups of a device take one call of ``adamw_``.
 
     Args:
-        params: parameters or groups of them, float32, bfloat16, float16 or float64; groups may override lr, betas, eps and
+        params: Parameters or groups of them, float32, bfloat16, float16 or float64. Groups may override lr, betas, eps and
             weight_decay. The state has the dtype of its parameter.
-        lr: number, or one-element float tensor.
+        lr: A number of at least 0, or a one-element float tensor.
         betas: (beta1, beta2), both in [0, 1).
-        eps: added to the root.
-        weight_decay: wd.
-        amsgrad, maximize, differentiable: of torch's optimizer; only False.
-        foreach, fused: of torch's optimizer; they change nothing here, where the step is one call anyway.
-        capturable: count steps on the device, so that a captured CUDA graph moves on at each replay; ``lr`` on the device follows
-            too. The parameters that have gradients must then stay the same.
-        ema: averages of the parameters, tensors aligned with them across the groups; they are updated in the same pass, also those
-            of parameters without gradient. Neither they nor the shadows are part of the state dict.
-        ema_momentum: the share of ``ema`` that is kept; the attribute may be set before each step.
-        shadow: tensors that receive the new parameters in their own dtype: the bfloat16 model whose float32 masters are optimized.
-        ema_shadow: tensors that receive the new ``ema``.
+        eps: What is added to the root, at least 0.
+        weight_decay: The weight decay, at least 0.
+        amsgrad: An option of torch's optimizer; only False.
+        maximize: An option of torch's optimizer; only False.
+        foreach: An option of torch's optimizer that changes nothing here, where the step is one call anyway.
+        capturable: Whether to count steps on the device, so that a captured CUDA graph moves on at each replay; it follows ``lr``
+            on the device too. The parameters that have gradients must then stay the same.
+        differentiable: An option of torch's optimizer; only False.
+        fused: An option of torch's optimizer that changes nothing here.
+        ema: Averages of the parameters, tensors aligned with them across the groups. They are updated in the same pass, also
+            those of parameters without gradient. Neither they nor the shadows are part of the state dict.
+        ema_momentum: The share of ``ema`` that is kept, in [0, 1]; the attribute may be set before each step.
+        shadow: Tensors that receive the new parameters in their own dtype, such as the bfloat16 model whose float32 masters are
+            optimized.
+        ema_shadow: Tensors that receive the new ``ema``; needs ``ema``.
 
     Raises:
-        TypeError, ValueError: naming the argument.
-        NotImplementedError: ``amsgrad``, ``maximize`` or ``differentiable``.
+        TypeError, ValueError: An argument is wrong; the message names it.
+        NotImplementedError: ``amsgrad``, ``maximize`` or ``differentiable`` is set.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.optim import AdamW
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = AdamW([weight], lr=0.5, weight_decay=0.0)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> [round(each, 4) for each in weight.tolist()]
+        [0.5, 0.5]
     """
 
     _options = ("lr", "betas", "eps", "capturable")

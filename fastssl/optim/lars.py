@@ -17,33 +17,46 @@ class LARS(ListOptimizer):
         larc      d = g + wd p;  q = eta |p| / (|g| + wd |p| + eps);    mu <- m mu + q d;        p <- p - lr mu
         paper     d = g + wd p;  q as in larc;                          mu <- m mu + lr q d;     p <- p - mu
 
+    All tensors and parameter groups of a device take one call of ``lars_``. All arguments but ``params`` and ``lr`` are given by
+    name, because MoCo v3, timm, lightly and torch each have another order.
+
     Args:
-        params: parameters or groups of them, float32, bfloat16, float16 or float64; groups may override all but the last four. The
-            momentum has the dtype of its parameter. Of DTensors only replicated ones are taken.
-        lr: number, or one-element float tensor: on the parameters' device a captured CUDA graph reads it anew at each replay.
+        params: Parameters or groups of them, float32, bfloat16, float16 or float64. Groups may override all arguments but the
+            last four. The momentum has the dtype of its parameter. Of DTensors only replicated ones are taken.
+        lr: A number of at least 0, or a one-element float tensor; a captured CUDA graph reads one on the parameters' device anew
+            at each replay.
         momentum: m, in [0, 1).
-        weight_decay: wd.
-        trust_coefficient: eta.
-        eps: of "larc" and "paper".
+        weight_decay: wd, at least 0.
+        trust_coefficient: eta, at least 0.
+        eps: The eps of "larc" and "paper", at least 0.
         form: "moco_v3" (MoCo v3, Barlow Twins, VICReg, DINO), "larc" (apex, timm, lightly, solo-learn) or "paper" (algorithm 1,
             Paddle, ROCm's FusedLARS).
-        nesterov: needs momentum above 0.
+        nesterov: Whether to use Nesterov's momentum; needs momentum above 0.
         clip: LARC's min(q / lr, 1); needs form "larc".
-        dampening: only 0, the value of all published forms; other libraries have the argument.
-        adapt: None, the form's own rule: "moco_v3" adapts and decays tensors with more than one dimension, the others neither;
-            "larc" and "paper" adapt the groups whose weight decay is not 0. True or False: all tensors of the group, decayed by its
-            weight decay either way.
-        ema: averages of the parameters, tensors aligned with them across the groups; they are updated in the same pass, also those
-            of parameters without gradient. Neither they nor the shadows are part of the state dict.
-        ema_momentum: the share of ``ema`` that is kept; the attribute may be set before each step.
-        shadow: tensors that receive the new parameters in their own dtype: the bfloat16 model whose float32 masters are optimized.
-        ema_shadow: tensors that receive the new ``ema``.
-
-    All but ``params`` and ``lr`` are given by name: MoCo v3, timm, lightly and torch each have another order.
+        dampening: Only 0, the value of all published forms; other libraries have the argument.
+        adapt: None is the form's own rule: "moco_v3" adapts and decays tensors with more than one dimension, the others neither;
+            "larc" and "paper" adapt the groups whose weight decay is not 0. True or False holds for all tensors of the group,
+            which are decayed by its weight decay either way.
+        ema: Averages of the parameters, tensors aligned with them across the groups. They are updated in the same pass, also
+            those of parameters without gradient. Neither they nor the shadows are part of the state dict.
+        ema_momentum: The share of ``ema`` that is kept, in [0, 1]; the attribute may be set before each step.
+        shadow: Tensors that receive the new parameters in their own dtype, such as the bfloat16 model whose float32 masters are
+            optimized.
+        ema_shadow: Tensors that receive the new ``ema``; needs ``ema``.
 
     Raises:
-        TypeError, ValueError: naming the argument.
-        NotImplementedError: a ``dampening`` other than 0, and sharded DTensors, whose norms would be those of the shards.
+        TypeError, ValueError: An argument is wrong; the message names it.
+        NotImplementedError: ``dampening`` is not 0, or a parameter is a sharded DTensor, whose norm would be that of a shard.
+
+    Example:
+        >>> import torch
+        >>> from fastssl.optim import LARS
+        >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+        >>> optimizer = LARS([weight], lr=0.5, trust_coefficient=0.25)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> [round(each, 4) for each in weight[0].tolist()]
+        [0.875, 0.875]
     """
 
     _options = ("lr", "momentum", "trust_coefficient", "eps", "form", "nesterov", "clip")
