@@ -27,8 +27,23 @@ _WHY = (
 def record(call: Callable[[], object], warm: Callable[[], object] | None = None, **options) -> tuple[torch.cuda.CUDAGraph, object]:
     """A graph of ``call`` on the current device, and what ``call`` returned; ``warm`` (or ``call``) runs before, on another stream.
 
-    ``options`` are those of ``torch.cuda.graph``. The capture changes nothing but memory of its own: what was returned has values
-    after the first ``replay()``.
+    The capture changes nothing but memory of its own: what was returned has values after the first ``replay()``.
+
+    Args:
+        call: Is captured; it must not wait for the GPU.
+        warm: Runs before the capture, on a stream of its own. None: ``call`` does.
+        **options: The options of ``torch.cuda.graph``.
+
+    Returns:
+        The graph, and what ``call`` returned in the capture.
+
+    Examples:
+        >>> import torch
+        >>> from fastssl.graphs import record
+        >>> if torch.cuda.is_available():
+        ...     x = torch.ones(2, device="cuda")
+        ...     graph, total = record(lambda: x.sum())
+        ...     graph.replay()
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -49,6 +64,14 @@ class GraphedStep:
         inputs: The tensors that the step reads. A loader may write them itself; a call that is given one of them copies nothing.
         outputs: What the step returned, without gradient; every replay writes the same memory, so ``clone()`` what is to be kept.
         graph: The ``torch.cuda.CUDAGraph``.
+
+    Examples:
+        >>> import torch
+        >>> from fastssl.graphs import capture_step
+        >>> if torch.cuda.is_available():
+        ...     graphed = capture_step(lambda x: 2 * x, torch.ones(2, device="cuda"))
+        ...     _ = graphed.inputs[0].fill_(3.0)  # a loader may write the input itself
+        ...     outputs = graphed(*graphed.inputs)  # copies nothing
     """
 
     def __init__(self, graph: torch.cuda.CUDAGraph, inputs: tuple[Tensor, ...], outputs):
@@ -104,7 +127,7 @@ def capture_step(step: Callable, *inputs: Tensor, warmup: int = 3, pool=None) ->
         TypeError, ValueError: An input is no dense tensor on one GPU, or a result is no tensor, which a replay would not renew.
         RuntimeError: The step waits for the GPU, or does something else that no graph can hold. The state is then undefined.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.graphs import capture_step
         >>> model = torch.nn.Linear(2, 2)

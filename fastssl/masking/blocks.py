@@ -50,7 +50,7 @@ def grid_mask(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
 
-    Example:
+    Examples:
         >>> from fastssl.functional import grid_mask
         >>> grid_mask(2, (4, 4), 0.5, unit=2, seed=0).sum(1)  # 2 of 4 units of 4 patches
         tensor([8., 8.])
@@ -104,7 +104,7 @@ def tube_mask(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
 
-    Example:
+    Examples:
         >>> from fastssl.functional import tube_mask
         >>> first, second = tube_mask(1, 2, 8, 0.75, seed=0).mask.reshape(2, 8)
         >>> int(first.sum()), bool((first == second).all())
@@ -136,7 +136,7 @@ class ContextAndTargets(NamedTuple):
         context_ids: (N, K) int64, the patches of each sample's context, ascending.
         target_ids: (N, M, T) int64, the patches of each sample's M targets, each target in reading order.
 
-    Example:
+    Examples:
         >>> from fastssl.functional import multi_block_mask
         >>> blocks = multi_block_mask(2, (14, 14), num_targets=4, context_keep=40, seed=0)
         >>> blocks.context_ids.shape, blocks.target_ids.shape[:2]
@@ -190,7 +190,7 @@ def multi_block_mask(
         TypeError, ValueError: An argument is wrong; the message names it.
         NotImplementedError: A fake or meta tensor would have to be read.
 
-    Example:
+    Examples:
         >>> from fastssl.functional import multi_block_mask
         >>> blocks = multi_block_mask(2, (14, 14), context_keep=40, seed=0)
         >>> blocks.context_ids.shape

@@ -27,7 +27,7 @@ def patchify(images: Tensor, patch_size: int | tuple[int, int], *, layout: str =
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import patchify
         >>> patchify(torch.rand(2, 3, 32, 32), 16).shape
@@ -62,7 +62,7 @@ def unpatchify(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import patchify, unpatchify
         >>> images = torch.rand(2, 3, 32, 48)

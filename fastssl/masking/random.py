@@ -43,7 +43,7 @@ def random_masking(
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
         NotImplementedError: The call is inside a ``torch.func`` transform or forward-mode differentiation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import random_masking
         >>> x_masked, mask, ids_restore = random_masking(torch.rand(2, 196, 8), 0.75, seed=0)
@@ -95,7 +95,7 @@ def random_token_mask(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import random_token_mask
         >>> random_token_mask((1, 5), 0.5, noise=torch.tensor([[0.5, 0.4, 0.1, 0.3, 0.2]]))

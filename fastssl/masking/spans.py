@@ -49,7 +49,7 @@ def span_mask(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import span_mask
         >>> mask = span_mask(2, 20, probability=0.0, span=5, min_masks=1, lengths=torch.tensor([20, 4]), seed=0)

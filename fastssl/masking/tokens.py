@@ -27,7 +27,7 @@ def span_lengths(length: int, density: float = 0.15, mean_span: float = 3.0, *, 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> from fastssl.functional import span_lengths
         >>> span_lengths(512)
         (462, 104)
@@ -86,7 +86,7 @@ def corrupt_spans(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import corrupt_spans
         >>> ids = torch.arange(10, 20)[None]

@@ -36,7 +36,7 @@ def update_momentum(model: nn.Module, model_ema: nn.Module, m: float | Tensor) -
         TypeError, ValueError: An argument is wrong, or a parameter of the two differs; the message names it. Nothing has been
             changed then.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.momentum import update_momentum
         >>> student, teacher = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
@@ -86,7 +86,7 @@ def get_ema_multi_avg_fn(decay: float | Tensor = 0.999) -> Callable[[Sequence[Te
     Raises:
         TypeError, ValueError: An argument is wrong, here or in the function; the message names it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.momentum import get_ema_multi_avg_fn
         >>> averaged = [torch.zeros(2)]
@@ -187,7 +187,7 @@ class EMA(nn.Module):
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.momentum import EMA
         >>> model = torch.nn.Linear(1, 1)

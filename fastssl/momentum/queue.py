@@ -93,7 +93,7 @@ class MoCoQueue(nn.Module):
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.momentum import MoCoQueue
         >>> queue = MoCoQueue(dim=2, size=4)
@@ -183,7 +183,7 @@ class MemoryBank(nn.Module):
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.momentum import MemoryBank
         >>> memory = MemoryBank(size=4, dim=2)

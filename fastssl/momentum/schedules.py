@@ -39,7 +39,7 @@ def cosine_schedule(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> from fastssl.momentum import cosine_schedule
         >>> [round(cosine_schedule(step, 100), 4) for step in (0, 50, 100)]
         [0.996, 0.998, 1.0]
@@ -69,7 +69,7 @@ def linear_schedule(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> from fastssl.momentum import linear_schedule
         >>> [round(linear_schedule(step, 100), 4) for step in (0, 25, 100)]
         [0.996, 0.997, 1.0]
@@ -96,7 +96,7 @@ def warmup_schedule(step: int | Tensor, gamma: float = 1.0, power: float = 2 / 3
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> from fastssl.momentum import warmup_schedule
         >>> [round(warmup_schedule(step), 4) for step in (0, 1000, 10**9)]
         [0.0, 0.99, 0.9999]

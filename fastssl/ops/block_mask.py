@@ -82,7 +82,7 @@ def block_mask(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
 
-    Example:
+    Examples:
         >>> from fastssl.functional import block_mask
         >>> mask = block_mask(2, (14, 14), 75, exact=True, seed=0)
         >>> mask.shape, mask.sum((1, 2))

@@ -61,7 +61,7 @@ def ema_update_(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. Nothing has been changed then.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import ema_update_
         >>> ema, params = [torch.zeros(2)], [torch.ones(2)]

@@ -134,7 +134,7 @@ def embed_visible(
         TypeError, ValueError: An argument is wrong; the message names it.
         NotImplementedError: The call is inside a ``torch.func`` transform or forward-mode differentiation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import embed_visible, mask_ids
         >>> images, weight = torch.rand(2, 3, 64, 64), torch.rand(8, 3, 16, 16)  # 16 patches an image

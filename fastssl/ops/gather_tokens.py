@@ -61,7 +61,7 @@ def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
         TypeError, ValueError: An argument is wrong; the message names it.
         NotImplementedError: The call is inside a ``torch.func`` transform or forward-mode differentiation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import gather_tokens
         >>> x = torch.tensor([[[0.0], [10.0], [20.0]]])  # N = 1, L = 3, D = 1

@@ -34,7 +34,7 @@ class MaskIds(NamedTuple):
         ids_restore: (N, L) int64, the place of each patch in ``torch.cat([ids_keep, ids_mask], 1)``; for ``restore_tokens``.
         mask: (N, L) float32, 1 = removed, 0 = stays.
 
-    Example:
+    Examples:
         >>> from fastssl.functional import mask_ids
         >>> ids = mask_ids((2, 196), 0.75, seed=0)
         >>> ids.ids_keep.shape, ids.ids_mask.shape, ids.mask.shape
@@ -79,7 +79,7 @@ def num_kept(length: int, mask_ratio: float, rounding: str = "keep_floor") -> in
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> from fastssl.functional import num_kept
         >>> [num_kept(100, 0.9, rounding) for rounding in ("keep_floor", "mask_floor", "mask_ceil", "keep_one")]
         [9, 10, 10, 9]
@@ -137,7 +137,7 @@ def mask_ids(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import mask_ids
         >>> ids = mask_ids((1, 4), 0.5, noise=torch.tensor([[0.9, 0.1, 0.8, 0.3]]))

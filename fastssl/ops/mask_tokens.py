@@ -69,7 +69,7 @@ def mask_tokens(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import mask_tokens
         >>> ids = torch.tensor([[2, 7, 8, 3]])

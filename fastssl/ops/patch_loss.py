@@ -130,7 +130,7 @@ def masked_patch_loss(
         NotImplementedError: ``images`` or ``mask`` requires a gradient, or the call is inside a ``torch.func`` transform or
             forward-mode differentiation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import masked_patch_loss, patchify
         >>> images, mask = torch.zeros(2, 3, 32, 32), torch.tensor([[1.0, 0.0, 0.0, 1.0]]).repeat(2, 1)

@@ -51,7 +51,7 @@ def queue_push_(
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. Queue, pointer and labels are unchanged then.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import queue_push_
         >>> queue, ptr = torch.zeros(2, 4), torch.zeros(1, dtype=torch.int64)  # D = 2, K = 4

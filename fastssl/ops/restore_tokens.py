@@ -84,7 +84,7 @@ def restore_tokens(
         TypeError, ValueError: An argument is wrong; the message names it.
         NotImplementedError: The call is inside a ``torch.func`` transform or forward-mode differentiation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.functional import mask_ids, restore_tokens
         >>> ids = mask_ids((2, 8), 0.75, seed=0)  # K = 2 of L = 8 patches stay

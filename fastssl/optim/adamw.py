@@ -42,7 +42,7 @@ class AdamW(ListOptimizer):
         TypeError, ValueError: An argument is wrong; the message names it.
         NotImplementedError: ``amsgrad``, ``maximize`` or ``differentiable`` is set.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.optim import AdamW
         >>> weight = torch.nn.Parameter(torch.ones(2))

@@ -48,7 +48,7 @@ class LARS(ListOptimizer):
         TypeError, ValueError: An argument is wrong; the message names it.
         NotImplementedError: ``dampening`` is not 0, or a parameter is a sharded DTensor, whose norm would be that of a shard.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fastssl.optim import LARS
         >>> weight = torch.nn.Parameter(torch.ones(2, 2))

@@ -118,7 +118,8 @@ def test_no_cuda_kernel_spills_registers():
 
 def accesses_of(op: str, *kernels: str) -> list[str]:
     """For each element type and kernel its accesses to memory, on one architecture; skips where they cannot be known."""
-    built, sources = ROOT / "build" / "cuda" / f"{op}.cu.o", (ROOT / "csrc").glob("c*/*.*h")
+    built = ROOT / "build" / "cuda" / f"{op}.cu.o"
+    sources = [*(ROOT / "csrc").glob("c*/*.*h"), ROOT / "csrc" / "cuda" / f"{op}.cu"]
     if not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in sources):
         pytest.skip("the CUDA library is not built here, or from other sources")
     if machine_code.cuobjdump() is None:
