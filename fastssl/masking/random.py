@@ -36,8 +36,8 @@ def random_masking(
         rounding: The rule from ratio to K, see ``num_kept``.
 
     Returns:
-        ``x_masked`` (N, K, D) in the order of the noise, K = int(L (1 - mask_ratio)) by default; ``mask`` (N, L) float32, 1 =
-        removed; and ``ids_restore`` (N, L) int64 for ``restore_tokens``. ``x_masked`` can be differentiated once in ``x``.
+        x_masked (N, K, D) in the order of the noise, K = int(L (1 - mask_ratio)) by default; ``mask`` (N, L) float32, 1 =
+        removed; and ``ids_restore`` (N, L) int64 for ``restore_tokens``. x_masked can be differentiated once in ``x``.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it. No generator has been advanced then.

@@ -1,6 +1,7 @@
 """Momentum encoders: the moving average of a model, the schedules of its momentum, queues and banks of keys."""
 
-from .ema import EMA, get_ema_multi_avg_fn, update_momentum
+from .ema import EMA
+from .functions import get_ema_multi_avg_fn, update_momentum
 from .queue import MemoryBank, MoCoQueue
 from .schedules import cosine_schedule, linear_schedule, warmup_schedule
 

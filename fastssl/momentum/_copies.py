@@ -1,4 +1,4 @@
-"""Copies of models for their averages: without wrappers, with memory of their own; and the names that wrappers give to tensors."""
+"""Copies of models for their averages, without wrappers and with new memory; and the names that wrappers give to tensors."""
 
 import copy
 from collections.abc import Collection
@@ -15,9 +15,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
     """The model inside torch.compile's module, DistributedDataParallel and DataParallel, in any order."""
     while True:
         if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            module = module.module
-        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
-            module = module._orig_mod
+            module = module.get_submodule("module")
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
         else:
             return module
 
@@ -49,7 +49,7 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 def _tensors_in(value: object) -> list[Tensor]:
-    """Tensors of an attribute, also of those in lists and dicts in it."""
+    """The tensors of an attribute, also those in lists and dicts in it."""
     if isinstance(value, Tensor):
         return [value]
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
@@ -57,16 +57,16 @@ def _tensors_in(value: object) -> list[Tensor]:
 
 
 def rename_wrapped(state: dict[str, Tensor], prefix: str, names: Collection[str]) -> None:
-    """Keys of ``state`` after ``prefix`` that differ from one of ``names`` in wrappers alone become it, in place."""
+    """Renames, in place, keys of ``state`` after ``prefix`` that differ from one of ``names`` only by the names of wrappers."""
     bare: dict[str, str | None] = {}
     for name in names:  # a name that two tensors share without wrappers says nothing
         short = _without_wrappers(name)
         bare[short] = None if short in bare else name
     for key in [key for key in state if key.startswith(prefix)]:
         given = key.removeprefix(prefix)
-        name = bare.get(_without_wrappers(given))
-        if name is not None and given not in names and f"{prefix}{name}" not in state:
-            state[f"{prefix}{name}"] = state.pop(key)
+        whole = bare.get(_without_wrappers(given))
+        if whole is not None and given not in names and f"{prefix}{whole}" not in state:
+            state[f"{prefix}{whole}"] = state.pop(key)
 
 
 def _without_wrappers(name: str) -> str:

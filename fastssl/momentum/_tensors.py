@@ -6,13 +6,15 @@ place. ``p.data = ...`` needs no notice, since the op reads addresses anew each 
 
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from operator import is_
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastssl.checks import FLOATS, check_dense
 from fastssl.ops._lists import as_list, check_lists, check_stored, check_writable
@@ -29,16 +31,17 @@ class Tensors:
 
     def __init__(self, module: nn.Module):
         modules = list(module.modules())
-        self.sharded = [weakref.ref(m) for m in modules if isinstance(m, fsdp_module())]
+        self.sharded: list[Callable[[], Any]] = [weakref.ref(m) for m in modules if isinstance(m, fsdp_module())]
         self.reshard()
-        self.params, self.buffers = list(module.parameters()), list(module.buffers())
-        homes = [d for m in modules for d in (m._parameters, m._buffers)]
+        self.params: list[Tensor] = list(module.parameters())
+        self.buffers: list[Tensor] = list(module.buffers())
+        homes: list[dict[str, Any]] = [d for m in modules for d in (m._parameters, m._buffers)]
         slots = [(d, key) for d in homes for key in d]
         self.homes, self.keys = [d for d, _ in slots], [key for _, key in slots]
         self.values = [d[key] for d, key in slots]
-        self.dicts = homes + [m._modules for m in modules if not len(m._modules)]
+        self.dicts = homes + [cast(dict[str, Any], m._modules) for m in modules if not len(m._modules)]
         self.sizes = list(map(len, self.dicts))
-        self.parents = [weakref.ref(m) for m in modules if len(m._modules)]
+        self.parents: list[Callable[[], Any]] = [weakref.ref(m) for m in modules if len(m._modules)]
         self.children = [weakref.ref(c) for r in self.parents for c in r()._modules.values() if c is not None]
         self.plain = all(isinstance(d, dict) for d in self.dicts)
         self.partner: Callable[[], Tensors | None] = lambda: None  # the tensors last found to match these
@@ -74,7 +77,8 @@ def find(module: nn.Module) -> Tensors:
     return found
 
 
-def kinds_of(tensors: list[Tensor]) -> list[tuple[torch.dtype, torch.device]]:
+def dtypes_of(tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device]]:
+    """The dtype and the device of each tensor."""
     return [(t.dtype, t.device) for t in tensors]
 
 
@@ -83,13 +87,14 @@ def check_module(op: str, name: str, module: nn.Module) -> None:
         raise TypeError(f"{op}: {name} must be a torch.nn.Module, got {type(module).__name__}")
 
 
-def check_match(op: str, what: str, theirs: list[tuple[str, Tensor]], mine: list[tuple[str, Tensor]]) -> None:
-    """Names the first difference between the named tensors of the model and those of its average."""
-    for (name, p), (own, e) in zip_longest(theirs, mine, fillvalue=(None, None)):
+def check_match(op: str, what: str, theirs: Sequence[tuple[str, Tensor]], mine: Sequence[tuple[str, Tensor]]) -> None:
+    """Refuses named tensors of the model and of its average that differ, naming the first difference."""
+    pairs: Iterable[Any] = zip_longest(theirs, mine, fillvalue=(None, None))
+    for (name, p), (own, e) in pairs:
         if name is None or own is None:
             counts = f"got {len(theirs)} and {len(mine)}; the first without a partner is {name or own!r}"
             raise ValueError(f"{op}: the model must have as many {what}s as its average, {counts}")
-        if any(isinstance(t, nn.parameter.UninitializedTensorMixin) for t in (p, e)):
+        if any(map(is_lazy, (p, e))):
             raise ValueError(f"{op}: {what} {name!r} must be initialised, got a lazy one; run the model once before")
         for t in (p, e):
             if what == "parameter" or t.is_nested:
@@ -105,17 +110,27 @@ def check_match(op: str, what: str, theirs: list[tuple[str, Tensor]], mine: list
             raise ValueError(f"{op}: {what} {name!r} and {own!r} of the average must be sharded alike, {how}")
 
 
-def _sharding(tensor: Tensor) -> tuple | str:
+def check_teacher(model: nn.Module, teacher: nn.Module, buffers: str) -> None:
+    """Refuses a teacher whose tensors cannot follow the model's."""
+    if buffers != "skip":
+        check_match("EMA", "buffer", list(model.named_buffers()), list(teacher.named_buffers()))
+    shared = {id(t) for t in (*model.parameters(), *model.buffers())}
+    for name, t in (*teacher.named_parameters(), *teacher.named_buffers()):
+        if id(t) in shared:
+            raise ValueError(f"EMA: teacher must share no tensor with model, got one whose {name!r} is the model's own")
+
+
+def _sharding(tensor: Any) -> tuple | str:
     return (tensor.device_mesh, tensor.placements) if hasattr(tensor, "placements") else "whole"
 
 
 def find_groups(
-    kinds: Sequence[tuple[torch.dtype, torch.device]], masters: bool, averaged: int
+    dtypes: Sequence[tuple[torch.dtype, torch.device]], masters: bool, averaged: int
 ) -> tuple[list[list[int]], list[int]]:
-    """(positions that are averaged, for each launch; positions that are copied, as all from ``averaged`` on)."""
+    """Positions that are averaged, for each launch, and positions that are copied: integers, and all from ``averaged`` on."""
     groups: dict[tuple, list[int]] = {}
-    copied = list(range(averaged, len(kinds)))
-    for i, (dtype, device) in enumerate(kinds[:averaged]):
+    copied = list(range(averaged, len(dtypes)))
+    for i, (dtype, device) in enumerate(dtypes[:averaged]):
         if dtype in FLOATS:
             groups.setdefault((device, masters and dtype in HALF), []).append(i)
         else:
@@ -123,17 +138,30 @@ def find_groups(
     return list(groups.values()), copied
 
 
+#: Averages, values, and the shadows that receive the new averages.
+Launch = tuple[list[Tensor], list[Tensor], list[Tensor] | None]
+
+
 @dataclass
-class Work:
+class Update:
     """One update: lists for each launch, and what is copied from where."""
 
-    launches: list[tuple[list[Tensor], list[Tensor], list[Tensor] | None]]
+    launches: list[Launch]
     copies: tuple[list[Tensor], list[Tensor]]
 
     def run(
-        self, op: str, names: tuple[str, str, str], momentum: float | Tensor, order: str, rounding: str = "nearest", seed=0
+        self,
+        op: str,
+        names: tuple[str, str, str],
+        momentum: float | Tensor,
+        order: str,
+        rounding: str = "nearest",
+        seed: int | Tensor = 0,
     ) -> None:
-        """Refuses before the first launch what any would refuse; ``names`` stand for averages, values and momentum in messages."""
+        """Refuses before the first launch what any launch would refuse, then updates.
+
+        ``names`` stand for averages, values and momentum in messages.
+        """
         mine, theirs, kept = names
         shares = [_share(op, kept, momentum, ema[0].device) for ema, _, _ in self.launches]
         if len(self.launches) > 1:
@@ -146,8 +174,8 @@ class Work:
                 check_writable(op, f"copied tensor {i} of {mine}", copy_)
                 check_stored(op, f"copied tensor {i} of {mine}", copy_)
             if _counts(copy_) != _counts(source):
-                kinds = f"got {copy_.dtype} in {mine} and {source.dtype} in {theirs}"
-                raise TypeError(f"{op}: integers are copied from integers, and other numbers from other ones, {kinds}")
+                dtypes = f"got {copy_.dtype} in {mine} and {source.dtype} in {theirs}"
+                raise TypeError(f"{op}: integers are copied from integers, and other numbers from other ones, {dtypes}")
             if copy_.shape != source.shape:
                 raise ValueError(f"{op}: a copied tensor must keep its shape {tuple(copy_.shape)}, got {tuple(source.shape)}")
         for (ema, params, shadow), m in zip(self.launches, shares, strict=True):
@@ -158,7 +186,7 @@ class Work:
 
 
 def _counts(tensor: Tensor) -> bool:
-    """Integers and bools."""
+    """Whether a tensor holds integers or bools."""
     return not tensor.is_floating_point() and not tensor.is_complex()
 
 
@@ -173,20 +201,20 @@ def _share(op: str, name: str, momentum: float | Tensor, device: torch.device) -
 def average_lists(
     op: str,
     names: tuple[str, str, str],
-    averages: list[Tensor],
-    values: list[Tensor],
+    averages: Sequence[Tensor],
+    values: Sequence[Tensor],
     kept: float | Tensor,
     order: str,
     **rounding,
 ) -> None:
-    """averages <- kept averages + (1 - kept) values, one launch for each device; integers are copied. Runs under no_grad.
+    """averages <- kept averages + (1 - kept) values, one launch for each device; integers are copied. It runs under no_grad.
 
-    What any launch would refuse is refused before the first; ``names`` is what the caller calls averages, values and ``kept``.
+    What any launch would refuse is refused before the first. ``names`` is what the caller calls averages, values and ``kept``.
     """
     for i, average in enumerate(averages):
         if average.dtype not in FLOATS and not _counts(average):
             wanted = "float32, bfloat16, float16, float64 or an integer dtype"
             raise TypeError(f"{op}: {names[0]}[{i}] must be {wanted}, got {average.dtype}")
-    groups, copied = find_groups(kinds_of(averages), False, len(averages))
-    launches = [([averages[i] for i in group], [values[i] for i in group], None) for group in groups]
-    Work(launches, ([averages[i] for i in copied], [values[i] for i in copied])).run(op, names, kept, order, **rounding)
+    groups, copied = find_groups(dtypes_of(averages), False, len(averages))
+    launches: list[Launch] = [([averages[i] for i in group], [values[i] for i in group], None) for group in groups]
+    Update(launches, ([averages[i] for i in copied], [values[i] for i in copied])).run(op, names, kept, order, **rounding)

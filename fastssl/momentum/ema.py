@@ -1,9 +1,9 @@
 """Momentum encoders around ``ema_update_``: which tensors of two modules are averaged, copied or left alone."""
 
-import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,123 +13,20 @@ from fastssl.ops._lists import as_list
 from fastssl.ops.ema import share
 
 from ._copies import copy_of, rename_wrapped, unwrapped
-from ._tensors import HALF, Tensors, Work, average_lists, check_match, check_module, find, find_groups, fsdp_module, kinds_of
-
-_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-@torch.no_grad()
-def update_momentum(model: nn.Module, model_ema: nn.Module, m: float | Tensor) -> None:
-    """Moves the parameters of a module towards those of another in one launch: ``model_ema <- m * model_ema + (1 - m) * model``.
-
-    This is lightly's function and the momentum update of MoCo (He et al. 2020, eq. 2). Parameters are paired in the order of
-    ``parameters()``, tied ones once; frozen parameters and those without a gradient move too. Buffers are left alone, and integer
-    parameters are copied. The update is in place: the parameters stay the same objects.
-
-    Args:
-        model: Any module; its parameters may have any shapes, and other float dtypes than their averages.
-        model_ema: A module of as many parameters, of the same shapes on the same devices. Half precision loses nearly every step,
-            which a warning says once.
-        m: The share that is kept, in [0, 1]: a number or a one-element float tensor, see ``ema_update_``.
-
-    Raises:
-        TypeError, ValueError: An argument is wrong, or a parameter of the two differs; the message names it. Nothing has been
-            changed then.
-
-    Examples:
-        >>> import torch
-        >>> from fastssl.momentum import update_momentum
-        >>> student, teacher = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-        >>> _ = torch.nn.init.ones_(student.weight), torch.nn.init.zeros_(teacher.weight)
-        >>> update_momentum(student, teacher, m=0.75)
-        >>> teacher.weight.item()
-        0.25
-    """
-    op = "update_momentum"
-    check_module(op, "model", model)
-    check_module(op, "model_ema", model_ema)
-    if torch.compiler.is_compiling():
-        mine, theirs, new = list(model_ema.parameters()), list(model.parameters()), True
-    else:
-        ours, other = find(model_ema), find(model)
-        mine, theirs, new = ours.params, other.params, ours.partner() is not other
-    if new:
-        check_match(op, "parameter", list(model.named_parameters()), list(model_ema.named_parameters()))
-    if not any(t.dtype in FLOATS for t in mine):
-        raise ValueError(f"{op}: model must have at least one float parameter, got none")
-    if new and not torch.compiler.is_compiling():
-        ours.partner = weakref.ref(other)
-        _warn_of_half(op, model_ema, mine)
-    average_lists(op, ("model_ema", "model", "m"), mine, theirs, m, "lerp")
-
-
-def _warn_of_half(op: str, module: nn.Module, tensors: list[Tensor]) -> None:
-    if module not in _WARNED and any(t.dtype in HALF for t in tensors):
-        _WARNED.add(module)
-        dtype = next(t.dtype for t in tensors if t.dtype in HALF)
-        ways = 'EMA(model, dtype=...) averages in float32, EMA(model, rounding="stochastic") moves on average'
-        warnings.warn(f"{op}: an average in {dtype} hardly moves, its steps are below half a unit of it; {ways}", stacklevel=4)
-
-
-def get_ema_multi_avg_fn(decay: float | Tensor = 0.999) -> Callable[[Sequence[Tensor], Sequence[Tensor], object], None]:
-    """Averages for ``torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=...)``, with the bits of torch's own function.
-
-    Integer tensors (``use_buffers=True``) are copied; torch's function truncates ``num_batches_tracked`` to 0 or lets it lag.
-
-    Args:
-        decay: The share that is kept, in [0, 1]: a number or a one-element float tensor, see ``ema_update_``.
-
-    Returns:
-        ``fn(averaged, current, num_averaged)``, which takes two lists of as many tensors of any equal shapes on one device. Float
-        dtypes may differ. ``averaged`` is changed in place.
-
-    Raises:
-        TypeError, ValueError: An argument is wrong, here or in the function; the message names it.
-
-    Examples:
-        >>> import torch
-        >>> from fastssl.momentum import get_ema_multi_avg_fn
-        >>> averaged = [torch.zeros(2)]
-        >>> get_ema_multi_avg_fn(0.75)(averaged, [torch.ones(2)], num_averaged=1)
-        >>> averaged
-        [tensor([0.2500, 0.2500])]
-    """
-    op = "get_ema_multi_avg_fn"
-    share(op, "decay", decay, decay.device if isinstance(decay, Tensor) else torch.device("cpu"))
-
-    @torch.no_grad()
-    def ema_update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: object) -> None:
-        averaged, current = as_list(op, "averaged", averaged), as_list(op, "current", current)
-        if len(averaged) != len(current):
-            raise ValueError(f"{op}: averaged and current must hold as many tensors, got {len(averaged)} and {len(current)}")
-        average_lists(op, ("averaged", "current", "decay"), averaged, current, decay, "lerp")
-
-    return ema_update
-
-
-class _Masters(nn.Module):
-    """float32 averages in a tree with the names of the tensors they belong to; no change of dtype reaches them."""
-
-    def _apply(self, fn, recurse=True):
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            new = fn(tensor)
-            return new if new.dtype == tensor.dtype else tensor.to(new.device)
-
-        return super()._apply(keep_dtype, recurse)
-
-
-def _plant(values: dict[str, Tensor]) -> _Masters:
-    """A tree of modules whose ``named_buffers()`` are these values."""
-    root = _Masters()
-    for name, value in values.items():
-        *path, last = name.split(".")
-        node = root
-        for part in path:
-            if part not in node._modules:
-                node.add_module(part, _Masters())
-            node = node._modules[part]
-        node.register_buffer(last, value)
-    return root
+from ._masters import Masters, master_of, plant
+from ._tensors import (
+    HALF,
+    Launch,
+    Tensors,
+    Update,
+    check_match,
+    check_module,
+    check_teacher,
+    dtypes_of,
+    find,
+    find_groups,
+    fsdp_module,
+)
 
 
 @dataclass
@@ -138,7 +35,7 @@ class _Plan:
 
     teacher: Tensors
     student: Callable[[], Tensors | None]
-    kinds: list[tuple[torch.dtype, torch.device]]
+    dtypes: list[tuple[torch.dtype, torch.device]]
     groups: list[list[int]]
     copied: list[int]
     masters: dict[int, Tensor]
@@ -199,6 +96,10 @@ class EMA(nn.Module):
         0.25
     """
 
+    _half: dict[str, Tensor]  # the teacher's half-precision tensors that have masters
+    _versions: list[int]  # theirs, after the last update
+    _plan: _Plan | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -230,7 +131,7 @@ class EMA(nn.Module):
         named = list(model.named_parameters())
         check_match("EMA", "parameter", named, named if teacher is None else list(teacher.named_parameters()))
         if teacher is not None:
-            _check_teacher(model, teacher, buffers)
+            check_teacher(model, teacher, buffers)
         anchor = next((p for _, p in named if p.dtype in FLOATS), None)
         if anchor is None:
             raise ValueError("EMA: model must have at least one float parameter, got none")
@@ -241,7 +142,7 @@ class EMA(nn.Module):
         with torch.inference_mode(False):  # what is made under it could not be written later
             self.module = (copy_of(model) if teacher is None else unwrapped(teacher)).requires_grad_(False)
         self.training = self.module.training
-        self.master = _Masters()
+        self.master = Masters()
         self.steps: Tensor | None
         with torch.inference_mode(False):
             steps = torch.zeros((), dtype=torch.int64, device=anchor.device) if rounding == "stochastic" else None
@@ -253,7 +154,7 @@ class EMA(nn.Module):
             self._apply(lambda t: t.to(dtype) if t.is_floating_point() else t)
         self.register_load_state_dict_post_hook(_trust_masters)
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the teacher returns for these arguments."""
         return self.module(*args, **kwargs)
 
@@ -282,18 +183,18 @@ class EMA(nn.Module):
         op = "EMA.update"
         check_module(op, "model", model)
         mine, theirs, plan = self._paired(op, model)
-        launches = []
+        launches: list[Launch] = []
         for group in plan.groups:
             teacher, params = [mine[i] for i in group], [theirs[i] for i in group]
             if group[0] in plan.masters:
                 launches.append(([plan.masters[i] for i in group], params, teacher))
             else:
                 launches.append((teacher, params, None))
-        work = Work(launches, ([mine[i] for i in plan.copied], [theirs[i] for i in plan.copied]))
+        update = Update(launches, ([mine[i] for i in plan.copied], [theirs[i] for i in plan.copied]))
         seed = 0 if self.steps is None else self.steps + (self.seed << 32)
         names = ("teacher", "model", "momentum")
         # Not self._momentum: torch 2.11 compiles that to the value from before an assignment in the same graph.
-        work.run(op, names, self.momentum if momentum is None else momentum, self.order, self.rounding, seed)
+        update.run(op, names, self.momentum if momentum is None else momentum, self.order, self.rounding, seed)
         if self.steps is not None:
             self.steps.add_(1)
         if torch.compiler.is_compiling():
@@ -324,15 +225,14 @@ class EMA(nn.Module):
 
     def _forget(self) -> None:
         """Takes what the teacher and its masters hold now as belonging together, whoever wrote it."""
-        self._half: dict[str, Tensor] = {}
-        self._versions: list[int] = []
-        self._plan: _Plan | None = None
+        self._half, self._versions, self._plan = {}, [], None
 
     def _paired(self, op: str, model: nn.Module) -> tuple[list[Tensor], list[Tensor], _Plan]:
         """The teacher's tensors, the model's tensors, and the plan for the two."""
         compiling, buffers = torch.compiler.is_compiling(), self.buffer_rule != "skip"
         if compiling:
-            mine, theirs = (list(m.parameters()) + (list(m.buffers()) if buffers else []) for m in (self.module, model))
+            mine: list[Tensor] = [*self.module.parameters(), *(self.module.buffers() if buffers else ())]
+            theirs: list[Tensor] = [*model.parameters(), *(model.buffers() if buffers else ())]
             return mine, theirs, self._new_plan(op, model, mine, None, None)
         teacher, student = find(self.module), find(model)
         mine = teacher.params + teacher.buffers if buffers else teacher.params
@@ -342,7 +242,7 @@ class EMA(nn.Module):
             plan is None
             or plan.teacher is not teacher
             or plan.student() is not student
-            or plan.kinds != kinds_of(mine)
+            or plan.dtypes != dtypes_of(mine)
             or self._versions != [t._version for t in self._half.values()]
         ):
             plan = self._plan = self._new_plan(op, model, mine, teacher, weakref.ref(student))
@@ -352,12 +252,12 @@ class EMA(nn.Module):
         self._check(op, model, self.buffer_rule != "skip")
         if not torch.compiler.is_compiling():
             self._match_masters({})
-        kinds = kinds_of(mine)
+        dtypes = dtypes_of(mine)
         averaged = len(mine) if self.buffer_rule == "ema" else len(list(self.module.parameters()))
-        groups, copied = find_groups(kinds, self.rounding == "nearest", averaged)
+        groups, copied = find_groups(dtypes, self.rounding == "nearest", averaged)
         by_name = dict(self.master.named_buffers())
         masters = {i: by_name[name] for i, name in enumerate(self._names(self.buffer_rule == "ema")) if name in by_name}
-        return _Plan(teacher, student, kinds, groups, copied, masters)
+        return _Plan(teacher, student, dtypes, groups, copied, masters)
 
     def _names(self, buffers: bool) -> list[str]:
         names = [name for name, _ in self.module.named_parameters()]
@@ -383,11 +283,11 @@ class EMA(nn.Module):
             ours = known is t and version == t._version
             if t.dtype in HALF and self.rounding == "nearest":
                 half[name] = t
-                masters[name] = _master(t, old.get(name), ours, wide.get(name, t))
+                masters[name] = master_of(t, old.get(name), ours, wide.get(name, t))
             elif name in old and ours and old[name].shape == t.shape:
                 t.copy_(old[name])
         if masters.keys() != old.keys() or any(masters[name] is not old[name] for name in old):
-            self.master = _plant(masters)
+            self.master = plant(masters)
         self._half, self._versions = half, [t._version for t in half.values()]
 
     def _apply(self, fn, recurse=True):
@@ -419,28 +319,7 @@ class EMA(nn.Module):
         return self.__dict__ | {"_plan": None, "_half": {}, "_versions": []}
 
 
-def _check_teacher(model: nn.Module, teacher: nn.Module, buffers: str) -> None:
-    """Refuses a teacher whose tensors cannot follow the model's."""
-    if buffers != "skip":
-        check_match("EMA", "buffer", list(model.named_buffers()), list(teacher.named_buffers()))
-    shared = {id(t) for t in (*model.parameters(), *model.buffers())}
-    for name, t in (*teacher.named_parameters(), *teacher.named_buffers()):
-        if id(t) in shared:
-            raise ValueError(f"EMA: teacher must share no tensor with model, got one whose {name!r} is the model's own")
-
-
 def _trust_masters(ema: EMA, _) -> None:
     """Runs after loading: teacher and masters came together."""
     ema._forget()
     ema._match_masters({})
-
-
-def _master(tensor: Tensor, old: Tensor | None, ours: bool, wide: Tensor) -> Tensor:
-    """The float32 values of a half-precision tensor: the old ones on its device and mesh, or those of ``wide``."""
-    if old is not None and old.shape == tensor.shape and hasattr(tensor, "placements") and not hasattr(old, "placements"):
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(old.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
-    if old is not None and old.shape == tensor.shape and ours:
-        return old.to(tensor.device)
-    return wide.to(tensor.device, torch.float32)

@@ -56,7 +56,7 @@ def _push(
     name = "keys" if op == "MoCoQueue" else "output"
     if gather_distributed and world_size() > 1:
         check_matrix(op, name, keys, "N, D", empty=True)  # the last batch of an epoch may have none here
-        if labels is not None:
+        if labels is not None and label_queue is not None:
             check_vector(op, "labels", labels, len(keys), INTEGERS, "keys", keys)
             labels = gather_rows(labels.to(label_queue.dtype), even=even)
         keys = gather_rows(keys, even=even)
@@ -285,7 +285,7 @@ class MemoryBank(nn.Module):
 
     @contextmanager
     def _kept_where_refused(self) -> Iterator[None]:
-        """A bank that takes its width and device inside this context gives them back where the context ends with an error."""
+        """Puts the old bank back where the context, in which it may take its width and device, ends with an error."""
         bank = self.bank
         try:
             yield

@@ -48,9 +48,6 @@ REFERENCES: dict[str, str] = {
     "fastssl.kernels.similarity": NOT_YET,
     "fastssl.kernels.similarity_cross": NOT_YET,
     "fastssl.kernels.softplus_sum": NOT_YET,
-    "fastssl.masking.blocks": NOT_YET,
-    "fastssl.masking.spans": NOT_YET,
-    "fastssl.ops.mask_ids": NOT_YET,
 }
 
 #: Imports of an upper layer by a lower one.
@@ -153,7 +150,6 @@ WORDS: dict[str, str] = {
     "fastssl/kernels/tiles/config.py: lean": NOT_YET,
     "fastssl/kernels/tiles/row_bounds.py: lean": NOT_YET,
     "fastssl/methods/_encoder.py: in words": NOT_YET,
-    "fastssl/momentum/_tensors.py: in words": NOT_YET,
     "fastssl/ops/_lists.py: in words": NOT_YET,
     "fastssl/ops/_register.py: in words": NOT_YET,
     "tests/benchmarks/test_benchmarks.py: lean": NOT_YET,

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import fastssl.functional  # noqa: F401  schemas
-from fastssl.ops._patches import to_patches
+from fastssl.functional import patchify
 from fastssl.reference import embed_visible as embed_reference
 from fastssl.reference import gather_tokens as gather_reference
 from fastssl.reference import mask_ids as mask_reference
@@ -273,7 +272,7 @@ def test_gradient_of_visible_patches(ours, shape, dtype, how):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_gradient_of_patches_seen_twice_and_of_none(ours, dtype):
     rows, ids = randn(1, 5, 2 * 4 * 8, dtype=dtype), torch.tensor([[1, 3, 1, -1, 4]])
-    got = to_patches(ours.visible_patches_bwd(rows, ids, (1, 2, 8, 16), 4, 8, 0), 4, 8)
+    got = patchify(ours.visible_patches_bwd(rows, ids, (1, 2, 8, 16), 4, 8, 0), (4, 8), layout="cpq")
     wide = rows.to(torch.promote_types(dtype, F32))
     assert torch.equal(got[0, 1], (wide[0, 0] + wide[0, 2]).to(dtype)) and torch.equal(got[0, 3], rows[0, 1])
     assert not got[0, ::2].any()
@@ -282,7 +281,7 @@ def test_gradient_of_patches_seen_twice_and_of_none(ours, dtype):
 def test_a_patch_out_of_range_is_zero(ours):
     images, ids = randn(1, 3, 8, 8), torch.tensor([[4, 1, -1]])
     got = ours.visible_patches_fwd(images, ids, 4, 4, 1, F32)
-    assert torch.equal(got[0, 2], to_patches(images, 4, 4)[0, 1]) and not got[0, [0, 1, 3]].any()
+    assert torch.equal(got[0, 2], patchify(images, 4, layout="cpq")[0, 1]) and not got[0, [0, 1, 3]].any()
     pos, bias = randn(5, 6), randn(6)
     got = ours.visible_positions(ids, bias, pos, randn(1, 6), 6, F32)
     assert torch.equal(got[0, 1:], torch.stack([bias, pos[2] + bias, bias]))
