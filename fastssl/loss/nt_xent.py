@@ -10,13 +10,13 @@ s_pos, it does not cancel, so a loss of 1e-3 keeps its digits.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastssl.checks import NUMBERS, check_choice, check_flag, check_number, check_scalar, check_views, is_whole
 from fastssl.distributed import gather_rows_with_grad, world_size
-from fastssl.momentum.queue import MemoryBank
 from fastssl.ops.normalize import normalize_pair
 
 from .moco import moco_loss
@@ -165,16 +165,19 @@ def _bank_shape(memory_bank_size: int | Sequence[int]) -> tuple[int, int | None]
     return shape[0], shape[1] if len(shape) == 2 and shape[0] else None
 
 
-class _LossBank(MemoryBank):
-    """The bank of a loss. A state dict may hold it or not, whether this one writes it or not: lightly's loss never does."""
+class NegativeBank(Protocol):
+    """What ``NTXentLoss`` asks of its memory bank: ``fastssl.momentum.MemoryBank`` can do it."""
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
-        kept = self._non_persistent_buffers_set
-        self._non_persistent_buffers_set = {name for name in self._buffers if f"{prefix}{name}" not in state_dict}
-        try:
-            super()._load_from_state_dict(state_dict, prefix, *rest)
-        finally:
-            self._non_persistent_buffers_set = kept
+    bank: Tensor  # (K, D) rows of earlier steps; K is 0 where the loss has no bank
+
+    def read(self, output: Tensor) -> Tensor:
+        """The bank (K, D) without gradient, for rows ``output`` (N, D)."""
+
+    def push(self, output: Tensor) -> None:
+        """Writes rows ``output`` (N, D) over the oldest ones."""
+
+    def to(self, device: torch.device) -> object:
+        """Moves the bank."""
 
 
 class NTXentLoss(nn.Module):
@@ -194,6 +197,10 @@ class NTXentLoss(nn.Module):
             go both ways. Loading takes a bank that the state dict has, and keeps the present one where it has none.
     """
 
+    #: Makes the bank of K rows of width D (None: as wide as the first batch) from (K, D, gather_distributed=, persistent=). Losses
+    #: import no state: ``fastssl/__init__.py``, which imports both, puts ``fastssl.momentum``'s bank here.
+    make_bank: ClassVar[Callable[..., NegativeBank]]
+
     def __init__(
         self,
         temperature: float | Tensor = 0.5,
@@ -212,8 +219,7 @@ class NTXentLoss(nn.Module):
         self.temperature = temperature
         self.gather_distributed = gather_distributed
         gather = gather_distributed and size > 0
-        options = {"overflow": "truncate", "gather_distributed": gather, "persistent": persistent_bank}
-        self.memory_bank = _LossBank(size, dim, **options)
+        self.memory_bank = self.make_bank(size, dim, gather_distributed=gather, persistent=persistent_bank)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """out0, out1 (B, D), normalised here -> mean loss over the 2B rows; with a memory bank over the B rows of out0."""
