@@ -3,8 +3,12 @@
     CLIP    l_ij = scale <image_i, text_j>,  loss = (1 / 2N) sum_i [softplus(row_i - l_ii) + softplus(column_i - l_ii)]
     SigLIP  l_ij = scale <image_i, text_j> + bias,  loss = (1 / N) sum_ij softplus(-t_ij l_ij),  t = +1 for pairs, else -1
 
-row and column are the log-sum-exps over the negatives, both from one sweep.
+row_i and column_i are the log-sum-exps over the negatives of image i and of text i. One sweep gives both.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,6 +31,9 @@ from .parts.dot_products import paired
 from .parts.ids import arange_ids, class_sums, compact_ids
 from .parts.local_rows import warn_local_rows
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 
 def _check_pairs(op: str, image, text, logit_scale, logit_bias, normalize, group, ids: dict) -> None:
     check_views(op, ("image", "text"), image, text)
@@ -47,29 +54,40 @@ def clip_loss(
     logit_bias: float | Tensor | None = None,
     *,
     normalize: bool = False,
-    group=None,
+    group: ProcessGroup | None = None,
     ids: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3); open_clip's ``ClipLoss`` on one process.
+    """Symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3) over N pairs, without the N x N logits.
+
+    Equals ``(F.cross_entropy(s, range(N)) + F.cross_entropy(s.T, range(N))) / 2`` with ``s = logit_scale * image @ text.T``;
+    open_clip's ``ClipLoss`` in one process.
 
     Args:
         image: (N, D) float32, bfloat16, float16 or float64, of unit length unless ``normalize``.
         text: (N, D), dtype and device of ``image``; row i belongs to image i.
-        logit_scale: the multiplier of the similarities (after exp, 1 / temperature): number or one-element float tensor,
-            which may need a gradient.
-        logit_bias: added to every logit. A softmax does not see it: the loss is the same, its gradient is 0.
+        logit_scale: multiplies the similarities (1 / temperature, after exp where its logarithm is learned); a number or a
+            one-element float tensor, which may need a gradient.
+        logit_bias: added to every logit. A softmax does not see it: the loss is the same, and its gradient is 0.
         normalize: scale rows to unit length first (fused).
-        group: reserved for several processes; not there yet.
+        group: reserved for several processes, which are not there yet.
         ids: (N,) integers; pairs of equal id (copies of a picture, a caption used twice) are not each other's negatives.
-        label_smoothing: as in ``F.cross_entropy``, in both directions.
+        label_smoothing: in [0, 1), as in ``F.cross_entropy``, in both directions.
 
     Returns:
-        Scalar, float32 (float64 for float64 input). Memory O(N D), and on a CPU at most 64 MiB of logits from the forward to
+        A scalar, float32 (float64 for float64 input). Memory O(N D), and on a CPU at most 64 MiB of logits from the forward to
         the backward. Differentiable once.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, or a scale or bias that is not finite.
+        NotImplementedError: ``group`` was given.
+
+    Examples:
+        >>> image, text = torch.eye(4), torch.eye(4)
+        >>> round(clip_loss(image, text, logit_scale=1.0).item(), 4)  # log((e + 3) / e)
+        0.7437
+        >>> clip_loss(image, text, 1.0, ids=torch.zeros(4, dtype=torch.int64)).item()  # all pairs alike: no negatives
+        0.0
     """
     op = "clip_loss"
     warn_local_rows(op)
@@ -77,9 +95,17 @@ def clip_loss(
 
 
 def clip_of_all(
-    op, image, text, logit_scale, logit_bias=None, normalize=False, group=None, ids=None, label_smoothing=0.0
+    op: str,
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor | None = None,
+    normalize: bool = False,
+    group: ProcessGroup | None = None,
+    ids: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """``clip_loss`` of pairs known to be those of all processes."""
+    """``clip_loss`` without the warning about local rows: of pairs that are known to be those of all processes."""
     image, text = enter(op, image, text)
     _check_pairs(op, image, text, logit_scale, logit_bias, normalize, group, {"ids": ids})
     check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)
@@ -96,26 +122,42 @@ def siglip_loss(
     logit_bias: float | Tensor,
     *,
     normalize: bool = False,
-    group=None,
+    group: ProcessGroup | None = None,
     image_id: Tensor | None = None,
     text_id: Tensor | None = None,
     weighting: str = "none",
 ) -> Tensor:
     """Pairwise sigmoid loss of SigLIP (Zhai et al. 2023, eq. 1): the sum over all N x N pairs divided by N, as open_clip's.
 
+    ``loss = -(1 / N) sum_ij log sigmoid(t_ij (logit_scale <image_i, text_j> + logit_bias))``, where t_ij is 1 for a pair that
+    belongs together and -1 otherwise. No N x N logits and no labels are made.
+
     Args:
-        image, text, logit_scale, normalize, group: as in ``clip_loss``.
-        logit_bias: number or one-element float tensor, which may need a gradient.
+        image: (N, D) float32, bfloat16, float16 or float64, of unit length unless ``normalize``.
+        text: (N, D), dtype and device of ``image``; row i belongs to image i.
+        logit_scale: multiplies the similarities (after exp where its logarithm is learned); a number or a one-element float tensor,
+            which may need a gradient.
+        logit_bias: added to every logit (the paper starts at -10); a number or a one-element float tensor, which may need a
+            gradient.
+        normalize: scale rows to unit length first (fused).
+        group: reserved for several processes, which are not there yet.
         image_id: (N,) integers. An image and a text of equal id are a positive pair; by default only image i and text i are.
         text_id: (N,) integers; by default ``image_id``.
         weighting: "none": every positive counts once. "balanced": 1 / (2 k_i) + 1 / (2 k'_j), with k positives in the row and
             k' in the column, so that an image with many captions does not outweigh the others (SigLIP+).
 
     Returns:
-        Scalar, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
+        A scalar, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
 
     Raises:
-        TypeError, ValueError: as in ``clip_loss``.
+        TypeError, ValueError: wrong type, dtype, shape, device or weighting, or a scale or bias that is not finite.
+        NotImplementedError: ``group`` was given.
+
+    Examples:
+        >>> image, text = torch.eye(4), torch.eye(4)
+        >>> matching = siglip_loss(image, text, logit_scale=10.0, logit_bias=-5.0)
+        >>> bool(matching < siglip_loss(image, text.roll(1, 0), logit_scale=10.0, logit_bias=-5.0))
+        True
     """
     op = "siglip_loss"
     image, text = enter(op, image, text)
@@ -146,5 +188,5 @@ def _half_inverse_counts(x_id: Tensor, y_id: Tensor, dtype: torch.dtype) -> tupl
     of_x, of_y = one.clone(), one.clone()
     of_x[len(x_id) :], of_y[: len(x_id)] = 0.0, 0.0
     rows, columns = class_sums(of_x, compact)[:, 0], class_sums(of_y, compact)[:, 0]
-    halves = (0.5 / t.clamp_min(1.0) * (t > 0) for t in (columns[compact[: len(x_id)]], rows[compact[len(x_id) :]]))
-    return tuple(halves)
+    of_x, of_y = columns[compact[: len(x_id)]], rows[compact[len(x_id) :]]
+    return 0.5 / of_x.clamp_min(1.0) * (of_x > 0), 0.5 / of_y.clamp_min(1.0) * (of_y > 0)

@@ -1,7 +1,7 @@
 """``clip_loss`` and ``siglip_loss`` as the modules of open_clip 3.3, in one process and in several.
 
-In several processes CLIP gathers images and texts, SigLIP texts. open_clip passes SigLIP's texts around in four ways
-(``dist_impl``); their sums are the same, so one gather serves them all.
+In several processes CLIP gathers images and texts, and SigLIP gathers texts. open_clip passes SigLIP's texts around in one of four
+ways (``dist_impl``); all four have the same sum, so one gather serves them all.
 """
 
 import torch
@@ -39,23 +39,32 @@ def _output(loss: Tensor, output_dict: bool) -> Tensor | dict[str, Tensor]:
 
 
 class ClipLoss(nn.Module):
-    """``clip_loss`` with the arguments, attributes and methods of open_clip's ``ClipLoss``.
+    """``clip_loss`` with the arguments, attributes and methods of open_clip's ``ClipLoss`` (Radford et al. 2021, figure 3).
 
-    Features come normalised, ``logit_scale`` exponentiated. Without N x N logits, unless a subclass overrides ``get_logits`` or
-    ``get_ground_truth``: then the loss is the cross-entropy of what these return, as there.
+    The features are expected at unit length, and ``logit_scale`` after exp. No N x N logits are made, unless a subclass overrides
+    ``get_logits`` or ``get_ground_truth``: then the loss is the cross-entropy of what these return, as in open_clip.
 
     Args:
         local_loss: in several processes each contrasts its own N pairs with those of all, instead of all with all.
         gather_with_grad: the gradient goes through the gather to the other processes.
         cache_labels: ``get_ground_truth`` keeps its labels; the loss itself needs none.
-        rank: of this process.
-        world_size: number of processes, all of which must bring as many rows. More than 1 needs a process group of that size.
+        rank: the rank of this process.
+        world_size: number of processes, every one of which must bring the same number of rows. More than 1 needs a process group of
+            that size.
         use_horovod: accepted in one process; refused in several, where ``torch.distributed`` gathers.
         normalize: scale rows to unit length first.
-        label_smoothing: as in ``clip_loss``; not with ``local_loss`` in several processes.
+        label_smoothing: in [0, 1), as in ``clip_loss``; not together with ``local_loss`` in several processes.
 
     Raises:
-        TypeError, ValueError: a wrong argument. NotImplementedError: Horovod, or smoothing with ``local_loss``.
+        TypeError, ValueError: a wrong argument.
+        NotImplementedError: Horovod, or smoothing with ``local_loss``.
+
+    Examples:
+        >>> criterion = ClipLoss(normalize=True)
+        >>> image, text = torch.randn(8, 32, requires_grad=True), torch.randn(8, 32)
+        >>> criterion(image, text, logit_scale=1 / 0.07).backward()
+        >>> criterion(image, text, 10.0, output_dict=True).keys()
+        dict_keys(['contrastive_loss'])
     """
 
     def __init__(
@@ -91,7 +100,22 @@ class ClipLoss(nn.Module):
         logit_bias: float | Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """image_features, text_features (N, D) -> loss, or {"contrastive_loss": loss}. TypeError, ValueError: as ``clip_loss``."""
+        """The mean loss of both directions.
+
+        Args:
+            image_features: (N, D) float32, bfloat16, float16 or float64, of unit length unless ``normalize``.
+            text_features: (N, D), dtype and device of ``image_features``; row i belongs to image i.
+            logit_scale: multiplies the similarities; a number or a one-element float tensor, which may need a gradient.
+            logit_bias: added to every logit; it changes nothing in a softmax, and its gradient is 0.
+            output_dict: return ``{"contrastive_loss": loss}``.
+
+        Returns:
+            A scalar, float32 (float64 for float64 input), or the dict with it. Memory O(N D), as ``clip_loss``.
+
+        Raises:
+            TypeError, ValueError: wrong type, dtype, shape or device, a scale or bias that is not finite, or a process group that
+                is not of ``world_size`` and ``rank``.
+        """
         if type(self).get_logits is not ClipLoss.get_logits or type(self).get_ground_truth is not ClipLoss.get_ground_truth:
             return _output(self._loss_of_logits(image_features, text_features, logit_scale, logit_bias), output_dict)
         if self.world_size == 1:
@@ -122,9 +146,10 @@ class ClipLoss(nn.Module):
         logit_scale: float | Tensor,
         logit_bias: float | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """image_features, text_features (N, D) -> logits of images and of texts (N, M), or (M, M): the matrices, made for you.
+        """The logits of the images and of the texts, for those who want the matrices; the loss itself does not call this.
 
-        M: pairs of all processes; the logits are (N, M) with ``local_loss`` and in one process.
+        From features (N, D) they are (N, M) with ``local_loss`` and in one process, otherwise (M, M), where M is the number of
+        pairs of all processes.
         """
         image, text, all_image, all_text = self._gathered(image_features, text_features)
         if not self.local_loss:
@@ -133,7 +158,7 @@ class ClipLoss(nn.Module):
         return (per_image, per_text) if logit_bias is None else (per_image + logit_bias, per_text + logit_bias)
 
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
-        """(num_logits,) int64: the column of each row's positive, kept for the next call with ``cache_labels``."""
+        """The column of each row's positive, (num_logits,) int64; with ``cache_labels`` kept for the next call."""
         if self.prev_num_logits == num_logits and device in self.labels:
             return self.labels[device]
         start = num_logits * self.rank if self.world_size > 1 and self.local_loss else 0
@@ -165,25 +190,34 @@ class ClipLoss(nn.Module):
     def _loss_of_logits(self, image: Tensor, text: Tensor, scale, bias) -> Tensor:
         logits = self.get_logits(image, text, scale, logit_bias=bias)
         labels = self.get_ground_truth(image.device, logits[0].shape[0])
-        return sum(F.cross_entropy(part, labels, label_smoothing=self.label_smoothing) for part in logits) / 2
+        of_images, of_texts = (F.cross_entropy(part, labels, label_smoothing=self.label_smoothing) for part in logits)
+        return (of_images + of_texts) / 2
 
 
 class SigLipLoss(nn.Module):
-    """``siglip_loss`` with the arguments, attributes and methods of open_clip's ``SigLipLoss``.
+    """``siglip_loss`` with the arguments, attributes and methods of open_clip's ``SigLipLoss`` (Zhai et al. 2023, eq. 1).
 
-    Features come normalised, unless ``normalize``; ``logit_scale`` comes exponentiated. In several processes each contrasts its N
-    images with the texts of all, and the loss is divided by N.
+    The features are expected at unit length, unless ``normalize``, and ``logit_scale`` after exp. In several processes each
+    contrasts its N images with the texts of all, and the loss is divided by N.
 
     Args:
-        cache_labels: has no effect, as there.
-        rank: of this process.
-        world_size: number of processes, all of which must bring as many rows. More than 1 needs a process group of that size.
+        cache_labels: has no effect, as in open_clip.
+        rank: the rank of this process.
+        world_size: number of processes, every one of which must bring the same number of rows. More than 1 needs a process group of
+            that size.
         dist_impl: "bidir" (None), "shift", "reduce" or "gather": the same loss, here always by one gather of the texts.
-        chunk_size: has no effect: the N x N logits are never made. A later open_clip has it.
+        chunk_size: has no effect, since the N x N logits are never made; a later open_clip has this argument.
         normalize: scale rows to unit length first.
 
     Raises:
         TypeError, ValueError: a wrong argument.
+
+    Examples:
+        >>> criterion = SigLipLoss(normalize=True)
+        >>> image, text = torch.randn(8, 32, requires_grad=True), torch.randn(8, 32)
+        >>> criterion(image, text, logit_scale=10.0, logit_bias=-10.0).backward()
+        >>> image.grad.shape
+        torch.Size([8, 32])
     """
 
     def __init__(
@@ -212,7 +246,22 @@ class SigLipLoss(nn.Module):
         logit_bias: float | Tensor | None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """image_features, text_features (N, D) -> loss, or {"contrastive_loss": loss}. Errors as ``siglip_loss``."""
+        """The loss of all pairs, divided by N.
+
+        Args:
+            image_features: (N, D) float32, bfloat16, float16 or float64, of unit length unless ``normalize``.
+            text_features: (N, D), dtype and device of ``image_features``; row i belongs to image i.
+            logit_scale: multiplies the similarities; a number or a one-element float tensor, which may need a gradient.
+            logit_bias: added to every logit; a number, a one-element float tensor, which may need a gradient, or None for 0.
+            output_dict: return ``{"contrastive_loss": loss}``.
+
+        Returns:
+            A scalar, float32 (float64 for float64 input), or the dict with it. Memory O(N D).
+
+        Raises:
+            TypeError, ValueError: wrong type, dtype, shape or device, a scale or bias that is not finite, or a process group that
+                is not of ``world_size`` and ``rank``.
+        """
         image, text = widest(image_features, text_features)
         check_views("SigLipLoss", ("image_features", "text_features"), image, text)
         if self.normalize:
@@ -233,12 +282,12 @@ class SigLipLoss(nn.Module):
         logit_scale: float | Tensor,
         logit_bias: float | Tensor | None = None,
     ) -> Tensor:
-        """image_features (N, D), text_features (M, D) -> logits (N, M): the matrix, made for you."""
+        """The logits (N, M) of images (N, D) and texts (M, D), for those who want the matrix; the loss does not call this."""
         logits = logit_scale * image_features @ text_features.T
         return logits if logit_bias is None else logits + logit_bias
 
     def get_ground_truth(self, device: torch.device, dtype: torch.dtype, num_logits: int, negative_only: bool = False) -> Tensor:
-        """(num_logits, num_logits): 1 on the diagonal, unless ``negative_only``, and -1 elsewhere."""
+        """Labels (num_logits, num_logits): 1 on the diagonal, unless ``negative_only``, and -1 elsewhere."""
         labels = torch.full((num_logits, num_logits), -1.0, device=device, dtype=dtype)
         return labels if negative_only else labels.fill_diagonal_(1.0)
 
@@ -250,10 +299,10 @@ class SigLipLoss(nn.Module):
         logit_bias: float | Tensor | None = None,
         negative_only: bool = False,
     ) -> Tensor:
-        """image_features (N, D), text_features (M, D) -> the loss of these pairs; with ``negative_only`` none of them belong."""
+        """The loss of the pairs of images (N, D) and texts (M, D); with ``negative_only`` no image belongs to a text."""
         bias = 0.0 if logit_bias is None else logit_bias
         if not negative_only:
             return siglip_loss(image_features, text_features, logit_scale, bias)
         own, columns = arange_ids(image_features), arange_ids(text_features, len(image_features))
-        options = {"scale": logit_scale, "bias": bias, "x_id": own, "y_id": columns}
-        return sigmoid_pair(image_features, text_features, **options, op="SigLipLoss") / len(image_features)
+        total = sigmoid_pair(image_features, text_features, scale=logit_scale, bias=bias, x_id=own, y_id=columns, op="SigLipLoss")
+        return total / len(image_features)

@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import accumulator_dtype, check_choice, check_matrix, check_number, check_scalar, check_views
+from fastssl.checks import accumulator_dtype, check_matrix, check_number, check_scalar, check_views
 
 from .parts.arguments import enter, scalar
 from .parts.distances import check_labelled, distance_rows, map_labelled, masked_lse, midst, row_distance
 from .parts.dot_products import dot_rows
 from .parts.ids import arange_ids
 from .parts.local_rows import warn_local_rows
-from .parts.reductions import log_of, lse_of, reduce_rows, softplus
-
-_ROWS = ("mean", "sum", "none")
+from .parts.reductions import check_reduction, log_of, lse_of, reduce_rows, softplus
 
 
 def soft_nearest_neighbor(
@@ -46,7 +44,7 @@ def soft_nearest_neighbor(
     """
     op = "soft_nearest_neighbor"
     (features,) = enter(op, features)
-    check_choice(op, "reduction", reduction, _ROWS)
+    check_reduction(op, reduction)
     check_labelled(op, features, labels, distance)
     check_scalar(op, "temperature", temperature, features, zero=False)
     warn_local_rows(op)
@@ -79,7 +77,7 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0, *, reduction: str = "mea
     """
     op = "alignment"
     x, y = enter(op, x, y)
-    check_choice(op, "reduction", reduction, _ROWS)
+    check_reduction(op, reduction)
     check_views(op, ("x", "y"), x, y)
     check_number(op, "alpha", alpha)
     if alpha <= 0:

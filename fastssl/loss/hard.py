@@ -13,13 +13,13 @@ import math
 import torch
 from torch import Tensor
 
-from fastssl.checks import check_choice, check_flag, check_number, check_scalar, check_views
+from fastssl.checks import check_flag, check_number, check_scalar, check_views
 
 from .parts.arguments import enter, scalar
 from .parts.dot_products import paired
 from .parts.ids import arange_ids
 from .parts.local_rows import warn_local_rows
-from .parts.reductions import log_of, lse_of, reduce_rows, softplus
+from .parts.reductions import check_reduction, log_of, lse_of, reduce_rows, softplus
 
 
 def _log_debiased(log_sum: Tensor, positive: Tensor, count: int, tau_plus, scale) -> Tensor:
@@ -75,7 +75,7 @@ def debiased_nt_xent(
 
 def _corrected(op, z0, z1, temperature, tau_plus, beta, normalize, reduction) -> Tensor:
     z0, z1 = enter(op, z0, z1)
-    check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    check_reduction(op, reduction)
     check_views(op, ("z0", "z1"), z0, z1)
     check_scalar(op, "temperature", temperature, z0, zero=False)
     check_number(op, "tau_plus", tau_plus, 0.0, 1.0)

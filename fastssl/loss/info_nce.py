@@ -2,8 +2,13 @@
 
     loss_i = -log exp(s_i+) / (exp(s_i+) + sum_j exp(s_ij)) = softplus(lse_i - s_i+),    s = <query, key> / temperature
 
-The positive is left out of lse_i by ids and comes back through softplus, which does not cancel for small losses.
+s_i+ is the logit of query i with its own key. Ids leave this logit out of lse_i, and softplus brings it back: that way a small loss
+keeps its digits, where the difference of two large numbers would lose them.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +33,18 @@ from .parts.arguments import enter, refuse_group, scalar
 from .parts.dot_products import dot_rows, dot_sum, matmul, paired, unit_rows
 from .parts.ids import arange_ids, class_sums, compact_ids
 from .parts.local_rows import warn_local_rows
-from .parts.reductions import positive_loss, reduce_rows, softplus
+from .parts.reductions import check_reduction, positive_loss, reduce_rows, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-def _excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
-    """Sum over j of <query_i, keys_j> with id_j = id_i (the positive alone without ids), and how many those are: (N,) each."""
+
+Sums = tuple[Tensor, Tensor | float]  # over the similarities of each row's negatives: the sums (N,), and how many they are
+
+
+def _excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> Sums:
+    """Sum over j of <query_i, keys_j> with id_j = id_i (without ids of the positive alone), and how many those are."""
     if ids is None:
         return dot_rows(query, keys), 1.0
     wide, compact = accumulator_dtype(keys), compact_ids(ids)
@@ -42,25 +53,29 @@ def _excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> tuple[Ten
     return dot_rows(query.to(wide), sums), class_sums(ones, compact)[compact, 0]
 
 
-def _negative_sums(query: Tensor, keys: Tensor, extra: Tensor | None, ids: Tensor | None) -> tuple[Tensor, Tensor | float]:
-    """Sum of the similarities of each row's negatives, and their number; extra (M, D) are negatives of every row."""
+def _negative_sums(query: Tensor, keys: Tensor, extra: Tensor | None, ids: Tensor | None) -> Sums:
+    """Sums over the negatives of each row in the batch, and over extra (M, D), which are negatives of every row."""
     excluded, count = _excluded_sums(query, keys, ids)
     sums, total = dot_sum(query, keys) - excluded, len(keys) - count
     return (sums, total) if extra is None else (sums + dot_sum(query, extra), total + len(extra))
 
 
-def _smoothed(loss: Tensor, positive: Tensor, negatives: tuple[Tensor, Tensor | float], scale, smoothing, weight=0.0) -> Tensor:
+def _smoothed(
+    loss: Tensor, positive: Tensor, negatives: Sums, scale: float | Tensor, smoothing: float, weight: float = 0.0
+) -> Tensor:
     """Cross-entropy with label smoothing from the plain one: + eps (s_pos - mean of all logits of the row).
 
     ``weight`` is what the logits of the negatives hold, in all, beside the scaled similarities.
     """
     total, count = negatives
-    smoothing, extra = scalar(smoothing, loss), scalar(weight, loss) / (count + 1.0)
-    return loss + smoothing * (scale * (positive - (positive + total) / (count + 1.0)) - extra)
+    eps, extra = scalar(smoothing, loss), scalar(weight, loss) / (count + 1.0)
+    return loss + eps * (scale * (positive - (positive + total) / (count + 1.0)) - extra)
 
 
-def _paired_terms(query, negative_keys, scale, threshold):
-    """lse, rank of a threshold (N,) and sum over each row's own negatives (N, M, D)."""
+def _paired_terms(
+    query: Tensor, negative_keys: Tensor, scale: float | Tensor, threshold: Tensor | None
+) -> tuple[Tensor, Tensor | None, Sums]:
+    """lse, rank of a threshold (N,) and sums over each row's own negatives (N, M, D)."""
     wide = accumulator_dtype(query)
     dots = matmul(negative_keys.to(wide), query.to(wide)[:, :, None])[:, :, 0]
     rank = None if threshold is None else (dots * scale > threshold[:, None]).sum(1, dtype=torch.int32)
@@ -68,6 +83,7 @@ def _paired_terms(query, negative_keys, scale, threshold):
 
 
 def _check_columns(op, query, negative_keys, negative_mode, hard_negative_keys, ids, symmetric) -> None:
+    """Which negatives were given: of what shape, and none that exclude each other."""
     check_choice(op, "negative_mode", negative_mode, ("unpaired", "paired"))
     others = {"negative_keys": negative_keys, "hard_negative_keys": hard_negative_keys, "ids": ids}
     given = [name for name, value in others.items() if value is not None]
@@ -93,6 +109,14 @@ def _check_columns(op, query, negative_keys, negative_mode, hard_negative_keys, 
             raise ValueError(f"{op}: query and {name} must have the same width D, got {query.shape[1]} and {value.shape[-1]}")
 
 
+def _check_numbers(op, query, temperature, label_smoothing, hard_negative_weight, **flags: bool) -> None:
+    check_scalar(op, "temperature", temperature, query, zero=False)
+    check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)
+    check_number(op, "hard_negative_weight", hard_negative_weight)
+    for name, flag in flags.items():
+        check_flag(op, name, flag)
+
+
 def info_nce(
     query: Tensor,
     positive_key: Tensor,
@@ -104,48 +128,58 @@ def info_nce(
     normalize: bool = True,
     symmetric: bool = False,
     return_stats: bool = False,
-    group=None,
+    group: ProcessGroup | None = None,
     ids: Tensor | None = None,
     hard_negative_keys: Tensor | None = None,
     hard_negative_weight: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Tensor | tuple[Tensor, RowStats]:
-    """InfoNCE of N queries, each with its positive key, without the matrix of similarities.
+    """InfoNCE (van den Oord et al. 2018, eq. 4) of N queries, each with its positive key, without the matrix of similarities.
+
+    ``loss_i = -log exp(s_i+) / (exp(s_i+) + sum_j exp(s_ij))``, where s = <query, key> / temperature, s_i+ belongs to the positive
+    key of query i, and j runs over its negatives. The first six arguments are those of info-nce-pytorch's ``info_nce``.
 
     Args:
         query: (N, D) float32, bfloat16, float16 or float64.
         positive_key: (N, D), dtype and device of ``query``; key i belongs to query i.
-        negative_keys: None: the other rows' keys are the negatives. (M, D) "unpaired": these are, for every query, and the
-            batch is not. (N, M, D) "paired": those of row i are. As in info-nce-pytorch.
-        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
-        reduction: "mean", "sum" or "none" (N,).
+        negative_keys: None: the other rows' keys are the negatives. (M, D) with "unpaired": these are the negatives of every query,
+            and the batch is not. (N, M, D) with "paired": row i has negatives of its own. Dtype and device of ``query``.
+        temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
+        reduction: "mean" or "sum" over the queries, or "none" for the losses (N,).
         negative_mode: "unpaired" or "paired".
-        normalize: scale all rows to unit length first.
-        symmetric: mean of query to key and key to query (negatives from the batch only), both from one sweep; "none" gives
-            the (2N,) losses, queries first.
+        normalize: scale all rows to unit length first, so that similarities are cosines.
+        symmetric: the mean of query to key and key to query (negatives from the batch only), both from one sweep; "none" gives
+            the losses (2N,), those of the queries first.
         return_stats: also return ``RowStats`` of the queries.
-        group: reserved for negatives from other processes; not there yet.
+        group: reserved for negatives from other processes, which are not there yet.
         ids: (N,) integers. Rows of equal id (captions of one picture, slices of one volume) are not each other's negatives.
         hard_negative_keys: (M, D), more negatives for every query beside the batch, as in supervised SimCSE.
-        hard_negative_weight: added to the logit of query i with hard negative i (needs M = N), SimCSE's argument of this name.
-        label_smoothing: as in ``F.cross_entropy``, over the positive and the row's negatives.
+        hard_negative_weight: added to the logit of query i with hard negative i (needs M = N); SimCSE's argument of this name.
+        label_smoothing: in [0, 1), as in ``F.cross_entropy``, over the positive and the row's negatives.
 
     Returns:
-        The loss, float32 (float64 for float64 input), or (loss, RowStats). Memory O((N + M) D); symmetric as ``clip_loss``.
-        Differentiable once; where no key needs a gradient, none is computed and the keys may be overwritten before the backward.
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``; with ``return_stats`` (loss, RowStats).
+        Memory O((N + M) D); with ``symmetric`` as ``clip_loss``. Differentiable once. Where no key needs a gradient, none is
+        computed, and the keys may be overwritten before the backward.
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape, device, temperature, or arguments that exclude each other.
+        TypeError, ValueError: wrong type, dtype, shape, device or temperature, or arguments that exclude each other.
+        NotImplementedError: ``group`` was given.
+
+    Examples:
+        >>> query, key = torch.eye(4), torch.eye(4).roll(1, 1)
+        >>> info_nce(query, query, temperature=1.0).item() < info_nce(query, key, temperature=1.0).item()
+        True
+        >>> loss, stats = info_nce(query, query, return_stats=True)
+        >>> stats.acc1.item(), stats.rank.tolist()
+        (1.0, [0, 0, 0, 0])
     """
     op = "info_nce"
     query, positive_key, negative_keys, hard_negative_keys = enter(op, query, positive_key, negative_keys, hard_negative_keys)
-    check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    check_reduction(op, reduction)
     check_views(op, ("query", "positive_key"), query, positive_key)
-    check_scalar(op, "temperature", temperature, query, zero=False)
-    check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)
-    check_number(op, "hard_negative_weight", hard_negative_weight)
-    for name, flag in (("normalize", normalize), ("symmetric", symmetric), ("return_stats", return_stats)):
-        check_flag(op, name, flag)
+    flags = {"normalize": normalize, "symmetric": symmetric, "return_stats": return_stats}
+    _check_numbers(op, query, temperature, label_smoothing, hard_negative_weight, **flags)
     _check_columns(op, query, negative_keys, negative_mode, hard_negative_keys, ids, symmetric)
     refuse_group(op, group)
     if hard_negative_weight and (hard_negative_keys is None or len(hard_negative_keys) != len(query) or ids is not None):
@@ -158,33 +192,44 @@ def info_nce(
     if extra is not None and normalize:
         extra = unit_rows(extra)
     threshold = rank_bar(query, key, scale) if return_stats else None
-    sums = None
     if symmetric:
         return _symmetric(query, key, dot, scale, ids, threshold, label_smoothing, reduction)
+    sums: Sums | None = None
+    needs_sums = return_stats or label_smoothing != 0
     if negative_keys is None:
         lse, rank = batch_lse(op, query, key, scale, extra, ids, hard_negative_weight, threshold)
-        if return_stats or label_smoothing:
-            sums = _negative_sums(query, key, extra, ids)
+        sums = _negative_sums(query, key, extra, ids) if needs_sums else None
     elif negative_mode == "paired":
         lse, rank, sums = _paired_terms(query, extra, scale, threshold)
     else:
         lse, rank = similarity_lse_rank(query, extra, scale=scale, threshold=threshold, op=op)
-        if return_stats or label_smoothing:
-            sums = dot_sum(query, extra), float(len(extra))
-    rows = None
+        sums = (dot_sum(query, extra), float(len(extra))) if needs_sums else None
+    if not needs_sums or sums is None:
+        return positive_loss(op, lse, dot, scale, reduction)
     if label_smoothing:
         rows = _smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing, hard_negative_weight)
         loss = reduce_rows(rows, reduction)
     else:
+        rows = softplus((lse - scale * dot).detach())
         loss = positive_loss(op, lse, dot, scale, reduction)
-    if not return_stats:
-        return loss
-    rows = softplus((lse - scale * dot).detach()) if rows is None else rows
-    return loss, row_stats(rows, rank, dot, sums[0] / sums[1])
+    return (loss, row_stats(rows, rank, dot, sums[0] / sums[1])) if return_stats else loss
 
 
-def batch_lse(op, query, key, scale, extra=None, ids=None, weight=0.0, threshold=None):
-    """lse over the batch's other keys and the extra ones; with a weight, the row's own hard negative joins on its own."""
+def batch_lse(
+    op: str,
+    query: Tensor,
+    key: Tensor,
+    scale: float | Tensor,
+    extra: Tensor | None = None,
+    ids: Tensor | None = None,
+    weight: float = 0.0,
+    threshold: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """lse (N,) over the batch's other keys and the extra ones (M, D), and the rank (N,) of a threshold.
+
+    With a ``weight`` (then M = N) row i of ``extra`` is the hard negative of query i: the ids leave it out of the sweep, and it
+    joins afterwards with the weight in its logit.
+    """
     own = arange_ids(query) if ids is None else ids
     if extra is None:
         return similarity_lse_rank(query, key, scale=scale, x_id=own, y_id=own, threshold=threshold, op=op)
@@ -205,26 +250,55 @@ def batch_lse(op, query, key, scale, extra=None, ids=None, weight=0.0, threshold
     return torch.logaddexp(lse, hard), rank
 
 
-def both_directions(op, x, y, dot, scale, ids, threshold=None, smoothing: float = 0.0):
+def both_directions(
+    op: str,
+    x: Tensor,
+    y: Tensor,
+    dot: Tensor,
+    scale: float | Tensor,
+    ids: Tensor | None,
+    threshold: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Sums | None]:
     """Losses (2, N) of x to y and of y to x from one sweep, the ranks of x's rows, and the sums of x's negatives."""
     own = arange_ids(x) if ids is None else ids
     row, column, rank = similarity_cross(x, y, scale=scale, x_id=own, y_id=own, threshold=threshold, op=op)
     losses = softplus(torch.stack([row, column]) - scale * dot)
-    sums = _negative_sums(x, y, None, ids) if smoothing or threshold is not None else None
+    if not smoothing and threshold is None:
+        return losses, rank, None
+    sums = _negative_sums(x, y, None, ids)
     if smoothing:
         theirs = _smoothed(losses[1], dot, _negative_sums(y, x, None, ids), scale, smoothing)
         losses = torch.stack([_smoothed(losses[0], dot, sums, scale, smoothing), theirs])
     return losses, rank, sums
 
 
-def _symmetric(query, key, dot, scale, ids, threshold, smoothing, reduction):
+def _symmetric(query, key, dot, scale, ids, threshold, smoothing, reduction) -> Tensor | tuple[Tensor, RowStats]:
+    """The mean of both directions; with a threshold also the statistics of the queries."""
     losses, rank, sums = both_directions("info_nce", query, key, dot, scale, ids, threshold, smoothing)
     loss = 0.5 * losses.sum() if reduction == "sum" else reduce_rows(losses, reduction)
-    return loss if threshold is None else (loss, row_stats(losses[0], rank, dot, sums[0] / sums[1]))
+    if threshold is None or sums is None:
+        return loss
+    return loss, row_stats(losses[0], rank, dot, sums[0] / sums[1])
 
 
 class InfoNCELoss(nn.Module):
-    """``info_nce`` as a module, with the arguments of info-nce-pytorch's ``InfoNCE`` first; rows are normalised here."""
+    """``info_nce`` as a module, with the arguments of info-nce-pytorch's ``InfoNCE`` first; rows are normalised here.
+
+    Args:
+        temperature: divides the similarities; a number, or a one-element float tensor such as a learned ``nn.Parameter``; not 0.
+        reduction: "mean", "sum", or "none" for the losses (N,).
+        negative_mode: "unpaired" or "paired": whether all queries share the negative keys.
+        symmetric: the mean of query to key and key to query.
+        label_smoothing: in [0, 1), as in ``F.cross_entropy``.
+
+    Examples:
+        >>> criterion = InfoNCELoss(temperature=0.1)
+        >>> query = torch.randn(8, 32, requires_grad=True)
+        >>> criterion(query, query.detach()).backward()
+        >>> criterion(query, torch.randn(8, 32), torch.randn(100, 32)).shape  # 100 negatives for every query
+        torch.Size([])
+    """
 
     def __init__(
         self,
@@ -240,8 +314,20 @@ class InfoNCELoss(nn.Module):
         self.symmetric, self.label_smoothing = symmetric, label_smoothing
 
     def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
-        """query, positive_key (N, D), negative_keys None, (M, D) or (N, M, D) -> loss."""
-        return info_nce(
+        """The loss of queries and their keys.
+
+        Args:
+            query: (N, D) float32, bfloat16, float16 or float64.
+            positive_key: (N, D), dtype and device of ``query``.
+            negative_keys: None (the other rows' keys), (M, D), or (N, M, D) with ``negative_mode="paired"``.
+
+        Returns:
+            The loss, float32 (float64 for float64 input): a scalar, or (N,) with ``reduction="none"``.
+
+        Raises:
+            TypeError, ValueError: as ``info_nce``.
+        """
+        loss = info_nce(
             query,
             positive_key,
             negative_keys,
@@ -251,3 +337,4 @@ class InfoNCELoss(nn.Module):
             symmetric=self.symmetric,
             label_smoothing=self.label_smoothing,
         )
+        return cast(Tensor, loss)  # and no statistics, which were not asked for

@@ -15,9 +15,8 @@ from fastssl.checks import INTEGERS, check_choice, check_dense, check_flag, chec
 from .parts.arguments import enter, scalar
 from .parts.distances import DISTANCES, check_labelled, distance_rows, map_labelled, masked_lse, row_distance
 from .parts.local_rows import warn_local_rows
-from .parts.reductions import reduce_rows, softplus
+from .parts.reductions import check_reduction, reduce_rows, softplus
 
-_ROWS = ("mean", "sum", "none")
 _BATCH = ("nonzero", "mean", "sum")
 
 
@@ -40,7 +39,7 @@ def contrastive(a: Tensor, b: Tensor, label: Tensor, margin: float = 1.0, reduct
     """
     op = "contrastive"
     a, b = enter(op, a, b)
-    check_choice(op, "reduction", reduction, _ROWS)
+    check_reduction(op, reduction)
     check_views(op, ("a", "b"), a, b)
     check_dense(op, "label", label, "a tensor of shape ({},)", a.shape[0])
     check_vector(op, "label", label, a.shape[0], (torch.bool, *INTEGERS), "a", a)
@@ -139,7 +138,7 @@ def triplet(
     """
     op = "triplet"
     anchor, positive, negative = enter(op, anchor, positive, negative)
-    check_choice(op, "reduction", reduction, _ROWS)
+    check_reduction(op, reduction)
     check_choice(op, "distance", distance, DISTANCES)
     check_views(op, ("anchor", "positive"), anchor, positive)
     check_views(op, ("anchor", "negative"), anchor, negative)

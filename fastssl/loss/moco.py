@@ -3,9 +3,11 @@
     v1, v2   loss_i = softplus(lse_j <q_i, queue_j> / tau  -  <q_i, k_i> / tau)            q, k (N, D), queue of K keys
     v3       2 tau InfoNCE(q, stop_gradient(k))
 
-The queue needs no gradient: one pass leaves the loss and the query's gradient. It is neither saved nor copied, so the push of
-new keys may come between forward and backward.
+The queue needs no gradient, so one sweep over it gives the loss and the query's gradient. The queue is neither saved nor copied:
+new keys may be pushed onto it between the forward and the backward.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from .info_nce import batch_lse
 from .parts.arguments import enter, scalar
 from .parts.dot_products import dot_rows, dot_sum, paired
 from .parts.local_rows import warn_local_rows
-from .parts.reductions import positive_loss, softplus
+from .parts.reductions import check_reduction, positive_loss, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
 
 
@@ -40,21 +42,28 @@ def moco_loss(
         key: (N, D), dtype and device of ``query``; usually without gradient.
         queue: (D, K) with ``layout="dk"`` as in the MoCo repository, (K, D) with "kd"; a constant. Where its dtype is another
             (a float32 queue under autocast), both sides are brought to the wider one.
-        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
+        temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
         layout: "dk" or "kd".
-        return_stats: also return ``RowStats``: acc@1 and acc@5 of the training log, without logits.
-        reduction: "mean", "sum" or "none" (N,).
+        return_stats: also return ``RowStats``, which holds acc@1 and acc@5 of the training log; no logits are made for them.
+        reduction: "mean" or "sum" over the queries, or "none" for the losses (N,).
 
     Returns:
-        The loss, float32 (float64 for float64 input), or (loss, RowStats). Memory O(N D) above the inputs, whatever K.
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``; with ``return_stats`` (loss, RowStats).
+        Memory O(N D) above the inputs, whatever K. Differentiable once.
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape, device, layout or temperature.
+        TypeError, ValueError: wrong type, dtype, shape, device, layout, reduction or temperature.
+
+    Examples:
+        >>> query, key, queue = torch.eye(4, 8), torch.eye(4, 8), torch.eye(8)[:, 4:]  # the queue's keys are orthogonal to all
+        >>> loss, stats = moco_loss(query, key, queue, temperature=1.0, return_stats=True)
+        >>> round(loss.item(), 4), stats.acc1.item()  # log((e + 4) / e)
+        (0.9048, 1.0)
     """
     op = "moco_loss"
     query, key = enter(op, query, key)
     check_choice(op, "layout", layout, ("dk", "kd"))
-    check_choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    check_reduction(op, reduction)
     check_views(op, ("query", "key"), query, key)
     check_matrix(op, "queue", queue, "D, K" if layout == "dk" else "K, D")
     check_scalar(op, "temperature", temperature, query, zero=False)
@@ -81,21 +90,29 @@ def moco_loss(
 
 
 def moco_v3_loss(query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, *, normalize: bool = True) -> Tensor:
-    """MoCo v3's contrast of one direction (Chen, Xie, He 2021, algorithm 1): ``2 tau InfoNCE``, the keys constant.
+    """MoCo v3's contrast of one direction (Chen, Xie and He 2021, algorithm 1): ``2 tau InfoNCE``, where the keys are constants.
 
-    The method adds the two directions.
+    MoCo v3 adds the two directions: ``moco_v3_loss(q1, k2) + moco_v3_loss(q2, k1)``.
 
     Args:
         query: (N, D) float32, bfloat16, float16 or float64.
-        key: (N, D), dtype and device of ``query``; key i belongs to query i, the other rows' keys are its negatives. A constant.
-        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
+        key: (N, D), dtype and device of ``query``; key i belongs to query i, and the other rows' keys are its negatives. No
+            gradient goes to it.
+        temperature: tau, which divides the similarities and multiplies the loss; a number or a one-element float tensor, not 0. A
+            tensor may need a gradient.
         normalize: scale rows to unit length first.
 
     Returns:
-        Scalar, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
+        The mean loss, a scalar, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device or temperature.
+
+    Examples:
+        >>> query = torch.randn(8, 16, requires_grad=True)
+        >>> moco_v3_loss(query, torch.randn(8, 16)).backward()
+        >>> query.grad.shape
+        torch.Size([8, 16])
     """
     op = "moco_v3_loss"
     query, key = enter(op, query, key)
@@ -110,7 +127,22 @@ def moco_v3_loss(query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, 
 
 
 class MoCoLoss(nn.Module):
-    """``moco_loss`` as a module: ``MoCoLoss(0.07)(query, key, queue)``, all rows of unit length as MoCo's encoders leave them."""
+    """``moco_loss`` as a module: ``MoCoLoss(0.07)(query, key, queue)``, all rows of unit length as MoCo's encoders leave them.
+
+    Args:
+        temperature: divides the similarities; a number, or a one-element float tensor such as a learned ``nn.Parameter``; not 0.
+        layout: "dk", the queue is (D, K) as in the MoCo repository; or "kd", (K, D).
+
+    Raises:
+        TypeError, ValueError: another layout.
+
+    Examples:
+        >>> criterion = MoCoLoss(0.07)
+        >>> query, key = (torch.nn.functional.normalize(torch.randn(8, 16), dim=1) for _ in range(2))
+        >>> queue = torch.nn.functional.normalize(torch.randn(16, 4096), dim=0)
+        >>> criterion(query, key, queue).shape
+        torch.Size([])
+    """
 
     def __init__(self, temperature: float | Tensor = 0.07, layout: str = "dk"):
         super().__init__()
@@ -118,5 +150,6 @@ class MoCoLoss(nn.Module):
         self.temperature, self.layout = temperature, layout
 
     def forward(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
-        """query, key (N, D), queue (D, K) or (K, D) -> mean loss."""
-        return moco_loss(query, key, queue, self.temperature, layout=self.layout)
+        """The mean loss of queries and keys (N, D) against a queue (D, K), or (K, D) in layout "kd"; errors as ``moco_loss``."""
+        loss = moco_loss(query, key, queue, self.temperature, layout=self.layout)
+        return cast(Tensor, loss)  # and no statistics, which were not asked for

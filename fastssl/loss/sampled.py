@@ -17,7 +17,6 @@ from fastssl.checks import (
     FLOATS,
     INTEGERS,
     accumulator_dtype,
-    check_choice,
     check_data,
     check_dense,
     check_like,
@@ -33,10 +32,8 @@ from .parts.arguments import enter, scalar
 from .parts.dot_products import dot_rows, matmul
 from .parts.ids import arange_ids
 from .parts.local_rows import warn_local_rows
-from .parts.reductions import log_of, lse_of, reduce_rows, softplus
+from .parts.reductions import check_reduction, log_of, lse_of, reduce_rows, softplus
 from .parts.row_blocks import map_rows
-
-_ROWS = ("mean", "sum", "none")
 
 
 def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: str = "mean") -> Tensor:
@@ -59,7 +56,7 @@ def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: 
     """
     op = "n_pair"
     anchor, positive = enter(op, anchor, positive)
-    check_choice(op, "reduction", reduction, _ROWS)
+    check_reduction(op, reduction)
     check_views(op, ("anchor", "positive"), anchor, positive)
     check_number(op, "l2_reg", l2_reg, 0.0)
     warn_local_rows(op)
@@ -111,7 +108,7 @@ def _check_float(op: str, name: str, value, shape: tuple[int, ...], query: Tenso
 
 
 def _check_query(op: str, query: Tensor, positive_key: Tensor, temperature, reduction: str) -> None:
-    check_choice(op, "reduction", reduction, _ROWS)
+    check_reduction(op, reduction)
     check_views(op, ("query", "positive_key"), query, positive_key)
     check_scalar(op, "temperature", temperature, query, zero=False)
 

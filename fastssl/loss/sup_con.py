@@ -28,7 +28,7 @@ from .parts.arguments import enter, refuse_group, scalar
 from .parts.dot_products import dot_rows, matmul, paired, unit_rows
 from .parts.ids import arange_ids, class_sums, compact_ids
 from .parts.local_rows import warn_local_rows
-from .parts.reductions import lse_of, positive_loss, reduce_rows, softplus
+from .parts.reductions import check_reduction, lse_of, positive_loss, reduce_rows, softplus
 
 _OP = "sup_con"
 
@@ -178,7 +178,7 @@ def sup_con(
     labelled = _labelled(given, ignore_label)
     check_flag(_OP, "normalize", normalize)
     check_choice(_OP, "contrast_mode", contrast_mode, ("all", "one"))
-    check_choice(_OP, "reduction", reduction, ("mean", "sum", "none"))
+    check_reduction(_OP, reduction)
     refuse_group(_OP, group)
     warn_local_rows(_OP)
     features = features.flatten(2)

@@ -6,8 +6,8 @@ from .queue import MemoryBank
 class LossBank(MemoryBank):
     """The bank of ``NTXentLoss``: K rows of width D (None: of the first batch). Rows beyond its end are dropped, as in lightly.
 
-    A state dict may hold the bank or not, whether this one writes it or not, because lightly's loss never does. Loading takes a bank
-    that is there and keeps the present one otherwise.
+    A state dict may hold the bank or not, whether this one writes it or not, because lightly's loss never does. Loading takes a
+    bank that is there and keeps the present one otherwise.
     """
 
     def __init__(self, size: int, dim: int | None = None, *, gather_distributed: bool = False, persistent: bool = True):

@@ -5,12 +5,20 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import accumulator_dtype
+from fastssl.checks import accumulator_dtype, check_choice
 from fastssl.ops.similarity import similarity_lse_rank
 from fastssl.ops.softplus_sum import softplus_sum
 
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_reduction(op: str, reduction: str) -> None:
+    """One of the ways of ``reduce_rows``."""
+    check_choice(op, "reduction", reduction, REDUCTIONS)
+
 
 def reduce_rows(loss: Tensor, reduction: str) -> Tensor:
+    """Losses of rows, of any shape, to their mean or sum; "none" gives them one after the other in one dimension."""
     return loss.flatten() if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
