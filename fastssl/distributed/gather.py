@@ -1,36 +1,64 @@
-"""Rows of all processes in one tensor: without gradient for queues and banks, with it for losses over all processes."""
+"""The rows of all processes in one tensor: without gradient for queues and banks, with gradient for losses over all processes."""
+
+from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
 
 from fastssl.checks import readable
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-def world_size(group=None) -> int:
-    """Processes in ``group`` (by default all); 1 where no process group was made."""
+
+def world_size(group: ProcessGroup | None = None) -> int:
+    """The number of processes that train together.
+
+    Args:
+        group: a process group; by default all processes.
+
+    Returns:
+        The number of processes in the group; 1 where no process group was made, and -1 where the group is without this process.
+
+    Examples:
+        >>> world_size()
+        1
+    """
     if not (distributed.is_available() and distributed.is_initialized()):
         return 1
     return distributed.get_world_size(group)
 
 
-def gather_rows(rows: Tensor, group=None, *, even: bool = False) -> Tensor:
-    """The rows of all processes in rank order: (N_0, ...), (N_1, ...), ... -> (N_0 + N_1 + ..., ...), without gradient.
+def gather_rows(rows: Tensor, group: ProcessGroup | None = None, *, even: bool = False) -> Tensor:
+    """The rows of all processes in rank order, without gradient: for queues and memory banks.
 
-    Every process of the group must call it. In one process it returns ``rows`` itself, detached.
+    (N_0, ...), (N_1, ...), ... become (N_0 + N_1 + ..., ...) in every process. Every process of the group must call it. In one
+    process it returns ``rows`` itself, detached.
 
     Args:
         rows: (N_r, ...) of any dtype, on the device that the group's backend serves. N_r may differ between processes, as in the
             last batch of an epoch, and may be 0.
         group: process group; by default all processes.
-        even: every process brings as many rows of the same shape and dtype, and promises it: one collective, shapes known
-            beforehand, no host sync. Otherwise counts are exchanged first and the host waits for them.
+        even: a promise that every process brings the same number of rows, of the same shape and dtype. Then one collective is
+            enough, shapes are known beforehand, and the host waits for nothing. Otherwise the numbers of rows are exchanged first,
+            and the host waits for them.
+
+    Returns:
+        (N_0 + N_1 + ..., ...), dtype and device of ``rows``, without gradient.
 
     Raises:
         TypeError: ``rows`` is no tensor.
         ValueError: no dimension to gather along, ``group`` without this process or without a process group, or (not ``even``; in
             every process alike) dtypes or widths that differ between processes.
+
+    Examples:
+        >>> keys = torch.randn(8, 16, requires_grad=True)
+        >>> gathered = gather_rows(keys)  # in one process
+        >>> gathered.shape, gathered.requires_grad
+        (torch.Size([8, 16]), False)
     """
     op = "gather_rows"
     world = _check(op, rows, group)
@@ -50,7 +78,7 @@ def gather_rows(rows: Tensor, group=None, *, even: bool = False) -> Tensor:
 
 
 class _GatherWithGradient(torch.autograd.Function):
-    """The gradients that all processes have for a row are summed where it came from."""
+    """The gradients that all processes have for a row are added up in the process that the row came from."""
 
     @staticmethod
     def forward(ctx, rows, world, group):
@@ -65,21 +93,30 @@ class _GatherWithGradient(torch.autograd.Function):
         return grad[first : first + ctx.count], None, None
 
 
-def gather_rows_with_grad(rows: Tensor, group=None) -> tuple[Tensor, int]:
-    """The rows of all processes in rank order with their gradient, and the place of this process's first row among them.
+def gather_rows_with_grad(rows: Tensor, group: ProcessGroup | None = None) -> tuple[Tensor, int]:
+    """The rows of all processes in rank order, with gradient, and the place of this process's first row among them.
 
     The backward adds, over all processes, the gradients of each row, as the gathers of lightly, solo-learn and open_clip do;
     DistributedDataParallel then takes the mean over processes. Every process must call it, and its backward.
 
     Args:
-        rows: (N, ...), floating, of one shape and dtype in every process; compared on a CPU, where it costs no wait for a GPU.
+        rows: (N, ...) floating, of one shape and dtype in every process. That is compared on a CPU, where it costs no wait for a
+            GPU.
         group: process group; by default all processes.
 
     Returns:
-        (ranks N, ...) and the number of rows before this process's own. In one process ``rows`` itself and 0.
+        The rows (ranks N, ...), and the number of rows before this process's own. In one process ``rows`` itself and 0.
 
     Raises:
-        TypeError, ValueError: as ``gather_rows``; on a CPU, in every process alike, shapes or dtypes that differ.
+        TypeError: ``rows`` is no tensor.
+        ValueError: no dimension to gather along, ``group`` without this process or without a process group; on a CPU, in every
+            process alike, shapes or dtypes that differ.
+
+    Examples:
+        >>> z = torch.randn(8, 16, requires_grad=True)
+        >>> everyone, first = gather_rows_with_grad(z)  # in one process
+        >>> everyone is z, first
+        (True, 0)
     """
     op = "gather_rows_with_grad"
     world = _check(op, rows, group)
@@ -92,8 +129,8 @@ def gather_rows_with_grad(rows: Tensor, group=None) -> tuple[Tensor, int]:
     return _GatherWithGradient.apply(rows, world, group), distributed.get_rank(group) * len(rows)
 
 
-def _check(op: str, rows: Tensor, group) -> int:
-    """The number of processes, after a look at the arguments."""
+def _check(op: str, rows: Tensor, group: ProcessGroup | None) -> int:
+    """Checks the arguments and returns the number of processes."""
     if not isinstance(rows, Tensor):
         raise TypeError(f"{op}: rows must be a tensor (N, ...), got {type(rows).__name__}")
     if rows.dim() == 0:
@@ -106,8 +143,8 @@ def _check(op: str, rows: Tensor, group) -> int:
     return world
 
 
-def _gather_even(rows: Tensor, world: int, group) -> Tensor:
-    """rows (N, ...) -> (world N, ...). Travels as bytes: backends differ in the dtypes that they know."""
+def _gather_even(rows: Tensor, world: int, group: ProcessGroup | None) -> Tensor:
+    """The rows (world N, ...) of all processes, N from each; sent as bytes, because backends differ in the dtypes that they know."""
     everyone = rows.new_empty((world * len(rows), *rows.shape[1:]))
     if everyone.numel():
         gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # the name up to torch 2.12
@@ -115,11 +152,11 @@ def _gather_even(rows: Tensor, world: int, group) -> Tensor:
     return everyone
 
 
-def _row_counts(op: str, rows: Tensor, world: int, group) -> list[int]:
-    """N of each process; all of them refuse alike, instead of some waiting for the others, where the rows do not match."""
-    kind = zlib.crc32(f"{rows.dtype} {tuple(rows.shape[1:])}".encode())
-    table = _gather_even(torch.tensor([[len(rows), kind]], device=rows.device), world, group).tolist()
-    if others := [rank for rank, (_, other) in enumerate(table) if other != kind]:
+def _row_counts(op: str, rows: Tensor, world: int, group: ProcessGroup | None) -> list[int]:
+    """N of each process. Where rows do not match, every process raises; otherwise some would wait for the others for ever."""
+    form = zlib.crc32(f"{rows.dtype} {tuple(rows.shape[1:])}".encode())
+    table = _gather_even(torch.tensor([[len(rows), form]], device=rows.device), world, group).tolist()
+    if others := [rank for rank, (_, other) in enumerate(table) if other != form]:
         mine = f"{rows.dtype} {('N', *rows.shape[1:])}".replace("'", "")
         raise ValueError(f"{op}: rows must have one dtype and width in every process, got {mine} here, others in ranks {others}")
     return [count for count, _ in table]

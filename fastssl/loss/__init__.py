@@ -1,4 +1,4 @@
-"""Losses as modules; the functions behind them are in ``fastssl.functional``."""
+"""The losses as modules. The functions behind them are in ``fastssl.functional``; ``parts`` holds what several losses share."""
 
 from .clip_modules import ClipLoss, SigLipLoss
 from .cosine import BYOLLoss, NegativeCosineSimilarity

@@ -25,22 +25,30 @@ def soft_nearest_neighbor(
 
     ``L_i = -log(sum_{j != i of i's class} exp(-d_ij / temperature) / sum_{k != i} exp(-d_ik / temperature))``
 
-    computed as softplus(lse over other classes - lse over i's own), so that a small loss keeps its digits. Equals
+    It is computed as softplus(lse over other classes - lse over i's own), so that a small loss keeps its digits. Equals
     pytorch-metric-learning's ``NCALoss(softmax_scale=1 / temperature)`` for unit rows.
 
     Args:
         features: (N, D) float32, bfloat16, float16 or float64.
-        labels: (N,) integers. A row without another of its class is left out of the mean, with gradient 0; without any
-            such row the loss is 0.
-        temperature: number or one-element float tensor, not 0; a tensor may need a gradient (the paper learns it).
-        distance: "squared" (the paper's), "euclidean" or "cosine".
-        reduction: "mean" over the rows that count, "sum", or "none" for (N,) with 0 where left out.
+        labels: (N,) integers. A row without another of its class is left out of the mean, with gradient 0; without any row that
+            has one the loss is 0.
+        temperature: divides the distances; a number or a one-element float tensor, not 0. A tensor may need a gradient (the paper
+            learns it).
+        distance: "squared" (the paper's), "euclidean" or "cosine" (1 - cosine).
+        reduction: "mean" over the rows that count, "sum", or "none" for the losses (N,) with 0 where a row is left out.
 
     Returns:
-        The loss, float32 (float64 for float64 input). One sweep over the distances, a block of rows at a time.
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``. One sweep over the distances, a block
+        of rows at a time.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, distance or reduction.
+
+    Examples:
+        >>> features = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [9.0, 1.0]])
+        >>> near = soft_nearest_neighbor(features, torch.tensor([0, 0, 1, 1]))
+        >>> bool(near < soft_nearest_neighbor(features, torch.tensor([0, 1, 0, 1])))
+        True
     """
     op = "soft_nearest_neighbor"
     (features,) = enter(op, features)
@@ -48,32 +56,36 @@ def soft_nearest_neighbor(
     check_labelled(op, features, labels, distance)
     check_scalar(op, "temperature", temperature, features, zero=False)
     warn_local_rows(op)
-    temperature = scalar(temperature, features)
-    learned = isinstance(temperature, Tensor)
+    divisor = scalar(temperature, features)
 
     def rows(d, same, other, *given):
-        s = -d / (given[0] if learned else temperature)
+        s = -d / (given[0] if given else divisor)
         (own, has_own), (rest, has_rest) = masked_lse(s, same), masked_lse(s, other)
         return torch.where((has_own & has_rest) | own.isnan(), softplus(rest - own), 0.0), has_own
 
-    shared = (temperature,) if learned else ()
+    shared = (divisor,) if isinstance(divisor, Tensor) else ()  # a tensor that needs a gradient reaches the blocks as an argument
     loss, counts = map_labelled(rows, features, labels, distance, shared=shared)
     return loss.sum() / counts.sum().clamp(min=1) if reduction == "mean" else reduce_rows(loss, reduction)
 
 
 def alignment(x: Tensor, y: Tensor, alpha: float = 2.0, *, reduction: str = "mean") -> Tensor:
-    """Alignment of positive pairs (Wang & Isola 2020): ``mean_i |x_i - y_i|^alpha``.
+    """Alignment of positive pairs (Wang & Isola 2020, section 4.1): ``mean_i |x_i - y_i|^alpha``.
 
     Args:
-        x, y: (N, D) float32, bfloat16, float16 or float64, the paper's of unit length; used as they are.
-        alpha: above 0; the gradient at x_i = y_i is 0.
-        reduction: "mean" or "sum" over rows, or "none" for (N,).
+        x: (N, D) float32, bfloat16, float16 or float64; used as given, the paper's rows have unit length.
+        y: (N, D), dtype and device of ``x``; row i is the positive of row i.
+        alpha: the exponent, above 0. The gradient where x_i = y_i is 0.
+        reduction: "mean" or "sum" over the rows, or "none" for the losses (N,).
 
     Returns:
-        The loss, float32 (float64 for float64 input).
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, alpha or reduction.
+
+    Examples:
+        >>> alignment(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]])).item()  # |x - y| = 5
+        25.0
     """
     op = "alignment"
     x, y = enter(op, x, y)
@@ -88,21 +100,26 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0, *, reduction: str = "mea
 
 
 def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
-    """Uniformity on the sphere (Wang & Isola 2020): ``log mean_{i < j} exp(-t |x_i - x_j|^2)``, minimised to spread.
+    """Uniformity on the sphere (Wang & Isola 2020, section 4.1): ``log mean_{i < j} exp(-t |x_i - x_j|^2)``, minimised to spread.
 
     Equals ``torch.pdist(x).pow(2).mul(-t).exp().mean().log()`` without the pairs: -t |x_i - x_j|^2 is an inner product and a
-    bias for each side, so it is one ``similarity_lse``. A median of the rows is taken off first, which changes no distance but
-    the rounding.
+    bias for each side, so it is one ``similarity_lse``. A median of the rows is subtracted from all of them first: no distance
+    changes, and the inner products are rounded less.
 
     Args:
-        x: (N, D) float32, bfloat16, float16 or float64, at least 2 rows, the paper's of unit length; used as they are.
-        t: number or one-element float tensor, not 0; a tensor may need a gradient.
+        x: (N, D) float32, bfloat16, float16 or float64, at least 2 rows; used as given, the paper's rows have unit length.
+        t: multiplies the squared distances; a number or a one-element float tensor, not 0. A tensor may need a gradient.
 
     Returns:
-        The loss, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
+        A scalar, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device or t.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])  # one pair, at a squared distance of 4
+        >>> round(uniformity(x, t=2.0).item(), 4)
+        -8.0
     """
     op = "uniformity"
     (x,) = enter(op, x)
@@ -120,12 +137,23 @@ def uniformity(x: Tensor, t: float | Tensor = 2.0) -> Tensor:
 
 
 class SoftNearestNeighborLoss(nn.Module):
-    """``soft_nearest_neighbor`` as a module; ``temperature`` may be a learned ``nn.Parameter``."""
+    """``soft_nearest_neighbor`` as a module.
+
+    Args:
+        temperature: divides the distances; a number, or a one-element float tensor such as a learned ``nn.Parameter``; not 0.
+        distance: "squared", "euclidean" or "cosine".
+
+    Examples:
+        >>> criterion = SoftNearestNeighborLoss(temperature=torch.nn.Parameter(torch.tensor(2.0)))
+        >>> criterion(torch.randn(8, 16), torch.arange(8) % 2).backward()
+        >>> criterion.temperature.grad.shape
+        torch.Size([])
+    """
 
     def __init__(self, temperature: float | Tensor = 1.0, distance: str = "squared"):
         super().__init__()
         self.temperature, self.distance = temperature, distance
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """features (N, D), labels (N,) -> scalar."""
+        """The mean loss of features (N, D) with integer labels (N,); errors as ``soft_nearest_neighbor``."""
         return soft_nearest_neighbor(features, labels, self.temperature, distance=self.distance)

@@ -5,7 +5,7 @@
     hard      G_i = N sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij)
     loss_i = softplus(log max((G_i - tau_plus N exp(p_i)) / (1 - tau_plus), floor) - p_i)
 
-The sums are log-sum-exps (one sweep, two with beta) and stay in the log domain, so small temperatures do not overflow.
+The sums are log-sum-exps: one sweep, or two with a beta. They stay in the log domain, so small temperatures do not overflow.
 """
 
 import math
@@ -23,7 +23,7 @@ from .parts.reductions import check_reduction, log_of, lse_of, reduce_rows, soft
 
 
 def _log_debiased(log_sum: Tensor, positive: Tensor, count: int, tau_plus, scale) -> Tensor:
-    """log max((e^log_sum - tau_plus N e^positive) / (1 - tau_plus), N e^-scale); a NaN stays. tau_plus: None for 0."""
+    """log max((e^log_sum - tau_plus N e^positive) / (1 - tau_plus), N e^-scale), where tau_plus is None for 0; a NaN stays one."""
     floor = log_of(count, positive) - scale
     if tau_plus is not None:
         log, log1p = (torch.log, torch.log1p) if isinstance(tau_plus, Tensor) else (math.log, math.log1p)
@@ -46,16 +46,33 @@ def hard_nt_xent(
 ) -> Tensor:
     """NT-Xent whose negatives are weighted by exp(beta s) (Robinson et al. 2021, eq. 4) and debiased by ``tau_plus``.
 
+    With N = 2B - 2 negatives of each row, similarities s over the temperature, and p(i) the other view of row i:
+
+    ``G_i = N sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij)``
+
+    ``loss_i = log(1 + max((G_i - tau_plus N e^s_i,p(i)) / (1 - tau_plus), N e^(-1 / temperature)) / e^s_i,p(i))``
+
     Args:
-        z0, z1, temperature, normalize, reduction: as in ``nt_xent``; at least 2 pairs.
+        z0: (B, D) embeddings of the first view; float32, bfloat16, float16 or float64. B is at least 2, because a single pair has
+            no negatives.
+        z1: (B, D) embeddings of the second view, same dtype and device; row i is the positive of row i.
+        temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
         tau_plus: probability that a negative is of the row's own class, in [0, 1).
-        beta: concentration on hard negatives, at least 0; 0 is ``debiased_nt_xent``.
+        beta: concentration on the hard negatives, at least 0; 0 is ``debiased_nt_xent``.
+        normalize: scale rows to unit length first (fused); otherwise rows are used as they are.
+        reduction: "mean" or "sum" over the 2B rows, or "none" for the losses (2B,), those of view 0 first.
 
     Returns:
-        The loss, float32 (float64 for float64 input). Memory O(B D). Differentiable once.
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``. Memory O(B D). Differentiable once.
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape, device, temperature, tau_plus or beta.
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature, tau_plus, beta or reduction; one pair alone.
+
+    Examples:
+        >>> z0, z1 = torch.randn(8, 16), torch.randn(8, 16)
+        >>> plain = hard_nt_xent(z0, z1, 0.5, tau_plus=0.0, beta=0.0)
+        >>> bool(plain < hard_nt_xent(z0, z1, 0.5, tau_plus=0.0, beta=1.0))  # the similar negatives weigh more
+        True
     """
     return _corrected("hard_nt_xent", z0, z1, temperature, tau_plus, beta, normalize, reduction)
 
@@ -69,7 +86,36 @@ def debiased_nt_xent(
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
-    """Debiased contrastive loss (Chuang et al. 2020, eq. 8) over both views' negatives; arguments as ``hard_nt_xent``."""
+    """Debiased contrastive loss (Chuang et al. 2020, eq. 8) over the negatives of both views.
+
+    NT-Xent takes every other row for a negative, and some are of the row's own class. The loss subtracts as much of the
+    positive's term as ``tau_plus`` says. With N = 2B - 2 negatives of each row, similarities s over the temperature, and p(i) the
+    other view of row i:
+
+    ``loss_i = log(1 + max((sum_j e^s_ij - tau_plus N e^s_i,p(i)) / (1 - tau_plus), N e^(-1 / temperature)) / e^s_i,p(i))``
+
+    Args:
+        z0: (B, D) embeddings of the first view; float32, bfloat16, float16 or float64. B is at least 2, because a single pair has
+            no negatives.
+        z1: (B, D) embeddings of the second view, same dtype and device; row i is the positive of row i.
+        temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
+        tau_plus: probability that a negative is of the row's own class, in [0, 1).
+        normalize: scale rows to unit length first (fused); otherwise rows are used as they are.
+        reduction: "mean" or "sum" over the 2B rows, or "none" for the losses (2B,), those of view 0 first.
+
+    Returns:
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``. Memory O(B D). Differentiable once.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature, tau_plus, or reduction; one pair alone.
+
+    Examples:
+        >>> from fastssl.functional import nt_xent
+        >>> z0, z1 = torch.randn(8, 16), torch.randn(8, 16)
+        >>> uncorrected = debiased_nt_xent(z0, z1, 0.5, tau_plus=0.0)
+        >>> torch.allclose(uncorrected, nt_xent(z0, z1, 0.5))
+        True
+    """
     return _corrected("debiased_nt_xent", z0, z1, temperature, tau_plus, 0.0, normalize, reduction)
 
 

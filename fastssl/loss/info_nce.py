@@ -74,11 +74,14 @@ def _smoothed(
 
 def _paired_terms(
     query: Tensor, negative_keys: Tensor, scale: float | Tensor, threshold: Tensor | None
-) -> tuple[Tensor, Tensor | None, Sums]:
-    """lse, rank of a threshold (N,) and sums over each row's own negatives (N, M, D)."""
+) -> tuple[Tensor, Tensor, Sums]:
+    """Over each row's own negatives (N, M, D): lse, the rank of a threshold (N,), which is (0,) without one, and sums."""
     wide = accumulator_dtype(query)
     dots = matmul(negative_keys.to(wide), query.to(wide)[:, :, None])[:, :, 0]
-    rank = None if threshold is None else (dots * scale > threshold[:, None]).sum(1, dtype=torch.int32)
+    if threshold is None:
+        rank = query.new_empty(0, dtype=torch.int32)
+    else:
+        rank = (dots * scale > threshold[:, None]).sum(1, dtype=torch.int32)
     return torch.logsumexp(dots * scale, 1), rank, (dots.sum(1), float(dots.shape[1]))
 
 

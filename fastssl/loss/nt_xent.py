@@ -204,7 +204,7 @@ def _check_gather(op: str, gather_distributed: bool) -> None:
 def _bank_shape(memory_bank_size: int | Sequence[int]) -> tuple[int, int | None]:
     """(rows K, width D); D is None where only K was given."""
     if is_whole(memory_bank_size):
-        shape = (cast(int, memory_bank_size),)
+        shape: tuple[int, ...] = (cast(int, memory_bank_size),)
     elif isinstance(memory_bank_size, Sequence) and not isinstance(memory_bank_size, str):
         shape = tuple(memory_bank_size)
     else:

@@ -1,9 +1,9 @@
-"""NT-Xent of two views as one node of the autograd graph: the ops of its three parts in a row, each way.
+"""NT-Xent of two views as one node of the autograd graph, which calls the ops of its three parts one after the other.
 
     z = [a / |a| ; b / |b|]        lse_i = log sum_{j not in {i, p(i)}} exp(scale <z_i, z_j>)        a, b (B, D)
     total = w sum_i softplus(lse_i - scale <z_i, z_p(i)>)
 
-A small batch is bound by the host, and three nodes with their checks took it longer than these six ops do.
+With a small batch most of the time is the host's, and three nodes with their checks took longer than these six ops do.
 """
 
 import torch
@@ -22,7 +22,7 @@ class _PairLoss(torch.autograd.Function):
         ids = pair_ids(a)
         lse, _, state, peak = similarity._fwd(z, None, scale, None, ids, None, None, None)
         total = softplus_sum._fwd(lse, dot, scale, mean)
-        # the result is saved so that a second derivative finds its way here and is refused
+        # The result is saved so that a second derivative comes here, where it is refused.
         ctx.save_for_backward(z, norm, dot, ids, lse, state, peak, total)
         ctx.scale, ctx.mean, ctx.op = scale, mean, op
         return total
@@ -39,5 +39,5 @@ class _PairLoss(torch.autograd.Function):
 
 
 def pair_loss(op: str, a: Tensor, b: Tensor, scale: float, mean: bool) -> Tensor:
-    """a, b (B, D), checked -> NT-Xent of their 2B unit rows, mean or sum, float32 (float64 for float64)."""
+    """NT-Xent of the 2B unit rows of a and b (B, D), which were checked: mean or sum, float32 (float64 for float64)."""
     return _PairLoss.apply(a, distinct(b, a), scale, mean, op)

@@ -4,8 +4,9 @@ nce and negative_sampling are logistic regressions of one positive and M negativ
 
     L_i = softplus(-u_i+) + sum_k softplus(u_ik),    u = <query, key> / temperature + offset
 
-The negatives come as (M, D), shared by all queries; as (N, M, D), each query's own; or as a bank (K, D) with an index (N, M)
-of rows of it, gathered a block of queries at a time and again in the backward, so that (N, M, D) is never there at once.
+The negatives come as (M, D), shared by all queries; as (N, M, D), each query's own; or as a bank (K, D) with an index (N, M) of its
+rows. Those are gathered for a block of queries at a time, and gathered again in the backward, so that (N, M, D) is never there at
+once.
 """
 
 import math
@@ -37,22 +38,29 @@ from .parts.row_blocks import map_rows
 
 
 def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: str = "mean") -> Tensor:
-    """Multi-class N-pair loss (Sohn 2016): row i's negatives are the positives of the other rows, each of a class of its own.
+    """Multi-class N-pair loss (Sohn 2016, eq. 6): row i's negatives are the positives of the other rows, each of a class of its
+    own.
 
     ``L_i = log(1 + sum_{j != i} exp(<a_i, p_j> - <a_i, p_i>)) + l2_reg (|a_i|^2 + |p_i|^2) / 4``
 
     Equals pytorch-metric-learning's ``NPairsLoss`` without normalisation. For a temperature, or unit rows, see ``info_nce``.
 
     Args:
-        anchor, positive: (N, D) float32, bfloat16, float16 or float64, used as they are.
-        l2_reg: at least 0, weight of the squared norms.
-        reduction: "mean" or "sum" over rows, or "none" for (N,).
+        anchor: (N, D) float32, bfloat16, float16 or float64, used as given.
+        positive: (N, D), dtype and device of ``anchor``; row i is the positive of row i.
+        l2_reg: weight of the squared norms, at least 0.
+        reduction: "mean" or "sum" over the rows, or "none" for the losses (N,).
 
     Returns:
-        The loss, float32 (float64 for float64 input); 0 for one row. Fused, memory O(N D). Differentiable once.
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``; 0 for one row. Memory O(N D).
+        Differentiable once.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, l2_reg or reduction.
+
+    Examples:
+        >>> n_pair(torch.eye(3), torch.zeros(3, 3)).item() == torch.tensor(3.0).log().item()  # all products are 0
+        True
     """
     op = "n_pair"
     anchor, positive = enter(op, anchor, positive)
@@ -69,7 +77,7 @@ def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: 
 
 
 def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: Tensor | None, query: Tensor) -> int:
-    """keys (M, D), (N, M, D), or (K, D) with index (N, M) -> M."""
+    """Checks keys (M, D), (N, M, D), or (K, D) with an index (N, M), and returns M."""
     n, width = query.shape
     shapes = f"(M, D), (N, M, D), or (K, D) with {index_name}"
     check_dense(op, name, keys, f"a tensor {shapes}")
@@ -97,6 +105,7 @@ def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: T
 
 
 def _check_float(op: str, name: str, value, shape: tuple[int, ...], query: Tensor) -> None:
+    """A float tensor of a given shape on the device of query."""
     check_dense(op, name, value, "a float tensor of shape {}", shape)
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be a float tensor of shape {shape}, got {value.dtype}")
@@ -114,12 +123,16 @@ def _check_query(op: str, query: Tensor, positive_key: Tensor, temperature, redu
 
 
 def _map_logits(f, query: Tensor, keys: Tensor, index: Tensor | None, scale, offset=None) -> Tensor:
-    """f(u (n, M)) -> (n,) over blocks of queries, u = scale <query, negatives> + offset; offset (M,), (N, M), a scalar or None."""
+    """f(u) (n,) for blocks of n queries, where u (n, M) = scale <query, negatives> + offset.
+
+    The offset is (M,), (N, M), a scalar or None. Every tensor is an argument of the block: those with an entry for each query are
+    split, the others are shared.
+    """
     offset_by_row = isinstance(offset, Tensor) and offset.dim() == 2
     named = {"query": query, "keys": keys, "index": savable(index), "scale": scale, "offset": offset}
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     by_row = {"query"} | ({"keys"} if keys.dim() == 3 else {"index"}) | ({"offset"} if offset_by_row else set())
-    names = sorted(tensors, key=lambda name: name not in by_row)  # those of each row first
+    names = sorted(tensors, key=lambda name: name not in by_row)  # those that are split come first
 
     def block(*parts):
         part = named | dict(zip(names, parts, strict=True))
@@ -176,26 +189,35 @@ def nce(
 
     ``L_i = -log h(i's positive) - sum_k log(1 - h(k))``
 
-    computed from the logits <q, k> / temperature - log Z - log(M Pn(k)), so that no probability under- or overflows.
+    It is computed from the logits <q, k> / temperature - log Z - log(M Pn(k)), so that no probability under- or overflows.
 
     Args:
-        query: (N, D) float32, bfloat16, float16 or float64, used as it is (instance discrimination: unit rows).
+        query: (N, D) float32, bfloat16, float16 or float64, used as given (instance discrimination: unit rows).
         positive_key: (N, D), same dtype and device; with a memory bank ``bank[i]``.
         noise_keys: (M, D) for all queries, (N, M, D) for each its own, or with ``noise_index`` the bank (K, D).
-        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
-        n: uniform noise over n items, Pn = 1 / n: the size of the data set. Or both of
-        log_noise_pos: (N,) float, log Pn of the positives, and
-        log_noise_neg: float, log Pn of the noise samples: (M,) for shared noise_keys, otherwise (N, M). Not normalised here.
+        temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
+        n: uniform noise over n items, Pn = 1 / n; n is the size of the data set. Given instead of the next two.
+        log_noise_pos: (N,) float, log Pn of the positives. Given together with ``log_noise_neg``.
+        log_noise_neg: float, log Pn of the noise samples: (M,) for shared noise_keys, otherwise (N, M). They are not normalised
+        here.
         noise_index: (N, M) integers, rows of the bank; (N, M, D) is then never there at once.
         log_z: log of the constant Z, a number or a one-element float tensor: 0 as in Mnih & Kavukcuoglu, ``nce_log_z`` of the
             first batch as in Wu et al.
-        reduction: "mean" or "sum" over queries, or "none" for (N,).
+        reduction: "mean" or "sum" over the queries, or "none" for the losses (N,).
 
     Returns:
-        The loss, float32 (float64 for float64 input), summed over the M noise samples.
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``, summed over the M noise samples.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, noise, log_z or reduction.
+
+    Examples:
+        >>> bank = torch.nn.functional.normalize(torch.randn(1000, 16), dim=1)  # one row for each picture of the data set
+        >>> noise = torch.randint(1000, (4, 64))
+        >>> loss = nce(bank[:4], bank[:4], bank, n=1000, noise_index=noise, log_z=nce_log_z(bank[:4], bank, n=1000,
+        noise_index=noise))
+        >>> loss.shape
+        torch.Size([])
     """
     op = "nce"
     query, positive_key, noise_keys = enter(op, query, positive_key, noise_keys)
@@ -213,9 +235,27 @@ def nce(
 def nce_log_z(
     query: Tensor, noise_keys: Tensor, temperature: float | Tensor = 0.07, *, n: int, noise_index: Tensor | None = None
 ) -> Tensor:
-    """log Z of ``nce`` from uniform noise, log(n mean_ik exp(<q_i, k> / temperature)) (Wu et al. 2018, eq. 8), a 0-d constant.
+    """log Z of ``nce``, estimated from uniform noise: log(n mean_ik exp(<q_i, k> / temperature)) (Wu et al. 2018, eq. 8).
 
-    Arguments and errors as in ``nce``. Instance discrimination takes it from the first batch and keeps it.
+    Instance discrimination takes it from the first batch and keeps it.
+
+    Args:
+        query: (N, D) float32, bfloat16, float16 or float64, used as given.
+        noise_keys: (M, D) for all queries, (N, M, D) for each its own, or with ``noise_index`` the bank (K, D).
+        temperature: divides the similarities; a number or a one-element float tensor, not 0.
+        n: number of items that the noise is drawn from, the size of the data set.
+        noise_index: (N, M) integers, rows of the bank.
+
+    Returns:
+        A scalar, float32 (float64 for float64 input), without gradient.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature or n.
+
+    Examples:
+        >>> log_z = nce_log_z(torch.zeros(2, 4), torch.randn(8, 4), n=100)  # exp(0) = 1 for every pair, so Z = 100
+        >>> round(log_z.exp().item(), 3)
+        100.0
     """
     op = "nce_log_z"
     query, noise_keys = enter(op, query, noise_keys)
@@ -241,18 +281,25 @@ def negative_sampling(
     ``L_i = -log sigmoid(<q_i, k_i+> / temperature) - sum_k log sigmoid(-<q_i, k> / temperature)``; the paper has no temperature.
 
     Args:
-        query: (N, D) float32, bfloat16, float16 or float64, used as it is.
-        positive_key: (N, D), same dtype and device.
+        query: (N, D) float32, bfloat16, float16 or float64, used as given.
+        positive_key: (N, D), same dtype and device; row i is the positive of query i.
         negative_keys: (M, D) for all queries, (N, M, D) for each its own, or with ``negative_index`` the table (K, D).
-        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
+        temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
         negative_index: (N, M) integers, rows of the table; (N, M, D) is then never there at once.
-        reduction: "mean" or "sum" over queries, or "none" for (N,).
+        reduction: "mean" or "sum" over the queries, or "none" for the losses (N,).
 
     Returns:
-        The loss, float32 (float64 for float64 input), summed over the M negatives.
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``, summed over the M negatives.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, temperature or reduction.
+
+    Examples:
+        >>> words = torch.randn(1000, 16, requires_grad=True)  # a table of embeddings
+        >>> loss = negative_sampling(words[:4], words[4:8], words, negative_index=torch.randint(1000, (4, 5)))
+        >>> loss.backward()
+        >>> words.grad.shape
+        torch.Size([1000, 16])
     """
     op = "negative_sampling"
     query, positive_key, negative_keys = enter(op, query, positive_key, negative_keys)
@@ -264,12 +311,20 @@ def negative_sampling(
 
 
 class NPairLoss(nn.Module):
-    """``n_pair`` as a module: ``NPairLoss(l2_reg)(anchor, positive)``."""
+    """``n_pair`` as a module: ``NPairLoss(l2_reg)(anchor, positive)``.
+
+    Args:
+        l2_reg: weight of the squared norms, at least 0.
+
+    Examples:
+        >>> NPairLoss(l2_reg=0.02)(torch.randn(8, 16), torch.randn(8, 16)).shape
+        torch.Size([])
+    """
 
     def __init__(self, l2_reg: float = 0.0):
         super().__init__()
         self.l2_reg = l2_reg
 
     def forward(self, anchor: Tensor, positive: Tensor) -> Tensor:
-        """anchor, positive (N, D) -> scalar."""
+        """The mean loss of anchors and positives (N, D); errors as ``n_pair``."""
         return n_pair(anchor, positive, self.l2_reg)

@@ -2,10 +2,14 @@
 
     loss_i = lse_{j != i} s_ij - scale <z_i, mean of i's positives>,    s_ij = scale <z_i, z_j>,  scale = 1 / temperature
 
-The term of the positives is linear, so their mean comes from one sum over each class: O(N D). With P positives the loss is at least
-log P, so it can only be small where an anchor has one: there the log-sum-exp leaves the positive out, and softplus(lse - s) keeps
-the digits, as in NT-Xent, which this is with two views and neither labels nor mask.
+The term of the positives is linear, so their mean comes from one sum over each class, in O(N D). With P positives the loss is at
+least log P, so it can be small only where an anchor has a single positive. There the log-sum-exp leaves the positive out, and
+softplus(lse - s) keeps the digits, as in NT-Xent. With two views and neither labels nor mask the loss is NT-Xent.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +34,14 @@ from .parts.ids import arange_ids, class_sums, compact_ids
 from .parts.local_rows import warn_local_rows
 from .parts.reductions import check_reduction, lse_of, positive_loss, reduce_rows, softplus
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 _OP = "sup_con"
 
 
 def _check(features, labels, mask, temperature, base_temperature) -> None:
+    """Everything but the values of the labels."""
     check_dense(_OP, "features", features, "a tensor (B, V, D)")
     if features.dtype not in FLOATS:
         raise TypeError(f"{_OP}: features must be float32, bfloat16, float16 or float64, got {features.dtype}")
@@ -50,7 +58,7 @@ def _check(features, labels, mask, temperature, base_temperature) -> None:
 
 
 def _check_mask(mask, rows: int, features: Tensor) -> None:
-    """(B, B), real, finite and not negative; values are looked at on the CPU only."""
+    """(B, B), real, finite and not negative; the values are looked at on the CPU only."""
     check_dense(_OP, "mask", mask, "a tensor ({}, {})", rows, rows)
     if mask.dtype.is_complex:
         raise TypeError(f"{_OP}: mask must be real, got {mask.dtype}")
@@ -66,7 +74,7 @@ def _check_mask(mask, rows: int, features: Tensor) -> None:
 
 
 def _class_ids(features: Tensor, labels: Tensor | None) -> Tensor | None:
-    """labels (B,) or (B, 1) of any real dtype -> (B,) integers, equal where the labels are."""
+    """Integers (B,) for labels (B,) or (B, 1) of any real dtype, equal where the labels are equal."""
     if labels is None:
         return None
     check_dense(_OP, "labels", labels, "a tensor (B,)")
@@ -82,8 +90,8 @@ def _class_ids(features: Tensor, labels: Tensor | None) -> Tensor | None:
     return labels if labels.dtype in INTEGERS else labels.to(torch.int64)  # bool, and unsigned integers that few kernels know
 
 
-def _labelled(labels, ignore_label: int | None) -> Tensor | None:
-    """(B,) bool, which labels are another than ``ignore_label``; None: all."""
+def _labelled(labels: Tensor | None, ignore_label: int | None) -> Tensor | None:
+    """(B,) bool, which labels are not ``ignore_label``; None: all of them count."""
     if ignore_label is None:
         return None
     ignore_label = check_whole(_OP, "ignore_label", ignore_label, -(2**63), 2**63)
@@ -95,7 +103,7 @@ def _labelled(labels, ignore_label: int | None) -> Tensor | None:
 
 
 def _holds(dtype: torch.dtype, value: int) -> bool:
-    """Whether ``value`` is a number of the dtype; of floats, one up to which they hold every whole number."""
+    """Whether the dtype can hold ``value``; of a float dtype, whether it holds every whole number up to it."""
     if dtype.is_floating_point:
         return abs(value) <= 2 / torch.finfo(dtype).eps
     return 0 <= value <= 1 if dtype == torch.bool else torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
@@ -104,12 +112,13 @@ def _holds(dtype: torch.dtype, value: int) -> bool:
 def _positive_sums(z: Tensor, anchors: Tensor, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sums (A B, D) of the positives of the first A views, and their counts (B,): z (B, V, D), anchors (A, B, D), compact ids (B,).
 
-    The anchor itself is no positive. A mask counts with its values, so that soft masks weigh. Sums that an anchor is taken out of
-    are in float64: a huge row leaves the sum of its class as it would be without it.
+    The anchor itself is no positive. A mask counts with its values, so that soft masks weigh the positives. A sum from which an
+    anchor is subtracted is in float64: after a huge row was subtracted, the sum is what it would have been without that row.
     """
     views = z.shape[1]
     of_sample = z.sum(1, dtype=torch.float64)  # (B, D)
-    own, others = z.new_ones(len(z)), 0.0
+    own: Tensor = z.new_ones(len(z))
+    others: Tensor | float = 0.0
     if mask is not None:
         weight = savable(mask).to(z.dtype)
         own, count = weight.diagonal(), views * weight.sum(1)
@@ -125,7 +134,10 @@ def _positive_sums(z: Tensor, anchors: Tensor, ids: Tensor | None, mask: Tensor 
 
 
 def _pair_ids(views: int, ids: Tensor | None, alone: Tensor) -> Tensor:
-    """(V, B) int32, V of 1 or 2: an id for each row, and one for both rows of a pair: anchors with one positive, ``alone`` (B,)."""
+    """Ids (V, B) int32, V of 1 or 2: each row has its own, but for the two rows of a pair, which share one.
+
+    A pair are an anchor whose only positive is ``alone`` (B,) in its class, and that positive.
+    """
     row = arange_ids(alone)
     first = row
     if views == 1 and ids is not None:
@@ -141,13 +153,16 @@ def sup_con(
     temperature: float | Tensor = 0.07,
     base_temperature: float | None = None,
     normalize: bool = False,
-    group=None,
+    group: ProcessGroup | None = None,
     mask: Tensor | None = None,
     contrast_mode: str = "all",
     reduction: str = "mean",
     ignore_label: int | None = None,
 ) -> Tensor:
-    """Supervised contrastive loss L_out over B samples of V views, without the matrix of similarities.
+    """Supervised contrastive loss L_out (Khosla et al. 2020, eq. 2) over B samples of V views, without the matrix of similarities.
+
+    ``loss_i = log sum_{j != i} exp(s_ij) - mean over the positives p of i of s_ip``, where s = <z_i, z_j> / temperature runs over
+    all V B rows. Views of one sample are positives of each other, and so are views of samples of equal label.
 
     Args:
         features: (B, V, D), further dimensions flattened into D; float32, bfloat16, float16 or float64, of unit length unless
@@ -155,22 +170,30 @@ def sup_con(
         labels: (B,) or (B, 1), any values (class, patient, volume) of an integer, bool or float dtype: views of samples of equal
             label are positives. Without labels and mask only the views of one sample are. NaN is refused on a CPU; on a GPU
             each NaN is a label of its own.
-        temperature: number or one-element float tensor, not 0; a tensor may need a gradient.
-        base_temperature: the loss is multiplied by temperature / base_temperature, as in SupContrast (0.07 there); None: not.
+        temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
+        base_temperature: the loss is multiplied by temperature / base_temperature, as in SupContrast (0.07 there). None: it is not.
         normalize: scale rows to unit length first.
-        group: reserved for features from other processes; not there yet.
+        group: reserved for features from other processes, which are not there yet.
         mask: (B, B), in place of labels: mask[i, j] is 1 where sample j is a positive of sample i (need not be symmetric).
         contrast_mode: "all": every view is an anchor; "one": the first view is.
-        reduction: "mean", "sum", or "none" for the losses of the anchors, view after view: (V B,) or (B,).
-        ignore_label: the label of samples that have none, such as -1: they are neither anchors (out of the mean, 0 with "none") nor
-            positives, and stay negatives of the others. Without a labelled sample the loss is 0.
+        reduction: "mean" or "sum" over the anchors, or "none" for their losses, view after view: (V B,), or (B,) with "one".
+        ignore_label: the label of samples that have none, such as -1: they are neither anchors (left out of the mean, 0 with
+            "none") nor positives, and stay negatives of the others. Without a labelled sample the loss is 0.
 
     Returns:
-        The loss, float32 (float64 for float64 input). An anchor without positives counts as 0. Memory O(B V D) (and the mask).
+        The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``. An anchor without positives counts as
+        0. Memory O(B V D), and the mask. Differentiable once.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, labels and mask both given, or a mask that is complex,
             negative or not finite.
+        NotImplementedError: ``group`` was given.
+
+    Examples:
+        >>> features = torch.eye(4)[[0, 0, 1, 1]].view(4, 1, 4)  # 4 samples of one view
+        >>> right = sup_con(features, torch.tensor([0, 0, 1, 1]), temperature=1.0)
+        >>> bool(right < sup_con(features, torch.tensor([0, 1, 0, 1]), temperature=1.0))
+        True
     """
     (features,) = enter(_OP, features)
     _check(features, labels, mask, temperature, base_temperature)
@@ -183,26 +206,26 @@ def sup_con(
     warn_local_rows(_OP)
     features = features.flatten(2)
     temperature = scalar(temperature, features)
-    factor = 1.0 if base_temperature is None else temperature / scalar(base_temperature, features)
+    weight = 1.0 if base_temperature is None else temperature / scalar(base_temperature, features)
     if labels is None and mask is None and contrast_mode == "all" and features.shape[1] == 2:
-        return factor * _two_views(features, 1.0 / temperature, normalize, reduction)
+        return weight * _two_views(features, 1.0 / temperature, normalize, reduction)
     rows = _anchor_rows(features, labels, mask, 1.0 / temperature, normalize, contrast_mode)
     if labelled is None:
-        return factor * reduce_rows(rows, reduction)
-    labelled = labelled.repeat(len(rows) // len(labels))
+        return weight * reduce_rows(rows, reduction)
+    labelled = labelled.repeat(len(rows) // len(labelled))
     rows = torch.where(labelled, rows, 0.0)
-    return factor * (rows.sum() / labelled.sum().clamp_min(1) if reduction == "mean" else reduce_rows(rows, reduction))
+    return weight * (rows.sum() / labelled.sum().clamp_min(1) if reduction == "mean" else reduce_rows(rows, reduction))
 
 
 def _two_views(features: Tensor, scale, normalize: bool, reduction: str) -> Tensor:
-    """NT-Xent: each row has one positive."""
+    """Two views without labels, which is NT-Xent: each row has one positive."""
     a, b, dot = paired(_OP, features[:, 0], features[:, 1], normalize)
     z, pair = torch.cat([a, b]), arange_ids(a).repeat(2)
     return positive_loss(_OP, lse_of(_OP, z, z, scale=scale, x_id=pair), dot, scale, reduction)
 
 
 def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contrast_mode: str) -> Tensor:
-    """Losses of the anchors, view after view; 0 where one has no positive, and a NaN stays."""
+    """The losses of the anchors, view after view: 0 for an anchor without positives; a NaN stays one."""
     z = unit_rows(features) if normalize else features
     samples, views, _ = z.shape
     contrast = z.transpose(0, 1).reshape(samples * views, -1)  # (V B, D), view after view
@@ -212,7 +235,7 @@ def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contras
     classes = None if labels is None else compact_ids(labels)
     sums, count = _positive_sums(z.to(wide), anchors.to(wide).unflatten(0, (used, -1)), classes, mask)
     one = None
-    if mask is None and views <= 2:  # else no anchor is known to have one positive
+    if mask is None and views <= 2:  # otherwise no anchor is known to have a single positive
         one = count == 1
         ids = _pair_ids(views, classes, one).flatten()
     else:
@@ -226,8 +249,25 @@ def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contras
 
 
 class SupConLoss(nn.Module):
-    """``sup_con`` with the arguments of SupContrast's ``SupConLoss``: the base temperature is 0.07 there, and features come
-    normalised, unless ``normalize``. ``ignore_label`` as in ``sup_con``, where labels are given."""
+    """``sup_con`` with the arguments of SupContrast's ``SupConLoss``, whose base temperature is 0.07.
+
+    Args:
+        temperature: divides the similarities; a number, or a one-element float tensor such as a learned ``nn.Parameter``; not 0.
+        contrast_mode: "all": every view is an anchor; "one": the first view is.
+        base_temperature: the loss is multiplied by temperature / base_temperature. None: it is not.
+        normalize: scale rows to unit length first; otherwise features are expected at unit length, as in SupContrast.
+        ignore_label: the label of samples that have none, as in ``sup_con``; without effect where no labels are given.
+
+    Raises:
+        TypeError, ValueError: another contrast_mode.
+
+    Examples:
+        >>> criterion = SupConLoss(temperature=0.1, normalize=True)
+        >>> features, labels = torch.randn(8, 2, 16, requires_grad=True), torch.arange(8) % 3
+        >>> criterion(features, labels).backward()
+        >>> features.grad.shape
+        torch.Size([8, 2, 16])
+    """
 
     def __init__(
         self,
@@ -244,7 +284,26 @@ class SupConLoss(nn.Module):
         self.base_temperature, self.normalize, self.ignore_label = base_temperature, normalize, ignore_label
 
     def forward(self, features: Tensor, labels: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """features (B, V, ...), labels (B,) or (B, 1) of any real dtype, or mask (B, B), or neither -> loss."""
-        options = {"temperature": self.temperature, "base_temperature": self.base_temperature, "normalize": self.normalize}
-        options |= {"contrast_mode": self.contrast_mode, "ignore_label": None if labels is None else self.ignore_label}
-        return sup_con(features, labels, mask=mask, **options)
+        """The mean loss of the anchors.
+
+        Args:
+            features: (B, V, ...) float32, bfloat16, float16 or float64.
+            labels: (B,) or (B, 1) of any real dtype; views of samples of equal label are positives.
+            mask: (B, B), in place of labels: 1 where sample j is a positive of sample i.
+
+        Returns:
+            A scalar, float32 (float64 for float64 input).
+
+        Raises:
+            TypeError, ValueError: as ``sup_con``.
+        """
+        return sup_con(
+            features,
+            labels,
+            temperature=self.temperature,
+            base_temperature=self.base_temperature,
+            normalize=self.normalize,
+            mask=mask,
+            contrast_mode=self.contrast_mode,
+            ignore_label=None if labels is None else self.ignore_label,
+        )

@@ -1,6 +1,7 @@
 """Ways to use the contrastive losses: nested dimensions (Matryoshka), and positives looked up in a bank (NNCLR)."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,25 +22,38 @@ from fastssl.checks import (
 from .parts.arguments import scalar
 from .parts.dot_products import in_given_dtype
 
-BLOCK_ELEMENTS = 1 << 22  # similarities held at once: 16 MiB of float32
+BLOCK_ELEMENTS = 1 << 22  # similarities that are held at once: 16 MiB of float32
 
 
 def matryoshka(
     loss: Callable[..., Tensor], *embeddings: Tensor, dims: Sequence[int], weights: Sequence[float] | None = None
 ) -> Tensor:
-    """Sum over d in ``dims`` of w_d loss(first d dimensions of each embedding) (Kusupati et al. 2022, eq. 1).
+    """A loss over nested embeddings: the weighted sum of the loss of their first d dimensions (Kusupati et al. 2022, eq. 1).
+
+    ``sum over d in dims of w_d loss(first d dimensions of each embedding)``. The parts are views: nothing is copied but what the
+    loss itself normalises.
 
     Args:
-        loss: called with the shortened embeddings, for example ``functools.partial(info_nce, temperature=0.05)``; it should
-            normalise, since a part of a unit row is none.
-        embeddings: (..., D) each, the arguments of ``loss``.
-        dims: widths, each from 1 to D.
-        weights: one for each width, 1 by default.
+        loss: called with the shortened embeddings, for example ``functools.partial(info_nce, temperature=0.05)``; returns a tensor.
+            It should normalise, because a part of a unit row has another length.
+        embeddings: (..., D) each, float32, bfloat16, float16 or float64: the arguments of ``loss``.
+        dims: widths, whole numbers from 1 to D, at least one.
+        weights: w_d, one number or one-element float tensor for each width; 1 by default.
 
-    The parts are views: nothing is copied but what the loss itself normalises.
+    Returns:
+        The sum, of the shape and dtype that ``loss`` returns.
 
     Raises:
-        TypeError, ValueError: ``loss`` is no function, an embedding no tensor, dims or weights not as above; what ``loss`` raises.
+        TypeError: ``loss`` is no function or returns no tensor, an embedding is no float tensor, or dims or weights are no
+            sequences.
+        ValueError: dims out of range, or another number of weights than of dims; and whatever ``loss`` raises.
+
+    Examples:
+        >>> from fastssl.functional import nt_xent
+        >>> z0, z1 = torch.randn(8, 64, requires_grad=True), torch.randn(8, 64)
+        >>> loss = matryoshka(nt_xent, z0, z1, dims=(16, 32, 64))
+        >>> torch.allclose(loss, nt_xent(z0[:, :16], z1[:, :16]) + nt_xent(z0[:, :32], z1[:, :32]) + nt_xent(z0, z1))
+        True
     """
     op = "matryoshka"
     if not callable(loss):
@@ -60,16 +74,17 @@ def matryoshka(
         raise ValueError(f"{op}: weights must have one number for each of the {len(dims)} dims, got {len(weights)}")
     for k, weight in enumerate(weights):
         check_scalar(op, f"weights[{k}]", weight, embeddings[0])
-    total = 0.0
+    total: Tensor | float = 0.0
     for d, weight in zip(dims, weights, strict=True):
         part = loss(*(e[..., :d] for e in embeddings))
         if not isinstance(part, Tensor):
             raise TypeError(f"{op}: loss must return a tensor, got {type(part).__name__}")
         total = total + scalar(weight, embeddings[0]) * part
-    return total
+    return cast(Tensor, total)  # dims has at least one width
 
 
 def _check_excluded(op: str, exclude: Tensor, query: Tensor, bank_rows: int) -> None:
+    """(N,) int64, rows of the bank or -1; the values are looked at on the CPU only."""
     check_vector(op, "exclude", exclude, len(query), (torch.int64,), "query", query)
     if readable(exclude):
         low, high = (int(t) for t in exclude.aminmax())
@@ -84,10 +99,11 @@ def nearest_neighbor(query: Tensor, bank: Tensor, *, exclude: Tensor | None = No
     """Index of the bank row most similar to each query: NNCLR's lookup of positives (Dwibedi et al. 2021, eq. 1).
 
     Args:
-        query: (N, D) floating, of unit length for cosine similarity.
+        query: (N, D) float32, bfloat16, float16 or float64; of unit length for cosine similarity.
         bank: (K, D), dtype and device of ``query``.
-        exclude: (N,) int64 rows of the bank that each query must not find, such as itself; -1 for none. A bank's only row cannot be
-            excluded, since nothing would be left to find (on a GPU, where values are not looked at, it is found all the same).
+        exclude: (N,) int64, the row of the bank that each query must not find, such as itself; -1 for none. A bank's only row
+            cannot be excluded, since nothing would be left to find (on a GPU, where values are not looked at, it is found all the
+            same).
 
     Returns:
         (N,) int64, the first one among equals; ``bank[nearest_neighbor(query, bank)]`` are the positives. No gradient. 2^22
@@ -95,6 +111,11 @@ def nearest_neighbor(query: Tensor, bank: Tensor, *, exclude: Tensor | None = No
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape or device, or rows to exclude that are not the bank's.
+
+    Examples:
+        >>> bank = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+        >>> nearest_neighbor(bank, bank).tolist(), nearest_neighbor(bank, bank, exclude=torch.arange(3)).tolist()
+        ([0, 1, 2], [1, 0, 1])
     """
     op = "nearest_neighbor"
     query, bank = widest(query, bank)
@@ -117,7 +138,7 @@ def nearest_neighbor(query: Tensor, bank: Tensor, *, exclude: Tensor | None = No
 
 
 def _nearest(query: Tensor, bank: Tensor, exclude: Tensor | None, similarity: Tensor | None) -> Tensor:
-    """The same of a block of rows; ``similarity`` (N, K) is room for their products."""
+    """``nearest_neighbor`` of a block of rows; ``similarity`` (N, K) is room for their products, or None."""
     with in_given_dtype(query):
         similarity = torch.mm(query, bank.T, out=similarity)
     if exclude is not None:

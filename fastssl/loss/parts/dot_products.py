@@ -8,25 +8,25 @@ from fastssl.ops.normalize import EPS, normalize_pair
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """x (..., D) to unit length along D, computed in ``accumulator_dtype``, in the dtype of x."""
+    """x (..., D) brought to unit length along D: computed in ``accumulator_dtype``, returned in the dtype of x."""
     wide = x.to(accumulator_dtype(x))
     return (wide / wide.norm(dim=-1, keepdim=True).clamp_min(EPS)).to(x.dtype)
 
 
 def dot_rows(a: Tensor, b: Tensor) -> Tensor:
-    """<a_i, b_i>, a and b (N, D) -> (N,) in ``accumulator_dtype``."""
+    """<a_i, b_i> of a and b (N, D): (N,) in ``accumulator_dtype``."""
     wide = accumulator_dtype(a)
     return (a.to(wide) * b.to(wide)).sum(1)
 
 
 def dot_sum(rows: Tensor, keys: Tensor) -> Tensor:
-    """sum_j <rows_i, keys_j>, rows (N, D), keys (M, D) -> (N,) in ``accumulator_dtype``: linear, so O((N + M) D)."""
+    """sum_j <rows_i, keys_j> of rows (N, D) and keys (M, D): (N,) in ``accumulator_dtype``. The sum is linear, so O((N + M) D)."""
     wide = accumulator_dtype(rows)
     return (rows.to(wide) * keys.sum(0, dtype=wide)).sum(1)
 
 
 def paired(op: str, a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """a, b (N, D), of unit length if ``normalize``, and their dots (N,). A constant side stays one."""
+    """a and b (N, D), brought to unit length if ``normalize``, and <a_i, b_i> (N,). A side that needs no gradient stays so."""
     if not normalize:
         return a, b, dot_rows(a, b)
     z, dot = normalize_pair(a, b, op=op)
@@ -34,14 +34,14 @@ def paired(op: str, a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tens
     return x if a.requires_grad else x.detach(), y if b.requires_grad else y.detach(), dot
 
 
-def in_given_dtype(x: Tensor):
-    """Context in which autocast leaves matrix products alone."""
-    kind = "cpu" if x.device.type == "meta" else x.device.type  # which has no autocast to leave
-    return torch.autocast(kind, enabled=False)
+def in_given_dtype(x: Tensor) -> torch.autocast:
+    """A context in which autocast leaves the dtypes of matrix products on the device of x as they are."""
+    device = "cpu" if x.device.type == "meta" else x.device.type  # autocast does not know meta
+    return torch.autocast(device, enabled=False)
 
 
 class _Matmul(torch.autograd.Function):
-    """a @ b in the dtype given, also in a backward run under autocast."""
+    """a @ b in the dtype that they have, also where the backward runs under autocast."""
 
     @staticmethod
     def forward(ctx, a, b):
@@ -58,4 +58,5 @@ class _Matmul(torch.autograd.Function):
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the dtype that they have, whatever autocast says."""
     return _Matmul.apply(a, b)

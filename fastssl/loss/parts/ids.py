@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def arange_ids(x: Tensor, start: int = 0) -> Tensor:
-    """(N,) int32, one id for each row of x (N, D); 32-bit ids are the cheapest to compare."""
+    """One id for each row of x (N, D), from ``start`` on: (N,) int32, because 32-bit ids are the cheapest to compare."""
     if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
         with x.fake_mode:
             return torch.arange(start, start + len(x), dtype=torch.int32, device=x.device)
@@ -16,30 +16,31 @@ def arange_ids(x: Tensor, start: int = 0) -> Tensor:
 
 
 def compact_ids(ids: Tensor) -> Tensor:
-    """ids (N,) integers -> (N,) int64 in [0, N), equal where the given ones are; no host sync, unlike torch.unique."""
+    """New ids (N,) int64 in [0, N) for integers (N,), equal where those are equal. Unlike torch.unique it waits for no GPU."""
     value, order = ids.sort(stable=True)
     new = torch.cat([value.new_zeros(1, dtype=torch.int64), (value[1:] != value[:-1]).to(torch.int64)]).cumsum(0)
     return torch.empty_like(new).scatter_(0, order, new)
 
 
 def class_sums(values: Tensor, ids: Tensor) -> Tensor:
-    """values (N, D), compact ids (N,) -> (N, D): row c is the sum over class c, zeros beyond the last class.
+    """Sums (N, D) of values (N, D) with ``compact_ids`` (N,): row c is the sum over class c; rows beyond the last class are 0.
 
-    ``index_put`` with accumulation sums in a fixed order on a GPU too, where ``index_add`` does not.
+    ``index_put`` with accumulation adds in a fixed order on a GPU too; ``index_add`` does not.
     """
     return torch.zeros_like(values).index_put((ids,), values, accumulate=True)
 
 
 @functools.lru_cache(maxsize=16)
 def _ids(count: int, device: torch.device, stream: int) -> Tensor:
-    """0 .. count - 1 twice, int32; of each stream its own, on which it is ready."""
+    """0 .. count - 1 twice, int32. Each stream has its own tensor, which is ready on that stream."""
     return torch.arange(count, dtype=torch.int32, device=device).repeat(2)
 
 
 def pair_ids(x: Tensor) -> Tensor:
-    """x (B, D) -> 0 .. B - 1 twice, (2B,) int32: the two views of a picture have one id. The same tensor for the same batch size.
+    """Ids (2B,) int32 for the rows of two views (B, D): 0 .. B - 1 twice, so that both views of a picture have one id.
 
-    A graph that is captured makes its own, which belong to its memory; so does whatever is traced, fake or in inference mode.
+    The same batch size gets the same tensor again. A graph that is captured makes ids of its own, which lie in its memory, and so
+    do traced calls, fake tensors and inference mode.
     """
     plain = type(x) in (Tensor, torch.nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0
     if not plain or torch.is_inference_mode_enabled():

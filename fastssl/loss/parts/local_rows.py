@@ -6,14 +6,21 @@ from fastssl.distributed.gather import world_size
 
 
 class LocalRowsWarning(UserWarning):
-    """Several processes train together, and a loss contrasts only the rows of its own process."""
+    """Several processes train together, and a loss contrasts only the rows of its own process.
+
+    Each function says it once in each process. Where rows are joined beforehand, or local negatives are wanted, ignore it:
+
+    Examples:
+        >>> import warnings
+        >>> warnings.simplefilter("ignore", LocalRowsWarning)
+    """
 
 
 _WARNED: set[str] = set()
 
 
 def warn_local_rows(op: str) -> None:
-    """Says once for each function, in each process, that its negatives are those of one process of several."""
+    """Warns, once for each function in each process, that its negatives are those of one process of several."""
     world = world_size()
     if world == 1 or op in _WARNED:
         return

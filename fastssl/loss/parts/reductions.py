@@ -28,7 +28,10 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def positive_loss(op: str, lse: Tensor, dot: Tensor, scale: float | Tensor, reduction: str) -> Tensor:
-    """softplus(lse_i - scale dot_(i mod P)), reduced: lse (N,) over the negatives, dot (P,) of the positives, N a multiple of P."""
+    """softplus(lse_i - scale dot_(i mod P)), reduced.
+
+    lse is (N,), over the negatives of each row; dot is (P,), of the positive pairs; N is a multiple of P.
+    """
     if reduction == "none":
         return softplus(lse.view(-1, len(dot)) - scale * dot).flatten()
     if isinstance(scale, Tensor):
@@ -37,7 +40,7 @@ def positive_loss(op: str, lse: Tensor, dot: Tensor, scale: float | Tensor, redu
 
 
 def lse_of(op: str, x: Tensor, y: Tensor, **options) -> Tensor:
-    """``similarity_lse`` of checked sides, which names ``op``."""
+    """``similarity_lse`` of sides that ``op`` has checked; its errors name ``op``."""
     return similarity_lse_rank(x, y, op=op, **options)[0]
 
 

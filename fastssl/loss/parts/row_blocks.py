@@ -1,13 +1,14 @@
-"""Losses over all pairs of a batch, a block of rows at a time: the N x N matrix is never there at once.
+"""Losses over all pairs of a batch, computed a block of rows at a time: the N x N matrix is never there at once.
 
     map_rows(f, rows, shared, width) = cat over blocks b of f(*rows[b], *shared)
 
-f's largest tensor has ``width`` elements for each row; a block holds at most ``BLOCK_ELEMENTS`` of them (on a CPU, where a dozen
-such tensors are alive at once, ``CPU_BLOCK_ELEMENTS``) and is computed again in the backward. One block alone is neither split nor
-recomputed. Everything that a block allocates is freed before the next one begins: small results that stayed between the blocks
-would cut the freed memory into pieces that no later block fits in.
+``width`` is the number of elements that f's largest tensor has for each row. A block holds at most ``BLOCK_ELEMENTS`` elements
+(on a CPU, where a dozen such tensors are alive at once, ``CPU_BLOCK_ELEMENTS``), and the backward computes it again. Where one
+block holds all rows, nothing is split and nothing is computed again. Everything that a block allocates is freed before the next
+one begins: small results that stayed between the blocks would cut the freed memory into pieces that no later block fits in.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -25,10 +26,11 @@ CPU_BLOCK_ELEMENTS = 1 << 18
 def map_rows(
     f: Callable, rows: tuple[Tensor, ...], shared: tuple[Tensor, ...], width: int, *, few: bool = False
 ) -> tuple[Tensor, ...]:
-    """f(*blocks of rows, *shared) -> tuple of tensors with one entry for each row; those, of all rows.
+    """What f(*rows, *shared) returns, computed in blocks of rows.
 
-    f closes over no tensor that needs a gradient: those are ``shared``. ``few``: as few blocks as there may be, because each of
-    them makes a gradient of a large shared tensor.
+    f returns a tuple of tensors with one entry for each row. It must not close over a tensor that needs a gradient; such tensors
+    are passed as ``shared``. With ``few`` the blocks are as large as on a GPU: then each of them makes a gradient of a large
+    shared tensor.
     """
     traced = torch.compiler.is_compiling()
     small = rows[0].device.type == "cpu" and not traced and not few
@@ -43,7 +45,7 @@ def map_rows(
 
 
 class _Blocks(torch.autograd.Function):
-    """``map_rows`` outside a compiled graph; f(*tensors), the first ``count`` of which are split into blocks of ``step`` rows."""
+    """``map_rows`` outside a compiled graph: f(*tensors), of which the first ``count`` are split into blocks of ``step`` rows."""
 
     @staticmethod
     def forward(ctx, f, step, count, *tensors):
@@ -66,7 +68,7 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx, *grads):
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
         with in_given_dtype(tensors[0]):
-            if torch.is_grad_enabled():  # a second derivative is asked for: the blocks stay, with their graphs
+            if torch.is_grad_enabled():  # a second derivative is asked for, so the blocks stay, with their graphs
                 return (None, None, None, *_second(ctx, tensors, grads, needed))
             found = [
                 torch.zeros_like(t, dtype=accumulator_dtype(t)) if need else None for t, need in zip(tensors, needed, strict=True)
@@ -101,7 +103,7 @@ def _second(ctx, tensors, grads, needed) -> list[Tensor | None]:
     """``_Blocks.backward`` with a graph of its own."""
     starts = range(0, tensors[0].shape[0], ctx.step)
     every = [_block_grads(ctx, tensors, grads, needed, slice(start, start + ctx.step), True) for start in starts]
-    found = []
+    found: list[Tensor | None] = []
     for at, need in enumerate(needed):
         parts = [part[at] for part in every]
         some = next((part for part in parts if part is not None), None)
@@ -111,5 +113,5 @@ def _second(ctx, tensors, grads, needed) -> list[Tensor | None]:
             blocks = [tensors[at][start : start + ctx.step] for start in starts]
             found.append(torch.cat([torch.zeros_like(t) if part is None else part for part, t in zip(parts, blocks, strict=True)]))
         else:
-            found.append(sum(part for part in parts if part is not None))
+            found.append(functools.reduce(torch.add, (part for part in parts if part is not None)))
     return found
