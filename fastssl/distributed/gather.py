@@ -144,7 +144,7 @@ def _check(op: str, rows: Tensor, group: ProcessGroup | None) -> int:
 
 
 def _gather_even(rows: Tensor, world: int, group: ProcessGroup | None) -> Tensor:
-    """The rows (world N, ...) of all processes, N from each; sent as bytes, because backends differ in the dtypes that they know."""
+    """The rows (world N, ...) of all processes, N from each; sent as bytes, since backends differ in the dtypes that they know."""
     everyone = rows.new_empty((world * len(rows), *rows.shape[1:]))
     if everyone.numel():
         gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # the name up to torch 2.12

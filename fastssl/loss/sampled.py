@@ -214,9 +214,8 @@ def nce(
     Examples:
         >>> bank = torch.nn.functional.normalize(torch.randn(1000, 16), dim=1)  # one row for each picture of the data set
         >>> noise = torch.randint(1000, (4, 64))
-        >>> loss = nce(bank[:4], bank[:4], bank, n=1000, noise_index=noise, log_z=nce_log_z(bank[:4], bank, n=1000,
-        noise_index=noise))
-        >>> loss.shape
+        >>> log_z = nce_log_z(bank[:4], bank, n=1000, noise_index=noise)
+        >>> nce(bank[:4], bank[:4], bank, n=1000, noise_index=noise, log_z=log_z).shape
         torch.Size([])
     """
     op = "nce"
