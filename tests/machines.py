@@ -33,6 +33,7 @@ SHORT = (
 )  # fmt: skip
 NUMERIC = (
     *SHORT, "test_ops.py", "loss/test_contrastive.py", "loss/test_row_stats.py", "loss/test_older_losses.py",
+    "loss/test_older_losses_peers.py",
     "loss/test_cosine_losses.py", "ops/test_softplus_sum.py", "loss/test_memory_bank.py", "momentum/test_momentum.py",
     "momentum/test_half.py", "momentum/test_queue.py", "optim/test_optim.py", "optim/test_optim_peers.py",
     "masking/test_mask_ids.py", "masking/test_masking_ops.py", "masking/test_token_masks.py", "masking/test_masks.py",

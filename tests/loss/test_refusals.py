@@ -1,4 +1,4 @@
-"""Every contrastive and older loss refuses bad input in words: function, argument, expected, got."""
+"""Every contrastive and older loss refuses bad input with a message: function, argument, expected, got."""
 
 import math
 
