@@ -5,25 +5,32 @@ They run in Python before any kernel and read no tensor's data on a GPU.
 
 import math
 import sys
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+#: The dtypes of embeddings, images, parameters.
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-NUMBERS = (int, float, numpy.floating, numpy.integer)  # Python's, and NumPy's scalars as a config or a schedule gives them
-WHOLES = (int, torch.SymInt, numpy.integer)  # where a number of rows, a size or an id is asked for
-LARGEST = sys.float_info.max  # a Python integer beyond it has no float
+#: The dtypes of ids, labels and indices.
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+#: The types of a number: Python's, and NumPy's scalars, because a config or a schedule may hold those.
+NUMBERS = (int, float, numpy.floating, numpy.integer)
+#: The types of a whole number, such as a number of rows, a size or an id.
+WHOLES = (int, torch.SymInt, numpy.integer)
+#: A Python integer beyond it cannot become a float.
+LARGEST = sys.float_info.max
 
 
-def type_name(value) -> str:
+def type_name(value: object) -> str:
+    """The type of a value for a message."""
     return type(value).__name__
 
 
-def shown(value) -> str:
-    """A number for a message; of an integer that has no float only its size."""
+def shown(value: object) -> str:
+    """A number for a message. An integer that is too large for a float is not written out."""
     return "an integer beyond float64" if isinstance(value, int) and abs(value) > LARGEST else f"{value}"
 
 
@@ -33,12 +40,12 @@ def accumulator_dtype(x: Tensor) -> torch.dtype:
 
 
 def readable(value: Tensor) -> bool:
-    """Whether the host may look at the data of ``value``: it lies on the CPU, is no fake tensor, and no graph is being traced."""
+    """Whether the host may read the data of ``value``: it is on the CPU, it is no fake tensor, and no graph is being traced."""
     return value.device.type == "cpu" and not torch.compiler.is_compiling() and not isinstance(value, FakeTensor)
 
 
-def savable(value):
-    """A copy of an inference tensor where autograd may want to save it, which it refuses to; anything else as it is."""
+def savable(value: Any) -> Any:
+    """A copy of an inference tensor where autograd may want to save it, because autograd refuses to; anything else unchanged."""
     if not isinstance(value, Tensor) or torch.compiler.is_compiling() or not value.is_inference():
         return value
     return value.clone() if torch.is_grad_enabled() and not torch.is_inference_mode_enabled() else value
@@ -47,8 +54,9 @@ def savable(value):
 def widest(*tensors) -> tuple:
     """Under autocast, tensors of different float dtypes in the widest of these, as autocast hands them to an op of several inputs.
 
-    Widest is ``torch.promote_types``: float32 beside bfloat16 or float16 and for those two together, float64 beside anything.
-    Outside autocast, and where something is no float tensor, they come back as they are: the checks that follow refuse them.
+    The widest is that of ``torch.promote_types``: float32 beside bfloat16 or float16 and for those two together, float64 beside
+    anything. Outside autocast, and where an argument is no float tensor, all come back unchanged: the checks that follow refuse
+    them.
     """
     found = [t for t in tensors if t is not None]
     if len(found) < 2 or not all(isinstance(t, Tensor) and t.dtype in FLOATS for t in found):
@@ -72,10 +80,11 @@ def traced(value: float | Tensor, like: Tensor) -> float | Tensor:
     return torch.zeros((), dtype=accumulator_dtype(like), device=like.device) + value
 
 
-def check_dense(op: str, name: str, value, wanted: str = "a tensor", *sizes) -> None:
+def check_dense(op: str, name: str, value: Any, wanted: str = "a tensor", *sizes) -> None:
     """A tensor that has one address and strides: neither sparse nor nested nor of a library's own layout.
 
-    ``sizes`` fill the braces of ``wanted`` in a refusal only: a text with a size in it would make that size a constant of a graph.
+    ``sizes`` fill the braces of ``wanted``, in the message only: a text made of a size beforehand would make that size a constant
+    of a traced graph.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be {wanted.format(*sizes)}, got {type_name(value)}")
@@ -95,7 +104,7 @@ def check_matrix(op: str, name: str, value: Tensor, letters: str, *, empty: bool
 
 
 def check_data(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """Both fake or both with data, unless a mode or a graph that is traced takes care of it."""
+    """Both are fake tensors or both have data, unless a dispatch mode or a traced graph makes them fit."""
     if isinstance(value, FakeTensor) == isinstance(other, FakeTensor) or torch.compiler.is_compiling():
         return
     if torch._C._len_torch_dispatch_stack() == 0:
@@ -135,11 +144,11 @@ def check_vector(op: str, name: str, value: Tensor, length: int, dtypes: tuple, 
     check_data(op, name, value, like_name, like)
 
 
-def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) -> None:
+def check_scalar(op: str, name: str, value: Any, like: Tensor, *, zero: bool = True) -> None:
     """A number that is finite in ``accumulator_dtype`` of ``like``, or a one-element float tensor of such a value on its device.
 
-    Unless ``zero`` it divides: it must be a normal number of that dtype, so that its inverse is one too. A tensor's value is looked
-    at only on the CPU and outside a compiled graph: on a GPU it would be a sync.
+    With ``zero=False`` the value divides something: it must be a normal number of that dtype, so that its inverse is one too. The
+    value of a tensor is read only on the CPU and outside a traced graph; reading it on a GPU would wait for the GPU.
     """
     if isinstance(value, Tensor):
         check_dense(op, name, value)
@@ -156,16 +165,16 @@ def check_scalar(op: str, name: str, value, like: Tensor, *, zero: bool = True) 
     if isinstance(value, numpy.generic):
         value = float(value)  # a float16 cannot be compared with the limits of other dtypes
     dtype = accumulator_dtype(like)
-    facts = torch.finfo(dtype)
-    if not -facts.max <= value <= facts.max or (value == 0 and not zero):  # math.isfinite cannot be traced on a dynamic float
+    limits = torch.finfo(dtype)
+    if not -limits.max <= value <= limits.max or (value == 0 and not zero):  # math.isfinite cannot be traced on a dynamic float
         within = "" if value == 0 or not -LARGEST <= value <= LARGEST else f" in {dtype}"
         raise ValueError(f"{op}: {name} must be finite{within}{'' if zero else ' and not 0'}, got {shown(value)}")
-    if not zero and -facts.tiny < value < facts.tiny:
-        raise ValueError(f"{op}: {name} must be at least {facts.tiny:.3g} in size, so that {dtype} holds its inverse, got {value}")
+    if not zero and -limits.tiny < value < limits.tiny:
+        raise ValueError(f"{op}: {name} must be at least {limits.tiny:.3g} in size, so that {dtype} holds its inverse, got {value}")
 
 
-def check_choice(op: str, name: str, value, choices: tuple) -> None:
-    """One of ``choices``: words, or None, True and False."""
+def check_choice(op: str, name: str, value: Any, choices: tuple) -> None:
+    """One of ``choices``, which are strings, None, True or False."""
     wanted = ", ".join(map(repr, choices))
     if not (value is None or isinstance(value, (str, bool))):
         raise TypeError(f"{op}: {name} must be one of {wanted}, got {type_name(value)}")
@@ -173,23 +182,23 @@ def check_choice(op: str, name: str, value, choices: tuple) -> None:
         raise ValueError(f"{op}: {name} must be one of {wanted}, got {value!r}")
 
 
-def is_whole(value) -> bool:
-    """A whole number of Python, NumPy or a traced graph; True and False are none."""
+def is_whole(value: object) -> bool:
+    """Whether ``value`` is a whole number of Python, NumPy or a traced graph. True and False are not."""
     return isinstance(value, WHOLES) and not isinstance(value, bool)
 
 
-def as_python(value):
-    """NumPy's scalars as Python's numbers, of which whole ones don't overflow; anything else as it is."""
+def as_python(value: Any) -> Any:
+    """A NumPy scalar as a Python number, whose whole numbers do not overflow; anything else unchanged."""
     return value.item() if isinstance(value, numpy.generic) else value
 
 
-def check_flag(op: str, name: str, value) -> None:
+def check_flag(op: str, name: str, value: Any) -> None:
     """True or False."""
     if not isinstance(value, (bool, numpy.bool_)):
         raise TypeError(f"{op}: {name} must be True or False, got {type_name(value)}")
 
 
-def check_number(op: str, name: str, value, low: float = -math.inf, below: float = math.inf) -> None:
+def check_number(op: str, name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> None:
     """A finite number in [low, below)."""
     if isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"{op}: {name} must be a number, got {type_name(value)}")
@@ -200,7 +209,7 @@ def check_number(op: str, name: str, value, low: float = -math.inf, below: float
 
 
 def device_scalar(op: str, name: str, value: Tensor, device: torch.device) -> Tensor | None:
-    """A one-element tensor as float32 or float64 () on ``device`` where it lies on an accelerator or is traced; None: read it."""
+    """A one-element tensor as a 0-d tensor on ``device``, float32 or float64; None where the host may read its value instead."""
     if value.device.type != "cpu" and value.device != device:
         raise ValueError(f"{op}: {name} must be on {device} or the CPU, got {value.device}")
     if readable(value):
@@ -210,14 +219,14 @@ def device_scalar(op: str, name: str, value: Tensor, device: torch.device) -> Te
 
 
 def as_scalar(value: float, device: torch.device) -> tuple[float, Tensor | None]:
-    """A checked number as (number, None); while a graph is traced as (0, float64 tensor ()), for the reason of ``traced``."""
+    """A checked number as (number, None); while a graph is traced as (0, 0-d float64 tensor), as in ``traced``."""
     if torch.compiler.is_compiling():
         return 0.0, torch.zeros((), dtype=torch.float64, device=device) + value
     return float(value), None
 
 
-def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> int:
-    """A whole number in [low, below), as Python's: NumPy's small ones overflow in what follows."""
+def check_whole(op: str, name: str, value: Any, low: int, below: int = 2**31) -> int:
+    """A whole number in [low, below). Returned as Python's, because NumPy's small types would overflow in what follows."""
     if not is_whole(value):
         raise TypeError(f"{op}: {name} must be a whole number, got {type(value).__name__}")
     if not low <= value < below:
@@ -225,8 +234,8 @@ def check_whole(op: str, name: str, value, low: int, below: int = 2**31) -> int:
     return as_python(value)
 
 
-def check_range(op: str, name: str, pair) -> None:
-    """(low, high), positive finite numbers, low <= high."""
+def check_range(op: str, name: str, pair: Any) -> None:
+    """A pair (low, high) of finite numbers with 0 < low <= high."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"{op}: {name} must be a pair (low, high), got {pair!r}")
     for number in pair:

@@ -1,4 +1,4 @@
-"""Every public function of fastssl."""
+"""Every public function of fastssl, from the files where they are defined."""
 
 from .loss.clip import clip_loss, siglip_loss
 from .loss.cosine import byol_loss, negative_cosine
