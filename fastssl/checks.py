@@ -92,11 +92,16 @@ def check_dense(op: str, name: str, value: Any, wanted: str = "a tensor", *sizes
         raise TypeError(f"{op}: {name} must be a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
 
 
+def check_float_dtype(op: str, name: str, value: Tensor) -> None:
+    """One of ``FLOATS``."""
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+
+
 def check_matrix(op: str, name: str, value: Tensor, letters: str, *, empty: bool = False) -> None:
     """A float matrix with at least one column and, unless it may be ``empty``, one row."""
     check_dense(op, name, value, f"a tensor ({letters})")
-    if value.dtype not in FLOATS:
-        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    check_float_dtype(op, name, value)
     if value.dim() != 2:
         raise ValueError(f"{op}: {name} must be 2-D ({letters}), got shape {tuple(value.shape)}")
     if (value.shape[0] == 0 and not empty) or value.shape[1] == 0:
@@ -111,13 +116,18 @@ def check_data(op: str, name: str, value: Tensor, other_name: str, other: Tensor
         raise ValueError(f"{op}: {other_name} and {name} must both be fake tensors or both have data")
 
 
+def check_same_device(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """On one device, both with data or both fake."""
+    if value.device != other.device:
+        raise ValueError(f"{op}: {other_name} and {name} must be on the same device, got {other.device} and {value.device}")
+    check_data(op, name, value, other_name, other)
+
+
 def check_like(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Same dtype and device."""
     if value.dtype != other.dtype:
         raise TypeError(f"{op}: {other_name} and {name} must have the same dtype, got {other.dtype} and {value.dtype}")
-    if value.device != other.device:
-        raise ValueError(f"{op}: {other_name} and {name} must be on the same device, got {other.device} and {value.device}")
-    check_data(op, name, value, other_name, other)
+    check_same_device(op, name, value, other_name, other)
 
 
 def check_views(op: str, names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:
@@ -139,9 +149,7 @@ def check_vector(op: str, name: str, value: Tensor, length: int, dtypes: tuple, 
         raise TypeError(f"{op}: {name} must have {wanted}, got {value.dtype}")
     if tuple(value.shape) != (length,):
         raise ValueError(f"{op}: {name} must have shape ({length},), one for each row of {like_name}, got {tuple(value.shape)}")
-    if value.device != like.device:
-        raise ValueError(f"{op}: {like_name} and {name} must be on the same device, got {like.device} and {value.device}")
-    check_data(op, name, value, like_name, like)
+    check_same_device(op, name, value, like_name, like)
 
 
 def check_scalar(op: str, name: str, value: Any, like: Tensor, *, zero: bool = True) -> None:

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_choice, check_data, check_flag, check_matrix, check_scalar, check_views
+from fastssl.checks import check_choice, check_flag, check_matrix, check_same_device, check_scalar, check_views
 from fastssl.ops.similarity import similarity_lse_rank
 
 from .info_nce import batch_lse
@@ -71,9 +71,7 @@ def moco_loss(
     keys = (queue.t() if layout == "dk" else queue).detach()
     if keys.shape[1] != query.shape[1]:
         raise ValueError(f"{op}: queue in layout {layout!r} must hold keys of width {query.shape[1]}, got {tuple(queue.shape)}")
-    if keys.device != query.device:
-        raise ValueError(f"{op}: query and queue must be on the same device, got {query.device} and {queue.device}")
-    check_data(op, "queue", queue, "query", query)
+    check_same_device(op, "queue", queue, "query", query)
     if keys.dtype != query.dtype:
         common = torch.promote_types(keys.dtype, query.dtype)
         query, key, keys = query.to(common), key.to(common), keys.to(common)

@@ -18,11 +18,12 @@ from fastssl.checks import (
     FLOATS,
     INTEGERS,
     accumulator_dtype,
-    check_data,
     check_dense,
+    check_float_dtype,
     check_like,
     check_matrix,
     check_number,
+    check_same_device,
     check_scalar,
     check_views,
     readable,
@@ -81,8 +82,7 @@ def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: T
     n, width = query.shape
     shapes = f"(M, D), (N, M, D), or (K, D) with {index_name}"
     check_dense(op, name, keys, f"a tensor {shapes}")
-    if keys.dtype not in FLOATS:
-        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {keys.dtype}")
+    check_float_dtype(op, name, keys)
     own = keys.dim() == 3 and index is None
     if not (own or keys.dim() == 2) or 0 in keys.shape or keys.shape[-1] != width or (own and keys.shape[0] != n):
         raise ValueError(f"{op}: {name} must be {shapes}, with N = {n} and D = {width}, got shape {tuple(keys.shape)}")
@@ -94,9 +94,7 @@ def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: T
         raise TypeError(f"{op}: {index_name} must be an integer tensor ({n}, M), got {index.dtype}")
     if index.dim() != 2 or index.shape[0] != n or index.shape[1] == 0:
         raise ValueError(f"{op}: {index_name} must have shape ({n}, M), one row for each of query, got {tuple(index.shape)}")
-    if index.device != query.device:
-        raise ValueError(f"{op}: query and {index_name} must be on the same device, got {query.device} and {index.device}")
-    check_data(op, index_name, index, "query", query)
+    check_same_device(op, index_name, index, "query", query)
     if readable(index):
         low, high = (int(t) for t in index.aminmax())
         if low < 0 or high >= len(keys):
@@ -111,9 +109,7 @@ def _check_float(op: str, name: str, value, shape: tuple[int, ...], query: Tenso
         raise TypeError(f"{op}: {name} must be a float tensor of shape {shape}, got {value.dtype}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(value.shape)}")
-    if value.device != query.device:
-        raise ValueError(f"{op}: query and {name} must be on the same device, got {query.device} and {value.device}")
-    check_data(op, name, value, "query", query)
+    check_same_device(op, name, value, "query", query)
 
 
 def _check_query(op: str, query: Tensor, positive_key: Tensor, temperature, reduction: str) -> None:

@@ -21,6 +21,7 @@ from fastssl.checks import (
     check_choice,
     check_dense,
     check_flag,
+    check_float_dtype,
     check_scalar,
     check_vector,
     check_whole,
@@ -43,8 +44,7 @@ _OP = "sup_con"
 def _check(features, labels, mask, temperature, base_temperature) -> None:
     """Everything but the values of the labels."""
     check_dense(_OP, "features", features, "a tensor (B, V, D)")
-    if features.dtype not in FLOATS:
-        raise TypeError(f"{_OP}: features must be float32, bfloat16, float16 or float64, got {features.dtype}")
+    check_float_dtype(_OP, "features", features)
     if features.dim() < 3 or 0 in features.shape:
         raise ValueError(f"{_OP}: features must be (B, V, D) with at least one row, view and column, got {tuple(features.shape)}")
     check_scalar(_OP, "temperature", temperature, features, zero=False)

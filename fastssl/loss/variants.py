@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fastssl.checks import (
-    FLOATS,
     check_data,
     check_dense,
+    check_float_dtype,
     check_like,
     check_matrix,
     check_scalar,
@@ -60,8 +60,7 @@ def matryoshka(
         raise TypeError(f"{op}: loss must be a function, got {type(loss).__name__}")
     for k, embedding in enumerate(embeddings):
         check_dense(op, f"embeddings[{k}]", embedding, "a tensor (..., D)")
-        if embedding.dtype not in FLOATS:
-            raise TypeError(f"{op}: embeddings[{k}] must be float32, bfloat16, float16 or float64, got {embedding.dtype}")
+        check_float_dtype(op, f"embeddings[{k}]", embedding)
         check_data(op, f"embeddings[{k}]", embedding, "embeddings[0]", embeddings[0])
     for name, value in (("dims", dims), ("weights", weights)):
         if not (isinstance(value, Sequence) or (value is None and name == "weights")) or isinstance(value, str):
