@@ -88,9 +88,9 @@ def debiased_nt_xent(
 ) -> Tensor:
     """Debiased contrastive loss (Chuang et al. 2020, eq. 8) over the negatives of both views.
 
-    NT-Xent takes every other row for a negative, and some are of the row's own class. The loss subtracts as much of the
-    positive's term as ``tau_plus`` says. With N = 2B - 2 negatives of each row, similarities s over the temperature, and p(i) the
-    other view of row i:
+    NT-Xent takes every other row for a negative, though some are of the row's own class. Their share ``tau_plus`` is estimated from
+    the positive and subtracted. With N = 2B - 2 negatives of each row, similarities s over the temperature, and p(i) the other
+    view of row i:
 
     ``loss_i = log(1 + max((sum_j e^s_ij - tau_plus N e^s_i,p(i)) / (1 - tau_plus), N e^(-1 / temperature)) / e^s_i,p(i))``
 
@@ -107,7 +107,7 @@ def debiased_nt_xent(
         The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``. Memory O(B D). Differentiable once.
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape, device, temperature, tau_plus, or reduction; one pair alone.
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature, tau_plus or reduction; one pair alone.
 
     Examples:
         >>> from fastssl.functional import nt_xent
@@ -120,6 +120,7 @@ def debiased_nt_xent(
 
 
 def _corrected(op, z0, z1, temperature, tau_plus, beta, normalize, reduction) -> Tensor:
+    """Checks the arguments of both losses, and computes them."""
     z0, z1 = enter(op, z0, z1)
     check_reduction(op, reduction)
     check_views(op, ("z0", "z1"), z0, z1)

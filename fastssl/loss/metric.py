@@ -133,7 +133,7 @@ def triplet(
     soft: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
-    """Triplet loss of given triplets (Schroff et al. 2015, eq. 2, there with "squared"; soft: Hermans et al. 2017, section 2).
+    """Triplet loss of given triplets (Schroff et al. 2015, eq. 2, there with "squared"; soft: Hermans et al. 2017).
 
     ``L_i = max(0, d(a_i, p_i) - d(a_i, n_i) + margin)``; with ``soft``, ``log(1 + exp(d(a_i, p_i) - d(a_i, n_i) + margin))``.
     The default is ``torch.nn.functional.triplet_margin_loss`` without its eps inside the norm.
@@ -218,7 +218,7 @@ def triplet_batch(
     soft: bool = False,
     reduction: str = "nonzero",
 ) -> Tensor:
-    """Triplet loss over a labelled batch (Hermans, Beyer & Leibe 2017): batch-all (eq. 6) or batch-hard (eq. 5).
+    """Triplet loss over a labelled batch (Hermans, Beyer & Leibe 2017): batch-all or batch-hard.
 
     The terms are those of ``triplet``. "all": every (anchor, positive, negative) of the batch. "hard": for each anchor its farthest
     positive and its nearest negative; an anchor without a positive or without a negative is left out.

@@ -39,8 +39,7 @@ from .parts.row_blocks import map_rows
 
 
 def n_pair(anchor: Tensor, positive: Tensor, l2_reg: float = 0.0, *, reduction: str = "mean") -> Tensor:
-    """Multi-class N-pair loss (Sohn 2016, eq. 6): row i's negatives are the positives of the other rows, each of a class of its
-    own.
+    """Multi-class N-pair loss (Sohn 2016): row i's negatives are the positives of the other rows, each of a class of its own.
 
     ``L_i = log(1 + sum_{j != i} exp(<a_i, p_j> - <a_i, p_i>)) + l2_reg (|a_i|^2 + |p_i|^2) / 4``
 

@@ -134,9 +134,9 @@ def _positive_sums(z: Tensor, anchors: Tensor, ids: Tensor | None, mask: Tensor 
 
 
 def _pair_ids(views: int, ids: Tensor | None, alone: Tensor) -> Tensor:
-    """Ids (V, B) int32, V of 1 or 2: each row has its own, but for the two rows of a pair, which share one.
+    """Ids (V, B) int32 of B samples with V = 1 or 2 views, by which the log-sum-exp leaves a single positive out.
 
-    A pair are an anchor whose only positive is ``alone`` (B,) in its class, and that positive.
+    Each row has an id of its own, except where ``alone`` (B,) says that an anchor has one positive: the two share an id.
     """
     row = arange_ids(alone)
     first = row
