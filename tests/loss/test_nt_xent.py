@@ -171,7 +171,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_in_words(name):
+def test_bad_input_is_refused_with_a_message(name):
     error, words, call = BAD[name]
     with pytest.raises(error, match=words):
         call()

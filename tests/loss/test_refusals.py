@@ -130,7 +130,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("call, error, words", REFUSED, ids=[str(k) for k in range(len(REFUSED))])
-def test_refused_in_words(call, error, words):
+def test_refused_with_a_message(call, error, words):
     with pytest.raises(error, match=words):
         call()
 
@@ -229,7 +229,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_in_words(name):
+def test_bad_input_is_refused_with_a_message(name):
     error, words, call = BAD[name]
     with pytest.raises(error, match=words):
         call()
