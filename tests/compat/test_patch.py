@@ -1,11 +1,9 @@
 """``fastssl.patch``: what is swapped, that it computes the same, and that all of it is put back."""
 
 import importlib
-import re
 import sys
 from contextlib import nullcontext
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from torch.testing import assert_close
 import fastssl
 from fastssl.compat import lightly as ours
 from fastssl.compat import mae
-from fastssl.compat.moco import MoCo
 from fastssl.compat.timm import ModelEmaV3
 from tests.support.compat_nets import library
 
@@ -281,18 +278,3 @@ def test_mae_takes_the_class_or_its_module():
                 assert inner.names == ()
             assert original(cls.forward_loss) is mae.forward_loss
         assert {k: v for k, v in vars(cls).items() if callable(v)} == {k: v for k, v in before.items() if callable(v)}
-
-
-def test_the_code_in_the_page_on_drop_ins_runs(theirs):
-    library("transformers.models.vit_mae.modeling_vit_mae")
-    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "compat.md").read_text(), re.S)
-    scope = {
-        "MaskedAutoencoderViT": type("Own", (MaskedAutoencoderViT,), {}),
-        "MoCo": type("Own", (MoCo,), {}),
-        "pixel_values": None,
-    }
-    for block in blocks:
-        exec(block, scope | {"model": lambda _: SimpleNamespace(loss=0.0)})
-    assert original(scope["MaskedAutoencoderViT"].forward_loss) is mae.forward_loss
-    assert scope["MoCo"]._dequeue_and_enqueue is MoCo._dequeue_and_enqueue
-    assert original(theirs.models.utils.patchify) is not ours.patchify

@@ -3,7 +3,6 @@
 
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,18 +222,3 @@ def test_nothing_that_can_be_read_is_refused_at_once(tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
     with pytest.raises(UsageError, match=r"none of 1 files looked at can be read: 0.png: damaged, or no image"):
         load_data(f"folder:{tmp_path}")
-
-
-def test_the_loop_of_the_docs(tmp_path):
-    """The Python block of docs/data.md runs as it stands on a folder, and its comments give the shapes."""
-    grey_folder(tmp_path, lambda rng, label: rng.integers(0, 256, (12, 12)).astype(np.uint8), count=20)
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    block = (
-        page.split("```python\n")[1].split("```")[0].replace("folder:PATH", f"folder:{tmp_path}").replace("workers=4", "workers=0")
-    )
-    names: dict = {}
-    exec(block, names)
-    view0, view1, whole = names["view0"], names["view1"], names["whole"]
-    assert names["data"].train.__getitems__([0, 3])[0].shape == (2, 3, 80, 80) and "(32, 3, 80, 80)" in block
-    assert view0.shape == view1.shape == (32, 3, 64, 64) and not torch.equal(view0, view1)
-    assert whole.shape == (8, 3, 64, 64) and whole.dtype == torch.float32 and names["labels"].tolist() == [0] * 4 + [1] * 4
