@@ -115,7 +115,7 @@ def summarise(run: Run, title: str) -> str:
     folder = run.folder("reports")
     parts = [path.read_text().strip() for path in (folder / f"{name}.md" for name in STAGES) if path.exists()]
     steps, dropped = _steps_table(run.steps), _dropped(run)
-    works = [report.work_report(found) for found in gpu_bench.results(run)]
+    works = [report.workload_report(found) for found in gpu_bench.results(run)]
     run.write("summary.md", ("\n\n".join([f"# {title}", dropped, steps, *parts, *works]) + "\n").encode())
     short = steps if len(steps) < SCREEN_CHARS // 3 else _steps_table([step for step in run.steps if step.bad])
     return "\n\n".join([*fit(parts, SCREEN_CHARS * 2 // 3), short[: SCREEN_CHARS // 3], dropped[:2000]])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.core import runner
+from benchmarks.report.pages import all_results, repeatable
 from benchmarks.report.tables import RESULTS, shape_text
 
 #: name -> (colour, marker); the same in every picture.
@@ -54,13 +55,13 @@ _LEADER = {"arrowstyle": "-", "lw": 0.7, "alpha": 0.6, "shrinkA": 0, "shrinkB": 
 
 
 def series(cases: list[dict], value: str) -> dict[str, list[tuple[int, float]]]:
-    """implementation -> [(B, value)], B rising."""
+    """implementation -> [(B, value)], B rising, of those that ran at two batch sizes or more."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for case in sorted(cases, key=lambda c: c["shape"][0]):
         for entry in case["entries"]:
             if entry.get(value) is not None and "ms" in entry:
                 lines.setdefault(entry["implementation"], []).append((case["shape"][0], entry[value]))
-    return lines
+    return {name: points for name, points in lines.items() if len(points) > 1}
 
 
 def groups(found: dict) -> dict[tuple[int, str], list[dict]]:
@@ -224,6 +225,21 @@ def draw(found: dict, folder: Path) -> list[Path]:
         timed = [case for case in cases if any("ms" in entry for entry in case["entries"])]
         if len({case["shape"][0] for case in timed}) >= 2:
             written.append(_picture(found, timed, folder / f"{found['work']}_d{d}_{dtype}.png"))
+    return written
+
+
+#: Pictures of README and docs/benchmarks.md: file -> (workload, width D).
+PAGE_PICTURES = {"nt_xent.png": ("nt_xent", 128), "clip.png": ("clip", 512)}
+
+
+def draw_pages(results: Path, folder: Path) -> list[Path]:
+    """The pictures that README and docs/benchmarks.md show, of the first machine that has each workload."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for file, (name, width) in PAGE_PICTURES.items():
+        found = next(repeatable(found) for held in all_results(results).values() for found in held if found["work"] == name)
+        cases = [case for case in found["cases"] if case["shape"][-1] == width and case["dtype"] == "float32"]
+        written.append(_picture(found, cases, folder / file))
     return written
 
 

@@ -1,37 +1,31 @@
-"""Tables made from result files; the only source of benchmark numbers in the README.
-
-    python -m benchmarks.report                       prints every result file as markdown
-    python -m benchmarks.report --readme README.md    rewrites the block between the two bench markers
-
-A table has no number that is not in a result file, and a case keeps the date and commit it was measured at.
-"""
+"""Tables made from the content of result files. A table has no number that is not in one, and a case keeps the date and the commit
+that it was measured at."""
 
 from pathlib import Path
 
 from benchmarks.core import runner
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 _COLUMNS = ("implementation", "ms (p20 to p80)", "times fastssl", "peak MB", "{rate}", "of the limit", "{error} error", "note")
 #: What an entry holds -> the head of its column.
 _RATES = {"flop_per_s": "GFLOP/s", "bytes_per_s": "GB/s"}
 _ERRORS = {"grad_error": "gradient", "update_error": "update"}
 #: Statuses of an implementation that ran; the others are listed under the table.
 _TRIED = ("ok", "wrong", "failed", "out of memory")
-#: Peers of the README's table, with their column heads.
-_README_PEERS = {
+#: Other implementations of the short tables, with the heads of their columns.
+_PEERS = {
     "eager": "eager",
     "compile": "`torch.compile`",
     "lightly": "lightly",
-    "pytorch_metric_learning": "PML",
+    "pytorch_metric_learning": "pytorch-metric-learning",
     "info_nce_pytorch": "info-nce-pytorch",
     "open_clip": "open_clip",
-    "linear_cross_entropy": "torch LCE",
+    "linear_cross_entropy": "torch `linear_cross_entropy`",
     "cut_cross_entropy": "cut-cross-entropy",
     "liger": "Liger",
     "inf_cl": "Inf-CL",
     "siglip_kernel": "siglip-kernel",
-    "loop": "a loop",
+    "loop": "a loop, as DINO's",
     "moco_repository": "MoCo repository",
     "mae_repository": "MAE repository",
     "transformers": "transformers",
@@ -106,9 +100,9 @@ def columns(case: dict) -> tuple[str, ...]:
 
 def case_table(found: dict, case: dict) -> str:
     """Heading, table and targets of one case."""
-    turns = [entry["rounds"] for entry in case["entries"] if "rounds" in entry]
-    turns = f"{min(turns)} to {max(turns)} turns" if turns else "no turns"
-    measured = f"{turns}, load {case['load']}, {case['date'][:10]}, commit {case['commit']}"
+    rounds = [entry["rounds"] for entry in case["entries"] if "rounds" in entry]
+    runs = f"{min(rounds)} to {max(rounds)} runs each" if rounds else "no runs"
+    measured = f"{runs}, load {case['load']}, {case['date'][:10]}, commit {case['commit']}"
     lines = [
         f"### {found['title']}, {shape_text(case['shape'])} ({found['axes']}), {case['dtype']}",
         "",
@@ -129,7 +123,7 @@ def _verdict(target: dict) -> str:
     return "open" if target["met"] is None else "met" if target["met"] else "MISSED"
 
 
-def work_report(found: dict) -> str:
+def workload_report(found: dict) -> str:
     return "\n\n".join([machine_line(found["machine"]), *(case_table(found, case) for case in found["cases"])])
 
 
@@ -149,11 +143,11 @@ def _memory(entries: dict, name: str) -> str:
     return "-" if peak is None else f"{number(peak)} MB"
 
 
-def readme_table(found: dict) -> str:
+def peer_table(found: dict) -> str:
     """One row for each case: our time, how many times longer the peers take, peak memory above the inputs."""
     by_case = [(case, {e["implementation"]: e for e in case["entries"]}) for case in found["cases"]]
-    peers = [p for p in _README_PEERS if any("times_ours" in entries.get(p, {}) for _, entries in by_case)]
-    head = (found["axes"], "dtype", "fastssl", "of the limit", *(_README_PEERS[p] for p in peers), "peak memory", "eager's")
+    peers = [p for p in _PEERS if any("times_ours" in entries.get(p, {}) for _, entries in by_case)]
+    head = (found["axes"], "dtype", "fastssl", "of the limit", *(_PEERS[p] for p in peers), "peak memory", "eager's memory")
     rows = []
     for case, entries in by_case:
         ours = entries[runner.OURS]
@@ -164,46 +158,3 @@ def readme_table(found: dict) -> str:
                 + (_memory(entries, runner.OURS), _memory(entries, "eager"))
             )
     return markdown(head, rows)
-
-
-def all_results(folder: Path = RESULTS) -> dict[str, list[dict]]:
-    """Device slug -> its results, GPUs first."""
-    found: dict[str, list[dict]] = {}
-    for path in sorted(folder.glob("*/*.json"), key=lambda p: (p.parent.name.startswith("cpu"), str(p))):
-        found.setdefault(path.parent.name, []).append(runner.read(path))
-    return found
-
-
-_README_TEXT = {
-    "loss": "Forward + backward. A peer's column says how many times longer it takes than fastssl in the same run, in turns,"
-    " medians. Of the limit: the time of the least FLOPs in the machine's own matrix product, over our time."
-    " Peak memory is above the inputs. Every implementation first passed a comparison with float64.",
-    "update": "State updates in place, and masked image modelling forward + backward, one step. Of the limit: the time in which the"
-    " machine's memory moves the step's bytes (on a CPU in a pass in place, on a GPU in a copy; MoCo and patch embedding: its"
-    " matrix products), over our time. Peak memory is above the state.",
-}
-
-
-def readme_block(folder: Path = RESULTS) -> str:
-    """Everything between the markers: for each device the losses, then the updates."""
-    devices = all_results(folder)
-    kinds = {found.get("kind", "loss") for results in devices.values() for found in results}
-    parts = [text for kind, text in _README_TEXT.items() if kind in kinds]
-    for slug, results in devices.items():
-        parts.append(f"**{machine_line(results[0]['machine'])}** Full tables: `benchmarks/results/{slug}/`.")
-        for found in sorted(results, key=lambda found: found.get("kind", "loss")):
-            dates = sorted({case["date"][:10] for case in found["cases"]})
-            commits = sorted({case["commit"] for case in found["cases"]})
-            parts.append(f"{found['title']} ({', '.join(dates)}, commit {', '.join(commits)}):\n\n{readme_table(found)}")
-    return "\n\n".join(parts)
-
-
-def update_readme(path: Path, block: str) -> bool:
-    """Replaces the text between the markers; True when the file changed."""
-    text = path.read_text()
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise ValueError(f"report: {path} must hold {START} and {END} once each, in this order")
-    head, rest = text.split(START)
-    new = f"{head}{START}\n\n{block}\n\n{END}{rest.split(END)[1]}"
-    path.write_text(new)
-    return new != text

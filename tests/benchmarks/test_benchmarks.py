@@ -188,7 +188,7 @@ def test_targets_are_judged(kind, value, got, met):
     assert undecided["met"] is None and undecided["got"] == "not measured"
 
 
-def test_results_round_trip_into_tables_pictures_and_the_readme(tmp_path):
+def test_results_round_trip_into_tables_and_pictures(tmp_path):
     options = replace(FAST, peers=("eager", "memeff"))
     for shape in (SHAPE, (48, 16)):
         case = runner.run_case(NT_XENT, shape, options, QUIET)
@@ -196,16 +196,9 @@ def test_results_round_trip_into_tables_pictures_and_the_readme(tmp_path):
     found = runner.read(path)
     assert [case["shape"] for case in found["cases"]] == [[24, 16], [48, 16]] and found["machine"]["threads"] >= 1
     assert json.loads(path.read_text())["cases"][1] == json.loads(json.dumps(case))
-    text = report.work_report(found)
+    text = report.workload_report(found)
     assert "### NT-Xent (SimCLR), forward + backward, 24 x 16" in text and "- memeff: other objective:" in text
     assert f"{report.number(case['entries'][0]['ms'])} (" in text
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
-    assert report.update_readme(readme, report.readme_block(tmp_path))
-    assert not report.update_readme(readme, report.readme_block(tmp_path))
-    assert "24 x 16" in readme.read_text() and "old" not in readme.read_text() and readme.read_text().endswith("after\n")
-    with pytest.raises(ValueError, match="must hold <!-- bench:start -->"):
-        report.update_readme(path, "")
     pytest.importorskip("matplotlib")
     (picture,) = plots.draw(found, tmp_path / "pictures")
     assert picture.stat().st_size > 20_000

@@ -237,7 +237,7 @@ def test_an_h100_and_an_h200_are_told_apart(tmp_path, monkeypatch):
         runner.save(found, tmp_path / "nvidia-h100-80gb-hbm3")
 
 
-def test_results_become_tables_a_picture_and_readme_rows(tmp_path):
+def test_results_become_tables_and_a_picture(tmp_path):
     options = replace(FAST, peers=("eager", "loop", "memeff"))
     case = runner.run_case(EMA, ("tiny",), options, QUIET)
     assert [e["implementation"] for e in case["entries"]] == ["fastssl", "eager", "loop"], (
@@ -245,10 +245,9 @@ def test_results_become_tables_a_picture_and_readme_rows(tmp_path):
     )
     path = runner.save(runner.result(EMA, "cpu", [case]), tmp_path / "cpu-test")
     found = runner.read(path)
-    text = report.work_report(found)
+    text = report.workload_report(found)
     assert "tiny (model), float32" in text and "| GB/s | of the limit | update error |" in text
-    block = report.readme_block(tmp_path)
-    assert "| model | dtype | fastssl | of the limit | eager | a loop |" in block and block.startswith("State updates in place")
+    assert "| model | dtype | fastssl | of the limit | eager | a loop, as DINO's |" in report.peer_table(found)
     pytest.importorskip("matplotlib")
     (picture,) = plots.draw(found, tmp_path / "pictures")
     assert picture.name == "ema.png" and picture.stat().st_size > 10_000
