@@ -1,4 +1,4 @@
-"""Writes the benchmark numbers of README.md and docs/benchmarks.md from the result files; ``--check`` only says what would change."""
+"""Writes the benchmark numbers of README.md and docs/benchmarks.md from the result files."""
 
 import argparse
 import sys

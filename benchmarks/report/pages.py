@@ -36,11 +36,11 @@ workload on your machine, and `fastssl bench --save` stores what it measures as 
 them. A time is the median over these runs.
 - The column of another implementation says how many times as long as fastssl it takes: 2.0x is twice the time.
 - Losses, and masked image modelling, are timed forward and backward; updates are timed for one step in place.
-- "Of the limit" compares with what the machine can do at best. For a loss that is the time of the matrix products that it needs, in \
-this machine's own `torch.mm` (two for NT-Xent, SupCon and MoCo, three for SigLIP, four for InfoNCE and CLIP). More than 100 % is \
-possible: `torch.mm` also writes its product to memory, and CLIP keeps some of its logits, which saves it a product. For an update it \
-is the time in which the machine's memory moves the bytes of the step; for MoCo's step and for the embedding of patches it is their \
-matrix products.
+- "Of the limit" compares with what the machine can do at best. For a loss that is the time of the matrix products that it \
+needs, in this machine's own `torch.mm` (two for NT-Xent, SupCon and MoCo, three for SigLIP, four for InfoNCE and CLIP). More \
+than 100 % is possible: `torch.mm` also writes its product to memory, and CLIP keeps some of its logits, which saves it a \
+product. For an update it is the time in which the machine's memory moves the bytes of the step; for MoCo's step and for the \
+embedding of patches it is their matrix products.
 - Peak memory is what an implementation needs above its inputs, or above the state that it updates, in a process of its own.
 - "Eager" is the plain PyTorch form of the same computation."""
 
@@ -48,12 +48,9 @@ _SECTIONS = ("Losses", "Updates of state", "Masked image modelling")
 
 #: What has to be said beside a number, by workload and implementation. ``{...}`` come from the entry.
 _REMARKS = {
-    (
-        "nt_xent",
-        "pytorch_metric_learning",
-    ): "pytorch-metric-learning {version} compares every positive pair with every negative pair of"
-    " the batch, so its time and memory grow with the cube of the batch size: {time} and {memory} for {rows} rows. Larger batches were"
-    " not tried.",
+    ("nt_xent", "pytorch_metric_learning"): "pytorch-metric-learning {version} compares every positive pair with every negative"
+    " pair of the batch, so its time and memory grow with the cube of the batch size: {time} and {memory} for {rows} rows. Larger"
+    " batches were not tried.",
 }
 
 

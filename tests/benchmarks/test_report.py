@@ -1,4 +1,4 @@
-"""The pages of numbers are what ``python -m benchmarks.report`` makes of the result files; what cannot be measured again is left out."""
+"""The pages of numbers are made from the result files, and leave out what cannot be measured again."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def test_cases_of_uncommitted_changes_are_left_out_and_named(results):
     text = pages.page(results)
     assert "| 4096 x 128 | float32 | 194 ms |" not in text and "#### NT-Xent" not in text
     assert text.count("These rows are missing, because") == 1 and "NT-Xent (SimCLR) at 4096 x 128;" in text
-    with pytest.raises(ValueError, match="no CPU under .* has all rows of the README's table"):
+    with pytest.raises(ValueError, match=r"no CPU under .* has all rows of the README's table"):
         pages.readme_block(results)
 
 
