@@ -98,10 +98,6 @@ NAMES: dict[str, str] = {
 
 #: Private words.
 WORDS: dict[str, str] = {
-    "CONTRIBUTING.md: a work": NOT_YET,
-    "CONTRIBUTING.md: facts": NOT_YET,
-    "CONTRIBUTING.md: gate": NOT_YET,
-    "CONTRIBUTING.md: in words": NOT_YET,
     "benchmarks/__init__.py: all works": NOT_YET,
     "benchmarks/__init__.py: gate": NOT_YET,
     "benchmarks/__init__.py: one work": NOT_YET,
@@ -121,7 +117,6 @@ WORDS: dict[str, str] = {
     "benchmarks/core/prepared.py: one work": NOT_YET,
     "benchmarks/core/registry.py: each work": NOT_YET,
     "benchmarks/core/registry.py: lean": NOT_YET,
-    "benchmarks/report/tables.py: in turns": NOT_YET,
     "benchmarks/core/runner.py: gate": NOT_YET,
     "benchmarks/core/runner.py: in turns": NOT_YET,
     "benchmarks/core/runner.py: one work": NOT_YET,
@@ -135,7 +130,6 @@ WORDS: dict[str, str] = {
     "benchmarks/tune/cases.py: lean": NOT_YET,
     "csrc/cpu/tokens.h: in words": NOT_YET,
     "csrc/cuda/expect.h: in words": NOT_YET,
-    "docs/benchmarks.md: in turns": NOT_YET,
     "docs/gpu.md: every work": NOT_YET,
     "docs/gpu.md: facts": NOT_YET,
     "docs/gpu.md: one work": NOT_YET,
