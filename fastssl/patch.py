@@ -85,7 +85,21 @@ _ABSENT = object()
 
 
 class Patch:
-    """What a call of ``patch`` swapped. ``names``: the names, as "module.name" or "Class.method", that were bound anew."""
+    """What a call of ``patch`` swapped; ``undo()`` puts it back, and so does the end of a ``with`` block.
+
+    Attributes:
+        names: the names, as "module.name" or "Class.method", that were bound anew.
+
+    Examples:
+        >>> import fastssl
+        >>> class MoCo(torch.nn.Module):  # in place of the one in moco/builder.py
+        ...     def _dequeue_and_enqueue(self, keys): ...
+        ...     def _momentum_update_key_encoder(self): ...
+        >>> swapped = fastssl.patch("moco", MoCo)
+        >>> swapped.names
+        ('MoCo._dequeue_and_enqueue', 'MoCo._momentum_update_key_encoder')
+        >>> swapped.undo()
+    """
 
     def __init__(self, library: str, modules: list[tuple], methods: list[tuple]):
         """modules: (module that defines it, name, replacement); methods: (class, name, replacement)."""
@@ -146,7 +160,17 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
 
     Raises:
         ValueError: unknown library, or a version of it whose functions take other arguments; nothing is swapped then.
-        TypeError: "mae" or "moco" without a class, or a class for another library. ImportError: the library is not installed.
+        TypeError: "mae" or "moco" without a class, or a class for another library.
+        ImportError: the library is not installed.
+
+    Examples:
+        >>> import fastssl
+        >>> class MoCo(torch.nn.Module):  # in place of the one in moco/builder.py
+        ...     def _dequeue_and_enqueue(self, keys): ...
+        ...     def _momentum_update_key_encoder(self): ...
+        >>> with fastssl.patch("moco", MoCo):
+        ...     print(MoCo._dequeue_and_enqueue.__module__)
+        fastssl.compat.moco
     """
     if library not in _LIBRARIES:
         raise ValueError(f"patch: library must be one of {', '.join(map(repr, _LIBRARIES))}, got {library!r}")

@@ -8,20 +8,54 @@ __all__ = ["EMA", "update_moving_average"]
 
 
 class EMA:
-    """Holds ``beta``, the share that is kept, in [0, 1]."""
+    """The share of the average that is kept, as ``byol_pytorch``'s class holds it.
+
+    Args:
+        beta: the share that is kept, in [0, 1]. The attribute ``beta`` may be set between updates.
+
+    Raises:
+        TypeError, ValueError: ``beta`` is no number in [0, 1].
+
+    Examples:
+        >>> EMA(0.75).update_average(torch.zeros(2), torch.ones(2))
+        tensor([0.2500, 0.2500])
+    """
 
     def __init__(self, beta: float):
         check_share("EMA", "beta", beta)
         self.beta = beta
 
     def update_average(self, old: Tensor | None, new: Tensor) -> Tensor:
-        """old, new: tensors of one shape -> beta old + (1 - beta) new, a new tensor; ``new`` itself where old is None."""
+        """The average of two tensors.
+
+        Args:
+            old: the average so far, float, of the shape of ``new``; None where there is none yet.
+            new: the new values.
+
+        Returns:
+            beta old + (1 - beta) new, a new tensor; ``new`` itself where ``old`` is None.
+        """
         return new if old is None else old * self.beta + (1 - self.beta) * new
 
 
 def update_moving_average(ema_updater: EMA, ma_model: nn.Module, current_model: nn.Module) -> None:
-    """ma_model <- beta ma_model + (1 - beta) current_model for all parameters in one launch, in place; buffers stay.
+    """Moves all parameters of a teacher towards those of a student in one launch, in place; buffers stay.
 
-    Of ``ema_updater`` only ``beta`` is read: an ``update_average`` of the user's own is not called.
+    ``ma_model <- beta ma_model + (1 - beta) current_model``
+
+    Args:
+        ema_updater: of which only ``beta`` is read; an ``update_average`` of the user's own is not called.
+        ma_model: the teacher, written in place.
+        current_model: the student, with parameters of the same shapes in the same order.
+
+    Raises:
+        TypeError, ValueError: the modules do not belong together; nothing is changed then.
+
+    Examples:
+        >>> student, teacher = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+        >>> wanted = 0.75 * teacher.weight + 0.25 * student.weight
+        >>> update_moving_average(EMA(0.75), teacher, student)
+        >>> torch.allclose(teacher.weight, wanted)
+        True
     """
     average_parameters("update_moving_average", ("current_model", "ma_model"), current_model, ma_model, ema_updater.beta)

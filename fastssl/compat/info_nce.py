@@ -6,4 +6,12 @@ __all__ = ["InfoNCE", "info_nce"]
 
 
 class InfoNCE(InfoNCELoss):
-    """``fastssl.loss.InfoNCELoss`` under their name: ``InfoNCE(temperature=0.1, reduction="mean", negative_mode="unpaired")``."""
+    """``fastssl.loss.InfoNCELoss`` under their name: ``InfoNCE(temperature=0.1, reduction="mean", negative_mode="unpaired")``.
+
+    Examples:
+        >>> from fastssl.compat.info_nce import InfoNCE
+        >>> query, key, negatives = torch.randn(8, 16, requires_grad=True), torch.randn(8, 16), torch.randn(32, 16)
+        >>> InfoNCE(temperature=0.1)(query, key, negatives).backward()
+        >>> query.grad.shape
+        torch.Size([8, 16])
+    """

@@ -11,6 +11,7 @@ import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from fastssl import masking
 from fastssl.checks import as_python, check_matrix, check_number, check_whole
@@ -51,9 +52,24 @@ __all__ = [
 
 
 def update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> None:
-    """model_ema <- m model_ema + (1 - m) model for all parameters, in their order, in place; buffers stay. m in [0, 1].
+    """Moves all parameters of a teacher towards those of a student in one launch, in place; buffers stay. The bits are lightly's.
 
-    The same bits as lightly's. TypeError or ValueError where the modules do not belong together; nothing is changed then.
+    ``model_ema <- m model_ema + (1 - m) model``
+
+    Args:
+        model: the student.
+        model_ema: the teacher, with parameters of the same shapes in the same order; written in place.
+        m: the share that is kept, in [0, 1].
+
+    Raises:
+        TypeError, ValueError: the modules do not belong together, or ``m`` is out of range; nothing is changed then.
+
+    Examples:
+        >>> model, teacher = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+        >>> wanted = 0.75 * teacher.weight + 0.25 * model.weight
+        >>> update_momentum(model, teacher, 0.75)
+        >>> torch.allclose(teacher.weight, wanted)
+        True
     """
     average_parameters("update_momentum", ("model", "model_ema"), model, model_ema, m)
 
@@ -69,6 +85,12 @@ class MemoryBankModule(nn.Module):
 
     Buffers, absent from the state dict as there: ``bank`` (K, D) float32, random unit rows at the start, and ``bank_ptr`` (1,)
     int64. A batch that reaches the end of the bank is cut off there and the pointer returns to 0.
+
+    Examples:
+        >>> bank = MemoryBankModule(size=(32, 8))
+        >>> output, negatives = bank(torch.randn(4, 8), update=True)
+        >>> negatives.shape, bank.bank_ptr.item()
+        (torch.Size([8, 32]), 4)
     """
 
     def __init__(self, size: int | Sequence[int] = 65536, gather_distributed: bool = False, feature_dim_first: bool = True):
@@ -119,7 +141,14 @@ class MemoryBankModule(nn.Module):
 class NNMemoryBankModule(MemoryBankModule):
     """Nearest neighbours from a bank (``lightly.models.modules.NNMemoryBankModule``; NNCLR, Dwibedi et al. 2021, eq. 1).
 
-    size: (K, D), or K alone as up to 1.5, with K of at least 1; a bank of size 0 refuses to be called, as there.
+    Args:
+        size: (K, D), or K alone as up to 1.5, with K of at least 1. A bank of size 0 refuses to be called, as there.
+
+    Examples:
+        >>> bank = NNMemoryBankModule(size=(32, 8))
+        >>> neighbours = bank(torch.randn(4, 8), update=True)
+        >>> neighbours.shape, bank.bank_ptr.item()
+        (torch.Size([4, 8]), 4)
     """
 
     def __init__(self, size: int | Sequence[int] = 2**16):
@@ -174,11 +203,19 @@ class LARS(Lars):
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    Examples:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = LARS(model.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-6)
+        >>> model(torch.randn(8, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['momentum_buffer']
     """
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float,
         momentum: float = 0,
         dampening: float = 0,
@@ -202,6 +239,10 @@ def cosine_schedule(step: int, max_steps: int, start_value: float, end_value: fl
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    Examples:
+        >>> [round(cosine_schedule(step, 5, 0.9, 1.0), 3) for step in range(5)]
+        [0.9, 0.915, 0.95, 0.985, 1.0]
     """
     op = "cosine_schedule"
     step = check_whole(op, "step", step, 0)
@@ -233,22 +274,69 @@ def random_token_mask(
 ) -> tuple[Tensor, Tensor]:
     """``fastssl.functional.random_token_mask`` with one ``torch.rand(N, L)``: a seed gives the tokens that lightly gives.
 
-    size (N, L), class token included -> index_keep (N, K) and index_mask (N, L - K), int64, in the order of the noise.
+    Args:
+        size: (N, L), the class token included.
+        mask_ratio: share of the tokens that is masked, in [0, 1].
+        mask_class_token: whether token 0 may be masked.
+        device: of the result; by default the CPU.
+
+    Returns:
+        index_keep (N, K) and index_mask (N, L - K), int64, in the order of the noise.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Examples:
+        >>> index_keep, index_mask = random_token_mask((2, 17), mask_ratio=0.75)
+        >>> index_keep.shape, index_mask.shape
+        (torch.Size([2, 5]), torch.Size([2, 12]))
     """
     return masking.random_token_mask(size, mask_ratio, mask_class_token, device)
 
 
 def get_at_index(tokens: Tensor, index: Tensor) -> Tensor:
-    """tokens (N, L, D), index (N, K) int64 -> (N, K, D): ``gather_tokens``, or ``torch.gather`` where tokens are no floats."""
+    """The tokens at given places: ``gather_tokens``, or ``torch.gather`` where tokens are no floats.
+
+    Args:
+        tokens: (N, L, D).
+        index: (N, K) int64.
+
+    Returns:
+        (N, K, D).
+
+    Raises:
+        TypeError, ValueError: as ``gather_tokens``.
+
+    Examples:
+        >>> tokens = torch.arange(6.0).view(1, 3, 2)
+        >>> get_at_index(tokens, torch.tensor([[2, 0]]))
+        tensor([[[4., 5.],
+                 [0., 1.]]])
+    """
     if isinstance(tokens, Tensor) and not tokens.is_floating_point():
         return tokens.gather(1, index[:, :, None].expand(-1, -1, tokens.shape[-1]))
     return gather_tokens(tokens, index)
 
 
 def set_at_index(tokens: Tensor, index: Tensor, value: Tensor | float) -> Tensor:
-    """A copy of tokens (N, L, D) with value (N, K, D), or a number, at index (N, K) int64. Differentiable in tokens and value.
+    """A copy of the tokens with other values at given places. Differentiable in tokens and value.
 
-    TypeError, ValueError: wrong shape, dtype or device. Which value stays where an index repeats is left open, as there.
+    Args:
+        tokens: (N, L, D) float.
+        index: (N, K) int64. Which value stays where an index repeats is left open, as there.
+        value: (N, K, D) in the dtype of ``tokens``, or a number.
+
+    Returns:
+        (N, L, D).
+
+    Raises:
+        TypeError, ValueError: wrong shape, dtype or device.
+
+    Examples:
+        >>> set_at_index(torch.zeros(1, 3, 2), torch.tensor([[2]]), 1.0)
+        tensor([[[0., 0.],
+                 [0., 0.],
+                 [1., 1.]]])
     """
     op = "set_at_index"
     check_floats(op, "tokens", tokens, "N, L, D")
@@ -264,9 +352,22 @@ def set_at_index(tokens: Tensor, index: Tensor, value: Tensor | float) -> Tensor
 
 
 def mask_at_index(tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:
-    """tokens (N, L, D) with mask_token (1, 1, D) at index (N, K) int64, in the wider dtype of both. Differentiable in both.
+    """The tokens with the mask token at given places. Differentiable in both.
 
-    TypeError, ValueError: wrong shape, dtype or device. A token that is replaced may be NaN (NaN stays there).
+    Args:
+        tokens: (N, L, D) float. A token that is replaced may be NaN (NaN stays there).
+        index: (N, K) int64.
+        mask_token: (1, 1, D) float.
+
+    Returns:
+        (N, L, D) in the wider dtype of tokens and mask token.
+
+    Raises:
+        TypeError, ValueError: wrong shape, dtype or device.
+
+    Examples:
+        >>> mask_at_index(torch.zeros(1, 3, 2), torch.tensor([[0, 2]]), torch.ones(1, 1, 2))[0, :, 0]
+        tensor([1., 0., 1.])
     """
     op = "mask_at_index"
     check_floats(op, "tokens", tokens, "N, L, D")
@@ -276,7 +377,23 @@ def mask_at_index(tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:
 
 
 def mask_bool(tokens: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
-    """tokens (N, L, D) with mask_token (1, 1, D) where mask (N, L), of any dtype, is not 0; otherwise as ``mask_at_index``."""
+    """The tokens with the mask token where a mask is not 0. Differentiable in tokens and mask token.
+
+    Args:
+        tokens: (N, L, D) float.
+        mask: (N, L) of any dtype; not 0 where the mask token is to stand.
+        mask_token: (1, 1, D) float.
+
+    Returns:
+        (N, L, D) in the wider dtype of tokens and mask token.
+
+    Raises:
+        TypeError, ValueError: wrong shape, dtype or device.
+
+    Examples:
+        >>> mask_bool(torch.zeros(1, 3, 2), torch.tensor([[True, False, True]]), torch.ones(1, 1, 2))[0, :, 0]
+        tensor([1., 0., 1.])
+    """
     op = "mask_bool"
     check_floats(op, "tokens", tokens, "N, L, D")
     if not isinstance(mask, Tensor) or mask.shape != tokens.shape[:2]:
@@ -294,18 +411,65 @@ def _masked(op: str, tokens: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor
 
 
 def repeat_token(token: Tensor, size: tuple[int, int]) -> Tensor:
-    """token (1, 1, D), size (N, L) -> (N, L, D), a copy."""
+    """Copies of one token for all places of all samples.
+
+    Args:
+        token: (1, 1, D) float.
+        size: (N, L).
+
+    Returns:
+        (N, L, D), a copy.
+
+    Raises:
+        TypeError, ValueError: ``token`` is no float tensor of three dimensions.
+
+    Examples:
+        >>> repeat_token(torch.ones(1, 1, 8), (2, 5)).shape
+        torch.Size([2, 5, 8])
+    """
     check_floats("repeat_token", "token", token, "1, 1, D")
     return token.repeat(*size, 1)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """images (N, C, H, W) -> (N, L, C p p), entries in the order (p, q, c): ``fastssl.functional.patchify``."""
+    """Images as rows of patches: ``fastssl.functional.patchify``.
+
+    Args:
+        images: (N, C, H, W) float.
+        patch_size: p, which divides H and W.
+
+    Returns:
+        (N, L, C p p), the entries of a patch in the order (p, q, c).
+
+    Raises:
+        TypeError, ValueError: as ``fastssl.functional.patchify``.
+
+    Examples:
+        >>> patchify(torch.rand(2, 3, 8, 8), 4).shape
+        torch.Size([2, 4, 48])
+    """
     return masking.patchify(images, patch_size)
 
 
 def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
-    """patches (N, L, C p p), L a square number -> images (N, C, H, W). ValueError where C is not ``channels``."""
+    """Patches back to images: ``fastssl.functional.unpatchify``.
+
+    Args:
+        patches: (N, L, C p p) float, L a square number.
+        patch_size: p.
+        channels: C.
+
+    Returns:
+        (N, C, H, W).
+
+    Raises:
+        TypeError, ValueError: patches of another number of entries, or an L that is no square.
+
+    Examples:
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> torch.equal(unpatchify(patchify(images, 4), 4), images)
+        True
+    """
     check_floats("unpatchify", "patches", patches, "N, L, P")
     if patches.shape[2] != channels * patch_size**2:
         raise ValueError(f"unpatchify: patches must have {channels * patch_size**2} entries, got {patches.shape[2]}")
@@ -313,7 +477,22 @@ def unpatchify(patches: Tensor, patch_size: int, channels: int = 3) -> Tensor:
 
 
 def normalize_mean_var(x: Tensor, dim: int = -1, eps: float = 1.0e-6) -> Tensor:
-    """(x - mean) / sqrt(var + eps) along ``dim``, the variance unbiased; ``masked_patch_loss`` does it to its targets by itself."""
+    """``(x - mean) / sqrt(var + eps)`` along a dimension, with the unbiased variance.
+
+    ``masked_patch_loss`` does this to its targets by itself.
+
+    Args:
+        x: float, of any shape.
+        dim: the dimension over which mean and variance are taken.
+        eps: added to the variance.
+
+    Returns:
+        A tensor of the shape of ``x``.
+
+    Examples:
+        >>> normalize_mean_var(torch.tensor([1.0, 2.0, 3.0])).round(decimals=3)
+        tensor([-1.,  0.,  1.])
+    """
     var, mean = torch.var_mean(x, dim=dim, keepdim=True)
     return (x - mean) / (var + eps).sqrt()
 

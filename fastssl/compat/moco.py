@@ -38,6 +38,15 @@ class MoCo(nn.Module):
 
     Raises:
         TypeError, ValueError: a wrong constructor argument, images of unequal number, or an encoder of another width.
+
+    Examples:
+        >>> def net(num_classes):
+        ...     return torch.nn.Linear(12, num_classes)
+        >>> model = MoCo(net, dim=8, K=32)
+        >>> logits, labels = model(torch.randn(4, 12), torch.randn(4, 12))
+        >>> logits.shape, model.queue_ptr.item()
+        (torch.Size([4, 33]), 4)
+        >>> loss, acc1, acc5 = model.loss(torch.randn(4, 12), torch.randn(4, 12))  # the same loss without logits
     """
 
     def __init__(
@@ -62,7 +71,15 @@ class MoCo(nn.Module):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, im_q: Tensor, im_k: Tensor) -> tuple[Tensor, Tensor]:
-        """im_q, im_k (N, ...) -> logits (N, 1 + K), the positive first, divided by T; labels (N,) int64, all 0."""
+        """Logits and labels, as the MoCo repository returns them for its cross-entropy.
+
+        Args:
+            im_q: (N, ...), the view that the query encoder sees.
+            im_k: (N, ...), the view that the key encoder sees.
+
+        Returns:
+            logits (N, 1 + K), the positive first, divided by T; labels (N,) int64, all 0.
+        """
         q, k = self._features(im_q, im_k)
         positive = torch.einsum("nc,nc->n", q, k)[:, None]
         negative = torch.einsum("nc,ck->nk", q, self.queue.clone())  # autograd saves it, and the push below overwrites
@@ -127,9 +144,17 @@ class MoCo(nn.Module):
 
 @torch.no_grad()
 def concat_all_gather(tensor: Tensor) -> Tensor:
-    """tensor (N, ...) of every rank -> (ranks N, ...) in rank order, without gradient; one process: the tensor itself.
+    """The rows of all processes, in the order of the ranks, without gradient.
 
-    Every rank must bring as many rows, as there.
+    Args:
+        tensor: (N, ...). Every rank must bring as many rows, as there.
+
+    Returns:
+        (ranks N, ...); in one process the tensor itself, detached.
+
+    Examples:
+        >>> concat_all_gather(torch.ones(4, 2)).shape  # in one process
+        torch.Size([4, 2])
     """
     return gather_rows(tensor, even=True)
 

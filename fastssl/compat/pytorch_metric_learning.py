@@ -23,7 +23,15 @@ BLOCK_ELEMENTS = 1 << 24  # comparisons of labels held at once, a byte each
 
 
 class SupConLoss(theirs.SupConLoss):
-    """``pytorch_metric_learning.losses.SupConLoss``, same arguments; the mean over anchors with positives is its reducer's."""
+    """``pytorch_metric_learning.losses.SupConLoss``, same arguments; the mean over anchors with positives is its reducer's.
+
+    Examples:
+        >>> from fastssl.compat.pytorch_metric_learning import SupConLoss
+        >>> embeddings, labels = torch.randn(8, 16, requires_grad=True), torch.arange(8) % 4
+        >>> SupConLoss(temperature=0.1)(embeddings, labels).backward()
+        >>> embeddings.grad.shape
+        torch.Size([8, 16])
+    """
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple, ref_emb: Tensor, ref_labels: Tensor) -> dict:
         """embeddings (N, D), labels (N,), ref_emb (M, D), ref_labels (M,) -> the losses (N,) as their reducers want them."""
@@ -47,7 +55,15 @@ class SupConLoss(theirs.SupConLoss):
 
 
 class NTXentLoss(theirs.NTXentLoss):
-    """``pytorch_metric_learning.losses.NTXentLoss``, same arguments: a loss for each positive pair."""
+    """``pytorch_metric_learning.losses.NTXentLoss``, same arguments: a loss for each positive pair.
+
+    Examples:
+        >>> from fastssl.compat.pytorch_metric_learning import NTXentLoss
+        >>> embeddings, labels = torch.randn(8, 16, requires_grad=True), torch.arange(8) % 4
+        >>> NTXentLoss(temperature=0.1)(embeddings, labels).backward()
+        >>> embeddings.grad.shape
+        torch.Size([8, 16])
+    """
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, indices_tuple, ref_emb: Tensor, ref_labels: Tensor) -> dict:
         """embeddings (N, D), labels (N,), ref_emb (M, D), ref_labels (M,) -> the losses (P,) as their reducers want them."""

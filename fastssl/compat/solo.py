@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.optim.optimizer import ParamsT
 
 from fastssl.checks import INTEGERS, check_matrix, check_number, check_scalar, check_vector, check_views
 from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
@@ -43,14 +44,40 @@ _NETS = ("online_net", "momentum_net")
 
 
 def initialize_momentum_params(online_net: Module, momentum_net: Module) -> None:
-    """Copies all parameters of ``online_net`` to ``momentum_net``, whose parameters need no gradient from then on."""
+    """Copies all parameters of ``online_net`` to ``momentum_net``, whose parameters need no gradient from then on.
+
+    Args:
+        online_net: the student.
+        momentum_net: the teacher, with parameters of the same shapes in the same order; written in place.
+
+    Raises:
+        TypeError, ValueError: the modules do not belong together; nothing is changed then.
+
+    Examples:
+        >>> online, momentum = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+        >>> initialize_momentum_params(online, momentum)
+        >>> torch.equal(online.weight, momentum.weight), momentum.weight.requires_grad
+        (True, False)
+    """
     copy_parameters("initialize_momentum_params", _NETS, online_net, momentum_net)
 
 
 class MomentumUpdater:
-    """Momentum update with a cosine schedule of the share that is kept, ``cur_tau``, from ``base_tau`` to ``final_tau``.
+    """Momentum update with a cosine schedule of the share that is kept, ``cur_tau``.
 
-    ValueError unless 0 <= base_tau <= final_tau <= 1.
+    Args:
+        base_tau: the share at the first step, from 0 on.
+        final_tau: the share at the last step, from ``base_tau`` to 1.
+
+    Raises:
+        TypeError, ValueError: unless 0 <= base_tau <= final_tau <= 1.
+
+    Examples:
+        >>> updater = MomentumUpdater(0.5, 1.0)
+        >>> updater.update(torch.nn.Linear(4, 2), torch.nn.Linear(4, 2))
+        >>> updater.update_tau(cur_step=50, max_steps=100)
+        >>> updater.cur_tau
+        0.75
     """
 
     def __init__(self, base_tau: float = 0.996, final_tau: float = 1.0):
@@ -74,12 +101,47 @@ class MomentumUpdater:
 
 
 def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.1) -> Tensor:
-    """``moco_loss``: query, key (N, D) of unit length, queue (D, K), one of the two queues of MoCo v2+ -> mean loss."""
+    """MoCo's loss, ``moco_loss``, at solo-learn's scale.
+
+    Args:
+        query: (N, D) of unit length.
+        key: (N, D) of unit length, without gradient.
+        queue: (D, K), one of the two queues of MoCo v2+.
+        temperature: number or one-element float tensor, not 0.
+
+    Returns:
+        The mean loss, float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: as ``moco_loss``.
+
+    Examples:
+        >>> query, key = (torch.nn.functional.normalize(torch.randn(4, 8), dim=1) for _ in range(2))
+        >>> mocov2plus_loss_func(query, key, torch.nn.functional.normalize(torch.randn(8, 32), dim=0)).shape
+        torch.Size([])
+    """
     return moco_loss(query, key, queue, temperature)
 
 
 def byol_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
-    """2 - 2 cos(p, z), averaged; p, z (..., D), no gradient to z. Both values of ``simplified`` are the same computation here."""
+    """BYOL's loss 2 - 2 cos(p, z), averaged over the rows.
+
+    Args:
+        p: (..., D), the predictions.
+        z: (..., D), the targets, which get no gradient.
+        simplified: both values are the same computation here.
+
+    Returns:
+        The mean loss, float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: as ``byol_loss``.
+
+    Examples:
+        >>> p = torch.randn(4, 8)
+        >>> round(byol_loss_func(p, -p).item(), 4)
+        4.0
+    """
     return byol_loss(p.flatten(0, -2), z.detach().flatten(0, -2))
 
 
@@ -98,6 +160,11 @@ def mae_loss_func(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int, nor
 
     Raises:
         TypeError, ValueError, NotImplementedError: as ``masked_patch_loss``.
+
+    Examples:
+        >>> images, pred = torch.rand(2, 3, 8, 8), torch.rand(2, 4, 48)
+        >>> mae_loss_func(images, pred, torch.tensor([[1.0, 0.0, 0.0, 1.0]] * 2), patch_size=4).shape
+        torch.Size([])
     """
     return patch_loss(imgs, pred, mask, patch_size, norm_pix_loss)
 
@@ -120,6 +187,13 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device or temperature.
+
+    Examples:
+        >>> z = torch.randn(16, 8)
+        >>> loss = simclr_loss_func(z, torch.arange(8).repeat(2), temperature=0.2)  # two views of eight images
+        >>> from fastssl.functional import nt_xent
+        >>> torch.allclose(loss, nt_xent(z[:8], z[8:], 0.2))
+        True
     """
     op = "simclr_loss_func"
     (z,) = enter(op, z)
@@ -144,17 +218,47 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
 
 
 def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Tensor:
-    """2 temperature times the cross-entropy of each query's own key among the keys of all processes; both normalised here.
+    """The loss of MoCo v3: 2 temperature times the cross-entropy of each query's own key among the keys of all processes.
 
-    query, key: (N, D), as many rows in every process. The gradient goes to both in one process, to query alone in several.
+    Args:
+        query: (N, D), brought to unit length here; as many rows in every process.
+        key: (N, D), brought to unit length here. It gets a gradient in one process, and none in several.
+        temperature: number or one-element float tensor, not 0.
+
+    Returns:
+        The mean loss, float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device or temperature.
+
+    Examples:
+        >>> query, key = torch.randn(4, 8, requires_grad=True), torch.randn(4, 8)
+        >>> mocov3_loss_func(query, key, temperature=0.2).backward()
+        >>> query.grad.shape
+        torch.Size([4, 8])
     """
     return 2.0 * temperature * _among_all("mocov3_loss_func", query, key, temperature, "query", "key", False)
 
 
 def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
-    """Cross-entropy of each neighbour's own prediction among the predictions of all processes; both normalised here.
+    """The loss of NNCLR: cross-entropy of each neighbour's own prediction among the predictions of all processes.
 
-    nn, p: (N, D), as many rows in every process. The gradient goes to both, through the gather too.
+    Args:
+        nn: (N, D), the nearest neighbours, brought to unit length here; as many rows in every process.
+        p: (N, D), the predictions, brought to unit length here.
+        temperature: number or one-element float tensor, not 0.
+
+    Returns:
+        The mean loss, float32 (float64 for float64 input). The gradient goes to both arguments, through the gather too.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device or temperature.
+
+    Examples:
+        >>> neighbours, p = torch.randn(4, 8), torch.randn(4, 8, requires_grad=True)
+        >>> nnclr_loss_func(neighbours, p, temperature=0.1).backward()
+        >>> p.grad.shape
+        torch.Size([4, 8])
     """
     return _among_all("nnclr_loss_func", nn, p, temperature, "nn", "p", True)
 
@@ -174,7 +278,24 @@ def _among_all(op: str, query: Tensor, key: Tensor, temperature, query_name: str
 
 
 def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
-    """-cos(p, z), averaged; p, z (..., D), no gradient to z. Both values of ``simplified`` are the same computation here."""
+    """SimSiam's loss -cos(p, z), averaged over the rows.
+
+    Args:
+        p: (..., D), the predictions.
+        z: (..., D), the targets, which get no gradient.
+        simplified: both values are the same computation here.
+
+    Returns:
+        The mean loss, float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: as ``negative_cosine``.
+
+    Examples:
+        >>> p = torch.randn(4, 8)
+        >>> round(simsiam_loss_func(p, p).item(), 4)
+        -1.0
+    """
     return negative_cosine(p.flatten(0, -2), z.detach().flatten(0, -2))
 
 
@@ -195,6 +316,14 @@ class LARS(Lars):
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    Examples:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = LARS(model.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-6, exclude_bias_n_norm=True)
+        >>> model(torch.randn(8, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['momentum_buffer']
     """
 
     _trust = "eta"
@@ -202,7 +331,7 @@ class LARS(Lars):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float,
         momentum: float = 0,
         dampening: float = 0,

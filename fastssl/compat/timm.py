@@ -39,6 +39,15 @@ class ModelEmaV3(nn.Module):
 
     Raises:
         TypeError, ValueError: wrong arguments, or a model of other tensors; the average is unchanged then.
+
+    Examples:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> average = ModelEmaV3(model, decay=0.75)
+        >>> model.bias.data += 1.0
+        >>> before = average.module.bias.clone()
+        >>> average.update(model, step=10)
+        >>> torch.allclose(average.module.bias, before + 0.25)
+        True
     """
 
     def __init__(
