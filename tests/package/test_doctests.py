@@ -2,13 +2,12 @@
 
 import ast
 import doctest
-import importlib
 import re
 
 import pytest
 import torch
 
-from tests.support.public_names import home, public_names
+from tests.support.public_names import home, public_names, source
 
 #: Public names without an example, and why.
 WITHOUT = {
@@ -71,8 +70,8 @@ EXAMPLES = {at: text for name, node in definitions().values() for at, text in do
 def test_the_example_prints_what_it_says(name):
     """It runs with the names of the module that it stands in, as ``python -m doctest`` does it, and with torch."""
     parts = name.split(".")
-    module = next(".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if _is_module(".".join(parts[:n])))
-    names = {"torch": torch} | vars(importlib.import_module(module))
+    module = next(".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1) if source(".".join(parts[:n])))
+    names = {"torch": torch} | vars(pytest.importorskip(module, exc_type=ImportError))
     test = doctest.DocTestParser().get_doctest(EXAMPLES[name], names, name, module, 0)
     out = []
     torch.manual_seed(0)
@@ -94,11 +93,3 @@ def test_every_public_name_has_an_example():
     missing = {name for name, (at, node) in definitions().items() if not docstrings(at, node)}
     missing = {name for name in missing if not any(name == known or name.startswith(known + ".") for known in WITHOUT)}
     assert missing <= NOT_YET, f"no example (Examples: with >>>) in the docstring of {sorted(missing - NOT_YET)}"
-
-
-def _is_module(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError:
-        return False
-    return True
