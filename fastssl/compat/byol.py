@@ -8,7 +8,7 @@ __all__ = ["EMA", "update_moving_average"]
 
 
 class EMA:
-    """The share of the average that is kept, as ``byol_pytorch``'s class holds it.
+    """The share of the average that is kept, as the class of byol-pytorch holds it.
 
     Args:
         beta: the share that is kept, in [0, 1]. The attribute ``beta`` may be set between updates.

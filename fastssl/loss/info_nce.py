@@ -139,8 +139,8 @@ def info_nce(
 ) -> Tensor | tuple[Tensor, RowStats]:
     """InfoNCE (van den Oord et al. 2018, eq. 4) of N queries, each with its positive key, without the matrix of similarities.
 
-    ``loss_i = -log exp(s_i+) / (exp(s_i+) + sum_j exp(s_ij))``, where s = <query, key> / temperature, s_i+ belongs to the positive
-    key of query i, and j runs over its negatives. The first six arguments are those of info-nce-pytorch's ``info_nce``.
+    ``loss_i = -log exp(s_i+) / (exp(s_i+) + sum_j exp(s_ij))``, where ``s = <query, key> / temperature``, s_i+ belongs to the
+    positive key of query i, and j runs over its negatives. The first six arguments are those of info-nce-pytorch's ``info_nce``.
 
     Args:
         query: (N, D) float32, bfloat16, float16 or float64.

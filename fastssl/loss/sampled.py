@@ -180,11 +180,11 @@ def nce(
 ) -> Tensor:
     """Noise contrastive estimation (Gutmann & Hyvarinen 2010; Mnih & Kavukcuoglu 2013), as instance discrimination uses it.
 
-    With P(k|q) = exp(<q, k> / temperature) / Z and M noise samples from Pn, h = P / (P + M Pn) (Wu et al. 2018, eq. 5-7):
+    With ``P(k|q) = exp(<q, k> / temperature) / Z`` and M noise samples from Pn, h = P / (P + M Pn) (Wu et al. 2018, eq. 5-7):
 
     ``L_i = -log h(i's positive) - sum_k log(1 - h(k))``
 
-    It is computed from the logits <q, k> / temperature - log Z - log(M Pn(k)), so that no probability under- or overflows.
+    It is computed from the logits ``<q, k> / temperature - log Z - log(M Pn(k))``, so that no probability under- or overflows.
 
     Args:
         query: (N, D) float32, bfloat16, float16 or float64, used as given (instance discrimination: unit rows).
@@ -193,8 +193,8 @@ def nce(
         temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
         n: uniform noise over n items, Pn = 1 / n; n is the size of the data set. Given instead of the next two.
         log_noise_pos: (N,) float, log Pn of the positives. Given together with ``log_noise_neg``.
-        log_noise_neg: float, log Pn of the noise samples: (M,) for shared noise_keys, otherwise (N, M). They are not normalised
-        here.
+        log_noise_neg: float, log Pn of the noise samples: (M,) for shared noise_keys, otherwise (N, M). They are not
+            normalised here.
         noise_index: (N, M) integers, rows of the bank; (N, M, D) is then never there at once.
         log_z: log of the constant Z, a number or a one-element float tensor: 0 as in Mnih & Kavukcuoglu, ``nce_log_z`` of the
             first batch as in Wu et al.
@@ -229,7 +229,7 @@ def nce(
 def nce_log_z(
     query: Tensor, noise_keys: Tensor, temperature: float | Tensor = 0.07, *, n: int, noise_index: Tensor | None = None
 ) -> Tensor:
-    """log Z of ``nce``, estimated from uniform noise: log(n mean_ik exp(<q_i, k> / temperature)) (Wu et al. 2018, eq. 8).
+    """log Z of ``nce``, estimated from uniform noise: ``log(n mean_ik exp(<q_i, k> / temperature))`` (Wu et al. 2018, eq. 8).
 
     Instance discrimination takes it from the first batch and keeps it.
 

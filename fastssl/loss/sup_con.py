@@ -161,8 +161,8 @@ def sup_con(
 ) -> Tensor:
     """Supervised contrastive loss L_out (Khosla et al. 2020, eq. 2) over B samples of V views, without the matrix of similarities.
 
-    ``loss_i = log sum_{j != i} exp(s_ij) - mean over the positives p of i of s_ip``, where s = <z_i, z_j> / temperature runs over
-    all V B rows. Views of one sample are positives of each other, and so are views of samples of equal label.
+    ``loss_i = log sum_{j != i} exp(s_ij) - mean over the positives p of i of s_ip``, where ``s = <z_i, z_j> / temperature`` runs
+    over all V B rows. Views of one sample are positives of each other, and so are views of samples of equal label.
 
     Args:
         features: (B, V, D), further dimensions flattened into D; float32, bfloat16, float16 or float64, of unit length unless

@@ -72,7 +72,7 @@ def corrupt_spans(
 
     Args:
         ids: (N, L) int64, L at least 2. They are not changed.
-        sentinel_start: x_0, at least S - 1: <extra_id_0> of T5's vocabulary, whose sentinels count down.
+        sentinel_start: x_0, at least S - 1: ``<extra_id_0>`` of T5's vocabulary, whose sentinels count down.
         eos_id: The end token that is appended to both. None: nothing is appended.
         density: The share of noise tokens, in (0, 1).
         mean_span: The number of noise tokens of a span on average, at least 1.
