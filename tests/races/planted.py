@@ -8,7 +8,7 @@ import pytest
 from ttsem.sanitize import KernelFault, Unjudged
 
 from tests.races.faults import FAULTS, SHORT_GRID, normalize_pair, plant, softplus
-from tests.without_gpu.interpreted.test_similarity import poison  # noqa: F401  (a fixture, used in every test)
+from tests.without_gpu.interpreted.fixtures import poison  # noqa: F401  (used in every test)
 
 
 @pytest.mark.parametrize("name", FAULTS)

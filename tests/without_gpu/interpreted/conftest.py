@@ -3,4 +3,7 @@
 import os
 import sys
 
-collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" or "ttsem" in sys.modules else ["test_*.py"]
+if os.environ.get("TRITON_INTERPRET") == "1" or "ttsem" in sys.modules:
+    from tests.without_gpu.interpreted.fixtures import cheap_types, dots, language_once, poison, products, tiles  # noqa: F401
+else:
+    collect_ignore_glob = ["test_*.py"]

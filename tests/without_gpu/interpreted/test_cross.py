@@ -11,20 +11,7 @@ from fastssl.kernels import similarity_cross as kernels
 from fastssl.kernels.tiles.config import TileConfig, chunk_shape, pick_groups, pick_splits
 from fastssl.reference import similarity_cross as reference
 from fastssl.testing.compare import assert_no_worse
-from tests.without_gpu.interpreted.test_similarity import (  # noqa: F401
-    BF16,
-    F16,
-    F32,
-    dots,
-    dscale_terms,
-    language_once,
-    make,
-    poison,
-    products,
-    random_threshold,
-    tiles,
-    wide,
-)
+from tests.without_gpu.interpreted.common import BF16, F16, F32, dscale_terms, make, random_threshold, wide
 
 ALL = (True, True, True)
 NAMES = ("dx", "dy", "dscale")
@@ -66,28 +53,28 @@ def check(args, g, h, scale=10.0, need=ALL) -> dict[str, Tensor]:
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 70, 3), (70, 1, 33), (33, 50, 16), (70, 45, 130), (130, 5, 2)], ids=str)
 @pytest.mark.parametrize("ids", [None, "third"])
 @pytest.mark.parametrize("splits", [1, 3])
-def test_shapes(tiles, shape, ids, splits):  # noqa: F811
+def test_shapes(tiles, shape, ids, splits):
     tiles(splits=splits)
     check(*cross(*shape, ids=ids, factor=True, counted=splits == 1))
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("scale", [100.0, -20.0, 0.0])
-def test_types_and_temperatures(tiles, dtype, scale):  # noqa: F811
+def test_types_and_temperatures(tiles, dtype, scale):
     for counted in (True, False):
         tiles(splits=2, facts=not counted)
         check(*cross(70, 49, 24, dtype, ids="third", counted=counted), scale=scale)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_unnormalised(tiles, dtype):  # noqa: F811
+def test_unnormalised(tiles, dtype):
     """Logits of several hundred: rows and columns too far apart for one exponential."""
     tiles(splits=2)
     check(*cross(70, 37, 33, dtype, unit=False, ids="third"), scale=5.0)
 
 
 @pytest.mark.parametrize("d", [8, 260])
-def test_rows_and_columns_with_everything_excluded(tiles, monkeypatch, d):  # noqa: F811
+def test_rows_and_columns_with_everything_excluded(tiles, monkeypatch, d):
     tiles(splits=2)
     monkeypatch.setattr(chunked, "chunk_shape", lambda n, m: (5, 7))
     n, m = (70, 40) if d < 100 else (12, 9)
@@ -107,14 +94,14 @@ def test_rows_and_columns_with_everything_excluded(tiles, monkeypatch, d):  # no
 
 @pytest.mark.parametrize("need", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (0, 0, 0)])
 @pytest.mark.parametrize("d", [8, 260])
-def test_only_what_is_needed(tiles, need, d):  # noqa: F811
+def test_only_what_is_needed(tiles, need, d):
     tiles(splits=2)
     check(*cross(*((40, 37) if d < 100 else (7, 9)), d, ids="third"), need=tuple(map(bool, need)))
 
 
 @pytest.mark.parametrize(("shape", "rows"), [((10, 17, 257), 5), ((75, 9, 260), 70), ((1, 1, 300), 5)], ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
-def test_chunked(monkeypatch, products, shape, rows, dtype):  # noqa: F811
+def test_chunked(monkeypatch, products, shape, rows, dtype):
     """Four programs share the rows of a chunk, 16 at a time: of 70 the last gets fewer, of 5 only the first gets any."""
     monkeypatch.setattr(chunked, "chunk_shape", lambda n, m: (min(n, rows), min(m, 7)))
     check(*cross(*shape, dtype, ids="third", factor=True))
@@ -122,7 +109,7 @@ def test_chunked(monkeypatch, products, shape, rows, dtype):  # noqa: F811
 
 @pytest.mark.parametrize("size", [1.0, 300.0])
 @pytest.mark.parametrize("how", ["tiles", "chunks"])
-def test_any_norm(tiles, monkeypatch, products, size, how):  # noqa: F811
+def test_any_norm(tiles, monkeypatch, products, size, how):
     """Logits of 1e3 to 1e8, as in ``test_similarity.py``."""
     tiles(splits=2)
     monkeypatch.setattr(kernels, "tile_fits", lambda *_: how == "tiles")
@@ -131,7 +118,7 @@ def test_any_norm(tiles, monkeypatch, products, size, how):  # noqa: F811
     check(args | {"x": size * args["x"], "y": size * args["y"]}, g, h, 100.0)
 
 
-def test_strided_inputs(tiles):  # noqa: F811
+def test_strided_inputs(tiles):
     tiles(splits=2)
     args, g, h = cross(33, 50, 16, ids="third")
     want = check(args, g, h)
@@ -142,7 +129,7 @@ def test_strided_inputs(tiles):  # noqa: F811
     check(args, g[:1].expand(33), h[:1].expand(50))
 
 
-def test_float16_weights_of_a_mean_do_not_vanish(tiles):  # noqa: F811
+def test_float16_weights_of_a_mean_do_not_vanish(tiles):
     tiles()
     args, g, h = cross(64, 40, 24, F16, ids="third")
     ours = call(kernels, args, 1e-6 * g, 1e-6 * h, 1.0)
@@ -151,7 +138,7 @@ def test_float16_weights_of_a_mean_do_not_vanish(tiles):  # noqa: F811
 
 
 @pytest.mark.parametrize("d", [24, 300])
-def test_same_bits_twice(tiles, d):  # noqa: F811
+def test_same_bits_twice(tiles, d):
     tiles(splits=3)
     args, g, h = cross(*((50, 60) if d < 100 else (7, 9)), d, BF16, ids="third")
     first, second = (call(kernels, args, g, h, 20.0) for _ in range(2))
@@ -164,13 +151,13 @@ def test_shipped_configs():
         check(*cross(n, m, d, dtype, ids="third"))
 
 
-def test_kept_logits(tiles):  # noqa: F811
+def test_kept_logits(tiles):
     tiles()
     args, g, h = cross(6, 5, 4, ids="third")
     assert check(args | {"keep_rows": 4}, g, h)["kept"].shape == (4, 5)
 
 
-def test_no_threshold_and_float64(tiles):  # noqa: F811
+def test_no_threshold_and_float64(tiles):
     tiles()
     for d in (4, 260):
         args, g, h = cross(6, 5, d, ids="third")
@@ -205,7 +192,7 @@ def test_chunks_stay_in_the_cache():
 
 
 @pytest.mark.parametrize("splits", [1, 2], ids=["folded", "merged"])
-def test_no_logit_under_no_maximum_is_no_maximum_of_0(tiles, splits):  # noqa: F811
+def test_no_logit_under_no_maximum_is_no_maximum_of_0(tiles, splits):
     """Logits of the first rows are proved small, and all excluded in column 0; those of the others are far below 0."""
     tiles(splits=splits if splits > 1 else None)
     args, g, h = cross(64, 16, 8, counted=False)

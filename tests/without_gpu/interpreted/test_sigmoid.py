@@ -17,7 +17,7 @@ from fastssl.kernels import sigmoid_pair_terms as terms
 from fastssl.kernels.tiles.config import TileConfig
 from fastssl.reference import sigmoid_pair as reference
 from fastssl.testing.compare import assert_no_worse
-from tests.without_gpu.interpreted.test_similarity import INTERPRETED, dots, language_once, poison  # noqa: F401  (fixtures, used in every test)
+from tests.without_gpu.interpreted.fixtures import INTERPRETED
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 ALL = (True, True, True, True)

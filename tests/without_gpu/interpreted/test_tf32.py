@@ -15,9 +15,10 @@ from fastssl.reference import sigmoid_pair as reference_sigmoid
 from fastssl.reference import similarity as reference
 from fastssl.reference import similarity_cross as reference_cross
 from fastssl.testing.compare import relative_error
+from tests.without_gpu.interpreted.common import call, make, wide
+from tests.without_gpu.interpreted.fixtures import product_of_float32
 from tests.without_gpu.interpreted.test_cross import call as call_cross
 from tests.without_gpu.interpreted.test_cross import cross
-from tests.without_gpu.interpreted.test_similarity import call, language_once, make, poison, product_of_float32, tiles, wide  # noqa: F401  (fixtures too)
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +53,14 @@ def compare(run, ours, reference, args) -> None:
 
 @pytest.mark.parametrize("m", [None, 49], ids=["symmetric", "two-sided"])
 @pytest.mark.parametrize("splits", [1, 2])
-def test_similarity(tiles, m, splits):  # noqa: F811
+def test_similarity(tiles, m, splits):
     tiles(splits=splits)
     args, g = make(50, m, 64, ids="pair" if m is None else "third")
     need = (True, m is not None, False, True)
     compare(lambda module, args: call(module, args, g, 10.0, need), similarity, reference, args)
 
 
-def test_a_queue_stored_by_columns_and_strided_rows(tiles):  # noqa: F811
+def test_a_queue_stored_by_columns_and_strided_rows(tiles):
     tiles()
     args, g = make(20, 36, 64)
     args["y"] = args["y"].t().contiguous().t()
@@ -67,7 +68,7 @@ def test_a_queue_stored_by_columns_and_strided_rows(tiles):  # noqa: F811
     compare(lambda module, args: call(module, args, g, 10.0, (True, True, False, True)), similarity, reference, args)
 
 
-def test_cross(tiles):  # noqa: F811
+def test_cross(tiles):
     tiles()
     args, g, h = cross(50, 45, 64, counted=False)
     compare(lambda module, args: call_cross(module, args, g, h, 10.0), similarity_cross, reference_cross, args)

@@ -12,16 +12,7 @@ from fastssl.kernels import tuned
 from fastssl.kernels.tiles import config as tile_configs
 from fastssl.kernels.tiles.config import TileConfig, pick_parts, pick_triangle
 from fastssl.reference import similarity as reference
-from tests.without_gpu.interpreted.test_similarity import (  # noqa: F401
-    BF16,
-    F16,
-    F32,
-    check,
-    dots,
-    language_once,
-    make,
-    poison,
-)
+from tests.without_gpu.interpreted.common import BF16, F16, F32, check, make
 
 FORWARD = ("fwd",)
 

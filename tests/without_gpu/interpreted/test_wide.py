@@ -9,9 +9,9 @@ from fastssl.kernels import similarity_chunked as chunked
 from fastssl.kernels import similarity_cross as cross_kernels
 from fastssl.kernels import similarity_wide as wide_kernels
 from fastssl.kernels.tiles.config import TileConfig, pick_config, w_shape
-from tests.without_gpu.interpreted import test_cross, test_similarity
+from tests.without_gpu.interpreted import common, test_cross
+from tests.without_gpu.interpreted.common import BF16, F16, make, wide
 from tests.without_gpu.interpreted.test_cross import cross
-from tests.without_gpu.interpreted.test_similarity import BF16, F16, dots, language_once, make, poison, wide  # noqa: F401
 
 ALL = (True, True, True)
 
@@ -35,7 +35,7 @@ def small(monkeypatch):
 
 
 def check(args, g, scale=10.0):
-    return test_similarity.check(args, g, scale, schedules=("bwd",))
+    return common.check(args, g, scale, schedules=("bwd",))
 
 
 def check_cross(args, g, h, scale=10.0, need=ALL):
