@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastssl.testing.cases import CASES
 from fastssl.testing.compare import assert_no_worse, relative_error
@@ -146,14 +147,56 @@ def test_compiled_whole_with_dynamic_shapes(case):
     assert counters["stats"]["unique_graphs"] <= 2, "a graph or two serve all sizes"
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_compiled_by_inductor(case):
+#: Between them these cases call every op that is differentiable (a test below says so).
+EACH_OP = (
+    "nt_xent", "info_nce_unpaired", "moco", "clip", "siglip", "gather_tokens", "restore_tokens", "embed_visible", "patch_loss",
+)  # fmt: skip
+
+
+def check_compiled(case, **how):
     torch._dynamo.reset()
     inputs = case.inputs(case.shape(9, 5))
-    (out, grads), (want, want_grads) = gradients(torch.compile(case.ours, fullgraph=True), inputs), gradients(case.ours, inputs)
+    compiled = torch.compile(case.ours, fullgraph=True, **how)
+    (out, grads), (want, want_grads) = gradients(compiled, inputs), gradients(case.ours, inputs)
     torch.testing.assert_close(out, want)
     for name in inputs:
         torch.testing.assert_close(grads[name], want_grads[name])
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_compiled_by_inductor(case):
+    """Inductor's lowering, buffers and calls of our ops, in the mode that leaves the rest to torch's own kernels."""
+    check_compiled(case, mode="lite")
+
+
+@pytest.mark.parametrize("name", EACH_OP)
+def test_compiled_by_inductor_with_kernels_of_its_own(name):
+    """The same with C++ kernels that inductor writes around our ops and g++ compiles, seconds a case."""
+    check_compiled(CASES[name])
+
+
+class Called(TorchDispatchMode):
+    """The ops of ours that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "fastssl":
+            self.names.add(function._opname)
+        return function(*args, **kwargs or {})
+
+
+def ops_called_by(names) -> set[str]:
+    with Called() as called:
+        for name in names:
+            gradients(CASES[name].ours, CASES[name].inputs(CASES[name].shape(9, 5)))
+    return called.names
+
+
+def test_the_cases_of_inductors_kernels_call_every_op_that_any_case_calls():
+    assert ops_called_by(EACH_OP) == ops_called_by(CASES)
 
 
 @pytest.mark.parametrize("case, shape", MIDDLE)

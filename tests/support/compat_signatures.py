@@ -32,6 +32,40 @@ class Pair:
     build: tuple | None = None
 
 
+_RATES = "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, eta=1e-3, eps=1e-8, clip_lr=False"
+#: Drop-in -> the signature that its original was published with.
+PUBLISHED = {
+    "solo:simclr_loss_func": "(z, indexes, temperature=0.1)",
+    "solo:mocov2plus_loss_func": "(query, key, queue, temperature=0.1)",
+    "solo:mocov3_loss_func": "(query, key, temperature=0.2)",
+    "solo:nnclr_loss_func": "(nn, p, temperature=0.1)",
+    "solo:simsiam_loss_func": "(p, z, simplified=True)",
+    "solo:byol_loss_func": "(p, z, simplified=True)",
+    "solo:mae_loss_func": "(imgs, pred, mask, patch_size, norm_pix_loss=True)",
+    "solo:initialize_momentum_params": "(online_net, momentum_net)",
+    "solo:MomentumUpdater.__init__": "(self, base_tau=0.996, final_tau=1.0)",
+    "solo:MomentumUpdater.update": "(self, online_net, momentum_net)",
+    "solo:MomentumUpdater.update_tau": "(self, cur_step, max_steps)",
+    "solo:LARS.__init__": f"(self, params, {_RATES}, exclude_bias_n_norm=False)",
+    "moco:MoCo.__init__": "(self, base_encoder, dim=128, K=65536, m=0.999, T=0.07, mlp=False)",
+    "moco:MoCo.forward": "(self, im_q, im_k)",
+    "moco:MoCo._dequeue_and_enqueue": "(self, keys)",
+    "moco:MoCo._batch_shuffle_ddp": "(self, x)",
+    "moco:MoCo._batch_unshuffle_ddp": "(self, x, idx_unshuffle)",
+    "moco:concat_all_gather": "(tensor)",
+    "mae:random_masking": "(self, x, mask_ratio)",
+    "mae:forward_encoder": "(self, x, mask_ratio)",
+    "mae:forward_decoder": "(self, x, ids_restore)",
+    "mae:forward_loss": "(self, imgs, pred, mask)",
+    "mae:patchify": "(self, imgs)",
+    "mae:unpatchify": "(self, x)",
+    "byol:update_moving_average": "(ema_updater, ma_model, current_model)",
+    "byol:EMA.__init__": "(self, beta)",
+    "byol:EMA.update_average": "(self, old, new)",
+    "dino:cosine_scheduler": "(base_value, final_value, epochs, niter_per_ep, warmup_epochs=0, start_warmup_value=0)",
+}
+
+
 def _pairs() -> tuple[Pair, ...]:
     found = []
 
@@ -63,38 +97,7 @@ def _pairs() -> tuple[Pair, ...]:
         ("forward", "ViTMAEForPreTraining.forward"),
     ):
         found.append(Pair(f"fastssl.compat.transformers:{ours}", f"{vit_mae}:{theirs}"))
-    rates = "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, eta=1e-3, eps=1e-8, clip_lr=False"
-    published = {
-        "solo:simclr_loss_func": "(z, indexes, temperature=0.1)",
-        "solo:mocov2plus_loss_func": "(query, key, queue, temperature=0.1)",
-        "solo:mocov3_loss_func": "(query, key, temperature=0.2)",
-        "solo:nnclr_loss_func": "(nn, p, temperature=0.1)",
-        "solo:simsiam_loss_func": "(p, z, simplified=True)",
-        "solo:byol_loss_func": "(p, z, simplified=True)",
-        "solo:mae_loss_func": "(imgs, pred, mask, patch_size, norm_pix_loss=True)",
-        "solo:initialize_momentum_params": "(online_net, momentum_net)",
-        "solo:MomentumUpdater.__init__": "(self, base_tau=0.996, final_tau=1.0)",
-        "solo:MomentumUpdater.update": "(self, online_net, momentum_net)",
-        "solo:MomentumUpdater.update_tau": "(self, cur_step, max_steps)",
-        "solo:LARS.__init__": f"(self, params, {rates}, exclude_bias_n_norm=False)",
-        "moco:MoCo.__init__": "(self, base_encoder, dim=128, K=65536, m=0.999, T=0.07, mlp=False)",
-        "moco:MoCo.forward": "(self, im_q, im_k)",
-        "moco:MoCo._dequeue_and_enqueue": "(self, keys)",
-        "moco:MoCo._batch_shuffle_ddp": "(self, x)",
-        "moco:MoCo._batch_unshuffle_ddp": "(self, x, idx_unshuffle)",
-        "moco:concat_all_gather": "(tensor)",
-        "mae:random_masking": "(self, x, mask_ratio)",
-        "mae:forward_encoder": "(self, x, mask_ratio)",
-        "mae:forward_decoder": "(self, x, ids_restore)",
-        "mae:forward_loss": "(self, imgs, pred, mask)",
-        "mae:patchify": "(self, imgs)",
-        "mae:unpatchify": "(self, x)",
-        "byol:update_moving_average": "(ema_updater, ma_model, current_model)",
-        "byol:EMA.__init__": "(self, beta)",
-        "byol:EMA.update_average": "(self, old, new)",
-        "dino:cosine_scheduler": "(base_value, final_value, epochs, niter_per_ep, warmup_epochs=0, start_warmup_value=0)",
-    }
-    found.extend(Pair(f"fastssl.compat.{ours}", theirs) for ours, theirs in published.items())
+    found.extend(Pair(f"fastssl.compat.{ours}", theirs) for ours, theirs in PUBLISHED.items())
     found.append(Pair("fastssl.loss:SupConLoss.__init__", "(self, temperature=0.07, contrast_mode='all', base_temperature=0.07)"))
     found.append(Pair("fastssl.loss:SupConLoss.forward", "(self, features, labels=None, mask=None)"))
     return tuple(found)
@@ -114,7 +117,7 @@ def find(path: str):
 
 
 def differences(pair: Pair) -> list[str]:
-    """In words, each a sentence's part."""
+    """Each difference as a part of a sentence."""
     ours, theirs = find(pair.ours), find(pair.theirs)
     found = _arguments(ours, theirs, "")
     if isinstance(theirs, type):

@@ -176,14 +176,14 @@ def tile_cases(kernel: str, everything: bool) -> list[bool]:
     return good
 
 
-def small_cases() -> list[bool]:
-    """The kernels around the tiles, and normalize_pair; memory-bound, no matrix instructions."""
+def _around_the_tiles() -> list[tuple]:
+    """(kernel, pointers, numbers, constants, warps) of what runs before and after tiles and in chunks."""
     real, half, ids = "*fp32", "*bf16", "*i64"
     whole = lambda *names: dict.fromkeys(names, ("i32", False))  # noqa: E731
     number = lambda *names: dict.fromkeys(names, ("fp32", False))  # noqa: E731
     chunk = similarity_chunked
     reals = lambda *names: {f"{name}_ptr": real for name in names}  # noqa: E731
-    cases = [
+    return [
         (
             merge.row_terms_kernel,
             reals(*(f"{name}{side}" for side in ("", "2") for name in ("top", "total", "g", "l", "w", "v")), "stats"),
@@ -217,9 +217,17 @@ def small_cases() -> list[bool]:
             whole("R", "C", "first_row", "first_col") | number("scale"), {"SYMMETRIC": True, "BM": 32, "BN": 128}, 4,
         ),
     ]  # fmt: skip
+
+
+def _sums_and_pairs() -> list[tuple]:
+    """The same of ``softplus_sum``, the bounds of rows and ``normalize_pair``."""
+    real, half, ids = "*fp32", "*bf16", "*i64"
+    whole = lambda *names: dict.fromkeys(names, ("i32", False))  # noqa: E731
+    number = lambda *names: dict.fromkeys(names, ("fp32", False))  # noqa: E731
+    reals = lambda *names: {f"{name}_ptr": real for name in names}  # noqa: E731
     counts = whole("N", "P") | number("scale", "weight")
     pointers = reals("lse", "positive", "total", "dtotal", "dlse", "dpositive")
-    cases += [
+    cases = [
         (softplus_sum.softplus_sum_fwd_kernel, pointers, counts, {"BLOCK": 4096}, 16),
         (softplus_sum.softplus_sum_bwd_kernel, pointers, counts, {"BLOCK": 512}, 4),
     ]
@@ -234,6 +242,11 @@ def small_cases() -> list[bool]:
         numbers = whole("B", "D", "s_a", "s_b", "s_dz", "s_ddot", "s_z") | number("eps")
         pair = (normalize.normalize_pair_fwd_kernel, normalize.normalize_pair_bwd_kernel)
         cases += [(kernel, pointers, numbers, tile, warps) for kernel in pair]
+    return cases
+
+
+def small_cases() -> list[bool]:
+    """The kernels around the tiles, and normalize_pair; memory-bound, no matrix instructions."""
     good = [
         tile_case(
             kernel, "heavy" if kernel in ("bwd", "triangle") else "heavy rank transposed", 90, "16-bit", 16, config, False, True
@@ -241,7 +254,7 @@ def small_cases() -> list[bool]:
         for kernel, family, arithmetic, width, config in ALL_CONFIGS
         if (family, arithmetic, width) == (90, "16-bit", 128) and kernel in VARIANTS
     ]
-    for kernel, pointers, numbers, constants, warps in cases:
+    for kernel, pointers, numbers, constants, warps in [*_around_the_tiles(), *_sums_and_pairs()]:
         ones = {k: 1 for k in numbers if numbers[k][0] == "i32" and k in kernel.arg_names}
         compiled = compile_one(kernel, pointers, numbers, constants | ones, 90, warps, 3)
         good.append(verdict(f"{kernel.fn.__name__} of ones", compiled, 90, False))
