@@ -113,7 +113,7 @@ def poison(monkeypatch):
 
 @pytest.fixture
 def tiles(monkeypatch):
-    """Small tiles, so that small shapes have many; a given number of splits; with or without facts of the columns."""
+    """Small tiles, so that small shapes have many; a given number of splits; with or without the bounds of the columns."""
 
     def use(block_m=32, block_n=16, splits=None, facts=True):
         for module in (kernels, cross_kernels):
