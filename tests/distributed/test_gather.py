@@ -1,4 +1,4 @@
-"""gather_rows, and queues and banks that gather before they push: two and three processes against one with the joined batch."""
+"""``gather_rows``, and queues and banks that gather: two and three processes give what one gives for the joined batch."""
 
 import warnings
 
@@ -49,7 +49,7 @@ def check_gather(rank: int, world: int) -> None:
 
 
 def check_gradient(rank: int, world: int) -> None:
-    """Each row's gradient is the sum of what all processes want of it."""
+    """The gradient of each row is the sum of the gradients that all processes have for it."""
     for dtype in FLOATS:
         leaf = of_rank(rank, 2, 3, dtype=dtype).t().requires_grad_()
         joined, first = gather_rows_with_grad(leaf)
@@ -63,7 +63,7 @@ def check_gradient(rank: int, world: int) -> None:
 
 
 def check_queue(rank: int, world: int) -> None:
-    """Pushes of all ranks, the last with fewer rows or none, are those of one process with the joined batch."""
+    """The pushes of all ranks, the last of which has fewer rows or none, are those of one process with the joined batch."""
     torch.manual_seed(7)
     queue, one = MoCoQueue(3, 7, labels=True, gather_distributed=True), MoCoQueue(3, 7, labels=True)
     one.load_state_dict(queue.state_dict())
@@ -76,7 +76,7 @@ def check_queue(rank: int, world: int) -> None:
 
 
 def check_ddp(rank: int) -> None:
-    """DDP makes queues equal when it is built, and those that were pushed without gathering at the next forward."""
+    """DDP makes queues equal when it is built; queues that were pushed without gathering it makes equal at the next forward."""
     torch.manual_seed(rank)
     queue = MoCoQueue(3, 7)
     model = nn.Sequential(nn.Linear(2, 2), queue)
@@ -101,7 +101,7 @@ def check_loss(rank: int, world: int) -> None:
 
 
 def check_local(rank: int, world: int) -> None:
-    """Losses of local rows say so once each; those of joined rows, of a queue and of pairs do not. Joined rows are exact."""
+    """Each loss of local rows warns once; losses of joined rows, of a queue and of pairs do not warn. Joined rows are exact."""
     a, b = of_rank(rank, 4, 3).sin(), of_rank(rank, 4, 3).cos()
     joined = [gather_rows_with_grad(t)[0] for t in (a, b)]
     calls = {
@@ -151,7 +151,7 @@ def test_processes_gather_before_they_push(world, tmp_path):
 
 
 def test_even_rows_are_gathered_and_pushed_without_a_look_at_data():
-    """Tensors without data, as on a GPU that must not be waited for: counts of uneven rows cannot be read there."""
+    """Tensors without data stand for a GPU that must not be waited for: counts of uneven rows cannot be read there."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())

@@ -1,4 +1,4 @@
-"""InfoNCE, CLIP, SigLIP, SupCon, MoCo and their variants: against the libraries people use, and at their edges."""
+"""InfoNCE, CLIP, SigLIP, SupCon, MoCo and their variants, compared with the libraries that people use, and at their edges."""
 
 import math
 from functools import partial
@@ -23,7 +23,7 @@ def value_and_grads(call, inputs):
 
 
 def assert_same(ours, theirs, inputs, limit=1e-5):
-    """Loss and every gradient to ``limit``, or twice their own distance from float64."""
+    """The loss and every gradient agree to ``limit``, or to twice the library's own distance from float64."""
     (got, grads), (want, want_grads) = value_and_grads(ours, inputs), value_and_grads(theirs, inputs)
     wide = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
     truth, true_grads = value_and_grads(theirs, wide)
@@ -293,15 +293,18 @@ def test_sup_con_of_two_views_is_nt_xent():
 
 
 def rounding_of_the_difference(z0, z1, temperature, tau_plus, beta) -> float:
-    """G_i - tau_plus N e^p_i loses the digits that the two have in common; its terms are off by the rounding of their exponents,
-    up to (1 + beta) / temperature. The least favourable row's, relative."""
+    """The relative error that rounding explains in the least favourable row.
+
+    G_i - tau_plus N e^p_i loses the digits that its two terms have in common, and the terms are off by the rounding of their
+    exponents, which are as large as (1 + beta) / temperature.
+    """
     z = F.normalize(torch.cat([z0, z1]).double(), dim=1)
     b, s = len(z0), z @ z.T / temperature
     row = torch.arange(2 * b)
     other = row[:, None] % b != row % b
     hard, soft = (torch.where(other, (k * s).exp(), 0.0).sum(1) for k in (1 + beta, beta))
     share = tau_plus * s[row, (row + b) % (2 * b)].exp() * soft / hard
-    left = torch.where(share < 1, 1 - share, 1.0).min()  # a row with nothing left takes the floor
+    left = torch.where(share < 1, 1 - share, 1.0).min()  # where nothing is left of the difference, the loss takes its floor
     return float(4 * 2.0**-24 * (1 + beta) / temperature / left)
 
 

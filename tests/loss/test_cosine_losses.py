@@ -58,7 +58,7 @@ def test_the_module_is_lightlys(shape):
     ids=str,
 )
 def test_the_module_takes_dim_eps_and_any_shapes_that_broadcast(shapes, options):
-    """With eps = 2.5 some norms of eight normal numbers are clamped; torch's gradient ignores that, ours does not."""
+    """With eps = 2.5 some norms of eight normal numbers are clamped. torch's gradient ignores the clamp, and ours does not."""
     inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     got = value_and_grads(NegativeCosineSimilarity(**options), *inputs)
     dim, eps = options.get("dim", 1), options.get("eps", 1e-8)
@@ -75,7 +75,7 @@ def test_the_module_takes_dim_eps_and_any_shapes_that_broadcast(shapes, options)
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_the_module_takes_two_dtypes_as_torch_does(dtype):
-    """Computed in the wider one; torch takes the norm of bfloat16 in bfloat16."""
+    """Two dtypes are computed in the wider one, while torch takes the norm of bfloat16 in bfloat16."""
     p, z = views((9, 16))
     got = value_and_grads(NegativeCosineSimilarity(), p, z.to(dtype))
     want = value_and_grads(lambda p, z: -F.cosine_similarity(p, z).mean(), p.double(), z.to(dtype).double())

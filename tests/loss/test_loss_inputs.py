@@ -1,4 +1,4 @@
-"""What real users hand to the losses: mixed dtypes under autocast, schedules in compiled graphs, temperatures of any shape, NaN."""
+"""Inputs as users give them: mixed dtypes under autocast, schedules in compiled graphs, temperatures of any shape, NaN."""
 
 import importlib
 import math
@@ -72,7 +72,7 @@ def _mixed_calls():
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("call, inputs", _mixed_calls())
 def test_sides_of_two_dtypes_are_legal_under_autocast_alone(call, inputs, narrow):
-    """Each side in turn is narrow: the loss is that of the widened side, each gradient has its own input's dtype."""
+    """One side after the other is narrow: the loss is that of the widened side, and each gradient has the dtype of its input."""
     for name in _sides(inputs):
         mixed = {key: (t.to(narrow) if key == name else t).requires_grad_() for key, t in inputs.items()}
         wide = {key: t.detach().to(inputs[key].dtype).requires_grad_() for key, t in mixed.items()}
@@ -134,7 +134,7 @@ SCHEDULED = {
 
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_a_number_that_follows_a_schedule_makes_two_graphs_at_most(name):
-    """As many as eager PyTorch, whose first graph also holds the number as a constant. Of the fused losses the backward too."""
+    """As many graphs as eager PyTorch makes, whose first graph also holds the number as a constant; so with the backward."""
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(SCHEDULED[name], backend="aot_eager", fullgraph=True)
@@ -209,7 +209,7 @@ def _loss_and_slope(call, t):
 
 @pytest.mark.parametrize("extra", [0, 3])
 def test_ids_at_both_ends_of_int64_are_ids_like_any(extra):
-    """The positive is the only key of its id that counts; hard negatives are of no id."""
+    """The positive is the only key of its id that counts, and hard negatives have no id."""
     low, high = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
     kind = torch.arange(16) % 4
     ids = torch.tensor([low, high, 0, high - 1])[kind]
@@ -248,7 +248,7 @@ def test_what_is_nan_stays_nan():
 
 
 def test_a_nan_of_any_bits_stays_and_also_under_a_scale_of_0(isa):
-    """An exponential made of exponent bits may turn a NaN whose bits are all 1 into a number, a BLAS may take 0 times NaN for 0."""
+    """A fast exponential may turn a NaN whose bits are all 1 into a number, and a BLAS may take 0 times NaN for 0."""
     for bits in (0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1, -0x400000):
         for width in (1, 3, 40):
             x, y = torch.randn(7, width), torch.randn(9, width)
@@ -272,7 +272,7 @@ def test_label_smoothing_sees_the_weight_of_the_hard_negative():
 
 @pytest.mark.parametrize("size", [0.0, 1e-40, 1e-20, 1e-13, 1e-9])
 def test_cosine_distances_of_rows_too_small_for_unit_length(size):
-    """A norm below 1e-12 counts as 1e-12, as in ``F.normalize``, and a denormal has no square in float32."""
+    """A norm below 1e-12 counts as 1e-12, as in ``F.normalize``; the square of a denormal is 0 in float32."""
     a, p, n = A.clone(), size * B, B.flip(0)
     a[3] *= size
     rows = [t.requires_grad_() for t in (a, p, n)]
@@ -281,7 +281,7 @@ def test_cosine_distances_of_rows_too_small_for_unit_length(size):
     want = F.softplus((unit[0] * unit[2]).sum(1) - (unit[0] * unit[1]).sum(1)).mean()
     got = triplet(*rows, distance="cosine", soft=True)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
-    if size > 1e-30:  # below, not even float64's gradient is a float32
+    if size > 1e-30:  # below it not even the gradient of float64 fits into a float32
         for ours, true in zip(torch.autograd.grad(got, rows), torch.autograd.grad(want, wide), strict=True):
             torch.testing.assert_close(ours.double(), true, rtol=1e-4, atol=1e-6 * true.abs().max().item())
 
@@ -359,7 +359,7 @@ def test_inference_tensors_are_constants_like_any():
 
 
 def test_flops_are_counted():
-    """In sweeps over 16 x 16 similarities; both views of NT-Xent are 32 x 32, of which the triangle is computed."""
+    """In sweeps over 16 x 16 similarities. Both views of NT-Xent make 32 x 32, of which the triangle is computed."""
     importlib.import_module("torch.utils.flop_counter")
     calls = {
         "nt_xent": (8, lambda a: nt_xent(a, B)),

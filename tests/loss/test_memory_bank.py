@@ -83,7 +83,7 @@ def run(loss, out0, out1):
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, -1.0])
 def test_nt_xent_with_a_bank_is_lightlys(lightly, temperature, isa):
-    """Value, both gradients and bank over six steps, every batch from 1 to 16 against banks that fill up and truncate."""
+    """Value, both gradients and the bank agree over six steps, for every batch from 1 to 16 and banks that fill up and truncate."""
     for batch in range(1, 17):
         size, width = 1 + (5 * batch) % 37, (8, 1, 3)[batch % 3]
         ours = NTXentLoss(temperature, memory_bank_size=(size, width))
@@ -128,7 +128,8 @@ def test_nt_xent_with_the_size_alone_makes_its_bank_at_the_first_batch():
 
 
 def test_checkpoints_of_nt_xent_with_a_bank_go_both_ways(lightly):
-    """Strictly, as Lightning's ckpt_path= loads; a state dict with the bank, of an older version too, gives it back."""
+    """They load with strict=True, as Lightning's ckpt_path= does. A state dict that has the bank, also an older version's, gives it
+    back."""
     ours, theirs, kept = (
         nn.ModuleDict({"net": nn.Linear(2, 2), "criterion": loss})
         for loss in (
@@ -163,7 +164,7 @@ def test_nt_xent_bank_takes_every_dtype_and_a_learned_temperature(dtype):
 
 
 class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any op returns."""
+    """Counts the elements of the largest tensor that any op returns."""
 
     elements = 0
 

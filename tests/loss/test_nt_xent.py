@@ -1,4 +1,4 @@
-"""NT-Xent and DCL: against lightly, at the extremes of the temperature, and the faces of the modules."""
+"""NT-Xent and DCL, compared with lightly, at the extremes of the temperature, and as modules."""
 
 import copy
 import math
@@ -73,7 +73,7 @@ def test_every_temperature_and_dtype(ours, eager, temperature, dtype):
 
 
 def test_a_loss_of_a_thousandth_keeps_its_digits():
-    """log-sum-exp minus the positive loses them: eager PyTorch in float32 is a thousand times further off."""
+    """A log-sum-exp minus the positive loses the digits: eager PyTorch in float32 is a thousand times further off."""
     z0, z1 = views(512, 64, noise=0.02)
     truth = contrastive.nt_xent(z0.double(), z1.double(), 0.05)
     assert 1e-6 < truth < 5e-3
@@ -137,7 +137,7 @@ def test_modules_copy_pickle_and_carry_a_learned_temperature():
 
 
 def test_large_batch_needs_no_matrix():
-    """B = 16384: the matrix alone would take 4 GiB."""
+    """At B = 16384 the matrix alone would take 4 GiB."""
     z0, z1 = views(16384, 8)
     loss = nt_xent(z0, z1)
     loss.backward()

@@ -1,4 +1,4 @@
-"""The older losses: against float64 formulas on the full matrix; blocks, compile, edges."""
+"""The older losses, compared with float64 formulas on the full matrix; in blocks, compiled, and at their edges."""
 
 from functools import partial
 
@@ -120,7 +120,7 @@ def test_a_bank_is_gathered_by_blocks(monkeypatch):
     q = randn(64, 8, seed=1).requires_grad_()
     with Largest() as largest:
         nce(q, bank[:1].expand(64, 8), bank, n=50, noise_index=index).backward()
-    assert largest.elements <= 64 * 16  # the logits' index, not the (64, 16, 8) keys
+    assert largest.elements <= 64 * 16  # the index of the logits is there, and the (64, 16, 8) keys are not
 
 
 # --- edges ---------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ BATCH = {
     "soft_nearest euclidean": partial(soft_nearest_neighbor, distance="euclidean"),
     "soft_nearest cosine": partial(soft_nearest_neighbor, distance="cosine"),
 }
-NOTHING = {  # labels, and the losses that have a term all the same
+NOTHING = {  # what -> (labels, the losses that have a term all the same)
     "all classes differ": (torch.arange(N), ("pairs",)),
     "one class": (torch.zeros(N, dtype=torch.int64), ("pairs",)),
     "one row": (torch.zeros(1, dtype=torch.int64), ()),
@@ -181,7 +181,7 @@ def test_a_zero_row_is_at_cosine_distance_one():
 
 
 def test_close_rows_keep_their_digits():
-    """Through |x|^2 + |y|^2 - 2 <x, y> a float32 distance of 1e-4 between unit rows has no digit."""
+    """Computed as |x|^2 + |y|^2 - 2 <x, y>, a distance of 1e-4 between unit rows would have no right digit in float32."""
     x = F.normalize(randn(40, 16), dim=1)
     x = torch.cat([x, x + 1e-4 * randn(40, 16, seed=1)])
     labels = torch.arange(40).repeat(2)
@@ -290,8 +290,8 @@ def test_an_index_without_data_beside_keys_with_data_is_refused():
 @pytest.mark.parametrize("far", [1e6, 1e15])
 @pytest.mark.parametrize("case", [name for name in BLOCKED if "x" in CASES[name][0] and "cosine" not in name])
 def test_a_row_far_away_leaves_the_others_alone(case, far, small_blocks):
-    """Row 12, alone in its class, adds nothing and pulls at nobody from 100 on. A mean of the rows, which it carries away, is no
-    origin."""
+    """Row 12 is alone in its class, so it adds nothing, and from a distance of 100 on it pulls at no other row. It carries the
+    mean of the rows away, so the mean would be a bad origin."""
     _, ours, plain = CASES[case]
     near, away = make_inputs(case), make_inputs(case)
     near["x"][12] *= 100
@@ -307,7 +307,7 @@ def test_a_row_far_away_leaves_the_others_alone(case, far, small_blocks):
     "case", ["pairs euclidean sum", "pairs squared mean", "triplet_batch all euclidean hinge", "soft_nearest euclidean"]
 )
 def test_groups_far_apart_keep_the_digits_of_what_is_near(case, apart, small_blocks):
-    """No origin is near to all rows."""
+    """Here no origin is near to all rows."""
     _, ours, plain = CASES[case]
     inputs = make_inputs(case)
     inputs["x"][LABELS == 1] += apart

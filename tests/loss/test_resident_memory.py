@@ -35,14 +35,14 @@ def _bank(rows: int):
 
 
 def measure() -> dict[str, float]:
-    """Name -> MB by which resident memory rose, after a small call of the same kind."""
+    """The MB by which resident memory rose for each name, after a small call of the same function."""
     from benchmarks.core.memory import rise_mb
 
     makers = {name: partial(_batch, loss) for name, loss in BATCH.items()} | {"nearest_neighbor": _bank}
     found = {}
     for name, make in makers.items():
         make(1024 if name in BATCH else 64)()
-        found[name] = rise_mb(make(N if name in BATCH else 1024))  # of the bank: 134 MB of similarities
+        found[name] = rise_mb(make(N if name in BATCH else 1024))  # with the bank there are 134 MB of similarities
     return found
 
 

@@ -1,4 +1,4 @@
-"""RowStats: ranks, accuracies and mean similarities, against those counted in the matrix."""
+"""RowStats: ranks, accuracies and mean similarities agree with those counted in the whole matrix."""
 
 import math
 
@@ -15,7 +15,7 @@ MODES = ["batch", "symmetric", "unpaired", "paired", "hard", "weighted", "ids", 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_row_statistics(mode):
-    """Against ranks counted in the matrix."""
+    """Ranks agree with those counted in the whole matrix."""
     n = 64
     data = keys_and_negatives((n, 12), paired=mode == "paired", seed=3)
     q, k, extra = (contrastive.unit(t + 0.8 * torch.randn_like(t)) for t in data.values())
@@ -62,7 +62,7 @@ def test_statistics_change_nothing():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [1, 5, 48, 384, 2048])
 def test_the_positive_once_more_is_not_more_similar(width, dtype):
-    """Collapsed encoders and duplicate keys: the same products, added up in another order."""
+    """Collapsed encoders and duplicate keys have the same products, which are added up in another order."""
     torch.manual_seed(width)
     for row in (torch.ones(1, width), torch.rand(1, width), torch.randn(1, width), 3e3 * torch.rand(1, width)):
         for q in (row.to(dtype).repeat(9, 1), F.normalize(row, dim=1).to(dtype).repeat(9, 1)):
@@ -77,12 +77,12 @@ def test_the_positive_once_more_is_not_more_similar(width, dtype):
 
 def test_what_is_more_similar_by_more_than_rounding_counts():
     q = F.normalize(torch.rand(9, 64, generator=torch.Generator().manual_seed(1)), dim=1)
-    for queue in (q * (1 + 100 * 2**-23), q * (1 - 100 * 2**-23)):  # the bar is 72 roundings above
+    for queue in (q * (1 + 100 * 2**-23), q * (1 - 100 * 2**-23)):  # the bar is 72 roundings above the positive
         similarity = q.double() @ queue.double().t()
         rank = (similarity > (q.double() ** 2).sum(1, keepdim=True) * (1 + 72 * 2**-23)).sum(1)
         assert functional.moco_loss(q, q, queue.t(), return_stats=True)[1].rank.tolist() == rank.tolist()
         assert (rank.sum() > 0) == (queue[0, 0] > q[0, 0])
     k = F.normalize(q + 0.3 * torch.randn(9, 64, generator=torch.Generator().manual_seed(2)), dim=1).repeat_interleave(2, 0)[:9]
-    similarity = q.double() @ k.double().t()  # keys in twos
+    similarity = q.double() @ k.double().t()  # each key is there twice
     rank = (similarity > similarity.diag()[:, None] * (1 + 1e-6)).sum(1)
     assert functional.info_nce(q, k, normalize=False, return_stats=True)[1].rank.tolist() == rank.tolist()

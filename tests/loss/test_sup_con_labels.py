@@ -1,4 +1,4 @@
-"""What may be a label of ``sup_con`` and ``SupConLoss``: everything that SupContrast takes."""
+"""The labels that ``sup_con`` and ``SupConLoss`` take, which are all that SupContrast takes."""
 
 import math
 from functools import partial
@@ -24,7 +24,7 @@ from fastssl import functional, loss
     ids=["float64", "bfloat16", "bool", "column", "uint16", "uint64", "float column"],
 )
 def test_sup_con_takes_labels_of_every_kind(labels):
-    """As SupContrast does: what counts is which labels are equal."""
+    """As in SupContrast, it only matters which labels are equal."""
     features = F.normalize(torch.randn(8, 2, 5, dtype=torch.float64), dim=2)
     mask = (labels.reshape(-1, 1) == labels.reshape(1, -1)).double()
     for call in (loss.SupConLoss(0.8), partial(functional.sup_con, temperature=0.8)):
@@ -45,7 +45,7 @@ def test_sup_con_refuses_labels_that_tell_nothing():
 
 
 def _one_positive(case: str) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """(B, V, D) float64 unit rows, labels and contrast mode: clusters of two rows each, and one class of three samples."""
+    """Unit rows (B, V, D) in float64, labels and contrast mode: clusters of two rows each, and one class of three samples."""
     corners = torch.eye(12, dtype=torch.float64)
     near = lambda: F.normalize(corners + 0.01 * torch.randn(12, 12, dtype=torch.float64), dim=1)  # noqa: E731
     if case == "two samples":
@@ -61,7 +61,7 @@ def _one_positive(case: str) -> tuple[torch.Tensor, torch.Tensor, str]:
 @pytest.mark.parametrize("case", ["two samples", "all", "one"])
 @pytest.mark.parametrize("temperature", [0.1, 0.05])
 def test_a_small_loss_keeps_its_digits(case, temperature):
-    """Anchors with one positive have losses of 1e-3 and 1e-7, with logits of 10 and 20: a difference of logits would lose them."""
+    """Anchors with one positive have losses of 1e-3 and 1e-7 beside logits of 10 and 20, so a difference of logits loses them."""
     features, labels, mode = _one_positive(case)
     options = {"temperature": temperature, "contrast_mode": mode, "reduction": "none"}
     narrow = features.float().requires_grad_()
@@ -76,7 +76,7 @@ def test_a_small_loss_keeps_its_digits(case, temperature):
     got = functional.sup_con(narrow, labels, **options)
     small = want < 0.02
     assert small.sum() >= 6 and (positive.sum(1)[: len(want)][small] == 1).all()
-    # A logit is off by a few units of 1/temperature; a loss of log(1 + e^-u) by as much of itself, whatever its size.
+    # A logit is off by a few roundings of 1 / temperature; log(1 + e^-u) is then off by that share of itself, whatever its size.
     torch.testing.assert_close(got.double(), want, rtol=16 * 2**-24 / temperature, atol=0)
     (grad,) = torch.autograd.grad(got[small].sum(), narrow)
     (true,) = torch.autograd.grad(want[small].sum(), wide)
@@ -86,7 +86,7 @@ def test_a_small_loss_keeps_its_digits(case, temperature):
 @pytest.mark.parametrize("views", [1, 2, 3])
 @pytest.mark.parametrize("given", ["labels", "mask"])
 def test_a_huge_row_does_not_spoil_the_sum_of_its_class(views, given):
-    """One row is 1e6 times the others: its term is the mean over its positives, as it would be without the row itself."""
+    """One row is 1e6 times the others. Its term is the mean over its positives, and must be what it is without the row itself."""
     features = torch.randn(9, views, 5)
     features[0, 0] *= 1e6
     labels = torch.tensor([0, 1, 0, 2, 1, 0, 2, 2, 0])
@@ -113,7 +113,7 @@ def test_a_huge_row_does_not_spoil_the_sum_of_its_class(views, given):
     ids=["uint8", "uint64", "float16", "float32", "bool"],
 )
 def test_an_ignored_label_that_no_label_can_be_is_refused(labels, ignore):
-    """Rounded or wrapped to the dtype of the labels it would be another one."""
+    """Rounded or wrapped to the dtype of the labels, the number would be another one."""
     features = F.normalize(torch.randn(3, 2, 4), dim=2)
     with pytest.raises(
         ValueError, match=f"sup_con: ignore_label must be a number that labels of {labels.dtype} can hold, got {ignore}"

@@ -41,7 +41,7 @@ def root(squares):
 
 
 def between(x, y, distance):
-    """x, y broadcast over rows -> distances along the last dimension."""
+    """Distances along the last dimension of x and y, whose rows broadcast."""
     if distance == "cosine":
         return 1 - (F.normalize(x, dim=-1) * F.normalize(y, dim=-1)).sum(-1)
     squares = (x - y).square().sum(-1)
@@ -53,7 +53,7 @@ def matrix(x, distance="euclidean"):
 
 
 def reduce(terms, reduction):
-    """Of a vector of terms: the mean of those above 0, of all, or the sum."""
+    """The mean of the terms above 0, the mean of all of them, or their sum."""
     if reduction == "nonzero":
         terms = terms[terms > 0]
     return terms.sum() if reduction == "sum" else terms.sum() / max(1, len(terms))
@@ -104,7 +104,7 @@ def negatives(keys, mode):
 
 
 def plain_nce(q, k, noise, temperature, mode, log_noise=None, n=100, log_z=1.0):
-    """Through the probabilities h = P / (P + M Pn), as the paper has it."""
+    """Computed from the probabilities h = P / (P + M Pn), as the paper writes it."""
     noise = negatives(noise, mode)
     m = noise.shape[-2]
     pn_pos, pn_neg = (1 / n, 1 / n) if log_noise is None else (t.exp().to(q.dtype) for t in log_noise)
@@ -216,7 +216,7 @@ def make_inputs(case, dtype=torch.float32):
 
 
 def run(call, inputs, dtype=None):
-    """Value, and gradients by name."""
+    """The value, and the gradients by name."""
     leaves = {name: t.detach().to(dtype or t.dtype).requires_grad_() for name, t in inputs.items()}
     out = call(**leaves)
     return out.detach(), dict(zip(leaves, torch.autograd.grad(out, list(leaves.values())), strict=True))
