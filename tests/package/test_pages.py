@@ -6,11 +6,13 @@ import functools
 import io
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
+import fastssl
 from tests.support.page_needs import GPU, HOLDS, NEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,3 +143,13 @@ def test_a_wrong_command_is_found():
     assert fault_of("make test") is None and "frobnicate" in fault_of("make frobnicate")
     assert "--frobnicate" in fault_of("python -m tests.fuzz --frobnicate") and fault_of("python -m tests.fuzz --only nce") is None
     assert "--frobnicate" in fault_of("fastssl bench nt_xent --frobnicate")
+
+
+def test_the_citation_and_the_package_agree():
+    """The keys that CFF 1.2.0 requires, the version, and the licence as an SPDX expression."""
+    said = dict(re.findall(r'^([a-z-]+): ?"?([^"\n]*)"?$', text_of("CITATION.cff"), re.M))
+    assert said["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= set(said)
+    assert '- name: "fastssl authors"' in text_of("CITATION.cff")
+    package = tomllib.loads(text_of("pyproject.toml"))["project"]
+    assert said["license"] == package["license"] == "MIT" and text_of("LICENSE").startswith("MIT License")
+    assert said["version"] == fastssl.__version__
