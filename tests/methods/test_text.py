@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.rotation import of_today
+
 needs = ("PIL", "kornia", "lightning_utilities", "matplotlib", "skimage", "sklearn", "tensorboard")
 if any(find_spec(name) is None for name in needs):
     pytest.skip("fastssl[train] is not installed", allow_module_level=True)
@@ -254,14 +256,14 @@ def train(name: str, data, config: TrainConfig, steps: int, batch: int, lr: floa
 # Every bound below is at most half of the least gain that three seeds gave: training on another CPU is another seed.
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("name", of_today(["clip", "siglip"], 2))
 def test_training_finds_new_captions_of_new_crops(name):
     config = TrainConfig(method=name, **RECIPES[name].defaults)
     before, after = train(name, captions.captions(), config, 40, 96, 3e-3)
     assert max(before.values()) < 0.09 and min(after.values()) > 0.15  # 18 pictures: chance is 0.056
 
 
-@pytest.mark.parametrize("name, data", [("text", "triples"), pytest.param("bert", "sentences", marks=NO_TRANSFORMERS)])
+@pytest.mark.parametrize("name, data", of_today([("text", "triples"), pytest.param("bert", "sentences", marks=NO_TRANSFORMERS)], 2))
 def test_training_finds_sentences(name, data, phrases):
     config = TrainConfig(**{**RECIPES["simcse"].defaults, "method": "simcse", "backbone": name, "data": data})
     before, after = train("simcse", phrases(data, name == "bert"), config, 40, 128, 4e-3)

@@ -26,12 +26,17 @@ def run_processes(work, world: int, folder: Path, *arguments, seconds: float = 3
     """Run ``work(rank, world, *arguments)`` in each of ``world`` processes of one thread; raise what one of them raised.
 
     Args:
-        work: a function of a module, since the processes are spawned.
+        work: a function of a module, since the processes import it.
         world: how many processes.
         folder: an empty one, for the file where they meet.
         seconds: after these the processes are stopped, and the test fails.
     """
-    context = multiprocessing.spawn(_of_rank, (work, world, str(folder / "store"), arguments), world, join=False, daemon=True)
+    start_method = "spawn"
+    if "forkserver" in multiprocessing.get_all_start_methods():  # its server imports torch once for all tests of this process
+        start_method = "forkserver"
+        multiprocessing.get_context(start_method).set_forkserver_preload(["torch", "fastssl", "fastssl.functional"])
+    arguments = (work, world, str(folder / "store"), arguments)
+    context = multiprocessing.start_processes(_of_rank, arguments, world, join=False, daemon=True, start_method=start_method)
     deadline = time.monotonic() + seconds
     try:
         while not context.join(timeout=5, grace_period=5):

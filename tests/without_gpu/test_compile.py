@@ -3,13 +3,14 @@
 ``compile.py``, ``compile_sigmoid.py`` and ``compile_wide.py`` run in processes of their own, where TRITON_INTERPRET is not set.
 """
 
-import datetime
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.rotation import of_today
 
 pytest.importorskip("triton")
 
@@ -21,12 +22,12 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
 
-#: Compiled on even days and on odd ones, since it takes minutes; what losses launch is compiled by host/losses.py every day.
-#: Another generation of GPUs than sm_90 comes with every second of a kernel's days of seven.
-PARTS = ("fwd", "cross", "bwd", "other"), ("one_pass", "triangle", "wide")
+#: Two a day, since all of them take minutes; what losses launch is compiled by host/losses.py every day. With a kernel's parts
+#: comes, on its day of seven, another generation of GPUs than sm_90.
+PARTS = ("fwd", "one_pass", "bwd", "wide", "cross", "other", "triangle", "sigmoid")
 
 
-@pytest.mark.parametrize("part", (*PARTS[datetime.date.today().toordinal() % 2], "sigmoid"))
+@pytest.mark.parametrize("part", of_today(PARTS, 4))
 def test_compiles_without_spills(part, environment):
     module = [f"tests.without_gpu.compile_{part}"] if part in ("sigmoid", "wide") else ["tests.without_gpu.compile", part]
     command = [sys.executable, "-m", *module, "--today"]
