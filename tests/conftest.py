@@ -35,9 +35,16 @@ def _be_unlucky(on: bool) -> None:
     compare.FLOOR[torch.float32] = _FLOOR + 4 * math.log(2) * 2.0**-19 * on
 
 
+#: Files that take longest, minutes in all: they begin, so that no process ends long after the others.
+LONGEST = (
+    "test_host.py", "test_compile.py", "test_ops.py", "test_train_momentum.py", "test_masking.py", "test_train_masked.py",
+    "test_image.py", "test_train.py", "test_gpu_cases.py", "test_rehearsal.py", "test_steps.py", "test_text.py", "test_tune.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(config, items):
-    """Files whose few tests take minutes (offline compilation) begin: no process then ends long after the rest."""
-    items.sort(key=lambda item: item.path.name not in ("test_compile.py", "test_host.py"))
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     left_out = {"lucky": "products of forward and backward have other bits"} if config.getoption("--unlucky") else {}
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         left_out["torch_fuses"] = "torch rounds a multiplication and an addition apart, and our kernels fuse them"

@@ -17,7 +17,7 @@ import warnings
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .rows import ROWS
+from .cases import CASES
 from .run import describe, fuzz, kinds_of
 
 
@@ -31,25 +31,27 @@ def main() -> int:
     parser.add_argument("--call", type=int, help="with --only and --seed: this call alone")
     parser.add_argument("--examples", type=int, default=2, help="of each kind of fault")
     options = parser.parse_args()
-    rows = {row.name: row for row in ROWS}
-    if unknown := [name for name in options.only if name not in rows]:
-        parser.error(f"--only takes names among {', '.join(rows)}, got {', '.join(unknown)}")
+    cases = {case.name: case for case in CASES}
+    if unknown := [name for name in options.only if name not in cases]:
+        parser.error(f"--only takes names among {', '.join(cases)}, got {', '.join(unknown)}")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)  # before the children are forked
     with FakeTensorMode():  # what it imports it imports once
         torch.zeros(2).reshape(1, 2)
-    chosen = [rows[name] for name in options.only] if options.only else ROWS
+    chosen = [cases[name] for name in options.only] if options.only else CASES
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     if options.call is not None:
         return _one(chosen[0], seeds[0], options.call)
     bad = 0
-    for row in chosen:
+    for case in chosen:
         start = time.monotonic()
-        report = fuzz(row, [(seed, number) for seed in seeds for number in range(options.calls)])
+        report = fuzz(case, [(seed, number) for seed in seeds for number in range(options.calls)])
         counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items() if count)
         kinds = kinds_of(report)
+        seconds = time.monotonic() - start
         print(
-            f"{row.name}: {counts}, {len(report.faults)} faults of {len(kinds)} kinds, {time.monotonic() - start:.1f} s", flush=True
+            f"{case.name}: {counts}, {len(report.faults)} faults of {len(kinds)} kinds, {seconds:.1f} s",
+            flush=True,
         )
         for faults in kinds.values():
             for seed, number, kind, what, call in faults[: options.examples]:
@@ -59,11 +61,11 @@ def main() -> int:
     return 1 if bad else 0
 
 
-def _one(row, seed: int, number: int) -> int:
+def _one(case, seed: int, number: int) -> int:
     from .judge import judge
 
-    print(describe(row, seed, number))
-    verdict = judge(row, seed, number)
+    print(describe(case, seed, number))
+    verdict = judge(case, seed, number)
     print(verdict)
     return 1 if verdict.faults else 0
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from fastssl.testing.compare import FLOOR, relative_error
 
 from . import odd
-from .table import Maker, Row
+from .table import Case, Maker
 from .values import changed, plain, state, tensors, usual, walk, words
 
 REFUSALS = (TypeError, ValueError, NotImplementedError)
@@ -29,10 +29,10 @@ class Verdict:
     judged: bool = False
 
 
-def make(row: Row, seed: int, number: int) -> tuple[dict, list[str]]:
+def make(case: Case, seed: int, number: int) -> tuple[dict, list[str]]:
     """The arguments of a call and how they were spoiled, the same ones each time."""
-    m = Maker(row.name, seed, number)
-    arguments = row.make(m)
+    m = Maker(case.name, seed, number)
+    arguments = case.make(m)
     spoiled = []
     for _ in range(m.choice((0, 1, 1, 1, 1, 2))):
         before = dict(arguments)
@@ -43,38 +43,38 @@ def make(row: Row, seed: int, number: int) -> tuple[dict, list[str]]:
     return arguments, spoiled
 
 
-def run(row: Row, arguments: dict):
+def run(case: Case, arguments: dict):
     torch.default_generator.manual_seed(5)
-    return row.call(row.function, arguments)
+    return case.call(case.function, arguments)
 
 
-def judge(row: Row, seed: int, number: int) -> Verdict:
-    arguments, spoiled = make(row, seed, number)
+def judge(case: Case, seed: int, number: int) -> Verdict:
+    arguments, spoiled = make(case, seed, number)
     before, random_before = state(arguments), None
     torch.default_generator.manual_seed(5)
     random_before = torch.get_rng_state()
     try:
-        found = run(row, arguments)
+        found = run(case, arguments)
     except Exception as error:
         torch_state = torch.get_rng_state()
-        return _refusal(row, arguments, before, error, spoiled, not torch.equal(random_before, torch_state))
+        return _refusal(case, arguments, before, error, spoiled, not torch.equal(random_before, torch_state))
     verdict = Verdict("served")
     generators = tuple(name for name, value in arguments.items() if isinstance(value, torch.Generator))
     after = state(arguments)
-    if moved := changed(before, after, _written(row, arguments) + generators):
+    if moved := changed(before, after, _written(case, arguments) + generators):
         verdict.faults.append(("changed", f"the call changed {', '.join(moved)}"))
-    _twice(row, seed, number, found, after, verdict)
+    _twice(case, seed, number, found, after, verdict)
     if all(usual(t) for t in tensors(found)):
-        _truth(row, seed, number, arguments, spoiled, verdict)
+        _truth(case, seed, number, arguments, spoiled, verdict)
     if number % 4 == 0:  # they cost the most
-        _fake(row, seed, number, found, verdict)
+        _fake(case, seed, number, found, verdict)
     return verdict
 
 
-def _written(row: Row, arguments: dict) -> tuple[str, ...]:
+def _written(case: Case, arguments: dict) -> tuple[str, ...]:
     """Names of the arguments that the function writes, and of those that hold the memory of one of the same tensors."""
-    targets = {_memory(t) for name in row.writes for t in tensors(arguments.get(name))}
-    return row.writes + tuple(name for name, value in arguments.items() if any(_memory(t) in targets for t in tensors(value)))
+    targets = {_memory(t) for name in case.writes for t in tensors(arguments.get(name))}
+    return case.writes + tuple(name for name, value in arguments.items() if any(_memory(t) in targets for t in tensors(value)))
 
 
 def _memory(t: Tensor) -> int:
@@ -84,19 +84,19 @@ def _memory(t: Tensor) -> int:
         return id(t)
 
 
-def _refusal(row: Row, arguments: dict, before: dict, error: Exception, spoiled: list[str], drew: bool) -> Verdict:
+def _refusal(case: Case, arguments: dict, before: dict, error: Exception, spoiled: list[str], drew: bool) -> Verdict:
     verdict = Verdict("refused")
     said, kind = str(error), type(error).__name__
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(said)):
         return Verdict("memory")
     short = f"{kind}: {said.splitlines()[0][:220] if said else ''}"
-    if any(name in how and callable(arguments[name]) for how in spoiled for name in row.through):
+    if any(name in how and callable(arguments[name]) for how in spoiled for name in case.through):
         pass
     elif not isinstance(error, REFUSALS):
         verdict.faults.append(("exception", short))
-    elif not said.startswith(f"{row.name}: "):
+    elif not said.startswith(f"{case.name}: "):
         verdict.faults.append(("words", f"does not begin with the function's name: {short}"))
-    elif not any(re.search(rf"\b{re.escape(name)}\b", said[len(row.name) :]) for name in (*arguments, *row.names)):
+    elif not any(re.search(rf"\b{re.escape(name)}\b", said[len(case.name) :]) for name in (*arguments, *case.names)):
         verdict.faults.append(("words", f"names no argument: {short}"))
     elif not spoiled:
         verdict.faults.append(("refused", f"a legal call: {short}"))
@@ -107,25 +107,25 @@ def _refusal(row: Row, arguments: dict, before: dict, error: Exception, spoiled:
     return verdict
 
 
-def _twice(row: Row, seed: int, number: int, found, after: dict, verdict: Verdict) -> None:
-    arguments, _ = make(row, seed, number)
+def _twice(case: Case, seed: int, number: int, found, after: dict, verdict: Verdict) -> None:
+    arguments, _ = make(case, seed, number)
     try:
-        again = run(row, arguments)
+        again = run(case, arguments)
     except Exception as error:
         verdict.faults.append(("twice", f"the second call raised {type(error).__name__}: {str(error)[:160]}"))
         return
     if [state(t)[-1] for t in tensors(found)] != [state(t)[-1] for t in tensors(again)]:
         verdict.faults.append(("twice", "the second call gave another result"))
-    if moved := [name for name in changed(after, state(arguments)) if name in row.writes]:
+    if moved := [name for name in changed(after, state(arguments)) if name in case.writes]:
         verdict.faults.append(("twice", f"the second call wrote something else to {', '.join(moved)}"))
 
 
 # --- against the truth -------------------------------------------------------------------------------------------------------
 
 
-def _results(row: Row, found, arguments: dict) -> list[Tensor]:
-    seen = found if row.seen is None else row.seen(found, arguments)
-    written = [arguments.get(name) for name in row.writes]
+def _results(case: Case, found, arguments: dict) -> list[Tensor]:
+    seen = found if case.seen is None else case.seen(found, arguments)
+    written = [arguments.get(name) for name in case.writes]
     return _each(seen) + _each(written)
 
 
@@ -147,28 +147,28 @@ def _gradients(results: list[Tensor], arguments: dict) -> list[Tensor | None]:
     return list(torch.autograd.grad(outs, wanted, given, allow_unused=True))
 
 
-def _evaluate(row: Row, arguments: dict, function) -> tuple[list[Tensor], list[Tensor | None]]:
+def _evaluate(case: Case, arguments: dict, function) -> tuple[list[Tensor], list[Tensor | None]]:
     torch.default_generator.manual_seed(5)
-    results = _results(row, row.call(function, arguments) if function is row.function else function(**arguments), arguments)
-    return results, _gradients([t for t in results if t.is_floating_point()], {} if row.writes else arguments)
+    results = _results(case, case.call(function, arguments) if function is case.function else function(**arguments), arguments)
+    return results, _gradients([t for t in results if t.is_floating_point()], {} if case.writes else arguments)
 
 
-def _truth(row: Row, seed: int, number: int, arguments: dict, spoiled: list[str], verdict: Verdict) -> None:
+def _truth(case: Case, seed: int, number: int, arguments: dict, spoiled: list[str], verdict: Verdict) -> None:
     if (
-        row.truth is None
+        case.truth is None
         or not all(usual(t) for t in tensors(arguments))
-        or any(word in how for how in spoiled for word in row.rough)
+        or any(word in how for how in spoiled for word in case.rough)
     ):
         return
-    fresh, _ = make(row, seed, number)
+    fresh, _ = make(case, seed, number)
     try:
-        ours = _evaluate(row, fresh, row.function)
+        ours = _evaluate(case, fresh, case.function)
     except Exception as error:
         verdict.faults.append(("gradient", f"{type(error).__name__}: {str(error)[:200]}"))
         return
-    again, _ = make(row, seed, number)
+    again, _ = make(case, seed, number)
     try:
-        truth = _evaluate(row, plain(again, torch.float64), row.truth)
+        truth = _evaluate(case, plain(again, torch.float64), case.truth)
     except Exception as error:
         verdict.faults.append(("truth", f"the truth refuses what was served: {type(error).__name__}: {str(error)[:160]}"))
         return
@@ -178,7 +178,7 @@ def _truth(row: Row, seed: int, number: int, arguments: dict, spoiled: list[str]
         return
     dtypes = [t.dtype for t in tensors(again) if t.is_floating_point()] or [torch.float32]
     floor = max(FLOOR.get(dtype, 1e-6) for dtype in dtypes)
-    others = _others(row, again, seed)
+    others = _others(case, again, seed)
     # where the result itself is not finite its gradients are nobody's business; inf in may be NaN out
     finite, given = _finite(truth[0]), _finite(tensors(again))
     strict = given or any(bool(t.detach().double().isnan().any()) for t in tensors(again) if t.is_floating_point())
@@ -195,13 +195,13 @@ def _finite(values: Iterable[Tensor]) -> bool:
     return all(bool(t.detach().double().isfinite().all()) for t in values if t.is_floating_point())
 
 
-def _others(row: Row, arguments: dict, seed: int) -> list:
+def _others(case: Case, arguments: dict, seed: int) -> list:
     """The truth in the dtype of the call, and with inputs moved by one rounding: errors that no one can avoid."""
     noise = [torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 99)]
     made = []
     for inputs in (plain(arguments), *(plain(arguments, torch.float64, generator) for generator in noise)):
         try:
-            made.append(_evaluate(row, inputs, row.truth))
+            made.append(_evaluate(case, inputs, case.truth))
         except Exception:
             made.append(None)
     return made
@@ -247,9 +247,9 @@ def _wrong(got: Tensor | None, right: Tensor | None, rivals: list, floor: float,
 # --- under fake tensors ------------------------------------------------------------------------------------------------------
 
 
-def _fake(row: Row, seed: int, number: int, found, verdict: Verdict) -> None:
+def _fake(case: Case, seed: int, number: int, found, verdict: Verdict) -> None:
     """Shapes and dtypes of fake results are those of the real ones; a result without a tensor argument is fake all the same."""
-    arguments, _ = make(row, seed, number)
+    arguments, _ = make(case, seed, number)
     given = list(tensors(arguments))
     if not all(usual(t) and not t.is_inference() for t in given) or any(type(t) not in (Tensor, torch.nn.Parameter) for t in given):
         return
@@ -260,9 +260,9 @@ def _fake(row: Row, seed: int, number: int, found, verdict: Verdict) -> None:
         return
     try:
         with mode:
-            fake = run(row, arguments)
+            fake = run(case, arguments)
     except NotImplementedError as error:
-        if not str(error).startswith(f"{row.name}: "):
+        if not str(error).startswith(f"{case.name}: "):
             verdict.faults.append(("fake", f"NotImplementedError: {str(error)[:200]}"))
         return
     except Exception as error:

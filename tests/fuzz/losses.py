@@ -9,7 +9,7 @@ from fastssl import functional
 from fastssl.functional import RowStats
 
 from . import loss_truths as truths
-from .table import Maker, Row
+from .table import Case, Maker
 from .values import tensors
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -284,21 +284,21 @@ def _uniformity(m: Maker) -> dict:
     return {"x": m.leaf(m.choice((2, 9)), m.choice((1, 4))), "t": _scalar(m, 0.5, 2.0)}
 
 
-ROWS = [
-    Row("nt_xent", functional.nt_xent, _views, truths.nt_xent),
-    Row("dcl", functional.dcl, _dcl, truths.dcl, through=("weight_fn",), rough=("temperature: denormals",)),
-    Row("hard_nt_xent", functional.hard_nt_xent, _hard, truths.hard_nt_xent, rough=("beta: odd",)),
-    Row("debiased_nt_xent", functional.debiased_nt_xent, _debiased, truths.debiased_nt_xent),
-    Row("negative_cosine", functional.negative_cosine, _targets, truths.negative_cosine),
-    Row("byol_loss", functional.byol_loss, _targets, truths.byol_loss),
-    Row("similarity_lse", functional.similarity_lse, _lse, truths.similarity_lse),
-    Row("info_nce", functional.info_nce, _info_nce, truths.info_nce, _seen_stats),
-    Row("moco_loss", functional.moco_loss, _moco, truths.moco_loss, _seen_stats),
-    Row("moco_v3_loss", functional.moco_v3_loss, _moco_v3, truths.moco_v3_loss),
-    Row("clip_loss", functional.clip_loss, _clip, truths.clip_loss),
-    Row("siglip_loss", functional.siglip_loss, _siglip, truths.siglip_loss),
-    Row("sup_con", functional.sup_con, _sup_con, truths.sup_con, rough=("base_temperature: odd",)),
-    Row(
+CASES = [
+    Case("nt_xent", functional.nt_xent, _views, truths.nt_xent),
+    Case("dcl", functional.dcl, _dcl, truths.dcl, through=("weight_fn",), rough=("temperature: denormals",)),
+    Case("hard_nt_xent", functional.hard_nt_xent, _hard, truths.hard_nt_xent, rough=("beta: odd",)),
+    Case("debiased_nt_xent", functional.debiased_nt_xent, _debiased, truths.debiased_nt_xent),
+    Case("negative_cosine", functional.negative_cosine, _targets, truths.negative_cosine),
+    Case("byol_loss", functional.byol_loss, _targets, truths.byol_loss),
+    Case("similarity_lse", functional.similarity_lse, _lse, truths.similarity_lse),
+    Case("info_nce", functional.info_nce, _info_nce, truths.info_nce, _seen_stats),
+    Case("moco_loss", functional.moco_loss, _moco, truths.moco_loss, _seen_stats),
+    Case("moco_v3_loss", functional.moco_v3_loss, _moco_v3, truths.moco_v3_loss),
+    Case("clip_loss", functional.clip_loss, _clip, truths.clip_loss),
+    Case("siglip_loss", functional.siglip_loss, _siglip, truths.siglip_loss),
+    Case("sup_con", functional.sup_con, _sup_con, truths.sup_con, rough=("base_temperature: odd",)),
+    Case(
         "matryoshka",
         functional.matryoshka,
         _matryoshka,
@@ -307,17 +307,17 @@ ROWS = [
         names=("embeddings",),
         through=("loss",),
     ),
-    Row("nearest_neighbor", functional.nearest_neighbor, _neighbor, truths.nearest_neighbor, _seen_neighbor),
-    Row("contrastive", functional.contrastive, _contrastive, truths.contrastive),
-    Row("contrastive_pairs", functional.contrastive_pairs, _pairs, truths.contrastive_pairs),
-    Row("triplet", functional.triplet, _triplet, truths.triplet),
-    Row("triplet_batch", functional.triplet_batch, _triplet_batch, truths.triplet_batch, rough=("huge",)),
-    Row("lifted_structured", functional.lifted_structured, _features, truths.lifted_structured),
-    Row("n_pair", functional.n_pair, _n_pair, truths.n_pair),
-    Row("nce", functional.nce, _nce, truths.nce),
-    Row("nce_log_z", functional.nce_log_z, _nce_log_z, truths.nce_log_z),
-    Row("negative_sampling", functional.negative_sampling, _sampling, truths.negative_sampling),
-    Row("soft_nearest_neighbor", functional.soft_nearest_neighbor, _soft_nearest, truths.soft_nearest_neighbor),
-    Row("alignment", functional.alignment, _alignment, truths.alignment),
-    Row("uniformity", functional.uniformity, _uniformity, truths.uniformity, rough=("large", "thrice", "t: odd")),
+    Case("nearest_neighbor", functional.nearest_neighbor, _neighbor, truths.nearest_neighbor, _seen_neighbor),
+    Case("contrastive", functional.contrastive, _contrastive, truths.contrastive),
+    Case("contrastive_pairs", functional.contrastive_pairs, _pairs, truths.contrastive_pairs),
+    Case("triplet", functional.triplet, _triplet, truths.triplet),
+    Case("triplet_batch", functional.triplet_batch, _triplet_batch, truths.triplet_batch, rough=("huge",)),
+    Case("lifted_structured", functional.lifted_structured, _features, truths.lifted_structured),
+    Case("n_pair", functional.n_pair, _n_pair, truths.n_pair),
+    Case("nce", functional.nce, _nce, truths.nce),
+    Case("nce_log_z", functional.nce_log_z, _nce_log_z, truths.nce_log_z),
+    Case("negative_sampling", functional.negative_sampling, _sampling, truths.negative_sampling),
+    Case("soft_nearest_neighbor", functional.soft_nearest_neighbor, _soft_nearest, truths.soft_nearest_neighbor),
+    Case("alignment", functional.alignment, _alignment, truths.alignment),
+    Case("uniformity", functional.uniformity, _uniformity, truths.uniformity, rough=("large", "thrice", "t: odd")),
 ]

@@ -7,7 +7,7 @@ from fastssl import functional, masking
 from fastssl.testing import masking as plain
 
 from . import masking_truths as truths
-from .table import Maker, Row
+from .table import Case, Maker
 
 ROUNDINGS = ("keep_floor", "mask_floor", "mask_ceil", "keep_one")
 
@@ -303,23 +303,23 @@ def _numbers(found, arguments: dict):
     return torch.tensor(found)
 
 
-ROWS = [
-    Row("num_kept", functional.num_kept, _num_kept, truths.num_kept, _numbers),
-    Row("mask_ids", functional.mask_ids, _mask_ids, truths.mask_ids, _seen_ids),
-    Row("random_masking", functional.random_masking, _random_masking, truths.random_masking, _seen_masking),
-    Row("random_token_mask", functional.random_token_mask, _random_token_mask, truths.random_token_mask, _seen_token_mask),
-    Row("gather_tokens", functional.gather_tokens, _gather_tokens, plain.gather),
-    Row("embed_visible", functional.embed_visible, _embed_visible, truths.embed_visible),
-    Row("restore_tokens", functional.restore_tokens, _restore_tokens, truths.restore_tokens),
-    Row("masked_patch_loss", functional.masked_patch_loss, _patch_loss, truths.masked_patch_loss),
-    Row("patchify", functional.patchify, _patchify, truths.patchify),
-    Row("unpatchify", functional.unpatchify, _unpatchify, truths.unpatchify),
-    Row("grid_mask", masking.grid_mask, _grid_mask, truths.grid_mask, lambda t, a: t if _given(a) else t.sum(1)),
-    Row("tube_mask", masking.tube_mask, _tube_mask, truths.tube_mask, _seen_ids),
-    Row("block_mask", masking.block_mask, _block_mask, truths.block_mask, _seen_blocks),
-    Row("multi_block_mask", masking.multi_block_mask, _multi_block, truths.multi_block_mask, _seen_targets),
-    Row("span_mask", masking.span_mask, _span_mask, truths.span_mask, _seen_spans),
-    Row("mask_tokens", masking.mask_tokens, _mask_tokens, truths.mask_tokens, _seen_tokens),
-    Row("corrupt_spans", masking.corrupt_spans, _corrupt, truths.corrupt_spans, _seen_corrupt),
-    Row("span_lengths", masking.span_lengths, _span_lengths, truths.span_lengths, _numbers),
+CASES = [
+    Case("num_kept", functional.num_kept, _num_kept, truths.num_kept, _numbers),
+    Case("mask_ids", functional.mask_ids, _mask_ids, truths.mask_ids, _seen_ids),
+    Case("random_masking", functional.random_masking, _random_masking, truths.random_masking, _seen_masking),
+    Case("random_token_mask", functional.random_token_mask, _random_token_mask, truths.random_token_mask, _seen_token_mask),
+    Case("gather_tokens", functional.gather_tokens, _gather_tokens, plain.gather),
+    Case("embed_visible", functional.embed_visible, _embed_visible, truths.embed_visible),
+    Case("restore_tokens", functional.restore_tokens, _restore_tokens, truths.restore_tokens),
+    Case("masked_patch_loss", functional.masked_patch_loss, _patch_loss, truths.masked_patch_loss),
+    Case("patchify", functional.patchify, _patchify, truths.patchify),
+    Case("unpatchify", functional.unpatchify, _unpatchify, truths.unpatchify),
+    Case("grid_mask", masking.grid_mask, _grid_mask, truths.grid_mask, lambda t, a: t if _given(a) else t.sum(1)),
+    Case("tube_mask", masking.tube_mask, _tube_mask, truths.tube_mask, _seen_ids),
+    Case("block_mask", masking.block_mask, _block_mask, truths.block_mask, _seen_blocks),
+    Case("multi_block_mask", masking.multi_block_mask, _multi_block, truths.multi_block_mask, _seen_targets),
+    Case("span_mask", masking.span_mask, _span_mask, truths.span_mask, _seen_spans),
+    Case("mask_tokens", masking.mask_tokens, _mask_tokens, truths.mask_tokens, _seen_tokens),
+    Case("corrupt_spans", masking.corrupt_spans, _corrupt, truths.corrupt_spans, _seen_corrupt),
+    Case("span_lengths", masking.span_lengths, _span_lengths, truths.span_lengths, _numbers),
 ]

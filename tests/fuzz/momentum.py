@@ -11,7 +11,7 @@ from fastssl.reference import ema as ema_reference
 from fastssl.reference import lars as lars_reference
 from fastssl.reference import queue as queue_reference
 
-from .table import Maker, Row
+from .table import Case, Maker
 
 
 def _shapes(m: Maker) -> list[tuple[int, ...]]:
@@ -241,14 +241,14 @@ _ADAMW = ("params", "exp_avg", "exp_avg_sq", "ema", "shadow", "ema_shadow")
 _LARS = ("params", "momenta", "ema", "shadow", "ema_shadow")
 _UPDATE = {"writes": ("model_ema",), "call": _call_update, "names": ("parameter",)}
 _MULTI = {"writes": ("averaged",), "call": _call_multi}
-ROWS = [
-    Row("ema_update_", functional.ema_update_, _ema, _ema_truth, writes=("ema", "shadow")),
-    Row("adamw_", functional.adamw_, _adamw, _adamw_truth, writes=_ADAMW, names=("beta1", "beta2")),
-    Row("lars_", functional.lars_, _lars, _lars_truth, writes=_LARS),
-    Row("queue_push_", functional.queue_push_, _push, _push_truth, writes=("queue", "ptr", "label_queue")),
-    Row("update_momentum", momentum.update_momentum, _update, _update_truth, **_UPDATE),
-    Row("get_ema_multi_avg_fn", momentum.get_ema_multi_avg_fn, _multi, _multi_truth, **_MULTI),
-    Row("cosine_schedule", momentum.cosine_schedule, _schedule, _cosine_truth, _double),
-    Row("linear_schedule", momentum.linear_schedule, _schedule, _linear_truth, _double),
-    Row("warmup_schedule", momentum.warmup_schedule, _warmup, _warmup_truth, _double),
+CASES = [
+    Case("ema_update_", functional.ema_update_, _ema, _ema_truth, writes=("ema", "shadow")),
+    Case("adamw_", functional.adamw_, _adamw, _adamw_truth, writes=_ADAMW, names=("beta1", "beta2")),
+    Case("lars_", functional.lars_, _lars, _lars_truth, writes=_LARS),
+    Case("queue_push_", functional.queue_push_, _push, _push_truth, writes=("queue", "ptr", "label_queue")),
+    Case("update_momentum", momentum.update_momentum, _update, _update_truth, **_UPDATE),
+    Case("get_ema_multi_avg_fn", momentum.get_ema_multi_avg_fn, _multi, _multi_truth, **_MULTI),
+    Case("cosine_schedule", momentum.cosine_schedule, _schedule, _cosine_truth, _double),
+    Case("linear_schedule", momentum.linear_schedule, _schedule, _linear_truth, _double),
+    Case("warmup_schedule", momentum.warmup_schedule, _warmup, _warmup_truth, _double),
 ]

@@ -239,7 +239,7 @@ def odd(m: Maker) -> tuple[str, object]:
 
 
 def spoil(m: Maker, arguments: dict) -> str:
-    """Changes one of the arguments; what was changed, in words."""
+    """Changes one of the arguments, and says which and how."""
     name = m.choice(list(arguments))
     value = arguments[name]
     others = [other for other, found in arguments.items() if other != name and isinstance(found, Tensor | list)]

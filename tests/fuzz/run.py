@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from . import judge
-from .table import Row
+from .table import Case
 from .values import words
 
 MEMORY = 8 << 30  # address space of a child above the parent's: a call that wants more gets torch's out-of-memory
@@ -26,21 +26,21 @@ class Report:
     faults: list[tuple[int, int, str, str, str]] = field(default_factory=list)  # seed, call, kind, what, arguments
 
 
-def describe(row: Row, seed: int, number: int) -> str:
-    arguments, spoiled = judge.make(row, seed, number)
+def describe(case: Case, seed: int, number: int) -> str:
+    arguments, spoiled = judge.make(case, seed, number)
     call = ", ".join(f"{name}={words(value)}" for name, value in arguments.items() if value is not None)
-    return f"{'; '.join(spoiled) or 'nothing odd'} | {row.name}({call})"
+    return f"{'; '.join(spoiled) or 'nothing odd'} | {case.name}({call})"
 
 
-def _child(row: Row, calls: list[tuple[int, int]], pipe: int) -> None:
+def _child(case: Case, calls: list[tuple[int, int]], pipe: int) -> None:
     soft = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     torch.set_num_threads(1)
     for seed, number in calls:
         os.write(pipe, f"{json.dumps(['at', seed, number])}\n".encode())
-        verdict = judge.judge(row, seed, number)
-        line = [verdict.kind, verdict.judged, [(kind, what, describe(row, seed, number)) for kind, what in verdict.faults]]
+        verdict = judge.judge(case, seed, number)
+        line = [verdict.kind, verdict.judged, [(kind, what, describe(case, seed, number)) for kind, what in verdict.faults]]
         os.write(pipe, f"{json.dumps(line)}\n".encode())
 
 
@@ -60,7 +60,7 @@ def _lines(pipe: int, pid: int) -> Iterator[str]:
         yield from (line.decode() for line in lines)
 
 
-def fuzz(row: Row, calls: list[tuple[int, int]]) -> Report:
+def fuzz(case: Case, calls: list[tuple[int, int]]) -> Report:
     """Every call of ``calls``, (seed, number) each."""
     report, left = Report(), list(calls)
     while left:
@@ -70,7 +70,7 @@ def fuzz(row: Row, calls: list[tuple[int, int]]) -> Report:
             status = 1
             try:
                 os.close(out)
-                _child(row, left, into)
+                _child(case, left, into)
                 status = 0
             except BaseException:
                 import traceback
@@ -97,7 +97,7 @@ def fuzz(row: Row, calls: list[tuple[int, int]]) -> Report:
             break
         end = f"took more than {PATIENCE:.0f} s" if late else f"killed by signal {os.WTERMSIG(status)}"
         end = end if late or os.WIFSIGNALED(status) else "the judge itself failed"
-        report.faults.append((*at, "crash", end, describe(row, *at)))
+        report.faults.append((*at, "crash", end, describe(case, *at)))
         left = left[left.index(at) + 1 :]
     return report
 

@@ -1,4 +1,4 @@
-"""What a row of the fuzz says of a public function: how to make a legal call, what is right, and which arguments it writes."""
+"""What a case of the fuzz says of a public function: how to make a legal call, what is right, and which arguments it writes."""
 
 import random
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Maker(random.Random):
 
 
 @dataclass(frozen=True)
-class Row:
+class Case:
     """``make(m)`` gives the keyword arguments of a legal call of ``function``, whose public name is ``name``.
 
     ``truth`` takes the same arguments, tensors in float64 or in their own dtype, and returns what is right; an argument named in

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fastssl import functional, masking, momentum
+from tests.fuzz.cases import CASES
 from tests.fuzz.judge import judge
-from tests.fuzz.rows import ROWS
 from tests.fuzz.run import fuzz
-from tests.fuzz.table import Row
+from tests.fuzz.table import Case
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,9 +82,9 @@ def host(x, factor, out):
 
 def kinds(function, wanted: str = "", count: int = 60) -> set[str]:
     """Of the faults of ``count`` calls, or of those up to the first one of the kind ``wanted``."""
-    row, found = Row("double", function, _make, _truth), set()
+    case, found = Case("double", function, _make, _truth), set()
     for number in range(count):
-        found |= {kind for kind, _ in judge(row, 0, number).faults}
+        found |= {kind for kind, _ in judge(case, 0, number).faults}
         if wanted in found:
             break
     return found
@@ -116,14 +116,14 @@ def test_a_call_that_kills_the_process_costs_itself_alone():
             os.kill(os.getpid(), signal.SIGKILL)
         return double(x, factor, out)
 
-    report = fuzz(Row("double", deadly, _make), [(0, number) for number in range(30)])
+    report = fuzz(Case("double", deadly, _make), [(0, number) for number in range(30)])
     crashes = [fault for fault in report.faults if fault[2] == "crash"]
     assert crashes and all("signal 9" in fault[3] for fault in crashes)
     assert report.counts["served"] + report.counts["refused"] + len(crashes) == 30
 
 
-def test_every_public_function_has_a_row():
-    names = {row.name for row in ROWS}
+def test_every_public_function_has_a_case():
+    names = {case.name for case in CASES}
     for module in (functional, masking, momentum):
         public = {name for name in module.__all__ if not isinstance(getattr(module, name), type)}
         assert public <= names, public - names

@@ -1,4 +1,4 @@
-"""What every op of masked image modelling promises: opcheck, kernel and reference agree, compiled whole, refusals in words."""
+"""What every op of masked image modelling promises: opcheck, kernel and reference agree, compiled whole, refusals with a message."""
 
 import pytest
 import torch

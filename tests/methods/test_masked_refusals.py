@@ -1,4 +1,4 @@
-"""What MAE, SimMIM, Inpainting, BERT and the built-in transformer refuse, in words."""
+"""What MAE, SimMIM, Inpainting, BERT and the built-in transformer refuse, and what they say."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What holds for every public function that writes nothing in place, by the legal calls of the fuzz's rows.
+"""What holds for every public function that writes nothing in place, by the legal calls of the fuzz cases.
 
 Forward-mode differentiation, one argument at a time, is refused by name or equal to the reverse mode. Tensors on the meta device
 are refused by name or give results of the right shapes. Numbers may be NumPy's.
@@ -16,29 +16,29 @@ from fastssl.compat import lightly
 from fastssl.loss import DCLWLoss, NegativeCosineSimilarity, NTXentLoss
 from fastssl.momentum import EMA, MemoryBank, MoCoQueue
 from fastssl.optim import LARS, AdamW
-from tests.fuzz.rows import ROWS
-from tests.fuzz.table import Maker, Row
+from tests.fuzz.cases import CASES
+from tests.fuzz.table import Case, Maker
 from tests.fuzz.values import tensors, walk
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
-def legal(row: Row, number: int) -> dict:
+def legal(case: Case, number: int) -> dict:
     """Arguments in float64 without gradients, the same ones each time."""
-    arguments = row.make(Maker(row.name, "forward mode", number))
+    arguments = case.make(Maker(case.name, "forward mode", number))
     return walk(arguments, lambda t: t.detach().double() if t.is_floating_point() else t)
 
 
-def called(row: Row, number: int, place: int, change) -> list[torch.Tensor]:
+def called(case: Case, number: int, place: int, change) -> list[torch.Tensor]:
     """Floating results of a call whose argument tensor number ``place`` is changed."""
-    arguments = legal(row, number)
+    arguments = legal(case, number)
     chosen = list(tensors(arguments))[place]
     torch.default_generator.manual_seed(5)
-    found = row.call(row.function, walk(arguments, lambda t: change(t) if t is chosen else t))
+    found = case.call(case.function, walk(arguments, lambda t: change(t) if t is chosen else t))
     return [t for t in tensors(found) if t.is_floating_point()]
 
 
-def compare(row: Row, number: int, place: int) -> bool:
+def compare(case: Case, number: int, place: int) -> bool:
     """Whether there was a derivative to compare; fails where it is wrong or lost."""
     leaf = None
 
@@ -51,14 +51,14 @@ def compare(row: Row, number: int, place: int) -> bool:
         return forward_ad.make_dual(t, torch.ones_like(t))
 
     try:
-        truth = [t for t in called(row, number, place, variable) if t.requires_grad]
+        truth = [t for t in called(case, number, place, variable) if t.requires_grad]
     except NotImplementedError:  # an argument that must be a constant
         truth = []
     with forward_ad.dual_level():
         try:
-            found = [forward_ad.unpack_dual(t).tangent for t in called(row, number, place, dual)]
+            found = [forward_ad.unpack_dual(t).tangent for t in called(case, number, place, dual)]
         except NotImplementedError as error:
-            assert str(error).startswith(f"{row.name}: "), error
+            assert str(error).startswith(f"{case.name}: "), error
             return False
     if not truth:
         return False
@@ -69,38 +69,38 @@ def compare(row: Row, number: int, place: int) -> bool:
     return True
 
 
-every_function = pytest.mark.parametrize("row", [row for row in ROWS if not row.writes], ids=lambda row: row.name)
+every_function = pytest.mark.parametrize("case", [case for case in CASES if not case.writes], ids=lambda case: case.name)
 
 
 @every_function
-def test_forward_mode_is_refused_or_right(row):
+def test_forward_mode_is_refused_or_right(case):
     for number in range(4):
-        for place, t in enumerate(tensors(legal(row, number))):
+        for place, t in enumerate(tensors(legal(case, number))):
             if t.is_floating_point():
-                compare(row, number, place)
+                compare(case, number, place)
 
 
 def test_a_lost_tangent_is_seen():
     def losing(x):
         return (2.0 * (x if x.requires_grad else forward_ad.unpack_dual(x).primal)).sum()
 
-    kept, lost = (Row("double", function, lambda m: {"x": m.rows(3)}) for function in (lambda x: (2.0 * x).sum(), losing))
+    kept, lost = (Case("double", function, lambda m: {"x": m.rows(3)}) for function in (lambda x: (2.0 * x).sum(), losing))
     assert compare(kept, 0, 0)
     with pytest.raises(AssertionError, match="assert 0 == 6"):
         compare(lost, 0, 0)
 
 
 @every_function
-def test_meta_tensors_have_shapes_or_are_refused(row):
+def test_meta_tensors_have_shapes_or_are_refused(case):
     for number in range(4):
         torch.default_generator.manual_seed(5)
-        want = row.call(row.function, legal(row, number))
-        if next(tensors(legal(row, number)), None) is None:
+        want = case.call(case.function, legal(case, number))
+        if next(tensors(legal(case, number)), None) is None:
             continue
         try:
-            found = row.call(row.function, walk(legal(row, number), lambda t: t.to("meta")))
+            found = case.call(case.function, walk(legal(case, number), lambda t: t.to("meta")))
         except (NotImplementedError, TypeError, ValueError) as error:
-            assert str(error).startswith(f"{row.name}: "), error
+            assert str(error).startswith(f"{case.name}: "), error
             continue
         for there, here in zip(tensors(found), tensors(want), strict=True):
             assert (there.shape, there.dtype) == (here.shape, here.dtype) and there.is_meta
@@ -124,15 +124,15 @@ def of_python(value):
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")  # NumPy's whole numbers overflow
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_numbers_may_be_numpys(row):
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_numbers_may_be_numpys(case):
     for number in range(6):
         results = []
         for change in (of_python, lambda value: value):
-            arguments = legal(row, number)
+            arguments = legal(case, number)
             torch.default_generator.manual_seed(5)
-            found = row.call(row.function, {name: change(of_numpy(value)) for name, value in arguments.items()})
-            results.append((*tensors(found), *(t for name in row.writes for t in tensors(arguments.get(name)))))
+            found = case.call(case.function, {name: change(of_numpy(value)) for name, value in arguments.items()})
+            results.append((*tensors(found), *(t for name in case.writes for t in tensors(arguments.get(name)))))
         for plain, numpys in zip(*results, strict=True):
             torch.testing.assert_close(numpys, plain, rtol=0, atol=0, equal_nan=True)
 

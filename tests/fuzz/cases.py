@@ -2,4 +2,4 @@
 
 from . import losses, masking, momentum
 
-ROWS = [*losses.ROWS, *masking.ROWS, *momentum.ROWS]
+CASES = [*losses.CASES, *masking.CASES, *momentum.CASES]
