@@ -1,4 +1,4 @@
-"""What every op of masked image modelling promises: opcheck, kernel and reference agree, compiled whole, refusals with a message."""
+"""What every op of masked image modelling promises: opcheck, kernel and reference agree, compiled whole, clear refusals."""
 
 import pytest
 import torch

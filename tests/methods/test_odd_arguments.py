@@ -1,4 +1,4 @@
-"""Odd arguments for every method: served, or refused with a message that names the method and the argument, and nothing has moved."""
+"""Odd arguments for every method: served, or refused by a message with the method and the argument, and nothing has moved."""
 
 import inspect
 import math
