@@ -2,8 +2,9 @@
 
 import os
 import sys
+from importlib.util import find_spec
 
-if os.environ.get("TRITON_INTERPRET") == "1" or "ttsem" in sys.modules:
+if find_spec("triton") and (os.environ.get("TRITON_INTERPRET") == "1" or "ttsem" in sys.modules):
     from tests.without_gpu.interpreted.fixtures import cheap_types, dots, language_once, poison, products, tiles  # noqa: F401
 else:
     collect_ignore_glob = ["test_*.py"]
