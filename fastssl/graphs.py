@@ -1,17 +1,19 @@
-"""A whole training step as one CUDA graph: forward, backward, optimizer and averages replayed with one call of the host.
+"""A whole training step as one CUDA graph: the host replays forward, backward, optimizer and averages with one call.
 
-A small step is bound by what Python and torch do between its launches, hundreds of microseconds in which the GPU waits. A graph
-keeps the launches with the addresses that they read and write; a replay makes them all again. Every op of fastssl may be captured:
-none waits for the GPU, and what changes from step to step (rates, momenta and their schedules, seeds, pointers of queues) is read
-on the device where it is given as a tensor there. ``docs/graphs.md`` has an example and the rules.
+A small step is bound by what Python and torch do between its launches, which takes hundreds of microseconds in which the GPU
+waits. A graph keeps the launches together with the addresses that they read and write, and a replay makes all launches again.
+Every op of fastssl can be captured: none waits for the GPU, and what changes from step to step (rates, momenta and their
+schedules, seeds, pointers of queues) is read on the device where it is given as a tensor there. ``docs/graphs.md`` has an example
+and the rules.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from .checks import check_dense, check_whole
 
@@ -74,10 +76,10 @@ class GraphedStep:
         ...     outputs = graphed(*graphed.inputs)  # copies nothing
     """
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: tuple[Tensor, ...], outputs):
+    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: tuple[Tensor, ...], outputs: Any):
         self.graph, self.inputs, self.outputs = graph, inputs, outputs
 
-    def __call__(self, *inputs: Tensor):
+    def __call__(self, *inputs: Tensor) -> Any:
         """Copies the inputs to their places on the device and replays the step, both on the current stream, without a host sync.
 
         Args:
@@ -102,7 +104,7 @@ class GraphedStep:
         return self.outputs
 
 
-def capture_step(step: Callable, *inputs: Tensor, warmup: int = 3, pool=None) -> GraphedStep:
+def capture_step(step: Callable, *inputs: Tensor, warmup: int = 3, pool: tuple[int, int] | None = None) -> GraphedStep:
     """Captures a training step as a CUDA graph, to be called with new inputs of the same shapes, as in ``graphed(x0, x1)``.
 
     ``torch.cuda.make_graphed_callables`` makes one graph of a module's forward and one of its backward. This is one graph of all
@@ -139,7 +141,9 @@ def capture_step(step: Callable, *inputs: Tensor, warmup: int = 3, pool=None) ->
         raise TypeError(f"{_OP}: step must be a function, got {type(step).__name__}")
     warmup = check_whole(_OP, "warmup", warmup, 1)
     device = _device_of(inputs)
-    options = {"capture_error_mode": "thread_local"} | ({} if pool is None else {"pool": pool})  # a loader's threads pin memory
+    options = {"capture_error_mode": "thread_local"} | (
+        {} if pool is None else {"pool": pool}
+    )  # because a loader's threads pin memory
     with torch.cuda.device(device):
         places = tuple(t.detach().clone().requires_grad_(t.requires_grad) for t in inputs)
 
@@ -150,7 +154,7 @@ def capture_step(step: Callable, *inputs: Tensor, warmup: int = 3, pool=None) ->
                 leaves(step(*places))
 
         def captured():
-            with _in_words():
+            with _explained():
                 return step(*places)
 
         graph, out = record(captured, warm, **options)
@@ -158,7 +162,7 @@ def capture_step(step: Callable, *inputs: Tensor, warmup: int = 3, pool=None) ->
     return GraphedStep(graph, places, tree_unflatten([t if t is None else t.detach() for t in found], form))
 
 
-def leaves(out) -> tuple[list[Tensor | None], object]:
+def leaves(out: Any) -> tuple[list[Tensor | None], TreeSpec]:
     """The tensors of a result and its form; refuses what a replay would leave as it was."""
     found, form = tree_flatten(out)
     for value in found:
@@ -194,7 +198,7 @@ def _check_same(i: int, mine: Tensor, given: Tensor) -> None:
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def _explained() -> Iterator[None]:
     """An error of CUDA or torch from inside the step, with what to look for."""
     try:
         yield
@@ -207,7 +211,7 @@ def _waits_are_errors() -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with _in_words():
+        with _explained():
             yield
     finally:
         torch.cuda.set_sync_debug_mode(before)

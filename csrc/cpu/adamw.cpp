@@ -1,5 +1,5 @@
-// One step of AdamW for all tensors, one parallel region.
-// 28 bytes an element in float32 (read p, g, m, v, write p, m, v), 8 more for an average, 2 for a 16-bit shadow; bound by memory.
+// One step of AdamW for all tensors in one parallel region.
+// An element costs 28 bytes in float32 (read p, g, m, v, write p, m, v), 8 more for an average and 2 for a 16-bit shadow.
 #include <torch/library.h>
 
 #include <cmath>
@@ -9,10 +9,10 @@
 namespace fastssl::adamw {
 namespace {
 
-void adamw_(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, at::TensorList grads, at::TensorList ema,
-            at::TensorList shadow, at::TensorList ema_shadow, at::ArrayRef<double> weight_decay, double step,
+void adamw_(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq, double step,
             const OptionalTensor& step_scalar, double lr, const OptionalTensor& lr_scalar, double beta1, double beta2, double eps,
-            double ema_momentum, const OptionalTensor& ema_momentum_scalar) {
+            at::ArrayRef<double> weight_decay, at::TensorList ema, double ema_momentum, const OptionalTensor& ema_momentum_scalar,
+            at::TensorList shadow, at::TensorList ema_shadow) {
   const double rate = value_of(lr, lr_scalar), t = value_of(step, step_scalar);
   const AdamRule shared{1.0,
                         1.0 - beta1,

@@ -1,6 +1,6 @@
-// One step of LARS for all tensors: a parallel region for the norms, one for the update. Squares are added in float64, chunk by
-// chunk and then in the order of the chunks: the same bits for any number of threads.
-// 28 bytes an element in float32 (8 for the norms, 20 for the update), 8 more for an average, 2 for a 16-bit shadow; memory-bound.
+// One step of LARS for all tensors: one parallel region for the norms, one for the update. Squares are added in float64, within a
+// chunk and then in the order of the chunks, so that any number of threads gives the same bits. An element costs 28 bytes in
+// float32 (8 for the norms, 20 for the update), 8 more for an average and 2 for a 16-bit shadow.
 #include <torch/library.h>
 
 #include <array>
@@ -15,7 +15,7 @@ namespace {
 #include "common/trust_ratio.h"
 #undef FASTSSL_FN
 
-// |p|^2 and |d|^2 of every tensor that is adapted.
+// |p|^2 and |d|^2 of every tensor that is adapted, zeros for the others.
 std::vector<std::array<double, 2>> squares_of(at::TensorList params, at::TensorList grads, at::ArrayRef<double> weight_decay,
                                               at::IntArrayRef adapt, bool decayed) {
   std::vector<int64_t> first_chunk(params.size() + 1, 0);
@@ -34,10 +34,10 @@ std::vector<std::array<double, 2>> squares_of(at::TensorList params, at::TensorL
   return of_tensor;
 }
 
-void lars_(at::TensorList params, at::TensorList momenta, at::TensorList grads, at::TensorList ema, at::TensorList shadow,
-           at::TensorList ema_shadow, at::ArrayRef<double> weight_decay, at::IntArrayRef adapt, int64_t form, double lr,
-           const OptionalTensor& lr_scalar, double momentum, double trust_coefficient, double eps, bool nesterov, bool clip,
-           double ema_momentum, const OptionalTensor& ema_momentum_scalar) {
+void lars_(at::TensorList params, at::TensorList grads, at::TensorList momenta, double lr, const OptionalTensor& lr_scalar,
+           double momentum, at::ArrayRef<double> weight_decay, double trust_coefficient, double eps, int64_t form,
+           at::IntArrayRef adapt, bool nesterov, bool clip, at::TensorList ema, double ema_momentum,
+           const OptionalTensor& ema_momentum_scalar, at::TensorList shadow, at::TensorList ema_shadow) {
   const LarsOptions options{int(form), value_of(lr, lr_scalar), trust_coefficient, eps, clip};
   const auto squares = squares_of(params, grads, weight_decay, adapt, form == 0);
   LarsRule shared{0.0, 1.0, momentum, form == 2 ? 1.0 : options.lr, nesterov, average_of(ema_momentum, ema_momentum_scalar)};

@@ -8,10 +8,10 @@
 namespace fastssl {
 namespace {
 
-void adamw_(std::vector<Tensor> params, std::vector<Tensor> exp_avg, std::vector<Tensor> exp_avg_sq, std::vector<Tensor> grads,
-            std::vector<Tensor> ema, std::vector<Tensor> shadow, std::vector<Tensor> ema_shadow, std::vector<double> weight_decay,
+void adamw_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> exp_avg, std::vector<Tensor> exp_avg_sq,
             double step, std::optional<Tensor> step_scalar, double lr, std::optional<Tensor> lr_scalar, double beta1, double beta2,
-            double eps, double ema_momentum, std::optional<Tensor> ema_momentum_scalar) {
+            double eps, std::vector<double> weight_decay, std::vector<Tensor> ema, double ema_momentum,
+            std::optional<Tensor> ema_momentum_scalar, std::vector<Tensor> shadow, std::vector<Tensor> ema_shadow) {
   const DeviceOf on(params.at(0));
   std::vector<TensorRecord> records = new_records(params);
   add_list(records, kAdamParams, params), add_list(records, kAdamGrads, grads);

@@ -8,10 +8,10 @@
 namespace fastssl {
 namespace {
 
-void lars_(std::vector<Tensor> params, std::vector<Tensor> momenta, std::vector<Tensor> grads, std::vector<Tensor> ema,
-           std::vector<Tensor> shadow, std::vector<Tensor> ema_shadow, std::vector<double> weight_decay, std::vector<int64_t> adapt,
-           int64_t form, double lr, std::optional<Tensor> lr_scalar, double momentum, double trust_coefficient, double eps,
-           bool nesterov, bool clip, double ema_momentum, std::optional<Tensor> ema_momentum_scalar) {
+void lars_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> momenta, double lr,
+           std::optional<Tensor> lr_scalar, double momentum, std::vector<double> weight_decay, double trust_coefficient, double eps,
+           int64_t form, std::vector<int64_t> adapt, bool nesterov, bool clip, std::vector<Tensor> ema, double ema_momentum,
+           std::optional<Tensor> ema_momentum_scalar, std::vector<Tensor> shadow, std::vector<Tensor> ema_shadow) {
   const DeviceOf on(params.at(0));
   std::vector<TensorRecord> records = new_records(params);
   add_list(records, kLarsParams, params), add_list(records, kLarsGrads, grads), add_list(records, kLarsMomenta, momenta);

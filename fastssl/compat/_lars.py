@@ -15,15 +15,13 @@ from fastssl.ops._steps import step_scalar
 from fastssl.ops.lars import check_rates, lars_
 from fastssl.optim._common import ListOptimizer, Slots
 
-_NO_COPIES = {"ema": None, "ema_momentum": 0.999, "shadow": None, "ema_shadow": None}
-
 
 class Lars(ListOptimizer):
     _trust = "trust_coefficient"
     _options = ("lr", "momentum", "dampening", "nesterov", "trust_coefficient", "eps")
 
     def __init__(self, params, defaults: dict):
-        super().__init__(params, defaults, **_NO_COPIES)
+        super().__init__(params, defaults, {})
 
     def _check_group(self, group: dict) -> None:
         check_rates("LARS", group["momentum"], group[self._trust], group["eps"], "larc", group["nesterov"], False)

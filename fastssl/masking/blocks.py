@@ -207,10 +207,10 @@ def multi_block_mask(
     if context_keep is not None:
         context_keep = check_whole(op, "context_keep", context_keep, 1)
         least = max(min_keep, context_keep)
-    for name, scale in (("target_scale", target_scale), ("context_scale", context_scale)):
-        check_range(op, name, scale)
-        if scale[1] > 1:
-            raise ValueError(f"{op}: {name} must be in (0, 1], got {tuple(scale)}")
+    for name, limits in (("target_scale", target_scale), ("context_scale", context_scale)):
+        check_range(op, name, limits)
+        if limits[1] > 1:
+            raise ValueError(f"{op}: {name} must be in (0, 1], got {tuple(limits)}")
     check_range(op, "target_aspect", target_aspect)
     smallest = math.prod(_sides((height, width), context_scale[0], 1.0))
     if smallest < least:
@@ -257,7 +257,8 @@ def _sides(grid: tuple[int, int], scale: float, aspect: float) -> tuple[int, int
     """(h, w) of a block of scale h w patches, at least 1 and below the grid's."""
     area = int(grid[0] * grid[1] * scale)
     sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
-    return tuple(max(1, round(min(side, most - 1))) for side, most in zip(sides, grid, strict=True))
+    h, w = (max(1, round(min(side, most - 1))) for side, most in zip(sides, grid, strict=True))
+    return h, w
 
 
 def _placed(words: Tensor, grid: tuple[int, int], block: tuple[int, int]) -> Tensor:

@@ -14,13 +14,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from fastssl.checks import FLOATS, check_dense
 from fastssl.ops._lists import as_list, check_lists, check_stored, check_writable
 from fastssl.ops.ema import share, update_averages
 
 HALF = (torch.bfloat16, torch.float16)
+#: The class of lazy parameters and buffers, which torch's stubs leave out.
+_LAZY = vars(nn.parameter)["UninitializedTensorMixin"]
 
 
 class Tensors:
@@ -94,7 +95,7 @@ def check_match(op: str, what: str, theirs: Sequence[tuple[str, Tensor]], mine: 
         if name is None or own is None:
             counts = f"got {len(theirs)} and {len(mine)}; the first without a partner is {name or own!r}"
             raise ValueError(f"{op}: the model must have as many {what}s as its average, {counts}")
-        if any(map(is_lazy, (p, e))):
+        if any(isinstance(t, _LAZY) for t in (p, e)):
             raise ValueError(f"{op}: {what} {name!r} must be initialised, got a lazy one; run the model once before")
         for t in (p, e):
             if what == "parameter" or t.is_nested:

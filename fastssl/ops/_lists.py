@@ -1,12 +1,13 @@
-"""Lists of tensors that one launch updates in place: refusals in words, and layouts that a kernel can walk as one array.
+"""Lists of tensors that one launch updates in place: the checks, and layouts that a kernel can walk through as one array.
 
-A kernel reads and writes position i of every list as one flat array in memory order, so the tensors of a position must fill
-their memory without gaps or overlap and have equal strides. ``laid_out`` brings others to that form and back.
+A kernel reads and writes position i of every list as one flat array in memory order, so the tensors of a position must fill their
+memory without gaps or overlap and must have equal strides. ``laid_out`` brings other tensors into that form and back.
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ _increment_versions = getattr(_C, "bump_versions", torch.autograd.graph.incremen
 
 
 def as_list(op: str, name: str, value, *, local: bool = True) -> list[Tensor]:
-    """A tensor or a sequence of tensors -> a list; a DTensor counts as its local shard, unless ``local`` is False."""
+    """A tensor or a sequence of tensors as a list. A DTensor counts as its local shard, unless ``local`` is False."""
     if isinstance(value, Tensor):
         value = [value]
     elif not isinstance(value, Sequence):
@@ -38,11 +39,12 @@ def as_list(op: str, name: str, value, *, local: bool = True) -> list[Tensor]:
 def check_lists(
     op: str, written: dict, read: dict, each: Callable = lambda op, name, value: value
 ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]], bool]:
-    """Tensors or sequences of tensors by name -> written and read lists, and whether a kernel can take them as they are.
+    """Refuses lists that do not belong together; returns written and read lists, and whether a kernel can take them as they are.
 
-    Refuses lists that do not belong together. Every list must have as many tensors as the first; a position has one shape, all
-    tensors one device and a float dtype (float64 stands with float64 only), and no memory is written twice, or written at one
-    position and read at another. ``each(op, name, value)`` sees every argument that is no list of plain tensors first.
+    The arguments are tensors or sequences of tensors by name. Every list must have as many tensors as the first. A position has
+    one shape; all tensors have one device and a float dtype (float64 goes with float64 only); and no memory is written twice, or
+    written at one position and read at another. ``each(op, name, value)`` first sees every argument that is no list of plain
+    tensors.
     """
     refuse_transforms(op)
     if _C is not None and not torch.compiler.is_compiling() and _C.lists_agree([*written.values()], [*read.values()]):
@@ -81,13 +83,13 @@ def _check_position(op: str, name: str, tensor: Tensor, like_name: str, like: Te
 
 
 def _resolved(tensor: Tensor) -> Tensor:
-    """The values themselves where the tensor is a lazily negated or conjugated view, which a kernel reads unchanged."""
+    """The values of a tensor that is a lazily negated or conjugated view, whose memory a kernel would read without the change."""
     plain = torch.compiler.is_compiling() or tensor.layout != torch.strided or tensor.is_nested
     return tensor if plain else tensor.resolve_neg().resolve_conj()
 
 
 def check_writable(op: str, name: str, tensor: Tensor) -> None:
-    """A dense tensor each of whose elements can be written alone, by anyone here and now."""
+    """Refuses a tensor whose elements cannot each be written alone, by anyone here and now."""
     if overlaps_itself(tensor):
         how = f"strides {tensor.stride()} for shape {tuple(tensor.shape)}; pass a clone"
         raise ValueError(f"{op}: {name} must not be expanded or lie over itself, since it is written, got {how}")
@@ -102,7 +104,7 @@ def check_writable(op: str, name: str, tensor: Tensor) -> None:
 
 
 def check_stored(op: str, name: str, tensor: Tensor) -> None:
-    """The storage may have been freed or cut short under a tensor that still has its size."""
+    """Refuses a tensor whose storage has been freed or cut short while the tensor still has its size."""
     if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor):
         return
     wanted = (tensor.storage_offset() + _reach(tensor)) * tensor.element_size()
@@ -112,7 +114,7 @@ def check_stored(op: str, name: str, tensor: Tensor) -> None:
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
-    """Whether two elements have one place in memory."""
+    """Whether two elements have the same place in memory."""
     reach = 0  # of the dimensions so far
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:
@@ -123,7 +125,7 @@ def overlaps_itself(tensor: Tensor) -> bool:
 
 
 def _meets_itself(tensor: Tensor) -> bool:
-    """The same by counting places, for strides that are no nest of rows."""
+    """``overlaps_itself`` by counting places, for strides that are not those of rows within rows."""
     if _reach(tensor) < tensor.numel():
         return True
     along = [range(0, size * stride, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
@@ -131,12 +133,12 @@ def _meets_itself(tensor: Tensor) -> bool:
 
 
 def _reach(tensor: Tensor) -> int:
-    """Elements from the first place to the one after the last."""
+    """The number of elements from the first place in memory to the one after the last."""
     return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def _span(tensor: Tensor) -> tuple[int, int, int]:
-    """(space, first byte, the one after the last that the tensor may touch); a fake tensor has no address, but a storage."""
+def _span(tensor: Tensor) -> tuple[Any, Any, Any]:
+    """(space, first byte, byte after the last) of what the tensor may touch; a fake tensor has no address, but a storage."""
     if tensor.is_meta or isinstance(tensor, FakeTensor):
         space, begin = tensor.untyped_storage()._cdata, tensor.storage_offset() * tensor.element_size()
     else:
@@ -145,13 +147,13 @@ def _span(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether the two may have a byte in common."""
+    """Whether two tensors may have a byte in common."""
     (space, begin, end), (other, first, last) = _span(a), _span(b)
     return space == other and begin < last and first < end
 
 
 def check_apart(op: str, written: dict[str, list[Tensor]], read: dict[str, list[Tensor]], advice: str) -> None:
-    """No byte is written at two places of the call, nor written at one position and read at another."""
+    """Refuses a call that writes a byte at two places, or writes it at one position and reads it at another."""
     if torch.compiler.is_compiling():
         return
     spans, lists = [], written | read
@@ -173,7 +175,7 @@ def check_apart(op: str, written: dict[str, list[Tensor]], read: dict[str, list[
 
 
 def _dense(tensor: Tensor) -> bool:
-    """The elements fill their memory without gaps or overlap."""
+    """Whether the elements fill their memory without gaps or overlap."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size == 1:
@@ -185,7 +187,7 @@ def _dense(tensor: Tensor) -> bool:
 
 
 def _walkable(tensors: list[Tensor]) -> bool:
-    """Dense, and equal strides wherever a dimension has more than one entry."""
+    """Whether tensors are dense and have equal strides wherever a dimension has more than one entry."""
     first = tensors[0]
     wide = [d for d, size in enumerate(first.shape) if size > 1]
     return first.numel() == 0 or (_dense(first) and all(t.stride(d) == first.stride(d) for t in tensors for d in wide))
@@ -193,7 +195,7 @@ def _walkable(tensors: list[Tensor]) -> bool:
 
 @contextmanager
 def laid_out(written: dict[str, list[Tensor]], read: dict[str, list[Tensor]]) -> Iterator[dict[str, list[Tensor]]]:
-    """The lists with contiguous copies at the positions that need them; written copies go back to their places at the end."""
+    """The lists with contiguous copies at the positions that need them; at the end, written copies go back to their places."""
     lists = {name: list(tensors) for name, tensors in (written | read).items()}
     back = []
     for i in range(len(next(iter(lists.values())))):
@@ -208,8 +210,19 @@ def laid_out(written: dict[str, list[Tensor]], read: dict[str, list[Tensor]]) ->
         original.copy_(copy)
 
 
+def run_in_place(launch: Callable[[dict], None], written: dict, read: dict, as_they_are: bool) -> None:
+    """Calls ``launch`` with the lists of ``check_lists`` by name, laid out for a kernel, and tells autograd what has changed."""
+    if as_they_are:
+        launch(written | read)
+    else:
+        with laid_out(written, read) as lists:
+            launch(lists)
+    for tensors in written.values():
+        bump_versions(tensors)
+
+
 def check_scalars(op: str, like_name: str, like: Tensor, **scalars) -> None:
-    """Those that are tensors are fake where the lists are, and only there."""
+    """Refuses scalars that are fake tensors where the lists are not, or the reverse."""
     for name, value in scalars.items():
         if isinstance(value, Tensor):
             check_data(op, name, value, like_name, like)
@@ -218,7 +231,8 @@ def check_scalars(op: str, like_name: str, like: Tensor, **scalars) -> None:
 def bump_versions(tensors: list[Tensor]) -> None:
     """Tells autograd that the tensors changed in place, as torch's own in-place ops do.
 
-    Those made in inference mode have no version; outside of it ``check_lists`` and ``check_writable`` let none through.
+    Tensors that were made in inference mode have no version; outside of that mode ``check_lists`` and ``check_writable`` let none
+    through.
     """
     if torch.compiler.is_compiling():
         return

@@ -1,6 +1,7 @@
-"""Refusals for images, patches, tokens and their ids: op, argument, expected, got. Read no tensor data on a GPU.
+"""Checks of images, patches, tokens and their ids. They read no tensor data on a GPU.
 
-``by`` are the arguments that ask for it, where that is not the refused one alone.
+Messages name the op, the argument, what was expected and what was given; ``by`` are the arguments that a demand follows from,
+where these are not the refused argument alone.
 """
 
 import torch
@@ -11,7 +12,7 @@ from fastssl.checks import FLOATS, as_python, check_dense, check_whole, is_whole
 
 
 def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | None = None) -> None:
-    """A float tensor with as many dimensions as ``letters`` ("N, L, D"), none of them empty but ``may_be_empty``."""
+    """Refuses what is no float tensor with as many dimensions as ``letters`` ("N, L, D"); only ``may_be_empty`` may have size 0."""
     check_dense(op, name, value, f"a tensor ({letters})")
     if value.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
@@ -23,15 +24,15 @@ def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | No
 def check_device(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     if value.device != like.device:
         raise ValueError(f"{op}: {like_name} and {name} must be on the same device, got {like.device} and {value.device}")
-    fake = value if isinstance(value, FakeTensor) else like
-    if isinstance(value, FakeTensor) != isinstance(like, FakeTensor) and not fake.fake_mode.allow_non_fake_inputs:
+    fakes = [t for t in (value, like) if isinstance(t, FakeTensor)]
+    if len(fakes) == 1 and not fakes[0].fake_mode.allow_non_fake_inputs:
         raise ValueError(f"{op}: {like_name} and {name} must both be fake tensors or both have data")
 
 
 def check_ids(
     op: str, name: str, ids, rows: int, letters: str, below: int, like_name: str, like: Tensor, by: str | None = None
 ) -> None:
-    """int64 (rows, any), on the device of ``like``, entries in [0, below); these are looked at only on the CPU."""
+    """Refuses ids that are not int64 (rows, any) in [0, below) on the device of ``like``; their values are read only on the CPU."""
     check_dense(op, name, ids, f"an int64 tensor ({letters})")
     if ids.dtype != torch.int64:
         raise TypeError(f"{op}: {name} must be int64, got {ids.dtype}")
@@ -46,7 +47,7 @@ def check_ids(
 
 
 def check_part(op: str, name: str, value, shape: tuple[int, ...], by: str, like_name: str, like: Tensor) -> None:
-    """A float tensor of ``shape``, dimensions of 1 in front allowed, on the device of ``like``."""
+    """Refuses what is no float tensor of ``shape``, with dimensions of 1 in front, on the device of ``like``."""
     shown = shape if len(shape) == 1 else (1, *shape)
     check_dense(op, name, value, "a float tensor {}", shown)
     if value.dtype not in FLOATS:
@@ -68,7 +69,7 @@ def side_pair(op: str, name: str, value) -> tuple[int, int]:
 
 
 def patch_grid(op: str, images: Tensor, patch: tuple[int, int], by: str = "patch_size") -> tuple[int, int]:
-    """Rows and columns of patches of images (N, C, H, W), whose sides must be multiples of the patch's."""
+    """The number of patches down and across in images (N, C, H, W), whose sides must be multiples of the patch's."""
     if images.shape[2] % patch[0] or images.shape[3] % patch[1]:
         wanted = f"sides that are multiples of the patch size {tuple(patch)} of {by}"
         raise ValueError(f"{op}: images must have {wanted}, got {tuple(images.shape[2:])}")
@@ -87,19 +88,19 @@ def to_patches(images: Tensor, height: int, width: int, channels_last: bool = Fa
 
 
 def trackable(value: Tensor) -> Tensor:
-    """``value``, or a copy that autograd may keep for the backward where it is an inference tensor and autograd records."""
+    """``value``, or a copy that autograd may keep for the backward where ``value`` is an inference tensor and autograd records."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and value.is_inference()):
         return value
     return value.clone()
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """``x`` itself where the entries of a row are neighbours in memory, else a contiguous copy."""
+    """``x`` where the entries of a row are neighbours in memory, else a contiguous copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def check_grid(op: str, grid) -> tuple[int, int]:
-    """(h, w), whole numbers of at least 1, fewer than 2^31 patches."""
+    """(h, w) as whole numbers of at least 1, with fewer than 2^31 patches."""
     if not isinstance(grid, (tuple, list)) or len(grid) != 2:
         raise TypeError(f"{op}: grid must be a pair (h, w), got {grid!r}")
     height, width = (check_whole(op, "grid", side, 1) for side in grid)

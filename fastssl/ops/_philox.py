@@ -1,13 +1,15 @@
 """Philox4x32-10 (Salmon et al. 2011) in plain PyTorch: random bits of a counter and a seed, those of csrc/common/philox.h."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 _LOW = 0xFFFFFFFF
 
 
-def philox(counter: tuple[Tensor | int, ...], seed: int | Tensor) -> tuple[Tensor, ...]:
-    """Four 32-bit words of the counter, int64 tensors that broadcast, and a 64-bit key -> four 32-bit words as int64."""
+def philox(counter: tuple[Any, Any, Any, Any], seed: int | Tensor) -> tuple[Any, Any, Any, Any]:
+    """Four 32-bit words of the counter and a 64-bit seed -> four 32-bit words: int64 tensors, which broadcast, or all numbers."""
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):
@@ -30,5 +32,5 @@ def random_bits(rows: int, length: int, seed: Tensor, stream: int) -> Tensor:
     block = torch.arange((length + 3) // 4, device=seed.device)[None, :]
     row = torch.arange(rows, device=seed.device)[:, None]
     words = philox((block, row, torch.full_like(block, stream), torch.zeros_like(block)), seed)
-    words = [word.expand(rows, block.shape[1]) for word in words]
-    return torch.stack(words, 2).reshape(rows, -1)[:, :length]
+    wide = [word.expand(rows, block.shape[1]) for word in words]
+    return torch.stack(wide, 2).reshape(rows, -1)[:, :length]

@@ -1,6 +1,6 @@
 """Where the random numbers of a mask come from: noise of torch's generators, or a seed for Philox on the device.
 
-Every check comes before the draw: a call that is refused leaves generators as they were.
+Every check comes before the draw, so that a call that is refused leaves generators as they were.
 """
 
 import torch
@@ -11,7 +11,7 @@ from fastssl.checks import as_python, check_dense
 
 
 def check_place(op: str, device) -> torch.device | None:
-    """A device that this torch can make tensors on, or None."""
+    """The device as a ``torch.device`` on which this torch can make tensors, or None."""
     if device is None:
         return None
     if not isinstance(device, (str, torch.device)):
@@ -30,12 +30,12 @@ def check_place(op: str, device) -> torch.device | None:
 
 
 def same_place(device: torch.device, wanted: torch.device) -> bool:
-    """Whether ``device``, that of a tensor or a generator, is ``wanted``, which may leave out the number."""
+    """Whether ``device``, the device of a tensor or a generator, is ``wanted``, which may leave out the device's number."""
     return device.type == wanted.type and (wanted.index is None or device.index is None or device.index == wanted.index)
 
 
 def check_generator(op: str, generator, device: torch.device | None, by: str = "device") -> None:
-    """None, or a generator on ``device`` where that is given, by the argument ``by``."""
+    """Refuses what is neither None nor a generator on ``device``, which the argument ``by`` fixes; None is any device."""
     if generator is None:
         return
     if not isinstance(generator, torch.Generator):
@@ -45,14 +45,14 @@ def check_generator(op: str, generator, device: torch.device | None, by: str = "
 
 
 def uniform(rows: int, length: int, generator: torch.Generator | None, device: torch.device | None) -> Tensor:
-    """(rows, length) float32 of one call of ``torch.rand``, on ``device`` or where the generator is."""
+    """(rows, length) float32 from one call of ``torch.rand``, on ``device`` or where the generator is."""
     if generator is None:  # dynamo (2.13) traces no dynamic shape beside the keyword
         return torch.rand(rows, length, device=device)
     return torch.rand(rows, length, generator=generator, device=device or generator.device)
 
 
 def seed_tensor(op: str, seed, device: torch.device | None, by: str = "device") -> Tensor:
-    """() int64 on the device where the ids are wanted."""
+    """The seed as () int64 on the device where the ids are wanted."""
     if isinstance(seed, Tensor):
         check_dense(op, "seed", seed)
         check_mode(op, "seed", seed)
@@ -72,8 +72,10 @@ def seed_tensor(op: str, seed, device: torch.device | None, by: str = "device") 
 
 
 def seed_of(op: str, seed, generator, device: torch.device | None, beside: tuple[str, Tensor] | None = None) -> Tensor:
-    """() int64 on ``device``: the given seed, or one that the generator draws there, without a sync. ``beside``: name and value of
-    another tensor of the call."""
+    """The seed as () int64 on ``device``: the given one, or one that the generator draws there, without a sync.
+
+    ``beside`` is the name and the value of another tensor of the call.
+    """
     by = "device"
     if beside is not None:
         by = beside[0]
@@ -88,13 +90,13 @@ def seed_of(op: str, seed, generator, device: torch.device | None, beside: tuple
 
 
 def check_mode(op: str, name: str, value: Tensor) -> None:
-    """No fake tensor outside every mode: masks are made with new tensors beside it."""
+    """Refuses a fake tensor outside every mode, because new tensors are made beside it."""
     if isinstance(value, FakeTensor) and torch._C._len_torch_dispatch_stack() == 0 and not torch.compiler.is_compiling():
         raise ValueError(f"{op}: {name} must have data, or be used within its FakeTensorMode")
 
 
 def _check_fake(op: str, seed, name: str, value: Tensor) -> None:
-    """The seed, given or made here, is a fake tensor where ``value`` is one."""
+    """Refuses a seed, given or made here, that is a fake tensor where ``value`` is none, or the reverse."""
     if torch.compiler.is_compiling():
         return
     modes = torch._C._len_torch_dispatch_stack() > 0

@@ -1,7 +1,8 @@
-"""What the optimizer steps share: scalars that may lie on the device, a value for each tensor, copies written in the same pass."""
+"""What the optimizers' steps share: scalars that may lie on the device, values for each tensor, copies of the parameters."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy
 import torch
@@ -9,15 +10,24 @@ from torch import Tensor
 
 from fastssl.checks import LARGEST, NUMBERS, as_python, as_scalar, check_dense, device_scalar, shown
 
-from ._lists import bump_versions, laid_out
+EMA_MOMENTUM = 0.999  # where none is given
+
+
+class Copies(TypedDict, total=False):
+    """Copies of the new parameters that a step of an optimizer writes in the same pass."""
+
+    ema: Tensor | Sequence[Tensor] | None  # averages, which move towards the new parameters
+    ema_momentum: float | Tensor  # the share of an average that is kept
+    shadow: Tensor | Sequence[Tensor] | None  # the new parameters, rounded to their own dtypes
+    ema_shadow: Tensor | Sequence[Tensor] | None  # the new averages, rounded to their own dtypes
 
 
 def step_scalar(
     op: str, name: str, value: float | Tensor, device: torch.device, low: float, *, whole: bool = False
 ) -> tuple[float, Tensor | None]:
-    """A finite number of at least ``low`` as (number, None), or (0, tensor) where it lies on an accelerator or is being traced.
+    """Checks a finite number of at least ``low``; (number, None), or (0, tensor) where it lies on an accelerator or is traced.
 
-    ``whole``: an integer is wanted; a tensor may count in floats.
+    With ``whole`` an integer is wanted; a tensor may count in floats.
     """
     kind = "an integer" if whole else "a number"
     if isinstance(value, Tensor):
@@ -30,24 +40,27 @@ def step_scalar(
         value = value.item()
     elif isinstance(value, bool) or not isinstance(value, (int, numpy.integer) if whole else NUMBERS):
         raise TypeError(f"{op}: {name} must be {kind} or a one-element tensor, got {type(value).__name__}")
-    value = as_python(value)
-    if not low <= value <= LARGEST:
-        raise ValueError(f"{op}: {name} must be {'' if whole else 'finite and '}at least {low:g}, got {shown(value)}")
-    return as_scalar(value, device)
+    number = as_python(value)
+    if not low <= number <= LARGEST:
+        raise ValueError(f"{op}: {name} must be {'' if whole else 'finite and '}at least {low:g}, got {shown(number)}")
+    return as_scalar(number, device)
 
 
 _MOST = torch.finfo(torch.float32).max
 
 
 def _plain(values: list, kind: type) -> bool:
-    """A quick yes: values that are Python's bools, or Python's floats in [0, the largest float32]; a NaN makes the sum NaN."""
+    """A quick check that values are Python's bools, or Python's floats in [0, the largest float32]; a NaN makes the sum NaN."""
     if {*map(type, values)} != {kind}:
         return False
     return kind is bool or (min(values) >= 0.0 and max(values) <= _MOST and math.isfinite(sum(values)))
 
 
 def for_each_tensor(op: str, name: str, value, count: int, kind: type) -> list:
-    """A bool or a number of at least 0 that float32 holds, or a sequence of ``count`` -> a list of ``count``, bools as 0 and 1."""
+    """A list of ``count`` values, bools as 0 and 1, from one value or a sequence of ``count``.
+
+    A value is a bool, or a number of at least 0 that float32 can hold.
+    """
     if type(value) is list and len(value) == count and _plain(value, kind):
         return [*map(int, value)] if kind is bool else value
     values = [as_python(item) for item in (value if isinstance(value, Sequence) else [value])]
@@ -64,26 +77,17 @@ def for_each_tensor(op: str, name: str, value, count: int, kind: type) -> list:
     return [int(item) if kind is bool else float(item) for item in values]
 
 
-def with_copies(op: str, written: dict, ema, shadow, ema_shadow) -> dict:
-    """``written`` and those of the lists that are given; the shadow of an average needs the average."""
-    if ema_shadow is not None and ema is None:
+def with_copies(op: str, written: dict, copies: Copies) -> dict:
+    """``written`` and the lists of ``copies`` that are given; the shadow of an average needs the average."""
+    check_copies(op, copies)
+    given = {name: copies.get(name) for name in ("ema", "shadow", "ema_shadow")}
+    return written | {name: value for name, value in given.items() if value is not None}
+
+
+def check_copies(op: str, copies: Copies) -> None:
+    """Refuses other names, as Python does where a function takes no further arguments, and a shadow without its average."""
+    for name in copies:
+        if name not in Copies.__annotations__:
+            raise TypeError(f"{op}() got an unexpected keyword argument {name!r}")
+    if copies.get("ema_shadow") is not None and copies.get("ema") is None:
         raise ValueError(f"{op}: ema_shadow must be given together with ema")
-    copies = {"ema": ema, "shadow": shadow, "ema_shadow": ema_shadow}
-    return written | {name: value for name, value in copies.items() if value is not None}
-
-
-def run_in_place(kernel: Callable, written: dict, read: dict, as_they_are: bool, *options) -> None:
-    """``kernel(params, ..., grads, ema, shadow, ema_shadow, *options)``; lists that are not given go as empty ones."""
-    copies = ("ema", "shadow", "ema_shadow")
-
-    def launch(lists: dict[str, list[Tensor]]) -> None:
-        state = [lists[name] for name in written if name not in copies]
-        kernel(*state, *(lists[name] for name in read), *(lists.get(name, []) for name in copies), *options)
-
-    if as_they_are:
-        launch(written | read)
-    else:
-        with laid_out(written, read) as lists:
-            launch(lists)
-    for tensors in written.values():
-        bump_versions(tensors)

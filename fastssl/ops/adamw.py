@@ -11,22 +11,23 @@ An element costs 28 bytes in float32 (read p, g, m, v, write p, m, v) and 12 FLO
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from fastssl.checks import check_number
 
-from ._lists import check_lists, check_scalars
+from ._lists import check_lists, check_scalars, run_in_place
 from ._register import define_op
-from ._steps import for_each_tensor, run_in_place, step_scalar, with_copies
+from ._steps import EMA_MOMENTUM, Copies, for_each_tensor, step_scalar, with_copies
 from .ema import share
 
 _adamw = define_op(
     "adamw_",
-    "(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, Tensor[] grads, Tensor(d!)[] ema, Tensor(e!)[] shadow, "
-    "Tensor(f!)[] ema_shadow, float[] weight_decay, float step, Tensor? step_scalar, float lr, Tensor? lr_scalar, float beta1, "
-    "float beta2, float eps, float ema_momentum, Tensor? ema_momentum_scalar) -> ()",
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float step, Tensor? step_scalar, "
+    "float lr, Tensor? lr_scalar, float beta1, float beta2, float eps, float[] weight_decay, Tensor(d!)[] ema, float ema_momentum, "
+    "Tensor? ema_momentum_scalar, Tensor(e!)[] shadow, Tensor(f!)[] ema_shadow) -> ()",
     lambda *_: None,
     "adamw",
 )
@@ -43,57 +44,79 @@ def adamw_(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float | Sequence[float] = 1e-2,
-    ema: Tensor | Sequence[Tensor] | None = None,
-    ema_momentum: float | Tensor = 0.999,
-    shadow: Tensor | Sequence[Tensor] | None = None,
-    ema_shadow: Tensor | Sequence[Tensor] | None = None,
+    **copies: Unpack[Copies],
 ) -> None:
-    """One step of Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2) in place, for all tensors at once.
+    """Takes one step of Adam with decoupled weight decay in place, all tensors at once (Loshchilov, Hutter 2019, algorithm 2).
 
     Args:
-        params: tensors of any shapes, float32, bfloat16, float16 or float64, changed in place. One tensor counts as a list of one.
-        grads: as many, of the same shapes and on the same device; left as they are. Dtypes may differ (float64 stands with float64
-            only). NaN and infinities reach ``params``.
-        exp_avg, exp_avg_sq: m and v, as many, of the same shapes, changed in place; zeros before the first step.
-        step: t, the number of this step, from 1 on: an integer, or a one-element tensor on the device of ``params``, which a
-            captured CUDA graph reads anew at each replay, or on the CPU.
-        lr: number of at least 0, or a one-element float tensor, as ``step``.
+        params: Tensors of any shapes, float32, bfloat16, float16 or float64, which are changed in place. One tensor counts as a
+            list of one.
+        grads: As many tensors of the same shapes on the same device, which are left as they are. Their dtypes may differ from
+            those of ``params``, but float64 goes with float64 only. NaN and infinities reach ``params``.
+        exp_avg: m, as many tensors of the same shapes, which are changed in place; zeros before the first step.
+        exp_avg_sq: v, as ``exp_avg``.
+        step: t, the number of this step, from 1 on: an integer, or a one-element tensor on the device of ``params`` or on the
+            CPU. A captured CUDA graph reads a tensor on the device anew at each replay.
+        lr: A number of at least 0, or a one-element float tensor, as ``step``.
         betas: (beta1, beta2), both in [0, 1).
-        eps: added to the root, at least 0.
-        weight_decay: wd, a number or one for each tensor.
-        ema: tensors of the shapes of ``params`` that move towards their new values, bit-equal to ``ema_update_`` afterwards.
-        ema_momentum: the share of ``ema`` that is kept: number in [0, 1] or one-element float tensor, as ``lr``.
-        shadow: tensors that receive the new ``params``, rounded to their own dtype: the bfloat16 model of float32 parameters.
-        ema_shadow: tensors that receive the new ``ema``; needs ``ema``.
+        eps: What is added to the root, at least 0.
+        weight_decay: A number of at least 0 or one for each tensor.
+
+    Keyword Args:
+        ema: Tensors of the shapes of ``params`` that move towards their new values, with the bits of ``ema_update_`` afterwards.
+        ema_momentum: The share of ``ema`` that is kept, 0.999 by default: a number in [0, 1] or a one-element float tensor, as
+            ``lr``.
+        shadow: Tensors that receive the new ``params``, rounded to their own dtype, such as the bfloat16 model of float32
+            parameters.
+        ema_shadow: Tensors that receive the new ``ema``; needs ``ema``.
 
     Raises:
-        TypeError, ValueError: naming the argument; nothing is changed then.
+        TypeError, ValueError: An argument is wrong; the message names it. Nothing has been changed then.
+
+    Examples:
+        >>> import torch
+        >>> from fastssl.functional import adamw_
+        >>> param, grad, first, second = torch.ones(2), torch.ones(2), torch.zeros(2), torch.zeros(2)
+        >>> adamw_(param, grad, first, second, step=1, lr=0.5, weight_decay=0.0)
+        >>> [round(each, 4) for each in param.tolist()]
+        [0.5, 0.5]
     """
-    lists, copies = (params, grads, exp_avg, exp_avg_sq), (ema, ema_momentum, shadow, ema_shadow)
-    step_adamw("adamw_", lists, copies, step, lr, betas, eps, weight_decay)
+    step_adamw("adamw_", (params, grads, exp_avg, exp_avg_sq), copies, step, lr, betas, eps, weight_decay)
 
 
-def step_adamw(op: str, lists: tuple, copies: tuple, step, lr, betas, eps, weight_decay) -> None:
-    """``adamw_`` for the public function or class ``op``: (params, grads, exp_avg, exp_avg_sq), (ema, its momentum, shadow,
-    ema_shadow)."""
+def step_adamw(op: str, lists: tuple, copies: Copies, step, lr, betas, eps, weight_decay) -> None:
+    """``adamw_`` for the public function or class ``op``, with ``lists`` (params, grads, exp_avg, exp_avg_sq)."""
     params, grads, exp_avg, exp_avg_sq = lists
-    ema, ema_momentum, shadow, ema_shadow = copies
     check_rates(op, betas, eps)
-    given = with_copies(op, {"params": params, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, ema, shadow, ema_shadow)
+    given = with_copies(op, {"params": params, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, copies)
     with torch.no_grad():
         written, read, as_they_are = check_lists(op, given, {"grads": grads})
-        device, count = written["params"][0].device, len(written["params"])
-        check_scalars(op, "params", written["params"][0], step=step, lr=lr, ema_momentum=ema_momentum)
-        options = (
-            for_each_tensor(op, "weight_decay", weight_decay, count, float),
-            *step_scalar(op, "step", step, device, 1, whole=True),
-            *step_scalar(op, "lr", lr, device, 0.0),
-            float(betas[0]),
-            float(betas[1]),
-            float(eps),
-            *share(op, "ema_momentum", ema_momentum, device),
-        )
-        run_in_place(_adamw, written, read, as_they_are, *options)
+        first, count = written["params"][0], len(written["params"])
+        ema_momentum = copies.get("ema_momentum", EMA_MOMENTUM)
+        check_scalars(op, "params", first, step=step, lr=lr, ema_momentum=ema_momentum)
+        decays = for_each_tensor(op, "weight_decay", weight_decay, count, float)
+        number = step_scalar(op, "step", step, first.device, 1, whole=True)
+        rate, kept = step_scalar(op, "lr", lr, first.device, 0.0), share(op, "ema_momentum", ema_momentum, first.device)
+
+        def launch(lists: dict[str, list[Tensor]]) -> None:
+            _adamw(
+                lists["params"],
+                lists["grads"],
+                lists["exp_avg"],
+                lists["exp_avg_sq"],
+                *number,
+                *rate,
+                float(betas[0]),
+                float(betas[1]),
+                float(eps),
+                decays,
+                lists.get("ema", []),
+                *kept,
+                lists.get("shadow", []),
+                lists.get("ema_shadow", []),
+            )
+
+        run_in_place(launch, written, read, as_they_are)
 
 
 def check_rates(op: str, betas: tuple[float, float], eps: float) -> None:

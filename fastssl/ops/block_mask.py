@@ -1,5 +1,4 @@
-"""Contract of the op behind block-wise masking: rectangles of patches at random until enough are removed (Bao et al. 2022,
-algorithm 1).
+"""The op behind block-wise masking (Bao et al. 2022, algorithm 1): random rectangles of patches until enough are removed.
 
     attempt a of sample n: four words r of Philox4x32-10 at the counter (a, n, 0x626C6F63, 0) under the seed
       most = min(goal - count, max_block)                       so many patches may still be added at once
@@ -9,9 +8,9 @@ algorithm 1).
       where h < H, w < W and the block covers 1 .. most patches that are not removed yet: they are removed
     until count = goal, or ``attempts`` in a row have added nothing
 
-Everything is in whole numbers but s q, s / q and their roots, which IEEE 754 defines to the last bit: all backends give the same
-blocks. 10 to 19 attempts a sample for 75 of 14 x 14 patches. Bytes: 1 written for each patch. One thread draws a sample, on the CPU
-and on a GPU.
+Everything is in whole numbers, except s q, s / q and their roots, which IEEE 754 defines to the last bit, so that all backends give
+the same blocks. For 75 of 14 x 14 patches a sample takes 10 to 19 attempts. One byte is written for each patch. One thread draws a
+sample, on the CPU and on a GPU.
 """
 
 import functools
@@ -107,18 +106,18 @@ def block_mask(
     most = patches if max_block is None else max_block
     if not exact:
         _check_fit(op, (height, width), num_masked, min_block, most, (low, high))
-    several = isinstance(num_masked, Tensor)
-    seed = seed_of(op, seed, generator, device, ("num_masked", num_masked) if several else None)
-    if several:
+    if isinstance(num_masked, Tensor):
+        seed = seed_of(op, seed, generator, device, ("num_masked", num_masked))
         goals = num_masked.clamp(0, patches).contiguous()
     else:
+        seed = seed_of(op, seed, generator, device)
         goals = torch.full((rows,), num_masked, dtype=torch.int64, device=seed.device)
     table = _aspects(low, high, seed.device)
     return _block_mask(goals, seed, table, rows, height, width, least, most, attempts, bool(exact))
 
 
 def _check_goals(op: str, num_masked, rows: int, patches: int, device: torch.device | None) -> torch.device | None:
-    """Where the mask lies, as far as ``device`` and ``num_masked`` say."""
+    """The device of the mask, as far as ``device`` and ``num_masked`` fix it."""
     if not isinstance(num_masked, Tensor):
         check_whole(op, "num_masked", num_masked, 0)
         if num_masked > patches:
@@ -136,7 +135,7 @@ def _check_goals(op: str, num_masked, rows: int, patches: int, device: torch.dev
 
 
 def _check_fit(op: str, grid: tuple[int, int], num_masked, min_block: int | None, most: int, aspect: tuple[float, float]) -> None:
-    """Where no block could ever be placed, the mask would be empty in silence."""
+    """Refuses limits under which no block could ever be placed, because the mask would be empty without a word."""
     if isinstance(num_masked, Tensor):
         least = 4 if min_block is None else min_block
     elif num_masked == 0:
@@ -171,8 +170,8 @@ def _aspects(low: float, high: float, device: torch.device) -> Tensor:
     return _make_aspects(low, high, device) if traced else _kept_aspects(low, high, device)
 
 
-#: As by torch.compiler.assume_constant_result, which loads Triton: a compiler's exp may differ in the last bit.
-_aspects._dynamo_marked_constant = True
+#: As torch.compiler.assume_constant_result does, which would load Triton: a compiler's exp may differ in the last bit.
+vars(_aspects)["_dynamo_marked_constant"] = True
 
 
 def _make_aspects(low: float, high: float, device: torch.device) -> Tensor:

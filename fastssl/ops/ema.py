@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastssl.checks import NUMBERS, as_python, as_scalar, check_choice, check_dense, device_scalar, shown
 
-from ._lists import bump_versions, check_lists, check_scalars, laid_out
+from ._lists import check_lists, check_scalars, run_in_place
 from ._register import define_op
 
 _ema_update = define_op(
@@ -74,14 +74,14 @@ def ema_update_(
 
 def update_averages(
     op: str,
-    ema,
-    params,
-    momentum,
+    ema: Tensor | Sequence[Tensor],
+    params: Tensor | Sequence[Tensor],
+    momentum: float | Tensor,
     *,
     order: str = "lerp",
-    shadow=None,
+    shadow: Tensor | Sequence[Tensor] | None = None,
     rounding: str = "nearest",
-    seed=0,
+    seed: int | Tensor = 0,
     names: tuple[str, str, str] = ("ema", "params", "momentum"),
 ) -> None:
     """``ema_update_`` for the public function ``op``, whose first three arguments are called ``names``."""
@@ -96,13 +96,11 @@ def update_averages(
         number, scalar = share(op, kept, momentum, device)
         seed_number, seed_scalar = _seed(op, seed, device)
         options = (number, scalar, order == "mul_add", rounding == "stochastic", seed_number, seed_scalar)
-        if as_they_are:
-            _ema_update(written[mine], read[theirs], written.get("shadow", []), *options)
-        else:
-            with laid_out(written, read) as lists:
-                _ema_update(lists[mine], lists[theirs], lists.get("shadow", []), *options)
-        for tensors in written.values():
-            bump_versions(tensors)
+
+        def launch(lists: dict[str, list[Tensor]]) -> None:
+            _ema_update(lists[mine], lists[theirs], lists.get("shadow", []), *options)
+
+        run_in_place(launch, written, read, as_they_are)
 
 
 def share(op: str, name: str, value: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:

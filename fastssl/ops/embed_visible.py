@@ -1,11 +1,12 @@
-"""Contract of the patch embedding that sees only the visible patches: they are read straight from the images, then one product.
+"""The patch embedding that sees only the visible patches: they are read straight from the images and go through one product.
 
     A_{n,P+k} = patch ids_{n,k} of image n, entries in the order (c, p, q)          (N, P + K, C p q); rows of the prefix are 0
     O_{n,P+k} = bias + pos_{P + ids_{n,k}}        O_{n,i} = prefix_i + pos_i, i < P                                (N, P + K, E)
     out = O + A W^T,  W (E, C p q):    dW = dout^T A    dA = dout W, back to its pixels    others: sums of rows of dout
 
-2 N (P + K) E C p q FLOP forward and as many for dW: at a mask ratio of 0.75 a quarter of what a convolution over all patches takes.
-A is kept for the backward: 2 % more rows than patches, since the prefix's zeros make it one product without a copy after it.
+The forward takes 2 N (P + K) E C p q FLOP, and dW as many: at a mask ratio of 0.75 a quarter of what a convolution over all
+patches takes. A is kept for the backward. It has 2 % more rows than there are patches, because with zeros for the prefix one
+product makes the whole result, without a copy after it.
 """
 
 import torch
@@ -87,8 +88,10 @@ class _Embed(torch.autograd.Function):
 
 
 def _finite_front(dout: Tensor, before: int) -> Tensor:
-    """dout (N, P + K, E) for a product with the zeros of A's prefix: 0 where P rows may hold infinity or NaN. The host looks only
-    where it may; elsewhere these rows are always 0, for the price of a copy."""
+    """dout (N, P + K, E) for a product with the zeros of A's prefix: the P rows are 0 where they may hold infinity or NaN.
+
+    The host looks at them only where it may; elsewhere these rows are always 0, for the price of a copy.
+    """
     if before == 0 or (readable(dout) and bool(dout[:, :before].isfinite().all())):
         return dout
     return F.pad(dout[:, before:], (0, 0, before, 0))
@@ -96,7 +99,7 @@ def _finite_front(dout: Tensor, before: int) -> Tensor:
 
 def _by_position(dout: Tensor, ids: Tensor, length: int) -> Tensor:
     """dout (N, K, E) added up over samples by ids (N, K) -> (length, E), float32 or wider, always in the same order."""
-    total = 0
+    total = dout.new_zeros((length, dout.shape[2]), dtype=accumulator_dtype(dout))
     for part, part_ids in zip(dout.split(_CHUNK), ids.split(_CHUNK), strict=True):
         wide = part.to(accumulator_dtype(part))
         total = total + scatter_rows(wide, part_ids, length).sum(0)
@@ -149,7 +152,7 @@ def embed_visible(
     check_device(op, "weight", weight, "images", images)
     if weight.shape[1] != images.shape[1]:
         raise ValueError(f"{op}: weight must have the images' {images.shape[1]} channels, got shape {tuple(weight.shape)}")
-    down, across = patch_grid(op, images, weight.shape[2:], "weight")
+    down, across = patch_grid(op, images, (weight.shape[2], weight.shape[3]), "weight")
     length, width = down * across, weight.shape[0]
     check_ids(op, "ids", ids, images.shape[0], "N, K", length, "images", images, "images and weight")
     before, positions = _check_parts(op, images, length, width, bias, pos_embed, prefix_tokens)
@@ -161,7 +164,8 @@ def embed_visible(
         pos = F.pad(pos, (0, 0, before, 0))
     prefix = None if prefix_tokens is None else prefix_tokens.reshape(before, width)
     bias = None if bias is None else bias.reshape(width)
-    weight, bias, pos, prefix = (t if t is None else t.to(dtype).contiguous() for t in (weight, bias, pos, prefix))
+    weight = weight.to(dtype).contiguous()
+    bias, pos, prefix = (t if t is None else t.to(dtype).contiguous() for t in (bias, pos, prefix))
     with torch.autocast(device_type, enabled=False):
         return _Embed.apply(dense_rows(images), trackable(weight), trackable(ids.contiguous()), bias, pos, prefix)
 

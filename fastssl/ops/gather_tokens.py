@@ -1,10 +1,10 @@
-"""Contract of the op that takes some tokens of each sample, and of its gradient.
+"""The op that takes some tokens of each sample, and its gradient.
 
     out_{n,k} = x_{n, ids_{n,k}}                                              x (N, L, D), ids (N, K)
     dx_{n,l}  = sum_{k : ids_{n,k} = l} dout_{n,k}        in the order of k, in float32 for 16-bit tokens: same bits each time
 
-Bytes: forward 2 N K D elements, backward N (K + L) D. ``torch.gather`` reads an index of 8 bytes for each element besides, and its
-gradient needs zeros first and atomic additions.
+The forward moves 2 N K D elements, the backward N (K + L) D. ``torch.gather`` also reads an index of 8 bytes for each element,
+and its gradient needs zeros first and atomic additions.
 """
 
 import torch

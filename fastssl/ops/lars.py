@@ -16,27 +16,39 @@ FLOP. An average adds 8 bytes, a 16-bit shadow 2.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from fastssl.checks import check_choice, check_flag, check_number
 
-from ._lists import as_list, check_lists, check_scalars
+from ._lists import as_list, check_lists, check_scalars, run_in_place
 from ._register import define_op
-from ._steps import for_each_tensor, run_in_place, step_scalar, with_copies
+from ._steps import EMA_MOMENTUM, Copies, for_each_tensor, step_scalar, with_copies
 from .ema import share
 
 FORMS = ("moco_v3", "larc", "paper")
 
 _lars = define_op(
     "lars_",
-    "(Tensor(a!)[] params, Tensor(b!)[] momenta, Tensor[] grads, Tensor(c!)[] ema, Tensor(d!)[] shadow, Tensor(e!)[] ema_shadow, "
-    "float[] weight_decay, int[] adapt, int form, float lr, Tensor? lr_scalar, float momentum, float trust_coefficient, float eps, "
-    "bool nesterov, bool clip, float ema_momentum, Tensor? ema_momentum_scalar) -> ()",
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, float lr, Tensor? lr_scalar, float momentum, "
+    "float[] weight_decay, float trust_coefficient, float eps, int form, int[] adapt, bool nesterov, bool clip, Tensor(c!)[] ema, "
+    "float ema_momentum, Tensor? ema_momentum_scalar, Tensor(d!)[] shadow, Tensor(e!)[] ema_shadow) -> ()",
     lambda *_: None,
     "lars",
 )
+
+
+class LarsRule(NamedTuple):
+    """What the tensors of a call share beside the learning rate; the arguments of these names of ``lars_``."""
+
+    momentum: float
+    trust_coefficient: float
+    eps: float
+    form: str
+    nesterov: bool
+    clip: bool
 
 
 def lars_(
@@ -53,71 +65,96 @@ def lars_(
     adapt: bool | Sequence[bool] = True,
     nesterov: bool = False,
     clip: bool = False,
-    ema: Tensor | Sequence[Tensor] | None = None,
-    ema_momentum: float | Tensor = 0.999,
-    shadow: Tensor | Sequence[Tensor] | None = None,
-    ema_shadow: Tensor | Sequence[Tensor] | None = None,
+    **copies: Unpack[Copies],
 ) -> None:
-    """One step of layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017) in place, for all tensors at once.
+    """Takes one step of layer-wise adaptive rate scaling in place, for all tensors at once (You, Gitman, Ginsburg 2017).
 
-    The equations of the three published forms stand at the top of this file. "moco_v3" is that of MoCo v3, Barlow Twins, VICReg and
-    DINO; "larc" that of apex LARC, timm, lightly and solo-learn; "paper" is algorithm 1 of the paper (also Paddle and ROCm's
-    FusedLARS), whose momentum holds the learning rate. They differ in where weight decay enters the norm, in eps, and, when the
-    rate changes, in the momentum.
+    There are three published forms, with p a parameter, g its gradient and mu its momentum:
+
+        moco_v3   d = g + wd p;  q = eta |p| / |d|;                     mu <- m mu + q d;        p <- p - lr mu
+        larc      d = g + wd p;  q = eta |p| / (|g| + wd |p| + eps);    mu <- m mu + q d;        p <- p - lr mu
+        paper     d = g + wd p;  q as in larc;                          mu <- m mu + lr q d;     p <- p - mu
+
+    "moco_v3" is that of MoCo v3, Barlow Twins, VICReg and DINO; "larc" is that of apex LARC, timm, lightly and solo-learn;
+    "paper" is algorithm 1 of the paper (also Paddle and ROCm's FusedLARS), whose momentum holds the learning rate.
 
     Args:
-        params: tensors of any shapes, float32, bfloat16, float16 or float64, changed in place. One tensor counts as a list of one.
-        grads: as many, of the same shapes and on the same device; left as they are. Dtypes may differ (float64 stands with float64
-            only). NaN and infinities reach ``params``.
-        momenta: as many, of the same shapes, changed in place; zeros before the first step.
-        lr: number of at least 0, or a one-element float tensor on the device of ``params``, which a captured CUDA graph reads anew
-            at each replay, or on the CPU.
+        params: Tensors of any shapes, float32, bfloat16, float16 or float64, which are changed in place. One tensor counts as a
+            list of one.
+        grads: As many tensors of the same shapes on the same device, which are left as they are. Their dtypes may differ from
+            those of ``params``, but float64 goes with float64 only. NaN and infinities reach ``params``.
+        momenta: As many tensors of the same shapes, which are changed in place; zeros before the first step.
+        lr: A number of at least 0, or a one-element float tensor on the device of ``params`` or on the CPU. A captured CUDA graph
+            reads a tensor on the device anew at each replay.
         momentum: m, in [0, 1).
-        weight_decay: wd, a number or one for each tensor.
-        trust_coefficient: eta.
-        eps: of "larc" and "paper".
+        weight_decay: wd, a number of at least 0 or one for each tensor.
+        trust_coefficient: eta, at least 0.
+        eps: The eps of "larc" and "paper", at least 0.
         form: "moco_v3", "larc" or "paper".
-        adapt: whether q is applied, a bool or one for each tensor; the decay is applied either way.
-        nesterov: needs momentum above 0.
-        clip: LARC's bound on the rate; needs form "larc".
-        ema: tensors of the shapes of ``params`` that move towards their new values, bit-equal to ``ema_update_`` afterwards.
-        ema_momentum: the share of ``ema`` that is kept: number in [0, 1] or one-element float tensor, as ``lr``.
-        shadow: tensors that receive the new ``params``, rounded to their own dtype: the bfloat16 model of float32 parameters.
-        ema_shadow: tensors that receive the new ``ema``; needs ``ema``.
+        adapt: Whether q is applied (else q = 1), a bool or one for each tensor; the decay is applied either way.
+        nesterov: Whether to use Nesterov's momentum; needs momentum above 0.
+        clip: Whether to use LARC's min(q / lr, 1); needs form "larc".
+
+    Keyword Args:
+        ema: Tensors of the shapes of ``params`` that move towards their new values, with the bits of ``ema_update_`` afterwards.
+        ema_momentum: The share of ``ema`` that is kept, 0.999 by default: a number in [0, 1] or a one-element float tensor, as
+            ``lr``.
+        shadow: Tensors that receive the new ``params``, rounded to their own dtype, such as the bfloat16 model of float32
+            parameters.
+        ema_shadow: Tensors that receive the new ``ema``; needs ``ema``.
 
     Raises:
-        TypeError, ValueError: naming the argument; nothing is changed then.
+        TypeError, ValueError: An argument is wrong; the message names it. Nothing has been changed then.
+        NotImplementedError: A tensor is a sharded DTensor, whose norm would be that of a shard.
+
+    Examples:
+        >>> import torch
+        >>> from fastssl.functional import lars_
+        >>> param, grad, momentum = torch.ones(2, 2), torch.ones(2, 2), torch.zeros(2, 2)
+        >>> lars_(param, grad, momentum, lr=0.5, trust_coefficient=0.25)
+        >>> [round(each, 4) for each in param[0].tolist()]
+        [0.875, 0.875]
     """
-    lists, copies = (params, grads, momenta), (ema, ema_momentum, shadow, ema_shadow)
-    options = (momentum, trust_coefficient, eps, form, nesterov, clip)
-    step_lars("lars_", lists, copies, lr, weight_decay, adapt, options)
+    rule = LarsRule(momentum, trust_coefficient, eps, form, nesterov, clip)
+    step_lars("lars_", (params, grads, momenta), copies, lr, weight_decay, adapt, rule)
 
 
-def step_lars(op: str, lists: tuple, copies: tuple, lr, weight_decay, adapt, options: tuple) -> None:
-    """``lars_`` for the public function or class ``op``: (params, grads, momenta), (ema, its momentum, shadow, ema_shadow)."""
-    momentum, trust_coefficient, eps, form, nesterov, clip = options
-    check_choice(op, "form", form, FORMS)
-    check_rates(op, momentum, trust_coefficient, eps, form, nesterov, clip)
-    ema, ema_momentum, shadow, ema_shadow = copies
+def step_lars(op: str, lists: tuple, copies: Copies, lr, weight_decay, adapt, rule: LarsRule) -> None:
+    """``lars_`` for the public function or class ``op``, with ``lists`` (params, grads, momenta)."""
+    check_choice(op, "form", rule.form, FORMS)
+    check_rates(op, *rule)
     params, grads, momenta = lists
-    given = with_copies(op, {"params": params, "momenta": momenta}, ema, shadow, ema_shadow)
+    given = with_copies(op, {"params": params, "momenta": momenta}, copies)
     with torch.no_grad():
         written, read, as_they_are = check_lists(op, given, {"grads": grads}, whole_tensors)
-        device, count = written["params"][0].device, len(written["params"])
-        check_scalars(op, "params", written["params"][0], lr=lr, ema_momentum=ema_momentum)
-        options = (
-            for_each_tensor(op, "weight_decay", weight_decay, count, float),
-            for_each_tensor(op, "adapt", adapt, count, bool),
-            FORMS.index(form),
-            *step_scalar(op, "lr", lr, device, 0.0),
-            float(momentum),
-            float(trust_coefficient),
-            float(eps),
-            nesterov,
-            clip,
-            *share(op, "ema_momentum", ema_momentum, device),
-        )
-        run_in_place(_lars, written, read, as_they_are, *options)
+        first, count = written["params"][0], len(written["params"])
+        ema_momentum = copies.get("ema_momentum", EMA_MOMENTUM)
+        check_scalars(op, "params", first, lr=lr, ema_momentum=ema_momentum)
+        decays = for_each_tensor(op, "weight_decay", weight_decay, count, float)
+        adapts = for_each_tensor(op, "adapt", adapt, count, bool)
+        rate, kept = step_scalar(op, "lr", lr, first.device, 0.0), share(op, "ema_momentum", ema_momentum, first.device)
+
+        def launch(lists: dict[str, list[Tensor]]) -> None:
+            _lars(
+                lists["params"],
+                lists["grads"],
+                lists["momenta"],
+                *rate,
+                float(rule.momentum),
+                decays,
+                float(rule.trust_coefficient),
+                float(rule.eps),
+                FORMS.index(rule.form),
+                adapts,
+                rule.nesterov,
+                rule.clip,
+                lists.get("ema", []),
+                *kept,
+                lists.get("shadow", []),
+                lists.get("ema_shadow", []),
+            )
+
+        run_in_place(launch, written, read, as_they_are)
 
 
 def check_rates(op: str, momentum: float, trust_coefficient: float, eps: float, form: str, nesterov: bool, clip: bool) -> None:
@@ -134,7 +171,7 @@ def check_rates(op: str, momentum: float, trust_coefficient: float, eps: float, 
 
 
 def whole_tensors(op: str, name: str, value):
-    """The argument, a list in place of another iterable; a DTensor counts as its local tensor where that is the whole one."""
+    """The argument, as a list where it was another iterable; a DTensor counts as its local tensor where that is the whole one."""
     if not isinstance(value, Tensor):
         value = as_list(op, name, value, local=False)
     for tensor in value if isinstance(value, list) else [value]:

@@ -192,7 +192,8 @@ def draw_ids(
 
 def in_order(noise: Tensor | None, seed: Tensor | None, rows: int, length: int, keep: int) -> MaskIds:
     """The masks of contiguous noise (rows, length), or of a seed (); the arguments are not checked."""
-    given = noise if noise is not None else seed
+    given = seed if noise is None else noise
+    assert given is not None
     run = by_sorting if given.is_cuda and length > COUNTED else _mask_ids
     shuffle, restore, mask = run(noise, seed, rows, length, keep)
     return MaskIds(shuffle[:, :keep], shuffle[:, keep:], restore, mask)
@@ -203,9 +204,11 @@ def by_sorting(noise: Tensor | None, seed: Tensor | None, rows: int, length: int
 
     It is the op's reference, and makes the ids of samples that are too long for the kernel that counts ranks on a GPU.
     """
-    key = random_bits(rows, length, seed, STREAM) if noise is None else noise
-    shuffle = torch.argsort(key, dim=1, stable=True)
-    places = torch.arange(length, device=key.device).expand(rows, length)
+    if noise is None:
+        assert seed is not None
+        noise = random_bits(rows, length, seed, STREAM)
+    shuffle = torch.argsort(noise, dim=1, stable=True)
+    places = torch.arange(length, device=noise.device).expand(rows, length)
     restore = torch.empty_like(shuffle).scatter_(1, shuffle, places)
     return shuffle, restore, (restore >= keep).float()
 

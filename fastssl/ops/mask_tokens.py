@@ -1,4 +1,4 @@
-"""Contract of the op behind masked language modelling: which tokens are hidden, by what, and the labels, in one pass.
+"""The op behind masked language modelling: which tokens are hidden, what hides them, and the labels, in one pass.
 
     r_nl = word l mod 4 of Philox4x32-10 at the counter (l / 4, n, 0x6D746F6B, 0) under the seed, 32 random bits
     special_nl or r_nl >= pick:   inputs = ids,      labels = ignore_index
@@ -6,8 +6,8 @@
     r_nl < swap:                  inputs = floor(w_nl V / 2^32),  labels = ids      w_nl: word 0 at (l, n, 0x6D746F6C, 0)
     else:                         inputs = ids,      labels = ids
 
-hide = p_mask p 2^32, swap = (p_mask + p_random) p 2^32 and pick = p 2^32, rounded to whole numbers: one word decides, so that all
-backends agree on every token. Bytes: 8 read (9 with special), 16 written for each token.
+hide = p_mask p 2^32, swap = (p_mask + p_random) p 2^32 and pick = p 2^32, rounded to whole numbers. One word decides, so that
+all backends agree on every token. For each token 8 bytes are read (9 with special) and 16 written.
 """
 
 import torch

@@ -1,14 +1,14 @@
-"""Contract of MAE's loss: predicted against true pixels of the removed patches, the target made from the image on the way.
+"""MAE's loss: predicted against true pixels of the removed patches; the target is made from the image on the way.
 
     t_{n,l} = patch l of image n, entries in the order (p, q, c) or (c, p, q)                                     (P,), P = C p q
     normalised: t <- (t - mean) / sqrt(var + eps), var unbiased                                       (He et al. 2022, section 3)
     loss = sum_{n,l} m_{n,l} mean_i d(pred_{n,l,i} - t_{n,l,i}) / sum_{n,l} m_{n,l},       d(e) = e^2 or |e|
     dpred_{n,l,i} = g m_{n,l} d'(e) / (P sum m)
 
-Only patches of weight other than 0 are read, and rows of pred beside them get a gradient of 0. Bytes at a ratio of removed patches
-r, with M = N L P elements: forward 2 r M, backward 2 r M read and M written. The eager form moves 14 times as many. Kept for the
-backward besides images, pred and mask: mean and 1 / sqrt(var + eps) of each patch where normalised. On a CPU one pass makes both,
-2 r M read and M written, and the gradient is kept.
+Only patches whose weight is not 0 are read, and all other rows of pred get a gradient of 0. With M = N L P elements and a share r
+of removed patches the forward reads 2 r M elements; the backward reads 2 r M and writes M. The eager form moves 14 times as many.
+Kept for the backward besides images, pred and mask: mean and 1 / sqrt(var + eps) of each patch, where normalised. On a CPU one
+pass makes loss and gradient, reads 2 r M and writes M; the gradient is kept.
 """
 
 import math
@@ -50,8 +50,10 @@ _one_pass = define_op(
 
 
 class _OnePass(torch.autograd.Function):
-    """On a CPU the gradient for an upstream gradient of 1 is made beside the loss, where both are read once, and given away by the
-    first backward; a second one makes it again."""
+    """On a CPU one pass, which reads everything once, makes the loss and its gradient for an upstream gradient of 1.
+
+    The first backward gives that gradient away; a second one makes it again.
+    """
 
     @staticmethod
     def forward(ctx, pred, images, mask, ids, how):

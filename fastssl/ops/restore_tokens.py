@@ -1,11 +1,11 @@
-"""Contract of the op between MAE's encoder and decoder: kept tokens back to their places, mask tokens elsewhere, positions added.
+"""The op between MAE's encoder and decoder: kept tokens go back to their places, mask tokens elsewhere, and positions are added.
 
     out_{n,P+l} = (r < K ? x_{n,P+r} : mask_token) + pos_{P+l},   r = ids_restore_{n,l};      out_{n,p} = x_{n,p} + pos_p,  p < P
     dx_{n,P+r} = sum_{l : ids_restore_{n,l} = r} dout_{n,P+l}      dmask_token = sum_{n,l : ids_restore_{n,l} >= K} dout_{n,P+l}
 
-x (N, P + K, D), ids_restore (N, L), pos (P + L, D); ids_restore is a permutation of 0 .. L - 1 in each sample, so that each sum for
-dx has one term. Bytes: forward N (2 P + K + L) D elements, backward N (P + L) D read and N (P + K) D written; the usual form
-makes four full copies and an index of 8 bytes for each element.
+with x (N, P + K, D), ids_restore (N, L) and pos (P + L, D). ids_restore is a permutation of 0 .. L - 1 in each sample, so that
+each sum for dx has one term. The forward moves N (2 P + K + L) D elements; the backward reads N (P + L) D and writes N (P + K) D.
+The usual form makes four full copies and reads an index of 8 bytes for each element.
 """
 
 import torch
@@ -121,7 +121,7 @@ def restore_tokens(
 
 
 def _check_permutation(op: str, ids: Tensor) -> None:
-    """Every id of [0, L) stands in each row; looked at on the CPU alone, where a byte is written for each of them."""
+    """Refuses rows that do not hold every id of [0, L). It looks on the CPU alone, and writes a byte for each id there."""
     if not readable(ids):
         return
     found = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device).scatter_(1, ids, True).all(1)

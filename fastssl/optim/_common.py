@@ -1,10 +1,13 @@
 """What the optimizers share: one call of an op for all parameter groups whose options agree, and copies of the parameters."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
+from fastssl.ops._steps import EMA_MOMENTUM, Copies, check_copies, step_scalar
 from fastssl.ops.ema import share, update_averages
 
 Slots = list[tuple[Tensor, dict]]  # parameters with their groups
@@ -22,13 +25,18 @@ def check_torch_options(op: str, group: dict) -> None:
             raise NotImplementedError(f"{op}: {name} is not supported; it must be False, got True")
 
 
+def check_rate(op: str, lr: float | Tensor) -> None:
+    """Refuses a learning rate that is no number of at least 0 and no one-element float tensor."""
+    step_scalar(op, "lr", lr, lr.device if isinstance(lr, Tensor) else torch.device("cpu"), 0.0)
+
+
 class ListOptimizer(torch.optim.Optimizer):
     """A torch optimizer whose step is one call of an op on lists. Subclasses say which group options must agree within a call
     (``_options``), check a group (``_check_group``), and make a call (``_update``)."""
 
     _options: tuple[str, ...]
 
-    def __init__(self, params, defaults: dict, ema, ema_momentum: float | Tensor, shadow, ema_shadow):
+    def __init__(self, params: ParamsT, defaults: dict, copies: Copies):
         self._copies: dict[str, dict[Tensor, Tensor]] = {}
         self._own = tuple(defaults)  # torch adds defaults of its own on the way
         try:
@@ -38,13 +46,19 @@ class ListOptimizer(torch.optim.Optimizer):
                 raise
             raise type(error)(f"{self._name}: params must be parameters or groups of them: {error}") from error
         flat = [p for group in self.param_groups for p in group["params"]]
-        share(self._name, "ema_momentum", ema_momentum, flat[0].device)
-        self.ema_momentum = ema_momentum
-        if ema_shadow is not None and ema is None:
-            raise ValueError(f"{self._name}: ema_shadow must be given together with ema")
-        for name, copies in (("ema", ema), ("shadow", shadow), ("ema_shadow", ema_shadow)):
-            if copies is not None:
-                self._copies[name] = self._aligned(name, flat, copies)
+        self.ema_momentum = copies.get("ema_momentum", EMA_MOMENTUM)
+        share(self._name, "ema_momentum", self.ema_momentum, flat[0].device)
+        check_copies(self._name, copies)
+        lists = {"ema": copies.get("ema"), "shadow": copies.get("shadow"), "ema_shadow": copies.get("ema_shadow")}
+        for name, given in lists.items():
+            if given is not None:
+                self._copies[name] = self._aligned(name, flat, given)
+
+    def _check_group(self, group: dict) -> None:
+        raise NotImplementedError
+
+    def _update(self, options: dict, slots: Slots) -> None:
+        raise NotImplementedError
 
     @property
     def _name(self) -> str:
@@ -83,7 +97,7 @@ class ListOptimizer(torch.optim.Optimizer):
             self._check_group(group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one step.
 
         A parameter without gradient stays as it is; its average is updated all the same.
@@ -127,12 +141,13 @@ class ListOptimizer(torch.optim.Optimizer):
                 slots.append((p, group))
         return list(calls.values()), idle
 
-    def _copies_of(self, slots: Slots) -> tuple:
-        """(averages, their momentum, shadows, shadows of the averages), each list None where none are kept."""
-        ema, shadow, ema_shadow = (
-            [self._copies[name][p] for p, _ in slots] if name in self._copies else None for name in ("ema", "shadow", "ema_shadow")
-        )
-        return ema, self.ema_momentum, shadow, ema_shadow
+    def _copies_of(self, slots: Slots) -> Copies:
+        """The copies of these parameters that the optimizer keeps."""
+
+        def kept(name: str) -> list[Tensor] | None:
+            return [self._copies[name][p] for p, _ in slots] if name in self._copies else None
+
+        return Copies(ema=kept("ema"), ema_momentum=self.ema_momentum, shadow=kept("shadow"), ema_shadow=kept("ema_shadow"))
 
     def _average_idle(self, params: list[Tensor]) -> None:
         if "ema" not in self._copies:

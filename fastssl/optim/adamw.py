@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Unpack
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
-from fastssl.ops._steps import for_each_tensor, step_scalar
+from fastssl.ops._steps import Copies, for_each_tensor
 from fastssl.ops.adamw import check_rates, step_adamw
 
-from ._common import ListOptimizer, Slots, check_torch_options
+from ._common import ListOptimizer, Slots, check_rate, check_torch_options
 
 
 class AdamW(ListOptimizer):
@@ -31,9 +33,11 @@ class AdamW(ListOptimizer):
             on the device too. The parameters that have gradients must then stay the same.
         differentiable: An option of torch's optimizer; only False.
         fused: An option of torch's optimizer that changes nothing here.
+
+    Keyword Args:
         ema: Averages of the parameters, tensors aligned with them across the groups. They are updated in the same pass, also
             those of parameters without gradient. Neither they nor the shadows are part of the state dict.
-        ema_momentum: The share of ``ema`` that is kept, in [0, 1]; the attribute may be set before each step.
+        ema_momentum: The share of ``ema`` that is kept, in [0, 1], 0.999 by default; the attribute may be set before each step.
         shadow: Tensors that receive the new parameters in their own dtype, such as the bfloat16 model whose float32 masters are
             optimized.
         ema_shadow: Tensors that receive the new ``ema``; needs ``ema``.
@@ -57,7 +61,7 @@ class AdamW(ListOptimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -69,10 +73,7 @@ class AdamW(ListOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        ema=None,
-        ema_momentum: float | Tensor = 0.999,
-        shadow=None,
-        ema_shadow=None,
+        **copies: Unpack[Copies],
     ):
         defaults = {
             "lr": lr,
@@ -86,7 +87,7 @@ class AdamW(ListOptimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, ema, ema_momentum, shadow, ema_shadow)
+        super().__init__(params, defaults, copies)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -112,7 +113,7 @@ class AdamW(ListOptimizer):
     def _check_group(self, group: dict) -> None:
         check_rates("AdamW", group["betas"], group["eps"])
         for_each_tensor("AdamW", "weight_decay", group["weight_decay"], 1, float)
-        step_scalar("AdamW", "lr", group["lr"], getattr(group["lr"], "device", None), 0.0)
+        check_rate("AdamW", group["lr"])
         check_torch_options("AdamW", group)
 
     def _share_steps(self) -> None:

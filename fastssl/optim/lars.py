@@ -1,13 +1,16 @@
 """LARS as a torch optimizer: all tensors and parameter groups in one call of ``lars_``."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from fastssl.checks import check_choice, check_number
-from fastssl.ops._steps import for_each_tensor, step_scalar
-from fastssl.ops.lars import FORMS, check_rates, step_lars
+from fastssl.ops._steps import Copies, for_each_tensor
+from fastssl.ops.lars import FORMS, LarsRule, check_rates, step_lars
 
-from ._common import ListOptimizer, Slots, check_torch_options
+from ._common import ListOptimizer, Slots, check_rate, check_torch_options
 
 
 class LARS(ListOptimizer):
@@ -37,9 +40,11 @@ class LARS(ListOptimizer):
         adapt: None is the form's own rule: "moco_v3" adapts and decays tensors with more than one dimension, the others neither;
             "larc" and "paper" adapt the groups whose weight decay is not 0. True or False holds for all tensors of the group,
             which are decayed by its weight decay either way.
+
+    Keyword Args:
         ema: Averages of the parameters, tensors aligned with them across the groups. They are updated in the same pass, also
             those of parameters without gradient. Neither they nor the shadows are part of the state dict.
-        ema_momentum: The share of ``ema`` that is kept, in [0, 1]; the attribute may be set before each step.
+        ema_momentum: The share of ``ema`` that is kept, in [0, 1], 0.999 by default; the attribute may be set before each step.
         shadow: Tensors that receive the new parameters in their own dtype, such as the bfloat16 model whose float32 masters are
             optimized.
         ema_shadow: Tensors that receive the new ``ema``; needs ``ema``.
@@ -63,7 +68,7 @@ class LARS(ListOptimizer):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float | Tensor,
         *,
         momentum: float = 0.9,
@@ -75,10 +80,7 @@ class LARS(ListOptimizer):
         clip: bool = False,
         dampening: float = 0.0,
         adapt: bool | None = None,
-        ema=None,
-        ema_momentum: float | Tensor = 0.999,
-        shadow=None,
-        ema_shadow=None,
+        **copies: Unpack[Copies],
     ):
         defaults = {
             "lr": lr,
@@ -92,7 +94,7 @@ class LARS(ListOptimizer):
             "dampening": dampening,
             "adapt": adapt,
         }
-        super().__init__(params, defaults, ema, ema_momentum, shadow, ema_shadow)
+        super().__init__(params, defaults, copies)
 
     def _check_group(self, group: dict) -> None:
         check_choice("LARS", "form", group["form"], FORMS)
@@ -101,9 +103,9 @@ class LARS(ListOptimizer):
         check_number("LARS", "dampening", group["dampening"], 0.0)
         if group["dampening"]:
             raise NotImplementedError(f"LARS: dampening is not supported; it must be 0, got {group['dampening']}")
-        check_rates("LARS", *(group[name] for name in ("momentum", "trust_coefficient", "eps", "form", "nesterov", "clip")))
+        check_rates("LARS", *_shared(group))
         for_each_tensor("LARS", "weight_decay", group["weight_decay"], 1, float)
-        step_scalar("LARS", "lr", group["lr"], getattr(group["lr"], "device", None), 0.0)
+        check_rate("LARS", group["lr"])
 
     def _update(self, options: dict, slots: Slots) -> None:
         momenta, decays, adapts = [], [], []
@@ -113,15 +115,18 @@ class LARS(ListOptimizer):
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(p)
             momenta.append(state["momentum_buffer"])
-            kind = id(group), p.dim() > 1
-            if kind not in rules:
-                rules[kind] = _rule(p, group)
-            decay, adapt = rules[kind]
+            key = id(group), p.dim() > 1
+            if key not in rules:
+                rules[key] = _rule(p, group)
+            decay, adapt = rules[key]
             decays.append(decay)
             adapts.append(adapt)
         lists = ([p for p, _ in slots], [p.grad for p, _ in slots], momenta)
-        of_call = tuple(options[name] for name in ("momentum", "trust_coefficient", "eps", "form", "nesterov", "clip"))
-        step_lars("LARS", lists, self._copies_of(slots), options["lr"], decays, adapts, of_call)
+        step_lars("LARS", lists, self._copies_of(slots), options["lr"], decays, adapts, _shared(options))
+
+
+def _shared(options: dict) -> LarsRule:
+    return LarsRule(**{name: options[name] for name in LarsRule._fields})
 
 
 def _rule(p: Tensor, group: dict) -> tuple[float, bool]:

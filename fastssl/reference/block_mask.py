@@ -60,9 +60,10 @@ def _block(words, aspects: Tensor, least: Tensor, most: Tensor, height: int, wid
 def _topped_up(mask: Tensor, missing: Tensor, seed: Tensor) -> Tensor:
     """``missing`` (N,) more patches of each sample by selection sampling: in reading order, with odds of missing to free."""
     flat = mask.reshape(len(mask), -1)
-    bits = random_bits(*flat.shape, seed, _STREAM_TOP_UP)
+    rows, places = flat.shape
+    bits = random_bits(rows, places, seed, _STREAM_TOP_UP)
     free = (~flat).sum(1)
-    for place in range(flat.shape[1]):
+    for place in range(places):
         open_ = ~flat[:, place]
         chosen = open_ & (((bits[:, place] * free) >> 32) < missing)
         flat[:, place] |= chosen

@@ -57,7 +57,7 @@ def round_stochastically(new: Tensor, like: Tensor, stream: int, seed: int | Ten
     if like.dtype not in (torch.bfloat16, torch.float16):
         return new
     dropped = 16 if like.dtype == torch.bfloat16 else 13
-    order = sorted(range(like.dim()), key=lambda d: (-like.stride(d), d))
+    order = sorted(range(like.dim()), key=lambda d: (-like.stride()[d], d))
     flat = new.permute(order).contiguous()
     noise = random_16_bits(flat.numel(), stream, seed, flat.device).reshape(flat.shape) & ((1 << dropped) - 1)
     bits = flat.view(torch.int32).long() + noise

@@ -17,7 +17,7 @@ def queue_push_(
         new = (key_of >= 0) & (key_of < count)
         source = key_of.clamp(0, count - 1)
         rows.copy_(torch.where(new[:, None], keys[source], rows))
-        if labels is not None:
+        if label_queue is not None and labels is not None:
             label_queue.copy_(torch.where(new, labels[source], label_queue))
         end = start + count
         ptr.copy_(torch.where(end >= size, torch.zeros_like(end), end).reshape(ptr.shape))
@@ -25,6 +25,6 @@ def queue_push_(
     first = max(0, count - size)
     places = (start + torch.arange(first, count, device=queue.device)) % size
     rows.index_copy_(0, places, keys[first:])
-    if labels is not None:
+    if label_queue is not None and labels is not None:
         label_queue.index_copy_(0, places, labels[first:])
     ptr.copy_(((start + count) % size).reshape(ptr.shape))

@@ -96,12 +96,17 @@ def _of_each(value, count: int) -> list[float]:
 
 @torch.no_grad()
 def _adamw_truth(
-    params, grads, exp_avg, exp_avg_sq, step, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, ema=None,
-    ema_momentum=0.999, shadow=None, ema_shadow=None,
+    params, grads, exp_avg, exp_avg_sq, step, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, **copies
 ):  # fmt: skip
-    lists = ([t.detach() for t in _list(x)] for x in (params, exp_avg, exp_avg_sq, grads, ema, shadow, ema_shadow))
-    rates = _of_each(weight_decay, len(_list(params))), _number(step), None, _number(lr), None, *betas, eps
-    adamw_reference.adamw_(*lists, *rates, _number(ema_momentum), None)
+    lists = ([t.detach() for t in _list(x)] for x in (params, grads, exp_avg, exp_avg_sq))
+    rates = _number(step), None, _number(lr), None, *betas, eps, _of_each(weight_decay, len(_list(params)))
+    adamw_reference.adamw_(*lists, *rates, *_copies_given(**copies))
+
+
+def _copies_given(ema=None, ema_momentum=0.999, shadow=None, ema_shadow=None) -> tuple:
+    """The last arguments of both ops."""
+    ema, shadow, ema_shadow = ([t.detach() for t in _list(x)] for x in (ema, shadow, ema_shadow))
+    return ema, _number(ema_momentum), None, shadow, ema_shadow
 
 
 def _lars(m: Maker) -> dict:
@@ -127,12 +132,12 @@ def _lars(m: Maker) -> dict:
 @torch.no_grad()
 def _lars_truth(
     params, grads, momenta, lr, momentum=0.9, weight_decay=0.0, trust_coefficient=0.001, eps=1e-8, form="moco_v3", adapt=True,
-    nesterov=False, clip=False, ema=None, ema_momentum=0.999, shadow=None, ema_shadow=None,
+    nesterov=False, clip=False, **copies,
 ):  # fmt: skip
-    lists = ([t.detach() for t in _list(x)] for x in (params, momenta, grads, ema, shadow, ema_shadow))
-    count, kind = len(_list(params)), ("moco_v3", "larc", "paper").index(form)
-    rates = _of_each(weight_decay, count), _of_each(adapt, count), kind, _number(lr), None, momentum, trust_coefficient, eps
-    lars_reference.lars_(*lists, *rates, nesterov, clip, _number(ema_momentum), None)
+    lists = ([t.detach() for t in _list(x)] for x in (params, grads, momenta))
+    count, number = len(_list(params)), ("moco_v3", "larc", "paper").index(form)
+    rates = _number(lr), None, momentum, _of_each(weight_decay, count), trust_coefficient, eps, number, _of_each(adapt, count)
+    lars_reference.lars_(*lists, *rates, nesterov, clip, *_copies_given(**copies))
 
 
 def _push(m: Maker) -> dict:

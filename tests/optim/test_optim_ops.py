@@ -180,11 +180,11 @@ def test_opcheck():
     v = [t.abs() for t in v]
     scalar = torch.tensor(0.9)
     ops = torch.ops.fastssl
-    lars = ([0.1, 0.0], [1, 0], 1, 0.5, None, 0.9, 0.001, 1e-8, False, False, 0.9, None)
-    torch.library.opcheck(ops.lars_.default, (p, m, g, ema, shadow, [], *lars))
-    torch.library.opcheck(ops.lars_.default, (p, m, g, [], [], [], *lars[:3], 0.0, scalar, *lars[5:]))
-    adamw = ([0.1, 0.0], 3.0, None, 0.5, None, 0.9, 0.999, 1e-8, 0.9, None)
-    torch.library.opcheck(ops.adamw_.default, (p, m, v, g, ema, shadow, [], *adamw))
+    lars = (0.9, [0.1, 0.0], 0.001, 1e-8, 1, [1, 0], False, False)
+    torch.library.opcheck(ops.lars_.default, (p, g, m, 0.5, None, *lars, ema, 0.9, None, shadow, []))
+    torch.library.opcheck(ops.lars_.default, (p, g, m, 0.0, scalar, *lars, [], 0.9, None, [], []))
+    adamw = (3.0, None, 0.5, None, 0.9, 0.999, 1e-8, [0.1, 0.0])
+    torch.library.opcheck(ops.adamw_.default, (p, g, m, v, *adamw, ema, 0.9, None, shadow, []))
 
 
 X, G, M, V = (torch.ones(2, 3) for _ in range(4))

@@ -25,15 +25,6 @@ MANY_PARAMETERS: dict[str, str] = {
     "fastssl/kernels/similarity_chunked.py: _sweep": NOT_YET,
     "fastssl/kernels/similarity_hopper.py: narrow_backward": NOT_YET,
     "fastssl/methods/moco.py: MoCo.__init__": NOT_YET,
-    "fastssl/ops/adamw.py: adamw_": NOT_YET,
-    "fastssl/ops/lars.py: lars_": NOT_YET,
-    "fastssl/optim/adamw.py: AdamW.__init__": NOT_YET,
-    "fastssl/optim/lars.py: LARS.__init__": NOT_YET,
-    "fastssl/reference/adamw.py: adamw_": NOT_YET,
-    "fastssl/reference/lars.py: lars_": NOT_YET,
-    "fastssl/reference/patch_loss.py: patch_loss_bwd": NOT_YET,
-    "tests/fuzz/momentum.py: _adamw_truth": NOT_YET,
-    "tests/fuzz/momentum.py: _lars_truth": NOT_YET,
 }
 
 #: Modules that import a reference.
@@ -122,8 +113,6 @@ WORDS: dict[str, str] = {
     "benchmarks/tune/cases.py: lean": NOT_YET,
     "benchmarks/tune/predict.py: every work": NOT_YET,
     "benchmarks/tune/predict.py: lean": NOT_YET,
-    "csrc/cpu/tokens.h: in words": NOT_YET,
-    "csrc/cuda/expect.h: in words": NOT_YET,
     "fastssl/bench.py: gate": NOT_YET,
     "fastssl/bench.py: in words": NOT_YET,
     "fastssl/compat/_common.py: in words": NOT_YET,
@@ -131,7 +120,6 @@ WORDS: dict[str, str] = {
     "fastssl/kernels/tiles/config.py: lean": NOT_YET,
     "fastssl/kernels/tiles/row_bounds.py: lean": NOT_YET,
     "fastssl/methods/_encoder.py: in words": NOT_YET,
-    "fastssl/ops/_lists.py: in words": NOT_YET,
     "fastssl/ops/_register.py: in words": NOT_YET,
     "tests/benchmarks/test_benchmarks.py: lean": NOT_YET,
     "tests/benchmarks/test_gpu.py: facts": NOT_YET,

@@ -17,8 +17,6 @@ WITHOUT = {
 }
 #: Public names whose example is still to be written.
 NOT_YET = {
-    "fastssl.functional.adamw_",
-    "fastssl.functional.lars_",
     "fastssl.functional.similarity_lse",
     "fastssl.methods.BERT",
     "fastssl.methods.BYOL",
