@@ -1,4 +1,5 @@
-// fastssl._C: importing it registers the C++ kernels; the module itself tells how it was built and which ISA is in use.
+// fastssl._C: importing it registers the C++ kernels. The module's functions tell how it was built and which instruction set is in
+// use, and do what the host does beside the ops.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
@@ -28,7 +29,7 @@ PYBIND11_MODULE(_C, m) {
       },
       "Compiler, torch version and C++ standard this module was built with.");
   m.def("lists_agree", &fastssl::lists_agree, py::arg("written"), py::arg("read"),
-        "Whether kernels can take these lists of tensors as they are; ops/_lists.py puts a no into words.");
+        "Whether kernels can take these lists of tensors without changes; ops/_lists.py finds out why they cannot.");
   m.def("launch_key", &fastssl::launch_key, py::arg("arguments"),
         "What decides which compiled kernel fits, and the arguments with addresses for tensors; kernels/host/launch.py.");
   m.def("new_tensors", &fastssl::new_tensors, py::arg("like"), py::arg("dtype"),

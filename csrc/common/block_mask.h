@@ -1,6 +1,6 @@
-// Block-wise masking of one sample, one source for the CPU and for CUDA; the equations are in fastssl/ops/block_mask.py. Included
-// after philox.h where FASTSSL_FN says what a function is; no include guard, as elements.h. No sum of a product is formed in
-// floating point, so contraction changes nothing: s q, s / q and the roots are rounded once each, as IEEE 754 defines them.
+// Block-wise masking of one sample, for the CPU and for CUDA; the equations are in fastssl/ops/block_mask.py. The including file
+// defines FASTSSL_FN and includes philox.h before, as elements.h explains. No product is added to anything in floating point, so
+// that contraction changes nothing: s q, s / q and the roots are rounded once each, as IEEE 754 defines them.
 
 struct BlockRule {
   uint64_t seed;
@@ -10,7 +10,7 @@ struct BlockRule {
   bool exact;
 };
 
-// The mask of a sample, a bit a patch: rows of `words` words, word i of them at bits[i * step].
+// The mask of a sample with one bit for each patch: rows of `words` words; word i lies at bits[i * step].
 struct BlockBits {
   uint32_t* bits;
   int words, step;
@@ -33,7 +33,7 @@ FASTSSL_FN int bits_set(uint32_t word) {
 #endif
 }
 
-// Bits of word j of a row that lie in columns left .. left + w - 1.
+// The bits of word j of a row that stand for columns left .. left + w - 1.
 FASTSSL_FN uint32_t column_bits(int j, int left, int w) {
   const int from = left - 32 * j, to = left + w - 32 * j;
   const uint32_t below_to = to >= 32 ? ~0u : to <= 0 ? 0u : (1u << to) - 1u;
@@ -41,7 +41,7 @@ FASTSSL_FN uint32_t column_bits(int j, int left, int w) {
   return below_to & ~below_from;
 }
 
-// A side is cut to the grid's; blocks that reach that are refused by the caller.
+// A side is cut to the side of the grid; the caller refuses blocks that are as large.
 FASTSSL_FN int side_of(float square, int grid) {
   const float side = rintf(sqrtf(square));
   return side < float(grid) ? int(side) : grid;
@@ -69,7 +69,7 @@ FASTSSL_FN void add_block(const BlockBits& mask, const Block& b) {
     for (int j = b.left / 32; 32 * j < b.left + b.w; j++) word_of(mask, row, j) |= column_bits(j, b.left, b.w);
 }
 
-// Selection sampling (Knuth, volume 2, algorithm S): each free patch in reading order with odds of missing to free.
+// Selection sampling (Knuth, volume 2, algorithm S): in reading order each free patch is taken with probability missing / free.
 FASTSSL_FN void top_up(const BlockBits& mask, const BlockRule& rule, uint32_t sample, int missing, int free) {
   Words words{};
   for (int place = 0; missing > 0 && place < rule.H * rule.W; place++) {
@@ -83,7 +83,7 @@ FASTSSL_FN void top_up(const BlockBits& mask, const BlockRule& rule, uint32_t sa
   }
 }
 
-// Draws the blocks of a sample into `mask`, all zero before.
+// Draws the blocks of a sample into `mask`, which must be all zero.
 FASTSSL_FN void mask_blocks(const BlockBits& mask, const BlockRule& rule, uint32_t sample, int goal) {
   const int least = goal < rule.min_block ? goal : rule.min_block;
   int count = 0, failed = 0;

@@ -1,6 +1,7 @@
-// Element functions of the state updates, one source for every instruction set of the CPU and for CUDA. The file that includes this
-// says what a function is (FASTSSL_FN: static inline, or __device__) and, on the CPU, whether a b + c is one instruction
-// (FASTSSL_FMA). No include guard: each instruction set makes its own functions. No branch on data, so that loops vectorise.
+// The functions that compute one element of a state update, for every instruction set of the CPU and for CUDA. The including file
+// defines what a function is (FASTSSL_FN: static inline, or __device__) and, on the CPU, whether a b + c is one instruction
+// (FASTSSL_FMA). There is no include guard, because each instruction set makes its own functions. Nothing branches on data, so that
+// loops vectorise.
 
 FASTSSL_FN uint32_t bits_of(float x) {
   uint32_t bits;
@@ -13,7 +14,7 @@ FASTSSL_FN float float_of(uint32_t bits) {
   return x;
 }
 
-// a b + c, rounded once where the machine can, as torch's own kernels on the same machine.
+// a b + c, rounded once where the machine can do so, as torch's kernels on the same machine do.
 FASTSSL_FN float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return fmaf(a, b, c);
@@ -33,7 +34,7 @@ FASTSSL_FN double multiply_add(double a, double b, double c) {
 #endif
 }
 
-// 16-bit floats by their bits; rounding to the nearest, ties to even; NaN stays NaN, overflow gives infinity.
+// 16-bit floats are given by their bits. They are rounded to the nearest, ties to even; NaN stays NaN, overflow gives infinity.
 FASTSSL_FN float from_bfloat16(uint16_t h) { return float_of(uint32_t(h) << 16); }
 FASTSSL_FN uint16_t to_bfloat16(float x) {
   const uint32_t u = bits_of(x);
@@ -56,8 +57,8 @@ FASTSSL_FN uint16_t to_float16(float x) {
   return uint16_t(h | ((u >> 16) & 0x8000u));
 }
 
-// Up or down with the probabilities that make it right on average: random bits below the last place that `dropped` bits leave, then
-// a cut. Below float16's normal range the conversion after it rounds to the nearest.
+// Rounds x up or down with the probabilities that make it right on average: random bits are added to the `dropped` last bits, which
+// are then cut off. Below float16's normal range the conversion that follows rounds to the nearest.
 FASTSSL_FN float cut_at_random(float x, uint32_t random, int dropped) {
   const uint32_t u = bits_of(x), mask = (1u << dropped) - 1u;
   return (u & 0x7F800000u) == 0x7F800000u ? x : float_of((u + (random & mask)) & ~mask);
@@ -72,7 +73,7 @@ template <class T>
 FASTSSL_FN T lerp_near_second(T e, T p, T coefficient) {
   return multiply_add(coefficient, p - e, p);
 }
-// m e + w p as in-place multiplication and addition do it: the product is rounded first.
+// m e + w p with the roundings of an in-place multiplication and an in-place addition: m e is rounded first.
 template <class T>
 FASTSSL_FN T multiplied_then_added(T e, T p, T kept, T weight) {
   return multiply_add(weight, p, e * kept);

@@ -1,5 +1,5 @@
-// Masked language modelling for four tokens that share a call of Philox, one source for the CPU and for CUDA; the equations are in
-// fastssl/ops/mask_tokens.py. Included after philox.h where FASTSSL_FN says what a function is; no include guard, as elements.h.
+// Masked language modelling for four tokens that share a call of Philox, for the CPU and for CUDA; the equations are in
+// fastssl/ops/mask_tokens.py. The including file defines FASTSSL_FN and includes philox.h before, as elements.h explains.
 
 struct TokenRule {
   uint64_t seed;
@@ -7,7 +7,7 @@ struct TokenRule {
   uint64_t vocab_size, hide, swap, pick;  // below 2^32; thresholds up to 2^32
 };
 
-// Tokens 4 block .. of a row, `count` of them, all pointers at the first; special may be null.
+// `count` tokens of a row, from 4 block on. All pointers point to the first of these tokens; `special` may be null.
 FASTSSL_FN void mask_four(const TokenRule& rule, uint32_t row, uint32_t block, int count, const int64_t* ids, const bool* special,
                           int64_t* inputs, int64_t* labels) {
   const Words words = philox({{block, row, 0x6D746F6Bu, 0u}}, rule.seed);

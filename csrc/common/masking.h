@@ -1,7 +1,7 @@
-// Keys of the ops around masks, one source for the CPU and for CUDA. Included after elements.h where FASTSSL_FN says what a
-// function is; no include guard, as elements.h.
+// Sort keys of the ops around masks, for the CPU and for CUDA. The including file defines FASTSSL_FN and includes elements.h
+// before, whose header says more.
 
-// Unsigned integers in the order of the numbers: -0 as 0, NaN above all.
+// Unsigned integers that have the order of the numbers: -0 equals 0, and NaN is above all.
 FASTSSL_FN uint32_t ordered_key(float x) {
   if (x != x) return ~0u;
   const uint32_t bits = bits_of(x == 0.0f ? 0.0f : x);

@@ -1,5 +1,6 @@
-// Element functions of the optimizers, after elements.h and in its manner: included for every instruction set of the CPU and for
-// CUDA, no include guard. Sums of products are rounded where written: on the CPU the including file forbids contraction.
+// The functions that compute one element of an optimizer's step, for every instruction set of the CPU and for CUDA. The including
+// file includes elements.h before, whose header says more. Products are rounded where the code says so; on the CPU the including
+// file forbids contraction.
 
 // a b, rounded before it is added to anything.
 FASTSSL_FN float product(float a, float b) {
@@ -33,7 +34,7 @@ FASTSSL_FN void lars_element(T& p, T g, T& mu, const LarsRates<T>& r) {
   p = multiply_add(-r.rate, r.nesterov ? multiply_add(r.momentum, mu, s) : mu, p);
 }
 
-// p = kept p - size m / (sqrt(v) / root + eps), after m and v have moved: the order of torch.optim.AdamW.
+// p = kept p - size m / (sqrt(v) / root + eps) after m and v have moved, which is the order of torch.optim.AdamW.
 template <class T>
 struct AdamRates {
   T kept;           // 1 - lr weight_decay

@@ -1,5 +1,5 @@
 // Philox4x32-10 (Salmon et al. 2011): counter-based random bits, the same on the CPU, in CUDA and in fastssl/ops/_philox.py.
-// Included where FASTSSL_FN says what a function is here; no include guard, as elements.h.
+// The including file defines FASTSSL_FN; there is no include guard, for the reason that elements.h gives.
 
 struct Words {
   uint32_t word[4];
@@ -15,7 +15,7 @@ FASTSSL_FN Words philox(Words c, uint64_t seed) {
   return c;
 }
 
-// The words that elements 8 block .. 8 block + 7 of a stream share: element i takes half i % 2 of word i % 8 / 2.
+// The words that elements 8 block .. 8 block + 7 of a stream share; element i takes half i % 2 of word i % 8 / 2.
 FASTSSL_FN Words random_words(uint64_t block, uint32_t stream, uint64_t seed) {
   return philox({{uint32_t(block), uint32_t(block >> 32), stream, 0u}}, seed);
 }

@@ -1,5 +1,5 @@
-// The table that a multi-tensor kernel walks: a record for each tensor, and one for each chunk, the share of one block of threads.
-// Built on the host, kept on the device (cuda/tables.cu).
+// The table that a multi-tensor kernel walks through: a record for each tensor, and one for each chunk, which is the share of one
+// block of threads. The table is built on the host and kept on the device (cuda/tables.cpp).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +11,8 @@ namespace fastssl {
 
 constexpr int kMostLists = 7;
 
-// Position t of every list of a call: data[l] of dtype[l], or kNothing. All lists have `count` elements in the same order.
+// The tensors at one position of every list of a call: list l has data[l] of dtype[l], or kNothing. All have `count` elements in
+// the same order in memory.
 struct TensorRecord {
   void* data[kMostLists];
   int64_t count;
@@ -25,7 +26,8 @@ struct ChunkRecord {
   int32_t tensor, index;  // elements index * kChunkElements .. of the tensor
 };
 
-// 32 KB of float32: a ResNet-50 has 3,200 of them for the 132 multiprocessors of an H200. A multiple of 8, as random words want.
+// 32 KB of float32: a ResNet-50 has 3,200 chunks for the 132 multiprocessors of an H200. A multiple of 8, because eight elements
+// share a call of Philox.
 constexpr int64_t kChunkElements = 8192;
 
 struct TableView {

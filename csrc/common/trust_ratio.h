@@ -1,5 +1,5 @@
-// The scalars of a tensor's LARS step from its norms, in float64; the same on the CPU and in CUDA. The file that includes this says
-// what a function is here (FASTSSL_FN). No include guard.
+// The numbers of a tensor's LARS step from its norms, in float64, for the CPU and for CUDA. The including file defines FASTSSL_FN;
+// there is no include guard, for the reason that elements.h gives.
 
 struct LarsOptions {
   int form;  // 0 moco_v3, 1 larc, 2 paper

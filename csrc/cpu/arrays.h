@@ -1,4 +1,4 @@
-// An array of one kind of elements, and the kind of a tensor's.
+// An array of elements of one dtype, and the array of a tensor.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -10,7 +10,7 @@ namespace fastssl {
 
 struct Array {
   void* data;
-  Dtype dtype;  // kNothing where it is not given
+  Dtype dtype;  // kNothing where no tensor was given
 };
 
 inline Dtype dtype_of(const at::Tensor& tensor) {

@@ -1,5 +1,5 @@
-// Elements of arrays of any float dtype as floats, in blocks that stay in the first cache; for one instruction set, after
-// common/elements.h. No include guard.
+// The elements of arrays of any float dtype as floats, in blocks that stay in the first-level cache. The file is compiled for each
+// instruction set, after common/elements.h, and so has no include guard.
 
 constexpr int kBlock = 512;
 
@@ -16,7 +16,7 @@ static float* widened(const Array& array, int64_t i, int n, float* buffer) {
   return buffer;
 }
 
-// The way back; nothing to do where `values` are the elements themselves.
+// The reverse of `widened`; there is nothing to do where `values` are the elements themselves.
 static void narrowed(const float* values, const Array& array, int64_t i, int n) {
   if (array.dtype == kNothing) return;
   if (array.dtype == kFloat32) {

@@ -1,4 +1,4 @@
-// Block-wise masks: common/block_mask.h for each sample, a bit a patch, then 1 byte written for each.
+// Block-wise masks by common/block_mask.h: a sample is drawn with one bit for each patch, then one byte is written for each.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -19,7 +19,7 @@ using at::Tensor;
 #include "common/block_mask.h"
 #undef FASTSSL_FN
 
-// Samples of a range: one array of bits, used again for each.
+// Draws the samples of a range with one array of bits, which is used again for each sample.
 void mask_samples(const BlockRule& rule, const int64_t* num_masked, bool* out, int64_t begin, int64_t end) {
   const int words = (rule.W + 31) / 32;
   std::vector<uint32_t> bits(size_t(rule.H) * words);

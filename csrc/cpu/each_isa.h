@@ -1,7 +1,7 @@
 // Compiles the file FASTSSL_ISA_SOURCE once for each instruction set, in namespaces baseline, avx2 and avx512 of the place where
-// this is included. Inside it, FASTSSL_WIDTH is the number of floats in a register and FASTSSL_FMA says whether a b + c is one
-// instruction. Standard headers must be included before: what they define inline must not be compiled for one set only.
-// No include guard.
+// this file is included. In that source FASTSSL_WIDTH is the number of floats in a register, and FASTSSL_FMA says whether a b + c
+// is one instruction. Standard headers must be included before, because their inline functions must not be compiled for one set
+// only. There is no include guard, because several files include this one.
 
 namespace baseline {
 #define FASTSSL_WIDTH 4

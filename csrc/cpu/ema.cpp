@@ -1,6 +1,6 @@
-// Exponential moving average of all tensors of a module, one parallel region.
+// Exponential moving average of all tensors of a module in one parallel region.
 //   lerp: e <- e + w (p - e), w = 1 - m;   mul_add: e <- round(m e) + w p;   then shadow <- e.
-// 12 bytes an element in float32 (read e and p, write e), 2 more for a bfloat16 shadow; 3 FLOP: bound by memory.
+// An element costs 12 bytes in float32 (read e and p, write e), 2 more for a bfloat16 shadow, and 3 FLOP: memory is the limit.
 #include <torch/library.h>
 
 #include "cpu/lists.h"

@@ -1,7 +1,7 @@
 // The visible patches of images as rows of a matrix, their gradient back to the pixels, and the rows that the product is added to.
 //   A[n, P + k] = patch ids[n, k] of image n in the order (c, p, q), A[n, i < P] = 0
 //   O[n, P + k] = bias + pos[P + ids[n, k]],  O[n, i < P] = prefix[i] + pos[i]
-// N K C p q elements read and written; runs of q pixels are neighbours in an image.
+// N K C p q elements are read and written; runs of q pixels are neighbours in an image.
 #include <torch/library.h>
 
 #include "cpu/tokens.h"
@@ -32,14 +32,13 @@ Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, 
       std::vector<T> wide(narrow ? entries : 0);
       for (int64_t i = begin; i < end; i++) {
         const int64_t n = i / tokens, k = i % tokens - prefix;
-        char* row = static_cast<char*>(to.data) + i * entries * bytes_of(to.dtype);
         if (k < 0) {
-          std::fill_n(row, entries * bytes_of(to.dtype), 0);
+          clear(to, i * entries, entries);
           continue;
         }
         const int64_t l = id[n * K + k];
         const int64_t corner = n * images.stride(0) + l / across * height * shape.row + l % across * width;
-        rows.patch(from, corner, shape, narrow ? wide.data() : reinterpret_cast<T*>(row));
+        rows.patch(from, corner, shape, narrow ? wide.data() : static_cast<T*>(to.data) + i * entries);
         if (narrow) rows.copy({wide.data(), kFloat32}, 0, to, i * entries, entries);
       }
     });
@@ -95,12 +94,12 @@ Tensor visible_positions(const Tensor& ids_given, const OptionalTensor& bias, co
     parallel_for(N * tokens, width, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         const int64_t t = i % tokens, place = t < before ? t : before + id[i / tokens * K + t - before];
-        const Array own = t < before ? front : shift;
+        const Array added = t < before ? front : shift;
         const int64_t start = t < before ? t * width : 0;
-        if (pos && own.dtype != kNothing) rows.add(own, start, position, place * width, to, i * width, width);
+        if (pos && added.dtype != kNothing) rows.add(added, start, position, place * width, to, i * width, width);
         else if (pos) rows.copy(position, place * width, to, i * width, width);
-        else if (own.dtype != kNothing) rows.copy(own, start, to, i * width, width);
-        else std::fill_n(static_cast<char*>(to.data) + i * width * bytes_of(to.dtype), width * bytes_of(to.dtype), 0);
+        else if (added.dtype != kNothing) rows.copy(added, start, to, i * width, width);
+        else clear(to, i * width, width);
       }
     });
   });

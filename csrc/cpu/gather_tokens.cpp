@@ -1,6 +1,6 @@
-// Some tokens of each sample, whole rows at a time, and the gradient: zeros, a copy, or a sum for each row.
-//   out[n, k] = x[n, ids[n, k]];   dx[n, l] = sum over k with ids[n, k] = l of dout[n, k].   2 N K D and N (K + L) D elements
-//   moved.
+// Some tokens of each sample, copied as whole rows, and the gradient, which is zeros, a copy, or a sum for each row.
+//   out[n, k] = x[n, ids[n, k]];   dx[n, l] = sum over k with ids[n, k] = l of dout[n, k]
+// 2 N K D and N (K + L) D elements are moved.
 #include <torch/library.h>
 
 #include "cpu/tokens.h"

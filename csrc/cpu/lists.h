@@ -1,4 +1,4 @@
-// Lists of tensors for the updates: their arrays, and work shared out in chunks, small tensors and large ones alike.
+// Lists of tensors for the updates: their arrays, and loops over chunks of all tensors, small and large ones alike.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -10,14 +10,14 @@
 
 namespace fastssl {
 
-// The array of position t, or nothing where the list is empty.
+// The array at position t, or kNothing where the list is empty.
 inline Array array_of(at::TensorList list, size_t t) {
   if (list.empty()) return {nullptr, kNothing};
   return array_of(list[t]);
 }
 
-// 32,768 elements: 256 KB of two float32 lists, a few microseconds. A multiple of 8, so that a chunk begins at a word of random
-// bits.
+// 32,768 elements, which are 256 KB of two float32 lists and take a few microseconds. A multiple of 8, because eight elements share
+// a call of Philox.
 constexpr int64_t kChunk = 1 << 15;
 
 // Calls task(tensor, offset, count) for every chunk of the tensors, in parallel; which thread does a chunk changes no bit.

@@ -1,7 +1,7 @@
 // The order of the keys of each sample, its inverse and the mask: rank_i = #{j : (key_j, j) < (key_i, i)}.
 //   keys (N, L): noise, or Philox words; ids_shuffle, ids_restore (N, L) int64, mask (N, L) float32 = [rank >= keep]
-// A stable sort by digits of 8 bits, least significant first: 4 passes over (key, index) pairs in the first cache, 3.5 us for
-// L = 196 on one core. Linear in L, where counting ranks takes L^2 comparisons.
+// A stable sort by digits of 8 bits, least significant first: 4 passes over (key, index) pairs in the first-level cache, 3.5 us for
+// L = 196 on one core. Its time is linear in L, where counting ranks takes L^2 comparisons.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -35,7 +35,7 @@ struct Pair {
   uint32_t index;
 };
 
-// Sorts `pairs` (in the order of their index) by key, stable; `other` is as large. Returns where the result lies.
+// Sorts `pairs`, which stand in the order of their index, by key; the sort is stable, and `other` is as large. Returns the result.
 template <class Key>
 const Pair<Key>* sorted(std::vector<Pair<Key>>& pairs, std::vector<Pair<Key>>& other) {
   constexpr int kDigits = sizeof(Key);
@@ -45,7 +45,7 @@ const Pair<Key>* sorted(std::vector<Pair<Key>>& pairs, std::vector<Pair<Key>>& o
   Pair<Key>*from = pairs.data(), *to = other.data();
   for (int d = 0; d < kDigits; d++) {
     auto& place = count[d];
-    if (place[uint8_t(from[0].key >> (8 * d))] == pairs.size()) continue;  // one digit for all
+    if (place[uint8_t(from[0].key >> (8 * d))] == pairs.size()) continue;  // all keys have the same digit
     uint32_t before = 0;
     for (uint32_t& each : place) before += std::exchange(each, before);
     for (size_t i = 0; i < pairs.size(); i++) to[place[uint8_t(from[i].key >> (8 * d))]++] = from[i];
@@ -60,7 +60,7 @@ struct Result {
   int64_t length, keep;
 };
 
-// fill(row, pairs) sets the keys of a row.
+// Ranks the keys of each row; fill(row, pairs) sets the keys.
 template <class Key, class F>
 void order_rows(int64_t rows, const Result& result, const F& fill) {
   const int64_t length = result.length;

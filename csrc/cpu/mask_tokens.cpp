@@ -1,4 +1,4 @@
-// Inputs and labels of masked language modelling: common/mask_tokens.h for each four tokens of a row.
+// Inputs and labels of masked language modelling by common/mask_tokens.h, four tokens of a row at a time.
 //   ids (N, L) int64, special (N, L) bool or none -> inputs, labels (N, L) int64; 8 or 9 bytes read, 16 written for each token
 #include <ATen/ops/empty.h>
 #include <torch/library.h>

@@ -1,4 +1,4 @@
-// New tensors of ops that are bound by memory.
+// New tensors of ops whose time is that of their memory.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

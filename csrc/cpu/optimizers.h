@@ -1,4 +1,4 @@
-// What the optimizers' ops share: numbers that may be tensors, and the lists of a position.
+// What the optimizers' ops share: numbers that may be given as tensors, and the average of the new parameters.
 #pragma once
 #include <optional>
 
@@ -10,7 +10,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 inline double value_of(double number, const OptionalTensor& tensor) { return tensor ? tensor->item<double>() : number; }
 
-// The rule of the average that is written along: torch's lerp, rounded to the nearest.
+// The rule of the average that a step writes in the same pass: torch's lerp, rounded to the nearest.
 inline EmaRule average_of(double momentum, const OptionalTensor& scalar) {
   const double kept = value_of(momentum, scalar);
   return {false, kept, 1.0 - kept, false, 0};

@@ -1,8 +1,9 @@
-// The optimizers' functions of updates.h for one instruction set, included by updates.inl. A product is rounded before it is added:
-// the same bits with and without instructions that do both.
-// |p|^2 and |d|^2, d = g + weight_decay p, sixteen sums side by side, then one after another: the same order for every width of a
-// register. The square of a float is exact in a double. Above the line that forbids contraction: d is one instruction where there
-// is one, as multiply_add is.
+// The optimizers' functions of updates.h for one instruction set, included by updates.inl. A product is rounded before it is added,
+// so that instructions that do both give the same bits.
+
+// |p|^2 and |d|^2, d = g + weight_decay p: sixteen sums side by side, which are then added one after another, the same order for
+// every width of a register. The square of a float is exact in a double. This function stands above the line that forbids
+// contraction, because d is one instruction where the machine has it, as multiply_add is.
 constexpr int kSums = 16;
 
 static void add_norms(const float* p, const float* g, int n, float weight_decay, double* of_p, double* of_d) {
@@ -42,7 +43,7 @@ static void add_norms(const double* p, const double* g, int n, double weight_dec
 #include "common/optimizers.h"
 #undef FASTSSL_FN
 
-// Elements i .. i + n of a list as floats; as doubles in place.
+// Elements i .. i + n of a list as floats, or as doubles in place.
 static float* values_of(const Array& array, int64_t i, int n, float* buffer) { return widened(array, i, n, buffer); }
 static double* values_of(const Array& array, int64_t i, int, double*) { return static_cast<double*>(at(array, i)); }
 
@@ -51,7 +52,7 @@ static void store(const double* values, const Array& array, int64_t i, int n) {
   if (array.dtype != kNothing && values != at(array, i)) __builtin_memcpy(at(array, i), values, n * sizeof(double));
 }
 
-// The average of the new parameters and the shadows of both, from what is stored.
+// Writes the average of the new parameters and the shadows of both, from the values that have been stored.
 template <class T>
 static void write_copies(const StepLists& lists, int64_t i, int n, const EmaRule& rule, T* p_buffer, T* e_buffer) {
   const T* p = values_of(lists.params, i, n, p_buffer);

@@ -1,5 +1,5 @@
-// The one way in which kernels share work out among threads: no region below a grain of elements, none in a child of fork whose
-// parent's threads it lacks. Which thread does a task changes no bit of any result.
+// The loops over threads that all kernels use. A loop below a grain of elements starts no threads, and neither does one in a child
+// of fork, which lacks its parent's threads. Which thread does a task changes no bit of any result.
 #pragma once
 #include <ATen/Parallel.h>
 #include <c10/util/ParallelGuard.h>
@@ -13,14 +13,14 @@
 
 namespace fastssl {
 
-// 16,384 elements take a few microseconds, about as long as it takes to start a region.
+// 16,384 elements take a few microseconds, about as long as it takes to start the threads.
 constexpr int64_t kGrain = 1 << 14;
 
-// Whether this thread came through a fork that left other threads behind. GNU's OpenMP believes that its team is still there and
-// waits for it for ever. Threads that the child starts itself get teams of their own.
+// Whether this thread came through a fork that left other threads behind. GNU's OpenMP believes that its team of threads is still
+// there and waits for it for ever. Threads that the child starts get new teams.
 bool lost_its_team();
 
-// While it lives, nothing of this thread starts a region, neither our loops nor a BLAS that has OpenMP.
+// While this object lives, nothing in its thread starts other threads, neither our loops nor a BLAS that has OpenMP.
 class Alone {
  public:
   Alone();
@@ -34,7 +34,7 @@ class Alone {
 
 inline int64_t grain_of(int64_t elements) { return 1 + kGrain / std::max<int64_t>(1, elements); }
 
-// task(begin, end) for ranges that make up [0, count), each of the `count` of about `elements` elements of work.
+// Calls task(begin, end) for ranges that make up [0, count), where each of the `count` items is about `elements` elements of work.
 template <class F>
 void parallel_for(int64_t count, int64_t elements, const F& task) {
   if (!lost_its_team()) return at::parallel_for(0, count, grain_of(elements), task);
@@ -48,7 +48,7 @@ void parallel_tasks(int64_t count, const F& task) {
   parallel_for(count, 2 * kGrain, task);
 }
 
-// join of task(begin, end, start) over such ranges; join must not mind the order.
+// Joins task(begin, end, start) over such ranges; the result of `join` must not depend on the order.
 template <class T, class F, class J>
 T parallel_reduce(int64_t count, int64_t elements, T start, const F& task, const J& join) {
   if (!lost_its_team()) return at::parallel_reduce(0, count, grain_of(elements), start, task, join);

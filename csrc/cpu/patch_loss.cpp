@@ -1,8 +1,8 @@
-// MAE's loss over the removed patches, the target made from the image patch by patch in the first cache.
+// MAE's loss over the removed patches; the target is made from the image patch by patch, in the first-level cache.
 //   loss = sum m mean_i d(pred_i - t_i) / sum m,  t <- (t - mean) / sqrt(var + eps) where normalised,  d(e) = e^2 or |e|
 //   dpred_i = g m d'(e) / (P sum m);  rows of weight 0 are not read, their gradient is 0
-// With M = N L P elements and a share r of removed patches: 2 r M elements read forward, 2 r M read and M written backward; in one
-// pass, which makes the gradient for g = 1 beside the loss, 2 r M read and M written for both.
+// With M = N L P elements and a share r of removed patches, the forward reads 2 r M elements, and the backward reads 2 r M and
+// writes M. One pass, which makes the gradient for g = 1 beside the loss, reads 2 r M and writes M for both.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -14,9 +14,11 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t kRows = 64;  // whose errors are summed apart: the same sums for every number of threads
+// The errors of so many rows are summed together, so that every number of threads gives the same sums.
+constexpr int64_t kRows = 64;
 
-// A call in both directions: row i = n R + r of pred (N, R, P) belongs to patch l of image n with weight m.
+// What a call of the forward or the backward is about: row i = n R + r of pred (N, R, P) belongs to patch l of image n with weight
+// m.
 struct Problem {
   Tensor images, pred, ids, mask;
   PatchShape shape;
@@ -60,8 +62,8 @@ struct Problem {
     return i / R * images.stride(0) + l / across * shape.height * shape.row + l % across * shape.width;
   }
 
-  // Asks for a share of the next row of patches, along the image's lines: a patch by itself lies in C p places, which the machine
-  // neither foresees nor can wait for at once.
+  // Prefetches a share of the next row of patches, along the image's lines. A single patch lies in C p places, which the machine's
+  // prefetcher does not foresee.
   void prefetch(int64_t i) const {
     const int64_t far = i + across;
     if (far >= rows() || ids.defined()) return;
@@ -88,15 +90,15 @@ struct Problem {
   template <class T>
   void gradient(int64_t i, T size, const std::vector<T>& target, Scaling<T> scaling, const Tensor& dpred) const {
     const Array out = array_of(dpred);
-    const int64_t entries = shape.entries(), bytes = entries * bytes_of(out.dtype);
-    if (size == T(0)) std::fill_n(static_cast<char*>(out.data) + i * bytes, bytes, 0);
+    const int64_t entries = shape.entries();
+    if (size == T(0)) clear(out, i * entries, entries);
     else
       token_rows<T>().slope(array_of(pred), pred_row(i), entries, target.data(), scaling, absolute, absolute ? size : T(2) * size,
                             out, i * entries);
   }
 };
 
-// Errors of the rows, weighted, and their weights; and where `dpred` is given its rows, for an upstream gradient of 1.
+// Adds up the weighted errors of the rows and their weights; where `dpred` is given, writes its rows for an upstream gradient of 1.
 template <class T>
 void forward(const Problem& p, T* stats, const Tensor* dpred, T* loss, T* total) {
   const TokenRows<T>& f = token_rows<T>();

@@ -1,6 +1,6 @@
-// Push of keys onto a ring in place: queue[(ptr + i) mod K] <- keys_i, then the pointer and the labels.
-// Reads and writes N D elements. In layout (D, K) a key is a column: blocks of kTile x kTile are turned round in the first cache,
-// so that both sides are touched in whole cache lines.
+// Pushes keys onto a ring in place: queue[(ptr + i) mod K] <- keys_i, then the labels and the pointer.
+// N D elements are read and written. In layout (D, K) a key is a column: blocks of kTile x kTile are transposed in the first-level
+// cache, so that both sides are touched in whole cache lines.
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
@@ -16,13 +16,13 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kTile = 32;
 
-// Keys first .. first + count go to rows place .. place + count of the queue (rows as the op counts them, columns in (D, K)).
+// `count` keys from `first` on go to `count` places of the queue from `place` on (rows of (K, D), columns of (D, K)).
 struct Run {
   int64_t first, place, count;
 };
 
-// Through a block that stays in the first cache: read along the keys, written along the queue's own fast direction. The entries are
-// the outer loop, so that in (D, K) only kTile pages of the queue are in use at a time.
+// Copies keys through a block that stays in the first-level cache: it is read along the keys and written along the queue's fast
+// direction. The entries are the outer loop, so that in (D, K) only kTile pages of the queue are in use at a time.
 template <class T>
 void copy_rows(const Tensor& queue, const Tensor& keys, const Run& run, bool columns) {
   const int64_t D = keys.size(1), key_row = keys.stride(0), key_entry = keys.stride(1);
@@ -43,7 +43,7 @@ void copy_rows(const Tensor& queue, const Tensor& keys, const Run& run, bool col
   });
 }
 
-// Keys and queue rows both contiguous: whole rows.
+// Copies whole rows, where those of keys and queue are contiguous.
 template <class T>
 void copy_whole_rows(const Tensor& queue, const Tensor& keys, const Run& run) {
   const int64_t D = keys.size(1);

@@ -1,8 +1,8 @@
-// Kept tokens back to their places, the mask token elsewhere, positions added, in one pass; and the gradient in one.
+// Kept tokens come back to their places, the mask token comes elsewhere, and positions are added, in one pass; so is the gradient.
 //   out[n, P + l] = (r < K ? x[n, P + r] : token) + pos[P + l], r = ids[n, l];   out[n, p] = x[n, p] + pos[p]
-//   dx[n, P + r] = sum over l with ids[n, l] = r of dout[n, P + l];   dtoken = sum over (n, l) with ids[n, l] >= K of dout[n, P +
-//   l]
-// N (2 P + K + L) D elements moved forward, N (2 P + L + K) D backward.
+//   dx[n, P + r] = sum over l with ids[n, l] = r of dout[n, P + l]
+//   dtoken = sum over (n, l) with ids[n, l] >= K of dout[n, P + l]
+// N (2 P + K + L) D elements are moved forward, N (2 P + L + K) D backward.
 #include <torch/library.h>
 
 #include "cpu/tokens.h"
@@ -13,7 +13,8 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t kSamples = 8;  // whose mask token's gradient is summed apart: the same sums for every number of threads
+// The mask token's gradient is summed for each group of so many samples, so that every number of threads gives the same sums.
+constexpr int64_t kSamples = 8;
 
 Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const Tensor& token, const OptionalTensor& pos,
                           int64_t prefix) {
@@ -45,7 +46,7 @@ Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const 
   return out;
 }
 
-// Sum of rows, kRun of them in T, then in double: T alone would lose six bits over 65,536 of them.
+// The sum of rows: kRun rows are added in T, and these sums in double. T alone would lose six bits over 65,536 rows.
 template <class T>
 struct RowSum {
   static constexpr int kRun = 64;
@@ -64,7 +65,7 @@ struct RowSum {
   }
 };
 
-// dx where it has elements, and the groups' sums of the rows of removed patches where `partial` does.
+// Writes dx where it has elements, and for each group the sum of the rows of removed patches where `partial` has elements.
 template <class T>
 void gradients(const Tensor& dout, const Tensor& ids, int64_t K, int64_t prefix, const Tensor& dx, std::vector<double>& partial) {
   const int64_t N = dout.size(0), D = dout.size(2), L = ids.size(1);

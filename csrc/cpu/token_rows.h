@@ -1,5 +1,5 @@
-// Rows of tokens and patches, one function of each kind for every instruction set. T is what sums are kept in: float, or double for
-// float64. Kinds of arrays may differ; offsets and counts are in elements.
+// Functions on rows of tokens and patches, compiled for every instruction set. Sums are kept in T: float, or double for float64.
+// The dtypes of the arrays of a call may differ; offsets and counts are in elements.
 #pragma once
 #include <cstdint>
 
@@ -7,7 +7,7 @@
 
 namespace fastssl {
 
-// Where the entries of a patch lie in images (N, C, H, W): C planes of `height` rows of `width` pixels that are neighbours.
+// Where the entries of a patch lie in images (N, C, H, W): in C planes of `height` rows of `width` neighbouring pixels.
 struct PatchShape {
   int64_t channels, height, width;
   int64_t plane, row;  // elements from plane to plane and from row to row
@@ -16,7 +16,7 @@ struct PatchShape {
   int64_t entries() const { return channels * height * width; }
 };
 
-// What a patch of the target goes through before it is compared: (t - mean) scale.
+// How a patch of the target is normalised before it is compared: (t - mean) scale.
 template <class T>
 struct Scaling {
   T mean, scale;

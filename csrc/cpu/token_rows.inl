@@ -9,7 +9,7 @@
 template <class T>
 using LaneOf = std::conditional_t<std::is_same_v<T, float>, FloatLane, DoubleLane>;
 
-// Elements i .. i + n of an array of any dtype as T: in place where they are T, else in `buffer`.
+// Elements i .. i + n of an array of any dtype as T: the elements themselves where they are T, else copies in `buffer`.
 static const float* values_of(const Array& array, int64_t i, int n, float* buffer) {
   if (array.dtype != kFloat64) return widened(array, i, n, buffer);
   const double* from = static_cast<const double*>(at(array, i));
@@ -39,7 +39,7 @@ static void store_values(const double* values, const Array& array, int64_t i, in
   narrowed(narrow, array, i, n);
 }
 
-// f(first, count) for the blocks of n elements.
+// Calls f(first, count) for the blocks of n elements.
 template <class F>
 static inline __attribute__((always_inline)) void for_each_block(int64_t n, const F& f) {
   for (int64_t first = 0; first < n; first += kBlock) f(first, int(n - first < kBlock ? n - first : kBlock));
@@ -59,12 +59,12 @@ static void copy_row(Array from, int64_t i, Array to, int64_t j, int64_t n) {
 
 template <class T>
 static void add_rows(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k, int64_t n) {
-  constexpr Dtype own = std::is_same_v<T, float> ? kFloat32 : kFloat64;
+  constexpr Dtype dtype_of_sums = std::is_same_v<T, float> ? kFloat32 : kFloat64;
   for_each_block(n, [&](int64_t first, int count) {
     T a_buffer[kBlock], b_buffer[kBlock], sum_buffer[kBlock];
     const T* x = values_of(a, i + first, count, a_buffer);
     const T* y = values_of(b, j + first, count, b_buffer);
-    T* sum = to.dtype == own ? static_cast<T*>(at(to, k + first)) : sum_buffer;
+    T* sum = to.dtype == dtype_of_sums ? static_cast<T*>(at(to, k + first)) : sum_buffer;
     for (int e = 0; e < count; e++) sum[e] = x[e] + y[e];
     store_values(sum, to, k + first, count);
   });
@@ -79,8 +79,8 @@ static void accumulate_row(Array row, int64_t i, int64_t n, T* sum) {
   });
 }
 
-// A run of `count` pixels of each of `channels` planes into its places of a patch; three channels last as a loop of their own,
-// which compilers turn into shuffles.
+// Puts a run of `count` pixels of each of `channels` planes into its places of a patch. Three channels in the order (p, q, c) have
+// a separate loop, which compilers turn into shuffles.
 template <class T>
 static inline __attribute__((always_inline)) void place_runs(const T* run, int64_t plane, int64_t first, int64_t count,
                                                              const PatchShape& shape, T* out) {
@@ -126,7 +126,7 @@ static void read_patch(Array images, int64_t begin, const PatchShape& shape, T* 
       });
 }
 
-// sum of f(x_e) over a row, side by side in the entries of four registers, then in a fixed order.
+// The sum of f(x_e) over a row: side by side in the entries of four registers, which are then added in a fixed order.
 template <class T, class F>
 static inline __attribute__((always_inline)) T sum_over(int64_t n, const F& f) {
   using L = LaneOf<T>;
@@ -192,11 +192,11 @@ static double error(Array pred, int64_t i, int64_t n, const T* target, Scaling<T
 
 template <class T>
 static void slope(Array pred, int64_t i, int64_t n, const T* target, Scaling<T> s, bool absolute, T size, Array out, int64_t j) {
-  constexpr Dtype own = std::is_same_v<T, float> ? kFloat32 : kFloat64;
+  constexpr Dtype dtype_of_sums = std::is_same_v<T, float> ? kFloat32 : kFloat64;
   for_each_block(n, [&](int64_t first, int count) {
     T buffer[kBlock], result_buffer[kBlock];
     const T *x = values_of(pred, i + first, count, buffer), *t = target + first;
-    T* result = out.dtype == own ? static_cast<T*>(at(out, j + first)) : result_buffer;
+    T* result = out.dtype == dtype_of_sums ? static_cast<T*>(at(out, j + first)) : result_buffer;
     if (absolute)
       for (int e = 0; e < count; e++) {
         const T d = x[e] - (t[e] - s.mean) * s.scale;

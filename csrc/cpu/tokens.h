@@ -1,5 +1,5 @@
-// What the ops on tokens (N, L, D) share: which rows of a gradient come from which, the check of ids, and the type sums are kept
-// in.
+// What the ops on tokens (N, L, D) share: which rows of a gradient come from which, the checks of ids and shapes, and the type that
+// sums are kept in.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -20,7 +20,7 @@ auto with_accumulator(at::ScalarType dtype, const F& f) {
 
 inline at::ScalarType accumulator(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
-// Python refuses ids out of range where it may look at them; a compiled graph comes here without.
+// Python refuses ids out of range where it may look at them; a compiled graph comes here without that check.
 inline void check_range(const char* op, const at::Tensor& ids, int64_t below) {
   const int64_t* id = ids.const_data_ptr<int64_t>();
   uint64_t largest = 0;  // a negative id is larger than any other
@@ -28,7 +28,7 @@ inline void check_range(const char* op, const at::Tensor& ids, int64_t below) {
   TORCH_CHECK_VALUE(largest < uint64_t(below), op, ": ids must be in [0, ", below, "), got ", int64_t(largest));
 }
 
-// Python has refused in words; this keeps a call from elsewhere from reading beside a tensor.
+// Python refuses bad calls with a message. These checks keep a call that does not come from there from reading beside a tensor.
 inline void expect_shape(const char* op, const at::Tensor& t, at::IntArrayRef shape) {
   TORCH_CHECK(t.sizes() == shape, op, ": expected a tensor of shape ", shape, ", got ", t.sizes());
 }
@@ -45,7 +45,12 @@ inline void expect_images(const char* op, at::IntArrayRef shape, int64_t height,
               ": expected images in patches of ", height, " x ", width, ", got ", shape);
 }
 
-// For each sample n and row l: the k with ids[n, k] = l, in their order. Ids from `length` on belong to no row.
+// Writes n zeros from element i on.
+inline void clear(Array to, int64_t i, int64_t n) {
+  std::fill_n(static_cast<char*>(to.data) + i * bytes_of(to.dtype), n * bytes_of(to.dtype), 0);
+}
+
+// For each sample n and row l the k with ids[n, k] = l, in their order. Ids from `length` on belong to no row.
 class Matches {
  public:
   Matches(const at::Tensor& ids, int64_t length)
@@ -59,7 +64,7 @@ class Matches {
         first_[n * length + l] = int32_t(k);
       }
   }
-  int64_t first(int64_t n, int64_t l) const { return first_[n * length_ + l]; }  // -1: none
+  int64_t first(int64_t n, int64_t l) const { return first_[n * length_ + l]; }  // -1: there is none
   int64_t next(int64_t n, int64_t k) const { return next_[n * count_ + k]; }
 
  private:
@@ -67,14 +72,14 @@ class Matches {
   std::vector<int32_t> first_, next_;
 };
 
-// to[j ..] <- sum over the matches k of (n, l) of from[start + k step ..]: zeros, a copy, or a sum in T rounded once.
+// to[j ..] <- the sum over the matches k of (n, l) of from[start + k step ..]: zeros, a copy, or a sum in T that is rounded once.
 template <class T>
 void write_matches(const Matches& matches, int64_t n, int64_t l, Array from, int64_t start, int64_t step, Array to, int64_t j,
                    int64_t width, std::vector<T>& buffer) {
   const TokenRows<T>& rows = token_rows<T>();
   const int64_t k = matches.first(n, l);
   if (k < 0) {
-    std::fill_n(static_cast<char*>(to.data) + j * bytes_of(to.dtype), width * bytes_of(to.dtype), 0);
+    clear(to, j, width);
     return;
   }
   if (matches.next(n, k) < 0) return rows.copy(from, start + k * step, to, j, width);

@@ -1,5 +1,5 @@
-// Element-wise updates of chunks of tensors, one function of each kind for every instruction set. 16-bit elements are widened in
-// blocks of kBlock that stay in the first cache; float32 is read and written in place.
+// Element-wise updates of chunks of tensors, compiled for every instruction set. 16-bit elements are widened in blocks of kBlock
+// that stay in the first-level cache; float32 is read and written in place.
 #pragma once
 #include <cstdint>
 
@@ -14,7 +14,7 @@ struct EmaRule {
   uint64_t seed;
 };
 
-// The lists of an optimizer's step at one position; `first` is mu or m, `second` v.
+// The tensors of an optimizer's step at one position of the lists; `first` is mu of LARS or m of AdamW, `second` is v.
 struct StepLists {
   Array params, grads, first, second, ema, shadow, ema_shadow;
 };

@@ -1,5 +1,6 @@
-// How a block of threads walks its chunk: four elements a thread and step, widened to float32, 16 or 8 bytes an access where the
-// addresses allow it, one element a step elsewhere. Loads of kUnroll steps are under way before the first is used.
+// How a block of threads walks through its chunk. A thread takes four elements at each step, widens them to float32, and reads and
+// writes 16 or 8 bytes at once where the addresses allow it; elsewhere it takes one element at each step. The loads of kUnroll
+// steps are under way before the first of them is used.
 #pragma once
 #include "cuda/launch.cuh"
 
@@ -11,7 +12,7 @@ namespace fastssl {
 #undef FASTSSL_FN
 
 constexpr int kThreads = 256;
-constexpr int kBlocksAtOnce = 4;  // on a multiprocessor, with kUnroll 2: 32 KB under way, 23 KB fill an H200
+constexpr int kBlocksAtOnce = 4;  // on a multiprocessor; with kUnroll 2, 32 KB are under way, and 23 KB fill an H200
 constexpr int kUnroll = 2;
 
 struct Four {
@@ -36,7 +37,7 @@ __device__ inline Four load_four(const void* data, Dtype dtype, int64_t i) {
 __device__ inline float widen(uint16_t h, Dtype dtype) { return dtype == kBFloat16 ? from_bfloat16(h) : from_float16(h); }
 __device__ inline uint16_t narrow(float x, Dtype dtype) { return dtype == kBFloat16 ? to_bfloat16(x) : to_float16(x); }
 
-// x after rounding to a dtype.
+// x rounded to a dtype.
 __device__ inline float as_stored(float x, Dtype dtype) { return dtype == kFloat32 ? x : widen(narrow(x, dtype), dtype); }
 
 __device__ inline void widen_four(const Four& raw, Dtype dtype, float (&x)[4]) {
@@ -64,7 +65,7 @@ __device__ inline void store_one(void* data, Dtype dtype, int64_t i, float x) {
   else if (dtype != kNothing) static_cast<uint16_t*>(data)[i] = narrow(x, dtype);
 }
 
-// Whether four elements of every list are one aligned access.
+// Whether four elements of every list can be read and written in one aligned access.
 __device__ inline bool is_aligned(const TensorRecord& t) {
   bool aligned = true;
 #pragma unroll
@@ -74,7 +75,7 @@ __device__ inline bool is_aligned(const TensorRecord& t) {
 }
 
 // Reads lists 0 .. R - 1 and writes lists writes[0 .. W - 1] of a chunk, all of them float32 or 16 bits wide:
-//   f(i, in[R][4], out[W][4])  for elements i .. i + 3; on the way of single elements only the first of the four counts,
+//   f(i, in[R][4], out[W][4])  for elements i .. i + 3. Where single elements are taken, only the first of the four counts, and
 // the others are 0.
 template <int R, int W, class F>
 __device__ inline void for_each_four(const TensorRecord& t, int32_t index, const int (&writes)[W], const F& f) {

@@ -1,5 +1,5 @@
-// One step of AdamW for every tensor of a table in one launch; one block a chunk.
-// 28 bytes an element in float32, 8 more for an average, 2 for a 16-bit shadow: bound by memory.
+// One step of AdamW for every tensor of a table in one launch, with one block for each chunk.
+// An element costs 28 bytes in float32, 8 more for an average and 2 for a 16-bit shadow, so that memory is the limit.
 // Predicted: 1.98 ms for a ViT-L on an H200, 2.55 ms with its average.
 #include "cuda/adamw.h"
 #include "cuda/steps.cuh"
@@ -10,7 +10,7 @@ struct AdamScalars {
   double lr, size, root;
 };
 
-// To all threads; one of them reads the device and takes the powers.
+// The rates of the step, to all threads; one thread reads them from the device and computes the powers.
 __device__ inline AdamScalars scalars_of(const AdamCall& call) {
   __shared__ AdamScalars shared;
   if (threadIdx.x == 0) {

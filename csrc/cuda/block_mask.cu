@@ -1,8 +1,8 @@
-// Block-wise masks in one launch, common/block_mask.h; seed and numbers of patches stay on the device.
-//   mask (N, H, W): 1 byte written for each patch; the latency of 10 to 19 attempts, one after another, is what it costs
+// Block-wise masks (N, H, W) in one launch by common/block_mask.h; the seed and the numbers of patches stay on the device.
+// One byte is written for each patch; the cost is the latency of 10 to 19 attempts, one after another.
 //
-// A thread draws a sample; the masks, a bit a patch, lie in shared memory word by word across the samples, so that threads that
-// draw touch different banks. Then all threads of the block write the bytes, side by side.
+// A thread draws a sample. The masks have one bit for each patch and lie in shared memory word by word across the samples, so that
+// the threads that draw touch different banks. Then all threads of the block write the bytes, side by side.
 #include "cuda/access.cuh"
 #include "cuda/block_mask.h"
 
@@ -15,12 +15,13 @@ namespace fastssl {
 __global__ void __launch_bounds__(kBlockMaskThreads) block_mask_kernel(BlockMaskCall call) {
   __shared__ uint32_t bits[kBlockMaskWords];
   const int64_t first = int64_t(blockIdx.x) * call.samples;
-  const int own = threadIdx.x, words = (call.W + 31) / 32;
-  if (own < call.samples && first + own < call.N) {
-    for (int i = 0; i < call.words; i++) bits[i * call.samples + own] = 0;
+  const int drawn_here = threadIdx.x, words = (call.W + 31) / 32;
+  if (drawn_here < call.samples && first + drawn_here < call.N) {
+    for (int i = 0; i < call.words; i++) bits[i * call.samples + drawn_here] = 0;
     const BlockRule rule{uint64_t(*call.seed), call.aspects,   call.T,        call.H,    call.W,
                          call.min_block,       call.max_block, call.attempts, call.exact};
-    mask_blocks({bits + own, words, call.samples}, rule, uint32_t(first + own), int(call.num_masked[first + own]));
+    mask_blocks({bits + drawn_here, words, call.samples}, rule, uint32_t(first + drawn_here),
+                int(call.num_masked[first + drawn_here]));
   }
   __syncthreads();
   const int patches = call.H * call.W;

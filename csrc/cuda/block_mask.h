@@ -1,4 +1,4 @@
-// The call of the kernel of block-wise masks.
+// What the kernel of block-wise masks is called with.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +6,8 @@ struct CUstream_st;
 
 namespace fastssl {
 
-// Threads of a block; those of them that draw, one sample each: few, since samples of one warp wait for one another.
+// Threads of a block, and how many of these draw, one sample each. They are few, because the samples of one warp wait for one
+// another.
 constexpr int kBlockMaskThreads = 32, kBlockMaskSamples = 8;
 constexpr int kBlockMaskWords = 8192;  // 32-bit words of shared memory for the masks of a block's samples: 512 x 512 patches
 

@@ -1,6 +1,6 @@
-// Exponential moving average of every tensor of a table in one launch; one block a chunk.
+// Exponential moving average of every tensor of a table in one launch, with one block for each chunk.
 //   lerp: e <- e + w (p - e), w = 1 - m;   mul_add: e <- round(m e) + w p;   then shadow <- e.
-// 12 bytes an element in float32 (read e and p, write e), 2 more for a bfloat16 shadow; 3 FLOP: bound by memory.
+// An element costs 12 bytes in float32 (read e and p, write e), 2 more for a bfloat16 shadow, and 3 FLOP: memory is the limit.
 // Predicted: 1.0 to 1.1 times the copy bandwidth, 71 us for a ResNet-50 and 0.85 ms for a ViT-L on an H200.
 #include "cuda/access.cuh"
 #include "cuda/ema.h"

@@ -43,7 +43,7 @@ Tensor visible_patches_bwd(Tensor dpatches, Tensor ids, std::vector<int64_t> sha
   call.grid = visible_grid("visible_patches_bwd", images, height, width);
   STD_TORCH_CHECK(prefix >= 0, "visible_patches_bwd: bad prefix");
   expect_rows("visible_patches_bwd", dpatches, {ids.size(0), prefix + ids.size(1), call.grid.entries}, dpatches);
-  call.dpatches = {dpatches.data_ptr(), dtype_of(dpatches), dpatches.stride(0), dpatches.stride(1)};
+  call.dpatches = rows_of(dpatches);
   call.ids = static_cast<const int64_t*>(ids.data_ptr()), call.images = images.data_ptr();
   call.samples = images.size(0), call.prefix = prefix, call.kept = ids.size(1);
   launch_visible_patches_grad(call, on.stream);

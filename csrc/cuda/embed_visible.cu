@@ -1,7 +1,8 @@
-// Around the product of MAE's patch embedding: visible patches as its rows, their gradient, and the rows that it is added to.
+// What stands around the matrix product of MAE's patch embedding: visible patches as the rows of a matrix, the gradient of these
+// rows, and the rows that the product is added to.
 //   A_{n,P+k} = patch ids_{n,k} of image n in the order (c, p, q), A_{n,i} = 0 for i < P         (N, P + K, C p q)
 //   O_{n,P+k} = bias + pos_{P + ids_{n,k}},   O_{n,i} = prefix_i + pos_i for i < P               (N, P + K, E)
-// Reads and writes each visible pixel once. Predicted at the copy bandwidth of an H200: 13 us for 256 images of 3 x 224 x 224 in
+// Each visible pixel is read and written once. Predicted at the copy bandwidth of an H200: 13 us for 256 images of 3 x 224 x 224 in
 // float32 with a quarter visible, rows in bfloat16. Lines of 16 pixels are 64 bytes there, two whole sectors.
 #include "cuda/embed_visible.h"
 #include "cuda/patches.cuh"
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks - 1) visible_patches_k
       });
       return;
     }
-    // As aligned patches have whole groups in a line, they have no rest.
+    // Aligned patches have whole groups in a line, so that no single entries are left.
     const auto read = [&](int64_t i) {
       Packed<Real<G>, G> x;
       load<G>(patch, call.image_dtype, place(i), x.value);
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks - 1) visible_patches_k
   });
 }
 
-// A warp takes a patch of an image, visible or not: each pixel is written once.
+// A warp takes a patch of an image, visible or not, so that each pixel is written once.
 template <int G>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks - 1) visible_patches_grad_kernel(VisibleGradCall call) {
   for_each_row(call.samples * call.grid.length, [&](int64_t row) {

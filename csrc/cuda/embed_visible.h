@@ -1,10 +1,10 @@
-// The calls of the kernels around the embedding of visible patches.
+// What the kernels around the embedding of visible patches are called with.
 #pragma once
 #include "cuda/rows.h"
 
 namespace fastssl {
 
-// Forward: out (samples, prefix + kept, entries) of `dtype` <- patches of images; rows of the prefix are 0.
+// Forward: out (samples, prefix + kept, entries) of `dtype` <- patches of the images; the rows of the prefix are 0.
 struct VisibleCall {
   const void* images;
   Dtype image_dtype, dtype;

@@ -15,7 +15,7 @@ Tensor gather_tokens_fwd(Tensor x, Tensor ids) {
   expect_ids("gather_tokens_fwd", ids, x.size(0), x);
   const DeviceOf on(x);
   GatherCall call{};
-  call.x = {x.data_ptr(), dtype_of(x), x.stride(0), x.stride(1)};
+  call.x = rows_of(x);
   call.samples = ids.size(0), call.count = ids.size(1), call.length = x.size(1), call.width = x.size(2);
   Tensor out = torch::stable::new_empty(x, {call.samples, call.count, call.width});
   call.ids = static_cast<const int64_t*>(ids.data_ptr()), call.out = out.data_ptr();
@@ -30,7 +30,7 @@ Tensor gather_tokens_bwd(Tensor dout, Tensor ids, int64_t length) {
   expect_rows("gather_tokens_bwd", dout, {ids.size(0), ids.size(1), dout.size(2)}, dout);
   const DeviceOf on(dout);
   ScatterCall call{};
-  call.dout = {dout.data_ptr(), dtype_of(dout), dout.stride(0), dout.stride(1)};
+  call.dout = rows_of(dout);
   call.samples = ids.size(0), call.count = ids.size(1), call.length = length, call.width = dout.size(2);
   Tensor out = torch::stable::new_empty(dout, {call.samples, length, call.width});
   call.ids = static_cast<const int64_t*>(ids.data_ptr()), call.out = out.data_ptr();

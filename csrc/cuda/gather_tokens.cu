@@ -1,6 +1,6 @@
 // Some tokens of each sample, out_{n,k} = x_{n, ids_{n,k}}, and the gradient dx_{n,l} = sum_{k : ids_{n,k} = l} dout_{n,k}.
-// Forward 2 N K D elements, backward N (K + L) D. Predicted at the copy bandwidth of an H200, 49 of 196 tokens of 768 entries in
-// bfloat16, N = 256: 9 us forward, 22 us backward.
+// The forward moves 2 N K D elements, the backward N (K + L) D. Predicted at the copy bandwidth of an H200, 49 of 196 tokens of 768
+// entries in bfloat16, N = 256: 9 us forward, 22 us backward.
 #include "cuda/gather_tokens.h"
 #include "cuda/rows.cuh"
 
@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocks) gather_kernel(GatherC
   });
 }
 
-// A warp looks for its row among the ids of the sample, which its block's other warps read too: from the first-level cache.
+// A warp looks for its row among the ids of the sample. The other warps of its block read the same ids, so that they come from the
+// first-level cache.
 template <int G>
 __global__ void __launch_bounds__(kRowThreads, kRowBlocks - 1) scatter_kernel(ScatterCall call) {
   const int64_t tokens = call.prefix + call.length;

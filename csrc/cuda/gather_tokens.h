@@ -1,4 +1,4 @@
-// The calls of the kernels that take rows by ids, and bring them back.
+// What the kernels that take rows by ids, and bring gradients back, are called with.
 #pragma once
 #include "cuda/rows.h"
 

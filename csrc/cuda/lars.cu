@@ -1,14 +1,14 @@
-// One step of LARS for every tensor of a table in two launches, norms and update; one block a chunk.
-// Squares are added in float64, threads and chunks in a fixed order: the same bits at every run. Each block of the update adds the
-// chunks of its tensor anew: 16 bytes a chunk from the second-level cache against 160 KB that it reads and writes.
-// 28 bytes an element in float32 (8 + 20), 8 more for an average, 2 for a 16-bit shadow: bound by memory.
+// One step of LARS for every tensor of a table in two launches, the norms and the update, with one block for each chunk.
+// Squares are added in float64, and threads and chunks in a fixed order, so that every run gives the same bits. Each block of the
+// update adds up the chunks of its tensor again: it reads 16 bytes for each chunk from the second-level cache, and 160 KB besides.
+// An element costs 28 bytes in float32 (8 + 20), 8 more for an average and 2 for a 16-bit shadow, so that memory is the limit.
 // Predicted: 166 us for a ResNet-50 on an H200, 214 us with its average.
 #include "cuda/lars.h"
 #include "cuda/steps.cuh"
 
 namespace fastssl {
 
-// Sums over the threads of a block, to all of them.
+// Sums over the threads of a block, returned to all of them.
 __device__ inline void add_over_block(double (&sum)[2]) {
   __shared__ double part[2][kThreads];
   for (int k = 0; k < 2; k++) part[k][threadIdx.x] = sum[k];
@@ -24,7 +24,7 @@ __device__ inline void add_over_block(double (&sum)[2]) {
 // |p|^2 and |g + weight_decay p|^2 of this thread's elements.
 template <class T>
 __device__ inline void add_squares(const TensorRecord& t, int32_t index, T weight_decay, double (&sum)[2]) {
-  constexpr int writes[] = {kMostLists - 1};  // nothing
+  constexpr int writes[] = {kMostLists - 1};  // a list that is kNothing
   for_each_element<T, 2>(t, index, writes, [&](const T(&in)[2], T(&)[1]) {
     const T p = in[kLarsParams], g = in[kLarsGrads];
     const double x = p, d = weight_decay != T(0) ? multiply_add(weight_decay, p, g) : g;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAtOnce) lars_norms_kernel(Tab
   if (threadIdx.x == 0) call.squares[2 * blockIdx.x] = sum[0], call.squares[2 * blockIdx.x + 1] = sum[1];
 }
 
-// The scale of the tensor that this block's chunk belongs to, to all threads.
+// The scale of the tensor that this block's chunk belongs to, returned to all threads.
 __device__ inline LarsScale scale_of(const TensorRecord& t, const ChunkRecord& chunk, const LarsCall& call, double lr) {
   __shared__ LarsScale scale;
   double sum[2] = {0.0, 0.0};

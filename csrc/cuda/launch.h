@@ -1,4 +1,4 @@
-// What the ops (C++, torch) hand to the kernels (CUDA, no torch: a kernel's file is parsed once for each architecture).
+// What the ops (.cpp, with torch's headers) hand to the kernels (.cu, without them: nvcc parses a .cu once for each architecture).
 #pragma once
 #include "common/records.h"
 
@@ -6,10 +6,10 @@ struct CUstream_st;
 
 namespace fastssl {
 
-// A number of the call, or its value on the device at the time the kernel runs, so that a captured graph reads it anew.
+// A number of the call, or a place on the device that the kernel reads when it runs, so that a captured graph reads it anew.
 struct Scalar {
   double number;
-  const void* device;  // float32, or float64 where is_double; null: the number counts
+  const void* device;  // float32, or float64 where is_double; null: `number` is the value
   bool is_double;
 };
 

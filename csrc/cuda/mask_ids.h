@@ -1,10 +1,10 @@
-// The call of the kernel that ranks the keys of each sample.
+// What the kernel that ranks the keys of each sample is called with.
 #pragma once
 #include "cuda/rows.h"
 
 namespace fastssl {
 
-constexpr int64_t kMostRanked = 4096;  // ids of a sample; COUNTED in fastssl/ops/mask_ids.py
+constexpr int64_t kMostRanked = 4096;  // ids of a sample; fastssl/ops/mask_ids.py calls it COUNTED
 
 struct MaskIdsCall {
   const void* noise;  // (rows, length), or null:

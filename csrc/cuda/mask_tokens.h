@@ -1,4 +1,4 @@
-// The call of the kernel of masked language modelling.
+// What the kernel of masked language modelling is called with.
 #pragma once
 #include <cstdint>
 

@@ -15,7 +15,7 @@ namespace {
 using torch::stable::new_empty;
 using OptionalTensor = std::optional<Tensor>;
 
-// How the loss is taken, as the ops' schemas end.
+// How the loss is computed: the last arguments of the ops' schemas.
 struct How {
   int64_t height, width;
   bool channels_last, normalize;
@@ -31,7 +31,7 @@ PatchLossCall loss_call(const char* op, const Tensor& images, const Tensor& pred
   call.images = images.data_ptr(), call.image_dtype = dtype_of(images);
   call.grid = patch_grid(images.sizes().data(), images.strides().data(), how.height, how.width);
   STD_TORCH_CHECK(call.grid.entries < int64_t(1) << 31, op, ": patches must have fewer than 2^31 entries, got ", call.grid.entries);
-  call.pred = {pred.data_ptr(), dtype_of(pred), pred.stride(0), pred.stride(1)};
+  call.pred = rows_of(pred);
   call.mask = mask ? static_cast<const float*>(mask->data_ptr()) : nullptr;
   call.ids = ids ? static_cast<const int64_t*>(ids->data_ptr()) : nullptr;
   call.samples = pred.size(0), call.rows = pred.size(1);
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> patch_loss_fwd(Tensor images, Tensor pred, Op
   PatchLossCall call =
       loss_call("patch_loss_fwd", images, pred, mask, ids, {height, width, channels_last, normalize, eps, absolute});
   call.blocks = loss_blocks(call);
-  const ScalarType sums = call.pred.dtype == kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType sums = accumulator(pred);
   Tensor loss = new_empty(pred, {}, sums), total = new_empty(pred, {}, sums);
   Tensor stats = normalize ? new_empty(pred, {call.samples, call.rows, 2}, sums) : new_empty(pred, {0}, sums);
   Tensor partial = new_empty(pred, {call.blocks, 2}, ScalarType::Double);
@@ -66,7 +66,7 @@ Tensor patch_loss_bwd(Tensor grad, Tensor total, Tensor stats, Tensor images, Te
   const DeviceOf on(pred);
   PatchLossCall call =
       loss_call("patch_loss_bwd", images, pred, mask, ids, {height, width, channels_last, normalize, eps, absolute});
-  const ScalarType sums = call.pred.dtype == kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType sums = accumulator(pred);
   expect("patch_loss_bwd", grad, {}, sums, pred);
   expect("patch_loss_bwd", total, {}, sums, pred);
   if (normalize) expect("patch_loss_bwd", stats, {call.samples, call.rows, 2}, sums, pred);

@@ -1,21 +1,21 @@
-// MAE's loss over removed patches, targets made from the images on the way.
+// MAE's loss over the removed patches; the targets are made from the images on the way.
 //   loss = sum_r w_r mean_i d(pred_{r,i} - t_{r,i}) / sum_r w_r,   d(e) = e^2 or |e|,   t normalised patch by patch where asked for
 //   dpred_{r,i} = g w_r d'(e) / (P sum w)
-// Reads two tensors of N L P elements where w is not 0, the backward writes a third. Predicted at the copy bandwidth of an H200:
-// 160 us and 230 us for 1024 images of 3 x 224 x 224 in float32, pred in bfloat16, a quarter visible.
+// Two tensors of N L P elements are read where w is not 0, and the backward writes a third. Predicted at the copy bandwidth of an
+// H200: 160 us and 230 us for 1024 images of 3 x 224 x 224 in float32, pred in bfloat16, a quarter visible.
 //
-// A warp takes a row. It brings the patch into shared memory along the image's lines, in the order of the entries of pred, where it
-// is then read for the mean, the variance and the error: pixels by fours, twos or ones as width, strides and address allow, float64
-// one by one. Patches above 8192 entries are read from the image each time.
+// A warp takes a row. It brings the patch into shared memory along the image's lines, in the order of the entries of pred, and then
+// reads it there for the mean, the variance and the error. It reads four, two or one pixels at once, as width, strides and address
+// allow; float64 pixels are read one by one. Patches of more than 8192 entries are read from the image each time.
 //
-// Sums are taken in a fixed order: lanes, rows of a warp, warps of a block, and blocks by a second launch; the last three in
-// float64. Rows of weight 0 read nothing of pred and images. Ids out of range count as weight 0.
+// Sums are formed in a fixed order: lanes, rows of a warp, warps of a block, and blocks by a second launch; the last three in
+// float64. For rows of weight 0 nothing of pred and images is read. Ids out of range count as weight 0.
 #include "cuda/patch_loss.h"
 #include "cuda/patches.cuh"
 
 namespace fastssl {
 
-// V elements of shared memory at once; `to` is as aligned.
+// Writes V elements of shared memory at once; `to` is aligned to that.
 template <int V, class T>
 __device__ inline void write_group(T* to, const T (&x)[V]) {
   Packed<T, V> group;
@@ -31,7 +31,7 @@ template <int G>
 constexpr int kLossGradBlocks = G == 2 ? 3 : 4;
 constexpr int kFinishThreads = 1024;
 
-// Sample of a row of pred, its place among the sample's rows, its patch and weight.
+// The sample of a row of pred, the place among the sample's rows, the patch and the weight.
 template <class T>
 struct Weighted {
   int64_t n, place, l;
@@ -45,7 +45,7 @@ __device__ inline Weighted<T> weighted(const PatchLossCall& call, int64_t row) {
   return {n, place, id, T(uint64_t(id) < uint64_t(call.grid.length) ? 1 : 0)};
 }
 
-// Pixels of a lane are staged in this many channels at once: their reads are all under way before the first is used.
+// A lane stages its pixels in this many channels at once: the reads are all under way before the first is used.
 constexpr uint32_t kChannelsAhead = 3;
 
 // V neighbouring pixels in channels `first` and up to kChannelsAhead - 1 after it, from x[channel][pixel] to their places in the
@@ -167,13 +167,13 @@ __device__ inline Stats<T> stats_of(const Target<T>& target, uint32_t entries, d
   return {mean, T(1) / T(sqrt(variance + T(eps)))};
 }
 
-// Elements of a warp's share: a multiple of 16 bytes.
+// Where the share of this warp begins: at a multiple of 16 bytes.
 template <class T>
 __device__ inline T* share_of(T* staged, int warps) {
   return staged + warp() * (kStagedBytes / int(sizeof(T)) / warps);
 }
 
-// to(loss, weight) once, with the sums over the warps of a block of what all lanes of each hold.
+// Calls to(loss, weight) once, with sums over the warps of a block; all lanes of a warp hold the same values.
 template <class To>
 __device__ inline void add_over_warps(double loss, double weight, const To& to) {
   __shared__ double part[kWarp][2];

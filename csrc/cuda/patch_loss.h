@@ -1,10 +1,10 @@
-// The call of the kernels of MAE's loss.
+// What the kernels of MAE's loss are called with.
 #pragma once
 #include "cuda/rows.h"
 
 namespace fastssl {
 
-// All float32, or float64 where pred is: loss, total, stats, grad. Rows of pred are (samples, rows, grid.entries).
+// loss, total, stats and grad are float32, or float64 where pred is. pred has rows (samples, rows, grid.entries).
 struct PatchLossCall {
   const void* images;
   Dtype image_dtype;
@@ -27,7 +27,7 @@ struct PatchLossCall {
   void* dpred;
 };
 
-// Shared memory of a block for targets. Few long patches or many short ones: a warp's share is what it needs, or none.
+// Shared memory of a block for targets, few long patches or many short ones: a warp gets what a patch needs, or nothing.
 constexpr int64_t kStagedBytes = 32 << 10;
 inline void set_staging(PatchLossCall& call) {
   const int64_t bytes = call.grid.entries * (call.pred.dtype == kFloat64 ? 8 : 4);
@@ -37,7 +37,7 @@ inline void set_staging(PatchLossCall& call) {
   if (!call.staged) call.warps = kRowWarps;
 }
 
-// Few enough for one block to add their sums, enough to fill a GPU many times.
+// Blocks whose sums one block adds: few enough for that, enough to fill a GPU many times.
 constexpr int64_t kMostLossBlocks = 1 << 14;
 inline int64_t loss_blocks(const PatchLossCall& call) { return blocks_of(call.samples * call.rows, call.warps, kMostLossBlocks); }
 

@@ -6,13 +6,13 @@ namespace fastssl {
 
 __device__ inline uint32_t quotient(uint32_t n, const Divisor& d) { return uint32_t(n * d.multiplier >> (32 + d.shift)); }
 
-// Element of the image at which patch `l` of sample `n` begins.
+// The element of the images at which patch `l` of sample `n` begins.
 __device__ inline int64_t patch_begin(const PatchGrid& grid, int64_t n, int64_t l) {
   const int64_t down = l / grid.across;
   return n * grid.sample + down * grid.height * grid.line + (l - down * grid.across) * grid.width;
 }
 
-// Entry i of a patch in the order (c, p, q) lies at this element behind its beginning.
+// Entry i of a patch, in the order (c, p, q), lies at this element behind the patch's first one.
 struct InPatch {
   const PatchGrid& grid;
 
@@ -22,10 +22,10 @@ struct InPatch {
     return c * grid.channel + y * grid.line + x;
   }
 
-  // Whether G entries from a multiple of G on are neighbours in an image of `dtype`, and as aligned as the patch's first entry.
+  // Whether G entries from a multiple of G on are neighbours in an image of `dtype`, and aligned if the patch's first entry is.
   template <int G>
   __device__ bool in_groups(Dtype dtype) const {
-    const int bytes = size_of(dtype), access = access_bytes<G>(dtype);
+    const int bytes = bytes_of(dtype), access = access_bytes<G>(dtype);
     return grid.width % G == 0 && is_multiple(grid.channel * bytes, access) && is_multiple(grid.line * bytes, access);
   }
 };

@@ -1,4 +1,4 @@
-// The call of the push kernel.
+// What the kernel that pushes keys is called with.
 #pragma once
 #include <cstdint>
 
@@ -18,10 +18,10 @@ struct PushCall {
   int64_t queue_row, queue_entry, key_row, key_entry, label_queue_row, label_row;  // strides in elements
   int label_bytes;
   bool truncate;
-  int64_t first;  // key that stays: of more than K, the last K do
+  int64_t first;  // the first key that stays: of more than K keys the last K do
 };
 
-// Tiles of keys and of entries: the blocks of a launch.
+// The tiles of keys and of entries; a launch has a block for each pair.
 inline int64_t tiles_of_keys(const PushCall& call) { return (call.N - call.first + kTile - 1) / kTile; }
 inline int64_t tiles_of_entries(const PushCall& call) { return (call.D + kTile - 1) / kTile; }
 

@@ -1,5 +1,5 @@
-// fastssl::restore_tokens_fwd and restore_tokens_bwd on CUDA: one launch for the tokens, one for their gradient, one or two for the
-// mask token's.
+// fastssl::restore_tokens_fwd and restore_tokens_bwd on CUDA: one launch for the tokens, one for their gradient, and one or two for
+// the gradient of the mask token.
 #include "cuda/restore_tokens.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -25,7 +25,7 @@ Tensor restore_tokens_fwd(Tensor x, Tensor ids_restore, Tensor mask_token, std::
   if (pos) expect(op, *pos, {prefix + ids_restore.size(1), x.size(2)}, mask_token.scalar_type(), x);
   const DeviceOf on(x);
   RestoreCall call{};
-  call.x = {x.data_ptr(), dtype_of(x), x.stride(0), x.stride(1)};
+  call.x = rows_of(x);
   call.ids_restore = static_cast<const int64_t*>(ids_restore.data_ptr());
   call.mask_token = mask_token.data_ptr(), call.pos = pos ? pos->data_ptr() : nullptr, call.dtype = dtype_of(mask_token);
   call.samples = x.size(0), call.prefix = prefix, call.kept = x.size(1) - prefix;
@@ -39,7 +39,7 @@ Tensor restore_tokens_fwd(Tensor x, Tensor ids_restore, Tensor mask_token, std::
 
 Tensor gradient_of_x(const Tensor& dout, const Tensor& ids_restore, int64_t kept, int64_t prefix, cudaStream_t stream) {
   ScatterCall call{};
-  call.dout = {dout.data_ptr(), dtype_of(dout), dout.stride(0), dout.stride(1)};
+  call.dout = rows_of(dout);
   call.ids = static_cast<const int64_t*>(ids_restore.data_ptr());
   call.samples = dout.size(0), call.prefix = prefix, call.count = ids_restore.size(1);
   call.length = kept, call.width = dout.size(2);
@@ -50,13 +50,11 @@ Tensor gradient_of_x(const Tensor& dout, const Tensor& ids_restore, int64_t kept
 }
 
 Tensor gradient_of_token(const Tensor& dout, const Tensor& ids_restore, int64_t kept, int64_t prefix, cudaStream_t stream) {
-  const Dtype dtype = dtype_of(dout);
-  const ScalarType sums = dtype == kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType sums = accumulator(dout);
   SumCall call{};
   call.samples = dout.size(0), call.length = ids_restore.size(1), call.kept = kept, call.width = dout.size(2);
-  // in bytes: rows of patches begin behind the prefix
-  char* patches = static_cast<char*>(dout.data_ptr()) + prefix * dout.stride(1) * bytes_of(dtype);
-  call.rows = {patches, dtype, dout.stride(0), dout.stride(1)};
+  call.rows = rows_of(dout);  // without the prefix: the rows of patches begin behind it
+  call.rows.data = static_cast<const char*>(call.rows.data) + prefix * call.rows.row * bytes_of(call.rows.dtype);
   call.ids = static_cast<const int64_t*>(ids_restore.data_ptr()), call.chunks = chunks_of_rows(call.samples * call.length);
   STD_TORCH_CHECK(call.width < int64_t(1) << 21, "restore_tokens_bwd: tokens too wide for one launch, got ", call.width);
   Tensor dtoken = new_empty(dout, {call.width}, sums);
@@ -73,7 +71,7 @@ std::tuple<Tensor, Tensor> restore_tokens_bwd(Tensor dout, Tensor ids_restore, i
   expect_ids(op, ids_restore, dout.size(0), dout);
   expect_rows(op, dout, {dout.size(0), prefix + ids_restore.size(1), dout.size(2)}, dout);
   const DeviceOf on(dout);
-  const ScalarType sums = dtype_of(dout) == kFloat64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType sums = accumulator(dout);
   Tensor dx = need[0] ? gradient_of_x(dout, ids_restore, kept, prefix, on.stream) : new_empty(dout, {0});
   Tensor dtoken = need[1] ? gradient_of_token(dout, ids_restore, kept, prefix, on.stream) : new_empty(dout, {0}, sums);
   check(cudaGetLastError(), op);

@@ -1,9 +1,11 @@
-// Input of MAE's decoder: kept tokens in their places, the mask token elsewhere, positions added; and the mask token's gradient.
+// The input of MAE's decoder (kept tokens in their places, the mask token elsewhere, positions added) and the mask token's
+// gradient.
 //   out_{n,P+l} = (r < K ? x_{n,P+r} : mask_token) + pos_{P+l},  r = ids_restore_{n,l};    out_{n,p} = x_{n,p} + pos_p,  p < P
-// N (2 P + K + L) D elements read and written. The gradient in x is that of a gather, cuda/gather_tokens.cu.
+// N (2 P + K + L) D elements are read and written. The gradient in x is that of a gather, see gather_tokens.cu.
 //
-// dmask_token = sum of the rows of dout with r >= K, in two launches: chunks of rows, then chunks. A column belongs to one lane of
-// each of a block's warps, which take rows in turn and are added in order: the same bits at every run.
+// dmask_token is the sum of the rows of dout with r >= K, in two launches: one adds the rows of each chunk, the other adds the
+// chunks. A column belongs to one lane of each warp of a block; the warps take the rows in turn and are added in order, so that
+// every run gives the same bits.
 #include "cuda/restore_tokens.h"
 #include "cuda/rows.cuh"
 
@@ -61,7 +63,7 @@ template <int G>
 __global__ void __launch_bounds__(kRowThreads, kSumBlocks) sum_kernel(SumCall call) {
   __shared__ Real<G> part[kRowWarps][kWarp * G];
   const Dtype dtype = known_dtype<G>(call.rows.dtype);
-  const int bytes = size_of(dtype);
+  const int bytes = bytes_of(dtype);
   const bool aligned = fits<G>(call.rows.data, dtype) && call.width % G == 0 && call.rows.sample * bytes % 16 == 0 &&
                        call.rows.row * bytes % 16 == 0;
   if (aligned) sum_tile<G, G>(call, part);

@@ -1,4 +1,4 @@
-// The calls of the kernels that bring tokens back to their places.
+// What the kernels that bring tokens back to their places are called with.
 #pragma once
 #include "cuda/rows.h"
 
@@ -13,7 +13,7 @@ struct RestoreCall {
   int64_t samples, prefix, kept, length, width;
 };
 
-// Rows are added in chunks, one a block; with one chunk the sum is whole.
+// Rows are added in chunks, one chunk for each block; where there is one chunk, its sum is the result.
 constexpr int64_t kMostChunks = 256;
 constexpr int64_t kChunkRows = 64;
 

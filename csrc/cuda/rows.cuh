@@ -1,5 +1,5 @@
-// How a warp walks a row: 16 bytes of the op's own dtype a lane and step where every address allows it, single elements elsewhere
-// and at the end. G is the number of elements in 16 bytes: 2 for float64, 4 for float32, 8 for 16-bit floats.
+// How a warp walks through a row: at each step a lane takes 16 bytes where every address allows it, and single elements elsewhere
+// and at the end. G is the number of elements of the op's dtype in 16 bytes: 2 for float64, 4 for float32, 8 for 16-bit floats.
 #pragma once
 #include <type_traits>
 
@@ -11,14 +11,14 @@ namespace fastssl {
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 constexpr int kRowThreads = kRowWarps * kWarp;
 constexpr int kRowBlocks = 6;  // on a multiprocessor: 48 warps
-// Reads of 16 bytes that a lane has under way where rows are copied: 1 KB of a warp. 23 KB in all fill an H200, but a warp that
-// begins a row first waits for an id.
+// How many reads of 16 bytes a lane has under way where rows are copied: 1 KB for a warp. 23 KB in all fill an H200, but a warp
+// that begins a row waits for an id first.
 constexpr int kReadsAhead = 2;
 
 template <int W>
 using Width = std::integral_constant<int, W>;
 template <int G>
-using Real = std::conditional_t<G == 2, double, float>;  // of the arithmetic
+using Real = std::conditional_t<G == 2, double, float>;  // the type of the arithmetic
 template <int G>
 using Bits = std::conditional_t<G == 2, uint64_t, std::conditional_t<G == 4, uint32_t, uint16_t>>;
 
@@ -36,19 +36,17 @@ void with_group(Dtype dtype, const F& f) {
   else f(Width<8>{});
 }
 
-__device__ inline int size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
-
 __device__ inline int lane() { return int(threadIdx.x) % kWarp; }
 __device__ inline int warp() { return int(threadIdx.x) / kWarp; }
 
-// f(row) for the rows of this warp; all its lanes together.
+// Calls f(row) for the rows of this warp; all its lanes run together.
 template <class F>
 __device__ inline void for_each_row(int64_t rows, const F& f) {
   const int warps = int(blockDim.x) / kWarp;
   for (int64_t row = int64_t(blockIdx.x) * warps + warp(); row < rows; row += int64_t(gridDim.x) * warps) f(row);
 }
 
-// 16-bit floats by the GPU's own conversions, which round as those of elements.h and give another NaN for a NaN.
+// 16-bit floats are converted by the GPU's instructions, which round as the functions of elements.h and give another NaN for a NaN.
 __device__ inline float real_of(uint16_t h, Dtype dtype) {
 #if defined(__CUDA_ARCH__)
   if (dtype == kBFloat16) return from_bfloat16(h);
@@ -70,7 +68,7 @@ __device__ inline uint16_t half_of(float x, Dtype dtype) {
 #endif
 }
 
-// W elements in accesses of at most 16 bytes.
+// W elements that are read or written in accesses of at most 16 bytes.
 template <class E, int W>
 struct alignas(sizeof(E) * W < 16 ? sizeof(E) * W : 16) Packed {
   E value[W];
@@ -118,29 +116,30 @@ __device__ inline void store(void* data, Dtype dtype, int64_t i, const T (&x)[W]
   }
 }
 
-// Of G elements, a power of 2 as all these are: the remainder of a number that the compiler does not know takes 20 instructions.
+// The bytes of an access to G elements, a power of 2. All divisors here are powers of 2, because the remainder by a number that the
+// compiler does not know takes 20 instructions.
 template <int G>
 __device__ inline int access_bytes(Dtype dtype) {
-  const int bytes = G * size_of(dtype);
+  const int bytes = G * bytes_of(dtype);
   return bytes < 16 ? bytes : 16;
 }
 __device__ inline bool is_multiple(int64_t number, int power_of_2) { return (number & (power_of_2 - 1)) == 0; }
 
-// Whether G elements at `data` are accesses as load and store make them. Null is not read.
+// Whether load and store may access G elements at `data`, which is aligned then. Null is aligned, because it is not read.
 template <int G>
 __device__ inline bool fits(const void* data, Dtype dtype) {
   return is_multiple(reinterpret_cast<int64_t>(data), access_bytes<G>(dtype));
 }
 
 __device__ inline const void* element(const void* data, Dtype dtype, int64_t i) {
-  return static_cast<const char*>(data) + i * size_of(dtype);
+  return static_cast<const char*>(data) + i * bytes_of(dtype);
 }
-__device__ inline void* element(void* data, Dtype dtype, int64_t i) { return static_cast<char*>(data) + i * size_of(dtype); }
+__device__ inline void* element(void* data, Dtype dtype, int64_t i) { return static_cast<char*>(data) + i * bytes_of(dtype); }
 __device__ inline const void* row_of(const RowsView& view, int64_t sample, int64_t row) {
   return element(view.data, view.dtype, sample * view.sample + row * view.row);
 }
 
-// f(i, Width<W>) for elements i .. i + W - 1 of a row; lanes take turns.
+// Calls f(i, Width<W>) for elements i .. i + W - 1 of a row; the lanes take turns.
 template <int G, class F>
 __device__ inline void walk_row(int64_t count, bool aligned, const F& f) {
   const int64_t grouped = aligned ? count / G * G : 0;
@@ -150,7 +149,7 @@ __device__ inline void walk_row(int64_t count, bool aligned, const F& f) {
   for (int64_t i = grouped + lane(); i < count; i += kWarp) f(i, Width<1>{});
 }
 
-// write(i, read(i)) for groups of G elements up to `end`, a multiple of G; lanes take turns.
+// Calls write(i, read(i)) for groups of G elements up to `end`, a multiple of G; the lanes take turns.
 template <int G, class Read, class Write>
 __device__ inline void read_ahead(int64_t end, const Read& read, const Write& write) {
   constexpr int kStep = kWarp * G;
@@ -179,8 +178,8 @@ __device__ inline T value_of(double x, Dtype) {
   return T(x);
 }
 
-// f(i, x) for the entries of a row of fewer than 2^31, x that at data[place(i)], one a lane and step. Four loads of each are
-// under way before the first is used: 20 KB of float32 on a multiprocessor with 40 warps.
+// Calls f(i, x) for the entries of a row of fewer than 2^31, where x = data[place(i)]; a lane takes one entry at each step. Four
+// loads of each lane are under way before the first is used: 20 KB of float32 on a multiprocessor with 40 warps.
 template <class T, class E, class Place, class F>
 __device__ inline void read_singles(const E* data, Dtype dtype, const Place& place, uint32_t count, const F& f) {
   constexpr int kAhead = 4;
@@ -211,7 +210,7 @@ struct InOrder {
   }
 };
 
-// out[place(i)] = from[i], or 0 where from is null, bit by bit.
+// out[place(i)] = from[i], or 0 where `from` is null; the bits are copied.
 template <int G, class Place>
 __device__ inline void copy_row(void* out, const Place& place, const void* from, int64_t count) {
   const bool aligned = (reinterpret_cast<uint64_t>(out) | reinterpret_cast<uint64_t>(from)) % 16 == 0;
@@ -247,13 +246,14 @@ __device__ inline void write_sum(void* out, Dtype out_dtype, const Row& a, const
   });
 }
 
-// Where `wanted` stands among the ids of a sample.
+// A search for `wanted` among the ids of a sample.
 struct Search {
   const int64_t* ids;
   int64_t count, wanted;
 };
 
-// f(bits, base) for each kWarp ids: bit b is set where id base + b is the wanted one. All lanes of the warp together.
+// Calls f(bits, base) for each kWarp ids that hold the wanted one: bit b is set where id base + b is the wanted one. All lanes of
+// the warp run together.
 template <class F>
 __device__ inline void for_each_match(const Search& search, const F& f) {
   constexpr int kAhead = 4;
@@ -271,7 +271,7 @@ __device__ inline void for_each_match(const Search& search, const F& f) {
 }
 
 // out[place(i)] = sum of rows.data[k][i] over the k whose id is the wanted one, in the order of k; `rows` begins at row 0 of the
-// sample. Each element is written once, by one lane, and nothing is added across lanes: the same bits at every run.
+// sample. Each element is written once, by one lane, and nothing is added across lanes, so that every run gives the same bits.
 template <int G, class Place>
 __device__ inline void write_found(void* out, const Place& place, const RowsView& rows, const Search& search, int64_t count) {
   int64_t first = -1;
@@ -305,7 +305,7 @@ __device__ inline void write_found(void* out, const Place& place, const RowsView
   }
 }
 
-// The sum over the lanes of a warp to all of them: in each of five steps both partners add the same two numbers.
+// The sum over the lanes of a warp, returned to all of them: in each of five steps both partners add the same two numbers.
 template <class T>
 __device__ inline T add_over_warp(T x) {
 #pragma unroll

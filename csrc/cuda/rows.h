@@ -1,4 +1,4 @@
-// What the calls of the kernels over rows of tokens and patches have in common. A warp takes a row.
+// What the calls of the kernels over rows of tokens and patches have in common; a warp takes a row.
 #pragma once
 #include <cstdint>
 
@@ -9,16 +9,16 @@ struct CUstream_st;
 namespace fastssl {
 
 constexpr int kWarp = 32;
-constexpr int kRowWarps = 8;  // of a block
+constexpr int kRowWarps = 8;  // the warps of a block
 
-// (samples, rows, width): strides in elements, the entries of a row are neighbours in memory.
+// Rows (samples, rows, width) with strides in elements; the entries of a row are neighbours in memory.
 struct RowsView {
   const void* data;
   Dtype dtype;
   int64_t sample, row;
 };
 
-// Blocks with a warp for each row, at most `most`: warps then take several rows in turn.
+// The number of blocks that have a warp for each row, but at most `most`; warps then take several rows in turn.
 inline unsigned blocks_of(int64_t rows, int warps = kRowWarps, int64_t most = 1 << 30) {
   const int64_t blocks = (rows + warps - 1) / warps;
   return unsigned(blocks < most ? blocks : most);

@@ -1,4 +1,4 @@
-// What the kernels of the optimizers share: their element functions, and the average of the new parameters.
+// What the kernels of the optimizers share: the functions for one element, and the average of the new parameters.
 #pragma once
 #include "cuda/access.cuh"
 
@@ -9,7 +9,7 @@ namespace fastssl {
 #include "common/trust_ratio.h"
 #undef FASTSSL_FN
 
-// On a multiprocessor: three to five lists are read with kUnroll 2, 48 KB or more under way.
+// Blocks on a multiprocessor: with three to five lists and kUnroll 2, 48 KB or more are under way.
 constexpr int kStepsAtOnce = 2;
 
 template <class T>

@@ -1,9 +1,9 @@
-// A step updates the same tensors as the step before, so their table stays on the device: the host compares 80 bytes a tensor,
-// nothing is copied and nothing waits. Gradients move between a few addresses; each arrangement gets a table, the oldest of 16
-// gives way.
+// A step updates the same tensors as the step before, so their table stays on the device: the host compares 80 bytes for each
+// tensor, nothing is copied, and nothing waits. Gradients move between a few addresses. Each arrangement of addresses gets a table,
+// and the oldest of 16 tables is overwritten.
 //
-// Inside a CUDA graph capture a new table is uploaded at once on a stream of its own, outside the graph, and is never overwritten:
-// the graph holds its address.
+// While a CUDA graph is captured, a new table is uploaded at once on a separate stream, outside the graph. It is never overwritten,
+// because the graph holds its address.
 #include "cuda/tables.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -80,10 +80,10 @@ struct Entry {
 
 namespace {
 
-constexpr int kTables = 16;  // of a device, beside those that graphs hold
+constexpr int kTables = 16;  // for each device, beside those that graphs hold
 
 std::mutex lock;
-std::list<Entry> entries;  // the one used last in front
+std::list<Entry> entries;  // the one that was used last stands in front
 
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status;
@@ -91,7 +91,7 @@ bool is_capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-// While it lasts this thread may allocate and copy although a stream is being captured, as torch's allocator does.
+// While this object lives, its thread may allocate and copy although a stream is being captured, as torch's allocator does.
 struct RelaxedCapture {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   RelaxedCapture() { check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode"); }
@@ -102,7 +102,7 @@ bool same(const std::vector<TensorRecord>& a, const std::vector<TensorRecord>& b
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(TensorRecord)) == 0;
 }
 
-// A new entry, or the oldest free one of the device where there are enough; what used that one is over when this returns.
+// A new entry, or the device's oldest free one where there are enough; whatever used that entry is over when this returns.
 Entry& vacant(int32_t device) {
   int count = 0;
   Entry* oldest = nullptr;
@@ -134,22 +134,22 @@ void reserve(Entry& entry, size_t bytes) {
   entry.capacity = wanted;
 }
 
-// The table of `records` into `entry`, which nothing uses.
+// Writes the table of `records` into `entry`, which nothing uses.
 void fill(Entry& entry, const std::vector<TensorRecord>& records, cudaStream_t stream, bool capturing) {
-  entry.records.clear();  // after a failure below nothing finds this entry
+  entry.records.clear();  // if anything below fails, nothing finds this entry
   entry.chunks = chunks_of(records);
   const size_t record_bytes = records.size() * sizeof(TensorRecord), chunk_bytes = entry.chunks.size() * sizeof(ChunkRecord);
   reserve(entry, record_bytes + chunk_bytes);
   std::memcpy(entry.host, records.data(), record_bytes);
   std::memcpy(entry.host + record_bytes, entry.chunks.data(), chunk_bytes);
-  cudaStream_t own = nullptr;
-  if (capturing) check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "cudaStreamCreate");
-  const cudaStream_t through = capturing ? own : stream;
+  cudaStream_t separate = nullptr;
+  if (capturing) check(cudaStreamCreateWithFlags(&separate, cudaStreamNonBlocking), "cudaStreamCreate");
+  const cudaStream_t through = capturing ? separate : stream;
   check(cudaMemcpyAsync(entry.on_device, entry.host, record_bytes + chunk_bytes, cudaMemcpyHostToDevice, through),
         "cudaMemcpyAsync");
   if (capturing) {
-    check(cudaStreamSynchronize(own), "cudaStreamSynchronize");
-    check(cudaStreamDestroy(own), "cudaStreamDestroy");
+    check(cudaStreamSynchronize(separate), "cudaStreamSynchronize");
+    check(cudaStreamDestroy(separate), "cudaStreamDestroy");
   } else {
     check(cudaEventRecord(entry.uploaded, stream), "cudaEventRecord");
   }
@@ -164,7 +164,7 @@ Table::Table(const std::vector<TensorRecord>& records, const DeviceOf& on) : ent
   const std::lock_guard<std::mutex> guard(lock);
   const bool capturing = is_capturing(on.stream);
   auto found = entries.begin();
-  // A capture takes only tables whose upload is known to be over: those that a capture made.
+  // A capture uses only tables whose upload is known to be over, which are those that a capture made.
   while (found != entries.end() &&
          !(found->device == on.device && (!capturing || found->captured) && same(found->records, records)))
     ++found;
@@ -185,7 +185,7 @@ Table::~Table() {
   const std::lock_guard<std::mutex> guard(lock);
   entry_->users--;
   if (entry_->captured) return;
-  // The event tells of one stream: that one waits for the stream before it, so that the last one's end is the end of all.
+  // The event knows of one stream only. So this stream waits for the one that used the table before, and its end is the end of all.
   if (entry_->used_on != stream_) cudaStreamWaitEvent(stream_, entry_->used, 0);
   cudaEventRecord(entry_->used, stream_);
   entry_->used_on = stream_;

@@ -1,4 +1,5 @@
-// Tables of tensors on the device: built where a list comes for the first time, found again by comparing its records afterwards.
+// Tables of tensors on the device. A table is built when its lists come for the first time; afterwards it is found by comparing
+// records.
 #pragma once
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -18,7 +19,7 @@ void check(cudaError_t status, const char* what);
 
 Dtype dtype_of(const Tensor& tensor);
 
-// The device of a tensor, current while this lives, and torch's stream on it.
+// Makes the device of a tensor the current one while this object lives, and knows torch's stream on it.
 struct DeviceOf {
   explicit DeviceOf(const Tensor& tensor);
   int32_t device;
@@ -26,17 +27,17 @@ struct DeviceOf {
   cudaStream_t stream;
 };
 
-// `tensor`, float32 or float64 of one element, instead of `number` where given.
+// `number`, or `tensor` in its place where one is given: float32 or float64, one element.
 Scalar scalar_of(double number, const std::optional<Tensor>& tensor);
 
-// Puts list `l` of the call into the records; an empty list is kNothing everywhere.
+// Puts list `l` of the call into the records; an empty list stays kNothing everywhere.
 void add_list(std::vector<TensorRecord>& records, int l, const std::vector<Tensor>& list);
-// Records of as many tensors, with every list at kNothing.
+// A record for each tensor of the first list, with every list at kNothing.
 std::vector<TensorRecord> new_records(const std::vector<Tensor>& first);
 
 struct Entry;
 
-// A table in use on a stream. Until the destructor has told the stream so, no other call may overwrite it.
+// A table that a call uses on a stream. No other call may overwrite the table before the destructor has noted the end of its use.
 class Table {
  public:
   Table(const std::vector<TensorRecord>& records, const DeviceOf& on);

@@ -1,4 +1,4 @@
-// The quick yes of ops/_lists.py: lists that a kernel can take as they are. Every no is put into words there.
+// The quick check of ops/_lists.py for lists that a kernel can take without changes. Where it says no, ops/_lists.py finds out why.
 #include "python/lists_agree.h"
 
 #include <torch/csrc/autograd/python_variable.h>
@@ -16,7 +16,7 @@ bool is_float(at::ScalarType type) {
   return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble;
 }
 
-// Equal strides; a dimension of one entry has none that matters (a depthwise filter and its gradient differ there).
+// Equal strides. The stride of a dimension of one entry does not matter (a depthwise filter and its gradient differ there).
 bool walked_alike(const Tensor& tensor, const Tensor& like) {
   const at::IntArrayRef sizes = tensor.sizes(), strides = tensor.strides(), wanted = like.strides();
   for (size_t d = 0; d < sizes.size(); d++)
@@ -48,10 +48,11 @@ struct Span {
   bool operator==(const Span&) const = default;
 };
 
-// Sorted by address, spans that share memory are neighbours; one position may read what it writes, from the same address on.
+// Whether no two spans share memory. A position may read what it writes, from the same address on. Sorted by address, spans that
+// share memory are neighbours.
 bool apart(std::vector<Span> spans) {
   std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
-  const Span* writer = nullptr;  // of those so far, the one that reaches furthest
+  const Span* writer = nullptr;  // of the spans so far, the one that reaches furthest
   const Span* reader = nullptr;
   for (const Span& span : spans) {
     const auto meets = [&](const Span* other) {
@@ -66,7 +67,8 @@ bool apart(std::vector<Span> spans) {
   return true;
 }
 
-// The same lists come at every step: those found to be apart lately are not sorted again. Guarded by the interpreter's lock.
+// The same lists come at every step, so those that were lately found to be apart are not sorted again. The interpreter's lock
+// guards the list.
 bool known_apart(std::vector<Span>&& spans) {
   static std::deque<std::vector<Span>> known;
   if (std::find(known.begin(), known.end(), spans) != known.end()) return true;

@@ -1,5 +1,5 @@
-// New tensors and rows for the launchers of kernels/, where torch.empty takes the host 13,000 instructions and unbind 16,000, most
-// of them to read arguments that are known here.
+// New tensors and rows for the launchers of kernels/. torch.empty takes the host 13,000 instructions and unbind 16,000, most of
+// which read arguments that are known here.
 #include "python/new_tensors.h"
 
 #include <ATen/ATen.h>

@@ -3,7 +3,7 @@
 
 namespace fastssl {
 
-// Empty tensors of one dtype on the device of ``like``, one for each shape (a tuple of whole numbers).
+// Empty tensors of one dtype on the device of ``like``, one for each shape; a shape is a tuple of whole numbers.
 pybind11::tuple new_tensors(const pybind11::handle& like, const pybind11::handle& dtype, const pybind11::args& shapes);
 
 // The rows of a matrix, as ``tensor.unbind()`` gives them.

@@ -1,5 +1,5 @@
-// The masking ops for CUDA, their own source from the schema to the memory: ops (.cpp), launches (.cu) and kernels, as ops of the
-// CPU under the namespace fastssl_on_cpu.
+// The CUDA source of the masking ops from the schema to the memory, the ops (.cpp) and their kernels with the launches (.cu), as
+// ops of the CPU in the namespace fastssl_on_cpu.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -9,7 +9,7 @@
 #define FASTSSL_FMA 1
 #include "shim.h"
 
-// Launches may be held to a few blocks, so that their warps take several rows in turn.
+// A test may limit launches to a few blocks, so that each warp takes several rows.
 #define blocks_of blocks_on_a_gpu
 #include "cuda/rows.h"
 #undef blocks_of

@@ -1,4 +1,4 @@
-// The CUDA kernels of masks, as kernels.cpp.
+// The CUDA source of masks of blocks and of tokens, as kernels.cpp has that of updates.
 #include "shim.h"
 
 #define FASTSSL_FMA 1

@@ -1,4 +1,6 @@
-// The optimizers' CUDA kernels, as kernels.cpp. Compiled without contraction, which nvcc leaves to __fmul_rn.
+// The CUDA source of the optimizers, as kernels.cpp has that of the other updates. It is compiled without contraction, which the
+// kernels forbid by __fmul_rn.
+#include "records.h"
 #include "shim.h"
 
 #define FASTSSL_FMA 1
@@ -9,25 +11,17 @@ using namespace fastssl;
 
 namespace {
 
-// What a call of either op has in common. data[l][t], dtype[l][t]: list l, position t.
+// What a call of either op has.
 struct Step {
-  int lists, tensors;
-  void** data;
-  const int* dtype;
-  const int64_t* count;
+  Lists lists;
   const double* weight_decay;
   double lr, ema_momentum;
   const double* lr_on_device;
   bool averages;
 
   std::vector<TensorRecord> records() const {
-    std::vector<TensorRecord> all(tensors);
-    for (int t = 0; t < tensors; t++) {
-      all[t] = {};
-      for (Dtype& each : all[t].dtype) each = kNothing;
-      all[t].count = count[t], all[t].weight_decay = weight_decay[t];
-      for (int l = 0; l < lists; l++) all[t].data[l] = data[l * tensors + t], all[t].dtype[l] = Dtype(dtype[l * tensors + t]);
-    }
+    auto all = lists.records();
+    for (int t = 0; t < lists.tensors; t++) all[t].weight_decay = weight_decay[t];
     return all;
   }
 };
@@ -39,7 +33,7 @@ extern "C" {
 void lars(const Step* step, const int* adapt, int form, double momentum, double trust_coefficient, double eps, int nesterov,
           int clip) {
   auto records = step->records();
-  for (int t = 0; t < step->tensors; t++) records[t].adapt = adapt[t] != 0;
+  for (int t = 0; t < step->lists.tensors; t++) records[t].adapt = adapt[t] != 0;
   const auto chunks = chunks_of(records);
   std::vector<double> squares(2 * chunks.size());
   LarsCall call{};

@@ -1,5 +1,6 @@
-// Enough of CUDA to run a kernel's source on the CPU: one fiber a thread, block after block. Fibers run one after another up to
-// their next meeting: of a block (__syncthreads) or of a warp, which its threads may reach without the others'.
+// Enough of CUDA to run a kernel's source on the CPU, block after block, with one fiber for each thread. Fibers run one after
+// another up to their next meeting: that of a block (__syncthreads), or that of a warp, which the threads of other warps do not
+// need to reach.
 #pragma once
 #include <ucontext.h>
 
@@ -35,7 +36,7 @@ struct Meeting {
 struct Warp {
   Meeting meeting;
   unsigned size = 0;
-  uint64_t value[kWarpSize];  // what its threads show each other
+  uint64_t value[kWarpSize];  // what the threads show each other
 };
 struct Fiber {
   ucontext_t context;
@@ -46,13 +47,13 @@ struct Fiber {
   bool done;
 };
 inline ucontext_t scheduler;
-inline std::vector<std::unique_ptr<Fiber>> fibers;  // of a block; kept for the next one
+inline std::vector<std::unique_ptr<Fiber>> fibers;  // those of a block, which are kept for the next one
 inline std::vector<Warp> warps;
 inline Meeting everyone;
 inline Fiber* current = nullptr;
 inline std::function<void()> body;
-inline bool moved = false;      // a thread arrived somewhere, or ended, since this was last set
-inline bool backwards = false;  // threads take turns, and blocks come, in the other order
+inline bool moved = false;      // a thread arrived somewhere or ended since this was last set to false
+inline bool backwards = false;  // threads and blocks run in the reverse order
 
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "cuda_on_cpu: %s\n", what);
@@ -129,7 +130,7 @@ inline const Warp& shown(unsigned mask, uint64_t value) {
   return *current->warp;
 }
 
-// The value that lane `from` shows; a lane that is not there gives the own one.
+// The value that lane `from` shows; where there is no such lane, the caller's value.
 template <class T>
 T value_of_lane(unsigned mask, T value, unsigned from) {
   uint64_t bits = 0;

@@ -1,4 +1,4 @@
-// csrc/cuda/tables.cpp as it is, on a runtime that does no work (runtime/cuda_runtime.h), as a library for ctypes.
+// csrc/cuda/tables.cpp without a change, on a runtime that does no work (runtime/cuda_runtime.h), as a library for ctypes.
 #include "cuda/tables.cpp"
 
 namespace {
@@ -8,14 +8,14 @@ CUstream_st* current = of_user;
 
 }  // namespace
 
-// What torch has of these in a build with CUDA alone.
+// What only a build of torch with CUDA has.
 extern "C" {
 
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) { return *stream = current, AOTI_TORCH_SUCCESS; }
 AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard) { return *guard = nullptr, AOTI_TORCH_SUCCESS; }
 AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) { return AOTI_TORCH_SUCCESS; }
 
-// A kernel on a stream of the user's reads the table of a list of as many tensors at addresses of its own.
+// A kernel on a stream of the user reads the table of a list of as many tensors, which have other addresses than any other list.
 void use(int stream, int list, int tensors, bool capturing) {
   using namespace fastssl;
   AtenTensorHandle handle = nullptr;

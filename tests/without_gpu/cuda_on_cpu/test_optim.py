@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here"),
     pytest.mark.skipif(OWNERS["lars_"]["CPU"] != "C++", reason="the C++ kernels are not built here"),
 ]
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, None: 4}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, None: 4}
 CHUNK = 8192
 SIZES = (1, 3, 1000, CHUNK, CHUNK + 4, 3 * CHUNK + 13, 0, 4097)
 DECAYS = [0.0, 0.1, 1e-6, 0.5, 0.05, 1e-4, 0.3, 0.0]  # one for each size
@@ -42,7 +42,7 @@ class Step(ctypes.Structure):
         ("lists", ctypes.c_int),
         ("tensors", ctypes.c_int),
         ("data", ctypes.POINTER(ctypes.c_void_p)),
-        ("kind", ctypes.POINTER(ctypes.c_int)),
+        ("dtype", ctypes.POINTER(ctypes.c_int)),
         ("count", ctypes.POINTER(ctypes.c_int64)),
         ("weight_decay", ctypes.POINTER(ctypes.c_double)),
         ("lr", ctypes.c_double),
@@ -67,8 +67,8 @@ def kernels(tmp_path_factory):
     return library
 
 
-def array(kind, values):
-    return (kind * len(values))(*values)
+def array(ctype, values):
+    return (ctype * len(values))(*values)
 
 
 def step_of(lists, lr, ema_momentum, lr_on_device):
@@ -78,7 +78,7 @@ def step_of(lists, lr, ema_momentum, lr_on_device):
         len(lists),
         len(SIZES),
         array(ctypes.c_void_p, [None if t is None else t.data_ptr() for t in flat]),
-        array(ctypes.c_int, [KINDS[None if t is None else t.dtype] for t in flat]),
+        array(ctypes.c_int, [DTYPES[None if t is None else t.dtype] for t in flat]),
         array(ctypes.c_int64, [t.numel() for t in lists[0]]),
         array(ctypes.c_double, DECAYS),
         -1.0 if lr_on_device else lr,

@@ -15,7 +15,7 @@ from fastssl.functional import ema_update_, queue_push_
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, None: 4}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3, None: 4}
 CHUNK = 8192
 
 
@@ -31,13 +31,13 @@ def kernels(tmp_path_factory):
 
 
 def table(lists):
-    """Lists (None where not given) of equally many tensors -> data, kind and count as the driver takes them."""
+    """Lists (None where not given) of equally many tensors -> data, dtype and count as the driver takes them."""
     tensors = len(lists[0])
     flat = [t for each in lists for t in (each or [None] * tensors)]
     data = (ctypes.c_void_p * len(flat))(*(None if t is None else t.data_ptr() for t in flat))
-    kind = (ctypes.c_int * len(flat))(*(KINDS[None if t is None else t.dtype] for t in flat))
+    dtype = (ctypes.c_int * len(flat))(*(DTYPES[None if t is None else t.dtype] for t in flat))
     count = (ctypes.c_int64 * tensors)(*(t.numel() for t in lists[0]))
-    return tensors, data, kind, count
+    return tensors, data, dtype, count
 
 
 def copies(tensors):

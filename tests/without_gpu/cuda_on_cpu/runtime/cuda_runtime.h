@@ -1,6 +1,6 @@
-// In place of CUDA's runtime for csrc/cuda/tables.cpp: no work is done, but it is known what is over when the next one begins. A
-// clock says of each stream how many of its works are over: the host has one, and so has each stream at its end and each event.
-// Memory knows the works that read or wrote it; one that overwrites it before they are over is a fault.
+// In place of CUDA's runtime for csrc/cuda/tables.cpp. No task runs, but the model knows which tasks are over when the next one
+// begins. A clock says how many tasks of each stream are over: the host has a clock, and so has each stream at its end and each
+// event. Memory knows the tasks that read or wrote it; a task that overwrites the memory before they are over is a fault.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -21,13 +21,13 @@ namespace model {
 
 constexpr int kNever = 1 << 30;  // a graph may be replayed for ever
 
-using Clock = std::map<int, int>;  // stream: works that are over
-struct Work {
+using Clock = std::map<int, int>;  // stream: tasks that are over
+struct Task {
   int stream, number;
 };
 struct Memory {
-  std::vector<Work> works;
-  Work written{-1, 0};
+  std::vector<Task> tasks;
+  Task written{-1, 0};
 };
 
 inline Clock host;
@@ -35,18 +35,18 @@ inline std::map<const void*, Memory> memories;
 inline std::vector<std::string> faults;
 inline int streams = 0;
 
-inline bool is_over(const Work& work, const Clock& clock) {
-  const auto known = clock.find(work.stream);
-  return work.stream < 0 || (known != clock.end() && known->second >= work.number);
+inline bool is_over(const Task& task, const Clock& clock) {
+  const auto known = clock.find(task.stream);
+  return task.stream < 0 || (known != clock.end() && known->second >= task.number);
 }
 inline void join(Clock& clock, const Clock& other) {
-  for (const auto& [stream, works] : other)
-    if (clock[stream] < works) clock[stream] = works;
+  for (const auto& [stream, tasks] : other)
+    if (clock[stream] < tasks) clock[stream] = tasks;
 }
 inline void expect_over(const void* data, const Clock& clock, const char* what) {
-  for (const Work& work : memories[data].works)
-    if (!is_over(work, clock))
-      faults.push_back(std::string(what) + " before work of stream " + std::to_string(work.stream) + " is over");
+  for (const Task& task : memories[data].tasks)
+    if (!is_over(task, clock))
+      faults.push_back(std::string(what) + " before a task of stream " + std::to_string(task.stream) + " is over");
 }
 
 }  // namespace model
@@ -67,7 +67,7 @@ inline const Clock& before_next(CUstream_st* stream) {
   join(stream->clock, host);
   return stream->clock;
 }
-inline Work next_work(CUstream_st* stream) {
+inline Task next_task(CUstream_st* stream) {
   if (stream->capturing) return {stream->number, kNever};
   return {stream->number, ++stream->clock[stream->number]};
 }
@@ -76,7 +76,7 @@ inline Work next_work(CUstream_st* stream) {
 inline void read(const void* data, CUstream_st* stream) {
   Memory& memory = memories[data];
   if (!is_over(memory.written, stream->capturing ? host : before_next(stream))) faults.push_back("read before the upload is over");
-  memory.works.push_back(next_work(stream));
+  memory.tasks.push_back(next_task(stream));
 }
 
 inline cudaError_t allocate(void** data, size_t bytes) {
@@ -103,8 +103,8 @@ inline cudaError_t cudaFree(void* data) { return model::release(data); }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t, cudaMemcpyKind, cudaStream_t stream) {
   model::expect_over(from, model::host, "host memory overwritten");
   model::expect_over(to, model::before_next(stream), "table overwritten");
-  const model::Work work = model::next_work(stream);
-  for (const void* data : {static_cast<const void*>(to), from}) model::memories[data] = {{work}, work};
+  const model::Task task = model::next_task(stream);
+  for (const void* data : {static_cast<const void*>(to), from}) model::memories[data] = {{task}, task};
   return cudaSuccess;
 }
 
