@@ -12,8 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from fastssl._ending import out_of_memory
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.options import refused_setting
 from fastssl.train.recipes import RECIPES
+from fastssl.train.settings import knn_vote
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 ARCHIVE_BYTES = b"PK\x03\x04"
@@ -91,10 +91,6 @@ def malformed(checkpoint: Any) -> str | None:
     config, history, weights = own.get("config"), own.get("history"), checkpoint.get("state_dict")
     if not isinstance(config, dict) or config.get("method") not in RECIPES:
         return "the settings of its run are missing, or of a method that is not known here"
-    kinds = get_type_hints(TrainConfig)
-    for name, value in config.items():
-        if name in kinds and not fits(value, kinds[name]):
-            return f"its setting {name} is {value!r}"
     if why := refused_setting(config):
         return why
     if not (isinstance(history, list) and history and all(isinstance(row, dict) for row in history)):
@@ -104,13 +100,6 @@ def malformed(checkpoint: Any) -> str | None:
     if not (isinstance(weights, dict) and weights and all(isinstance(value, Tensor) for value in weights.values())):
         return "its weights are missing"
     return not_finite(checkpoint)
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a setting has the type that TrainConfig gives it; a whole number is a float too."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    kinds = tuple(get_origin(kind) or kind for kind in kinds)
-    return isinstance(value, (*kinds, int) if float in kinds else kinds)
 
 
 def not_finite(checkpoint: dict) -> str | None:
@@ -177,18 +166,20 @@ def readable_checkpoint(run: Path) -> tuple[Path, dict, str]:
 
 
 def config_of(checkpoint: dict) -> TrainConfig:
-    known, stored = {field.name for field in fields(TrainConfig)}, checkpoint["fastssl"]["config"]
+    """The settings of a run. Checkpoints of before each method had settings of its own hold those of all methods, too."""
+    stored = checkpoint["fastssl"]["config"]
+    settings = RECIPES[stored["method"]].settings
     if "patch_size" not in stored and stored.get("backbone") == "vit":
         stored = {**stored, "patch_size": FORMER_PATCH}
-    return TrainConfig(**{name: value for name, value in stored.items() if name in known})
+    known = {field.name for field in fields(settings)}
+    return settings(**{name: value for name, value in stored.items() if name in known})
 
 
 def history_of(checkpoint: dict) -> list[dict]:
     """The rows of a run. That of the untrained encoder says how its kNN voted; before it did, that was as the settings say."""
     first, *later = checkpoint["fastssl"]["history"]
     if first["epoch"] == 0 and "knn" in first and "knn_k" not in first:
-        config = config_of(checkpoint)
-        first = {**first, "knn_k": config.knn_k, "knn_t": config.knn_t}
+        first = {**first, **knn_vote(config_of(checkpoint))}
     return [first, *later]
 
 

@@ -11,10 +11,11 @@ import torch
 from fastssl._ending import PLACE, STOP, first_process, in_words, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.layout import counted, refuse_as_out
-from fastssl.train.options import eval_parser, flag, refuse_unused, refuse_unused_of_eval, train_options
+from fastssl.train.options import eval_parser, refuse_unused, refuse_unused_of_eval, train_options
 from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.rundir import claimed, set_earlier_run_aside
+from fastssl.train.settings import changed, flag, knn_vote
 
 HARDWARE = ("accelerator", "devices", "strategy", "precision")
 FREE_ON_RESUME = ("epochs", "knn_every", "knn_k", "knn_t")  # the other settings of a run stay as they were
@@ -67,8 +68,9 @@ def print_scores(scores: dict[str, float], untrained: dict[str, float], config: 
 def untrained_scores(history: list[dict], config: TrainConfig, voters: int) -> dict:
     """The scores of the untrained encoder that stand beside those of now: kNN's only where it voted in the same way."""
     first = history[0] if history and history[0]["epoch"] == 0 else {}
-    then = replace(config, **{name: first[name] for name in ("knn_k", "knn_t") if name in first})
-    same = (min(then.knn_k, voters), then.knn_t) == (min(config.knn_k, voters), config.knn_t)
+    now = knn_vote(config)
+    then = now | {name: first[name] for name in now if name in first}
+    same = not now or (min(then["knn_k"], voters), then["knn_t"]) == (min(now["knn_k"], voters), now["knn_t"])
     return {name: value for name, value in first.items() if same or name != "knn"}
 
 
@@ -111,7 +113,8 @@ def evaluate(method, data, config: TrainConfig, *, device, workers: int, picture
     scores = recipe.monitor(method, data, config, **where, most=None, full=True)
     if scores:
         voters = readable(data.train)
-        print_scores(scores, untrained_scores(history, config, voters), replace(config, knn_k=min(config.knn_k, voters)))
+        shown = changed(config, knn_k=min(getattr(config, "knn_k", voters), voters))
+        print_scores(scores, untrained_scores(history, config, voters), shown)
     if next(iter(recipe.scores)) not in scores:
         say(f"  {recipe.unscored}")
     draw_all(method, data, config, where=where, pictures=pictures, kind=kind, history=history)
@@ -158,7 +161,7 @@ def announce(config: TrainConfig, data, method, given: dict, found) -> None:
     say(visible(f"{config.method}, {config.backbone}, on {data.name}: {data.summary()}"))
     if tokens := tokens_line(method):
         say(tokens)
-    if getattr(data, "channels", 3) != 3 and "jitter" in RECIPES[config.method].options and config.jitter > 0:
+    if getattr(data, "channels", 3) != 3 and getattr(config, "jitter", 0) > 0:
         say("jitter of brightness and contrast only: saturation, hue and grey views need 3 channels")
     if given["resume"] and found:
         own = found[1]["fastssl"]
@@ -177,7 +180,8 @@ def train(argv: list[str]) -> int:
     """Trains, or resumes, and evaluates; only the first process of a DDP run evaluates and prints."""
     given = train_options(argv)
     PLACE.debug = given.pop("debug")
-    settings = {field.name: given.pop(field.name) for field in fields(TrainConfig) if field.name in given}
+    names = [field.name for field in fields(RECIPES[given["method"]].settings)]
+    settings = {name: given.pop(name) for name in names if name in given}
     with contextlib.ExitStack() as held:
         return run(given, settings, held)
 
@@ -193,7 +197,7 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
         held.enter_context(claimed(out))
     found = find_checkpoint(out) if resume else None
     recipe = RECIPES[settings["method"]]
-    config = resumed_config(settings, config_of(found[1]), out) if found else TrainConfig(**{**recipe.defaults, **settings})
+    config = resumed_config(settings, config_of(found[1]), out) if found else recipe.settings(**settings)
     if not found:  # a run of before may have been given what it does not use
         refuse_unused(settings, config)
     data = recipe.load(config)
@@ -293,14 +297,15 @@ def evaluate_run(argv: list[str]) -> int:
         say(warning, error=True)
     stored, own = config_of(checkpoint), checkpoint["fastssl"]
     refuse_unused_of_eval(given, stored.method)
-    config = replace(stored, knn_k=given.knn_k or stored.knn_k, knn_t=given.knn_t or stored.knn_t)
+    vote = {name: value for name in knn_vote(stored) if (value := getattr(given, name)) is not None}
+    config, recipe, kept = changed(stored, **vote), RECIPES[stored.method], getattr(stored, "pixel_range", None)
     spec = given.data or config.data
-    scale = given.pixel_range or (config.pixel_range if spec.startswith("folder:") else None)
-    data = RECIPES[stored.method].load(replace(config, data=spec, image_size=own.get("image_size"), pixel_range=scale))
-    changes = data_changes(checkpoint, data, RECIPES[stored.method].unit) if data.name == stored.data else []
+    scale = given.pixel_range or (kept if spec.startswith("folder:") else None)
+    data = recipe.load(changed(config, data=spec, image_size=own.get("image_size"), pixel_range=scale))
+    changes = data_changes(checkpoint, data, recipe.unit) if data.name == stored.data else []
     if changes:
         warn(f"{data.name}: {' and '.join(changes)}; scores of then are left out")
-    rescaled = spec.startswith("folder:") and scale != stored.pixel_range
+    rescaled = spec.startswith("folder:") and scale != kept
     history = [] if data.name != stored.data or changes or rescaled else history_of(checkpoint)
     if changes and fingerprint(data.train)["classes"] != own["data"].get("train", {}).get("classes"):
         data = replace(data, name=f"{data.name}, changed")  # a classifier knows others

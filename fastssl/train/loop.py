@@ -30,6 +30,7 @@ from fastssl.train.evaluate import collapse_warning
 from fastssl.train.options import PRECISIONS
 from fastssl.train.progress import Steps, say
 from fastssl.train.recipes import RECIPES
+from fastssl.train.settings import knn_vote
 
 with broken_torchvision_hidden():
     import lightning.pytorch as pl
@@ -153,8 +154,8 @@ class MethodModule(pl.LightningModule):
             if trainer.is_global_zero:
                 say("scores of the untrained encoder ...")
             scores = self.monitor(full=True)
-            how = {name: getattr(self.config, name) for name in ("knn_k", "knn_t") if "knn" in scores}
-            self.history.append({"epoch": 0, "loss": None, **scores, **how})
+            vote = knn_vote(self.config) if "knn" in scores else {}
+            self.history.append({"epoch": 0, "loss": None, **scores, **vote})
             self.say_row()
             if self.recipe.prepare is not None:
                 self.recipe.prepare(self)

@@ -261,12 +261,11 @@ def train(module, recipe, epochs: int, batch: int) -> list[float]:
 @pytest.mark.parametrize("name", of_today(NEW, 2))
 def test_training_beats_the_untrained_encoder(name):
     """A part of the photographs' crops, 24 x 24; kNN on held-out ones. The untrained encoder's batch norms are calibrated."""
-    from fastssl.train import TrainConfig
     from fastssl.train.recipes import RECIPES
 
     share, epochs, batch, gain = TRAINING[name]
     recipe = RECIPES[name]
-    config = TrainConfig(**{**recipe.defaults, "method": name, "image_size": 24, "batch_size": batch})
+    config = recipe.settings(image_size=24, batch_size=batch)
     data = part_of(recipe.load(config), share, 2)
     torch.manual_seed(0)
     method = recipe.build(config, data)

@@ -258,14 +258,14 @@ def train(name: str, data, config: TrainConfig, steps: int, batch: int, lr: floa
 
 @pytest.mark.parametrize("name", of_today(["clip", "siglip"], 2))
 def test_training_finds_new_captions_of_new_crops(name):
-    config = TrainConfig(method=name, **RECIPES[name].defaults)
+    config = RECIPES[name].settings()
     before, after = train(name, captions.captions(), config, 40, 96, 3e-3)
     assert max(before.values()) < 0.09 and min(after.values()) > 0.15  # 18 pictures: chance is 0.056
 
 
 @pytest.mark.parametrize("name, data", of_today([("text", "triples"), pytest.param("bert", "sentences", marks=NO_TRANSFORMERS)], 2))
 def test_training_finds_sentences(name, data, phrases):
-    config = TrainConfig(**{**RECIPES["simcse"].defaults, "method": "simcse", "backbone": name, "data": data})
+    config = RECIPES["simcse"].settings(backbone=name, data=data)
     before, after = train("simcse", phrases(data, name == "bert"), config, 40, 128, 4e-3)
     assert after["part1"] > before["part1"] + 0.03 and after["part10"] > before["part10"] + 0.09
     if data == "triples":

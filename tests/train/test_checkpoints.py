@@ -262,6 +262,22 @@ def test_a_run_of_another_method_or_of_an_earlier_version(run, capsys):
     assert main(command(images, out, "--resume", "--epochs", "2")) == 0
 
 
+def test_a_run_of_before_methods_had_settings_of_their_own_goes_on(run, capsys):
+    """Its checkpoints hold the settings of all methods; those of others are dropped, and one of its own is still looked at."""
+    from test_settings import OF_ALL_METHODS
+
+    from fastssl.__main__ import main
+
+    images, out = run
+    path, resume = out / "last.ckpt", command(images, out, "--resume", "--epochs", "3")
+    own = torch.load(path, weights_only=True)["fastssl"]["config"]
+    altered(lambda c: c["fastssl"].update(config={**OF_ALL_METHODS, **own, "momentum": "high", "jitter": -0.5}))(path)
+    assert main(resume) == 2 and "its setting jitter must be at least 0, got -0.5" in capsys.readouterr().err
+    altered(lambda c: c["fastssl"]["config"].update(jitter=0.5))(path)
+    assert main(resume) == 0 and "resume: 2 of 3 epochs were finished" in capsys.readouterr().out
+    assert torch.load(path, weights_only=True)["fastssl"]["config"] == {**own, "epochs": 3}
+
+
 def test_a_checkpoint_that_cannot_be_saved(trained, tmp_path, capsys, monkeypatch):
     """The disk is full at the second epoch: a line, the first epoch stays, no half-written file; and it can be resumed."""
     from fastssl.__main__ import main
@@ -352,12 +368,13 @@ def test_a_resumed_run_remembers_how_the_untrained_knn_voted(run, capsys):
 
 
 def test_as_many_voters_are_the_same_vote():
-    from fastssl.train import TrainConfig
     from fastssl.train.cli import untrained_scores
+    from fastssl.train.recipes import RECIPES
 
+    settings = RECIPES["simclr"].settings
     history = [{"epoch": 0, "loss": None, "knn": 0.5, "rank": 3.0, "knn_k": 40, "knn_t": 0.2}, {"epoch": 1, "loss": 1.0}]
-    assert untrained_scores(history, TrainConfig(knn_k=90, knn_t=0.2), 35)["knn"] == 0.5
-    assert "knn" not in untrained_scores(history, TrainConfig(knn_k=90, knn_t=0.2), 70)
-    assert "knn" not in untrained_scores(history, TrainConfig(knn_k=40, knn_t=0.3), 35)
-    assert untrained_scores(history, TrainConfig(knn_k=40, knn_t=0.3), 35)["rank"] == 3.0
-    assert untrained_scores(history[1:], TrainConfig(), 35) == untrained_scores([], TrainConfig(), 35) == {}
+    assert untrained_scores(history, settings(knn_k=90, knn_t=0.2), 35)["knn"] == 0.5
+    assert "knn" not in untrained_scores(history, settings(knn_k=90, knn_t=0.2), 70)
+    assert "knn" not in untrained_scores(history, settings(knn_k=40, knn_t=0.3), 35)
+    assert untrained_scores(history, settings(knn_k=40, knn_t=0.3), 35)["rank"] == 3.0
+    assert untrained_scores(history[1:], settings(), 35) == untrained_scores([], settings(), 35) == {}

@@ -57,7 +57,6 @@ def test_the_documented_snippet_gives_the_features_of_the_run(name, more, tmp_pa
 
 
 def test_every_image_method_has_its_prefix_in_the_table():
-    from fastssl.train import TrainConfig
     from fastssl.train.backbones import build_backbone
     from fastssl.train.recipes import RECIPES
 
@@ -68,7 +67,7 @@ def test_every_image_method_has_its_prefix_in_the_table():
         if name not in table:
             continue
         given = {"backbone": "vit"} if name == "cpc" else {}  # its encoder is made for patches of the image
-        config = TrainConfig(**{**recipe.defaults, "method": name, "batch_size": 8, **given})
+        config = recipe.settings(**{"batch_size": 8, **given})
         state = {f"method.{key}": value for key, value in recipe.build(config, data).state_dict().items()}
         for prefix in table[name][: 1 if name == "simsiam" else None]:
             weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -168,11 +167,10 @@ def test_torchvision_without_its_compiled_half(monkeypatch):
 
 def test_a_batch_cut_short_is_seen_in_fewer_parts(tmp_path):
     """Of 8 images some are damaged: batch norms see parts of at least 2 each."""
-    from fastssl.train import TrainConfig
     from fastssl.train.recipes import RECIPES
 
     recipe = RECIPES["moco"]
-    config = TrainConfig(**{**recipe.defaults, "method": "moco", "batch_size": 8, "bn_splits": 4})
+    config = recipe.settings(batch_size=8, bn_splits=4)
     data = SimpleNamespace(image_size=16, channels=3, train=range(16), mirror=True, colour=True, hue=True)
     method = recipe.build(config, data)
     module = SimpleNamespace(method=method, config=config, views=recipe.augment(config, data))
@@ -213,13 +211,13 @@ class Unreadable(torch.utils.data.Dataset):
 
 def test_files_that_became_unreadable(tmp_path, monkeypatch):
     """No score, no picture, and a sentence from the first batch."""
-    from fastssl.train import TrainConfig, UsageError, recipes
+    from fastssl.train import UsageError, recipes
     from fastssl.train.data import ImageData
     from fastssl.train.loop import MethodModule
 
     data = ImageData("folder:gone", Unreadable(), Unreadable(), 16)
     recipe = recipes.RECIPES["mae"]
-    config = TrainConfig(**{**recipe.defaults, "method": "mae", "data": data.name})
+    config = recipe.settings(data=data.name)
     method = recipe.build(config, data)
     assert recipe.monitor(method, data, config, device="cpu", workers=0, most=None, full=True) == {}
     assert recipe.draw(method, data, tmp_path, device="cpu") is None and not list(tmp_path.iterdir())

@@ -59,13 +59,12 @@ def test_a_run_inside_its_images_does_not_learn_from_itself(tmp_path, capsys, mo
 
 
 def test_no_whole_batch_for_each_of_several_processes():
-    from fastssl.train import TrainConfig
     from fastssl.train.loop import MethodModule
     from fastssl.train.recipes import RECIPES
 
     def module(batch_size: int) -> SimpleNamespace:
         trainer, data = SimpleNamespace(world_size=2, global_rank=1), SimpleNamespace(train=range(24))
-        config = TrainConfig(batch_size=batch_size)
+        config = RECIPES["simclr"].settings(batch_size=batch_size)
         return SimpleNamespace(
             config=config, trainer=trainer, data=data, recipe=RECIPES["simclr"], history=[], losses=[], workers=0
         )
@@ -77,11 +76,11 @@ def test_no_whole_batch_for_each_of_several_processes():
 
 @pytest.mark.parametrize("images, batch_size", [(17, 8), (5, 2), (16, 8)])
 def test_the_default_batch_is_what_each_process_has(images, batch_size):
-    from fastssl.train import TrainConfig
     from fastssl.train.cli import check_hardware, fitting_batch
+    from fastssl.train.recipes import RECIPES
 
     processes = check_hardware({"accelerator": "cpu", "devices": "2", "strategy": "auto", "precision": "32"})
-    data, config = SimpleNamespace(train=range(images)), TrainConfig(data="folder:x", batch_size=9)
+    data, config = SimpleNamespace(train=range(images)), RECIPES["simclr"].settings(data="folder:x", batch_size=9)
     assert processes == 2 and fitting_batch(config, data, chosen=False, processes=2).batch_size == batch_size
     with pytest.raises(UsageError, match=f"--batch-size 9: each of 2 processes has only {batch_size} training images"):
         fitting_batch(config, data, chosen=True, processes=2)
@@ -95,11 +94,11 @@ def test_the_rest_that_fills_no_batch_is_said(total, batch, processes, rest):
     """More than a tenth of the samples; in each epoch others, as the loop's sampler and loader leave them out."""
     import torch
 
-    from fastssl.train import TrainConfig
     from fastssl.train.cli import left_out
     from fastssl.train.loop import Shuffled
+    from fastssl.train.recipes import RECIPES
 
-    said = left_out(TrainConfig(batch_size=batch), SimpleNamespace(train=range(total)), processes)
+    said = left_out(RECIPES["simclr"].settings(batch_size=batch), SimpleNamespace(train=range(total)), processes)
     each = f" in each of {processes} processes" if processes > 1 else ""
     line = f"{rest} of {total} images do not fill a batch of {batch}{each} and are left out of each epoch, other ones each time"
     assert said == (line if 10 * rest > total else None)
@@ -114,12 +113,14 @@ def test_the_rest_that_fills_no_batch_is_said(total, batch, processes, rest):
 
 
 def test_lines_about_a_finished_run_and_its_neighbours(capsys):
-    from fastssl.train import TrainConfig
     from fastssl.train.cli import announce
+    from fastssl.train.recipes import RECIPES
 
     data = SimpleNamespace(name="x\ny", summary=lambda: "3 images, 2 classes (a\nb, c)", channels=3)
     found = (Path("run/last.ckpt"), {"fastssl": {"history": [{"epoch": 5}]}})
-    announce(TrainConfig(epochs=4), data, SimpleNamespace(modules=lambda: []), {"resume": True, "out": Path("run")}, found)
+    announce(
+        RECIPES["simclr"].settings(epochs=4), data, SimpleNamespace(modules=lambda: []), {"resume": True, "out": Path("run")}, found
+    )
     said = capsys.readouterr().out.splitlines()
     assert said == [
         r"simclr, conv, on x\ny: 3 images, 2 classes (a\nb, c)",

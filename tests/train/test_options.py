@@ -80,17 +80,19 @@ def test_a_wrong_option_is_named_with_what_is_right(line, tmp_path, capsys):
 @needs_train
 def test_settings_that_a_run_uses_are_not_refused():
     """Also stored ones that it does not use: only what the command line gives counts."""
-    from fastssl.train import TrainConfig, UsageError
+    from fastssl.train import UsageError
     from fastssl.train.options import refuse_unused
+    from fastssl.train.recipes import RECIPES
 
-    refuse_unused({"sigma", "corruption"}, TrainConfig("inpainting", corruption="noise"))
-    refuse_unused({"mask_ratio", "mask_size"}, TrainConfig("inpainting"))
-    refuse_unused({"mask_ratio"}, TrainConfig("mae", corruption="noise"))
-    refuse_unused({"hidden_dim"}, TrainConfig("moco"))
-    refuse_unused({"hidden_dim"}, TrainConfig("simclr", head="linear"))
-    refuse_unused(set(), TrainConfig("moco", head="linear", hidden_dim=7))
+    inpainting, moco = (RECIPES[name].settings for name in ("inpainting", "moco"))
+    refuse_unused({"sigma", "corruption"}, inpainting(corruption="noise"))
+    refuse_unused({"mask_ratio", "mask_size"}, inpainting())
+    refuse_unused({"mask_ratio"}, RECIPES["mae"].settings())
+    refuse_unused({"hidden_dim"}, moco())
+    refuse_unused({"hidden_dim"}, RECIPES["simclr"].settings())
+    refuse_unused(set(), moco(head="linear", hidden_dim=7))
     with pytest.raises(UsageError, match="--hidden-dim: only --head mlp"):
-        refuse_unused({"hidden_dim"}, TrainConfig("moco", head="linear", hidden_dim=7))
+        refuse_unused({"hidden_dim"}, moco(head="linear", hidden_dim=7))
 
 
 @needs_train
@@ -116,7 +118,6 @@ def test_wrong_hardware_moves_no_earlier_run(tmp_path, capsys):
 
 @needs_train
 def test_the_help_of_each_method_says_each_default_once():
-    from fastssl.train import TrainConfig
     from fastssl.train.options import train_parser
     from fastssl.train.recipes import RECIPES
 
@@ -126,7 +127,7 @@ def test_the_help_of_each_method_says_each_default_once():
         for text in texts:
             assert text.count("default:") <= 1, (method, text)
         lr = " ".join(next(text for text in texts if text.startswith("--lr")).split())
-        given = TrainConfig(**recipe.defaults).lr
+        given = recipe.settings().lr
         assert ("0.1 for sgd" in lr) if given is None else f"(default: {given})" in lr
         taken = "loop of your own" not in " ".join(texts[1].split())
         assert texts[1].startswith("--data") and taken == (method not in ("clip", "siglip", "simcse", "bert"))
@@ -147,7 +148,8 @@ def test_no_two_seeds_are_one_run():
     import torch
 
     from fastssl.train.loop import step_seed
-    from fastssl.train.options import MOST_SEED, refused_setting
+    from fastssl.train.options import refused_setting
+    from fastssl.train.settings import MOST_SEED
 
     def first(seed: int) -> int:
         return torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed)).item()
@@ -162,17 +164,16 @@ def test_no_two_seeds_are_one_run():
 
 @needs_train
 def test_patches_by_image_size():
-    from fastssl.train import TrainConfig
     from fastssl.train.backbones import tokens_line, vit_patch_size
     from fastssl.train.recipes import RECIPES
 
     sizes = {16: 4, 32: 4, 64: 4, 68: 4, 72: 8, 100: 4, 128: 8, 224: 16, 256: 16, 384: 32, 1024: 32}
     assert {size: vit_patch_size(size) for size in sizes} == sizes
     for method, patch, tokens, masked in (("mae", None, 196, 16), ("simmim", None, 196, 32), ("simmim", 8, 784, 16)):
-        config = TrainConfig(**{**RECIPES[method].defaults, "method": method, "patch_size": patch})
+        config = RECIPES[method].settings(patch_size=patch)
         built = RECIPES[method].build(config, SimpleNamespace(image_size=224, channels=3))
         side = patch or 16
         assert tokens_line(built) == f"transformer: patches of {side} x {side} pixels, {tokens} tokens an image"
         assert method == "mae" or built.unit * side == masked
-    config = TrainConfig(**{**RECIPES["simclr"].defaults, "method": "simclr"})
+    config = RECIPES["simclr"].settings()
     assert tokens_line(RECIPES["simclr"].build(config, SimpleNamespace(image_size=32, channels=3))) is None

@@ -332,12 +332,12 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, named, tmp_path, capsy
 
 
 def test_resume_refuses_other_settings():
-    from fastssl.train import TrainConfig
     from fastssl.train.cli import resumed_config
+    from fastssl.train.recipes import RECIPES
 
-    assert resumed_config({"epochs": 20}, TrainConfig(epochs=10)).epochs == 20
+    assert resumed_config({"epochs": 20}, RECIPES["simclr"].settings(epochs=10)).epochs == 20
     with pytest.raises(UsageError, match="--backbone vit"):
-        resumed_config({"backbone": "vit"}, TrainConfig())
+        resumed_config({"backbone": "vit"}, RECIPES["simclr"].settings())
 
 
 def test_import_fastssl_leaves_the_training_libraries_alone():

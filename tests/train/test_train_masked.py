@@ -134,14 +134,13 @@ TRAINING = {
 
 @pytest.mark.parametrize("name", of_today(TRAINING, 2))
 def test_training_lowers_loss_and_error_of_test_images(name):
-    from fastssl.train import TrainConfig
     from fastssl.train.recipes import RECIPES
     from fastssl.train.reconstruct import reconstruction_errors
 
     epochs, options = TRAINING[name]
     method_name = "inpainting" if name == "noise" else name
     recipe = RECIPES[method_name]
-    config = TrainConfig(**{**recipe.defaults, "method": method_name, **options})
+    config = recipe.settings(**options)
     data = part_of(recipe.load(config), 6, 9)
     torch.manual_seed(0)
     method = recipe.build(config, data)
@@ -171,7 +170,7 @@ def phrases():
 def test_bert_learns_to_name_hidden_words():
     """Texts that count upwards from any number: a hidden one is known from those around it and from nothing else."""
     from fastssl.methods import BERT
-    from fastssl.train.recipes_text import word_accuracy
+    from fastssl.train.recipes.bert import word_accuracy
 
     tokens = torch.arange(26)[:, None] + torch.arange(10)
     tokens = tokens.remainder(26) + 4
@@ -329,17 +328,16 @@ def test_wrong_options_are_one_line(options, named, capsys):
     ],
 )
 def test_the_squares_that_are_removed_fit_the_image(name, size, ratio, wanted):
-    from fastssl.train import TrainConfig
     from fastssl.train.recipes import RECIPES
 
-    config = TrainConfig(**{**RECIPES[name].defaults, "method": name, "mask_ratio": ratio})
+    config = RECIPES[name].settings(mask_ratio=ratio)
     built = RECIPES[name].build(config, SimpleNamespace(image_size=size, channels=3))
     assert (built.patch_size[0] if name == "inpainting" else built.unit * built.patch_size[0]) == wanted
 
 
 def test_the_largest_square_that_fits():
     from fastssl.train import UsageError
-    from fastssl.train.recipes_masked import fitting_size
+    from fastssl.train.recipes._masked import fitting_size
 
     sizes = range(8, 0, -1)
     for side, ratio, wanted in ((48, 0.25, 8), (20, 0.25, 5), (36, 0.25, 6), (26, 0.25, 2), (13, 0.25, 1), (20, 0.97, 2)):
@@ -350,11 +348,10 @@ def test_the_largest_square_that_fits():
 
 def test_noise_takes_no_notice_of_the_squares():
     """An image of 48 pixels that 9 does not divide, and one that nothing from 8 down would leave some of."""
-    from fastssl.train import TrainConfig
     from fastssl.train.recipes import RECIPES
 
     for size, mask_size, ratio in ((48, 9, 0.25), (16, None, 0.9999)):
-        config = TrainConfig(method="inpainting", corruption="noise", mask_size=mask_size, mask_ratio=ratio)
+        config = RECIPES["inpainting"].settings(corruption="noise", mask_size=mask_size, mask_ratio=ratio)
         method = RECIPES["inpainting"].build(config, SimpleNamespace(image_size=size, channels=3))
         assert method(torch.rand(2, 3, size, size)).isfinite()
 

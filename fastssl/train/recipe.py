@@ -1,0 +1,54 @@
+"""What ``fastssl train`` has to know of a method: its settings, and how it is built, fed and scored."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastssl.train.settings import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How ``fastssl train`` runs one method. The loop, the command line and the evaluation know no method by name.
+
+    ``config`` stands for an object of ``settings``. ``data`` is what ``load`` returns: it has ``name``, ``summary()`` for the first
+    line of a run, and two data sets ``train`` and ``test`` with ``len`` and ``__getitems__(indices)`` -> one collated tuple of
+    tensors, of which the first one has a row for each sample. ``module`` is the ``MethodModule`` of ``fastssl.train.loop``.
+
+    Args:
+        settings: the dataclass of the method's settings; its ``method`` is the name that the recipe goes by.
+        load: (config) -> data.
+        build: (config, data) -> the method, a module whose ``forward(*arguments)`` is the loss. Torch is seeded before the call.
+            Banks and queues are buffers of the method, so that a checkpoint holds them.
+        augment: (config, data) -> a module, which the loop keeps as ``module.views``, or None.
+        arguments: (module, batch on the device) -> the arguments of the method. Torch is seeded at the first batch of an epoch.
+        monitor: (method, data, config, *, device, workers, most, full) -> scores by name, {} where nothing can be scored.
+        points: (method, data, *, device, workers) -> features (N, D), labels (N,) and class names for the map, or None.
+        scores: names of ``monitor``'s scores -> how the line of an epoch and how the table calls them. The first one is drawn, and
+            may come without the others.
+        watch: other names of ``monitor``'s -> the same two, and the format of the number.
+        prepare: (module) -> None, once before the first epoch: fills a bank.
+        draw: (method, data, folder, *, device) -> the path of a picture or None, after each ``monitor``.
+        loss: name of the loss, for the help texts and the curves.
+        heading: of the table of scores.
+        unit: what the samples are, in the plural.
+        unscored: the line that says that no score was computed.
+    """
+
+    settings: type[TrainConfig]
+    load: Callable[[Any], Any]
+    build: Callable[[Any, Any], nn.Module]
+    augment: Callable[[Any, Any], nn.Module | None]
+    arguments: Callable[[Any, tuple[Tensor, ...]], tuple[Tensor | None, ...]]
+    monitor: Callable[..., dict[str, float]]
+    points: Callable[..., tuple[Tensor, Tensor, tuple[str, ...]] | None]
+    scores: dict[str, tuple[str, str]]
+    watch: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    prepare: Callable[[Any], None] | None = None
+    draw: Callable[..., Any] | None = None
+    loss: str = "NT-Xent"
+    heading: str = "accuracy on test images"
+    unit: str = "images"
+    unscored: str = "kNN and linear probe left out: they need test images, and two classes with images that can be read"

@@ -1,0 +1,27 @@
+"""The methods that ``fastssl train`` knows. Each has a module here, of the method's name, with its settings and its ``RECIPE``."""
+
+from importlib import import_module
+
+from fastssl.train.recipe import Recipe
+
+METHODS = (
+    "simclr",
+    "supcon",
+    "instdisc",
+    "cmc",
+    "nnclr",
+    "cpc",
+    "moco",
+    "moco_v3",
+    "byol",
+    "simsiam",
+    "mean_teacher",
+    "mae",
+    "simmim",
+    "inpainting",
+    "clip",
+    "siglip",
+    "simcse",
+    "bert",
+)
+RECIPES: dict[str, Recipe] = {name: import_module(f"{__name__}.{name}").RECIPE for name in METHODS}

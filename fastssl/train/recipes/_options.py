@@ -1,0 +1,24 @@
+"""Options that several methods take: the types of fields of their settings."""
+
+from typing import Annotated
+
+from fastssl.train.settings import Option
+
+PatchSize = Annotated[
+    int | None,
+    Option(
+        "side in pixels of the patches of --backbone vit",
+        least=1,
+        default="the smallest one, from 4 on, that makes at most 16 x 16 patches",
+    ),
+]
+Temperature = Annotated[float, Option("temperature of {loss}", above=0)]
+HiddenDim = Annotated[int | None, Option("hidden width of the projection head", least=1, default="the encoder's width")]
+ProjectionDim = Annotated[int, Option("width of the embeddings that the loss compares", least=1)]
+QueueSize = Annotated[int | None, Option("embeddings in the queue", least=1, default="half of the training images, at most 65536")]
+Momentum = Annotated[float, Option("share of the teacher that a step keeps, at the first step", above=0, most=1)]
+FinalMomentum = Annotated[
+    float, Option("share of the teacher that the last step keeps; half a cosine leads to it", above=0, most=1)
+]
+MaskRatio = Annotated[float, Option("share of the patches that is removed", above=0, most=1)]
+OWN_DATA = "use fastssl.methods in a loop of your own, see docs/methods.md"  # where the help text refuses data
