@@ -264,9 +264,8 @@ def test_a_run_of_another_method_or_of_an_earlier_version(run, capsys):
 
 def test_a_run_of_before_methods_had_settings_of_their_own_goes_on(run, capsys):
     """Its checkpoints hold the settings of all methods; those of others are dropped, and one of its own is still looked at."""
-    from test_settings import OF_ALL_METHODS
-
     from fastssl.__main__ import main
+    from tests.train.test_settings import OF_ALL_METHODS
 
     images, out = run
     path, resume = out / "last.ckpt", command(images, out, "--resume", "--epochs", "3")

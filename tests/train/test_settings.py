@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from test_methods_image import needs_train
+
+from tests.methods.test_image import needs_train
 
 pytestmark = needs_train
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 #: What versions before each method had settings of its own stored with a run of ``inpainting``: the settings of all methods.
 OF_ALL_METHODS = {
