@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_PIXELS = 8192  # of a side
 
 
-def pixel_range(text: str) -> tuple[float, float]:
+def low_and_high(text: str) -> tuple[float, float]:
     """An argparse type: two numbers, the first one smaller."""
     try:
         low, high = (float(part) for part in text.split(","))
@@ -59,7 +59,7 @@ class FolderSettings(ImageSettings):
         Option(
             "pixels that become 0 and 1, in folders of files with more than 8 bits; --pixel-range=-1000,3000 where LOW is negative",
             default="0,65535 for uint16, 0,1 for floats",
-            parse=pixel_range,
+            parse=low_and_high,
             metavar="LOW,HIGH",
         ),
     ] = None
