@@ -10,7 +10,7 @@ from ._encoder import check_encoder, features_of, find_feature_dim
 
 
 class ProjectionHead(nn.Sequential):
-    """Linear, batch normalisation, ReLU, linear: (N, in_dim) -> (N, out_dim)."""
+    """Linear layer, batch normalisation, ReLU, linear layer: (N, in_dim) -> (N, out_dim)."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
         super().__init__(
@@ -22,21 +22,28 @@ class ProjectionHead(nn.Sequential):
 
 
 class ImageMethod(nn.Module):
-    """An encoder with a temperature: inputs (B, ...) -> features (B, feature_dim), by the rules of ``_encoder``."""
+    """A method that learns from two views of a sample: features by the rules of ``_encoder``, and checks of the views.
 
-    def __init__(self, backbone: nn.Module, feature_dim: int | None, temperature: float):
+    A subclass keeps the encoder where it needs it, and gives ``embed``.
+    """
+
+    def __init__(self, backbone: nn.Module, feature_dim: int | None):
         super().__init__()
-        name = type(self).__name__
-        check_positive(name, temperature=temperature)
-        self.feature_dim = width_of(backbone, feature_dim, name)
-        self.temperature = temperature
-        self.backbone = backbone
+        self.feature_dim = width_of(backbone, feature_dim, type(self).__name__)
 
     def embed(self, images: Tensor) -> Tensor:
-        """images (B, ...) -> features (B, feature_dim) of the backbone: what evaluation and later tasks use."""
-        return features_of(self.backbone, images, self.feature_dim, type(self).__name__)
+        """Features of the backbone: what evaluation and later tasks use.
+
+        Args:
+            images: (B, ...), what the backbone takes.
+
+        Returns:
+            (B, feature_dim), before any head.
+        """
+        raise NotImplementedError
 
     def check_views(self, view0: Tensor, view1: Tensor) -> None:
+        """Refuses views that are not (B, ...) of one shape, dtype and device, with B of at least 2."""
         check_batch(type(self).__name__, 2, view0=view0, view1=view1)
         if view0.shape != view1.shape:
             raise ValueError(
@@ -48,6 +55,27 @@ class ImageMethod(nn.Module):
                 f"{type(self).__name__}: view0 and view1 must have the same dtype and device, "
                 f"got {view0.dtype} on {view0.device} and {view1.dtype} on {view1.device}"
             )
+
+
+class BackboneMethod(ImageMethod):
+    """An ``ImageMethod`` with a temperature, whose backbone stands alone and not in one module with a head."""
+
+    def __init__(self, backbone: nn.Module, feature_dim: int | None, temperature: float):
+        check_positive(type(self).__name__, temperature=temperature)
+        super().__init__(backbone, feature_dim)
+        self.temperature = temperature
+        self.backbone = backbone
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features of the backbone: what evaluation and later tasks use.
+
+        Args:
+            images: (B, ...), what the backbone takes.
+
+        Returns:
+            (B, feature_dim), before any head.
+        """
+        return features_of(self.backbone, images, self.feature_dim, type(self).__name__)
 
 
 def width_of(encoder: nn.Module, width: int | None, name: str, argument: str = "feature_dim", of: str = "backbone") -> int:
@@ -119,6 +147,20 @@ def return_dict(method: nn.Module) -> nn.Module:
     """Makes ``method(...)`` return ``{"loss": loss}`` in place of the loss, and returns the method.
 
     For trainers that look a loss up by name, such as transformers' ``Trainer``. State keys and ``method.forward`` stay as they are.
+
+    Args:
+        method: any module whose call returns the loss; it is changed in place.
+
+    Returns:
+        ``method`` itself.
+
+    Raises:
+        TypeError: ``method`` is no module.
+
+    Examples:
+        >>> method = return_dict(torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0)))
+        >>> sorted(method(torch.zeros(1, 3)))
+        ['loss']
     """
     check_encoder(method, "return_dict", "method")
     method.register_forward_hook(_in_a_dict)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastssl.momentum import EMA, cosine_schedule
 
-from ._common import ImageMethod, check_share, check_widths, given, width_of
+from ._common import ImageMethod, check_share, check_widths, given
 from ._encoder import check_encoder, features_of, refuse_lazy
 
 
@@ -42,23 +42,26 @@ class Encoder(nn.Module):
         return self.head(self.features(images))
 
 
-class EncoderMethod(nn.Module):
-    """A method whose backbone and head are one ``Encoder``; ``head`` makes the head from the width of the features."""
-
-    check_views = ImageMethod.check_views
+class EncoderMethod(ImageMethod):
+    """An ``ImageMethod`` whose backbone and head are one ``Encoder``; ``head`` makes the head from the width of the features."""
 
     def __init__(self, backbone: nn.Module, feature_dim: int | None, head: Callable[[int], nn.Module]):
-        super().__init__()
-        name = type(self).__name__
-        self.feature_dim = width_of(backbone, feature_dim, name)
-        self.encoder = Encoder(backbone, head(self.feature_dim), self.feature_dim, name)
+        super().__init__(backbone, feature_dim)
+        self.encoder = Encoder(backbone, head(self.feature_dim), self.feature_dim, type(self).__name__)
 
     @property
     def backbone(self) -> nn.Module:
         return self.encoder.backbone
 
     def embed(self, images: Tensor) -> Tensor:
-        """images (B, ...) -> features (B, feature_dim) of the backbone: what evaluation and later tasks use."""
+        """Features of the backbone: what evaluation and later tasks use.
+
+        Args:
+            images: (B, ...), what the backbone takes.
+
+        Returns:
+            (B, feature_dim), before any head.
+        """
         return self.encoder.features(images)
 
 

@@ -139,13 +139,27 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """A small pre-norm vision transformer: images (N, C, H, W) -> features (N, width).
 
+    Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, equations 1 to 4.
+
     Args:
-        image_size: H = W, or (H, W), multiples of ``patch_size``.
-        patch_size: side of a patch.
-        width, depth, heads, mlp_ratio: of the blocks.
-        channels: C.
-        class_token: a class token in front; its output is the feature. Without one it is the mean over patches.
-        positions: "learned", or "sine": ``sine_positions``, fixed.
+        image_size: side H = W in pixels, or (H, W), multiples of ``patch_size``.
+        patch_size: side of a patch in pixels.
+        width: width of the tokens, a multiple of ``heads``.
+        depth: number of blocks.
+        heads: heads of the attention in each block.
+        mlp_ratio: hidden width of a block's MLP, in widths.
+        channels: number C of channels.
+        class_token: whether a class token stands in front. Its output is the feature, which is otherwise the mean over the patches.
+        positions: "learned", or "sine" for the fixed ones of MAE.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range, or an ``image_size`` that is no multiple of ``patch_size``.
+
+    Examples:
+        >>> encoder = VisionTransformer(image_size=8, patch_size=2, width=8, depth=1, heads=2)
+        >>> encoder(torch.rand(5, 3, 8, 8)).shape
+        torch.Size([5, 8])
     """
 
     def __init__(
@@ -188,7 +202,14 @@ class VisionTransformer(nn.Module):
             self.pos_embed.requires_grad_(False)[0, self.num_prefix_tokens :] = sine_positions(*self.patch_embed.grid_size, width)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) -> tokens (N, P + L, width), class token first."""
+        """The tokens of images.
+
+        Args:
+            images: (N, C, H, W) float, of the size that the transformer was made for.
+
+        Returns:
+            (N, P + L, width): P = 1 class token first, or P = 0, then L patches row by row.
+        """
         check_images(type(self).__name__, images, image_shape(self), self.pos_embed)
         tokens = self.patch_embed(images)
         if self.cls_token is not None:
@@ -196,7 +217,14 @@ class VisionTransformer(nn.Module):
         return run_blocks(self, tokens + self.pos_embed)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) -> features (N, width): the class token, or the mean over patches."""
+        """The features of images.
+
+        Args:
+            images: (N, C, H, W) float, of the size that the transformer was made for.
+
+        Returns:
+            (N, width): the class token, or the mean over the patches.
+        """
         tokens = self.forward_features(images)
         return tokens.mean(1) if self.cls_token is None else tokens[:, 0]
 
@@ -334,5 +362,12 @@ class MaskedImages(nn.Module):
         return images if (self.pixel_mean, self.pixel_std) == (0.0, 1.0) else (images - self.pixel_mean) / self.pixel_std
 
     def embed(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W) -> features (N, D) of all patches, as the backbone pools them: class token, or mean of tokens."""
+        """Features of whole images, of which nothing is removed.
+
+        Args:
+            images: (N, C, H, W) float, of the backbone's size.
+
+        Returns:
+            (N, D), as the backbone pools its tokens: the class token, or their mean.
+        """
         return pooled_features(self.backbone, self.scaled(images))

@@ -26,17 +26,26 @@ IGNORED = -100
 class BERT(nn.Module):
     """A small BERT with its masked language model: ``BERT(vocab_size, mask_id=...)(input_ids)`` is the loss.
 
+    Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1.
+
     Args:
-        vocab_size: V, the mask token included.
+        vocab_size: size V of the vocabulary, the mask token included.
         mask_id: token in [0, V) that stands for a hidden one.
-        special_ids: tokens that are never hidden, such as those of the ends of a text; ``pad_id`` is one of them always.
-        pad_id: token that fills up short texts; nothing looks at it.
-        width, depth, heads: of the encoder.
+        special_ids: tokens that are never hidden, such as those of the ends of a text; ``pad_id`` is always one of them.
+        pad_id: token that fills up short texts; no token attends to it.
+        width, depth, heads: width, number of blocks and heads of the encoder.
         length: longest text in tokens.
-        probability: share of the tokens that is selected.
+        probability: share of the tokens that is selected, above 0 and below 1.
 
     Raises:
-        ValueError: ids outside of the vocabulary, a probability not in (0, 1).
+        TypeError: an argument of the wrong type.
+        ValueError: ids outside of the vocabulary, a width that is no multiple of ``heads``, a probability not in (0, 1).
+
+    Examples:
+        >>> method = BERT(vocab_size=50, mask_id=49, width=8, depth=1, heads=2, length=16)
+        >>> tokens = torch.randint(1, 49, (5, 12))
+        >>> method(tokens, seed=0).shape, method.embed(tokens).shape
+        (torch.Size([]), torch.Size([5, 8]))
     """
 
     def __init__(
@@ -139,19 +148,34 @@ class BERT(nn.Module):
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
     ) -> Tensor:
-        """The loss, scalar float32; 0 where no token was selected.
+        """The loss of a batch of texts.
 
         Args:
-            input_ids: (N, L) int64.
-            attention_mask: (N, L), 0 = padding; None: ``input_ids != pad_id``.
-            generator, seed: of the selection, as in ``fastssl.masking.mask_tokens``.
+            input_ids: (N, L) int64, L at most ``length``.
+            attention_mask: (N, L), 0 = padding. By default ``input_ids != pad_id``.
+            generator, seed: what the selection is drawn from, as in ``fastssl.masking.mask_tokens``.
+
+        Returns:
+            Scalar float32, the mean over the selected tokens; 0 where none was selected.
+
+        Raises:
+            TypeError: ``input_ids`` that are not int64.
+            ValueError: another shape, a text that is too long or, where the host can see it, a token outside of the vocabulary.
         """
         logits, labels = self.predict(input_ids, attention_mask, generator=generator, seed=seed)
         wide = accumulator_dtype(logits)
         return F.cross_entropy(logits.to(wide), labels, reduction="sum") / max(1, len(labels))
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """input_ids, attention_mask (N, L) -> (N, width): the mean over the tokens of each text."""
+        """Embeddings of texts.
+
+        Args:
+            input_ids: (N, L) int64.
+            attention_mask: (N, L), 0 = padding. By default ``input_ids != pad_id``.
+
+        Returns:
+            (N, width), the mean over the tokens of each text.
+        """
         hidden = self.encode(input_ids, attention_mask)
         weight = (input_ids != self.pad_id if attention_mask is None else attention_mask).to(hidden.dtype)[..., None]
         return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0)

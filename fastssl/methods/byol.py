@@ -15,14 +15,28 @@ from ._teacher import TeacherMethod
 class BYOL(TeacherMethod):
     """BYOL around any encoder: ``BYOL(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
+    Grill et al. 2020, https://arxiv.org/abs/2006.07733, equation 2.
+
     Args:
-        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
-        feature_dim: width of the features; by default found by a probe.
+        backbone: the encoder, any module from inputs (B, ...) to features (B, feature_dim). It may also return maps, a mapping or a
+            tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features. By default a probe finds it.
         hidden_dim: width of the hidden layers of projector and predictor; by default ``feature_dim``. The paper's is 4096.
         projection_dim: width D of projections and predictions; the paper's is 256.
         momentum: share of the teacher that is kept at the first step.
-        final_momentum: the share that it reaches over ``total_steps`` along half a cosine.
-        total_steps: steps of the training; None: the momentum stays.
+        final_momentum: share that the momentum reaches over ``total_steps`` along half a cosine.
+        total_steps: number of steps of the training. None: the momentum stays.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
+        ValueError: an argument out of its range, or a backbone whose features no rule covers.
+
+    Examples:
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8))
+        >>> method = BYOL(backbone, hidden_dim=6, projection_dim=4, total_steps=100)
+        >>> loss = method(torch.rand(5, 3, 2, 2), torch.rand(5, 3, 2, 2))
+        >>> loss.shape, int(method.step)
+        (torch.Size([]), 1)
     """
 
     def __init__(
@@ -44,7 +58,18 @@ class BYOL(TeacherMethod):
         self.prediction_head = ProjectionHead(projection_dim, hidden_dim or self.feature_dim, projection_dim)
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
-        """Two views (B, ...) of the same B samples, B >= 2 -> loss in [0, 8], scalar float32. Training moves the teacher."""
+        """The loss of two views. In training mode the teacher moves before.
+
+        Args:
+            view0, view1: (B, ...) float, two views of the same B samples; B is at least 2.
+
+        Returns:
+            Scalar float32 in [0, 8]: the sum of both directions.
+
+        Raises:
+            TypeError: views of different dtypes or devices.
+            ValueError: views of different shapes, or with a B below 2.
+        """
         self.check_views(view0, view1)
         p0, p1 = (self.prediction_head(self.encoder(view)) for view in (view0, view1))
         z0, z1 = once(self, view0, lambda: self.targets(view0, view1))

@@ -64,13 +64,27 @@ class _ImageText(nn.Module):
 class CLIP(_ImageText):
     """CLIP around any two encoders: ``CLIP(image_encoder, text_encoder)(images, tokens)`` is the loss.
 
+    Radford et al. 2021, https://arxiv.org/abs/2103.00020, figure 3.
+
     Args:
-        image_encoder: (B, ...) -> (B, image_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
-        text_encoder: (B, L) int64 -> (B, text_dim), or as the image encoder.
-        embed_dim: D of the common space.
-        image_dim, text_dim: widths of the features; by default found by probes.
-        temperature: where the learned scale starts: e^s = 1 / temperature. ``logit_scale`` holds s and is kept at most
-            ln ``max_scale``, as in the paper (section 2.5).
+        image_encoder: any module from images (B, ...) to features (B, image_dim). It may also return maps, a mapping or a tuple:
+            docs/methods.md, Encoders.
+        text_encoder: any module from tokens (B, L) int64 to features (B, text_dim), or what the image encoder may return.
+        embed_dim: width D of the common space.
+        image_dim, text_dim: widths of the features. By default probes find them.
+        temperature: where the learned scale starts: e^s = 1 / temperature. ``logit_scale`` holds s.
+        max_scale: the largest scale. ``logit_scale`` is kept at most at its logarithm, as in the paper (section 2.5).
+
+    Raises:
+        TypeError: an argument of the wrong type, such as an encoder that is no module.
+        ValueError: an argument out of its range, or an encoder whose features no rule covers.
+
+    Examples:
+        >>> words = torch.nn.Sequential(torch.nn.EmbeddingBag(50, 8))
+        >>> method = CLIP(torch.nn.Linear(6, 8), words, embed_dim=4, text_dim=8)
+        >>> images, tokens = torch.rand(5, 6), torch.randint(50, (5, 3))
+        >>> method(images, tokens).shape, method.embed_text(tokens).shape
+        (torch.Size([]), torch.Size([5, 4]))
     """
 
     def __init__(
@@ -89,9 +103,19 @@ class CLIP(_ImageText):
         self.max_scale = max_scale
 
     def forward(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
-        """images (B, ...) and their texts (B, L) -> loss, scalar float32.
+        """The loss of pairs.
 
-        ids: (B,) integers; pairs of equal id (a picture or a caption that comes twice) are not each other's negatives.
+        Args:
+            images: (B, ...), B at least 2.
+            tokens: (B, L) int64, the text of each image.
+            ids: (B,) integers. Pairs of equal id (a picture or a caption that comes twice) are not each other's negatives.
+
+        Returns:
+            Scalar float32, the mean of both directions.
+
+        Raises:
+            TypeError: ``ids`` that are no integers.
+            ValueError: images and tokens of different B, a B below 2, or ``ids`` of another length.
         """
         self.check_pairs(images, tokens, ids=ids)
         with torch.no_grad():  # the parameter, not its exponential: a scale that was cut off has a gradient to come back by
@@ -102,8 +126,24 @@ class CLIP(_ImageText):
 class SigLIP(_ImageText):
     """SigLIP around any two encoders: ``SigLIP(image_encoder, text_encoder)(images, tokens)`` is the loss.
 
-    Args: as of ``CLIP``; scale and bias start at e^s = ``scale`` and b = ``bias``, the paper's (section 3.2): at first nearly
-    every pair is a negative, and that is what the bias says.
+    Zhai et al. 2023, https://arxiv.org/abs/2303.15343, equation 1.
+
+    Args:
+        image_encoder, text_encoder: as for ``CLIP``.
+        embed_dim: width D of the common space.
+        image_dim, text_dim: widths of the features. By default probes find them.
+        scale: where the learned scale e^s starts. ``logit_scale`` holds s.
+        bias: where the learned bias b starts. The paper's -10 (section 3.2) says that at first nearly every pair is a negative.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as an encoder that is no module.
+        ValueError: an argument out of its range, or an encoder whose features no rule covers.
+
+    Examples:
+        >>> words = torch.nn.Sequential(torch.nn.EmbeddingBag(50, 8))
+        >>> method = SigLIP(torch.nn.Linear(6, 8), words, embed_dim=4, text_dim=8)
+        >>> method(torch.rand(5, 6), torch.randint(50, (5, 3))).shape
+        torch.Size([])
     """
 
     def __init__(
@@ -123,10 +163,20 @@ class SigLIP(_ImageText):
         self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
 
     def forward(self, images: Tensor, tokens: Tensor, image_id: Tensor | None = None, text_id: Tensor | None = None) -> Tensor:
-        """images (B, ...) and their texts (B, L) -> loss, scalar float32.
+        """The loss of all pairs of an image with a text.
 
-        image_id: (B,) integers; an image and a text of equal id are a positive pair. By default only pair i with itself is.
-        text_id: (B,) integers, by default ``image_id``.
+        Args:
+            images: (B, ...), B at least 2.
+            tokens: (B, L) int64, the text of each image.
+            image_id: (B,) integers. An image and a text of equal id are a positive pair. By default only pair i is one.
+            text_id: (B,) integers, by default ``image_id``.
+
+        Returns:
+            Scalar float32: the sum over all pairs, over B.
+
+        Raises:
+            TypeError: ids that are no integers.
+            ValueError: images and tokens of different B, a B below 2, ids of another length, or ``text_id`` without ``image_id``.
         """
         self.check_pairs(images, tokens, image_id=image_id, text_id=text_id)
         if text_id is not None and image_id is None:

@@ -22,14 +22,26 @@ from ._encoder import features_of
 class CMC(nn.Module):
     """CMC around V >= 2 encoders: ``CMC([lightness_encoder, colour_encoder])(lightness, colour)`` is the loss.
 
+    Tian et al. 2020, https://arxiv.org/abs/1906.05849, equations 7 and 8.
+
     Args:
-        backbones: V encoders; encoder i takes view i (B, ...) -> features (B, feature_dims[i]).
-        feature_dims: width of each encoder's features; by default found by probes.
+        backbones: V encoders. Encoder i goes from view i (B, ...) to features (B, feature_dims[i]).
+        feature_dims: width of each encoder's features. By default probes find them.
         hidden_dim: width of the heads' hidden layer; by default that of the features.
         projection_dim: width D of the embeddings that the loss compares.
         temperature: of InfoNCE, above 0.
-        graph: "full", or "core": the first view with each other one.
-        split: images -> tuple of V views, for ``embed(images)``.
+        graph: "full" for all pairs of views, or "core" for the first view with each other one.
+        split: function from images to a tuple of V views, for ``embed(images)``.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
+        ValueError: fewer than two backbones, an argument out of its range, or a backbone whose features no rule covers.
+
+    Examples:
+        >>> method = CMC([torch.nn.Linear(4, 8), torch.nn.Linear(6, 8)], projection_dim=4)
+        >>> sound, picture = torch.rand(5, 4), torch.rand(5, 6)
+        >>> method(sound, picture).shape, method.embed(sound, picture).shape
+        (torch.Size([]), torch.Size([5, 16]))
     """
 
     def __init__(
@@ -72,13 +84,30 @@ class CMC(nn.Module):
         return [features_of(backbone, view, dim, "CMC", f"backbones[{i}]", f"view{i}") for i, (backbone, view, dim) in parts]
 
     def embed(self, *views: Tensor) -> Tensor:
-        """V views (B, ...), or images for ``split`` -> features (B, sum of feature_dims), the encoders' side by side."""
+        """The features of all encoders side by side.
+
+        Args:
+            *views: V views (B, ...), or images alone where the method has ``split``.
+
+        Returns:
+            (B, sum of ``feature_dims``).
+        """
         if len(views) == 1 and self.split is not None:
             views = self.split(views[0])
         return torch.cat(self.features(views), 1)
 
     def forward(self, *views: Tensor) -> Tensor:
-        """V views (B, ...) of the same B >= 2 samples -> loss, scalar float32."""
+        """The loss of V views.
+
+        Args:
+            *views: V tensors (B, ...), one for each encoder, of the same B samples; B is at least 2.
+
+        Returns:
+            Scalar float32: the sum over the pairs of views.
+
+        Raises:
+            ValueError: another number of views than encoders, or views of different B or of a B below 2.
+        """
         features = self.features(views)
         if len(views[0]) < 2:
             raise ValueError(f"CMC: the views must have B of at least 2 samples, got {len(views[0])}")

@@ -19,9 +19,22 @@ from ._encoder import features_of
 
 
 def patch_columns(images: Tensor, size: int, down: int, across: int) -> Tensor:
-    """images (B, C, H, W) -> (B columns, rows, C, size, size): patches, each column a sequence from top to bottom.
+    """The patches of images, each column of them a sequence from top to bottom.
 
-    ``down`` and ``across`` are the pixels from patch to patch; below ``size`` they overlap.
+    Args:
+        images: (B, C, H, W).
+        size: side of a patch in pixels.
+        down, across: pixels from one patch to the next; below ``size`` the patches overlap.
+
+    Returns:
+        (B columns, rows, C, size, size).
+
+    Raises:
+        ValueError: a patch that is larger than the images, or a step below 1.
+
+    Examples:
+        >>> patch_columns(torch.rand(2, 3, 8, 8), size=4, down=2, across=4).shape
+        torch.Size([4, 3, 3, 4, 4])
     """
     if images.ndim != 4 or not 1 <= size <= min(images.shape[2:]) or min(down, across) < 1:
         raise ValueError(
@@ -35,15 +48,28 @@ def patch_columns(images: Tensor, size: int, down: int, across: int) -> Tensor:
 class CPC(nn.Module):
     """CPC around any encoder of parts: ``CPC(backbone)(sequences)`` is the loss to call ``backward`` on.
 
+    van den Oord et al. 2018, https://arxiv.org/abs/1807.03748, equation 4.
+
     Args:
-        backbone: parts (N, ...) of sequences -> features (N, feature_dim), or maps, a mapping or a tuple: docs/methods.md.
-        feature_dim: width of the features; by default found by a probe.
+        backbone: the encoder, any module from parts (N, ...) of sequences to features (N, feature_dim). It may also return maps, a
+            mapping or a tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features. By default a probe finds it.
         context_dim: width of the GRU's state; by default ``feature_dim``.
         projection_dim: width D in which predictions and parts are compared; None: ``feature_dim``, as in the paper.
         steps: how far ahead to predict, each with its own linear map; leave out 1 where neighbouring parts overlap.
         temperature: above 0.
-        normalize: compare cosines; False, with temperature 1, is the paper's bilinear form (eq. 3).
-        split: x -> sequences (B n, T, ...), applied to what ``forward`` and ``embed`` get, such as ``patch_columns``.
+        normalize: whether cosines are compared. False, with temperature 1, is the paper's bilinear form (equation 3).
+        split: function from what ``forward`` and ``embed`` get to sequences (B n, T, ...), such as ``patch_columns``.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
+        ValueError: an argument out of its range, or a backbone whose features no rule covers.
+
+    Examples:
+        >>> method = CPC(torch.nn.Linear(6, 8), steps=(1, 2))
+        >>> sequences = torch.rand(5, 7, 6)
+        >>> method(sequences).shape, method.embed(sequences).shape
+        (torch.Size([]), torch.Size([5, 8]))
     """
 
     def __init__(
@@ -85,11 +111,28 @@ class CPC(nn.Module):
         return parts.unflatten(0, sequences.shape[:2])
 
     def embed(self, x: Tensor) -> Tensor:
-        """The same input -> (B, feature_dim): the mean over the parts of each."""
+        """Features of whole sequences.
+
+        Args:
+            x: sequences (B, T, ...), or what ``split`` makes into them.
+
+        Returns:
+            (B, feature_dim), the mean over the parts of each.
+        """
         return self.encode(x).reshape(len(x), -1, self.feature_dim).mean(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sequences (B, T, ...), or what ``split`` makes into them, T above the largest step -> loss, scalar float32."""
+        """The loss of a batch of sequences.
+
+        Args:
+            x: sequences (B, T, ...), T above the largest step, or what ``split`` makes into them.
+
+        Returns:
+            Scalar float32, the mean over the steps.
+
+        Raises:
+            ValueError: sequences that are no longer than the largest step.
+        """
         z = self.encode(x)
         if z.shape[1] <= max(self.steps) or len(z) * (z.shape[1] - max(self.steps)) < 2:
             raise ValueError(

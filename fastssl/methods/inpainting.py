@@ -44,18 +44,32 @@ def map_shape(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[int, in
 class Inpainting(nn.Module):
     """Fills removed blocks, or removes noise: ``Inpainting(backbone)(images)`` is the loss to call ``backward`` on.
 
+    Pathak et al. 2016, https://arxiv.org/abs/1604.07379, equation 1, without the adversary; Vincent et al. 2008 for noise.
+
     Args:
-        backbone: ``forward_features``: images (N, C, H, W) -> maps (N, D, h, w), H / h = W / w a power of 2, such as timm's
-            convolutional models; called itself, it gives the features (N, D') of ``embed``.
-        image_size: H = W.
-        corruption: "blocks", or "noise".
-        mask_ratio: share of the cells that is removed; of "blocks".
-        mask_size: side of a cell in pixels; of "blocks". Noise has one cell, the image, where it does not divide ``image_size``.
-        sigma: standard deviation of the noise; of "noise".
-        channels: C.
+        backbone: a module whose ``forward_features`` goes from images (N, C, H, W) to maps (N, D, h, w), H / h = W / w a power of
+            2, such as timm's convolutional models. Called itself, it gives the features (N, D') of ``embed``.
+        image_size: side H = W of the images.
+        corruption: "blocks" or "noise".
+        mask_ratio: share of the cells that "blocks" removes.
+        mask_size: side in pixels of a cell of "blocks". Noise has one cell, the image, where it does not divide ``image_size``.
+        sigma: standard deviation of the noise of "noise".
+        channels: number C of channels.
 
     Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
         ValueError: a backbone without such maps, cells that do not fit, a ratio that removes no cell or all.
+
+    Examples:
+        >>> class Encoder(torch.nn.Conv2d):
+        ...     def forward_features(self, images):
+        ...         return torch.nn.Conv2d.forward(self, images)
+        ...     def forward(self, images):
+        ...         return self.forward_features(images).mean((2, 3))
+        >>> method = Inpainting(Encoder(3, 8, 2, 2), image_size=8, mask_size=2)
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> method(images).shape, method.embed(images).shape
+        (torch.Size([]), torch.Size([5, 8]))
     """
 
     def __init__(
@@ -113,11 +127,20 @@ class Inpainting(nn.Module):
         return self.decoder(self.backbone.forward_features(corrupted))
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """The loss, scalar float32 (float64 for a float64 model).
+        """The loss of a batch of images.
 
         Args:
-            images: (N, C, H, W) float.
-            noise: blocks: (N, cells), those of the smallest stay, None: ``torch.rand``. noise: (N, C, H, W), None: ``torch.randn``.
+            images: (N, C, H, W) float, of the size and channels that the method was made for.
+            noise: of "blocks" (N, cells), of which those with the smallest values stay, by default from ``torch.rand``; of "noise"
+                (N, C, H, W), by default from ``torch.randn``.
+            generator: what these draw from, instead of ``noise``.
+
+        Returns:
+            Scalar float32 (float64 for a float64 model), the mean over the removed pixels or over all noisy ones.
+
+        Raises:
+            TypeError: images or noise that are not floating, or images of another dtype than the model's outside of autocast.
+            ValueError: images or noise of another shape or device, or both ``noise`` and ``generator``.
         """
         self.check(images)
         corrupted, mask = self.corrupt(images, noise, generator)
@@ -131,7 +154,16 @@ class Inpainting(nn.Module):
     def reconstruct(
         self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """For pictures: images with removed cells 0, or with noise; images filled, or without it; mask (N, cells), 1 = removed."""
+        """Images for a picture of what the method paints.
+
+        Args:
+            images: (N, C, H, W) float.
+            noise, generator: as of ``forward``.
+
+        Returns:
+            Three tensors: images with the removed cells 0, or with noise; images filled, or without noise; and the mask
+            (N, cells), 1 = removed.
+        """
         self.check(images)
         corrupted, mask = self.corrupt(images, noise, generator)
         out = self.paint(corrupted)
@@ -140,7 +172,14 @@ class Inpainting(nn.Module):
         return *pasted(images, patchify(out, self.patch_size), mask, self.patch_size, "pqc"), mask
 
     def embed(self, images: Tensor) -> Tensor:
-        """images (N, C, H, W), uncorrupted -> features (N, D') of the backbone."""
+        """Features of the backbone.
+
+        Args:
+            images: (N, C, H, W) float, not corrupted.
+
+        Returns:
+            (N, D').
+        """
         check_batch("Inpainting", 1, images=images)
         return pooled(ask(self.backbone, "Inpainting: the backbone", "images", images), len(images), "Inpainting")
 

@@ -22,24 +22,38 @@ from fastssl.loss.parts.dot_products import dot_rows
 from fastssl.loss.parts.ids import arange_ids, class_sums, compact_ids
 from fastssl.loss.parts.reductions import softplus
 
-from ._common import ImageMethod, check_batch, check_widths, random_unit_rows
+from ._common import BackboneMethod, check_batch, check_widths, random_unit_rows
 from ._recompute import once, recomputing
 
 
-class InstDisc(ImageMethod):
+class InstDisc(BackboneMethod):
     """Instance discrimination around any encoder: ``InstDisc(backbone, len(dataset))(images, index)`` is the loss.
 
+    Wu et al. 2018, https://arxiv.org/abs/1805.01978, equation 2, with the exact sum over the bank.
+
     Args:
-        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
-        num_samples: N, pictures of the training set; the bank has a row for each, float32, in the state dict.
-        feature_dim: width of the features; by default found by a probe.
+        backbone: the encoder, any module from inputs (B, ...) to features (B, feature_dim). It may also return maps, a mapping or a
+            tuple: docs/methods.md, Encoders.
+        num_samples: number N of samples in the training set. The bank has a row for each; it is float32 and in the state dict.
+        feature_dim: width of the features. By default a probe finds it.
         projection_dim: width D of the embeddings; one linear layer leads to it.
         temperature: above 0.
-        momentum: share of the old row that stays in the bank at an update, from 0 up to (not with) 1.
-        proximal_weight: of |z_i - bank_i|^2, the paper's regulariser (eq. 10), added to the loss.
+        momentum: share of the old row that stays in the bank at an update, at least 0 and below 1.
+        proximal_weight: weight of |z_i - bank_i|^2, which is added to the loss (the paper's equation 10).
 
     With several processes each bank takes the embeddings of all, and so is the same in each; ``MoCoQueue`` says what to tell DDP
     about such buffers.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
+        ValueError: an argument out of its range, or a backbone whose features no rule covers.
+
+    Examples:
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8))
+        >>> method = InstDisc(backbone, num_samples=20, projection_dim=4)
+        >>> loss = method(torch.rand(5, 3, 2, 2), torch.tensor([0, 3, 7, 8, 19]))
+        >>> loss.shape, method.bank.shape
+        (torch.Size([]), torch.Size([20, 4]))
     """
 
     def __init__(
@@ -68,7 +82,19 @@ class InstDisc(ImageMethod):
         return nn.functional.normalize(self.projection_head(self.embed(images)).to(self.bank.dtype), dim=1)
 
     def forward(self, images: Tensor, index: Tensor) -> Tensor:
-        """images (B, ...), index (B,) integers: which samples they are -> loss, scalar float32. Training updates the bank."""
+        """The loss of a batch. In training mode its embeddings are averaged into their rows of the bank.
+
+        Args:
+            images: (B, ...) float.
+            index: (B,) integers in [0, num_samples), which samples the images are of.
+
+        Returns:
+            Scalar float32.
+
+        Raises:
+            TypeError: an ``index`` that is no integers.
+            ValueError: an ``index`` of another length or, where the host can see it, outside of the bank.
+        """
         index = self.checked(images, index)
         z = self.rows(images)
         own, places, old = once(self, images, lambda: self.rows_now(index))

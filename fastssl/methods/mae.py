@@ -34,17 +34,30 @@ EPS = 1e-6
 class MAE(MaskedImages):
     """MAE around a vision transformer: ``MAE(backbone)(images)`` is the loss to call ``backward`` on.
 
+    He et al. 2022, https://arxiv.org/abs/2111.06377, section 3.
+
     Args:
         backbone: ``fastssl.methods.VisionTransformer``, or timm's, made for the images' size; class token, registers,
             ``no_embed_class``, ``norm_pre`` and a norm in the patch embedding are taken as they are.
-        mask_ratio: share of the patches that is removed; K = int(L (1 - mask_ratio)) stay.
-        decoder_dim, decoder_depth, decoder_heads: of the decoder; the defaults are the paper's, for large encoders.
-        norm_pix_loss: compare with pixels normalised patch by patch.
+        mask_ratio: share of the patches that is removed; K = int(L (1 - mask_ratio)) of the L patches stay.
+        decoder_dim, decoder_depth, decoder_heads: width, number of blocks and heads of the decoder. The defaults are the paper's,
+            for large encoders.
+        norm_pix_loss: whether the loss compares with pixels normalised patch by patch.
         pixel_mean, pixel_std: (image - mean) / std is what the encoder sees and the loss compares.
-        predict_only_masked: the decoder's last norm and layer see the removed patches only: the same loss for less work.
+        predict_only_masked: whether the decoder's last norm and layer see the removed patches only, which gives the same loss for
+            less work.
 
     Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
         ValueError: a backbone that is no plain vision transformer, a ratio that removes no patch or all.
+
+    Examples:
+        >>> from fastssl.methods import VisionTransformer
+        >>> backbone = VisionTransformer(image_size=8, patch_size=2, width=8, depth=1, heads=2)
+        >>> method = MAE(backbone, decoder_dim=8, decoder_depth=1, decoder_heads=2)
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> method(images).shape, method.embed(images).shape, method.reconstruct(images)[2].sum(1).tolist()
+        (torch.Size([]), torch.Size([5, 8]), [12.0, 12.0, 12.0, 12.0, 12.0])
     """
 
     def __init__(
@@ -82,11 +95,19 @@ class MAE(MaskedImages):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """The loss, scalar float32 (float64 for a float64 model).
+        """The loss of a batch of images.
 
         Args:
             images: (N, C, H, W) float, of the backbone's size.
-            noise: (N, L): in each row the K patches of the smallest stay. None: ``torch.rand`` of ``generator``.
+            noise: (N, L); in each row the K patches with the smallest values stay. By default ``torch.rand`` draws it.
+            generator: what ``torch.rand`` draws from, instead of ``noise``.
+
+        Returns:
+            Scalar float32 (float64 for a float64 model), the mean over the removed patches.
+
+        Raises:
+            TypeError: images or noise that are not floating, or images of another dtype than the model's outside of autocast.
+            ValueError: images or noise of another shape or device, or both ``noise`` and ``generator``.
         """
         images = self.scaled(images)
         ids = self.choose(images, noise, generator)
@@ -120,9 +141,16 @@ class MAE(MaskedImages):
     def reconstruct(
         self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """For pictures: images with the removed patches 0, images with the predicted patches there, mask (N, L), 1 = removed.
+        """Images for a picture of what the method paints.
 
-        With ``norm_pix_loss`` the predictions get the true mean and variance of their patches back, which a picture may know.
+        Args:
+            images: (N, C, H, W) float, of the backbone's size.
+            noise, generator: as of ``forward``.
+
+        Returns:
+            Three tensors: images with the removed patches 0, images with the predicted patches there, and the mask (N, L),
+            1 = removed. With ``norm_pix_loss`` the predictions get the true mean and variance of their patches back, which a
+            picture may know.
         """
         scaled = self.scaled(images)
         ids = self.choose(scaled, noise, generator)

@@ -18,18 +18,32 @@ from ._teacher import TeacherMethod
 class MeanTeacher(TeacherMethod):
     """Mean teacher around any encoder: ``MeanTeacher(backbone, 10)(view0, view1, labels)`` is the loss.
 
+    Tarvainen and Valpola 2017, https://arxiv.org/abs/1703.01780.
+
     Args:
-        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
-        num_classes: C.
-        feature_dim: width of the features; by default found by a probe.
-        consistency_weight: of the agreement, at the end of its ramp. The authors' code has 100 for CIFAR-10.
-        ramp_up: share of ``total_steps`` over which that weight grows; without ``total_steps`` it is whole from the first.
+        backbone: the encoder, any module from inputs (B, ...) to features (B, feature_dim). It may also return maps, a mapping or a
+            tuple: docs/methods.md, Encoders.
+        num_classes: number C of classes, at least 2.
+        feature_dim: width of the features. By default a probe finds it.
+        consistency_weight: weight of the agreement at the end of its ramp. The authors' code has 100 for CIFAR-10.
+        ramp_up: share of ``total_steps`` over which that weight grows. Without ``total_steps`` it is whole from the first step.
         momentum: share of the teacher that is kept at the first step.
-        final_momentum: the share that it reaches over ``total_steps`` along half a cosine, where the paper goes from 0.99 to 0.999
-            in one step at the end of the ramp.
-        total_steps: steps of the training; None: the momentum stays.
+        final_momentum: share that the momentum reaches over ``total_steps`` along half a cosine, where the paper goes from 0.99 to
+            0.999 in one step at the end of the ramp.
+        total_steps: number of steps of the training. None: the momentum stays.
 
     ``embed`` and ``classify`` are the teacher's.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
+        ValueError: an argument out of its range, or a backbone whose features no rule covers.
+
+    Examples:
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8))
+        >>> method = MeanTeacher(backbone, num_classes=3)
+        >>> view0, view1 = torch.rand(2, 5, 3, 2, 2)
+        >>> method(view0, view1, torch.tensor([0, 2, -1, -1, -1])).shape, method.classify(view0).shape
+        (torch.Size([]), torch.Size([5, 3]))
     """
 
     def __init__(
@@ -68,9 +82,18 @@ class MeanTeacher(TeacherMethod):
         return self.consistency_weight * torch.exp(-5.0 * missing.square())
 
     def forward(self, view0: Tensor, view1: Tensor, labels: Tensor) -> Tensor:
-        """Two views (B, ...) of the same B samples, B >= 2; labels (B,) integers, -1 where there is none -> scalar float32.
+        """The loss of two views. In training mode the teacher moves before. A batch without labels has the agreement alone.
 
-        Training moves the teacher. A batch without labels has the agreement alone.
+        Args:
+            view0, view1: (B, ...) float, two views of the same B samples; B is at least 2.
+            labels: (B,) integers, -1 where a sample has no label.
+
+        Returns:
+            Scalar float32.
+
+        Raises:
+            TypeError: views of different dtypes or devices, or labels that are no integers.
+            ValueError: views of different shapes, a B below 2, or labels of another length or outside of the classes.
         """
         self.check_views(view0, view1)
         check_vector("MeanTeacher", "labels", labels, len(view0), INTEGERS, "view0", view0)

@@ -22,28 +22,47 @@ from ._teacher import TeacherMethod
 class MoCo(TeacherMethod):
     """MoCo around any encoder: ``MoCo(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
+    He et al. 2020, https://arxiv.org/abs/1911.05722, equation 1 and algorithm 1; v2: Chen et al. 2020,
+    https://arxiv.org/abs/2003.04297.
+
     ``MoCo(backbone)`` is v1; v2 is ``MoCo(backbone, mlp=True, temperature=0.2)`` with stronger augmentation.
 
     Args:
-        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
-        feature_dim: width of the features; by default found by a probe.
-        mlp: a head of two layers (v2); otherwise one linear layer.
+        backbone: the encoder, any module from inputs (B, ...) to features (B, feature_dim). It may also return maps, a mapping or a
+            tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features. By default a probe finds it.
+        mlp: whether the head has two layers (v2) or is one linear layer.
         hidden_dim: width of that head's hidden layer; by default ``feature_dim``.
         projection_dim: width D of queries, keys and queue.
-        queue_size: K keys, in the state dict; random directions until pushes have replaced them.
-        queue_dtype: of the queue, and so of queries, keys and the loss's products. Under autocast its own dtype (bfloat16) keeps
-            them on 16-bit matrix units, as the MoCo repository's einsum; float32 is exact and, on a GPU, several times slower.
+        queue_size: number K of keys in the queue, which is in the state dict. It holds random directions until keys have replaced
+            them.
+        queue_dtype: dtype of the queue, and so of queries, keys and the products of the loss. Under autocast, autocast's own dtype
+            (bfloat16) keeps the products on 16-bit matrix units, as the einsum of the MoCo repository does; float32 is exact and,
+            on a GPU, several times slower.
         momentum: share of the teacher that is kept at each step.
-        final_momentum: the share that it reaches over ``total_steps`` along half a cosine; None: it stays, as in the papers.
-        total_steps: steps of the training, where the momentum has a schedule.
+        final_momentum: share that the momentum reaches over ``total_steps`` along half a cosine. None: the momentum stays, as in
+            the papers.
+        total_steps: number of steps of the training, where the momentum has a schedule.
         temperature: above 0.
         bn_splits: parts of the batch that the encoders see apart, as several devices would, so that shuffling has an effect on one
             device. B must be at least twice as large.
-        shuffle_bn: permute the images before the teacher and its keys back after, across all processes. Without effect where a
-            batch is one part in one process.
-        symmetric: also the keys of view 0 for the queries of view 1; the mean of both, and both kinds of keys are pushed.
+        shuffle_bn: whether the images are permuted before the teacher and its keys put back in order after it, across all
+            processes. This has no effect where a batch is one part in one process.
+        symmetric: whether the queries of view 1 are also compared with the keys of view 0. The loss is then the mean of both
+            directions, and the keys of both views go onto the queue.
 
     With several processes the queue takes the keys of all; ``MoCoQueue`` says what to tell DDP about its buffers.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
+        ValueError: an argument out of its range, or a backbone whose features no rule covers.
+
+    Examples:
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8))
+        >>> method = MoCo(backbone, projection_dim=4, queue_size=16)
+        >>> loss = method(torch.rand(5, 3, 2, 2), torch.rand(5, 3, 2, 2))
+        >>> loss.shape, method.queue.queue.shape, int(method.step)
+        (torch.Size([]), torch.Size([4, 16]), 1)
     """
 
     def __init__(
@@ -82,7 +101,18 @@ class MoCo(TeacherMethod):
         self.queue = MoCoQueue(projection_dim, queue_size, gather_distributed=distributed.is_available(), dtype=queue_dtype)
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
-        """Two views (B, ...) of the same B samples, B >= 2 -> loss, scalar float32. Training moves the teacher and pushes."""
+        """The loss of two views. In training mode the teacher moves before, and its keys go onto the queue after.
+
+        Args:
+            view0, view1: (B, ...) float, two views of the same B samples; B is at least 2.
+
+        Returns:
+            Scalar float32, float64 for a float64 queue.
+
+        Raises:
+            TypeError: views of different dtypes or devices.
+            ValueError: views of different shapes, or with a B below 2 or below ``2 * bn_splits``.
+        """
         self.check_views(view0, view1)
         if len(view0) < 2 * self.bn_splits:
             raise ValueError(

@@ -12,24 +12,39 @@ from torch import Tensor, nn
 from fastssl.distributed.gather import gather_rows
 from fastssl.functional import info_nce, nearest_neighbor, queue_push_
 
-from ._common import ImageMethod, ProjectionHead, check_widths, given, random_unit_rows
+from ._common import BackboneMethod, ProjectionHead, check_widths, given, random_unit_rows
 from ._recompute import once, recomputing
 
 
-class NNCLR(ImageMethod):
+class NNCLR(BackboneMethod):
     """NNCLR around any encoder: ``NNCLR(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
+    Dwibedi et al. 2021, https://arxiv.org/abs/2104.14548, equations 3 and 4.
+
     Args:
-        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
-        feature_dim: width of the features; by default found by a probe.
+        backbone: the encoder, any module from inputs (B, ...) to features (B, feature_dim). It may also return maps, a mapping or a
+            tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features. By default a probe finds it.
         hidden_dim: width of the projection head's hidden layer; by default ``feature_dim``.
         projection_dim: width D of embeddings, predictions and queue.
         prediction_hidden_dim: width of the predictor's hidden layer; by default that of the projection head's.
-        queue_size: K embeddings, float32, in the state dict; random directions until pushes have replaced them.
+        queue_size: number K of embeddings in the queue, which is float32 and in the state dict. It holds random directions until
+            embeddings have replaced them.
         temperature: of InfoNCE, above 0.
 
-    With several processes the queue takes the embeddings of all, in rank order, and so is the same in each; ``MoCoQueue`` says what
-    to tell DDP about its buffers. The softmax runs over the predictions of the process's own batch.
+    With several processes the queue takes the embeddings of all, in the order of the ranks, and so is the same in each;
+    ``MoCoQueue`` says what to tell DDP about its buffers. The softmax runs over the predictions of the process's own batch.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
+        ValueError: an argument out of its range, or a backbone whose features no rule covers.
+
+    Examples:
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8))
+        >>> method = NNCLR(backbone, projection_dim=4, queue_size=16)
+        >>> loss = method(torch.rand(5, 3, 2, 2), torch.rand(5, 3, 2, 2))
+        >>> loss.shape, int(method.queue_pointer)
+        (torch.Size([]), 5)
     """
 
     def __init__(
@@ -55,7 +70,18 @@ class NNCLR(ImageMethod):
         self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.int64))
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
-        """Two views (B, ...) of the same B samples, B >= 2 -> loss, scalar float32. Training pushes onto the queue."""
+        """The loss of two views. In training mode the embeddings of ``view0`` go onto the queue.
+
+        Args:
+            view0, view1: (B, ...) float, two views of the same B samples; B is at least 2.
+
+        Returns:
+            InfoNCE, scalar float32, averaged over both directions.
+
+        Raises:
+            TypeError: views of different dtypes or devices.
+            ValueError: views of different shapes, or with a B below 2.
+        """
         self.check_views(view0, view1)
         z = self.projection_head(self.embed(torch.cat([view0, view1])))
         p0, p1 = self.prediction_head(z).chunk(2)

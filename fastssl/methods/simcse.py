@@ -19,16 +19,31 @@ from ._encoder import ask, check_encoder, take_tokens
 class SimCSE(nn.Module):
     """SimCSE around any Hugging Face encoder: ``SimCSE(encoder)(input_ids, attention_mask)`` is the loss.
 
+    Gao, Yao and Chen 2021, https://arxiv.org/abs/2104.08821, equations 4 and 5.
+
     Args:
-        encoder: called with ``input_ids`` and ``attention_mask`` (N, L), returns hidden states (N, L, F): a tensor,
+        encoder: a module that takes ``input_ids`` and ``attention_mask`` (N, L) and returns hidden states (N, L, F): a tensor,
             ``last_hidden_state`` of an object or mapping, or the first of a tuple. Without dropout in it, unsupervised training has
             nothing to learn from.
-        pooler: "cls": the first token; "mean": the mean over real tokens.
+        pooler: "cls" for the first token, or "mean" for the mean over the real tokens.
         temperature: above 0.
         hard_negative_weight: added to the logit of sentence i with its own hard negative, log a of the paper's appendix.
-        hidden_dim: F; by default ``encoder.config.hidden_size``.
+        hidden_dim: width F of the hidden states, by default ``encoder.config.hidden_size``.
 
     With "cls" a linear layer and tanh follow in training only, as in the paper's unsupervised models; with "mean" nothing does.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as an encoder that is no module.
+        ValueError: an argument out of its range, or no ``hidden_dim`` for an encoder that does not state its width.
+
+    Examples:
+        >>> class Words(torch.nn.Embedding):
+        ...     def forward(self, input_ids, attention_mask):
+        ...         return torch.nn.functional.dropout(super().forward(input_ids), 0.1)
+        >>> method = SimCSE(Words(50, 8), pooler="mean", hidden_dim=8)
+        >>> tokens, mask = torch.randint(50, (5, 7)), torch.ones(5, 7)
+        >>> method(tokens, mask).shape, method.embed(tokens, mask).shape
+        (torch.Size([]), torch.Size([5, 8]))
     """
 
     def __init__(
@@ -54,7 +69,15 @@ class SimCSE(nn.Module):
         self.head = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.Tanh()) if pooler == "cls" else nn.Identity()
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """input_ids, attention_mask (N, L) -> sentence embeddings (N, F), without the head and not normalised."""
+        """Embeddings of sentences.
+
+        Args:
+            input_ids: (N, L) int64.
+            attention_mask: (N, L), 0 = padding.
+
+        Returns:
+            (N, F), without the head and not normalised.
+        """
         output = ask(self.encoder, "SimCSE: the encoder", "input_ids", input_ids, attention_mask=attention_mask)
         hidden = take_tokens(output, len(input_ids), self.hidden_dim, "SimCSE")
         if self.pooler == "cls":
@@ -63,12 +86,19 @@ class SimCSE(nn.Module):
         return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, ids: Tensor | None = None) -> Tensor:
-        """The loss, scalar float32.
+        """The loss of a batch of sentences.
 
         Args:
-            input_ids, attention_mask: int64 (B, L): sentences, each its own positive; (B, 2, L): sentence and positive;
-                (B, 3, L): sentence, positive, hard negative. B >= 2.
-            ids: (B,) integers; rows of equal id (the same sentence, one paragraph) are not each other's negatives.
+            input_ids, attention_mask: int64 (B, L) for sentences that are each its own positive, (B, 2, L) for sentence and
+                positive, (B, 3, L) for sentence, positive and hard negative. B is at least 2.
+            ids: (B,) integers. Rows of equal id (the same sentence, one paragraph) are not each other's negatives.
+
+        Returns:
+            Scalar float32.
+
+        Raises:
+            TypeError: ``ids`` that are no integers.
+            ValueError: another shape, a B below 2, or ``ids`` of another length.
         """
         for argument, value in {"input_ids": input_ids, "attention_mask": attention_mask}.items():
             check_dense("SimCSE", argument, value)

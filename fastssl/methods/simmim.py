@@ -28,14 +28,25 @@ from ._vit import (
 class SimMIM(MaskedImages):
     """SimMIM around a vision transformer: ``SimMIM(backbone)(images)`` is the loss to call ``backward`` on.
 
+    Xie et al. 2022, https://arxiv.org/abs/2111.09886, section 3.
+
     Args:
         backbone: as for ``MAE``.
         mask_ratio: share of the units that is removed.
-        mask_size: side of a unit in pixels, a multiple of the patch's; the images' sides are multiples of it.
+        mask_size: side of a unit in pixels, a multiple of the patch's side that divides the sides of the images.
         pixel_mean, pixel_std: (image - mean) / std is what the encoder sees and the loss compares.
 
     Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
         ValueError: a backbone that is no plain vision transformer, units that do not fit, a ratio that removes no unit or all.
+
+    Examples:
+        >>> from fastssl.methods import VisionTransformer
+        >>> backbone = VisionTransformer(image_size=8, patch_size=2, width=8, depth=1, heads=2)
+        >>> method = SimMIM(backbone, mask_size=4)
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> method(images).shape, method.embed(images).shape
+        (torch.Size([]), torch.Size([5, 8]))
     """
 
     def __init__(
@@ -66,11 +77,19 @@ class SimMIM(MaskedImages):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """The loss, scalar float32 (float64 for a float64 model).
+        """The loss of a batch of images.
 
         Args:
             images: (N, C, H, W) float, of the backbone's size.
-            noise: (N, units): in each row those of the smallest stay. None: ``torch.rand`` of ``generator``.
+            noise: (N, units); in each row the units with the smallest values stay. By default ``torch.rand`` draws it.
+            generator: what ``torch.rand`` draws from, instead of ``noise``.
+
+        Returns:
+            Scalar float32 (float64 for a float64 model), the mean over the removed patches.
+
+        Raises:
+            TypeError: images or noise that are not floating, or images of another dtype than the model's outside of autocast.
+            ValueError: images or noise of another shape or device, or both ``noise`` and ``generator``.
         """
         images = self.scaled(images)
         ids = self.choose(images, noise, generator)
@@ -96,7 +115,16 @@ class SimMIM(MaskedImages):
     def reconstruct(
         self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """For pictures: images with the removed patches 0, images with the predicted patches there, mask (N, L), 1 = removed."""
+        """Images for a picture of what the method paints.
+
+        Args:
+            images: (N, C, H, W) float, of the backbone's size.
+            noise, generator: as of ``forward``.
+
+        Returns:
+            Three tensors: images with the removed patches 0, images with the predicted patches there, and the mask (N, L),
+            1 = removed.
+        """
         scaled = self.scaled(images)
         ids = self.choose(scaled, noise, generator)
         pred = self.head(self.encode(scaled, ids)) * self.pixel_std + self.pixel_mean

@@ -11,19 +11,34 @@ from torch import Tensor, nn
 from fastssl.checks import INTEGERS, check_vector
 from fastssl.functional import sup_con
 
-from ._common import ImageMethod, ProjectionHead, check_positive, check_widths, given
+from ._common import BackboneMethod, ProjectionHead, check_positive, check_widths, given
 
 
-class SupCon(ImageMethod):
+class SupCon(BackboneMethod):
     """Supervised contrast around any encoder: ``SupCon(backbone)(view0, view1, labels)`` is the loss.
 
+    Khosla et al. 2020, https://arxiv.org/abs/2004.11362, equation 2.
+
     Args:
-        backbone: inputs (B, ...) -> features (B, feature_dim), or maps, a mapping or a tuple: docs/methods.md, Encoders.
-        feature_dim: width of the features; by default found by a probe.
+        backbone: the encoder, any module from inputs (B, ...) to features (B, feature_dim). It may also return maps, a mapping or a
+            tuple: docs/methods.md, Encoders.
+        feature_dim: width of the features. By default a probe finds it.
         hidden_dim: width of the head's hidden layer; by default ``feature_dim``.
         projection_dim: width D of the embeddings that the loss compares.
         temperature: above 0.
-        base_temperature: the loss is multiplied by temperature / base_temperature; None: not. SupContrast has 0.07.
+        base_temperature: the loss is multiplied by temperature / base_temperature, in the SupContrast repository with 0.07; None
+            leaves it as it is.
+
+    Raises:
+        TypeError: an argument of the wrong type, such as a backbone that is no module.
+        ValueError: an argument out of its range, or a backbone whose features no rule covers.
+
+    Examples:
+        >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8))
+        >>> method = SupCon(backbone, projection_dim=4)
+        >>> view0, view1 = torch.rand(2, 5, 3, 2, 2)
+        >>> method(view0, view1, torch.tensor([0, 0, 1, 1, 2])).shape
+        torch.Size([])
     """
 
     def __init__(
@@ -44,10 +59,21 @@ class SupCon(ImageMethod):
         self.projection_head = ProjectionHead(self.feature_dim, hidden_dim or self.feature_dim, projection_dim)
 
     def forward(self, view0: Tensor, view1: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Two views (B, ...) of the same B >= 2 samples, labels (B,) of any integers -> loss; without labels, SimCLR's."""
+        """The loss of two views, of which those with the same label are each other's positives.
+
+        Args:
+            view0, view1: (B, ...) float, two views of the same B samples; B is at least 2.
+            labels: (B,) integers of any value. Without labels each sample is a class of its own, as in SimCLR.
+
+        Returns:
+            Scalar float32.
+
+        Raises:
+            TypeError: views of different dtypes or devices, or labels that are no integers.
+            ValueError: views of different shapes, a B below 2, or labels of another length.
+        """
         self.check_views(view0, view1)
         if labels is not None:
             check_vector("SupCon", "labels", labels, len(view0), INTEGERS, "view0", view0)
         z = self.projection_head(self.embed(torch.cat([view0, view1]))).unflatten(0, (2, -1)).transpose(0, 1)
-        options = {"temperature": self.temperature, "base_temperature": self.base_temperature}
-        return sup_con(z, labels, normalize=True, **options)
+        return sup_con(z, labels, temperature=self.temperature, base_temperature=self.base_temperature, normalize=True)
