@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TextIO
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -49,12 +50,16 @@ class Stop:
     ``SAME_REQUEST`` is not made to wait. Forked children leave the signals to their parent.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets an earlier request: from now on the signals are this process's."""
         self.signum: int | None = None
         self.patient = False
         self.process, self.time = os.getpid(), 0.0
 
-    def __call__(self, signum: int, frame) -> None:
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return
         now, first = time.monotonic(), self.signum is None
@@ -90,7 +95,7 @@ STOP, PLACE = Stop(), Place()
 @contextmanager
 def signals_heeded() -> Iterator[None]:
     """While it lasts, ``STOP`` answers the signals; those that this process was told to ignore (nohup) stay ignored."""
-    STOP.__init__()
+    STOP.reset()
     before = {}
     try:
         for signum in SIGNALS:
@@ -253,7 +258,9 @@ def stopped(command: str, error: BaseException, resume: bool) -> int:
         say(f"fastssl {command}: error: {error}", error=True)
     elif isinstance(error, Exception) and "killed by signal: Terminated" not in str(error):
         failed(command, error)
-    signum = STOP.signum or getattr(error, "signum", signal.SIGINT)
+    signum = STOP.signum
+    if signum is None:
+        signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
     by = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
     saved = getattr(error, "saved", "")
     last = PLACE.folder / "last.ckpt" if PLACE.folder else None

@@ -27,8 +27,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse whose error is a ``UsageError`` of one line. ``instead``: what to say of an option that belongs elsewhere."""
 
-    def __init__(self, *arguments, **how):
-        super().__init__(*arguments, formatter_class=Help, allow_abbrev=False, **how)
+    def __init__(self, prog: str, description: str | None = None, *, add_help: bool = True):
+        super().__init__(prog, description=description, formatter_class=Help, allow_abbrev=False, add_help=add_help)
         self.instead: dict[str, str] = {}
         self.words: list[str] = []
 
@@ -45,12 +45,12 @@ class Parser(argparse.ArgumentParser):
             return ""
         return f"; a value that begins with a dash is written {flag}={value}"
 
-    def parse_known_args(self, args=None, namespace=None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         self.words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
-    def parse_args(self, *arguments, **how) -> argparse.Namespace:
-        parsed, rest = self.parse_known_args(*arguments, **how)
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             self.error(self.unknown(rest[0].split("=")[0]))
         return parsed
@@ -64,10 +64,10 @@ class Parser(argparse.ArgumentParser):
         return f"unknown option {word}{closest(word, known)}; {self.prog} --help lists them"
 
 
-def number(kind: type, low: float, *, above: bool = False, most: int | None = None) -> Callable[[str], Any]:
+def number(kind: type, low: float, *, above: bool = False, most: float | None = None) -> Callable[[str], Any]:
     """An argparse type: a finite number of at least ``low``, or above it, and at most ``most``."""
 
-    def parse(text: str):
+    def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:

@@ -7,11 +7,12 @@ An encoder may return a tensor, a mapping (a dict, a ``ModelOutput`` of transfor
     (N, D)         the features;   (N, D, 1), maps (N, D, H, W) and (N, D, T, H, W): the mean over all positions
     (N, T, D)      under ``last_hidden_state``: the mean over the tokens
 
-Anything else is refused in words: the features would be a guess.
+Anything else is refused with a message: the features would be a guess.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from fastssl.checks import readable
 
+Layer = TypeVar("Layer", bound=nn.Module)
 FEATURE_KEYS = ("pooler_output", "image_embeds", "text_embeds", "features", "out", "last_hidden_state")
 
 #: Sides of the probes of a convolution, by its number of dimensions.
@@ -31,7 +33,8 @@ class NotFeatures(ValueError):
     """What an encoder returned has no rule."""
 
 
-def describe(output) -> str:
+def describe(output: Any) -> str:
+    """What an encoder returned, for a message."""
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)} of {output.dtype}"
     if isinstance(output, Mapping):
@@ -41,7 +44,7 @@ def describe(output) -> str:
     return type(output).__name__
 
 
-def take_tensor(output, name: str, of: str) -> tuple[Tensor, str | int]:
+def take_tensor(output: Any, name: str, of: str) -> tuple[Tensor, str | int]:
     """The tensor of features in what an encoder returned, and its key or place there ("" for a tensor itself)."""
     if isinstance(output, Tensor):
         return output, ""
@@ -57,7 +60,7 @@ def take_tensor(output, name: str, of: str) -> tuple[Tensor, str | int]:
     return found[key], key
 
 
-def pooled(output, rows: int, name: str, of: str = "backbone") -> Tensor:
+def pooled(output: Any, rows: int, name: str, of: str = "backbone") -> Tensor:
     """What an encoder returned for ``rows`` inputs, by the rules above -> features (rows, D)."""
     features, key = take_tensor(output, name, of)
     if not features.is_floating_point():
@@ -74,7 +77,7 @@ def pooled(output, rows: int, name: str, of: str = "backbone") -> Tensor:
     return features if features.ndim == 2 else features.flatten(2).mean(2)
 
 
-def take_tokens(output, rows: int, width: int, name: str) -> Tensor:
+def take_tokens(output: Any, rows: int, width: int, name: str) -> Tensor:
     """Hidden states (rows, L, width): a tensor, ``last_hidden_state`` of an object or mapping, or the first of a tuple or list."""
     if isinstance(output, Mapping):
         tokens = output.get("last_hidden_state")
@@ -86,7 +89,7 @@ def take_tokens(output, rows: int, width: int, name: str) -> Tensor:
     return tokens
 
 
-def check_encoder(backbone, name: str, argument: str = "backbone") -> None:
+def check_encoder(backbone: Any, name: str, argument: str = "backbone") -> None:
     if not isinstance(backbone, nn.Module):
         kind = f"the class {backbone.__name__}" if isinstance(backbone, type) else type(backbone).__name__
         raise TypeError(f"{name}: {argument} must be a torch.nn.Module, got {kind}")
@@ -134,15 +137,15 @@ def image_sizes(backbone: nn.Module) -> list[tuple[int, int]]:
     return [tuple(p) for p in pairs if isinstance(p, tuple | list) and len(p) == 2 and all(isinstance(s, int) for s in p)]
 
 
-def first_layers(encoder: nn.Module) -> list[nn.Module | None]:
-    """The first convolution, embedding, recurrent layer and linear layer, in the order in which they were registered."""
-    kinds = (_ConvNd, nn.Embedding, nn.RNNBase, nn.Linear)
-    return [next((m for m in encoder.modules() if isinstance(m, kind)), None) for kind in kinds]
+def first_layer(encoder: nn.Module, layer: type[Layer]) -> Layer | None:
+    """The first layer of a type, in the order in which the layers were registered."""
+    return next((module for module in encoder.modules() if isinstance(module, layer)), None)
 
 
 def probe_shapes(backbone: nn.Module) -> Iterator[tuple[tuple[int, ...], nn.Module | None]]:
     """Shapes to try, batch of 2 in front, and the layer that they are for: the first convolution, embedding, GRU or linear one."""
-    conv, embedding, recurrent, linear = first_layers(backbone)
+    conv, embedding = first_layer(backbone, _ConvNd), first_layer(backbone, nn.Embedding)
+    recurrent, linear = first_layer(backbone, nn.RNNBase), first_layer(backbone, nn.Linear)
     if conv is not None:
         dims = len(conv.kernel_size)
         for size in image_sizes(backbone) if dims == 2 else [(side,) * dims for side in SIDES[dims]]:
@@ -217,7 +220,7 @@ def features_of(
 
 
 def ask(encoder: nn.Module, who: str, given: str, inputs: Tensor, **more: Tensor):
-    """``encoder(inputs)``, or by keyword where there is more than one; where it fails on inputs that do not fit, in our words."""
+    """``encoder(inputs)``, with keywords where there is more than one. An error on inputs that do not fit says what does not."""
     try:
         return encoder(**{given: inputs}, **more) if more else encoder(inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -235,7 +238,7 @@ def misfits(encoder: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
     if weight is None:
         return []
     facts = [] if inputs.device == weight.device else [("device", f"its parameters are on {weight.device}")]
-    conv, embedding, _, linear = first_layers(encoder)
+    conv, embedding, linear = (first_layer(encoder, _ConvNd), first_layer(encoder, nn.Embedding), first_layer(encoder, nn.Linear))
     integers = inputs.dtype in (torch.int64, torch.int32)
     if conv is None and embedding is not None:
         if not integers:

@@ -7,6 +7,7 @@ functions below it use these attributes only: ``patch_embed.proj``, ``cls_token`
 
 from collections import OrderedDict
 from itertools import chain
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from fastssl.functional import embed_visible, num_kept, patchify, unpatchify
 
 from ._common import check_flags, check_positive, check_widths
 from ._encoder import check_encoder
+
+#: A module with timm's attributes, which differ from model to model: no type says which of them it has, ``check_backbone`` does.
+TimmLike: TypeAlias = Any
 
 
 def check_heads(name: str, width_name: str, width: int, heads_name: str, heads: int) -> None:
@@ -130,7 +134,8 @@ class PatchEmbed(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
-        nn.init.zeros_(self.proj.bias)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)
@@ -194,7 +199,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, 1e-6)
         self.apply(init_linear)
-        if class_token:
+        if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
         if positions == "learned":
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -239,22 +244,22 @@ def is_identity(module: nn.Module | None) -> bool:
     return module is None or isinstance(module, nn.Identity)
 
 
-def prefix_tokens(backbone: nn.Module) -> Tensor | None:
+def prefix_tokens(backbone: TimmLike) -> Tensor | None:
     """Class token and registers (1, P, E), or None."""
     found = [token for name in ("cls_token", "reg_token") if (token := getattr(backbone, name, None)) is not None]
     return torch.cat(found, 1) if found else None
 
 
-def image_shape(backbone: nn.Module) -> tuple[int, int, int]:
+def image_shape(backbone: TimmLike) -> tuple[int, int, int]:
     """(C, H, W) of the images that the backbone was made for."""
     proj, grid = backbone.patch_embed.proj, backbone.patch_embed.grid_size
     return proj.in_channels, grid[0] * proj.kernel_size[0], grid[1] * proj.kernel_size[1]
 
 
-def check_backbone(op: str, backbone: nn.Module) -> None:
+def check_backbone(op: str, backbone: TimmLike) -> None:
     """Refuses what is no plain vision transformer: its blocks must work on any subset of the tokens."""
 
-    def refuse(what: str):
+    def refuse(what: str) -> NoReturn:
         kind = type(backbone).__name__
         raise ValueError(f"{op}: backbone must be a vision transformer with timm's attributes, got {kind}: {what}")
 
@@ -293,7 +298,7 @@ def check_ratio(name: str, mask_ratio: float, length: int, rounding: str = "keep
     return keep
 
 
-def full_positions(backbone: nn.Module) -> Tensor | None:
+def full_positions(backbone: TimmLike) -> Tensor | None:
     """Positions (1, P + L, E) of prefix and patches, zeros for a prefix that has none; None where there are none at all."""
     pos, missing = backbone.pos_embed, backbone.num_prefix_tokens
     if pos is None:
@@ -302,11 +307,11 @@ def full_positions(backbone: nn.Module) -> Tensor | None:
     return pos if missing == 0 else torch.cat([pos.new_zeros(1, missing, pos.shape[2]), pos], 1)
 
 
-def embed_patches(backbone: nn.Module, images: Tensor, ids: Tensor, *, positions: bool = True) -> Tensor:
+def embed_patches(backbone: TimmLike, images: Tensor, ids: Tensor, *, positions: bool = True) -> Tensor:
     """images (N, C, H, W), ids (N, K) -> prefix and these patches (N, P + K, E), with their positions or without."""
     proj, norm, prefix = backbone.patch_embed.proj, getattr(backbone.patch_embed, "norm", None), prefix_tokens(backbone)
     pos = full_positions(backbone) if positions else None
-    if is_identity(norm):
+    if norm is None or is_identity(norm):
         return embed_visible(images, proj.weight, ids, proj.bias, pos_embed=pos, prefix_tokens=prefix)
     x = norm(embed_visible(images, proj.weight, ids, proj.bias))
     before = backbone.num_prefix_tokens
@@ -318,7 +323,7 @@ def embed_patches(backbone: nn.Module, images: Tensor, ids: Tensor, *, positions
     return x + F.embedding(torch.cat([front, ids + before], 1), pos[0])
 
 
-def run_blocks(backbone: nn.Module, x: Tensor) -> Tensor:
+def run_blocks(backbone: TimmLike, x: Tensor) -> Tensor:
     """Embedded tokens (N, T, E) -> the encoder's output (N, T, E), normalised, by ``fc_norm`` where there is no other norm."""
     for name in ("pos_drop", "norm_pre"):
         x = getattr(backbone, name, nn.Identity())(x)
@@ -327,7 +332,7 @@ def run_blocks(backbone: nn.Module, x: Tensor) -> Tensor:
     return getattr(backbone, "fc_norm", backbone.norm)(x) if is_identity(backbone.norm) else backbone.norm(x)
 
 
-def pooled_features(backbone: nn.Module, images: Tensor) -> Tensor:
+def pooled_features(backbone: TimmLike, images: Tensor) -> Tensor:
     """images (N, C, H, W) -> features (N, D), as the backbone pools them, before its classifier."""
     if hasattr(backbone, "forward_head"):
         return backbone.forward_head(backbone.forward_features(images), pre_logits=True)
@@ -338,14 +343,18 @@ def pasted(images: Tensor, pred: Tensor, mask: Tensor, patch: tuple[int, int], l
     """images (N, C, H, W), pred (N, L, P), mask (N, L) -> images with removed patches 0, and with the predicted ones there."""
     removed, target = mask[:, :, None] > 0, patchify(images, patch, layout=layout)
     parts = (target.masked_fill(removed, 0.0), torch.where(removed, pred.to(target.dtype), target))
-    masked, filled = (unpatchify(part, patch, layout=layout, image_size=tuple(images.shape[2:])) for part in parts)
+    masked, filled = (unpatchify(part, patch, layout=layout, image_size=(images.shape[2], images.shape[3])) for part in parts)
     return masked, filled
 
 
 class MaskedImages(nn.Module):
     """What MAE and SimMIM share: a backbone that is known to work, images on the scale that it sees, features."""
 
-    def __init__(self, backbone: nn.Module, pixel_mean: float, pixel_std: float):
+    backbone: TimmLike
+    patch_size: tuple[int, int]
+    grid: tuple[int, int]
+
+    def __init__(self, backbone: TimmLike, pixel_mean: float, pixel_std: float):
         super().__init__()
         self.name = type(self).__name__
         check_encoder(backbone, self.name)

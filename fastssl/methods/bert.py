@@ -79,6 +79,7 @@ class BERT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.special_ids: Tensor
         special = torch.tensor(sorted({pad_id, *special_ids}))
         self.register_buffer("special_ids", special, persistent=False)
         self.apply(init_linear)

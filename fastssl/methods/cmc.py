@@ -8,6 +8,7 @@ L is symmetric InfoNCE, the mean of i to j and j to i, both from one sweep, over
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -113,4 +114,5 @@ class CMC(nn.Module):
             raise ValueError(f"CMC: the views must have B of at least 2 samples, got {len(views[0])}")
         z = [head(part) for head, part in zip(self.projection_heads, features, strict=True)]
         pairs = combinations(z, 2) if self.graph == "full" else ((z[0], other) for other in z[1:])
-        return sum(info_nce(a, b, temperature=self.temperature, symmetric=True) for a, b in pairs)
+        losses = [cast(Tensor, info_nce(a, b, temperature=self.temperature, symmetric=True)) for a, b in pairs]
+        return sum(losses[1:], start=losses[0])

@@ -7,6 +7,7 @@ frames of sound, words, or the patches of a picture from top to bottom (``patch_
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -143,5 +144,5 @@ class CPC(nn.Module):
         losses = []
         for k, predict in zip(self.steps, self.predictions, strict=True):
             query, key = predict(context[:, :-k]).flatten(0, 1), target[:, k:].flatten(0, 1)
-            losses.append(info_nce(query, key, temperature=self.temperature, normalize=self.normalize))
+            losses.append(cast(Tensor, info_nce(query, key, temperature=self.temperature, normalize=self.normalize)))
         return torch.stack(losses).mean()

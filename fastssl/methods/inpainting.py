@@ -7,6 +7,8 @@
 The encoder gives maps (N, D, h, w); the decoder doubles them up to the images' size. No connection goes around the maps.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from ._encoder import ask, check_encoder, pooled, refuse_lazy, undisturbed
 from ._vit import check_images, check_random, check_ratio, pasted
 
 
-def map_shape(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def map_shape(backbone: Any, shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """(D, h, w) of ``backbone.forward_features`` for images of ``shape`` (C, H, W)."""
     name = "Inpainting: backbone must be a convolutional encoder with forward_features -> (N, D, h, w)"
     kind = type(backbone).__name__
@@ -38,7 +40,7 @@ def map_shape(backbone: nn.Module, shape: tuple[int, int, int]) -> tuple[int, in
     scale = shape[1] // maps.shape[2]
     if scale & (scale - 1) or (maps.shape[2] * scale, maps.shape[3] * scale) != shape[1:]:
         raise ValueError(f"{name}, h and w those of the images {shape[1:]} over a power of 2, got {tuple(maps.shape[2:])}")
-    return tuple(maps.shape[1:])
+    return maps.shape[1], maps.shape[2], maps.shape[3]
 
 
 class Inpainting(nn.Module):
@@ -98,9 +100,9 @@ class Inpainting(nn.Module):
         self.shape = (channels, image_size, image_size)
         self.corruption, self.mask_ratio, self.sigma = corruption, mask_ratio, sigma
         self.patch_size = (mask_size, mask_size)
-        self.backbone = backbone
+        self.backbone: Any = backbone  # with forward_features, which no type of torch has
         before, height, _ = map_shape(backbone, self.shape)
-        layers = []
+        layers: list[nn.Module] = []
         for _ in range((image_size // height).bit_length() - 1):
             width = max(32, before // 2)
             layers += [nn.ConvTranspose2d(before, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
@@ -184,4 +186,7 @@ class Inpainting(nn.Module):
         return pooled(ask(self.backbone, "Inpainting: the backbone", "images", images), len(images), "Inpainting")
 
     def check(self, images: Tensor) -> None:
-        check_images("Inpainting", images, self.shape, self.decoder[-1].weight)
+        """Refuses images that are not of the size, dtype and device of the method."""
+        last = self.decoder[-1]
+        assert isinstance(last, nn.Conv2d)
+        check_images("Inpainting", images, self.shape, last.weight)

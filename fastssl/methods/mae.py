@@ -79,7 +79,8 @@ class MAE(MaskedImages):
         if decoder_dim % 4:
             raise ValueError(f"MAE: decoder_dim must be a multiple of 4, for its sine positions, got {decoder_dim}")
         super().__init__(backbone, pixel_mean, pixel_std)
-        proj, self.num_patches = backbone.patch_embed.proj, self.grid[0] * self.grid[1]
+        before, proj = self.backbone.num_prefix_tokens, self.backbone.patch_embed.proj
+        self.num_patches = self.grid[0] * self.grid[1]
         check_ratio("MAE", mask_ratio, self.num_patches)
         self.mask_ratio, self.norm_pix_loss, self.predict_only_masked = mask_ratio, norm_pix_loss, predict_only_masked
         self.decoder_embed = nn.Linear(proj.out_channels, decoder_dim)
@@ -87,8 +88,9 @@ class MAE(MaskedImages):
         self.decoder_blocks = nn.ModuleList(Block(decoder_dim, decoder_heads) for _ in range(decoder_depth))
         self.decoder_norm = nn.LayerNorm(decoder_dim, EPS)
         self.decoder_pred = nn.Linear(decoder_dim, proj.in_channels * self.patch_size[0] * self.patch_size[1])
-        positions = torch.zeros(1, backbone.num_prefix_tokens + self.num_patches, decoder_dim)
-        positions[0, backbone.num_prefix_tokens :] = sine_positions(*self.grid, decoder_dim)
+        self.decoder_pos_embed: Tensor
+        positions = torch.zeros(1, before + self.num_patches, decoder_dim)
+        positions[0, before:] = sine_positions(*self.grid, decoder_dim)
         self.register_buffer("decoder_pos_embed", positions, persistent=False)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
             part.apply(init_linear)

@@ -6,13 +6,15 @@ The mean is over rows and classes. w grows as ``consistency_weight`` exp(-5 (1 -
 ``ramp_up`` of all steps, and stays at ``consistency_weight`` from there on.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from fastssl.checks import INTEGERS, check_number, check_vector, check_whole, readable
 
 from ._recompute import once
-from ._teacher import TeacherMethod
+from ._teacher import Encoder, TeacherMethod
 
 
 class MeanTeacher(TeacherMethod):
@@ -68,7 +70,7 @@ class MeanTeacher(TeacherMethod):
 
     def embed(self, images: Tensor) -> Tensor:
         """images (B, ...) -> features (B, feature_dim) of the teacher's backbone."""
-        return self.teacher.module.features(images)
+        return cast(Encoder, self.teacher.module).features(images)
 
     def classify(self, images: Tensor) -> Tensor:
         """images (B, ...) -> the teacher's logits (B, num_classes)."""

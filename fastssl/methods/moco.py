@@ -6,6 +6,8 @@ In the order of the paper's algorithm 1: the teacher moves, the loss sees the ol
 normalisation would let an image find its key by the statistics that both share; with shuffled keys (section 3.3) they share none.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -122,7 +124,7 @@ class MoCo(TeacherMethod):
         q = torch.cat([self.unit(self.in_parts(self.encoder, view)) for view in views])
         k, new, places, old = once(self, view0, lambda: self.keys_and_places((view1, view0)[: len(views)]))
         queue = self.queue.queue.index_copy(1, places, old) if recomputing() else self.queue.queue
-        loss = moco_loss(q, k, queue, self.temperature)
+        loss = cast(Tensor, moco_loss(q, k, queue, self.temperature))
         if self.training and not recomputing():
             queue_push_(self.queue.queue, self.queue.queue_ptr, new)
         return loss

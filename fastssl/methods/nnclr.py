@@ -6,6 +6,8 @@ InfoNCE's softmax runs over the predictions of the batch. No gradient flows to t
 the first views take the place of the oldest ones in the queue.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -87,7 +89,8 @@ class NNCLR(BackboneMethod):
         p0, p1 = self.prediction_head(z).chunk(2)
         found, new = once(self, view0, lambda: self.neighbours(z.detach()))
         n0, n1 = found.to(p0.dtype).chunk(2)
-        loss = 0.5 * (info_nce(n0, p1, temperature=self.temperature) + info_nce(n1, p0, temperature=self.temperature))
+        loss0, loss1 = (cast(Tensor, info_nce(n, p, temperature=self.temperature)) for n, p in ((n0, p1), (n1, p0)))
+        loss = 0.5 * (loss0 + loss1)
         if self.training and not recomputing():
             queue_push_(self.queue, self.queue_pointer, new, layout="kd")
         return loss

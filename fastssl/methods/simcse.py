@@ -7,6 +7,8 @@ Unsupervised, eq. 4: the same sentences pass the encoder twice under different d
 Supervised, eq. 5: h'_i is another sentence's embedding, and the sum has exp(cos(h_i, h-_j) / t) of the hard negatives too.
 """
 
+from typing import Any, cast
+
 from torch import Tensor, nn
 
 from fastssl.checks import INTEGERS, check_choice, check_dense, check_number, check_vector
@@ -113,7 +115,7 @@ class SimCSE(nn.Module):
             input_ids, attention_mask = (t[:, None].expand(-1, 2, -1) for t in (input_ids, attention_mask))
         tokens, mask = (t.transpose(0, 1).flatten(0, 1) for t in (input_ids, attention_mask))
         query, key, *hard = self.head(self.embed(tokens, mask)).chunk(input_ids.shape[1])
-        if not hard:
-            return info_nce(query, key, temperature=self.temperature, ids=ids)
-        weight = self.hard_negative_weight
-        return info_nce(query, key, temperature=self.temperature, ids=ids, hard_negative_keys=hard[0], hard_negative_weight=weight)
+        more: dict[str, Any] = {}
+        if hard:
+            more = {"hard_negative_keys": hard[0], "hard_negative_weight": self.hard_negative_weight}
+        return cast(Tensor, info_nce(query, key, temperature=self.temperature, ids=ids, **more))

@@ -59,7 +59,7 @@ class SimMIM(MaskedImages):
         pixel_std: float = 1.0,
     ):
         super().__init__(backbone, pixel_mean, pixel_std)
-        proj = backbone.patch_embed.proj
+        proj = self.backbone.patch_embed.proj
         mask_size = check_whole("SimMIM", "mask_size", mask_size, 0)
         self.unit = mask_size // self.patch_size[0]
         if self.patch_size[0] != self.patch_size[1] or mask_size < 1 or mask_size % self.patch_size[0]:
@@ -99,9 +99,10 @@ class SimMIM(MaskedImages):
     def choose(self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> MaskIds:
         """The unit mask as ids: visible patches first, each half in the order of the grid."""
         check_random("SimMIM", noise, generator, (len(images), self.units), images)
-        random = {"noise": noise, "generator": generator, "device": images.device}
-        mask = grid_mask(len(images), self.grid, self.mask_ratio, unit=self.unit, **random)
-        return mask_ids(tuple(mask.shape), noise=mask, num_keep=self.num_keep)
+        mask = grid_mask(
+            len(images), self.grid, self.mask_ratio, unit=self.unit, noise=noise, generator=generator, device=images.device
+        )
+        return mask_ids((mask.shape[0], mask.shape[1]), noise=mask, num_keep=self.num_keep)
 
     def encode(self, images: Tensor, ids: MaskIds) -> Tensor:
         """Encoded tokens (N, L, E) of all patches, of which the encoder sees the visible ones."""

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 from fastssl._ending import UsageError, first_process, say, visible
@@ -50,7 +51,8 @@ def broken_torchvision_hidden() -> Iterator[None]:
 
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
-    sys.modules["torchvision"] = None
+    absent: Any = None  # what makes ``import torchvision`` raise ModuleNotFoundError
+    sys.modules["torchvision"] = absent
     try:
         with mock.patch.object(imports, "_version", version):
             yield

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastssl.train.data import TensorImages, photos
+from fastssl.train.data import photos
+from fastssl.train.samples import ImageSamples
 from fastssl.train.text import WordTokenizer
 
 HELD_OUT = 2
@@ -165,8 +166,8 @@ class CaptionData:
     """Crops with the index of their picture, and the captions of each picture as token ids; 0 is padding."""
 
     name: str
-    train: TensorImages
-    test: TensorImages
+    train: ImageSamples
+    test: ImageSamples
     image_size: int
     train_tokens: Tensor  # (pictures, captions, L) int64
     test_tokens: Tensor
@@ -189,5 +190,8 @@ def captions(size: int = 32) -> CaptionData:
     texts = [CAPTIONS[name] for name in images.class_names]
     train, test = [t[:-HELD_OUT] for t in texts], [t[-HELD_OUT:] for t in texts]
     tokenizer = WordTokenizer(caption for picture in train for caption in picture)
-    tables = [tokenizer([c for picture in half for c in picture]).unflatten(0, (len(half), -1)) for half in (train, test)]
-    return CaptionData("captions", images.train, images.test, size, *tables, len(tokenizer))
+
+    def table(half: list[tuple[str, ...]]) -> Tensor:
+        return tokenizer([caption for picture in half for caption in picture]).unflatten(0, (len(half), -1))
+
+    return CaptionData("captions", images.train, images.test, size, table(train), table(test), len(tokenizer))

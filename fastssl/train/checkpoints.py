@@ -46,8 +46,8 @@ def read_checkpoint(path: Path) -> dict:
         raise
     except OSError as error:
         damaged = error.errno == errno.EINVAL  # torch looks for parts where the file has ended
-        why = "it is cut short or damaged" if damaged else error.strerror or error
-        raise Unreadable(f"{path} cannot be read: {why}") from error
+        said = "it is cut short or damaged" if damaged else error.strerror or str(error)
+        raise Unreadable(f"{path} cannot be read: {said}") from error
     except pickle.UnpicklingError as error:
         raise Unreadable(f"{path} cannot be read: it is no checkpoint, or holds more than tensors and numbers") from error
     except Exception as error:  # truncated archives raise RuntimeError, EOFError, ValueError, ... by where they end

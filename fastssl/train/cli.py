@@ -91,9 +91,10 @@ def draw_all(method, data, config: TrainConfig, *, where: dict, pictures: Path, 
         features, labels, class_names = points
         how = "t-SNE" if kind == "tsne" else "principal components"
         say(f"drawing a map of {len(labels)} embeddings before and after training by {how} ...")
-        before, *_ = recipe.points(build_method(config, data).to(where["device"]), data, **where)
+        before = recipe.points(build_method(config, data).to(where["device"]), data, **where)
+        assert before is not None  # there are points of the same data
         drawn.append(pictures / "map.png")
-        panels = {f"untrained encoder ({how})": before, f"trained by {config.method}": features}
+        panels = {f"untrained encoder ({how})": before[0], f"trained by {config.method}": features}
         draw_map(panels, labels, class_names, drawn[-1], kind=kind)
     if drawn:
         say(f"  pictures    {'  '.join(map(str, drawn))}")

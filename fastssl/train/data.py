@@ -14,18 +14,20 @@ import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Sampler, Subset
 
 from fastssl._options import closest
 from fastssl.train import UsageError, warn
 from fastssl.train.folder import FolderImages, Look, clipped_line, unread_line
 from fastssl.train.layout import find_images, shortened
 from fastssl.train.read import grey
+from fastssl.train.samples import ImageSamples, Samples
 
 PHOTOS = {
     "astronaut": "astronaut.png",
@@ -53,10 +55,8 @@ PHOTOS_TRAIN, PHOTOS_TEST = 400, 100  # crops of each picture
 FOLDER_MARGIN = 1.25  # folder images are decoded this much larger than the view, so that crops keep detail
 
 
-class TensorImages(Dataset):
+class TensorImages(ImageSamples):
     """Images in memory: images (N, C, S, S) uint8, labels (N,) int64, class_names of the labels."""
-
-    gives_index = False  # whether a batch also holds the (B,) int64 indices of its samples, for banks with a row for each
 
     def __init__(self, images: Tensor, labels: Tensor, class_names: tuple[str, ...]):
         self.images, self.labels, self.class_names = images, labels, class_names
@@ -68,27 +68,20 @@ class TensorImages(Dataset):
         index = torch.as_tensor(indices)
         return self.images[index], self.labels[index], *([index] if self.gives_index else [])
 
-    def corrupt_files(self) -> list[str]:
-        return []
 
-
-class FewLabels(Dataset):
+class FewLabels(ImageSamples):
     """``whole`` where only ``per_class`` samples of each class, chosen by ``seed``, have their label; that of all others is -1.
 
     The first quarter of each batch is replaced by labelled samples, so that none is without (Tarvainen and Valpola 2017, appendix).
     Which ones follows from the indices alone: the same in every worker and after a resume.
     """
 
-    def __init__(self, whole: TensorImages | FolderImages, per_class: int, seed: int):
-        self.whole, self.class_names = whole, whole.class_names
+    def __init__(self, whole: ImageSamples, per_class: int, seed: int):
+        self.whole, self.labels, self.class_names = whole, whole.labels, whole.class_names
         whole.gives_index = True
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
         shuffled = whole.labels[order]
         self.known = torch.cat([order[shuffled == label][:per_class] for label in shuffled.unique()])
-
-    @property
-    def labels(self) -> Tensor:
-        return self.whole.labels
 
     def __len__(self) -> int:
         return len(self.whole)
@@ -108,8 +101,8 @@ class ImageData:
     """One data set: its two halves, the side of its views, and what augmentation may do to it without changing the class."""
 
     name: str
-    train: TensorImages | FolderImages | FewLabels
-    test: TensorImages | FolderImages
+    train: ImageSamples
+    test: ImageSamples
     image_size: int
     mirror: bool = True
     colour: bool = True
@@ -137,7 +130,7 @@ class ImageData:
 def shipped_photos() -> dict[str, np.ndarray]:
     """The pictures (H, W, 3) uint8 that lie in the installed scikit-image, by name; what it would download is left out."""
     spec = find_spec("skimage")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise UsageError("--data photos needs scikit-image: pip install fastssl[train]")
     folder = Path(spec.submodule_search_locations[0]) / "data"
     pictures = {}
@@ -201,8 +194,13 @@ def in_channels(data: ImageData, channels: int) -> ImageData:
         return data
     if channels != 1:
         raise UsageError(f"--channels {channels}: --data {data.name} has 3, or 1 as grey images")
-    halves = {half: getattr(data, half) for half in ("train", "test")}
-    return replace(data, **{name: TensorImages(grey(h.images), h.labels, h.class_names) for name, h in halves.items()}, channels=1)
+    return replace(data, train=in_grey(data.train), test=in_grey(data.test), channels=1)
+
+
+def in_grey(half: ImageSamples) -> TensorImages:
+    """One band of images in memory."""
+    assert isinstance(half, TensorImages)
+    return TensorImages(grey(half.images), half.labels, half.class_names)
 
 
 def folder(root: Path, size: int = 64, channels: int = 3, pixel_range: tuple[float, float] | None = None) -> ImageData:
@@ -247,7 +245,7 @@ def load_data(spec: str, size: int | None = None, channels: int = 3, pixel_range
     return in_channels(known[spec](size or 32), channels)
 
 
-def reading_warnings(data) -> list[str]:
+def reading_warnings(data: Any) -> list[str]:
     """Lines about the files that could not be read, or whose pixels were clipped, so far."""
     halves = [getattr(half, "whole", half) for half in (data.train, data.test)]  # FewLabels is a view of another
     halves = [half for half in halves if isinstance(half, FolderImages)]
@@ -260,7 +258,7 @@ def reading_warnings(data) -> list[str]:
     return lines
 
 
-def classes_lost(data) -> list[str]:
+def classes_lost(data: Any) -> list[str]:
     """Classes of which no file can be read."""
     halves = [half for half in (getattr(half, "whole", half) for half in (data.train, data.test)) if isinstance(half, FolderImages)]
     if not halves:
@@ -270,7 +268,7 @@ def classes_lost(data) -> list[str]:
 
 
 def batches(
-    dataset: Dataset, batch_size: int, *, sampler: Sampler | None = None, workers: int = 0, drop_last: bool = False
+    dataset: Samples | Subset, batch_size: int, *, sampler: Sampler | None = None, workers: int = 0, drop_last: bool = False
 ) -> DataLoader:
     """Loader of what ``dataset.__getitems__`` collates, such as (images, labels), pinned where there is a GPU."""
     return DataLoader(
@@ -286,7 +284,7 @@ def batches(
     )
 
 
-def limited(dataset: Dataset, most: int) -> Dataset:
+def limited(dataset: Samples, most: int) -> Samples | Subset:
     """``dataset``, or ``most`` of its images, evenly spaced."""
     count = len(dataset)
     return dataset if count <= most else Subset(dataset, torch.linspace(0, count - 1, most, dtype=torch.float64).long().tolist())
@@ -298,5 +296,5 @@ def _own_group(worker: int) -> None:
         os.setpgid(0, 0)
 
 
-def _as_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _as_is(batch: Any) -> Any:
     return batch

@@ -9,13 +9,14 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 
 from fastssl.checks import accumulator_dtype
 from fastssl.train import UsageError
 from fastssl.train.augment import as_float
 from fastssl.train.data import batches
 from fastssl.train.progress import watched
+from fastssl.train.samples import Samples
 
 KNN_CHUNK = 1 << 24  # similarities held at once: 64 MiB of float32
 COLLAPSED = 0.15  # share of the untrained std: 0.27 was the least of a run that learned; collapse fell below in one or two epochs
@@ -125,7 +126,7 @@ def collapse_warning(history: list[dict]) -> str | None:
 
 @torch.no_grad()
 def embed(
-    encoder: nn.Module, dataset: Dataset, size: int, *, device: torch.device | str = "cpu", workers: int = 0
+    encoder: nn.Module, dataset: Samples | Subset, size: int, *, device: torch.device | str = "cpu", workers: int = 0
 ) -> tuple[Tensor, Tensor]:
     """features (N, D) float32 and labels (N,), on ``device``, of the whole images of a data set; the encoder's mode is kept.
 

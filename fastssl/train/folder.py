@@ -8,26 +8,24 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from fastssl.train import UsageError
 from fastssl.train.layout import shortened
 from fastssl.train.read import Misfit, Picture, read_picture
+from fastssl.train.samples import ImageSamples
 
 LOOKED_AT = 64  # files, evenly spaced, that are read before the run, for its first line and its warnings
 THIN = 0.01  # share of the pixel range; pictures whose values fill less of it are nearly of one shade
 NEARLY_BLACK = 4096  # uint16 pictures that stay below it hold 12 bits at most, and would be darker than 1/16
 
 
-class FolderImages(Dataset):
+class FolderImages(ImageSamples):
     """Image files, decoded when asked for (in DataLoader workers): the shorter side to ``size``, then the centre square.
 
     A batch of 8-bit files is uint8, with deeper ones among them float32 in [0, 1]. A file that cannot be read is left out of its
     batch and marked in ``corrupt`` (N,) bool; one with pixels outside the range is marked in ``clipped`` (N,) bool. Both lie in
     shared memory, so that the main process sees what its workers met.
     """
-
-    gives_index = False
 
     def __init__(
         self,
@@ -95,7 +93,7 @@ def why(error: Exception) -> str:
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
         found = re.search(r"\d+", str(error))
-        most = f"of the {2 * Image.MAX_IMAGE_PIXELS} that are read at most; cut it into tiles, or scale it down"
+        most = f"of the {2 * (Image.MAX_IMAGE_PIXELS or 0)} that are read at most; cut it into tiles, or scale it down"
         return f"{found[0] if found else 'more'} pixels, {most}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -131,11 +129,11 @@ class Look:
         """UsageError where a file does not fit the options, or none can be read."""
         misfits = {path: error for path, error in self.failures.items() if isinstance(error, Misfit)}
         if misfits:
-            path, error = next(iter(misfits.items()))
+            path, misfit = next(iter(misfits.items()))
             most = f"{len(misfits)} of {self.count} files looked at cannot be used"
-            seen = span([error.values for error in misfits.values()])
+            seen = span([each.values for each in misfits.values()])
             advice = f"; they lie from {seen[0]:g} to {seen[1]:g}: {option_of(*seen)}" if seen else ""
-            raise UsageError(f"--data {self.name}: {most}: {path.name}: {error}{advice}")
+            raise UsageError(f"--data {self.name}: {most}: {path.name}: {misfit}{advice}")
         if not self.pictures:
             path, error = next(iter(self.failures.items()))
             raise UsageError(f"--data {self.name}: none of {self.count} files looked at can be read: {path.name}: {why(error)}")
@@ -191,7 +189,7 @@ class Look:
         return lines
 
     def _is_dark(self, picture: Picture) -> bool:
-        return self.pixel_range is None and 0 < picture.values[1] < NEARLY_BLACK
+        return self.pixel_range is None and picture.values is not None and 0 < picture.values[1] < NEARLY_BLACK
 
 
 def span(ranges: list[tuple[float, float] | None]) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ is read once.
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +45,8 @@ class Search:
     """
 
     def __init__(self, root: Path):
-        self.root, self.hidden, self.others = root, 0, Counter()
+        self.root, self.hidden = root, 0
+        self.others: Counter[str] = Counter()
         self.counted: set[Path] = set()
         self.runs: set[Path] = set()
         self.parts = {root}
@@ -54,7 +55,9 @@ class Search:
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Subfolders and image files of ``folder`` itself, each in order."""
-        folders, files, hidden, others = [], [], 0, Counter()
+        folders: list[Path] = []
+        files: list[Path] = []
+        hidden, others = 0, Counter[str]()
         try:
             with os.scandir(folder) as found:
                 listed = list(found)
@@ -280,7 +283,9 @@ def _of_split(search: Search, inner: Path, train: Path, test: list[Path]) -> Lay
     """A train folder and the first test folder that has labels as the train folder has."""
     classes, flat = search.classes(train)
     others = [path.name for path in search.entries(inner)[0] if path != train]
-    chosen, labelled, unlabelled = None, {}, []
+    chosen: Path | None = None
+    labelled: dict[str, list[Path]] = {}
+    unlabelled: list[Path] = []
     for path in test:
         labelled, unlabelled = search.classes(path)
         if labelled or (unlabelled and not classes):
@@ -374,7 +379,7 @@ def _of_two_classes(layout: Layout, search: Search) -> list[str]:
     return [f"{many} under more than one class, since folders or files are linked: {shortened([first])}"]
 
 
-def shortened(names: list[str], most: int = 5) -> str:
+def shortened(names: Sequence[str], most: int = 5) -> str:
     """The first names, on one line; not every terminal takes bytes that are no text."""
     return visible(", ".join(names[:most]) + (", ..." if len(names) > most else ""))
 

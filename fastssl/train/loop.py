@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,7 @@ class MethodModule(pl.LightningModule):
             self.history[-1] |= self.monitor()
         if trainer.is_global_zero:
             done = self.history[-1]["epoch"] * trainer.num_training_batches + len(self.losses)
-            self.steps = Steps(self.config.epochs, trainer.num_training_batches, done)
+            self.steps = Steps(self.config.epochs, int(trainer.num_training_batches), int(done))
 
     def on_train_epoch_start(self) -> None:
         self.losses.clear()
@@ -172,7 +172,7 @@ class MethodModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         STOP.patient = self.trainer.world_size == 1  # several processes would have to agree on the step
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, ...]:
+    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor | None, ...]:
         """A collated batch -> the method's arguments, such as images (B, 3, H, W) uint8 and labels -> two views."""
         if len(batch[0]) < 2:
             some = f"{len(batch[0])} readable {self.recipe.unit}"
@@ -184,7 +184,7 @@ class MethodModule(pl.LightningModule):
             torch.manual_seed(step_seed(self.config.seed, self.current_epoch, self.global_rank))
         return self.recipe.arguments(self, batch)
 
-    def training_step(self, arguments: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+    def training_step(self, arguments: tuple[Tensor | None, ...], batch_idx: int) -> Tensor:
         loss = self.method(*arguments)
         self.losses.append(loss.detach())
         self.log("loss_step", loss)
@@ -197,7 +197,7 @@ class MethodModule(pl.LightningModule):
         if STOP.patient and STOP.signum is not None and batch_idx + 1 < self.trainer.num_training_batches:
             if not torch.stack(self.losses).isfinite().all():
                 STOP.check()
-            path = Path(self.trainer.checkpoint_callback.dirpath) / LAST
+            path = self.folder() / LAST
             self.trainer.save_checkpoint(path)
             STOP.check(f"epoch {self.current_epoch + 1} up to step {batch_idx + 1} ({path})")
 
@@ -230,12 +230,18 @@ class MethodModule(pl.LightningModule):
             STOP.check()
             row = self.history[-1] | self.monitor()
             if self.recipe.draw is not None and self.trainer.is_global_zero:
-                self.recipe.draw(self.method, self.data, Path(self.trainer.checkpoint_callback.dirpath), device=self.device)
+                self.recipe.draw(self.method, self.data, self.folder(), device=self.device)
             self.history[-1] = row
         except Stopped:
             if self.trainer.world_size > 1:
                 raise
         STOP.patient = patient
+
+    def folder(self) -> Path:
+        """The folder of the run, where its checkpoint is written."""
+        callback = self.trainer.checkpoint_callback
+        assert isinstance(callback, ModelCheckpoint) and callback.dirpath is not None
+        return Path(callback.dirpath)
 
     def say_row(self) -> None:
         """The line of the last epoch: loss and scores, as far as there are any."""
@@ -295,13 +301,13 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=r".*(does not have many workers|exists and is not empty|LeafSpec|barrier\(\)).*")
 
 
-def plain_trainer(*, accelerator: str, devices: str, strategy: str, precision: str, **how) -> pl.Trainer:
+def plain_trainer(*, accelerator: str, devices: str, strategy: str, precision: str, **how: Any) -> pl.Trainer:
     """Lightning's trainer on this hardware, without what it shows and checks of its own accord."""
     return pl.Trainer(
         accelerator=accelerator,
         devices=int(devices) if devices.isdigit() else devices,
         strategy=strategy,
-        precision=PRECISIONS[precision],
+        precision=cast(Any, PRECISIONS[precision]),  # lightning lists the words that it takes
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -316,5 +322,10 @@ def make_trainer(config: TrainConfig, out: Path, **hardware: str) -> pl.Trainer:
     csv = CSVLogger(out, name="csv", flush_logs_every_n_steps=50)
     tensorboard = TensorBoardLogger(out, name="tensorboard", version=csv.version)
     checkpoint = ModelCheckpoint(out, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
-    how = {"logger": [csv, tensorboard], "callbacks": [checkpoint], "plugins": [AtomicCheckpointIO()]}
-    return plain_trainer(**hardware, max_epochs=config.epochs, **how)
+    return plain_trainer(
+        **hardware,
+        max_epochs=config.epochs,
+        logger=[csv, tensorboard],
+        callbacks=[checkpoint],
+        plugins=[AtomicCheckpointIO()],
+    )

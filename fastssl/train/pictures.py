@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,7 +18,7 @@ MARKERS = ("o", "^", "s", "D", "v", "P", "X")  # shape tells classes apart where
 MOST_POINTS = 1000
 MOST_CLASSES = 30  # a legend of more is no longer read
 
-STYLE = {
+STYLE: Any = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -57,7 +58,7 @@ def draw_curves(history: list[dict], path: Path, *, loss: str, score: str, title
         save(figure, path)
 
 
-def label_ends(axis, ends: dict[str, tuple[float, str]]) -> list:
+def label_ends(axis: Any, ends: dict[str, tuple[float, str]]) -> list:
     """Names values at the right of an axis: name -> value, colour. Each beside its height, but never one on another."""
     points = 72 / axis.figure.dpi * axis.get_window_extent().height / (axis.get_ylim()[1] - axis.get_ylim()[0])
     texts, lowest = [], -np.inf
@@ -114,7 +115,7 @@ def draw_map(panels: dict[str, Tensor], labels: Tensor, class_names: tuple[str, 
         save(figure, path)
 
 
-def save(figure, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a class name in a script that the font lacks shows as boxes

@@ -11,6 +11,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -197,8 +198,8 @@ def _deep_pnm(path: Path, pixel_range: tuple[float, float] | None) -> Bands | No
     """Of a PGM or PPM file with more than 8 bits; else None. Without a range, 0 to the file's own maximum become 0 to 65535; Pillow
     does so even with one, and keeps 8 bits of colours."""
     with open(path, "rb") as file:
-        head = file.read(4096)
-    head = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", head)
+        begins = file.read(4096)
+    head = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", begins)
     if head is None or int(head[4]) < 256:
         return None
     width, height, most = (int(number) for number in head.groups()[1:])
@@ -223,7 +224,8 @@ def _deep_tiff(path: Path, channels: int) -> Bands | None:
     except tifffile.TiffFileError:  # Pillow looks what it is, and says so
         return None
     with opened as file:
-        page, series = file.pages[0], file.series[0]
+        page: Any = file.pages[0]  # tifffile says "page or frame" of each; the first one is a page
+        series = file.series[0]
         alpha = len(page.extrasamples) > 0 and int(page.extrasamples[0]) in TIFF_ALPHA
         colours = page.samplesperpixel - alpha
         low_is_white = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
@@ -252,11 +254,11 @@ def _deep_tiff(path: Path, channels: int) -> Bands | None:
         return Bands(upright, alpha, low_is_white)
 
 
-def _compressed_band(path: Path, series) -> np.ndarray:
+def _compressed_band(path: Path, series: Any) -> np.ndarray:
     """(H, W) by Pillow, of a compression for which tifffile would need another package; not turned upright."""
     with Image.open(path) as image:
         if series.ndim == 2 and series.dtype in (np.uint16, np.int16, np.int32, np.float32) and image.mode in DEEP_MODES:
-            turn = image.tag_v2.get(ORIENTATION)
+            turn = getattr(image, "tag_v2", {}).get(ORIENTATION)
             if turn in (None, 1):
                 return np.asarray(image).astype(series.dtype)
     compression = series.keyframe.compression.name
@@ -377,5 +379,6 @@ def _as_channels(square: Tensor, channels: int) -> Tensor:
 
 def grey(images: Tensor) -> Tensor:
     """RGB (..., 3, H, W) -> its luma (..., 1, H, W) in the same dtype."""
-    luma = sum(weight * band for weight, band in zip(LUMA, images.float().unbind(-3), strict=True)).unsqueeze(-3)
+    red, green, blue = (weight * band for weight, band in zip(LUMA, images.float().unbind(-3), strict=True))
+    luma = (red + green + blue).unsqueeze(-3)
     return luma if images.is_floating_point() else luma.round_().to(images.dtype)

@@ -5,10 +5,11 @@ error stands that of the simplest guess: each removed patch in the mean colour o
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastssl.train.augment import as_float
 from fastssl.train.data import batches, limited
@@ -41,12 +42,23 @@ def smoothed(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction_errors(method: nn.Module, data, *, device, workers: int, most: int | None) -> dict[str, float]:
-    """Mean squared error of removed pixels, in [0, 1], on test images, and that of ``neighbour_fill``: "error", "fill"; {} where no
-    test image can be read. The same patches are removed each time.
+def reconstruction_errors(
+    method: Any, data: Any, *, device: torch.device | str, workers: int, most: int | None
+) -> dict[str, float]:
+    """How well a method paints test images. The same patches are removed each time.
 
-    Of noise, all pixels count, and the simple guess is the noisy image ``smoothed``. {} without test images, and for a method
-    that paints with the true mean of each patch, ``norm_pix_loss``.
+    Of noise all pixels count, and the simplest guess is the noisy image ``smoothed``.
+
+    Args:
+        method: a method with ``reconstruct``.
+        data: its data set.
+        device: where the method is.
+        workers: processes that read images.
+        most: number of test images that are painted; None for all.
+
+    Returns:
+        ``error``: mean squared error of removed pixels, in [0, 1]. ``fill``: the same of ``neighbour_fill``. Without test images that
+        can be read, and for a method that paints with the true mean of each patch (``norm_pix_loss``), {}.
     """
     if not len(data.test) or getattr(method, "norm_pix_loss", False):
         return {}
@@ -75,7 +87,7 @@ def mosaic(rows: list[Tensor], gap: int) -> Tensor:
 
 
 @torch.no_grad()
-def draw_reconstruction(method: nn.Module, data, path: Path, *, device) -> Path | None:
+def draw_reconstruction(method: Any, data: Any, path: Path, *, device: torch.device | str) -> Path | None:
     """Test images (of training where there are none): whole, without what was removed, and as the method paints them -> ``path``,
     or None where none of them can be read."""
     from fastssl.train.pictures import STYLE, plt, save

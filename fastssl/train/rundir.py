@@ -15,7 +15,7 @@ from fastssl.train import UsageError
 try:
     import fcntl
 except ImportError:  # no POSIX: no lock
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK, LOCK_BEGINS = ".lock", "process "
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "last.partial")

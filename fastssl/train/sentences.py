@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from fastssl.train import UsageError
+from fastssl.train.samples import Samples
 from fastssl.train.text import PieceTokenizer, WordTokenizer
 
 Paragraph = tuple[str, list[str]]  # name of the document, sentences in reading order
@@ -42,7 +42,7 @@ SENTENCE_END = re.compile(r"(?<![.\s]\w)(?<!e\.g|i\.e|etc|cf\.)[.!?]['\")]*\s+(?
 PROSE = re.compile(r"[A-Z\"'(].*[.!?]['\")]*$")
 
 
-class TokenRows(Dataset):
+class TokenRows(Samples):
     """Token ids (N, L), or (N, K, L) for K sentences that belong together, 0 is padding; groups (N,) int64."""
 
     def __init__(self, tokens: Tensor, groups: Tensor):
@@ -81,8 +81,9 @@ def documents() -> Iterator[tuple[str, str]]:
     try:
         from pydoc_data.topics import topics
     except ModuleNotFoundError:  # some distributions leave it out
-        topics = {}
-    yield from sorted(topics.items())
+        pass
+    else:
+        yield from sorted(topics.items())
     library = Path(sysconfig.get_paths()["stdlib"])
     for file in sorted([*library.glob("*.py"), *library.glob("*/*.py")]):
         if file.parent.name not in LEFT_OUT:
@@ -116,7 +117,11 @@ def paragraphs() -> tuple[list[Paragraph], list[Paragraph]]:
     for name, text in documents():
         found = []
         for paragraph in re.split(r"\n\s*\n", text):
-            kept = [s for s in split_sentences(paragraph) if is_prose(s) and (key := s.lower()) not in seen and not seen.add(key)]
+            kept = []
+            for sentence in split_sentences(paragraph):
+                if is_prose(sentence) and sentence.lower() not in seen:
+                    seen.add(sentence.lower())
+                    kept.append(sentence)
             if kept:
                 found.append((name, kept))
         count += bool(found)

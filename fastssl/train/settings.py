@@ -164,7 +164,10 @@ class TrainConfig:
 
     method: str = ""
     data: Annotated[str, Option("photos, digits, or folder:PATH (class subfolders, or flat)", parse=data_name)] = "photos"
-    backbone: str = ""  # name of the encoder
+    backbone: str = ""  # the name of the encoder; it and the next three are options of the methods that annotate one
+    image_size: int | None = None
+    channels: int = 3
+    patch_size: int | None = None
     epochs: Annotated[int, Option("passes over the training {unit}", least=1)] = 8
     batch_size: Annotated[
         int,

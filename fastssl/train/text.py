@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class TextTransformer(nn.Module):
 class MeanText(nn.Module):
     """Mean over the real tokens of any encoder with a Hugging Face call: tokens (B, L), 0 is padding, -> (B, F)."""
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: Any):
         super().__init__()
         self.encoder, self.num_features = encoder, encoder.config.hidden_size
 
@@ -117,5 +118,12 @@ def small_bert(vocabulary: int, width: int = 128, depth: int = 2, heads: int = 4
     """``transformers.BertModel`` with fresh weights and without its pooler."""
     with broken_torchvision_hidden():
         from transformers import BertConfig, BertModel
-    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width}
-    return BertModel(BertConfig(vocab_size=vocabulary, max_position_embeddings=length, **sizes), add_pooling_layer=False)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        max_position_embeddings=length,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+    )
+    return BertModel(config, add_pooling_layer=False)

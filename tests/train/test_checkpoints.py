@@ -274,7 +274,7 @@ def test_a_run_of_before_methods_had_settings_of_their_own_goes_on(run, capsys):
     assert main(resume) == 2 and "its setting jitter must be at least 0, got -0.5" in capsys.readouterr().err
     altered(lambda c: c["fastssl"]["config"].update(jitter=0.5))(path)
     assert main(resume) == 0 and "resume: 2 of 3 epochs were finished" in capsys.readouterr().out
-    assert torch.load(path, weights_only=True)["fastssl"]["config"] == {**own, "epochs": 3}
+    assert torch.load(path, weights_only=True)["fastssl"]["config"] == {**own, "epochs": 3, "data": f"folder:{images}"}
 
 
 def test_a_checkpoint_that_cannot_be_saved(trained, tmp_path, capsys, monkeypatch):

@@ -131,7 +131,7 @@ def views_and_labels(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Te
     return *module.views(batch[0]), batch[1]
 
 
-def backbone(config: PatchSettings, data: "ImageData") -> nn.Module:
+def backbone(config: ImageSettings, data: "ImageData") -> nn.Module:
     """The encoder that ``--backbone`` names, for the images of ``data``."""
     from fastssl.train.backbones import build_backbone
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastssl.methods import Inpainting
 from fastssl.train import UsageError
-from fastssl.train.recipes._images import FolderSettings
+from fastssl.train.recipes._images import FolderSettings, backbone
 from fastssl.train.recipes._masked import fitting_size, masked_recipe, refused_in_options
 from fastssl.train.settings import LearningRate, Option
 
@@ -43,8 +43,6 @@ class InpaintingSettings(FolderSettings):
 
 def build(config: InpaintingSettings, data: "ImageData") -> Inpainting:
     """Removes squares of ``SQUARE`` pixels, or of the largest size below that fits."""
-    from fastssl.train.backbones import build_backbone
-
     if config.backbone == "conv" and data.image_size % 16:
         raise UsageError(f"--image-size {data.image_size}: must be a multiple of 16 for inpainting with --backbone conv")
     size = config.mask_size or SQUARE
@@ -52,7 +50,7 @@ def build(config: InpaintingSettings, data: "ImageData") -> Inpainting:
         size = fitting_size([data.image_size] * 2, range(SQUARE, 0, -1), config.mask_ratio)
     return refused_in_options(
         Inpainting,
-        build_backbone(config.backbone, data.image_size, data.channels),
+        backbone(config, data),
         data.image_size,
         channels=data.channels,
         corruption=config.corruption,

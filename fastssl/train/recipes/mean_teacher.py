@@ -62,8 +62,10 @@ def classifier_scores(
     full: bool,
 ) -> dict[str, float]:
     """``image_scores`` with all labels, and the accuracy of the teacher's classifier on test images of the data it knows."""
+    from fastssl.train.data import FewLabels
     from fastssl.train.evaluate import embed
 
+    assert isinstance(data.train, FewLabels)
     scores = image_scores(
         method, replace(data, train=data.train.whole), config, device=device, workers=workers, most=most, full=full
     )
