@@ -57,7 +57,7 @@ def reconstruction_errors(
         most: number of test images that are painted; None for all.
 
     Returns:
-        ``error``: mean squared error of removed pixels, in [0, 1]. ``fill``: the same of ``neighbour_fill``. Without test images that
+        ``error``: mean squared error of removed pixels, in [0, 1]. ``fill``: that of ``neighbour_fill``. Without test images that
         can be read, and for a method that paints with the true mean of each patch (``norm_pix_loss``), {}.
     """
     if not len(data.test) or getattr(method, "norm_pix_loss", False):
