@@ -171,7 +171,7 @@ def out_of_memory(error: BaseException) -> bool:
     return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
 
 
-def in_words(error: Exception, command: str = "train") -> str | None:
+def foreseen(error: Exception, command: str = "train") -> str | None:
     """A line for what goes wrong on good code: memory, disk, a worker process that was killed. None for anything else."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
@@ -192,7 +192,7 @@ def in_words(error: Exception, command: str = "train") -> str | None:
 
 
 @contextmanager
-def hooks_in_words() -> Iterator[None]:
+def quiet_hooks() -> Iterator[None]:
     """While it lasts, what Python prints for itself is no traceback where something else tells of it.
 
     A full disk that a thread meets: the thread's owner raises it too. What is raised where nothing can be raised (in a callback of
@@ -201,7 +201,7 @@ def hooks_in_words() -> Iterator[None]:
     thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
 
     def in_thread(found) -> None:
-        if not isinstance(found.exc_value, OSError) or in_words(found.exc_value) is None:
+        if not isinstance(found.exc_value, OSError) or foreseen(found.exc_value) is None:
             thread_hook(found)
 
     def unraisable(found) -> None:
@@ -238,7 +238,7 @@ def traceback_kept(error: BaseException) -> Path | None:
 
 def failed(command: str, error: Exception) -> int:
     """Says in one line what went wrong, and for an error that nobody foresaw where its traceback lies."""
-    words = str(error) if isinstance(error, Failure) else in_words(error, command)
+    words = str(error) if isinstance(error, Failure) else foreseen(error, command)
     if PLACE.debug:
         say("".join(traceback.format_exception(error)).rstrip(), error=True)
     if words is None:
@@ -293,7 +293,7 @@ def outcome(command: str, error: BaseException, resume: bool) -> int:
 def ended(command: str, work: Callable[[], int], *, resume: bool = False) -> int:
     """``work()`` -> exit code, whatever happens in it. ``command``: its name, for the line. ``resume``: it can be resumed."""
     PLACE.folder, PLACE.debug = None, False
-    with signals_heeded(), hooks_in_words():
+    with signals_heeded(), quiet_hooks():
         try:
             if hasattr(signal, "pthread_sigmask") and os.name == "posix":
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `patient_restart` held them back

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fastssl._ending import PLACE, STOP, first_process, in_words, visible
+from fastssl._ending import PLACE, STOP, first_process, foreseen, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.layout import counted, refuse_as_out
 from fastssl.train.options import eval_parser, refuse_unused, refuse_unused_of_eval, train_options
@@ -145,7 +145,7 @@ def fit(method, config: TrainConfig, data, found, given: dict, workers: int):
     try:
         trainer.fit(module, ckpt_path=found[0] if found else None, weights_only=True)
     except Exception as error:
-        if found and not module.begun and not isinstance(error, UsageError) and in_words(error) is None:
+        if found and not module.begun and not isinstance(error, UsageError) and foreseen(error) is None:
             raise UsageError(f"--resume: {found[0]} cannot be restored: {type(error).__name__}: {error}") from error
         raise
     finally:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
-from fastssl._ending import STOP, Failure, Stopped, in_words
+from fastssl._ending import STOP, Failure, Stopped, foreseen
 from fastssl.optim import LARS, AdamW
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden
 from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, not_finite
@@ -64,7 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if not isinstance(error, (OSError, RuntimeError)):
                 raise
             cause = error if isinstance(error, OSError) else error.__context__  # torch's archive writer: RuntimeError
-            reason = in_words(cause) if isinstance(cause, OSError) else None
+            reason = foreseen(cause) if isinstance(cause, OSError) else None
             kept = f"; {path} is still the one before" if path.exists() else ""
             raise Failure(f"a checkpoint could not be saved in {path.parent}: {reason or error}{kept}") from error
         if path.exists():

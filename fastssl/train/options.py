@@ -88,7 +88,7 @@ def _method_of(argv: list[str]) -> str:
     parser = Parser("fastssl train", add_help=False)
     parser.add_argument("method", type=method_name, nargs="?", default="simclr")
     for setting in all_settings().values():
-        parser.add_argument(setting.flag, action="store_true" if setting.kind is bool else "store")
+        parser.add_argument(setting.flag, action="store_true" if setting.hint is bool else "store")
     _run_options(parser, "simclr")
     return parser.parse_known_args(argv)[0].method
 

@@ -55,7 +55,7 @@ class Setting:
     """A field of a method's settings that has an option."""
 
     name: str
-    kind: Any  # its type, without the Option
+    hint: Any  # its type, without the Option
     default: Any
     option: Option
 
@@ -76,23 +76,23 @@ class Setting:
 
     def how(self) -> dict[str, Any]:
         """The arguments of argparse's ``add_argument`` that say which values the option takes."""
-        option, kinds = self.option, kinds_of(self.kind)
-        if bool in kinds:
+        option, types = self.option, types_of(self.hint)
+        if bool in types:
             return {"action": "store_true"}
         if option.choices:
             return one_of(*option.choices)
         parse = option.parse
-        if parse is None and (int in kinds or float in kinds):
+        if parse is None and (int in types or float in types):
             low = option.least if option.above is None else option.above
             if low is None:
                 raise TypeError(f"{self.name}: the option of a number needs least or above")
-            parse = number(float if float in kinds else int, low, above=option.above is not None, most=option.most)
+            parse = number(float if float in types else int, low, above=option.above is not None, most=option.most)
         how: dict[str, Any] = {} if parse is None else {"type": parse}
         return how | ({} if option.metavar is None else {"metavar": option.metavar})
 
     def refusal(self, value: Any) -> str | None:
         """Why a stored value is none that the option takes, such as "must be at least 8, got -32"; None where it takes it."""
-        if not fits(value, self.kind):
+        if not fits(value, self.hint):
             return f"is {value!r}"
         parse = self.how().get("type")
         if value is None or parse is None:
@@ -109,16 +109,16 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def kinds_of(hint: Any) -> tuple[Any, ...]:
+def types_of(hint: Any) -> tuple[Any, ...]:
     """The types that a union consists of, without their parameters: ``tuple[float, float] | None`` -> (tuple, NoneType)."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return tuple(get_origin(kind) or kind for kind in kinds)
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple(get_origin(part) or part for part in parts)
 
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value has the type of a setting; a whole number is a float too."""
-    kinds = kinds_of(hint)
-    return isinstance(value, (*kinds, int) if float in kinds else kinds)
+    types = types_of(hint)
+    return isinstance(value, (*types, int) if float in types else types)
 
 
 def settings_of(config: "type[TrainConfig]") -> dict[str, Setting]:

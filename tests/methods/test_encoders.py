@@ -329,7 +329,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("call, error, words", BAD)
-def test_encoders_and_inputs_that_do_not_fit_are_refused_in_words(call, error, words):
+def test_encoders_and_inputs_that_do_not_fit_are_refused_with_a_message(call, error, words):
     with pytest.raises(error, match=words):
         call()
 

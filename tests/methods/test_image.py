@@ -203,7 +203,7 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize("call, error, words", BAD_INPUT)
-def test_bad_input_is_refused_in_words(call, error, words):
+def test_bad_input_is_refused_with_a_message(call, error, words):
     with pytest.raises(error, match=words):
         call()
 

@@ -82,7 +82,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("call, error, said", BAD)
-def test_bad_input_is_refused_in_words(call, error, said):
+def test_bad_input_is_refused_with_a_message(call, error, said):
     with pytest.raises(error, match=said):
         call()
 

@@ -267,7 +267,7 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize("call, words", BAD_INPUT)
-def test_bad_input_is_refused_in_words(call, words):
+def test_bad_input_is_refused_with_a_message(call, words):
     with pytest.raises(ValueError, match=words):
         call()
 

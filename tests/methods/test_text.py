@@ -173,7 +173,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("call, said", BAD)
-def test_bad_input_is_refused_in_words(call, said):
+def test_bad_input_is_refused_with_a_message(call, said):
     with pytest.raises(ValueError, match=said):
         call()
 

@@ -172,7 +172,7 @@ REFUSED = {
 def test_memory_that_is_refused_is_no_damaged_picture(who, tmp_path, capsys, monkeypatch):
     """Neither where it is turned upright, nor at the first look, nor in a batch, here or in a worker."""
     from fastssl.__main__ import main
-    from fastssl._ending import in_words
+    from fastssl._ending import foreseen
     from fastssl.train.data import batches
 
     def refuse(*_, **how):
@@ -185,7 +185,7 @@ def test_memory_that_is_refused_is_no_damaged_picture(who, tmp_path, capsys, mon
         with pytest.raises(MemoryError, match="out of memory while reading") as found:
             next(iter(batches(train, 4, workers=workers)))
         words = f"out of memory while reading {tmp_path / 'a' / '0.png'}; fewer --workers, or smaller pictures, need less"
-        assert in_words(found.value) == words and not train.corrupt_files()
+        assert foreseen(found.value) == words and not train.corrupt_files()
     assert main(["train", "simclr", "--data", spec, "--out", str(tmp_path / "run")]) == 1
     assert capsys.readouterr().err == f"fastssl train: error: {words}\n"
     assert why(MemoryError()) == "out of memory"
