@@ -2,7 +2,10 @@
 
 import importlib
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from ._ending import UsageError
 from ._options import Parser, closest, directory, number, one_of
@@ -10,33 +13,35 @@ from ._options import Parser, closest, directory, number, one_of
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def _benchmarks():
-    """The ``benchmarks`` package beside ``fastssl``; ImportError in words where this is no source checkout."""
+def _benchmarks() -> ModuleType:
+    """The ``benchmarks`` package beside ``fastssl``; ImportError with the reason where this is no source checkout."""
     if not (_ROOT / "benchmarks" / "core" / "registry.py").is_file():
         raise ImportError(f"bench: no benchmarks folder beside {_ROOT / 'fastssl'}; run it from a source checkout of fastssl")
     if str(_ROOT) not in sys.path:
         sys.path.insert(0, str(_ROOT))
     found = importlib.import_module("benchmarks")
-    if Path(found.__file__).resolve().parent != _ROOT / "benchmarks":
+    if Path(found.__file__ or "").resolve().parent != _ROOT / "benchmarks":
         raise ImportError(f"bench: another package named benchmarks hides this checkout's: {found.__file__}")
     return found
 
 
-def _parser(works: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
-    parser = Parser("fastssl bench", description=__doc__)
-    parser.add_argument("works", nargs="*", metavar="WORK", help=f"default: all of {', '.join(works)}")
-    parser.add_argument("--list", action="store_true", help="works, shapes, and peers with the reason where one is absent")
-    parser.add_argument("--shapes", nargs="+", metavar="BxD", help="for example 4096x128; default: the work's own")
-    parser.add_argument("--scale", action="store_true", help="add the work's very large shapes (minutes each)")
-    parser.add_argument("--quick", action="store_true", help="only the work's small shapes")
+def _parser(workloads: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
+    what = "Runs the benchmarks of a source checkout, compares with the peers, prints tables and targets."
+    parser = Parser("fastssl bench", description=what)
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"what is timed; default: all of {', '.join(workloads)}")
+    listed = "print the workloads, their shapes, and the peers with the reason where one is absent"
+    parser.add_argument("--list", action="store_true", help=listed)
+    parser.add_argument("--shapes", nargs="+", metavar="BxD", help="for example 4096x128; default: the workload's own")
+    parser.add_argument("--scale", action="store_true", help="add the workload's very large shapes (minutes each)")
+    parser.add_argument("--quick", action="store_true", help="only the workload's small shapes")
     parser.add_argument(
         "--peers", nargs="+", type=one_of(*peers, "none")["type"], metavar="PEER", help=f"of {', '.join(peers)}; or none"
     )
     parser.add_argument("--device", **one_of("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--dtype", **one_of("float32", "float64", "bfloat16", "float16"), help="default: float32; bfloat16 on cuda")
-    parser.add_argument("--rounds", type=number(int, 1), default=7, help="least number of turns")
+    parser.add_argument("--rounds", type=number(int, 1), default=7, help="least number of times that each implementation runs")
     parser.add_argument(
-        "--budget", type=number(float, 0, above=True), default=20.0, metavar="SECONDS", help="of turns for each case"
+        "--budget", type=number(float, 0, above=True), default=20.0, metavar="SECONDS", help="time for the runs of each case"
     )
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory (a process for each implementation)")
     parser.add_argument("--graphs", action="store_true", help="on cuda: also time replays of CUDA graphs")
@@ -45,9 +50,10 @@ def _parser(works: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
     return parser
 
 
-def _list(registry, peers) -> None:
-    for work in registry.WORKS.values():
-        print(f"{work.name}: {work.title}\n  {work.axes}: {', '.join(map(registry.shape_name, work.shapes + work.scale))}")
+def _list(registry: Any, peers: Any) -> None:
+    for workload in registry.WORKS.values():
+        shapes = ", ".join(map(registry.shape_name, workload.shapes + workload.scale))
+        print(f"{workload.name}: {workload.title}\n  {workload.axes}: {shapes}")
     print("peers:")
     for name in peers.NAMES:
         peer = peers.load(name)
@@ -56,7 +62,7 @@ def _list(registry, peers) -> None:
         print(f"  {name:26}{', '.join(peer.forms)}  ({state})")
 
 
-def _options(args, runner, peers):
+def _options(args: Namespace, runner: Any, peers: Any) -> Any:
     import torch
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,14 +81,14 @@ def _options(args, runner, peers):
     )
 
 
-def _shapes(args, registry, work, device: str):
+def _shapes(args: Namespace, registry: Any, workload: Any, device: str) -> tuple:
     if args.shapes:
-        return tuple(registry.parse_shape(text, work) for text in args.shapes)
-    usual = work.quick if args.quick else work.gpu if device == "cuda" else work.shapes
-    return usual + (work.scale if args.scale else ())
+        return tuple(registry.parse_shape(text, workload) for text in args.shapes)
+    usual = workload.quick if args.quick else workload.gpu if device == "cuda" else workload.shapes
+    return usual + (workload.scale if args.scale else ())
 
 
-def _write(found: dict, folder: Path, runner, plots) -> None:
+def _write(found: dict, folder: Path, runner: Any, plots: Any) -> None:
     path = runner.save(found, folder)
     print(f"wrote {path}")
     try:
@@ -92,8 +98,8 @@ def _write(found: dict, folder: Path, runner, plots) -> None:
         print(f"pictures left out: {missing}")
 
 
-def run(args) -> int:
-    """0, or 1 where our own code failed its gate or did not run."""
+def run(args: Namespace) -> int:
+    """0, or 1 where our own code failed its accuracy check or did not run."""
     from benchmarks import peers
     from benchmarks.core import machine, registry, runner
     from benchmarks.report import plots
@@ -103,20 +109,20 @@ def run(args) -> int:
         _list(registry, peers)
         return 0
     options = _options(args, runner, peers)
-    unknown = [name for name in args.works if name not in registry.WORKS]
+    unknown = [name for name in args.workloads if name not in registry.WORKS]
     if unknown:
         hint = closest(unknown[0], registry.WORKS) or f"; choose from {', '.join(registry.WORKS)}"
-        raise ValueError(f"bench: unknown work {unknown[0]!r}{hint}")
+        raise ValueError(f"bench: unknown workload {unknown[0]!r}{hint}")
     folders = [args.out] if args.out else []
     folders += [report.RESULTS / machine.slug(options.device)] if args.save else []
     for folder in folders:  # before hours of work
         folder.mkdir(parents=True, exist_ok=True)
     bad = False
-    for name in args.works or registry.WORKS:
-        work = registry.WORKS[name]
+    for name in args.workloads or registry.WORKS:
+        workload = registry.WORKS[name]
         print(report.machine_line(machine.describe(options.device)), flush=True)
-        for shape in _shapes(args, registry, work, options.device):
-            found = runner.result(work, options.device, [runner.run_case(work, shape, options)])
+        for shape in _shapes(args, registry, workload, options.device):
+            found = runner.result(workload, options.device, [runner.run_case(workload, shape, options)])
             print("\n" + report.case_table(found, found["cases"][0]) + "\n", flush=True)
             bad |= found["cases"][0]["entries"][0]["status"] != "ok"
             for folder in folders:
@@ -125,7 +131,7 @@ def run(args) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """``fastssl bench [WORK ...]``; the exit status is 1 where our own code fails, 2 for a wrong command."""
+    """``fastssl bench [WORKLOAD ...]``; the exit status is 1 where our own code fails, 2 for a wrong command."""
     try:
         _benchmarks()
         from benchmarks import peers

@@ -212,7 +212,7 @@ def test_old_result_files_are_refused(tmp_path):
 
 def test_command_line_words(capsys, monkeypatch, tmp_path):
     assert bench.main(["--list"]) == 0 and "pytorch_metric_learning" in capsys.readouterr().out
-    assert bench.main(["triplets"]) == 2 and "unknown work 'triplets'" in capsys.readouterr().err
+    assert bench.main(["triplets"]) == 2 and "unknown workload 'triplets'" in capsys.readouterr().err
     assert bench.main(["nt_xent", "--shapes", "12"]) == 2 and "must read like 256x128" in capsys.readouterr().err
     out = ["--out", str(tmp_path), "--peers", "none", "--no-memory", "--budget", "0.1"]
     assert bench.main(["nt_xent", "--shapes", "16x8", "--device", "cpu", *out]) == 0 and (tmp_path / "nt_xent.json").exists()

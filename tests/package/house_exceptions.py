@@ -24,7 +24,7 @@ MANY_PARAMETERS: dict[str, str] = {
     "fastssl/kernels/similarity_chunked.py: _chunk_weights": NOT_YET,
     "fastssl/kernels/similarity_chunked.py: _sweep": NOT_YET,
     "fastssl/kernels/similarity_hopper.py: narrow_backward": NOT_YET,
-    "fastssl/methods/moco.py: MoCo.__init__": NOT_YET,
+    "fastssl/methods/moco.py: MoCo.__init__": "the settings of the paper and of the MoCo repository, which callers give by keyword",
 }
 
 #: Modules that import a reference.
@@ -113,13 +113,10 @@ WORDS: dict[str, str] = {
     "benchmarks/tune/cases.py: lean": NOT_YET,
     "benchmarks/tune/predict.py: every work": NOT_YET,
     "benchmarks/tune/predict.py: lean": NOT_YET,
-    "fastssl/bench.py: gate": NOT_YET,
-    "fastssl/bench.py: in words": NOT_YET,
     "fastssl/compat/_common.py: in words": NOT_YET,
     "fastssl/kernels/similarity.py: as it lies": NOT_YET,
     "fastssl/kernels/tiles/config.py: lean": NOT_YET,
     "fastssl/kernels/tiles/row_bounds.py: lean": NOT_YET,
-    "fastssl/methods/_encoder.py: in words": NOT_YET,
     "fastssl/ops/_register.py: in words": NOT_YET,
     "tests/benchmarks/test_benchmarks.py: lean": NOT_YET,
     "tests/benchmarks/test_gpu.py: facts": NOT_YET,
