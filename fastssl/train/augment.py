@@ -17,12 +17,18 @@ class TwoViews(nn.Module):
     """images (B, C, H, W), uint8 or float in [0, 1] -> two independent views (B, C, S, S) float32, values in [0, 1].
 
     Args:
-        size: S, the side of a view.
+        size: side S of a view in pixels.
         min_scale: smallest share of the image's area that a crop keeps. The paper's 0.08 is for 224 x 224.
-        strength: of the colour jitter; 1 is the paper's, 0.5 its choice for 32 x 32.
-        mirror: flip half of the views; wrong for digits and text.
-        colour: jitter saturation and grey a fifth of the views, which needs C = 3; without it only brightness and contrast change.
-        hue: jitter the hue too.
+        strength: strength of the colour jitter. The paper has 1, and 0.5 for 32 x 32.
+        mirror: whether half of the views are flipped, which is wrong for digits and text.
+        colour: whether saturation is jittered and a fifth of the views becomes grey, which needs C = 3. Without it only brightness
+            and contrast change.
+        hue: whether the hue is jittered too.
+
+    Examples:
+        >>> view0, view1 = TwoViews(16)(torch.zeros(5, 3, 20, 20, dtype=torch.uint8))
+        >>> view0.shape, view1.dtype
+        (torch.Size([5, 3, 16, 16]), torch.float32)
     """
 
     def __init__(
@@ -60,12 +66,35 @@ class TwoViews(nn.Module):
 
 
 def lab_views(images: Tensor) -> tuple[Tensor, Tensor]:
-    """RGB (B, 3, H, W) in [0, 1] -> lightness and colour of Lab, (B, 3, H, W) each for encoders of 3 channels: LLL, ab0."""
+    """Lightness and colour of images, as two views for CMC.
+
+    Args:
+        images: (B, 3, H, W) RGB in [0, 1].
+
+    Returns:
+        Two tensors (B, 3, H, W) for encoders of 3 channels: the lightness L of Lab thrice, and (a, b, 0), all over 100.
+
+    Examples:
+        >>> lightness, colour = lab_views(torch.full((1, 3, 2, 2), 0.5))
+        >>> bool(colour.abs().max() < 1e-3), lightness.shape
+        (True, torch.Size([1, 3, 2, 2]))
+    """
     lab = kornia.color.rgb_to_lab(images)
     lightness, a, b = (lab / 100.0).split(1, dim=1)
     return lightness.expand_as(images), torch.cat([a, b, torch.zeros_like(a)], 1)
 
 
 def as_float(images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> float32 in [0, 1]; floating images are returned as they are."""
+    """Images as float32 in [0, 1].
+
+    Args:
+        images: (B, C, H, W), uint8, or floating and then returned as they are.
+
+    Returns:
+        (B, C, H, W) floating.
+
+    Examples:
+        >>> as_float(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).tolist()
+        [[[[0.0, 1.0]]]]
+    """
     return images if images.is_floating_point() else images.float().div_(255.0)

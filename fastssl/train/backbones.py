@@ -19,7 +19,17 @@ BUILT_IN = ("conv", "vit")
 
 
 class ConvEncoder(nn.Sequential):
-    """Four 3 x 3 convolutions with batch normalisation, then the mean over positions: (B, C, S, S) -> (B, D)."""
+    """Four 3 x 3 convolutions with batch normalisation, then the mean over positions: (B, C, S, S) -> (B, D).
+
+    Args:
+        widths: channels after each convolution; the last one is D.
+        strides: stride of each convolution.
+        channels: number C of channels of the images.
+
+    Examples:
+        >>> ConvEncoder()(torch.rand(5, 3, 32, 32)).shape
+        torch.Size([5, 256])
+    """
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256), strides: tuple[int, ...] = (2, 2, 2, 2), *, channels: int = 3):
         layers = []
@@ -115,9 +125,23 @@ def _library_backbone(library: str, module: ModuleType, name: str, image_size: i
 
 
 def build_backbone(name: str, image_size: int = 32, channels: int = 3, *, patch_size: int | None = None) -> nn.Module:
-    """The encoder called ``name``: a built-in one, then timm's, then torchvision's; ``timm:NAME`` names the library.
+    """The encoder called ``name``: a built-in one, then timm's, then torchvision's.
 
-    ``patch_size`` is for ``vit``; other transformers have theirs in their name.
+    Args:
+        name: "conv", "vit", or the name of a model; ``timm:NAME`` and ``torchvision:NAME`` say of which library.
+        image_size: side S of the images in pixels.
+        channels: number C of their channels.
+        patch_size: side of the patches of "vit"; other transformers have theirs in their name.
+
+    Returns:
+        A module with fresh weights from images (B, C, S, S) to features (B, D).
+
+    Raises:
+        UsageError: there is no such encoder, or it takes no images of this size. The text names the option of the command line.
+
+    Examples:
+        >>> build_backbone("vit", 32)(torch.rand(5, 3, 32, 32)).shape
+        torch.Size([5, 128])
     """
     if name == "vit":
         return build_vit(image_size, patch_size, channels=channels)

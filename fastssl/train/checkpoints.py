@@ -166,7 +166,19 @@ def readable_checkpoint(run: Path) -> tuple[Path, dict, str]:
 
 
 def config_of(checkpoint: dict) -> TrainConfig:
-    """The settings of a run. Checkpoints of before each method had settings of its own hold those of all methods, too."""
+    """The settings of a run.
+
+    Args:
+        checkpoint: what ``torch.load`` reads from ``last.ckpt``. Those of before each method had settings of its own hold the
+            settings of all methods, of which the run's own are taken.
+
+    Returns:
+        The settings, an object of a subclass of ``TrainConfig``.
+
+    Examples:
+        >>> config_of({"fastssl": {"config": {"method": "moco", "queue_size": 4096}}}).queue_size
+        4096
+    """
     stored = checkpoint["fastssl"]["config"]
     settings = RECIPES[stored["method"]].settings
     if "patch_size" not in stored and stored.get("backbone") == "vit":

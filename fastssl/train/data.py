@@ -222,17 +222,26 @@ def folder(root: Path, size: int = 64, channels: int = 3, pixel_range: tuple[flo
 
 
 def load_data(spec: str, size: int | None = None, channels: int = 3, pixel_range: tuple[float, float] | None = None) -> ImageData:
-    """The data set that ``--data`` names. Its halves ``train`` and ``test`` answer ``__getitems__(indices)`` with one batch.
+    """The data set that ``--data`` names.
 
     Args:
         spec: "photos", "digits" or "folder:PATH".
-        size: S, the side of the views in pixels; 32, or 64 of a folder. Images of a folder have ``round(1.25 * S)``.
-        channels: of the images; 3 or 1 of "photos" and "digits".
-        pixel_range: LOW and HIGH, which become 0 and 1, of files with more than 8 bits.
+        size: side S of the views in pixels, by default 32, or 64 of a folder. Images of a folder have ``round(1.25 * S)``.
+        channels: number of channels of the images; "photos" and "digits" have 3 or 1.
+        pixel_range: (LOW, HIGH) of files with more than 8 bits, which become 0 and 1.
+
+    Returns:
+        An ``ImageData``. Its halves ``train`` and ``test`` answer ``__getitems__(indices)`` with one batch: images (B, C, R, R) and
+        labels (B,) int64.
 
     Raises:
         UsageError: there is no such data set, folder or image in it, or a file looked at does not fit ``channels`` and
             ``pixel_range``. Its text names the option of the command line.
+
+    Examples:
+        >>> data = load_data("digits", size=16)
+        >>> len(data.train), len(data.test), data.train.__getitems__([0, 1])[0].shape
+        (1438, 359, torch.Size([2, 3, 16, 16]))
     """
     if spec.startswith("folder:"):
         return folder(Path(spec.removeprefix("folder:")).expanduser(), size or 64, channels, pixel_range)
@@ -270,7 +279,23 @@ def classes_lost(data: Any) -> list[str]:
 def batches(
     dataset: Samples | Subset, batch_size: int, *, sampler: Sampler | None = None, workers: int = 0, drop_last: bool = False
 ) -> DataLoader:
-    """Loader of what ``dataset.__getitems__`` collates, such as (images, labels), pinned where there is a GPU."""
+    """A loader of what ``dataset.__getitems__`` collates, such as (images, labels), in pinned memory where there is a GPU.
+
+    Args:
+        dataset: a half of what ``load_data`` returns, or another data set that is asked for whole batches.
+        batch_size: samples in a batch.
+        sampler: gives the order of the samples; by default they come in their own order.
+        workers: processes that read; 0 reads in this process.
+        drop_last: whether the rest that fills no batch is left out.
+
+    Returns:
+        A ``torch.utils.data.DataLoader``.
+
+    Examples:
+        >>> half = TensorImages(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64), ("none",))
+        >>> [len(labels) for images, labels in batches(half, 4)]
+        [4, 4, 2]
+    """
     return DataLoader(
         dataset,
         batch_size,

@@ -44,6 +44,14 @@ def knn_predict(
     Returns:
         (N, C) int64; column 0 is the prediction. Where votes are equal, the sum of the cosines decides. Works in chunks of
         rows: the N x M similarities are never held at once.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty bank, or a ``knn_k`` or ``knn_t`` that is not above 0.
+
+    Examples:
+        >>> bank, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+        >>> knn_predict(torch.tensor([[0.9, 0.1]]), bank, labels, num_classes=2, knn_k=1)[:, 0].tolist()
+        [0]
     """
     shapes = f"{tuple(feature.shape)} and {tuple(feature_bank.shape)}"
     if feature.ndim != 2 or feature_bank.ndim != 2 or feature.shape[1] != feature_bank.shape[1]:
@@ -78,7 +86,20 @@ def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_
 
 
 def linear_probe_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-    """Test accuracy of scikit-learn's logistic regression on standardised features (N, D), labels (N,)."""
+    """Test accuracy of scikit-learn's logistic regression on standardised features.
+
+    Args:
+        train: features (N, D) and their labels (N,) int64, which the regression learns from.
+        test: features (M, D) and their labels (M,), which are predicted.
+
+    Returns:
+        The share of the test rows whose prediction is right, in [0, 1].
+
+    Examples:
+        >>> features, labels = torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1])
+        >>> linear_probe_accuracy((features, labels), (features, labels))
+        1.0
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -100,7 +121,18 @@ def spread(features: Tensor) -> float:
 
 
 def effective_rank(features: Tensor) -> float:
-    """RankMe (Garrido et al. 2023, eq. 1): exp of the entropy of the singular values of features (N, D), 1 to min(N, D)."""
+    """RankMe (Garrido et al. 2023, equation 1): exp of the entropy of the singular values of the features.
+
+    Args:
+        features: (N, D) floating.
+
+    Returns:
+        A number from 1, where all rows are multiples of one, to min(N, D), where all directions are as strong.
+
+    Examples:
+        >>> round(effective_rank(torch.eye(4)), 3), round(effective_rank(torch.ones(4, 4)), 3)
+        (4.0, 1.0)
+    """
     rows = features.to(features.device if features.is_cuda else "cpu", torch.float64)  # not every device has float64
     gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
     singular = torch.linalg.eigvalsh(gram).clamp_min(0.0).sqrt()
@@ -152,6 +184,18 @@ def embed(
 
 
 def centre(images: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) -> the centre (B, C, size, size)."""
+    """The centre of images.
+
+    Args:
+        images: (B, C, H, W).
+        size: side of the square in pixels, at most H and W.
+
+    Returns:
+        (B, C, size, size), a view of ``images``.
+
+    Examples:
+        >>> centre(torch.arange(16).view(1, 1, 4, 4), 2).flatten().tolist()
+        [5, 6, 9, 10]
+    """
     top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
     return images[:, :, top : top + size, left : left + size]
