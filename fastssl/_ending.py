@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 RESTARTED = "FASTSSL_RESTARTED"
@@ -193,18 +193,18 @@ def foreseen(error: Exception, command: str = "train") -> str | None:
 
 @contextmanager
 def quiet_hooks() -> Iterator[None]:
-    """While it lasts, what Python prints for itself is no traceback where something else tells of it.
+    """While it lasts, Python itself prints no traceback of an error that is told in another way.
 
-    A full disk that a thread meets: the thread's owner raises it too. What is raised where nothing can be raised (in a callback of
-    fork, in ``__del__``): a stop is asked for again a little later, and what follows from a stop is of no interest.
+    A thread that meets a full disk is silent, because the thread's owner raises the error too. Where nothing can be raised (in a
+    callback of fork, in ``__del__``), a stop is asked for again a little later, and what follows from a stop is not shown.
     """
     thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
 
-    def in_thread(found) -> None:
+    def in_thread(found: threading.ExceptHookArgs) -> None:
         if not isinstance(found.exc_value, OSError) or foreseen(found.exc_value) is None:
             thread_hook(found)
 
-    def unraisable(found) -> None:
+    def unraisable(found: Any) -> None:
         if isinstance(found.exc_value, Stopped):
             STOP.signum = None
             threading.Timer(0.1, again, (found.exc_value.signum,)).start()

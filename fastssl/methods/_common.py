@@ -1,5 +1,7 @@
 """What the methods share: an encoder with a temperature, heads, checks of their arguments, random rows, the loss in a dict."""
 
+from typing import Any
+
 import numpy
 import torch
 from torch import Tensor, nn
@@ -87,7 +89,7 @@ def width_of(encoder: nn.Module, width: int | None, name: str, argument: str = "
     return width
 
 
-def given(**values) -> dict:
+def given(**values: Any) -> dict[str, Any]:
     """The arguments that are not left to their default, None."""
     return {argument: value for argument, value in values.items() if value is not None}
 
@@ -130,7 +132,7 @@ def check_flags(name: str, **values: bool) -> None:
             raise TypeError(f"{name}: {argument} must be True or False, got {type(value).__name__}")
 
 
-def check_split(name: str, split) -> None:
+def check_split(name: str, split: Any) -> None:
     if split is not None and not callable(split):
         raise TypeError(f"{name}: split must be a function, got {type(split).__name__}")
 
@@ -167,7 +169,7 @@ def return_dict(method: nn.Module) -> nn.Module:
     return method
 
 
-def _in_a_dict(method: nn.Module, given: tuple, output):
+def _in_a_dict(method: nn.Module, given: tuple, output: Any) -> Any:
     return {"loss": output} if isinstance(output, Tensor) else output
 
 

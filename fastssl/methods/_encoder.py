@@ -219,7 +219,7 @@ def features_of(
     return features
 
 
-def ask(encoder: nn.Module, who: str, given: str, inputs: Tensor, **more: Tensor):
+def ask(encoder: nn.Module, who: str, given: str, inputs: Tensor, **more: Tensor) -> Any:
     """``encoder(inputs)``, with keywords where there is more than one. An error on inputs that do not fit says what does not."""
     try:
         return encoder(**{given: inputs}, **more) if more else encoder(inputs)

@@ -7,7 +7,7 @@ forward: the second time it is returned as it is, and no random number and no co
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,16 @@ class Kept:
     ``forwards`` counts those for the same inputs since a backward last asked: of two, nothing says which one is run again.
     """
 
-    def __init__(self):
-        self.place, self.result, self.forwards = None, None, 0
+    def __init__(self) -> None:
+        self.place: tuple | None = None
+        self.result: Any = None
+        self.forwards = 0
 
-    def keep(self, place: tuple, result) -> None:
+    def keep(self, place: tuple, result: Any) -> None:
         self.forwards = self.forwards + 1 if place == self.place else 1
         self.place, self.result = place, result
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return Kept, ()
 
 
@@ -86,7 +88,7 @@ def _(x: Tensor, name: str) -> Tensor:
     return torch.empty_like(x)
 
 
-def _marked(result, name: str):
+def _marked(result: Any, name: str) -> Any:
     """``result`` of ``once``, a tensor or a sequence with tensors, which the loss cannot be run again without."""
     if isinstance(result, Tensor):
         return not_recomputed(result, name)

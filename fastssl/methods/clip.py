@@ -21,7 +21,15 @@ from ._encoder import features_of
 class _ImageText(nn.Module):
     """Two encoders, each with a linear projection without bias, and the log of the scale."""
 
-    def __init__(self, image_encoder, text_encoder, embed_dim: int, image_dim: int | None, text_dim: int | None, log_scale: float):
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        embed_dim: int,
+        image_dim: int | None,
+        text_dim: int | None,
+        log_scale: float,
+    ):
         super().__init__()
         name = type(self).__name__
         check_widths(name, embed_dim=embed_dim)

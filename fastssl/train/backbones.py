@@ -8,6 +8,7 @@ import difflib
 import importlib
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def vit_patch_size(image_size: int) -> int:
     return next((patch for patch in fitting if image_size // patch <= 16), fitting[-1])
 
 
-def build_vit(image_size: int, patch_size: int | None = None, **options) -> VisionTransformer:
+def build_vit(image_size: int, patch_size: int | None = None, **options: Any) -> VisionTransformer:
     """The built-in transformer; ``patch_size`` is by default that of ``vit_patch_size``."""
     patch = patch_size or vit_patch_size(image_size)
     if image_size % patch:
@@ -76,7 +77,7 @@ def tokens_line(method: nn.Module) -> str | None:
     return None
 
 
-def _timm_backbone(timm, name: str, image_size: int, channels: int) -> nn.Module:
+def _timm_backbone(timm: ModuleType, name: str, image_size: int, channels: int) -> nn.Module:
     """A timm model without its classifier; transformers are made for ``image_size``."""
     try:
         return timm.create_model(name, num_classes=0, in_chans=channels, img_size=image_size)
@@ -84,7 +85,7 @@ def _timm_backbone(timm, name: str, image_size: int, channels: int) -> nn.Module
         return timm.create_model(name, num_classes=0, in_chans=channels)
 
 
-def _torchvision_backbone(models, name: str, image_size: int, channels: int) -> nn.Module:
+def _torchvision_backbone(models: ModuleType, name: str, image_size: int, channels: int) -> nn.Module:
     """A torchvision classifier whose last module is replaced by the identity, and its first filters where they take 3 channels."""
     model = models.get_model(name, weights=None, **({"image_size": image_size} if name.startswith("vit_") else {}))
     head = next((head for head in ("fc", "classifier", "heads", "head") if hasattr(model, head)), None)

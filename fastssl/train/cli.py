@@ -5,8 +5,10 @@ import os
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from fastssl._ending import PLACE, STOP, first_process, foreseen, visible
 from fastssl.train import TrainConfig, UsageError, warn
@@ -17,6 +19,7 @@ from fastssl.train.recipes import RECIPES
 from fastssl.train.rundir import claimed, set_earlier_run_aside
 from fastssl.train.settings import changed, flag, knn_vote
 
+Found = tuple[Path, dict] | None  # a checkpoint to go on from, with its path
 HARDWARE = ("accelerator", "devices", "strategy", "precision")
 FREE_ON_RESUME = ("epochs", "knn_every", "knn_k", "knn_t")  # the other settings of a run stay as they were
 
@@ -44,7 +47,7 @@ def resumed_config(given: dict, stored: TrainConfig, out: Path = Path("RUN")) ->
     return replace(stored, **{name: value for name, value in given.items() if name in free})
 
 
-def report_corrupt(data) -> None:
+def report_corrupt(data: Any) -> None:
     from fastssl.train.data import classes_lost, reading_warnings
 
     for line in reading_warnings(data):
@@ -74,7 +77,9 @@ def untrained_scores(history: list[dict], config: TrainConfig, voters: int) -> d
     return {name: value for name, value in first.items() if same or name != "knn"}
 
 
-def draw_all(method, data, config: TrainConfig, *, where: dict, pictures: Path, kind: str, history: list[dict]) -> None:
+def draw_all(
+    method: nn.Module, data: Any, config: TrainConfig, *, where: dict, pictures: Path, kind: str, history: list[dict]
+) -> None:
     """Draws the pictures that there is something to draw for, and prints their paths."""
     from fastssl.train.checkpoints import build_method
     from fastssl.train.pictures import draw_curves, draw_map
@@ -100,13 +105,15 @@ def draw_all(method, data, config: TrainConfig, *, where: dict, pictures: Path, 
         say(f"  pictures    {'  '.join(map(str, drawn))}")
 
 
-def readable(half) -> int:
+def readable(half: Any) -> int:
     """How many samples there are, without those that could not be read so far."""
     lost = getattr(half, "corrupt_files", None)
     return len(half) - (len(lost()) if lost else 0)
 
 
-def evaluate(method, data, config: TrainConfig, *, device, workers: int, pictures: Path, kind: str, history: list[dict]) -> None:
+def evaluate(
+    method: nn.Module, data: Any, config: TrainConfig, *, device: Any, workers: int, pictures: Path, kind: str, history: list[dict]
+) -> None:
     """Prints the scores beside those of the untrained encoder, draws the pictures, prints their paths."""
     method.to(device)
     recipe, where = RECIPES[config.method], {"device": device, "workers": workers}
@@ -136,7 +143,7 @@ def check_hardware(given: dict) -> int:
         raise UsageError(f"{' '.join(named) or '--accelerator, --devices, --strategy'}: {reason}") from error
 
 
-def fit(method, config: TrainConfig, data, found, given: dict, workers: int):
+def fit(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict, workers: int) -> Any:
     """Trains up to ``config.epochs`` -> the Lightning module, or None in a process that is not the first."""
     from fastssl.train.loop import MethodModule, make_trainer
 
@@ -156,7 +163,7 @@ def fit(method, config: TrainConfig, data, found, given: dict, workers: int):
     return module if trainer.is_global_zero else None
 
 
-def announce(config: TrainConfig, data, method, given: dict, found) -> None:
+def announce(config: TrainConfig, data: Any, method: nn.Module, given: dict, found: Found) -> None:
     from fastssl.train.backbones import tokens_line
 
     say(visible(f"{config.method}, {config.backbone}, on {data.name}: {data.summary()}"))
@@ -222,7 +229,7 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
     return train_and_evaluate(method, config, data, found, given)
 
 
-def fitting_batch(config: TrainConfig, data, *, chosen: bool, processes: int = 1) -> TrainConfig:
+def fitting_batch(config: TrainConfig, data: Any, *, chosen: bool, processes: int = 1) -> TrainConfig:
     """All training samples of a process as the batch where the default is more; a batch that was ``chosen`` is refused then."""
     unit, count = RECIPES[config.method].unit, len(data.train) // processes
     if count >= config.batch_size:
@@ -237,7 +244,7 @@ def fitting_batch(config: TrainConfig, data, *, chosen: bool, processes: int = 1
     return replace(config, batch_size=count)
 
 
-def left_out(config: TrainConfig, data, processes: int = 1) -> str | None:
+def left_out(config: TrainConfig, data: Any, processes: int = 1) -> str | None:
     """What to warn of where the rest of an epoch that fills no batch is more than a tenth of the training samples."""
     total, unit = len(data.train), RECIPES[config.method].unit
     rest = total - total // processes // config.batch_size * config.batch_size * processes
@@ -253,12 +260,12 @@ def refuse_among_images(out: Path, spec: str) -> None:
         refuse_as_out(out, Path(spec.removeprefix("folder:")).expanduser())
 
 
-def train_and_evaluate(method, config: TrainConfig, data, found, given: dict) -> int:
+def train_and_evaluate(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict) -> int:
     from fastssl.train.checkpoints import LAST, history_of, method_weights
 
     started, workers, out = time.perf_counter(), loader_workers(given["workers"], config.data), given["out"]
     done = found[1]["fastssl"]["history"][-1]["epoch"] if found else 0
-    if done >= config.epochs:
+    if found and done >= config.epochs:
         method.load_state_dict(method_weights(found[1]))
         history, device, checkpoint = history_of(found[1]), "cpu", found[0]
         say(f"\ntrained for {counted(done, 'epoch')}")

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from fastssl._ending import STOP, Failure, Stopped, foreseen
 from fastssl.optim import LARS, AdamW
@@ -30,6 +30,7 @@ from fastssl.train.evaluate import collapse_warning
 from fastssl.train.options import PRECISIONS
 from fastssl.train.progress import Steps, say
 from fastssl.train.recipes import RECIPES
+from fastssl.train.samples import Samples
 from fastssl.train.settings import knn_vote
 
 with broken_torchvision_hidden():
@@ -50,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ``weights_only=True``.
     """
 
-    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -71,14 +72,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(partial, path)
 
-    def load_checkpoint(self, path, map_location="cpu", weights_only=True) -> dict:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
 class Shuffled(DistributedSampler):
     """Each epoch in its own order. The first pass begins ``skip`` samples late: an interrupted epoch has had them."""
 
-    def __init__(self, dataset, *, replicas: int, rank: int, seed: int, epoch: int, skip: int):
+    def __init__(self, dataset: Samples, *, replicas: int, rank: int, seed: int, epoch: int, skip: int):
         super().__init__(dataset, replicas, rank, seed=seed, drop_last=True)
         self.set_epoch(epoch)
         self.skip = skip
@@ -100,7 +101,8 @@ class MethodModule(pl.LightningModule):
 
     def __init__(self, method: nn.Module, config: TrainConfig, data: Any, workers: int = 0):
         super().__init__()
-        self.method, self.config, self.data, self.workers = method, config, data, workers
+        self.method: Any = method  # a module(*arguments) -> loss, with what its recipe asks of it
+        self.config, self.data, self.workers = config, data, workers
         self.recipe = RECIPES[config.method]
         self.views = self.recipe.augment(config, data)
         self.prints = {"train": fingerprint(data.train), "test": fingerprint(data.test)}
@@ -110,7 +112,7 @@ class MethodModule(pl.LightningModule):
         self.steps: Steps | None = None
         self.begun = False
 
-    def train_dataloader(self):
+    def train_dataloader(self) -> DataLoader:
         config, trainer = self.config, self.trainer
         sampler = Shuffled(
             self.data.train,
@@ -125,7 +127,7 @@ class MethodModule(pl.LightningModule):
             raise UsageError(f"--batch-size {config.batch_size}: {each}; pass --batch-size {share} or less")
         return batches(self.data.train, config.batch_size, sampler=sampler, workers=self.workers, drop_last=True)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         """Weight decay on matrices and filters only, not on biases and norms."""
         config = self.config
         parameters = [p for p in self.method.parameters() if p.requires_grad]
@@ -134,6 +136,7 @@ class MethodModule(pl.LightningModule):
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         lr = config.lr or DEFAULT_LR[config.optimizer] * config.batch_size * self.trainer.world_size / 256
+        optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
         else:
