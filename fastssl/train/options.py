@@ -107,7 +107,7 @@ def _run_options(parser: Parser, method: str) -> None:
     )
     ddp = "for lightning, such as ddp; each process contrasts with its own images only (and moco with a queue of all)"
     group.add_argument("--strategy", type=named("a strategy"), default="auto", help=ddp)
-    precise = "of the training step: 32, or mixed with bf16 or 16"
+    precise = "precision of the training step: 32 bits, or mixed with bf16 or 16"
     group.add_argument("--precision", type=precision, metavar="{32,bf16,16}", default="32", help=precise)
     _common_options(group)
 
@@ -116,7 +116,7 @@ def _common_options(parser: argparse._ActionsContainer) -> None:
     """What training and evaluation both take."""
     workers = f"processes that decode images, at most {MOST_WORKERS} (default: 0 for data in memory, else up to 8)"
     parser.add_argument("--workers", type=number(int, 0, most=MOST_WORKERS), default=None, help=workers)
-    parser.add_argument("--map", **one_of("tsne", "pca", "none"), default="tsne", help="picture of the test embeddings")
+    parser.add_argument("--map", **one_of("tsne", "pca", "none"), default="tsne", help="how the picture of the test embeddings is made")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
 
 
