@@ -89,6 +89,12 @@ def take_tokens(output: Any, rows: int, width: int, name: str) -> Tensor:
     return tokens
 
 
+def mean_of_tokens(hidden: Tensor, mask: Tensor) -> Tensor:
+    """hidden (N, L, D), mask (N, L), 0 = padding -> the mean over the tokens that are no padding (N, D); 0 where there is none."""
+    weight = mask.to(hidden.dtype)[..., None]
+    return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+
+
 def check_encoder(backbone: Any, name: str, argument: str = "backbone") -> None:
     if not isinstance(backbone, nn.Module):
         kind = f"the class {backbone.__name__}" if isinstance(backbone, type) else type(backbone).__name__

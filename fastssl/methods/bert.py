@@ -18,6 +18,7 @@ from fastssl.masking import mask_tokens
 from fastssl.ops._random import seed_of
 
 from ._common import check_widths
+from ._encoder import mean_of_tokens
 from ._vit import Block, check_heads, init_linear
 
 IGNORED = -100
@@ -178,5 +179,4 @@ class BERT(nn.Module):
             (N, width), the mean over the tokens of each text.
         """
         hidden = self.encode(input_ids, attention_mask)
-        weight = (input_ids != self.pad_id if attention_mask is None else attention_mask).to(hidden.dtype)[..., None]
-        return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+        return mean_of_tokens(hidden, input_ids != self.pad_id if attention_mask is None else attention_mask)

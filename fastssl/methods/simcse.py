@@ -15,7 +15,7 @@ from fastssl.checks import INTEGERS, check_choice, check_dense, check_number, ch
 from fastssl.functional import info_nce
 
 from ._common import check_positive, check_widths, given
-from ._encoder import ask, check_encoder, take_tokens
+from ._encoder import ask, check_encoder, mean_of_tokens, take_tokens
 
 
 class SimCSE(nn.Module):
@@ -84,8 +84,7 @@ class SimCSE(nn.Module):
         hidden = take_tokens(output, len(input_ids), self.hidden_dim, "SimCSE")
         if self.pooler == "cls":
             return hidden[:, 0]
-        weight = attention_mask.to(hidden.dtype)[..., None]
-        return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+        return mean_of_tokens(hidden, attention_mask)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, ids: Tensor | None = None) -> Tensor:
         """The loss of a batch of sentences.

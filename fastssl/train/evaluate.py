@@ -6,6 +6,8 @@ vote would be left.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +158,17 @@ def collapse_warning(history: list[dict]) -> str | None:
     )
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While it lasts, ``module`` is in evaluation mode."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
 @torch.no_grad()
 def embed(
     encoder: nn.Module, dataset: Samples | Subset, size: int, *, device: torch.device | str = "cpu", workers: int = 0
@@ -165,15 +178,13 @@ def embed(
     ``encoder`` is a method, whose ``embed`` is called, or any module from images to features. Images larger than ``size`` are
     reduced to their centre square of that side. Undecodable files are left out.
     """
-    was_training = encoder.training
-    encoder.eval()
     encode, features, labels = getattr(encoder, "embed", encoder), [], []
     loader = batches(dataset, 512, workers=workers)
-    for images, classes, *_ in watched(loader, len(loader), f"embedding {len(dataset)} images"):
-        if len(images):
-            features.append(encode(centre(as_float(images.to(device)), size)).flatten(1).float())
-            labels.append(classes.to(device))
-    encoder.train(was_training)
+    with evaluating(encoder):
+        for images, classes, *_ in watched(loader, len(loader), f"embedding {len(dataset)} images"):
+            if len(images):
+                features.append(encode(centre(as_float(images.to(device)), size)).flatten(1).float())
+                labels.append(classes.to(device))
     if not features:
         return torch.empty(0, 0, device=device), torch.empty(0, dtype=torch.int64, device=device)
     rows = torch.cat(features)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastssl.train.augment import as_float
 from fastssl.train.data import batches, limited
-from fastssl.train.evaluate import centre
+from fastssl.train.evaluate import centre, evaluating
 
 COLUMNS, BLOCKS = 10, 2  # test images of the picture: in a row, and rows of triples
 
@@ -62,20 +62,19 @@ def reconstruction_errors(
     """
     if not len(data.test) or getattr(method, "norm_pix_loss", False):
         return {}
-    training, error, fill, count = method.training, 0.0, 0.0, 0.0
+    error, fill, count = 0.0, 0.0, 0.0
     noisy = getattr(method, "corruption", None) == "noise"
     generator = torch.Generator(device).manual_seed(0)
-    method.eval()
-    for images, *_ in batches(data.test if most is None else limited(data.test, most), 512, workers=workers):
-        if len(images):
-            images = centre(as_float(images.to(device)), data.image_size)
-            corrupted, painted, mask = method.reconstruct(images, generator=generator)
-            guess = smoothed(corrupted) if noisy else neighbour_fill(images, mask, method.patch_size)
-            removed = pixel_mask(mask, images, method.patch_size)
-            error += ((painted - images).square() * removed).sum().item()
-            fill += ((guess - images).square() * removed).sum().item()
-            count += removed.sum().item() * images.shape[1]
-    method.train(training)
+    with evaluating(method):
+        for images, *_ in batches(data.test if most is None else limited(data.test, most), 512, workers=workers):
+            if len(images):
+                images = centre(as_float(images.to(device)), data.image_size)
+                corrupted, painted, mask = method.reconstruct(images, generator=generator)
+                guess = smoothed(corrupted) if noisy else neighbour_fill(images, mask, method.patch_size)
+                removed = pixel_mask(mask, images, method.patch_size)
+                error += ((painted - images).square() * removed).sum().item()
+                fill += ((guess - images).square() * removed).sum().item()
+                count += removed.sum().item() * images.shape[1]
     return {"error": error / count, "fill": fill / count} if count else {}
 
 
@@ -97,10 +96,8 @@ def draw_reconstruction(method: Any, data: Any, path: Path, *, device: torch.dev
     images = centre(as_float(half.__getitems__(chosen)[0].to(device)), data.image_size)
     if not len(images):
         return None
-    training = method.training
-    method.eval()
-    corrupted, painted, mask = method.reconstruct(images, generator=torch.Generator(device).manual_seed(0))
-    method.train(training)
+    with evaluating(method):
+        corrupted, painted, mask = method.reconstruct(images, generator=torch.Generator(device).manual_seed(0))
     noisy = getattr(method, "corruption", None) == "noise"
     if not noisy:
         corrupted = corrupted + 0.5 * pixel_mask(mask, images, method.patch_size)

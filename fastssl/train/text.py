@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastssl.methods._encoder import mean_of_tokens
 from fastssl.train import broken_torchvision_hidden
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -111,7 +112,7 @@ class MeanText(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         mask = (tokens != PAD).to(torch.int64)
         hidden = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
-        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+        return mean_of_tokens(hidden, mask)
 
 
 def small_bert(vocabulary: int, width: int = 128, depth: int = 2, heads: int = 4, length: int = 64) -> nn.Module:

@@ -77,13 +77,11 @@ def caption_scores(
         ``to_text``: the share of crops whose nearest caption is one of their picture's. ``to_image``: of the ten crops nearest to a
         caption the share that is of its picture.
     """
-    from fastssl.train.evaluate import embed
+    from fastssl.train.evaluate import embed, evaluating
 
     image, label = embed(image_space(method), data.test, data.image_size, device=device, workers=workers)
-    training = method.training
-    method.eval()
-    text = method.embed_text(data.test_tokens.flatten(0, 1).to(device)).float()
-    method.train(training)
+    with evaluating(method):
+        text = method.embed_text(data.test_tokens.flatten(0, 1).to(device)).float()
     owner = torch.arange(len(data.class_names), device=device).repeat_interleave(data.test_tokens.shape[1])
     similarity = nn.functional.normalize(image, dim=1) @ text.T
     nearest = label[similarity.topk(10, dim=0).indices]

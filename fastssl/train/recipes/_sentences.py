@@ -40,10 +40,10 @@ def no_views(config: Any, data: "SentenceData") -> None:
 @torch.no_grad()
 def embed_sentences(method: SimCSE | BERT, tokens: Tensor, device: torch.device | str) -> Tensor:
     """tokens (N, L) -> unit rows (N, F) on ``device``, in evaluation mode."""
-    training = method.training
-    method.eval()
-    parts = [method.embed(part, (part != 0).to(torch.int64)).float() for part in tokens.to(device).split(256)]
-    method.train(training)
+    from fastssl.train.evaluate import evaluating
+
+    with evaluating(method):
+        parts = [method.embed(part, (part != 0).to(torch.int64)).float() for part in tokens.to(device).split(256)]
     return nn.functional.normalize(torch.cat(parts), dim=1)
 
 

@@ -57,17 +57,18 @@ def word_accuracy(method: BERT, data: "SentenceData", *, device: torch.device | 
         ``accuracy``: the share of them that is named. ``commonest``: the share that is right where the commonest training token is
         always named.
     """
+    from fastssl.train.evaluate import evaluating
+
     counts = data.train.tokens.flatten().bincount(minlength=method.vocab_size)
     counts[method.special_ids.cpu()] = 0
     commonest = counts.argmax().item()
-    training, named, common, total = method.training, 0, 0, 0
-    method.eval()
-    for seed, part in enumerate(data.test.tokens.to(device).split(256)):
-        logits, labels = method.predict(part, seed=seed)
-        named += int((logits.argmax(1) == labels).sum())
-        common += int((labels == commonest).sum())
-        total += len(labels)
-    method.train(training)
+    named, common, total = 0, 0, 0
+    with evaluating(method):
+        for seed, part in enumerate(data.test.tokens.to(device).split(256)):
+            logits, labels = method.predict(part, seed=seed)
+            named += int((logits.argmax(1) == labels).sum())
+            common += int((labels == commonest).sum())
+            total += len(labels)
     return {"accuracy": named / max(1, total), "commonest": common / max(1, total)}
 
 
