@@ -116,9 +116,7 @@ def _common_options(parser: argparse._ActionsContainer) -> None:
     """What training and evaluation both take."""
     workers = f"processes that decode images, at most {MOST_WORKERS} (default: 0 for data in memory, else up to 8)"
     parser.add_argument("--workers", type=number(int, 0, most=MOST_WORKERS), default=None, help=workers)
-    parser.add_argument(
-        "--map", **one_of("tsne", "pca", "none"), default="tsne", help="how the picture of the test embeddings is made"
-    )
+    parser.add_argument("--map", **one_of("tsne", "pca", "none"), default="tsne", help="how the picture of the embeddings is made")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
 
 
