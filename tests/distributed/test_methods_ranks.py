@@ -27,8 +27,8 @@ from fastssl.methods import (
     SimSiam,
     SupCon,
 )
-from tests.methods.test_image import tiny
 from tests.methods.test_odd_arguments import Text
+from tests.support.formulas import tiny
 from tests.support.processes import run_processes
 
 SIZES = (6, 3)  # images a batch in each process

@@ -26,8 +26,8 @@ from fastssl.methods import (
     return_dict,
 )
 from fastssl.methods._encoder import find_feature_dim
-from tests.methods.test_image import tiny
 from tests.support.compat_nets import library
+from tests.support.formulas import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,8 +1,6 @@
 """SupCon, InstDisc, CMC, NNCLR, CPC: their equations in float64, banks and queues, training for real, the command line."""
 
-import dataclasses
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,41 +11,15 @@ from torch import nn
 
 from fastssl.methods import CMC, CPC, NNCLR, InstDisc, SimCLR, SupCon
 from fastssl.methods.cpc import patch_columns
+from tests.support.formulas import cross_entropy64, gradients_agree, rows64, tiny
 from tests.support.rotation import of_today
+from tests.support.training import needs_train, part_of, train, write_grey_classes
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("PIL", "kornia", "lightning_utilities", "matplotlib", "skimage", "sklearn", "tensorboard")
-needs_train = pytest.mark.skipif(any(find_spec(name) is None for name in PACKAGES), reason="fastssl[train] is not installed")
 NEW = ("supcon", "instdisc", "cmc", "nnclr", "cpc")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def tiny(channels: int = 3, width: int = 10) -> nn.Module:
-    """images (B, channels, 4, 4) -> (B, width)."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * 16, width), nn.Tanh())
-
-
-def rows64(x):
-    return F.normalize(x.double(), dim=1)
-
-
-def cross_entropy64(query, key, temperature):
-    """InfoNCE of query i against key i among all keys, from the whole matrix."""
-    return F.cross_entropy(rows64(query) @ rows64(key).T / temperature, torch.arange(len(query)))
-
-
-def gradients_agree(method: nn.Module, loss, expected) -> None:
-    """Value and every parameter's gradient of the method's loss against those of the formula."""
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    ours = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    theirs = torch.autograd.grad(expected, parameters, retain_graph=True, allow_unused=True)
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_supcon_is_its_equation():
@@ -214,18 +186,6 @@ def test_feature_dims_are_found():
     assert [method.feature_dim for method in made] == [5] * 5 and CMC([encoder, encoder]).feature_dims == [5, 5]
 
 
-def part_of(data, share: int, test_share: int):
-    """Every ``share``-th training image and every ``test_share``-th test image of ImageData."""
-    from fastssl.train.data import TensorImages
-
-    def every(half, step):
-        part = TensorImages(half.images[::step], half.labels[::step], half.class_names)
-        part.gives_index = half.gives_index
-        return part
-
-    return dataclasses.replace(data, train=every(data.train, share), test=every(data.test, test_share))
-
-
 # method: every which image, epochs, batch, least gain in kNN accuracy over the untrained encoder: at most half of the least that
 # three seeds gave, since training on another CPU is another seed. CPC's mean over small patches is a good feature of texture
 # before any training.
@@ -236,26 +196,6 @@ TRAINING = {
     "nnclr": (8, 4, 64, 0.05),
     "cpc": (16, 4, 32, 0.06),
 }
-
-
-@needs_train
-def train(module, recipe, epochs: int, batch: int) -> list[float]:
-    """The mean loss of each epoch."""
-    means = []
-    optimizer = torch.optim.AdamW(module.method.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(module.data.train) // batch))
-    for _ in range(epochs):
-        losses = []
-        for indices in torch.randperm(len(module.data.train)).split(batch):
-            if len(indices) == batch:
-                optimizer.zero_grad()
-                loss = module.method(*recipe.arguments(module, module.data.train.__getitems__(indices.tolist())))
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.item())
-        means.append(sum(losses) / len(losses))
-    return means
 
 
 @pytest.mark.parametrize("name", of_today(NEW, 2))
@@ -288,16 +228,6 @@ def test_training_beats_the_untrained_encoder(name):
     print(f"\n{name}: loss {shown}; kNN untrained {untrained:.3f}, trained {trained:.3f}, {seconds:.0f} s of CPU")
     assert means[-1] < means[0] - 0.08
     assert trained > untrained + gain
-
-
-def write_grey_classes(folder: Path) -> None:
-    from PIL import Image
-
-    for name, level in (("dark", 60), ("light", 160)):
-        (folder / name).mkdir(parents=True)
-        for i in range(15):
-            noise = torch.randint(0, 80, (20, 20, 3), dtype=torch.uint8)
-            Image.fromarray((noise + level).numpy()).save(folder / name / f"{i}.png")
 
 
 @needs_train

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastssl.methods import BYOL, MeanTeacher, MoCo, MoCoV3, SimSiam
-from tests.methods.test_image import cross_entropy64, gradients_agree, rows64, tiny
+from tests.support.formulas import cross_entropy64, gradients_agree, rows64, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from fastssl import methods
 from fastssl.methods import CLIP, CMC, CPC, MAE, Inpainting, SigLIP, SimCSE, SimMIM, VisionTransformer
-from tests.methods.test_image import tiny
 from tests.methods.test_masked import Maps
+from tests.support.formulas import tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

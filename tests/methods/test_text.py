@@ -22,7 +22,7 @@ from fastssl.train import TrainConfig, captions, sentences
 from fastssl.train.augment import as_float
 from fastssl.train.recipes import RECIPES
 from fastssl.train.text import MeanText, TextTransformer, WordTokenizer, small_bert
-from tests.methods.test_image import part_of
+from tests.support.training import part_of
 
 NO_TRANSFORMERS = pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 ENCODERS = ["text", pytest.param("bert", marks=NO_TRANSFORMERS)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.methods.test_image import needs_train, write_grey_classes
+from tests.support.training import needs_train, write_grey_classes
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 

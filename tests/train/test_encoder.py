@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.methods.test_image import needs_train, write_grey_classes
+from tests.support.training import needs_train, write_grey_classes
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()

@@ -14,7 +14,7 @@ import pytest
 from fastssl import _ending
 from fastssl.__main__ import main
 from fastssl._ending import STOP, Failure, Stopped, UsageError, ended
-from tests.methods.test_image import needs_train
+from tests.support.training import needs_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ["--data", "digits", "--image-size", "16", "--map", "none", "--accelerator", "cpu", "--workers", "0"]

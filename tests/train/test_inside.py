@@ -8,8 +8,8 @@ import pytest
 from fastssl.__main__ import main
 from fastssl.train import UsageError
 from fastssl.train.layout import find_images, refuse_as_out
-from tests.methods.test_image import needs_train, write_grey_classes
-from tests.train.test_folder import counts, tree
+from tests.support.folders import counts, tree
+from tests.support.training import needs_train, write_grey_classes
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 

@@ -6,8 +6,8 @@ import pytest
 
 from fastssl.train import warn
 from fastssl.train.layout import find_images, shortened
-from tests.methods.test_image import needs_train
-from tests.train.test_folder import tree
+from tests.support.folders import tree
+from tests.support.training import needs_train
 
 pytestmark = needs_train
 

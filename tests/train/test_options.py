@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastssl.__main__ import main
-from tests.methods.test_image import needs_train
+from tests.support.training import needs_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WRONG = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.methods.test_image import needs_train
-from tests.train.test_folder import AB, check_layout
+from tests.support.folders import AB, check_layout
+from tests.support.training import needs_train
 
 pytestmark = needs_train
 SPLITS = {  # as LAYOUTS

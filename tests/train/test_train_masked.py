@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.methods.test_image import needs_train, part_of, train, write_grey_classes
 from tests.support.rotation import of_today
+from tests.support.training import needs_train, part_of, train, write_grey_classes
 
 NEW = ("mae", "simmim", "inpainting", "bert")
 IMAGES = NEW[:3]

@@ -11,8 +11,8 @@ import torch
 
 from fastssl.functional import negative_cosine
 from fastssl.methods import SimSiam
-from tests.methods.test_image import needs_train, part_of, train, write_grey_classes
 from tests.support.rotation import of_today
+from tests.support.training import needs_train, part_of, train, write_grey_classes
 
 NEW = ("moco", "moco_v3", "byol", "simsiam", "mean_teacher")
 
