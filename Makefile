@@ -28,7 +28,7 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The site is in build/site; its search needs a server: cd build/site && python3 -m http.server"
 
-lint: .venv/.dev
+lint: .venv/.dev docs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*')
 
 setup: .venv/.dev

@@ -26,7 +26,9 @@ _WHY = (
 )
 
 
-def record(call: Callable[[], object], warm: Callable[[], object] | None = None, **options) -> tuple[torch.cuda.CUDAGraph, object]:
+def record(
+    call: Callable[[], object], warm: Callable[[], object] | None = None, **options: Any
+) -> tuple[torch.cuda.CUDAGraph, object]:
     """A graph of ``call`` on the current device, and what ``call`` returned; ``warm`` (or ``call``) runs before, on another stream.
 
     The capture changes nothing but memory of its own: what was returned has values after the first ``replay()``.

@@ -1,6 +1,6 @@
-"""The tables of options in ``docs/methods.md``, made from the settings of the methods: ``python -m fastssl.train.option_table``.
+"""The tables of options in ``docs/options.md``, made from the settings of the methods: ``python -m fastssl.train.option_table``.
 
-Writes them between the two markers of the file that is named, by default ``docs/methods.md``.
+Writes them between the two markers of the file that is named, by default ``docs/options.md``.
 """
 
 import sys
@@ -49,7 +49,7 @@ def _row(found: dict[str, Setting], usual: Setting, *, with_methods: bool) -> st
 
 
 def _help(setting: Setting) -> str:
-    return setting.option.help.format(unit="samples", loss="the loss").replace("docs/methods.md", "above")
+    return setting.option.help.format(unit="samples", loss="the loss").replace("docs/methods.md", "[methods](methods.md)")
 
 
 def _default(setting: Setting) -> str:
@@ -81,5 +81,5 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
-    page = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/methods.md")
+    page = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/options.md")
     page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")

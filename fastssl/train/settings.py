@@ -5,7 +5,7 @@ and the help text::
 
     temperature: Annotated[float, Option("temperature of {loss}", above=0)] = 0.5
 
-The command line, its ``--help``, the check of a stored run and the table in ``docs/methods.md`` read the fields; the checkpoint
+The command line, its ``--help``, the check of a stored run and the table in ``docs/options.md`` read the fields; the checkpoint
 stores them. A subclass that only gives a field another default keeps the field's ``Option``. A subclass that annotates an
 ``Option`` of its own replaces it. A field that has none is stored with the run and cannot be given on the command line.
 """

@@ -58,7 +58,7 @@ def test_the_docs_have_todays_options():
     """After a change of an option: python -m fastssl.train.option_table"""
     from fastssl.train.option_table import written
 
-    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    page = (DOCS / "options.md").read_text(encoding="utf-8")
     assert written(page) == page
     assert page.count("| `--decoder-depth` | blocks of the decoder | 2 | mae |") == 1
 
