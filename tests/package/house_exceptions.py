@@ -19,7 +19,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS: dict[str, str] = {
     "fastssl/loss/info_nce.py: info_nce": "a drop-in for info-nce-pytorch, with keywords of SimCSE and CLIP",
     "tests/fuzz/loss_truths.py: info_nce": "the arguments of the function that it checks",
-    "fastssl/compat/timm.py: ModelEmaV3.__init__": NOT_YET,
+    "fastssl/compat/timm.py: ModelEmaV3.__init__": "a drop-in for the class of timm, with its arguments",
     "fastssl/kernels/similarity.py: row_owner": NOT_YET,
     "fastssl/kernels/similarity_chunked.py: _chunk_weights": NOT_YET,
     "fastssl/kernels/similarity_chunked.py: _sweep": NOT_YET,
@@ -56,9 +56,7 @@ FILES: dict[str, str] = {
     "test_modeling_common.py": "a file of transformers",
     "val/val_annotations.txt": "a file of Tiny ImageNet",
     "tuned/<op>_sm<arch>.py": "written by the tuner once there is a GPU",
-    "cuda/tables.cu": NOT_YET,
     "folder/<work>.json": NOT_YET,
-    "test_tables_cuda_on_cpu.py": NOT_YET,
 }
 
 #: Names in backquotes that no code here has.
@@ -80,7 +78,7 @@ NAMES: dict[str, str] = {
     "once_differentiable": "a decorator of torch.autograd.function",
     "param_k.data.mul_": "a line of the MoCo repository",
     "seg_test": "a folder of a data set",
-    "index_add": NOT_YET,
+    "index_add": "an operation of torch, without its underscore",
 }
 
 #: Private words.

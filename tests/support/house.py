@@ -203,3 +203,9 @@ def code_words() -> frozenset[str]:
     for name in ("Makefile", "pyproject.toml", ".ci/run", *map(str, files(".txt", under=("requirements",)))):
         found |= set(re.findall(r"\w+", text(Path(name))))
     return frozenset(word for each in found for word in each.split("."))
+
+
+def judge(found: dict[str, object], excused: dict[str, str]) -> None:
+    """Nothing is found that is not excused, and no excuse is left of what is gone."""
+    assert {name: value for name, value in found.items() if name not in excused} == {}
+    assert [name for name in excused if name not in found] == [], "take it out of house_exceptions.py"
