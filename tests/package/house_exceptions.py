@@ -20,11 +20,11 @@ MANY_PARAMETERS: dict[str, str] = {
     "fastssl/loss/info_nce.py: info_nce": "a drop-in for info-nce-pytorch, with keywords of SimCSE and CLIP",
     "tests/fuzz/loss_truths.py: info_nce": "the arguments of the function that it checks",
     "fastssl/compat/timm.py: ModelEmaV3.__init__": "a drop-in for the class of timm, with its arguments",
+    "fastssl/methods/moco.py: MoCo.__init__": "the settings of the paper and of the MoCo repository, which callers give by keyword",
     "fastssl/kernels/similarity.py: row_owner": NOT_YET,
     "fastssl/kernels/similarity_chunked.py: _chunk_weights": NOT_YET,
     "fastssl/kernels/similarity_chunked.py: _sweep": NOT_YET,
     "fastssl/kernels/similarity_hopper.py: narrow_backward": NOT_YET,
-    "fastssl/methods/moco.py: MoCo.__init__": "the settings of the paper and of the MoCo repository, which callers give by keyword",
 }
 
 #: Modules that import a reference.
@@ -55,7 +55,6 @@ FILES: dict[str, str] = {
     "test_dist__gather__losses.py": "a file of lightly",
     "test_modeling_common.py": "a file of transformers",
     "val/val_annotations.txt": "a file of Tiny ImageNet",
-    "tuned/<op>_sm<arch>.py": "written by the tuner once there is a GPU",
     "folder/<work>.json": NOT_YET,
 }
 
