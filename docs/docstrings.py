@@ -3,13 +3,15 @@
 griffe knows one argument a line of ``Args:``. Where one sentence describes several arguments, our docstrings write their names side
 by side, ``a, b: text``; each of them gets the sentence on the site. And where a function takes ``**options: Unpack[Options]``, the
 site shows the keys of the ``TypedDict`` as what they are, arguments by name. An argument that a docstring describes and the
-function does not have is still a warning, which fails the build.
+function does not have is still a warning, which fails the build. In ``Returns:`` griffe takes what stands before a colon for the
+type; here the type is that of the signature.
 """
 
 import re
 
 from griffe import Extension, Function, Module, Object, Parameter, ParameterKind
 
+RETURNS = re.compile(r"^Returns:\n +(?=\S)", re.MULTILINE)
 ITEM = re.compile(r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+): (?P<text>.*)$")
 
 
@@ -19,6 +21,8 @@ class SharedDescriptions(Extension):
     def on_object(self, *, obj: Object, **_) -> None:
         if obj.docstring and not obj.is_alias:
             obj.docstring.value = one_name_each(obj.docstring.value)
+            if obj.is_function and obj.returns is not None:
+                obj.docstring.value = RETURNS.sub(rf"\g<0>{obj.returns}: ", obj.docstring.value)
 
 
 class NamedOptions(Extension):
