@@ -1,7 +1,10 @@
-"""How a command ends: on a signal, with a closed output, on an error that nobody foresaw. Always with a line and an exit code.
+"""How a command ends: done, on a signal, with a closed output, or on an error. It always ends with a line and an exit code.
 
-0 it is done. 1 the machine refused something, or an error of our own. 2 a wrong option or input. 129, 130, 143 it was stopped by
-SIGHUP, by Ctrl-C, by SIGTERM. 141 nobody reads the output of a command that only prints.
+0              the command is done
+1              the machine refused something, or there is an error in fastssl
+2              an option or an input is wrong
+129, 130, 143  the command was stopped by SIGHUP, by Ctrl-C, by SIGTERM
+141            nobody reads the output of a command that only prints
 """
 
 import errno
@@ -28,11 +31,11 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 
 
 class UsageError(Exception):
-    """A wrong option or input; its text is the one line the person reads, naming the option."""
+    """An option or an input is wrong. The text is the one line that the person reads, and it names the option."""
 
 
 class Failure(Exception):
-    """What the machine refused, a full disk for example; its text is the one line the person reads."""
+    """The machine refused something, such as room on a full disk. The text is the one line that the person reads."""
 
 
 class Stopped(BaseException):
@@ -94,7 +97,7 @@ STOP, PLACE = Stop(), Place()
 
 @contextmanager
 def signals_heeded() -> Iterator[None]:
-    """While it lasts, ``STOP`` answers the signals; those that this process was told to ignore (nohup) stay ignored."""
+    """Inside this context ``STOP`` answers the signals. Those that this process was told to ignore (nohup) stay ignored."""
     STOP.reset()
     before = {}
     try:
@@ -137,13 +140,16 @@ def patient_restart() -> None:
 
 
 def visible(text: str) -> str:
-    """``text`` on one line: what cannot be printed, a line feed in a name or bytes that are no text, becomes its escape."""
+    """``text`` on one line. What cannot be printed, such as a line feed in a name, becomes an escape like ``\\n``."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def say(text: str = "", *, error: bool = False) -> None:
-    """Prints a line at once. Where it can't be written (a closed pipe, a full disk), it and later ones are dropped: what a run
-    computes is worth more than its log."""
+    """Prints a line at once.
+
+    Where a line cannot be written (a closed pipe, a full disk), it and all later lines are dropped: what a run computes is worth
+    more than its log.
+    """
     stream = sys.stderr if error else sys.stdout
     try:
         print(text, file=stream, flush=True)
@@ -172,7 +178,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def foreseen(error: Exception, command: str = "train") -> str | None:
-    """A line for what goes wrong on good code: memory, disk, a worker process that was killed. None for anything else."""
+    """The line about an error that correct code can meet: no memory, a full disk, a killed worker process. None for others."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if out_of_memory(error):
@@ -193,7 +199,7 @@ def foreseen(error: Exception, command: str = "train") -> str | None:
 
 @contextmanager
 def quiet_hooks() -> Iterator[None]:
-    """While it lasts, Python itself prints no traceback of an error that is told in another way.
+    """Inside this context Python itself prints no traceback of an error that is told in another way.
 
     A thread that meets a full disk is silent, because the thread's owner raises the error too. Where nothing can be raised (in a
     callback of fork, in ``__del__``), a stop is asked for again a little later, and what follows from a stop is not shown.
@@ -237,7 +243,7 @@ def traceback_kept(error: BaseException) -> Path | None:
 
 
 def failed(command: str, error: Exception) -> int:
-    """Says in one line what went wrong, and for an error that nobody foresaw where its traceback lies."""
+    """Says in one line what went wrong, and where the traceback of an error that nobody foresaw was written."""
     words = str(error) if isinstance(error, Failure) else foreseen(error, command)
     if PLACE.debug:
         say("".join(traceback.format_exception(error)).rstrip(), error=True)
@@ -253,7 +259,11 @@ def failed(command: str, error: Exception) -> int:
 
 
 def stopped(command: str, error: BaseException, resume: bool) -> int:
-    """Says what stopped the command and what is saved -> 128 and the number of the signal. What else went wrong is said before."""
+    """Says what stopped the command and what is saved. An error that came besides is said before.
+
+    Returns:
+        The exit code: 128 plus the number of the signal.
+    """
     if isinstance(error, UsageError):
         say(f"fastssl {command}: error: {error}", error=True)
     elif isinstance(error, Exception) and "killed by signal: Terminated" not in str(error):
@@ -291,7 +301,13 @@ def outcome(command: str, error: BaseException, resume: bool) -> int:
 
 
 def ended(command: str, work: Callable[[], int], *, resume: bool = False) -> int:
-    """``work()`` -> exit code, whatever happens in it. ``command``: its name, for the line. ``resume``: it can be resumed."""
+    """Runs a command and gives its exit code, whatever happens in it.
+
+    Args:
+        command: the name of the command, for the line about an error.
+        work: the command itself, which returns its exit code.
+        resume: whether ``--resume`` can go on with what the command has saved.
+    """
     PLACE.folder, PLACE.debug = None, False
     with signals_heeded(), quiet_hooks():
         try:
@@ -308,9 +324,10 @@ def ended(command: str, work: Callable[[], int], *, resume: bool = False) -> int
 
 
 def lines_at_once() -> None:
-    """Standard output shows each line at once, also in a pipe, and no name of a file is too odd to be printed.
+    """Makes standard output show each line at once, also in a pipe, and print any name of a file.
 
-    Where it was closed from the start, its number is taken by nothing else: a checkpoint must not get what is printed.
+    Where standard output was closed from the start, the null device takes its place. Otherwise the next file that is opened, such
+    as a checkpoint, would get its number and with it what is printed.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:

@@ -25,7 +25,10 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose error is a ``UsageError`` of one line. ``instead``: what to say of an option that belongs elsewhere."""
+    """An ``argparse.ArgumentParser`` whose errors are a ``UsageError`` of one line.
+
+    ``instead`` maps an option that belongs elsewhere to what is said where it is given.
+    """
 
     def __init__(self, prog: str, description: str | None = None, *, add_help: bool = True):
         super().__init__(prog, description=description, formatter_class=Help, allow_abbrev=False, add_help=add_help)
@@ -96,7 +99,7 @@ def share(text: str) -> float:
 
 
 def one_of(*names: str) -> dict[str, Any]:
-    """How an option that is one of these names is added to a parser."""
+    """The arguments of ``add_argument`` for an option that is one of these names."""
 
     def parse(text: str) -> str:
         if text not in names:

@@ -81,7 +81,10 @@ class BackboneMethod(ImageMethod):
 
 
 def width_of(encoder: nn.Module, width: int | None, name: str, argument: str = "feature_dim", of: str = "backbone") -> int:
-    """``width``, or what a probe of the encoder finds; ``argument`` and ``of`` are what the method calls the two."""
+    """The width of an encoder's features: ``width`` itself, or what a probe of the encoder finds where it is None.
+
+    ``name`` is the method's; ``argument`` and ``of`` are what the method calls the width and the encoder.
+    """
     check_encoder(encoder, name, of)
     if width is None:
         return find_feature_dim(encoder, name, argument, of)
@@ -90,12 +93,12 @@ def width_of(encoder: nn.Module, width: int | None, name: str, argument: str = "
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The arguments that are not left to their default, None."""
+    """Those of the arguments that are not None."""
     return {argument: value for argument, value in values.items() if value is not None}
 
 
 def check_widths(name: str, **widths: int) -> None:
-    """Whole numbers of at least 1."""
+    """Refuses what is no whole number of at least 1."""
     for argument, value in widths.items():
         check_whole(name, argument, value, 1)
 
@@ -111,7 +114,7 @@ def _number(name: str, argument: str, value: float | Tensor) -> float | None:
 
 
 def check_positive(name: str, **values: float | Tensor) -> None:
-    """Finite numbers above 0."""
+    """Refuses what is no finite number above 0."""
     for argument, value in values.items():
         number = _number(name, argument, value)
         if number is not None and not 0 < number <= LARGEST:
@@ -119,7 +122,7 @@ def check_positive(name: str, **values: float | Tensor) -> None:
 
 
 def check_share(name: str, **values: float | Tensor) -> None:
-    """Shares in [0, 1] of a teacher that a step keeps."""
+    """Refuses what is no share in [0, 1] of a teacher that a step keeps."""
     for argument, value in values.items():
         number = _number(name, argument, value)
         if number is not None and not 0 <= number <= 1:
@@ -138,7 +141,7 @@ def check_split(name: str, split: Any) -> None:
 
 
 def check_batch(name: str, least: int, **inputs: Tensor) -> None:
-    """Dense tensors (B, ...) with something in them and B of at least ``least``."""
+    """Refuses what is no dense tensor (B, ...) with something in it and B of at least ``least``."""
     for argument, value in inputs.items():
         check_dense(name, argument, value, "a tensor (B, ...)")
         if value.ndim < 2 or 0 in value.shape or len(value) < least:

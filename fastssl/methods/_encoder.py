@@ -30,7 +30,7 @@ LENGTHS = (4, 16, 77)  # of the probes of an embedding, in tokens
 
 
 class NotFeatures(ValueError):
-    """What an encoder returned has no rule."""
+    """An encoder returned what none of the rules above covers."""
 
 
 def describe(output: Any) -> str:
@@ -109,7 +109,10 @@ def refuse_lazy(backbone: nn.Module, name: str, of: str = "backbone") -> None:
 
 @contextmanager
 def undisturbed(backbone: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; training flags, buffers and random number generators are afterwards as they were."""
+    """Inside this context the encoder is in evaluation mode without gradients.
+
+    Afterwards its training flags and buffers and the random number generators are as they were before.
+    """
     flags = {module: module.training for module in backbone.modules()}
     buffers = [
         (module, name, buffer, buffer._version, buffer.clone())
@@ -167,7 +170,7 @@ def probe_shapes(backbone: nn.Module) -> Iterator[tuple[tuple[int, ...], nn.Modu
 
 
 def probe_of(shape: tuple[int, ...], layer: nn.Module) -> Tensor:
-    """Zeros in dtype and on device of the layer's weights; of an embedding tokens 1, since 0 is often padding."""
+    """Zeros with the dtype and device of the layer's weights; for an embedding tokens 1, because 0 is often padding."""
     like = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
     if isinstance(layer, nn.Embedding):
         return torch.full(shape, min(1, layer.num_embeddings - 1), device=like.device)
@@ -239,7 +242,10 @@ def ask(encoder: nn.Module, who: str, given: str, inputs: Tensor, **more: Tensor
 
 
 def misfits(encoder: nn.Module, inputs: Tensor) -> list[tuple[str, str]]:
-    """In what inputs differ from those that the encoder's first layer takes; where in nothing, a failure is the encoder's own."""
+    """In what the inputs differ from those that the encoder's first layer takes: the property and a clause for the message.
+
+    Where there is no difference, a failure is the encoder's own.
+    """
     weight = next((p for p in encoder.parameters() if p.is_floating_point()), None)
     if weight is None:
         return []

@@ -105,7 +105,7 @@ class TeacherMethod(EncoderMethod):
             self.step.add_(1)
 
     def targets(self, *views: Tensor) -> list[Tensor]:
-        """Moves the teacher, then its outputs (N, D) for each view (N, ...): what ``once`` is for."""
+        """Moves the teacher, and then asks it: its outputs (N, D) for each view (N, ...). Methods call this inside ``once``."""
         self.move_teacher()
         return [self.target(view) for view in views]
 

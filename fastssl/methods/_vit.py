@@ -95,7 +95,7 @@ def pair_of(name: str, argument: str, size: int | tuple[int, int]) -> tuple[int,
 
 
 def check_images(name: str, images: Tensor, shape: tuple[int, int, int], weight: Tensor) -> None:
-    """Floating images (N, C, H, W) of ``shape`` (C, H, W), N at least 1, that go with ``weight`` in dtype and device."""
+    """Refuses what are no float images (N, C, H, W) of ``shape`` (C, H, W) with dtype and device of ``weight``, N at least 1."""
     check_dense(name, "images", images, "a tensor (N, C, H, W)")
     if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
         wanted = f"(N, {', '.join(map(str, shape))})"
@@ -109,7 +109,7 @@ def check_images(name: str, images: Tensor, shape: tuple[int, int, int], weight:
 
 
 def check_random(name: str, noise: Tensor | None, generator: torch.Generator | None, shape: tuple[int, ...], like: Tensor) -> None:
-    """Float noise of ``shape`` on the device of ``like``, or a generator, or neither."""
+    """Refuses anything but float noise of ``shape`` on the device of ``like``, or a generator, or neither of them."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"{name}: generator must be a torch.Generator, got {type(generator).__name__}")
     if noise is None:
@@ -290,7 +290,7 @@ def check_backbone(op: str, backbone: TimmLike) -> None:
 
 
 def check_ratio(name: str, mask_ratio: float, length: int, rounding: str = "keep_floor") -> int:
-    """How many of ``length`` patches or units stay; at least one stays, at least one is removed."""
+    """How many of ``length`` patches or units stay. Refuses a ratio that keeps none of them or removes none."""
     check_number(name, "mask_ratio", mask_ratio, 0.0, 1.0)
     keep = num_kept(length, mask_ratio, rounding)
     if not 0 < keep < length:

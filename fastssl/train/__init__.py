@@ -18,14 +18,14 @@ __all__ = ["Recipe", "TrainConfig", "UsageError", "broken_torchvision_hidden", "
 
 
 def warn(text: str) -> None:
-    """A line for a person, from the first process of a run only."""
+    """Prints a warning, in the first process of a run only."""
     if first_process():
         say(visible(f"warning: {text}"), error=True)
 
 
 @contextmanager
 def broken_torchvision_hidden() -> Iterator[None]:
-    """While it lasts, a torchvision that cannot be imported looks absent.
+    """Inside this context a torchvision that cannot be imported looks absent.
 
     torchmetrics, which lightning imports, imports torchvision whenever its metadata is there; a torchvision built for
     another torch then breaks ``import lightning`` itself. torchvision is optional here, so that must not matter.
@@ -61,7 +61,7 @@ def broken_torchvision_hidden() -> Iterator[None]:
 
 
 def usable_torchvision() -> str | None:
-    """Makes ``import torchvision`` work where only its compiled half can't be loaded -> None, or why there is no torchvision.
+    """Makes ``import torchvision`` work where only its compiled half cannot be loaded. Returns None, or why there is none.
 
     Its models and transforms need none of its operators, but their absence makes the import fail: nms is declared, without code.
     """

@@ -101,7 +101,7 @@ def _torchvision_backbone(models: ModuleType, name: str, image_size: int, channe
 
 
 def _library(name: str) -> tuple[ModuleType | None, str]:
-    """timm, or torchvision.models, and "", or None and why it can't be used. timm imports torchvision."""
+    """The module ``timm`` or ``torchvision.models`` and "", or None and why it cannot be used. timm imports torchvision."""
     if find_spec(name) is None:
         return None, f"{name} is not installed (pip install {name})"
     reason = usable_torchvision()

@@ -29,7 +29,7 @@ FORMER_PATCH = 4  # of --backbone vit in checkpoints that don't say it
 
 
 class Unreadable(UsageError):
-    """A checkpoint that is there and can't be used; says which and why."""
+    """A checkpoint is there and cannot be used. The text says which one and why."""
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -70,7 +70,7 @@ def is_archive(path: Path) -> bool:
 
 
 def damage(path: Path) -> str | None:
-    """What a zip archive's own checksums say, which torch does not look at; None where all are right."""
+    """What is wrong with a zip archive by its own checksums, which torch does not look at; None where all of them are right."""
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()

@@ -160,7 +160,7 @@ def collapse_warning(history: list[dict]) -> str | None:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """While it lasts, ``module`` is in evaluation mode."""
+    """Inside this context ``module`` is in evaluation mode."""
     training = module.training
     module.eval()
     try:

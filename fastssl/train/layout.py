@@ -211,7 +211,7 @@ def refuse_as_out(out: Path, root: Path) -> None:
 
 
 def _of_one(search: Search, root: Path, inner: Path, test: list[Path]) -> Layout:
-    """Class subfolders, or images alone, without a split."""
+    """The layout of class subfolders, or of images alone, without a split."""
     classes, flat = search.classes(inner)
     tests = [path.name for path in test if path.name in classes]
     if tests and len(tests) == len(classes):
@@ -280,7 +280,7 @@ def _beside_parts(search: Search, inner: Path, train: Path, layout: Layout) -> l
 
 
 def _of_split(search: Search, inner: Path, train: Path, test: list[Path]) -> Layout:
-    """A train folder and the first test folder that has labels as the train folder has."""
+    """The layout of a train folder and of the first test folder that has labels where the train folder has them."""
     classes, flat = search.classes(train)
     others = [path.name for path in search.entries(inner)[0] if path != train]
     chosen: Path | None = None
@@ -310,7 +310,7 @@ def _of_split(search: Search, inner: Path, train: Path, test: list[Path]) -> Lay
 
 
 def _parted(files: dict[str, list[Path]], name: str) -> Layout:
-    """One file in five of each class is a test file."""
+    """A layout in which one file in five of each class is a test file."""
     train = {label: [file for i, file in enumerate(found) if i % TEST_SHARE != TEST_SHARE - 1] for label, found in files.items()}
     test = {label: found[TEST_SHARE - 1 :: TEST_SHARE] for label, found in files.items()}
     return Layout(train, test, [f"every {TEST_SHARE}th image of {name} is a test image"], True)
@@ -380,12 +380,12 @@ def _of_two_classes(layout: Layout, search: Search) -> list[str]:
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
-    """The first names, on one line; not every terminal takes bytes that are no text."""
+    """The first names on one line, without characters that a terminal cannot show."""
     return visible(", ".join(names[:most]) + (", ..." if len(names) > most else ""))
 
 
 def counted(count: int, one: str, several: str = "") -> str:
-    """``1 class``, ``2 classes``."""
+    """A number with its noun, such as "1 class" or "2 classes"."""
     return f"{count} {one if count == 1 else several or one + 's'}"
 
 

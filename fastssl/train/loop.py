@@ -45,10 +45,10 @@ MONITOR_BANK = 20_000  # samples at most that a score during training embeds; th
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, renames; the checkpoint before stays as ``previous.ckpt``.
+    """Writes a checkpoint beside its target, flushes it to disk and renames it. The checkpoint before stays as ``previous.ckpt``.
 
-    A process killed at any moment leaves at least one complete checkpoint. What could not be written whole is removed. Loads with
-    ``weights_only=True``.
+    So a process that is killed at any moment leaves at least one complete checkpoint. A file that could not be written whole is
+    removed. Checkpoints are loaded with ``weights_only=True``.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -77,7 +77,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Shuffled(DistributedSampler):
-    """Each epoch in its own order. The first pass begins ``skip`` samples late: an interrupted epoch has had them."""
+    """A sampler with another order for each epoch. The first pass leaves out the ``skip`` samples that an interrupted epoch had."""
 
     def __init__(self, dataset: Samples, *, replicas: int, rank: int, seed: int, epoch: int, skip: int):
         super().__init__(dataset, replicas, rank, seed=seed, drop_last=True)
@@ -194,7 +194,7 @@ class MethodModule(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Shows the step. Where a signal came and the epoch goes on, the run is saved as it is, and ended."""
+        """Shows the step. Where a signal came in the middle of an epoch, saves the run as it is and ends it."""
         if self.steps is not None:
             self.steps.step(self.losses[-1])
         if STOP.patient and STOP.signum is not None and batch_idx + 1 < self.trainer.num_training_batches:
@@ -227,7 +227,7 @@ class MethodModule(pl.LightningModule):
         return due and row["epoch"] > 0 and not any(name in row for name in (*recipe.scores, *recipe.watch))
 
     def score_epoch(self) -> None:
-        """Adds the scores to the last row, and draws. After a signal the epoch is saved without, and scored on resume."""
+        """Adds the scores to the history's last row, and draws. After a signal the epoch is saved without and scored on resume."""
         patient, STOP.patient = STOP.patient, False
         try:
             STOP.check()
@@ -257,7 +257,7 @@ class MethodModule(pl.LightningModule):
             say("  ".join([f"epoch {row['epoch']:>3}/{self.config.epochs}", *parts]))
 
     def monitor(self, full: bool = False) -> dict[str, float]:
-        """The recipe's scores of the method as it is (``full``: the slow ones too), on the first process."""
+        """The recipe's scores of the method as it is now, in the first process. ``full`` asks for the slow ones too."""
         if not self.trainer.is_global_zero:
             return {}
         how = {"device": self.device, "workers": self.workers, "most": MONITOR_BANK, "full": full}
@@ -297,7 +297,7 @@ def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
 
 
 def quiet_lightning() -> None:
-    """Only what a person can act on: no hardware report, no tips, no advice about loader workers and log intervals."""
+    """Silences what a person cannot act on: the hardware report, tips, advice about loader workers and log intervals."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*")

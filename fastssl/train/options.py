@@ -34,7 +34,7 @@ def path(text: str) -> Path:
 
 
 def named(what: str) -> Callable[[str], str]:
-    """An argparse type: a name of ``what`` that lightning knows, or not."""
+    """An argparse type: a name of ``what``, which lightning checks later."""
 
     def parse(text: str) -> str:
         if not text.strip():
@@ -94,7 +94,7 @@ def _method_of(argv: list[str]) -> str:
 
 
 def _run_options(parser: Parser, method: str) -> None:
-    """Where and how a run runs; not part of what it is."""
+    """Adds the options that say where and how a run runs. They are not part of what a run is, and no checkpoint holds them."""
     group = parser.add_argument_group("where and how it runs")
     group.add_argument("--out", type=path, default=Path("runs", method), help="directory of the run")
     group.add_argument("--resume", action="store_true", help="go on where the run in --out was left, if there is one")
@@ -113,7 +113,7 @@ def _run_options(parser: Parser, method: str) -> None:
 
 
 def _common_options(parser: argparse._ActionsContainer) -> None:
-    """What training and evaluation both take."""
+    """Adds the options that training and evaluation both take."""
     workers = f"processes that decode images, at most {MOST_WORKERS} (default: 0 for data in memory, else up to 8)"
     parser.add_argument("--workers", type=number(int, 0, most=MOST_WORKERS), default=None, help=workers)
     parser.add_argument("--map", **one_of("tsne", "pca", "none"), default="tsne", help="how the picture of the embeddings is made")
@@ -136,7 +136,7 @@ def refuse_unused(given: Iterable[str], config: TrainConfig) -> None:
 
 
 def refuse_unused_of_eval(given: argparse.Namespace, method: str) -> None:
-    """The same of ``fastssl eval``, for a run of ``method``."""
+    """Raises UsageError for a setting that ``fastssl eval`` was given and a run of ``method`` would not use."""
     for name in OF_EVAL:
         if getattr(given, name) is not None and name not in settings_of(RECIPES[method].settings):
             raise UsageError(f"{flag(name)}: RUN {given.run} is one of {method}, which does not use it")

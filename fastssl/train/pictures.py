@@ -59,7 +59,10 @@ def draw_curves(history: list[dict], path: Path, *, loss: str, score: str, title
 
 
 def label_ends(axis: Any, ends: dict[str, tuple[float, str]]) -> list:
-    """Names values at the right of an axis: name -> value, colour. Each beside its height, but never one on another."""
+    """Writes names and values at the right of an axis. ``ends``: name -> value, colour.
+
+    Each text stands at the height of its value, or higher where it would lie on another one.
+    """
     points = 72 / axis.figure.dpi * axis.get_window_extent().height / (axis.get_ylim()[1] - axis.get_ylim()[0])
     texts, lowest = [], -np.inf
     for name, (value, colour) in sorted(ends.items(), key=lambda end: end[1][0]):

@@ -27,13 +27,13 @@ def say(text: str = "", *, error: bool = False) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Such as "2 h 05 min", "3 min 07 s"."""
+    """A time in seconds for a person, such as "2 h 05 min" or "3 min 07 s"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
 def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """``parts``, of which there are ``total``, with ``what`` is being done to them shown where it takes long."""
+    """Gives each of ``parts``, and shows how many of the ``total`` are done where that takes long. ``what`` names the work."""
     if terminal():
         yield from tqdm(parts, what, total, leave=False, delay=SHORT, dynamic_ncols=True, file=sys.stderr)
         return
@@ -46,7 +46,7 @@ def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 
 class Steps:
-    """Steps of the whole training, the time left of it, and the loss; epochs count from 1, as everywhere.
+    """Shows the steps of the whole training, the time that is left, and the loss. Epochs count from 1, as everywhere.
 
     Args:
         epochs, steps: number of epochs, and of steps in each.
@@ -71,7 +71,7 @@ class Steps:
         return duration(pace * (self.total - self.done))
 
     def step(self, loss: Tensor) -> None:
-        """One step more, with its loss (), which is read only when it is shown."""
+        """Counts one step more. Its loss, a tensor (), is read only when it is shown."""
         name = self.name(self.done)
         self.done += 1
         if self.bar is not None:

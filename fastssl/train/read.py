@@ -129,7 +129,7 @@ def _picture_of_image(image: Image.Image, size: int, channels: int) -> Picture:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 of the EXIF data; damaged data turn nothing."""
+    """The orientation of the EXIF data, 1 to 8; 1, which turns nothing, where they are damaged."""
     try:
         return image.getexif().get(ORIENTATION, 1)
     except Exception as error:  # struct.error, SyntaxError, ... of what a camera or an editor wrote
@@ -171,7 +171,7 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _deep_band(image: Image.Image) -> Bands:
-    """Of an image with one of Pillow's deep modes."""
+    """The bands of an image with one of Pillow's deep modes."""
     array = np.asarray(upright(image))
     if image.mode == "I" and image.format == "PNG":  # Pillow gives 16 bits as int32
         array = array.astype(np.uint16)
@@ -179,7 +179,7 @@ def _deep_band(image: Image.Image) -> Bands:
 
 
 def _deep_png(path: Path, image: Image.Image) -> Bands | None:
-    """Of a colour PNG with 16 bits, of which Pillow keeps 8; else None."""
+    """The bands of a colour PNG with 16 bits, of which Pillow would keep 8; None for other files."""
     with open(path, "rb") as file:
         head = file.read(26)
     if head[:8] != PNG_BYTES or head[24] != 16 or head[25] not in PNG_COLOURS:
@@ -195,8 +195,11 @@ def _deep_png(path: Path, image: Image.Image) -> Bands | None:
 
 
 def _deep_pnm(path: Path, pixel_range: tuple[float, float] | None) -> Bands | None:
-    """Of a PGM or PPM file with more than 8 bits; else None. Without a range, 0 to the file's own maximum become 0 to 65535; Pillow
-    does so even with one, and keeps 8 bits of colours."""
+    """The bands of a PGM or PPM file with more than 8 bits; None for other files.
+
+    Without a pixel range, 0 to the file's own maximum become 0 to 65535. Pillow would do so even with a range, and keep 8 bits of
+    colours.
+    """
     with open(path, "rb") as file:
         begins = file.read(4096)
     head = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", begins)
@@ -216,7 +219,7 @@ def _deep_pnm(path: Path, pixel_range: tuple[float, float] | None) -> Bands | No
 
 
 def _deep_tiff(path: Path, channels: int) -> Bands | None:
-    """Of a TIFF file that Pillow would not read whole; None for all others."""
+    """The bands of a TIFF file that Pillow would not read whole; None for other files."""
     import tifffile
 
     try:
@@ -255,7 +258,7 @@ def _deep_tiff(path: Path, channels: int) -> Bands | None:
 
 
 def _compressed_band(path: Path, series: Any) -> np.ndarray:
-    """(H, W) by Pillow, of a compression for which tifffile would need another package; not turned upright."""
+    """The band (H, W) of a file that tifffile needs another package for, read by Pillow and not turned upright."""
     with Image.open(path) as image:
         if series.ndim == 2 and series.dtype in (np.uint16, np.int16, np.int32, np.float32) and image.mode in DEEP_MODES:
             turn = getattr(image, "tag_v2", {}).get(ORIENTATION)
@@ -316,7 +319,7 @@ def _chosen_bands(array: np.ndarray, alpha: bool, channels: int) -> np.ndarray:
 
 
 def _picture_of_bands(bands: Bands, size: int, channels: int, pixel_range: tuple[float, float] | None) -> Picture:
-    """Of the centre square."""
+    """The picture of the centre square of ``bands``."""
     height, width, count = bands.array.shape
     name = {1: "grey", 3: "RGB"}.get(count, "RGBA" if bands.alpha and count == 4 else f"{count}-band")
     chosen = _chosen_bands(bands.array, bands.alpha, channels)

@@ -43,7 +43,7 @@ def written_by_run(name: str) -> bool:
 
 @contextlib.contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """While it lasts, no other process trains into ``out``, which is made where it is missing.
+    """Inside this context no other process trains into ``out``, which is made where it is missing.
 
     The lock is the operating system's, on the file ``.lock``: it goes with its process however that ends, so that a run that was
     killed can be resumed at once, and a ``.lock`` left behind means nothing. It holds between hosts where their common file system
@@ -63,7 +63,7 @@ def claimed(out: Path) -> Iterator[None]:
 
 
 def lock(file: TextIO, out: Path) -> None:
-    """Locks the open file and writes into it who did."""
+    """Locks the open file, and writes into it which process has done so."""
     try:
         if fcntl is not None:  # of the process, not of the open file: forked workers that outlive it do not keep it
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
