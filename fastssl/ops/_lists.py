@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from fastssl.checks import FLOATS, check_data, check_dense, type_name
+from fastssl.checks import check_data, check_dense, check_float_dtype, type_name
 
 from ._register import _C, refuse_transforms
 
@@ -70,8 +70,7 @@ def check_lists(
 
 def _check_position(op: str, name: str, tensor: Tensor, like_name: str, like: Tensor, anchor: Tensor) -> None:
     check_dense(op, name, tensor)
-    if tensor.dtype not in FLOATS:
-        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
+    check_float_dtype(op, name, tensor)
     if (tensor.dtype == torch.float64) != (like.dtype == torch.float64):
         raise TypeError(f"{op}: float64 stands with float64 only, got {like_name} {like.dtype} and {name} {tensor.dtype}")
     if tensor.shape != like.shape:

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fastssl.checks import FLOATS, as_python, check_dense, check_whole, is_whole, readable
+from fastssl.checks import as_python, check_dense, check_float_dtype, check_whole, is_whole, readable
 
 
 def check_floats(op: str, name: str, value, letters: str, may_be_empty: int | None = None) -> None:
     """Refuses what is no float tensor with as many dimensions as ``letters`` ("N, L, D"); only ``may_be_empty`` may have size 0."""
     check_dense(op, name, value, f"a tensor ({letters})")
-    if value.dtype not in FLOATS:
-        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    check_float_dtype(op, name, value)
     empty = [side for side, size in enumerate(value.shape) if size == 0 and side != may_be_empty]
     if value.dim() != letters.count(",") + 1 or empty:
         raise ValueError(f"{op}: {name} must have shape ({letters}), no side of it 0, got {tuple(value.shape)}")
@@ -50,8 +49,7 @@ def check_part(op: str, name: str, value, shape: tuple[int, ...], by: str, like_
     """Refuses what is no float tensor of ``shape``, with dimensions of 1 in front, on the device of ``like``."""
     shown = shape if len(shape) == 1 else (1, *shape)
     check_dense(op, name, value, "a float tensor {}", shown)
-    if value.dtype not in FLOATS:
-        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+    check_float_dtype(op, name, value)
     front = value.dim() - len(shape)
     if front < 0 or tuple(value.shape[front:]) != shape or any(side != 1 for side in value.shape[:front]):
         raise ValueError(f"{op}: {name} must have shape {shown}, got {tuple(value.shape)} (follows from {by})")

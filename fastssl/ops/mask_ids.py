@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastssl.checks import FLOATS, as_python, check_choice, check_dense, check_number, check_whole, is_whole
+from fastssl.checks import as_python, check_choice, check_dense, check_float_dtype, check_number, check_whole, is_whole
 
 from ._philox import random_bits
 from ._random import check_generator, check_mode, check_place, same_place, seed_tensor, uniform
@@ -226,8 +226,7 @@ def check_size(op: str, size) -> tuple[int, int]:
 
 def check_noise(op: str, noise, rows: int, length: int, by: str, device: torch.device | None, placed_by: str = "device") -> None:
     check_dense(op, "noise", noise, "a tensor ({}, {})", rows, length)
-    if noise.dtype not in FLOATS:
-        raise TypeError(f"{op}: noise must be float32, bfloat16, float16 or float64, got {noise.dtype}")
+    check_float_dtype(op, "noise", noise)
     if tuple(noise.shape) != (rows, length):
         raise ValueError(f"{op}: noise must have shape ({rows}, {length}), got {tuple(noise.shape)} (follows from {by})")
     check_mode(op, "noise", noise)
