@@ -51,7 +51,7 @@ def _parser(workloads: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
 
 
 def _list(registry: Any, peers: Any) -> None:
-    for workload in registry.WORKS.values():
+    for workload in registry.WORKLOADS.values():
         shapes = ", ".join(map(registry.shape_name, workload.shapes + workload.scale))
         print(f"{workload.name}: {workload.title}\n  {workload.axes}: {shapes}")
     print("peers:")
@@ -109,17 +109,17 @@ def run(args: Namespace) -> int:
         _list(registry, peers)
         return 0
     options = _options(args, runner, peers)
-    unknown = [name for name in args.workloads if name not in registry.WORKS]
+    unknown = [name for name in args.workloads if name not in registry.WORKLOADS]
     if unknown:
-        hint = closest(unknown[0], registry.WORKS) or f"; choose from {', '.join(registry.WORKS)}"
+        hint = closest(unknown[0], registry.WORKLOADS) or f"; choose from {', '.join(registry.WORKLOADS)}"
         raise ValueError(f"bench: unknown workload {unknown[0]!r}{hint}")
     folders = [args.out] if args.out else []
     folders += [report.RESULTS / machine.slug(options.device)] if args.save else []
     for folder in folders:  # before hours of work
         folder.mkdir(parents=True, exist_ok=True)
     bad = False
-    for name in args.workloads or registry.WORKS:
-        workload = registry.WORKS[name]
+    for name in args.workloads or registry.WORKLOADS:
+        workload = registry.WORKLOADS[name]
         print(report.machine_line(machine.describe(options.device)), flush=True)
         for shape in _shapes(args, registry, workload, options.device):
             found = runner.result(workload, options.device, [runner.run_case(workload, shape, options)])
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks import peers
         from benchmarks.core import registry
 
-        return run(_parser(tuple(registry.WORKS), peers.NAMES).parse_args(argv))
+        return run(_parser(tuple(registry.WORKLOADS), peers.NAMES).parse_args(argv))
     except UsageError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

@@ -1,10 +1,14 @@
-"""The correctness gate: no implementation is timed before its loss and gradients agree with float64 on the same inputs.
+"""The accuracy check: no implementation is timed before its results agree with float64 on the same inputs.
 
-Ours: at most twice as wrong as eager PyTorch in the same dtype (``fastssl.testing.compare``). Peers: close enough to be the same
-objective, ``SAME_OBJECTIVE``; how exact they are is printed beside their time. A small batch is compared everywhere; where the
-N x N matrix of the eager form is too large for float64, the truth is made in blocks, and for very large N the gradient is
-compared on sampled rows. An update is compared tensor by tensor: its error is relative to what float64 changed, so that a step that
-does nothing is off by 1.
+Our own code may be at most twice as wrong as eager PyTorch in the same dtype (``fastssl.testing.compare``). A peer must be close
+enough to compute the same objective (``SAME_OBJECTIVE``); its error is printed beside its time.
+
+The results of a loss are the loss and all gradients. Float64 results come from the eager form where its N x N matrix fits, and
+from the formulas below, block by block, where it does not; for very large N the gradients are compared on sampled rows. The
+results of an update are compared tensor by tensor. The error of an update is relative to what float64 changed, so a step that does
+nothing has an error of 1.
+
+This file imports ``fastssl.testing``, and nothing of ``benchmarks``.
 """
 
 from collections.abc import Callable
@@ -17,18 +21,19 @@ from torch import Tensor
 from fastssl.testing.compare import FLOOR, relative_error
 from fastssl.testing.updates import State
 
-#: A peer's relative error above which it computes something else. float32 leaves room for TF32 matrix products.
+#: The relative error above which a peer computes something else. float32 leaves room for TF32 matrix products.
 SAME_OBJECTIVE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
-#: Rows up to which the eager form itself is run in float64, and up to which a blocked truth covers every gradient row.
+#: Rows up to which the eager form runs in float64; rows up to which a truth made in blocks covers all gradients; and the number of
+#: rows that are sampled beyond.
 EAGER_ROWS, FULL_ROWS, SAMPLED_ROWS = 4096, 16384, 256
-#: Rows up to which float64 similarities of all rows are affordable on a CPU; beyond, float32 (errors near 1e-7).
+#: Rows up to which a CPU computes all similarities in float64; beyond, it takes float32, with errors near 1e-7.
 DOUBLE_ROWS = 32768
 _BLOCK_ELEMENTS = 1 << 25
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Loss and gradients in float64 on the CPU; ``rows[name]`` are the compared gradient rows, or None for all."""
+    """Loss and gradients in float64 on the CPU. ``rows[name]`` lists the gradient's rows that are compared; None: all."""
 
     loss: Tensor
     grads: dict[str, Tensor]
@@ -37,12 +42,14 @@ class Truth:
 
 @dataclass(frozen=True)
 class Errors:
+    """Relative errors of the loss, and of the gradient that is furthest from float64."""
+
     loss: float
     grad: float
 
 
 def step(call: Callable, inputs: dict[str, Tensor]) -> Tensor:
-    """One forward and backward with fresh gradients; a vector result is summed. Returns the detached result."""
+    """Runs forward and backward with fresh gradients, and returns the result, detached. A vector result is summed for backward."""
     for tensor in inputs.values():
         tensor.grad = None
     out = call(**inputs)
@@ -50,15 +57,15 @@ def step(call: Callable, inputs: dict[str, Tensor]) -> Tensor:
     return out.detach()
 
 
-def turn(call: Callable, inputs: dict[str, Tensor]) -> None:
-    """A step whose gradients are dropped, so that those of the next one count as its memory."""
+def timed_step(call: Callable, inputs: dict[str, Tensor]) -> None:
+    """Runs forward and backward, then drops the gradients, so that each step counts the memory of its own gradients."""
     step(call, inputs)
     for tensor in inputs.values():
         tensor.grad = None
 
 
 def leaves(inputs: dict[str, Tensor], dtype: torch.dtype | None = None, constant: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Copies that want gradients, but for those named ``constant``."""
+    """Copies of the inputs that require gradients, except those that ``constant`` names."""
     return {name: t.detach().to(dtype or t.dtype, copy=True).requires_grad_(name not in constant) for name, t in inputs.items()}
 
 
@@ -70,7 +77,10 @@ def eager_truth(call: Callable, inputs: dict[str, Tensor]) -> Truth:
 
 
 def _row_lse(z: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """log sum_{j != i} exp(scale <z_i, z_j>) of unit rows z (N, D) float64, in blocks; the shift is the bound scale."""
+    """log sum_{j != i} exp(scale <z_i, z_j>) of unit rows z (N, D) float64, in blocks.
+
+    Before exp, |scale| is subtracted, which no logit exceeds.
+    """
     n, product = len(z), z.to(dtype)
     total = torch.empty(n, dtype=torch.float64, device=z.device)
     block = min(n, max(1, _BLOCK_ELEMENTS // n))
@@ -85,7 +95,7 @@ def _row_lse(z: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 
 def pair_truth(inputs: dict[str, Tensor], temperature: float, full_rows: int = FULL_ROWS, sampled: int = SAMPLED_ROWS) -> Truth:
-    """NT-Xent of z0, z1 (B, D) by hand, O(N) memory.
+    """NT-Xent of z0, z1 (B, D) from its formulas, in O(N) memory.
 
     G_i = (1 / N tau) (sum_j (p_ij + p_ji) z_j - 2 z_p(i)),  p_ij = exp(s_ij - lse_i),  then the derivative of normalize.
     """
@@ -115,7 +125,10 @@ def pair_truth(inputs: dict[str, Tensor], temperature: float, full_rows: int = F
 
 
 def _pair_gradients(x, y, scale: float, weights: Callable) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dy, dscale and dbias of a loss over pairs from W = weights(first row, s of a block), dloss / ds; x, y float64."""
+    """dx, dy, dscale and dbias of a loss over pairs; x, y float64.
+
+    ``weights(lo, s)`` gives dloss / ds for the logits s (block, N) of the rows from ``lo`` on.
+    """
     dx, dy = torch.empty_like(x), torch.zeros_like(y)
     dscale, dbias = x.new_zeros(()), x.new_zeros(())
     block = max(1, _BLOCK_ELEMENTS // len(y))
@@ -136,7 +149,7 @@ def _image_text(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, float]:
 
 
 def clip_truth(inputs: dict[str, Tensor]) -> Truth:
-    """CLIP of image, text (N, D) and logit_scale by hand, O(N) memory: W = (p_row + p_column) / 2N - [i = j] / N."""
+    """CLIP of image, text (N, D) and logit_scale from its formulas, in O(N) memory: W = (p_row + p_column) / 2N - [i = j] / N."""
     x, y, scale = _image_text(inputs)
     n, block = len(x), max(1, _BLOCK_ELEMENTS // len(y))
     row, column = torch.empty_like(x[:, 0]), torch.full_like(y[:, 0], -torch.inf)
@@ -157,7 +170,7 @@ def clip_truth(inputs: dict[str, Tensor]) -> Truth:
 
 
 def siglip_truth(inputs: dict[str, Tensor]) -> Truth:
-    """SigLIP of image, text (N, D), logit_scale and logit_bias by hand, O(N) memory: W = -t sigmoid(-t l) / N."""
+    """SigLIP of image, text (N, D), logit_scale and logit_bias from its formulas, in O(N) memory: W = -t sigmoid(-t l) / N."""
     x, y, scale = _image_text(inputs)
     n, bias, losses = len(x), float(inputs["logit_bias"].detach()), []
 
@@ -172,19 +185,19 @@ def siglip_truth(inputs: dict[str, Tensor]) -> Truth:
     return Truth(torch.stack(losses).sum().cpu() / n, grads, dict.fromkeys(grads))
 
 
-def truth_of(work, shape, inputs: dict[str, Tensor]) -> Truth:
-    """Raises ValueError above the size for which a float64 truth is affordable."""
-    rows = work.rows(shape)
-    if work.truth is not None and rows > EAGER_ROWS:
-        return work.truth(inputs, **work.constants)
+def truth_of(workload, shape, inputs: dict[str, Tensor]) -> Truth:
+    """Loss and gradients of a workload in float64. Raises ValueError above the size at which that takes too long."""
+    rows = workload.rows(shape)
+    if workload.truth is not None and rows > EAGER_ROWS:
+        return workload.truth(inputs, **workload.constants)
     device = next(iter(inputs.values())).device.type
-    if rows > work.largest[device]:
-        raise ValueError(f"{work.name}: no float64 truth for {rows} rows on {device} (limit {work.largest[device]})")
-    return eager_truth(lambda **t: work.case.eager(**t, **work.constants), inputs)
+    if rows > workload.largest[device]:
+        raise ValueError(f"{workload.name}: no float64 truth for {rows} rows on {device} (limit {workload.largest[device]})")
+    return eager_truth(lambda **t: workload.case.eager(**t, **workload.constants), inputs)
 
 
 def errors(call: Callable, inputs: dict[str, Tensor], truth: Truth) -> Errors:
-    """Relative errors of the loss and, the largest one, of the gradients; a missing gradient counts as infinite."""
+    """Relative errors of a call's loss and gradients. A missing gradient is infinitely wrong."""
     loss = relative_error(step(call, inputs).cpu(), truth.loss)
     worst = 0.0
     for name, exact in truth.grads.items():
@@ -197,7 +210,7 @@ def errors(call: Callable, inputs: dict[str, Tensor], truth: Truth) -> Errors:
 
 
 def verdict(found: Errors, dtype: torch.dtype, eager: Errors | None = None) -> str:
-    """Empty when the gate is passed; otherwise what is wrong. ``eager`` selects the strict rule for our own code."""
+    """What is wrong with these errors; "" where nothing is. The errors of ``eager`` select the strict rule for our own code."""
     for what in ("loss", "grad"):
         error = getattr(found, what)
         limit = SAME_OBJECTIVE[dtype] if eager is None else 2.0 * min(getattr(eager, what), 1.0) + FLOOR[dtype]
@@ -206,17 +219,14 @@ def verdict(found: Errors, dtype: torch.dtype, eager: Errors | None = None) -> s
     return ""
 
 
-# --- updates -----------------------------------------------------------------------------------------------------------
-
-
 def tensors(value) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)
 
 
 def update_errors(before: State, after: State, truth: State) -> dict[str, float]:
-    """Name -> |after - truth| / |truth - before|, of its worst tensor; what was not there before counts from zero.
+    """Name -> |after - truth| / |truth - before| of its worst tensor. A tensor that was not there before counts as zeros.
 
-    Integers are right or wrong: 0 or infinite.
+    Integers are right, 0, or wrong, infinite.
     """
     found = {}
     for name, exact in truth.items():
@@ -234,7 +244,10 @@ def update_errors(before: State, after: State, truth: State) -> dict[str, float]
 
 
 def update_verdict(found: dict[str, float], before: State, dtype: torch.dtype, eager: dict[str, float] | None = None) -> str:
-    """Empty when the gate is passed; ``eager`` selects the strict rule. Integers are exact, a 16-bit copy has its own dtype."""
+    """What is wrong with the errors of an update; "" where nothing is. The errors of ``eager`` select the strict rule.
+
+    Integers must be exact. A 16-bit copy of the state is judged by its own dtype.
+    """
     for name, error in found.items():
         kept = tensors(before[name])[0].dtype if name in before else dtype
         limit = SAME_OBJECTIVE.get(kept, 0.0) if eager is None else 2.0 * min(eager[name], 1.0) + FLOOR.get(kept, 0.0)

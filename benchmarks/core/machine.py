@@ -1,4 +1,4 @@
-"""What a result was measured on and with: device, ISA, threads, versions, commit, load."""
+"""What a result was measured on and with: device, ISA, threads, versions, commit, load. Imports nothing of ``benchmarks``."""
 
 import importlib.metadata
 import os
@@ -54,7 +54,10 @@ def slug(device: str) -> str:
 
 
 def commit() -> str:
-    """Short hash, "-dirty" when tracked source differs from it; outside a checkout what ``benchmarks.gpu --commit`` was told."""
+    """The short hash of the checkout, with "-dirty" where its source differs from it.
+
+    Outside a checkout it is what ``benchmarks.gpu --commit`` was told.
+    """
 
     def git(*args: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True, timeout=20)
@@ -75,7 +78,7 @@ def _version(package: str) -> str | None:
 
 
 def describe(device: str) -> dict:
-    """JSON of the machine."""
+    """The machine, as a result file describes it."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {package: found for package in ("triton", *_PEERS) if (found := _version(package))}
     info = {
@@ -94,7 +97,7 @@ def describe(device: str) -> dict:
 
 
 def run_stamp() -> dict:
-    """When, from what source and on how busy a machine a case was measured."""
+    """When a case was measured, from which commit, and how busy the machine was."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),

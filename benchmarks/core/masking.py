@@ -1,9 +1,12 @@
-"""The steps of masked image modelling that are measured, forward and backward, at a mask ratio of 0.75: shapes, constants, targets.
+"""The steps of masked image modelling that are measured, forward and backward: shapes, constants and targets of each.
+
+The mask ratio is 0.75.
 
     N images of S x S in patches of p x p, L = (S / p)^2 of them, K = L / 4 kept; widths E of the encoder, D of the decoder
 
-Limit: as for the updates, the bytes of the contracts in ``fastssl/ops``; where patches are embedded, the two products of this,
-N (1 + K) x E x 3 p^2. "eager" is the plain PyTorch form of ``fastssl/testing/masking.py``.
+The limit is that of the updates, with the bytes that the contracts in ``fastssl/ops`` name. Where patches are embedded, it is the
+time of two products N (1 + K) x E x 3 p^2. "eager" is the plain PyTorch form of ``fastssl/testing/masking.py``. Imports
+``workloads``.
 """
 
 import torch
@@ -46,8 +49,8 @@ def _tokens(name: str, title: str, constants: dict, shape: Shape) -> Update:
 
 
 MASKING = {
-    work.name: work
-    for work in (
+    workload.name: workload
+    for workload in (
         Update(
             MASKED_CASES["mask_ids"],
             "Random mask from noise (eager: a stable argsort, its inverse by scatter)",

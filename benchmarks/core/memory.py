@@ -1,14 +1,16 @@
-"""Peak memory of one forward and backward above its inputs, gradients of the inputs included; of one step above its state.
+"""Peak memory of one forward and backward above its inputs, with the gradients of the inputs; of an update, above its state.
 
-On a CPU: a fresh process for each case and implementation. After a small warm-up call (libraries loaded, code paged in), the
-kernel's high-water mark of resident memory is reset (/proc/self/clear_refs), the call runs once, and the rise is the result.
-The allocator is told to give freed memory back, so that nothing hides in its pools; buffers that a library grows and keeps
-count, and so do those of the matrix product library. A compiled implementation warms up at full size, or its compiler would
-be measured; so does an update, whose first step may make the rest of its state.
+On a CPU each case and implementation gets a fresh process. A small call comes first, so that libraries are loaded and code is
+paged in. Then the kernel's high-water mark of resident memory is reset (/proc/self/clear_refs), the call runs once, and the rise
+is the result. The allocator is told to give freed memory back, so that nothing hides in its pools. Buffers that a library grows
+and keeps do count, those of the matrix product library too. A compiled implementation runs at full size first, or its compiler
+would be measured; so does an update, whose first step may make the rest of its state.
 
-On a GPU: ``torch.cuda.max_memory_allocated``, in the same process.
+On a GPU, ``torch.cuda.max_memory_allocated`` says it, in the same process.
 
     python -m benchmarks.core.memory WORK SHAPE DTYPE IMPLEMENTATION        prints one line of JSON
+
+The process imports ``registry`` and ``benchmarks.peers``; who asks for a measurement imports neither.
 """
 
 import ctypes
@@ -35,7 +37,7 @@ def _status_kb(field: str) -> int:
 
 
 def rise_mb(call: Callable[[], object]) -> float:
-    """MB (1e6 bytes) by which resident memory rises above its level before the call, at its highest."""
+    """MB (1e6 bytes) by which a call raises resident memory at most."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -45,7 +47,7 @@ def rise_mb(call: Callable[[], object]) -> float:
 
 
 def cuda_rise_mb(call: Callable[[], object]) -> float:
-    """MB (1e6 bytes) of allocated device memory above its level before the call, at its highest."""
+    """MB (1e6 bytes) by which a call raises allocated device memory at most."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -54,13 +56,13 @@ def cuda_rise_mb(call: Callable[[], object]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def measure(work, shape, dtype: torch.dtype, name: str, timeout_s: float = 900.0) -> tuple[float | None, str]:
-    """(MB, "") from a fresh process, or (None, reason)."""
+def measure(workload, shape, dtype: torch.dtype, name: str, timeout_s: float = 900.0) -> tuple[float | None, str]:
+    """(MB, "") of one implementation in a fresh process, or (None, the reason why there is no number)."""
     command = [
         sys.executable,
         "-m",
         "benchmarks.core.memory",
-        work.name,
+        workload.name,
         "x".join(map(str, shape)),
         str(dtype).partition(".")[2],
         name,
@@ -75,18 +77,19 @@ def measure(work, shape, dtype: torch.dtype, name: str, timeout_s: float = 900.0
 
 
 def main(argv: list[str]) -> int:
-    from benchmarks.core.registry import WORKS, parse_shape
+    """The fresh process: prints {"peak_mb": ...} of one implementation."""
+    from benchmarks.core.registry import WORKLOADS, parse_shape
     from benchmarks.peers import implementation, load
 
-    work = WORKS[argv[0]]
-    shape, dtype, name = parse_shape(argv[1], work), getattr(torch, argv[2]), argv[3]
-    call = implementation(name, work)
-    turn = work.turn(call, shape, dtype)
-    if work.kind == "update" or (name != "fastssl" and load(name).needs_compile):
-        turn()
+    workload = WORKLOADS[argv[0]]
+    shape, dtype, name = parse_shape(argv[1], workload), getattr(torch, argv[2]), argv[3]
+    call = implementation(name, workload)
+    step = workload.timed_step(call, shape, dtype)
+    if workload.kind == "update" or (name != "fastssl" and load(name).needs_compile):
+        step()
     else:
-        work.turn(call, (min(WARM_ROWS, shape[0]), *shape[1:]), dtype)()
-    print(json.dumps({"peak_mb": rise_mb(turn)}))
+        workload.timed_step(call, (min(WARM_ROWS, shape[0]), *shape[1:]), dtype)()
+    print(json.dumps({"peak_mb": rise_mb(step)}))
     return 0
 
 

@@ -1,4 +1,7 @@
-"""One work at one shape, ready for its gate: inputs, float64 truth, and the errors of eager PyTorch in the same dtype."""
+"""One workload at one shape, ready for the accuracy check: inputs, float64 results, errors of eager PyTorch in the same dtype.
+
+Imports ``accuracy``, ``workloads`` and ``benchmarks.peers``.
+"""
 
 import gc
 from collections.abc import Callable
@@ -8,16 +11,16 @@ from functools import partial
 import torch
 
 from benchmarks.core import accuracy
-from benchmarks.core.workloads import Update, Work
+from benchmarks.core.workloads import Update, Workload
 from benchmarks.peers import load
 from fastssl.testing.updates import State, Step, copied
 
-#: Errors for the entry, what is wrong ("" for nothing), and the turn to time.
+#: Errors for the entry of the result, what is wrong ("" where nothing is), and the step to time.
 Tried = tuple[dict[str, float], str, Callable[[], object]]
 
 
 def release(device: str) -> None:
-    """Hands cached device memory back, after an implementation did not fit."""
+    """Hands cached device memory back to the device, after an implementation did not fit."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -25,9 +28,9 @@ def release(device: str) -> None:
 
 @dataclass(frozen=True)
 class PreparedLoss:
-    """``eager`` holds the errors of eager PyTorch, zero where it does not fit."""
+    """A loss with its inputs and their float64 results. ``eager`` holds the errors of eager PyTorch, 0 where it does not fit."""
 
-    work: Work
+    workload: Workload
     shape: tuple
     device: str
     dtype: torch.dtype
@@ -36,19 +39,21 @@ class PreparedLoss:
     eager: accuracy.Errors
 
     def try_out(self, call: Callable, *, strict: bool) -> Tried:
+        """Runs an implementation once and compares it; ``strict`` is the rule for our own code."""
         found = accuracy.errors(call, self.inputs, self.truth)
         wrong = accuracy.verdict(found, self.dtype, self.eager if strict else None)
-        return {"loss_error": found.loss, "grad_error": found.grad}, wrong, partial(accuracy.turn, call, self.inputs)
+        return {"loss_error": found.loss, "grad_error": found.grad}, wrong, partial(accuracy.timed_step, call, self.inputs)
 
-    def moves_memory(self, turn: Callable) -> bool:
+    def moves_memory(self, step: Callable) -> bool:
+        """A loss writes to no tensor that its next step reads."""
         return False
 
 
 @dataclass(frozen=True)
 class PreparedUpdate:
-    """``states`` holds the state of each implementation that was tried, by its turn."""
+    """An update with its state before and after it in float64. ``states``: the step of an implementation -> its own state."""
 
-    work: Update
+    workload: Update
     shape: tuple
     device: str
     dtype: torch.dtype
@@ -58,62 +63,63 @@ class PreparedUpdate:
     states: dict[Step, State] = field(default_factory=dict)
 
     def try_out(self, bind: Callable[[State], Step], *, strict: bool) -> Tried:
-        """Every implementation works on a state of its own, and goes on from there in its timed turns."""
-        state = self.work.own(self.before)
-        turn = self.work.run(bind, state)
+        """Runs an implementation on a state of its own, from which its timed steps go on, and compares the result."""
+        state = self.workload.own(self.before)
+        step = self.workload.run(bind, state)
         found = accuracy.update_errors(self.before, state, self.truth)
         wrong = accuracy.update_verdict(found, self.before, self.dtype, self.eager if strict else None)
         if not wrong:
-            self.states[turn] = state
-        return {"update_error": max(found.values())}, wrong, turn
+            self.states[step] = state
+        return {"update_error": max(found.values())}, wrong, step
 
-    def moves_memory(self, turn: Step) -> bool:
+    def moves_memory(self, step: Step) -> bool:
         """Whether a step puts its result into new memory: the replay of a graph would then repeat the first step."""
-        state = self.states[turn]
+        state = self.states[step]
 
         def places():
-            names = [name for name in self.work.case.written if name in self.before]
+            names = [name for name in self.workload.case.written if name in self.before]
             return [t.data_ptr() for name in names for t in accuracy.tensors(state[name])]
 
         before = places()
-        turn()
+        step()
         return places() != before
 
 
 Prepared = PreparedLoss | PreparedUpdate
 
 
-def prepare(work: Work | Update, shape, options) -> Prepared:
-    dtype = work.dtype(options.dtype)
-    if isinstance(work, Update):
-        return _prepare_update(work, shape, dtype, options)
-    given = work.case.inputs(shape, dtype=dtype, device=options.device, seed=options.seed)
-    inputs = accuracy.leaves(given, constant=work.constant_inputs)
-    truth = accuracy.truth_of(work, shape, inputs)
+def prepare(workload: Workload | Update, shape, options) -> Prepared:
+    """Makes the inputs of a workload and their float64 results; ``options`` gives device, dtype and seed."""
+    dtype = workload.dtype(options.dtype)
+    if isinstance(workload, Update):
+        return _prepare_update(workload, shape, dtype, options)
+    given = workload.case.inputs(shape, dtype=dtype, device=options.device, seed=options.seed)
+    inputs = accuracy.leaves(given, constant=workload.constant_inputs)
+    truth = accuracy.truth_of(workload, shape, inputs)
     return PreparedLoss(
-        work, shape, options.device, dtype, inputs, truth, _eager_errors(work, shape, inputs, truth, options.device)
+        workload, shape, options.device, dtype, inputs, truth, _eager_errors(workload, shape, inputs, truth, options.device)
     )
 
 
-def _eager_errors(work: Work, shape, inputs, truth, device: str) -> accuracy.Errors:
-    """Errors of eager PyTorch in the case's dtype, the yardstick of the strict rule; zero where eager does not fit."""
-    if load("eager").unfit(work, shape, device)[0]:
+def _eager_errors(workload: Workload, shape, inputs, truth, device: str) -> accuracy.Errors:
+    """Errors of eager PyTorch in the case's dtype, from which the strict rule takes its limit; 0 where eager does not fit."""
+    if load("eager").unfit(workload, shape, device)[0]:
         return accuracy.Errors(0.0, 0.0)
     try:
-        return accuracy.errors(partial(work.case.eager, **work.constants), inputs, truth)
+        return accuracy.errors(partial(workload.case.eager, **workload.constants), inputs, truth)
     except torch.OutOfMemoryError:
         pass
     release(device)
     return accuracy.Errors(0.0, 0.0)
 
 
-def _prepare_update(work: Update, shape, dtype: torch.dtype, options) -> PreparedUpdate:
-    before = work.case.state(shape, dtype=dtype, device=options.device, seed=options.seed)
+def _prepare_update(workload: Update, shape, dtype: torch.dtype, options) -> PreparedUpdate:
+    before = workload.case.state(shape, dtype=dtype, device=options.device, seed=options.seed)
     wide = copied(before, dtype=torch.float64)
-    eager = partial(work.case.eager, **work.constants)
-    work.run(eager, wide)
-    truth = {name: wide[name] for name in work.case.written}
+    eager = partial(workload.case.eager, **workload.constants)
+    workload.run(eager, wide)
+    truth = {name: wide[name] for name in workload.case.written}
     del wide
-    state = work.own(before)
-    work.run(eager, state)
-    return PreparedUpdate(work, shape, options.device, dtype, before, truth, accuracy.update_errors(before, state, truth))
+    state = workload.own(before)
+    workload.run(eager, state)
+    return PreparedUpdate(workload, shape, options.device, dtype, before, truth, accuracy.update_errors(before, state, truth))

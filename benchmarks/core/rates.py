@@ -1,10 +1,11 @@
-"""What each kind of GPU reaches: the rates behind predicted times. An H100 and an H200 share all but that of the memory.
+"""What each kind of GPU reaches: the rates behind predicted times. An H100 and an H200 differ in that of the memory only.
 
     flop_per_s         a bfloat16 product of an 8192 cube            bytes_per_s      a large copy, bytes read and written
     matrix_flop_per_s  the matrix units at the clock under load      l2_bytes_per_s   reads out of L2
 
-The first two were measured on both kinds, the other two are the data sheet's and published measurements. The kind is told by the
-device's whole name: an H100 PCIe or an H200 NVL is another machine, and what has no line here is measured where it is.
+The first two were measured on both, the other two come from the data sheet and from published measurements. The whole name of the
+device decides: an H100 PCIe or an H200 NVL is another machine, and a GPU without a line here is measured where it is. Imports
+``timing``.
 """
 
 import functools
@@ -31,7 +32,7 @@ KNOWN = {"NVIDIA H100 80GB HBM3": H100, "NVIDIA H200": H200}
 
 @functools.cache
 def measured(name: str) -> Rates:
-    """Rates of the GPU that is here; nobody has measured its matrix units alone, so the product stands for them."""
+    """Measures the GPU that is here. The rate of a matrix product stands for that of its matrix units, never measured alone."""
     import torch
 
     from benchmarks.core import timing
@@ -41,5 +42,5 @@ def measured(name: str) -> Rates:
 
 
 def of_device(name: str) -> Rates:
-    """Rates of the GPU that is here and has this name."""
+    """Rates of the GPU that is here and has this name: known ones, or measured now."""
     return KNOWN[name] if name in KNOWN else measured(name)

@@ -1,13 +1,14 @@
-"""What is measured: each work is a case of the shared tables with the shapes, constants and targets of a benchmark.
+"""What is measured: each workload is a case of the shared tables with the shapes, constants and targets of a benchmark.
 
-The losses stand here, the updates in ``updates.py``, masked image modelling in ``masking.py``.
+The losses stand here, the updates in ``updates.py``, masked image modelling in ``masking.py``; ``WORKLOADS`` has all of them.
+Imports those two, ``accuracy`` and ``workloads``.
 
     U = 2 N M D FLOP, one sweep over all similarities.       NT-Xent over B pairs: N = M = 2B
     limit = time of ``case.flops(shape)`` in the machine's own matrix product of ``product(shape)``
 
-The limit of NT-Xent and SupCon is 2U: forward U/2 and backward 3U/2, both over one triangle of the symmetric matrix. InfoNCE and
-CLIP: 4U, forward U and backward 3U where the matrix is made again (eager PyTorch, which stores it, needs 3U and 6U). MoCo: 2U in
-one pass. SigLIP: 3U in one sweep.
+The limit of NT-Xent and SupCon is 2U: forward U/2 and backward 3U/2, both over one triangle of the symmetric matrix. That of
+InfoNCE and CLIP is 4U: forward U, and backward 3U, since the matrix is made again (eager PyTorch stores it and needs 3U for InfoNCE
+and 6U for CLIP). That of MoCo is 2U, in one pass; that of SigLIP is 3U, in one sweep.
 """
 
 import torch
@@ -16,15 +17,15 @@ import torch.nn.functional as F
 from benchmarks.core.accuracy import clip_truth, pair_truth, siglip_truth
 from benchmarks.core.masking import MASKING
 from benchmarks.core.updates import UPDATES
-from benchmarks.core.workloads import Plan, Shape, Target, Work, faster, parse_shape, shape_name
+from benchmarks.core.workloads import Plan, Shape, Target, Workload, faster, parse_shape, shape_name
 from fastssl import functional
 from fastssl.testing import contrastive
 from fastssl.testing.cases import CASES, OpCase, moco_inputs, randn, sup_con_inputs
 
-__all__ = ["WORKS", "Target", "Work", "parse_shape", "shape_name"]
+__all__ = ["WORKLOADS", "Target", "Workload", "parse_shape", "shape_name"]
 
 
-# --- MoCo: queries and keys against a queue ---------------------------------------------------------- shape (N, K, D)
+# MoCo: queries and keys against a queue, shape (N, K, D).
 
 
 def _with_queue(shape, dtype=torch.float32, device="cpu", seed=0) -> dict[str, torch.Tensor]:
@@ -45,7 +46,7 @@ MOCO = OpCase(
 )
 
 
-# --- SupCon: three views of each sample, labels made from the batch -------------------------------------- shape (B, D)
+# SupCon: three views of each sample, labels made from the batch, shape (B, D).
 
 
 def sup_con_of_batch(features, temperature):
@@ -96,8 +97,8 @@ _NT_XENT_TARGETS = (
 )
 
 _CLIP_PEERS = ("eager", "compile", "open_clip", "inf_cl", "cut_cross_entropy", "liger", "linear_cross_entropy")
-#: Forward 33/32 of U / 2, wide rows U, backward 2U; of wide rows the vendor multiplies W y.
-_SYMMETRIC = Plan((("triangle lean", 0.516), ("bwd lean", 2)), chunks=(1, 0), wide=("wide rows", "wide narrow"))
+#: The forward takes 33/32 of U / 2 (of wide rows, U), the backward 2U; for wide rows the vendor's product computes W y.
+_SYMMETRIC = Plan((("triangle plain", 0.516), ("bwd plain", 2)), chunks=(1, 0), wide=("wide rows", "wide narrow"))
 
 _NT_XENT_GPU_TARGETS = (
     *(Target((b, 128), "times_faster", 1, "compile", "bfloat16") for b in (256, 2048, 4096)),
@@ -105,10 +106,10 @@ _NT_XENT_GPU_TARGETS = (
     Target((32768, 128), "peak_mb", 100, dtype="bfloat16"),
 )
 
-WORKS = {
-    work.name: work
-    for work in (
-        Work(
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload(
             CASES["nt_xent"],
             "NT-Xent (SimCLR), forward + backward",
             "B x D, N = 2B rows",
@@ -125,7 +126,7 @@ WORKS = {
             truth=pair_truth,
             largest={"cpu": 1 << 18, "cuda": 1 << 18},
         ),
-        Work(
+        Workload(
             CASES["dcl"],
             "Decoupled contrastive loss, forward + backward",
             "B x D, N = 2B rows",
@@ -138,7 +139,7 @@ WORKS = {
             gpu_plan=_SYMMETRIC,
             largest={"cpu": 8192, "cuda": 32768},
         ),
-        Work(
+        Workload(
             CASES["info_nce"],
             "In-batch InfoNCE, one direction, forward + backward",
             "B x D",
@@ -148,10 +149,10 @@ WORKS = {
             product=_square,
             quick=((128, 128),),
             gpu=((4096, 128), (16384, 512)),
-            gpu_plan=Plan((("fwd lean", 1), ("bwd lean", 4)), chunks=(2, 0), wide=("wide rows", "wide own")),
+            gpu_plan=Plan((("fwd plain", 1), ("bwd plain", 4)), chunks=(2, 0), wide=("wide rows", "wide own")),
             largest={"cpu": 8192, "cuda": 32768},
         ),
-        Work(
+        Workload(
             MOCO,
             "MoCo's loss, a queue without gradient, forward + backward",
             "N x K x D",
@@ -169,11 +170,11 @@ WORKS = {
             gpu_targets=tuple(
                 Target((n, 65536, 128), "ms", ms, dtype="bfloat16") for n, ms in ((256, 0.025), (1024, 0.07), (4096, 0.26))
             ),
-            gpu_plan=Plan((("one_pass lean", 2),), chunks=(2, 16)),
+            gpu_plan=Plan((("one_pass plain", 2),), chunks=(2, 16)),
             constant_inputs=("queue",),
             largest={"cpu": 4096, "cuda": 16384},
         ),
-        Work(
+        Workload(
             CASES["clip"],
             "CLIP, both directions, learned scale, forward + backward",
             "B x D",
@@ -189,10 +190,10 @@ WORKS = {
                 Target((65536, 768), "ms", 45, dtype="bfloat16"),
                 Target((65536, 768), "peak_mb", 1500, dtype="bfloat16"),
             ),
-            gpu_plan=Plan((("cross lean", 1), ("bwd lean", 4)), chunks=(2, 0), wide=("wide cross", "wide narrow")),
+            gpu_plan=Plan((("cross plain", 1), ("bwd plain", 4)), chunks=(2, 0), wide=("wide cross", "wide narrow")),
             truth=clip_truth,
         ),
-        Work(
+        Workload(
             CASES["siglip"],
             "SigLIP, learned scale and bias, forward + backward",
             "B x D",
@@ -206,7 +207,7 @@ WORKS = {
             gpu_plan=Plan((("sigmoid", 4),), chunks=(3, 14)),
             truth=siglip_truth,
         ),
-        Work(
+        Workload(
             SUP_CON,
             "SupCon, three views, forward + backward",
             "B x D, N = 3B rows",

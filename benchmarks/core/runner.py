@@ -1,7 +1,9 @@
-"""One work at one shape: every implementation through the gate, then timed in turns, then its memory. The result is JSON.
+"""Measures one workload at one shape: first the accuracy check of each implementation, then times, then memory; JSON comes out.
 
-An entry's ``status``: "ok"; "wrong" (gate), "other objective", "absent", "too large", "out of memory", "failed". Only "ok" has
-a time.
+The ``status`` of an entry is "ok", "wrong" (it failed the accuracy check), "other objective", "absent", "too large", "out of
+memory" or "failed". Only an entry that is "ok" has a time.
+
+Imports the other files of ``core`` except ``registry``, and ``benchmarks.peers``.
 """
 
 import json
@@ -13,18 +15,21 @@ import torch
 
 from benchmarks.core import machine, memory, rates, timing
 from benchmarks.core.prepared import Prepared, prepare, release
-from benchmarks.core.workloads import Target, Update, Work, shape_name
+from benchmarks.core.workloads import Target, Update, Workload, shape_name
 from benchmarks.peers import NAMES, implementation, load
 
 SCHEMA = 1
 OURS = "fastssl"
-#: Our implementations; the others are peers.
+#: The implementations that are ours; all others are peers.
 OWN = (OURS, "update_momentum")
 
 
 @dataclass(frozen=True)
 class Options:
-    """``budget_s`` seconds of turns for one case, shared equally; at least ``rounds`` turns each (3 for the very slow)."""
+    """How to measure. One case is timed for ``budget_s`` seconds, which its implementations share equally.
+
+    Each implementation is timed at least ``rounds`` times, a very slow one at least 3 times.
+    """
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -48,40 +53,40 @@ def _failure(error: Exception) -> dict:
 
 
 def admit(prepared: Prepared, name: str, build=implementation) -> tuple[dict, Callable[[], object] | None]:
-    """(entry, turn): the entry without a time, and the turn if it may be timed."""
+    """(entry, step): the entry as far as the accuracy check fills it, and the step to time, or None where it may not be timed."""
     entry: dict = {"implementation": name}
     if name != OURS:
-        status, reason = load(name).unfit(prepared.work, prepared.shape, prepared.device)
+        status, reason = load(name).unfit(prepared.workload, prepared.shape, prepared.device)
         if status:
             return entry | {"status": status, "reason": reason}, None
         entry["version"] = load(name).version()
     try:
-        errors, wrong, turn = prepared.try_out(build(name, prepared.work), strict=name == OURS)
+        errors, wrong, step = prepared.try_out(build(name, prepared.workload), strict=name == OURS)
     except Exception as error:  # a peer's own code: its failure is its result
         entry |= _failure(error)
-        turn = None
-    if turn is None:
+        step = None
+    if step is None:
         release(prepared.device)
         return entry, None
     entry |= errors
-    return (entry | {"status": "wrong", "reason": wrong}, None) if wrong else (entry | {"status": "ok"}, turn)
+    return (entry | {"status": "wrong", "reason": wrong}, None) if wrong else (entry | {"status": "ok"}, step)
 
 
 Limit = tuple[Callable | None, Callable[[float], float], str]
 
 
 def _limit(prepared: Prepared) -> Limit:
-    """(call to time in turns or None, ms of the call -> ms of the limit, what the limit is)."""
-    work, shape, device = prepared.work, prepared.shape, prepared.device
-    if work.product is None:
-        return _memory_limit(work.case.bytes(shape, prepared.dtype.itemsize), device)
-    flops = work.case.flops(shape)
+    """(call to time beside the implementations or None, ms of the call -> ms of the limit, a text that says what the limit is)."""
+    workload, shape, device = prepared.workload, prepared.shape, prepared.device
+    if workload.product is None:
+        return _memory_limit(workload.case.bytes(shape, prepared.dtype.itemsize), device)
+    flops = workload.case.flops(shape)
     if device == "cuda":
         rate = timing.gpu_product_rate(prepared.dtype)
         return None, lambda _: 1e3 * flops / rate, f"{rate / 1e12:.0f} TFLOP/s, an 8192 cube matrix product in this run"
-    call, factor = timing.product_call(work.product(shape), prepared.dtype)
-    scale = factor * flops / work.sweep_flops(shape)
-    return call, lambda ms: scale * ms, f"{flops / work.sweep_flops(shape):g}U in torch.mm of this shape, in this run"
+    call, scale = timing.product_call(workload.product(shape), prepared.dtype)
+    scale *= flops / workload.sweep_flops(shape)
+    return call, lambda ms: scale * ms, f"{flops / workload.sweep_flops(shape):g}U in torch.mm of this shape, in this run"
 
 
 def _memory_limit(moved: float, device: str) -> Limit:
@@ -89,64 +94,67 @@ def _memory_limit(moved: float, device: str) -> Limit:
     if device == "cuda":
         rate = timing.gpu_memory_rate()
         return None, lambda _: 1e3 * moved / rate, f"{amount} at {rate / 1e12:.2f} TB/s, a large copy in this run"
-    call, factor = timing.memory_call(moved)
-    return call, lambda ms: factor * ms, f"{amount} read and written in place in this run"
+    call, scale = timing.memory_call(moved)
+    return call, lambda ms: scale * ms, f"{amount} read and written in place in this run"
 
 
 def _fill(entry: dict, time: timing.Timing, prepared: Prepared, limit_ms: float) -> None:
     entry |= {"ms": time.ms, "p20": time.p20, "p80": time.p80, "rounds": time.rounds, "share_of_limit": limit_ms / time.ms}
-    case = prepared.work.case
-    if prepared.work.product is None:
+    case = prepared.workload.case
+    if prepared.workload.product is None:
         entry["bytes_per_s"] = case.bytes(prepared.shape, prepared.dtype.itemsize) / (time.ms * 1e-3)
     else:
         entry["flop_per_s"] = case.flops(prepared.shape) / (time.ms * 1e-3)
 
 
-def _launches(entries, turns) -> None:
-    """Adds what the host does for one step: its time, and how much it starts on the GPU."""
-    for name, turn in turns.items():
-        entries[name]["host_ms"] = timing.host_ms(turn, torch.cuda.synchronize)
-        count, reason = timing.gpu_launches(turn)
+def _launches(entries, steps) -> None:
+    """Adds what the host does for one step: its time, and how many kernels, copies and fills it starts on the GPU."""
+    for name, step in steps.items():
+        entries[name]["host_ms"] = timing.host_ms(step, torch.cuda.synchronize)
+        count, reason = timing.gpu_launches(step)
         entries[name] |= {"launches_reason": reason} if count is None else {"launches": count}
 
 
-def _graph_times(entries, turns, prepared: Prepared, options: Options) -> None:
-    """Adds ``graph_ms`` (replay of a CUDA graph of a turn) or ``graph_reason`` to the entries, in turns."""
+def _graph_times(entries, steps, prepared: Prepared, options: Options) -> None:
+    """Adds ``graph_ms``, the time of the replay of a step as a CUDA graph, or ``graph_reason``, why there is none."""
     replays = {}
-    for name, turn in turns.items():
-        if prepared.moves_memory(turn):
+    for name, step in steps.items():
+        if prepared.moves_memory(step):
             entries[name]["graph_reason"] = "puts its result into new memory, which a replay would not follow"
             continue
-        replay, reason = timing.capture_graph(turn)
+        replay, reason = timing.capture_graph(step)
         if replay is None:
             entries[name]["graph_reason"] = reason
         else:
             replays[name] = replay
     try:
-        for name, time in timing.take_turns(replays, options.device, options.budget_s / 3, options.rounds).items():
+        for name, time in timing.time_interleaved(replays, options.device, options.budget_s / 3, options.rounds).items():
             entries[name]["graph_ms"] = time.ms
     except RuntimeError as error:  # an earlier failed capture can leave a broken stream; the plain times are safe already
         for name in replays:
             entries[name]["graph_reason"] = _failure(error)["reason"]
 
 
-def _memories(entries, turns, prepared: Prepared, say) -> None:
-    for name, turn in turns.items():
+def _memories(entries, steps, prepared: Prepared, say) -> None:
+    for name, step in steps.items():
         if prepared.device == "cuda":
-            peak, reason = memory.cuda_rise_mb(turn), ""
+            peak, reason = memory.cuda_rise_mb(step), ""
         else:
             say(f"  memory of {name}")
-            peak, reason = memory.measure(prepared.work, prepared.shape, prepared.dtype, name)
+            peak, reason = memory.measure(prepared.workload, prepared.shape, prepared.dtype, name)
         entries[name] |= {"peak_mb": peak} if reason == "" else {"peak_reason": reason}
 
 
 def device_ms(entry: dict) -> tuple[float | None, str]:
-    """(ms, how measured): the replay of a graph where there is one, which waits for no host; else a call."""
+    """(ms, how it was measured): the replay of a graph where there is one, since a replay waits for no host; else a call."""
     return (entry["graph_ms"], "CUDA graph") if "graph_ms" in entry else (entry.get("ms"), "")
 
 
 def judge(target: Target, entries: dict[str, dict], limit_ms: float | None) -> dict:
-    """{"target", "got", "met"}; "got" is text, "met" None where it could not be decided. Times in ms or limits: ``device_ms``."""
+    """{"target", "got", "met"} of one target. "got" is a text; "met" is None where nothing was measured that decides it.
+
+    A target in ms, or in times the limit, is compared with ``device_ms``.
+    """
     ours = entries.get(OURS, {})
     got: float | None = None
     how = ""
@@ -167,31 +175,31 @@ def judge(target: Target, entries: dict[str, dict], limit_ms: float | None) -> d
     return {"target": str(target), "got": shown, "met": met}
 
 
-def run_case(work: Work | Update, shape, options: Options, say=_say, build=implementation) -> dict:
-    """Measures every implementation of ``work`` at ``shape``; see the module."""
+def run_case(workload: Workload | Update, shape, options: Options, say=_say, build=implementation) -> dict:
+    """Measures every implementation of ``workload`` at ``shape``: accuracy, times, memory."""
     torch._dynamo.reset()
     stamp = machine.run_stamp()
-    say(f"{work.name} {shape_name(shape)} {str(work.dtype(options.dtype))[6:]}: gate")
-    prepared = prepare(work, shape, options)
-    entries, turns = {}, {}
-    for name in (OURS, *(peer for peer in options.peers if load(peer).concerns(work))):
-        entries[name], turn = admit(prepared, name, build)
-        if turn is not None:
-            turns[name] = turn
+    say(f"{workload.name} {shape_name(shape)} {str(workload.dtype(options.dtype))[6:]}: accuracy check")
+    prepared = prepare(workload, shape, options)
+    entries, steps = {}, {}
+    for name in (OURS, *(peer for peer in options.peers if load(peer).concerns(workload))):
+        entries[name], step = admit(prepared, name, build)
+        if step is not None:
+            steps[name] = step
     limit_call, to_limit_ms, limit_is = _limit(prepared)
-    say(f"  turns of {', '.join(turns)}")
-    timed = turns | ({"limit": limit_call} if limit_call else {})
-    times = timing.take_turns(timed, options.device, options.budget_s, options.rounds)
+    say(f"  times of {', '.join(steps)}")
+    timed = steps | ({"limit": limit_call} if limit_call else {})
+    times = timing.time_interleaved(timed, options.device, options.budget_s, options.rounds)
     limit_ms = to_limit_ms(times["limit"].ms if limit_call else 0.0)
-    for name in turns:
+    for name in steps:
         _fill(entries[name], times[name], prepared, limit_ms)
     if options.memory:
-        _memories(entries, turns, prepared, say)
-    if options.device == "cuda" and work.kind == "update":
-        _launches(entries, turns)
+        _memories(entries, steps, prepared, say)
+    if options.device == "cuda" and workload.kind == "update":
+        _launches(entries, steps)
     if options.device == "cuda" and options.graphs:
-        _graph_times(entries, turns, prepared, options)
-    if OURS in turns:
+        _graph_times(entries, steps, prepared, options)
+    if OURS in steps:
         for entry in entries.values():
             if "ms" in entry:
                 entry["times_ours"] = entry["ms"] / entries[OURS]["ms"]
@@ -199,16 +207,16 @@ def run_case(work: Work | Update, shape, options: Options, say=_say, build=imple
 
 
 def _case_json(prepared: Prepared, stamp, entries, limit_ms, limit_is) -> dict:
-    work, shape = prepared.work, prepared.shape
+    workload, shape = prepared.workload, prepared.shape
     dtype = str(prepared.dtype)[6:]
-    targets = work.gpu_targets if prepared.device == "cuda" else work.targets
+    targets = workload.gpu_targets if prepared.device == "cuda" else workload.targets
     case = {
         "shape": list(shape),
-        "rows": work.rows(shape),
+        "rows": workload.rows(shape),
         "dtype": dtype,
         **stamp,
-        "flops": work.case.flops(shape),
-        "bytes": work.case.bytes(shape, prepared.dtype.itemsize),
+        "flops": workload.case.flops(shape),
+        "bytes": workload.case.bytes(shape, prepared.dtype.itemsize),
         "limit_ms": limit_ms,
         "limit_is": limit_is,
         "entries": list(entries.values()),
@@ -216,28 +224,28 @@ def _case_json(prepared: Prepared, stamp, entries, limit_ms, limit_is) -> dict:
     }
     if prepared.device == "cuda":
         known = rates.of_device(torch.cuda.get_device_name())
-        case |= {"predicted_ms": work.predicted_ms(shape, known), "predicted_for": known.name}
+        case |= {"predicted_ms": workload.predicted_ms(shape, known), "predicted_for": known.name}
     return case
 
 
-def result(work: Work | Update, device: str, cases: list[dict]) -> dict:
+def result(workload: Workload | Update, device: str, cases: list[dict]) -> dict:
     """The content of one result file."""
     return {
         "schema": SCHEMA,
-        "work": work.name,
-        "kind": work.kind,
-        "title": work.title,
-        "axes": work.axes,
-        "constants": work.constants,
+        "work": workload.name,
+        "kind": workload.kind,
+        "title": workload.title,
+        "axes": workload.axes,
+        "constants": workload.constants,
         "machine": machine.describe(device),
         "cases": cases,
     }
 
 
 def save(found: dict, folder: Path) -> Path:
-    """Writes ``folder/<work>.json``; cases of other shapes or dtypes that the file already had stay, with their own dates.
+    """Writes ``folder/<workload>.json``. Cases of other shapes or dtypes that the file already holds stay, with their own dates.
 
-    ValueError where the file is another machine's: its cases would be taken for this one's.
+    Raises ValueError where the file was measured on another machine: its cases would be taken for those of this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{found['work']}.json"
@@ -254,6 +262,7 @@ def save(found: dict, folder: Path) -> Path:
 
 
 def read(path: Path) -> dict:
+    """The content of a result file. Raises ValueError where another version of this code wrote it."""
     found = json.loads(path.read_text())
     if found.get("schema") != SCHEMA:
         raise ValueError(f"bench: {path} has schema {found.get('schema')}, this code reads {SCHEMA}; measure it again")

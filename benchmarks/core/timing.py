@@ -1,7 +1,11 @@
-"""Time: implementations take turns, so a machine that slows down slows all of them; medians and the 20th and 80th percentile.
+"""How long a call takes, beside others: interleaved rounds, medians, the 20th and the 80th percentile.
 
-A turn is one settling call where calls are short, then the timed calls; garbage collection is off. On a GPU the timed
-calls are enclosed by events and repeated back to back for at least ``GPU_TURN_MS``.
+All implementations of a workload are timed in one process, one after the other, round by round, so that a machine that slows down
+slows all of them. A sample is one untimed call where calls are short, then the timed calls; garbage collection is off. On a GPU,
+events enclose the timed calls, which repeat back to back for at least ``GPU_SAMPLE_MS``.
+
+This file also measures the rates that limits are made from (matrix product, memory), launches, and replays of CUDA graphs. From
+fastssl it imports ``graphs``, and nothing of ``benchmarks``.
 """
 
 import gc
@@ -15,8 +19,8 @@ import torch
 from fastssl.graphs import record
 
 SHORT_MS = 50.0
-GPU_TURN_MS = 2.0
-MAX_TURNS = 200
+GPU_SAMPLE_MS = 2.0
+MAX_ROUNDS = 200
 #: Elements of the matrix product's output on a CPU: larger products are timed on a slab of rows and scaled.
 _PRODUCT_ELEMENTS = 1 << 26
 #: Bytes of the buffer whose passes give the memory rate of a CPU: larger amounts are scaled.
@@ -27,7 +31,7 @@ L2_ELEMENTS = 3 << 20
 
 @dataclass(frozen=True)
 class Timing:
-    """ms of one call: median and percentiles over ``rounds`` turns."""
+    """Milliseconds of one call: median and percentiles of its ``rounds`` samples."""
 
     ms: float
     p20: float
@@ -41,21 +45,27 @@ def summarize(samples: list[float]) -> Timing:
     return Timing(statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], len(ordered))
 
 
-def plan_turns(turn_s: float, share_s: float, least: int) -> int:
-    """Turns of one implementation: what its share of the budget holds, at least ``least``; down to 3 where those cost 10 shares."""
-    turns = int(share_s / max(turn_s, 1e-9))
-    if turns >= least:
-        return min(turns, MAX_TURNS)
-    return least if least * turn_s <= 10 * share_s else min(least, max(3, int(10 * share_s / turn_s)))
+def plan_samples(sample_s: float, share_s: float, least: int) -> int:
+    """How often one implementation is timed, where a sample takes ``sample_s`` and its share of the budget is ``share_s``.
+
+    It is timed as often as the share allows, at least ``least`` times; where that would cost ten shares, 3 times at least.
+    """
+    samples = int(share_s / max(sample_s, 1e-9))
+    if samples >= least:
+        return min(samples, MAX_ROUNDS)
+    return least if least * sample_s <= 10 * share_s else min(least, max(3, int(10 * share_s / sample_s)))
 
 
-def plays(turn: int, turns: int, rounds: int) -> bool:
-    """Whether an implementation with ``turns`` of the ``rounds`` plays in round ``turn``: its turns are spread evenly."""
-    return (turn + 1) * turns // rounds > turn * turns // rounds
+def takes_part(index: int, samples: int, rounds: int) -> bool:
+    """Whether an implementation that is timed ``samples`` times in ``rounds`` rounds is timed in round ``index``.
+
+    Its samples are spread evenly over the rounds.
+    """
+    return (index + 1) * samples // rounds > index * samples // rounds
 
 
 def once_ms(call: Callable[[], object], device: str, repeats: int = 1) -> float:
-    """ms of one call, the mean of ``repeats`` back to back."""
+    """Milliseconds of one call: the mean of ``repeats`` calls back to back."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -71,22 +81,26 @@ def once_ms(call: Callable[[], object], device: str, repeats: int = 1) -> float:
     return 1e3 * (time.perf_counter() - start) / repeats
 
 
-def take_turns(calls: dict[str, Callable[[], object]], device: str, budget_s: float, least: int) -> dict[str, Timing]:
-    """Times every call in turns; calls are warm already. Each gets an equal share of the budget, so slow ones sit rounds out."""
+def time_interleaved(calls: dict[str, Callable[[], object]], device: str, budget_s: float, least: int) -> dict[str, Timing]:
+    """Times all calls, one after the other in each round, every second round in reverse. Each call must have run before.
+
+    Each call gets an equal share of ``budget_s`` seconds, so a slow one is left out of some rounds. A call is timed at least
+    ``least`` times, or 3 times where that takes very long.
+    """
     estimate = {name: once_ms(call, device) for name, call in calls.items()}
     estimate |= {name: min(ms, once_ms(calls[name], device)) for name, ms in estimate.items() if ms < 1e3}
-    repeats = {name: max(1, round(GPU_TURN_MS / ms)) if device == "cuda" else 1 for name, ms in estimate.items()}
+    repeats = {name: max(1, round(GPU_SAMPLE_MS / ms)) if device == "cuda" else 1 for name, ms in estimate.items()}
     settle = {name: ms < SHORT_MS for name, ms in estimate.items()}
     share_s = budget_s / max(1, len(calls))
-    turns = {name: plan_turns(ms * (repeats[name] + settle[name]) / 1e3, share_s, least) for name, ms in estimate.items()}
-    rounds = max(turns.values(), default=0)
+    wanted = {name: plan_samples(ms * (repeats[name] + settle[name]) / 1e3, share_s, least) for name, ms in estimate.items()}
+    rounds = max(wanted.values(), default=0)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for turn in range(rounds):
-            playing = [name for name in calls if plays(turn, turns[name], rounds)]
-            for name in playing if turn % 2 == 0 else reversed(playing):
+        for index in range(rounds):
+            timed = [name for name in calls if takes_part(index, wanted[name], rounds)]
+            for name in timed if index % 2 == 0 else reversed(timed):
                 if settle[name]:
                     calls[name]()
                 samples[name].append(once_ms(calls[name], device, repeats[name]))
@@ -97,7 +111,10 @@ def take_turns(calls: dict[str, Callable[[], object]], device: str, budget_s: fl
 
 
 def product_call(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Callable[[], object], float]:
-    """(call, factor): factor times the call's ms is one matrix product (N, D) by (D, M) into a ready-made output on the CPU."""
+    """(call, scale) for the time of one matrix product (N, D) by (D, M) on the CPU, into an output that exists already.
+
+    The product takes ``scale`` times the time of the call: a large one is timed on some of its rows.
+    """
     n, m, d = shape
     slab = min(n, max(1, _PRODUCT_ELEMENTS // m))
     generator = torch.Generator().manual_seed(0)
@@ -110,9 +127,10 @@ def product_call(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Calla
 
 
 def memory_call(moved: float) -> tuple[Callable[[], object], float]:
-    """(call, factor): factor times the call's ms is the time in which a CPU reads and writes ``moved`` bytes in all.
+    """(call, scale) for the time in which a CPU reads and writes ``moved`` bytes in all, ``scale`` times that of the call.
 
-    One pass in place over a buffer, as an update does: a copy would first fetch the lines that it overwrites, uncounted.
+    The call passes over a buffer in place, as an update does. A copy would be no measure: it first fetches the cache lines that it
+    overwrites, and those bytes are not counted.
     """
     buffer = torch.ones(max(1, round(min(moved / 2, _PASS_BYTES) / 4)), dtype=torch.float32)
     call = lambda: buffer.neg_()  # noqa: E731
@@ -121,7 +139,7 @@ def memory_call(moved: float) -> tuple[Callable[[], object], float]:
 
 
 def gpu_memory_rate(size: int = 1 << 29, rounds: int = 9, repeats: int = 3) -> float:
-    """Bytes/s, read and written, of a copy between two buffers of ``size`` float32 numbers."""
+    """Bytes a second that a copy between two buffers of ``size`` float32 numbers reads and writes."""
     source = torch.randn(size, device="cuda")
     out = torch.empty_like(source)
     call = lambda: out.copy_(source)  # noqa: E731
@@ -131,7 +149,7 @@ def gpu_memory_rate(size: int = 1 << 29, rounds: int = 9, repeats: int = 3) -> f
 
 
 def host_ms(call: Callable[[], object], synchronize: Callable[[], object], rounds: int = 15) -> float:
-    """ms until the call returns to the host, which does not wait for the device; the device is idle before each."""
+    """Milliseconds until the call returns, without a wait for the device; the device is idle before each call."""
     samples = []
     for _ in range(rounds):
         synchronize()
@@ -143,7 +161,7 @@ def host_ms(call: Callable[[], object], synchronize: Callable[[], object], round
 
 
 def gpu_launches(call: Callable[[], object]) -> tuple[int | None, str]:
-    """(kernels, copies and fills that one call starts on the GPU, "") or (None, reason)."""
+    """(count, "") of the kernels, copies and fills that one call starts on the GPU, or (None, the reason why it is unknown)."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -158,7 +176,7 @@ def gpu_launches(call: Callable[[], object]) -> tuple[int | None, str]:
 
 
 def gpu_product_rate(dtype: torch.dtype, size: int = 8192, rounds: int = 9) -> float:
-    """FLOP/s of a large square matrix product on random data; the ceiling that GPU results are shares of."""
+    """FLOP/s of a large square matrix product on random data: the limit that GPU results are compared with."""
     a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     call = lambda: torch.mm(a, b, out=out)  # noqa: E731

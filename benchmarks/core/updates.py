@@ -1,9 +1,8 @@
 """The updates that are measured: EMA, queue, MoCo's step, LARS, AdamW; shapes, constants and targets of each.
 
-    limit = time in which this machine's memory moves ``case.bytes(shape)``; MoCo's step: 2U in its matrix product, as its loss
-
-A float32 parameter costs EMA 12 bytes (2 more with a bfloat16 shadow), LARS and AdamW 28, AdamW with EMA 36. "eager" is the plain
-PyTorch form of ``fastssl/testing/updates.py``, named in the title.
+The limit is the time in which this machine's memory moves ``case.bytes(shape)``; that of MoCo's step is the time of 2U in its
+matrix product, as for its loss. A float32 parameter costs EMA 12 bytes (2 more with a bfloat16 shadow), LARS and AdamW 28, AdamW
+with EMA 36. "eager" is the plain PyTorch form of ``fastssl/testing/updates.py``, which the title names. Imports ``workloads``.
 """
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from benchmarks.core.workloads import Shape, Target, Update, faster
 from fastssl.testing.updates import UPDATE_CASES
 
-#: Two implementations that both wait for memory differ by this much from run to run.
+#: What "not slower" means: two implementations that both wait for memory differ by up to 3 % from run to run.
 AS_FAST = 0.97
 _VIT, _LARGE, _RESNET, _TINY = ("vit_b16",), ("vit_l16",), ("resnet50",), ("tiny",)
 _LARS = {"lr": 0.3, "momentum": 0.9, "weight_decay": 1e-4, "trust_coefficient": 0.001, "eps": 1e-8}
@@ -32,8 +31,8 @@ def _at_limit(shape: Shape, times: float, launches: int) -> tuple[Target, ...]:
 
 
 UPDATES = {
-    work.name: work
-    for work in (
+    workload.name: workload
+    for workload in (
         _model_update(
             "ema",
             "EMA of all parameters (eager: _foreach_lerp_)",

@@ -1,4 +1,9 @@
-"""The two kinds of works: a loss, timed forward and backward, and an update, a step that changes its state in place."""
+"""The two kinds of workloads: a loss, timed forward and backward, and an update, a step that changes its state in place.
+
+A workload takes a case of the tables in ``fastssl.testing`` (inputs, our call, the eager form, FLOPs, bytes) and adds what a
+benchmark needs: a title, constants, shapes, targets, and the time that is predicted for a GPU. Imports ``accuracy``,
+``predicted`` and ``rates``.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,17 +20,18 @@ from fastssl.testing.updates import MODELS, State, Step, UpdateCase, copied
 
 #: Sizes, or the name of a model.
 Shape = tuple[int | str, ...]
-#: Launches of a loss forward and backward, not measured.
+#: Milliseconds that the launches of a loss take, forward and backward; an estimate.
 STEP_MS = 0.02
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a result should reach at one shape.
+    """What a result should reach at one shape. ``kind`` says how ``value`` is meant:
 
-    ``kind``: "times_faster" than ``peer`` (at least ``value``), "not_slower" than ``peer`` (the same, ``value`` a little under 1:
-    the spread of a run), "times_less_memory" than ``peer`` (at least), "times_limit" (at most ``value`` times the limit),
-    "peak_mb", "ms" and "launches" (at most), "runs".
+    "times_faster": at least ``value`` times as fast as ``peer``; "not_slower": the same, with a ``value`` a little under 1, since
+    two equal implementations differ that much within a run; "times_less_memory": at least ``value`` times less memory than
+    ``peer``; "times_limit": at most ``value`` times the limit; "peak_mb", "ms", "launches": at most ``value``; "runs": forward and
+    backward run.
     """
 
     shape: Shape
@@ -48,17 +54,18 @@ class Target:
 
 
 def faster(shape: Shape, **times: float) -> tuple[Target, ...]:
+    """Targets "times_faster" at one shape; each keyword is a peer."""
     return tuple(Target(shape, "times_faster", value, peer) for peer, value in times.items())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a loss costs a GPU, to predict its time.
+    """What a loss costs a GPU, from which its time is predicted.
 
-    ``tiles``: (kernel, sweeps) for rows up to 256 wide, at the share of the matrix rate that ``benchmarks.tune.predict`` gives the
-    kernel's tile. ``chunks``: for wider rows, sweeps at the rate of the vendor's product, and bytes for each logit that pass
-    between the products, through L2. ``wide``: where such rows never store their logits, the kernels of ``similarity_wide``, and
-    ``chunks`` what is left to the vendor.
+    ``tiles``: for rows up to 256 wide, (kernel, sweeps); a kernel reaches the share of the matrix rate that
+    ``benchmarks.tune.predict`` gives its tile. ``chunks``: for wider rows, (sweeps at the rate of the vendor's product, bytes for
+    each logit that pass between the products, through L2). ``wide``: the kernels of ``similarity_wide``, for losses that never
+    store the logits of wide rows; ``chunks`` is then what is left to the vendor's product.
     """
 
     tiles: tuple[tuple[str, float], ...]
@@ -66,6 +73,7 @@ class Plan:
     wide: tuple[str, ...] = ()
 
     def ms(self, product: tuple[int, int, int], sweep_flops: float, rates: Rates) -> float:
+        """Predicted milliseconds for the product (N, M, D), of ``sweep_flops`` a sweep, on a GPU of these rates."""
         n, m, d = product
         if d > 256:
             sweeps, moved = self.chunks
@@ -78,8 +86,10 @@ class Plan:
         return 1e3 * seconds + STEP_MS
 
     def _wide_seconds(self, n: int, m: int, d: int, rates: Rates) -> float:
-        """Tiles of ``similarity_wide``, wave by wave; and the float32 sums that each chunk of weights adds to those before:
-        written, two read, one written."""
+        """The tiles of ``similarity_wide``, one wave of them after another, and the sums of the chunks.
+
+        Each chunk of weights adds float32 sums to those of the chunks before: one is written, two are read, one is written.
+        """
         total = 0.0
         for kernel in self.wide:
             clocks, logits = predicted.wide_clocks(kernel, d)
@@ -89,16 +99,19 @@ class Plan:
         return total * predicted.NUM_SMS * predicted.MATRIX_FLOP / rates.matrix_flop_per_s + sums / rates.bytes_per_s
 
 
-def _least_ms(work: "Work | Update", shape: Shape, rates: Rates) -> float:
-    moved = work.case.bytes(shape, work.dtype(torch.bfloat16).itemsize)
-    return 1e3 * max(moved / rates.bytes_per_s, work.case.flops(shape) / rates.flop_per_s)
+def _least_ms(workload: "Workload | Update", shape: Shape, rates: Rates) -> float:
+    moved = workload.case.bytes(shape, workload.dtype(torch.bfloat16).itemsize)
+    return 1e3 * max(moved / rates.bytes_per_s, workload.case.flops(shape) / rates.flop_per_s)
 
 
 @dataclass(frozen=True)
-class Work:
-    """One row of the benchmark: a loss, and how to measure it.
+class Workload:
+    """A loss, and how to measure it.
 
-    ``constants`` are keywords that every implementation gets; ``constant_inputs`` names inputs without gradient (a queue).
+    ``constants``: keywords that every implementation gets. ``constant_inputs``: names of inputs without gradient, such as a queue.
+    ``shapes``, ``quick``, ``scale`` and ``gpu``: the shapes that are measured on a CPU, at first glance, on request, and on a GPU.
+    ``product``: shape -> (N, M, D) of one sweep. ``truth``: float64 results for shapes whose eager form takes too much memory.
+    ``largest``: rows up to which a float64 result can be had, by device.
     """
 
     case: OpCase
@@ -124,7 +137,7 @@ class Work:
         return self.case.name
 
     def dtype(self, wanted: torch.dtype) -> torch.dtype:
-        """What it is measured in."""
+        """The dtype that the loss is measured in, where this one is wanted."""
         return wanted
 
     def sweep_flops(self, shape: Shape) -> float:
@@ -133,24 +146,26 @@ class Work:
         return 2.0 * n * m * d
 
     def least_ms(self, shape: Shape, rates: Rates = H200) -> float:
-        """ms in which a GPU could do the step's least FLOPs, or move its least bytes, in 16 bits."""
+        """Milliseconds in which a GPU could do the least FLOPs of the step, or move its least bytes, in 16 bits."""
         return _least_ms(self, shape, rates)
 
     def predicted_ms(self, shape: Shape, rates: Rates = H200) -> float:
-        """ms on a GPU of these rates, of the whole step: ``gpu_plan``."""
+        """Milliseconds that ``gpu_plan`` predicts for the whole step on a GPU of these rates."""
         return self.gpu_plan.ms(self.product(shape), self.sweep_flops(shape), rates)
 
-    def turn(self, call: Callable, shape: Shape, dtype: torch.dtype) -> Callable[[], object]:
+    def timed_step(self, call: Callable, shape: Shape, dtype: torch.dtype) -> Callable[[], object]:
         """One forward and backward of an implementation on inputs of its own, on the CPU."""
-        return partial(accuracy.turn, call, accuracy.leaves(self.case.inputs(shape, dtype=dtype), constant=self.constant_inputs))
+        inputs = accuracy.leaves(self.case.inputs(shape, dtype=dtype), constant=self.constant_inputs)
+        return partial(accuracy.timed_step, call, inputs)
 
 
 @dataclass(frozen=True)
 class Update:
-    """One row of the benchmark: a step that changes tensors in place or makes new ones, and how to measure it.
+    """A step that changes tensors in place or makes new ones, and how to measure it. The fields are those of ``Workload``.
 
-    Its limit is ``case.bytes`` at the rate of this machine's memory, or, where it has a ``product``, ``case.flops`` at the rate of
-    that matrix product, as for losses. Measured in ``dtypes`` only, the first where another is asked for.
+    The limit of an update is the time of ``case.bytes`` at the rate of this machine's memory; of one with a ``product``, that of
+    ``case.flops`` at the rate of that matrix product, as for losses. It is measured in ``dtypes`` only: in the first of them where
+    another dtype is asked for.
     """
 
     case: UpdateCase
@@ -172,48 +187,53 @@ class Update:
         return self.case.name
 
     def dtype(self, wanted: torch.dtype) -> torch.dtype:
-        """What it is measured in."""
+        """The dtype that the update is measured in, where this one is wanted."""
         return wanted if wanted in self.dtypes else self.dtypes[0]
 
     def rows(self, shape: Shape) -> int:
-        """Keys, or tensors of the model."""
+        """The number of keys, or of tensors of the model."""
         return len(MODELS[shape[0]]) if shape[0] in MODELS else shape[0]
 
     def sweep_flops(self, shape: Shape) -> float:
+        """FLOP of one matrix product of ``product``."""
         n, m, d = self.product(shape)
         return 2.0 * n * m * d
 
     def least_ms(self, shape: Shape, rates: Rates = H200) -> float:
-        """ms in which a GPU could move the step's least bytes, or do its FLOPs, in the narrowest dtype it is measured in."""
+        """Milliseconds in which a GPU could move the least bytes of the step, or do its FLOPs, in the narrowest of its dtypes."""
         return _least_ms(self, shape, rates)
 
     def predicted_ms(self, shape: Shape, rates: Rates = H200) -> float:
-        """ms on a GPU of these rates: no more than the step's least."""
+        """Milliseconds on a GPU of these rates: the step's least, since updates are predicted to reach it."""
         return self.least_ms(shape, rates)
 
     def own(self, state: State) -> State:
-        """The state of one implementation: copies of what its steps may change, the rest shared."""
+        """A state for one implementation: copies of what its steps may change; the rest is shared."""
         return copied(state, state.keys() - set(self.case.shared))
 
     def run(self, bind: Callable[[State], Step], state: State) -> Step:
-        """The step of an implementation, after it was run as often as it takes to compare it."""
+        """The step of an implementation, after it ran ``case.steps`` times, which is what a comparison needs."""
         step = bind(state)
         for _ in range(self.case.steps):
             step()
         return step
 
-    def turn(self, bind: Callable[[State], Step], shape: Shape, dtype: torch.dtype) -> Step:
+    def timed_step(self, bind: Callable[[State], Step], shape: Shape, dtype: torch.dtype) -> Step:
         """One step of an implementation on a state of its own, on the CPU."""
         return bind(self.case.state(shape, dtype=dtype))
 
 
 def shape_name(shape: Shape) -> str:
+    """(4096, 128) -> "4096x128"."""
     return "x".join(map(str, shape))
 
 
-def parse_shape(text: str, work: Work | Update) -> Shape:
-    """Reads "4096x128" as (4096, 128), and "resnet50" as ("resnet50",) where the shape is a model."""
-    like = work.shapes[0]
+def parse_shape(text: str, workload: Workload | Update) -> Shape:
+    """Reads "4096x128" as (4096, 128), and "resnet50" as ("resnet50",) where the shape is a model.
+
+    Raises ValueError where the text is no shape of this workload.
+    """
+    like = workload.shapes[0]
     if like[0] in MODELS:
         if text not in MODELS:
             raise ValueError(f"bench: model must be one of {', '.join(MODELS)}, got {text!r}")
@@ -223,5 +243,5 @@ def parse_shape(text: str, work: Work | Update) -> Shape:
     except ValueError:
         shape = ()
     if len(shape) != len(like) or min(shape, default=0) < 1:
-        raise ValueError(f"bench: shape must read like {shape_name(like)} ({work.axes}), got {text!r}")
+        raise ValueError(f"bench: shape must read like {shape_name(like)} ({workload.axes}), got {text!r}")
     return shape

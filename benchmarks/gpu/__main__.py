@@ -1,15 +1,18 @@
 """Fifteen minutes on a GPU, in two calls:  python -m benchmarks.gpu --call first|second --out DIR
 
     prepare   on any machine, before: does the working tree travel, and does all of it run here, at tiny shapes on the CPU
-    first     is it right: facts, build, smoke (every work once against float64), tests/gpu in many processes, large tests
-    second    how fast: NT-Xent, CLIP, MoCo, EMA and LARS against eager PyTorch, calls and graphs; then a profile
+    first     are the kernels right: device, build, smoke (every workload once against float64), tests/gpu, large tests
+    second    how fast are they: NT-Xent, CLIP, MoCo, EMA and LARS against eager PyTorch, calls and graphs; then a profile
 
-``benchmarks/gpu/plan.py`` holds the plan. A stage is one or more processes with limits; one that fails or hangs costs the others
-nothing, and DIR is whole after each. What the plan has no room for are stages of their own: ``--stages build tune steps``.
+``benchmarks/gpu/plan.py`` holds the plan. A stage is one or more processes with limits. A stage that fails or hangs costs the other
+stages nothing, and DIR is complete after each. Stages that the plan has no room for are run by name: ``--stages build tune steps``.
+
 DIR gets summary.md, log.txt, results.tar.gz (result files, logs, lines of the tests, tuned tables, profiles) and copies of
-tune.json, steps.json, steps_profile.txt and profile.txt. ``docs/gpu.md`` says what to do with them. The prediction beside each
-case: ``Work.predicted_ms``, from the tiles' machine code (``benchmarks.tune.predict``); of an update, its bytes at the memory's
-rate.
+tune.json, steps.json, steps_profile.txt and profile.txt. ``docs/gpu.md`` says what to do with them. Beside each measured time
+stands a predicted one, ``Workload.predicted_ms``: for a loss it comes from the tiles' machine code (``benchmarks.tune.predict``),
+for an update from its bytes at the rate of the memory.
+
+Imports the other files of ``gpu``, which import ``core``, ``peers`` and ``report``.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.core import machine
-from benchmarks.core.registry import WORKS
+from benchmarks.core.registry import WORKLOADS
 from benchmarks.gpu import bench as gpu_bench
 from benchmarks.gpu import build as gpu_build
 from benchmarks.gpu import plan as gpu_plan
@@ -39,16 +42,16 @@ from benchmarks.peers import NAMES
 from benchmarks.report import tables as report
 
 STAGES = tuple(gpu_plan.SLOTS)
-#: Seconds of a command with single stages.
+#: Seconds of a command that names its stages.
 SECONDS = 480.0
-#: Seconds after which DIR is written anew.
+#: Seconds after which DIR is written again.
 PACK_S = 30.0
-#: Characters on the screen at the end: what a terminal keeps.
+#: Characters that are printed at the end: what a terminal keeps.
 SCREEN_CHARS = 11_000
 
 
 def _module_stage(run: Run, stage: str, title: str, keep: tuple[str, ...], *words: str) -> None:
-    """``python -m benchmarks.<stage>`` with a folder and a time; its page, or its last words, go to the summary."""
+    """Runs ``python -m benchmarks.<stage>`` with a folder and a time limit; its page, or the end of its output, is reported."""
     module, limit_s = f"benchmarks.{stage}", run.stage_s()
     if importlib.util.find_spec(module) is None:
         run.skip(stage, f"there is no {module}")
@@ -73,7 +76,7 @@ def _steps(run: Run) -> None:
 
 ACTIONS: dict[str, Callable[[Run], None]] = {
     "wheels": gpu_build.wheels,
-    "facts": gpu_build.facts,
+    "device": gpu_build.device,
     "build": gpu_build.build,
     "tests": gpu_tests.tests,
     "large": gpu_tests.large,
@@ -93,7 +96,7 @@ def _steps_table(steps: list[Step]) -> str:
 
 
 def fit(parts: list[str], most: int) -> list[str]:
-    """The parts, the longest ones cut at their ends to one length so that all have at most ``most`` characters together."""
+    """The parts, of at most ``most`` characters together: the longest ones are cut at their ends, to one length."""
     left, share = most, {}
     for done, part in enumerate(sorted(parts, key=len)):
         share[part] = min(len(part), left // (len(parts) - done))
@@ -102,21 +105,21 @@ def fit(parts: list[str], most: int) -> list[str]:
 
 
 def _dropped(run: Run) -> str:
-    """What was not done, with the reason why the call ended early first."""
+    """What was not done, and why; first the reason why the call ended early, if it did."""
     ended = [f"**Ended early: {run.halted}.** Mend that and run the call again."] if run.halted else []
     lines = [f"- {line}" for line in run.dropped]
-    if run.todo:  # what is read later is the summary of a command that was killed here
+    if run.todo:  # this summary is read where the command was killed before its end
         return "\n".join([f"**Not ended when this was written: {', '.join(run.todo)}.**", *(["Dropped:", *lines] if lines else [])])
     return "\n".join([*ended, *(["Dropped:", *lines] if lines else ["Nothing was dropped."])])
 
 
 def summarise(run: Run, title: str) -> str:
-    """Writes summary.md; returns the text for the screen: the stages' reports, the steps that ended badly, what was dropped."""
+    """Writes summary.md. Returns what is printed: the reports of the stages, the steps that ended badly, what was dropped."""
     folder = run.folder("reports")
     parts = [path.read_text().strip() for path in (folder / f"{name}.md" for name in STAGES) if path.exists()]
     steps, dropped = _steps_table(run.steps), _dropped(run)
-    works = [report.workload_report(found) for found in gpu_bench.results(run)]
-    run.write("summary.md", ("\n\n".join([f"# {title}", dropped, steps, *parts, *works]) + "\n").encode())
+    tables = [report.workload_report(found) for found in gpu_bench.results(run)]
+    run.write("summary.md", ("\n\n".join([f"# {title}", dropped, steps, *parts, *tables]) + "\n").encode())
     short = steps if len(steps) < SCREEN_CHARS // 3 else _steps_table([step for step in run.steps if step.bad])
     return "\n\n".join([*fit(parts, SCREEN_CHARS * 2 // 3), short[: SCREEN_CHARS // 3], dropped[:2000]])
 
@@ -131,7 +134,7 @@ def _one_stage(run: Run, stage: str) -> None:
 
 
 def run_stages(run: Run, todo: list[Slot], title: str) -> None:
-    """One after another, each within its limit of the plan, until the time is over or a stage says that the rest is in vain."""
+    """Runs stages one after another, each within its limit, until the time is over or a stage says that the rest is pointless."""
     while todo:
         left_s = run.left_s()
         kept = gpu_plan.kept(todo, left_s)
@@ -156,12 +159,12 @@ def run_stages(run: Run, todo: list[Slot], title: str) -> None:
 
 @contextmanager
 def _kept_whole(run: Run, title: str):
-    """DIR is written anew from time to time, for a run that is ended without a warning; a SIGTERM ends it with all it has."""
+    """Writes DIR from time to time, since a run may be ended without warning. On SIGTERM the run ends with all that it has."""
     over = threading.Event()
 
     def keep() -> None:
         while not over.wait(PACK_S):
-            with suppress(OSError, ValueError):  # a file that is being written; the next turn will do
+            with suppress(OSError, ValueError):  # a file that is being written; the next time will do
                 summarise(run, title)
                 run.pack()
 
@@ -185,11 +188,11 @@ def _kept_whole(run: Run, title: str):
 
 
 def prepare(out: Path, minutes: float) -> int:
-    """Refuses a tree that would not travel; then both calls on the CPU, within their own seconds; says what to run."""
+    """Refuses a working tree that would not travel, rehearses both calls on the CPU, then prints what to run on the machine."""
     try:
         found = gpu_prepare.carried()
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"refused: git does not say what would travel: {error}")
+        print(f"refused: git does not list the files that would travel: {error}")
         return 1
     print(f"{len(found)} files, {sum(size for size, _ in found) / 2**20:.1f} MiB would travel", flush=True)
     if refused := gpu_prepare.check_carried(found):
@@ -203,22 +206,34 @@ def prepare(out: Path, minutes: float) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="build, tests, benchmarks and tuner on a GPU")
-    parser.add_argument("--call", choices=("prepare", *CALLS, "both"), default="both", help="default: both in one command")
-    parser.add_argument("--minutes", type=float, default=15.0, help="for which the GPU is lent, its start included; default 15")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="needed, but by prepare")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, help="these alone, of any call or of none")
-    parser.add_argument("--seconds", type=float, help=f"for this command; default: the call's, {SECONDS:.0f} for --stages")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal at tiny shapes")
-    parser.add_argument("--quick", action="store_true", help="smallest shape of each work only")
-    parser.add_argument("--peers", nargs="+", choices=NAMES, default=(), metavar="PEER", help="default: eager; --stages: all")
-    parser.add_argument("--works", nargs="+", choices=WORKS, default=tuple(WORKS), metavar="WORK", help=", ".join(WORKS))
-    parser.add_argument("--commit", help="for the result files, where there is no .git")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description="builds, tests and measures on a machine with a GPU"
+    )
+    parser.add_argument(
+        "--call", choices=("prepare", *CALLS, "both"), default="both", help="one part of the plan; default: both, in one command"
+    )
+    parser.add_argument("--minutes", type=float, default=15.0, help="for which the GPU is lent, with its start; default 15")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go; only prepare runs without it")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="run these stages only, of any call or of none")
+    parser.add_argument("--seconds", type=float, help=f"for this command; default: those of the call, {SECONDS:.0f} for --stages")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal at tiny shapes; default cuda")
+    parser.add_argument("--quick", action="store_true", help="measure only the smallest shape of each workload")
+    parser.add_argument("--peers", nargs="+", choices=NAMES, default=(), metavar="PEER", help="default: eager; with --stages: all")
+    parser.add_argument(
+        "--works",
+        dest="workloads",
+        nargs="+",
+        choices=WORKLOADS,
+        default=tuple(WORKLOADS),
+        metavar="WORK",
+        help=", ".join(WORKLOADS),
+    )
+    parser.add_argument("--commit", help="the commit for the result files, where there is no .git")
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """0 where every step of every stage ended well or was skipped for a reason."""
+    """Runs the command; the exit status is 0 where every step of every stage ended well or was skipped for a reason."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.commit:
@@ -230,7 +245,7 @@ def main(argv: list[str]) -> int:
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     seconds = args.seconds or (SECONDS if args.stages else gpu_plan.seconds_of(args.call, args.minutes))
-    run = Run(out, args.device, args.quick, tuple(args.peers), tuple(args.works), seconds, short=not args.stages)
+    run = Run(out, args.device, args.quick, tuple(args.peers), tuple(args.workloads), seconds, short=not args.stages)
     todo = gpu_plan.slots(sorted(args.stages, key=STAGES.index)) if args.stages else gpu_plan.slots_of(args.call)
     title = f"GPU run: {' '.join(args.stages or [args.call])}, commit {machine.commit()}"
     with _kept_whole(run, title):

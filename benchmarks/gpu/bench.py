@@ -1,9 +1,11 @@
-"""Stages of a GPU run that run every work: is it right (``smoke``), and how fast (``bench``); which cases, in which order.
+"""Stages of a GPU run that run all workloads: are they right (``smoke``), how fast are they (``bench``); in which order.
 
-``smoke`` asks for truth, so its cases are dealt out to processes side by side. Timing is kept away from that: one process measures
-one case after another, alone on the machine, since other processes' kernels would share the GPU with the timed ones, and their
-compilers the cores, on which small steps wait. ``warm`` fills the compilers' caches on disk before that, where torch.compile and
-many peers take part. A case that takes its process down, or hangs, is named and costs no other.
+``smoke`` compares results, so its cases are dealt out to processes side by side. ``bench`` measures one case after another in one
+process that is alone on the machine: kernels of other processes would share the GPU with the timed ones, and their compilers would
+share the cores, on which small steps wait. Before that, where torch.compile and many peers take part, ``warm`` fills the compilers'
+caches on disk. A case that takes its process down, or hangs, is named and costs no other case its place.
+
+Imports ``cases``, ``plan`` and ``run``, and ``core``, ``peers`` and ``report``.
 """
 
 import time
@@ -15,90 +17,91 @@ import torch
 
 from benchmarks.core import runner
 from benchmarks.core.rates import KNOWN
-from benchmarks.core.registry import WORKS, shape_name
+from benchmarks.core.registry import WORKLOADS, shape_name
 from benchmarks.gpu.cases import CONTEXT_LOST, Case, write_cases
-from benchmarks.gpu.plan import BENCH_WORKS
+from benchmarks.gpu.plan import BENCH_WORKLOADS
 from benchmarks.gpu.run import NO_TIME, OK, Run, Step, python, read_lines, stop, stop_all, this_gpu
 from benchmarks.peers import NAMES, load
 from benchmarks.report import plots
 from benchmarks.report import tables as report
 
-#: (work, shape, dtype) beside each work's own shapes in bfloat16.
+#: (workload, shape, dtype) beside the shapes that each workload has in bfloat16.
 EXTRA_CASES = (("nt_xent", (4096, 128), "float32"),)
-#: Shapes that are to be compared with many peers, beside those of the registry's targets.
+#: Shapes that come first as if they had a target, because many peers are compared there.
 FIRST = (("clip", (16384, 512)),)
 #: Peers whose kernels are compiled at their first call.
 COMPILED = ("compile", "linear_cross_entropy", "memeff", "inf_cl", "cut_cross_entropy", "liger", "siglip_kernel")
-#: Similarities above which torch.compile is not warmed beside other processes: it holds several copies of them.
+#: Number of similarities above which torch.compile does not run beside other processes: it holds several copies of them.
 WARM_MATRIX = 1 << 29
 WARM_PROCESSES = 12
-#: Inductor's own worker processes, while many processes compile.
+#: Inductor starts no worker processes of its own while many processes compile.
 WARM_ENV = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
-#: Processes of smoke, and the part of the works that may fail before the rest of a call is not worth its time.
+#: Processes of smoke, and the part of the workloads that may fail before the rest of a call is not worth its time.
 SMOKE_PROCESSES, GLOBAL = 8, 0.5
-#: Seconds for one case, in a call of the plan, and for one process to reach its first case.
+#: Seconds for one case, for one case in a call of the plan, and for a process to reach its first case.
 CASE_S, SHORT_S, START_S = 90.0, 45.0, 90.0
-#: Seconds of turns of a loss and of an update: at tiny shapes, in a call of the plan, else.
+#: Seconds for which a loss and an update are timed: at tiny shapes, in a call of the plan, in other commands.
 BUDGETS = {"tiny": (0.3, 0.2), "short": (1.5, 1.0), "": (3.0, 1.0)}
 _POLL_S = 0.2
 
 
 def _shapes(run: Run):
-    """(work, index of the shape, shape, dtype) of this run."""
-    for name in run.works:
-        work = WORKS[name]
+    """(workload, index of the shape, shape, dtype) of this run."""
+    for name in run.workloads:
+        workload = WORKLOADS[name]
         if run.device == "cpu" or run.quick:
             dtype = "float32" if run.device == "cpu" else "bfloat16"
-            yield work, 0, work.quick[0] if run.device == "cpu" else _smallest(work), dtype
+            yield workload, 0, workload.quick[0] if run.device == "cpu" else _smallest(workload), dtype
             continue
-        for index, shape in enumerate(work.gpu):
-            yield work, index, shape, "bfloat16"
+        for index, shape in enumerate(workload.gpu):
+            yield workload, index, shape, "bfloat16"
     if run.device == "cuda" and not run.quick:
-        yield from ((WORKS[name], 0, shape, dtype) for name, shape, dtype in EXTRA_CASES if name in run.works)
+        yield from ((WORKLOADS[name], 0, shape, dtype) for name, shape, dtype in EXTRA_CASES if name in run.workloads)
 
 
-def _smallest(work) -> tuple:
-    return min(work.gpu, key=lambda shape: work.case.bytes(shape, 2))
+def _smallest(workload) -> tuple:
+    return min(workload.gpu, key=lambda shape: workload.case.bytes(shape, 2))
 
 
 def _dtype(case: Case) -> str:
-    """What the case is measured in."""
-    return str(WORKS[case.work].dtype(getattr(torch, case.dtype)))[6:]
+    """The dtype that the case is measured in."""
+    return str(WORKLOADS[case.workload].dtype(getattr(torch, case.dtype)))[6:]
 
 
 def _targets(case: Case) -> list:
-    return [target for target in WORKS[case.work].gpu_targets if (target.shape, target.dtype) == (case.shape, _dtype(case))]
+    return [target for target in WORKLOADS[case.workload].gpu_targets if (target.shape, target.dtype) == (case.shape, _dtype(case))]
 
 
 def cases(run: Run) -> list[Case]:
-    """Shapes with a target, the first of every work, the others; then again with torch.compile where it was left out.
+    """The cases in the order in which they are worth having: shapes with a target, the first shape of each workload, the others.
 
-    A case that is measured again replaces the earlier result. What does not fit into the time is lost from the end.
+    After these, the cases that left torch.compile out come again, with it; the later result replaces the earlier one. Where the
+    time is over, the rest of the list is lost.
     """
     wanted = run.peers or NAMES
     ranked = []
-    for order, (work, index, shape, dtype) in enumerate(_shapes(run)):
-        case = Case(work.name, shape, dtype, tuple(wanted))
+    for order, (workload, index, shape, dtype) in enumerate(_shapes(run)):
+        case = Case(workload.name, shape, dtype, tuple(wanted))
         case = replace(case, dtype=_dtype(case))
         targets = _targets(case) if run.device == "cuda" else []
         if not any(target.peer == "compile" for target in targets):
             case = replace(case, peers=tuple(name for name in wanted if name != "compile"))
-        ranked.append(((0 if targets or (work.name, shape) in FIRST else 1 + index, order), case))
+        ranked.append(((0 if targets or (workload.name, shape) in FIRST else 1 + index, order), case))
     first = [case for _, case in sorted(ranked, key=lambda pair: pair[0])]
     if "compile" not in wanted or run.device == "cpu" or run.quick:
         return first
-    again = [case for case in first if "compile" not in case.peers and load("compile").concerns(WORKS[case.work])]
+    again = [case for case in first if "compile" not in case.peers and load("compile").concerns(WORKLOADS[case.workload])]
     return first + [replace(case, peers=tuple(wanted)) for case in again]
 
 
 def predictions(found: list[Case], device: str = "") -> str:
-    """Predicted times, a line for each shape, on this device, or on each kind where it is none of them."""
-    kinds = [KNOWN[device]] if device in KNOWN else list(KNOWN.values())
+    """A line of predicted times, for this device, or for all known GPUs where it is none of them."""
+    gpus = [KNOWN[device]] if device in KNOWN else list(KNOWN.values())
     lines = {}
     for case in found:
-        times = " or ".join(report.ms_text(WORKS[case.work].predicted_ms(case.shape, rates)) for rates in kinds)
-        lines[case.work, case.shape] = f"{case.work} {shape_name(case.shape)} {times}"
-    return f"predicted for an {' or '.join(rates.name for rates in kinds)}: " + ", ".join(lines.values())
+        times = " or ".join(report.ms_text(WORKLOADS[case.workload].predicted_ms(case.shape, rates)) for rates in gpus)
+        lines[case.workload, case.shape] = f"{case.workload} {shape_name(case.shape)} {times}"
+    return f"predicted for an {' or '.join(rates.name for rates in gpus)}: " + ", ".join(lines.values())
 
 
 def _command(run: Run, path: Path, progress: Path, *words: str) -> list[str]:
@@ -108,24 +111,24 @@ def _command(run: Run, path: Path, progress: Path, *words: str) -> list[str]:
 
 
 def warm_cases(found: list[Case]) -> list[Case]:
-    """Each kernel once: the cases with those of their peers that are worth warming and no earlier case of their shape has."""
+    """The cases that compile each kernel once: with peers that compile, and that no earlier case of the same shape has."""
     kept: list[Case] = []
     done: set[tuple] = set()
     for case in found:
-        work = WORKS[case.work]
-        rows, columns, _ = work.product(case.shape) if work.product else (0, 0, 0)
-        large = work.kind == "loss" and rows * columns > WARM_MATRIX
+        workload = WORKLOADS[case.workload]
+        rows, columns, _ = workload.product(case.shape) if workload.product else (0, 0, 0)
+        large = workload.kind == "loss" and rows * columns > WARM_MATRIX
         alone = replace(case, peers=())
-        new = [peer for peer in case.peers if peer in COMPILED and load(peer).concerns(work) and (alone, peer) not in done]
+        new = [peer for peer in case.peers if peer in COMPILED and load(peer).concerns(workload) and (alone, peer) not in done]
         peers = tuple(peer for peer in new if not (peer == "compile" and large))
-        if peers or (work.product is not None and (alone, runner.OURS) not in done):
+        if peers or (workload.product is not None and (alone, runner.OURS) not in done):
             kept.append(replace(case, peers=peers))
         done |= {(alone, name) for name in (runner.OURS, *peers)}
     return kept
 
 
 def warm(run: Run) -> None:
-    """Every compiled kernel once, dealt out to processes side by side; a process that fails costs only its own compilations."""
+    """Compiles every kernel once, in processes side by side. A process that fails costs only its own compilations."""
     found = warm_cases(cases(run))
     if not found:
         run.skip("warm", "nothing compiles")
@@ -145,7 +148,10 @@ def warm(run: Run) -> None:
 
 
 class Lane:
-    """Cases that one process measures as long as it lives, then a next one from there on; ``lost``: those that took one down."""
+    """A list of cases, measured by one process; where the process dies, the next one goes on behind the case that killed it.
+
+    ``lost``: the cases that took a process down.
+    """
 
     def __init__(self, run: Run, name: str, found: list[Case], *words: str, number: int = 0):
         self.run, self.name, self.found, self.words = run, name, found, words
@@ -155,6 +161,7 @@ class Lane:
         self.start()
 
     def start(self) -> None:
+        """Starts the process for the cases from ``first`` on."""
         self.progress.unlink(missing_ok=True)
         command = _command(self.run, self.path, self.progress, "--first", str(self.first), *self.words)
         self.seen, self.since = 0, time.monotonic()
@@ -165,15 +172,15 @@ class Lane:
             self.first += 1
 
     def overdue(self) -> str:
-        """Why its process should be stopped, or ""."""
+        """Why the process should be stopped, or ""."""
         lines = len(read_lines(self.progress))
         if lines > self.seen:
             self.seen, self.since = lines, time.monotonic()
         limit_s = START_S if not self.seen else SHORT_S if self.run.short else CASE_S
         return f"stopped after {limit_s:.0f} s" if time.monotonic() - self.since > limit_s else ""
 
-    def turn(self) -> None:
-        """One look at the process; where it has ended, its cases are recorded and the next process starts."""
+    def poll(self) -> None:
+        """Looks at the process once; where it has ended, records its cases and starts the next process."""
         if self.process.poll() is None:
             if not (why := self.overdue()):
                 return
@@ -185,7 +192,7 @@ class Lane:
             self.start()
 
     def settle(self, why: str) -> bool:
-        """Records what the process that ended has said, and the case that ended it; False where it could not even start."""
+        """Records the cases of a process that ended, and the case that ended it; False where the process could not even start."""
         self.run.live.discard(self.process)
         self.process = None
         said = read_lines(self.progress)
@@ -204,12 +211,12 @@ class Lane:
 
 
 def serve(run: Run, lanes: list[Lane], until: float) -> list[Case]:
-    """Looks after the lanes side by side until all have ended or the time has; returns the cases that took a process down."""
+    """Runs lanes side by side until all have ended or the time is over; returns the cases that took a process down."""
     try:
         while time.monotonic() < until and any(lane.process for lane in lanes):
             for lane in lanes:
                 if lane.process:
-                    lane.turn()
+                    lane.poll()
             time.sleep(_POLL_S)
     finally:
         left = [lane for lane in lanes if lane.process]
@@ -225,15 +232,16 @@ def serve(run: Run, lanes: list[Lane], until: float) -> list[Case]:
 
 
 def _has_result(run: Run, case: Case) -> bool:
-    wanted = (case.work, list(case.shape), _dtype(case))
+    wanted = (case.workload, list(case.shape), _dtype(case))
     return any((found["work"], c["shape"], c["dtype"]) == wanted for found in results(run) for c in found["cases"])
 
 
 def bench(run: Run) -> None:
+    """Measures the cases; one that took its process down is measured again, beside eager PyTorch only."""
     until = time.monotonic() + run.stage_s()
     if run.short:
-        works = tuple(name for name in run.works if name in BENCH_WORKS) or run.works
-        run = replace(run, peers=run.peers or ("eager",), works=works)
+        workloads = tuple(name for name in run.workloads if name in BENCH_WORKLOADS) or run.workloads
+        run = replace(run, peers=run.peers or ("eager",), workloads=workloads)
     found = cases(run)
     if run.device == "cuda":
         run.say(predictions(found, (this_gpu() or ("",))[0]))
@@ -249,7 +257,7 @@ def bench(run: Run) -> None:
 
 
 def smoke(run: Run) -> None:
-    """Each work at its smallest shape against float64, beside eager: does everything run, and is it right; a first idea of time."""
+    """Compares each workload, at its smallest shape, with float64; eager PyTorch runs beside it, for a first idea of times."""
     small = replace(run, quick=True, peers=("eager",))
     found = cases(small)
     many = min(SMOKE_PROCESSES if run.device == "cuda" else 2, len(found))
@@ -264,41 +272,44 @@ def smoke(run: Run) -> None:
 
 def smoke_table(found: list[dict], wanted: int) -> str:
     rows, right = [], 0
-    for work in found:
-        for case in work["cases"]:
+    for workload in found:
+        for case in workload["cases"]:
             ours = next(entry for entry in case["entries"] if entry["implementation"] == runner.OURS)
             errors = ", ".join(f"{name.removesuffix('_error')} {ours[name]:.1e}" for name in ours if name.endswith("_error"))
             said = ours["status"] if ours["status"] == OK else f"{ours['status']}: {ours['reason']}"
             time_is = report.ms_text(ours["ms"]) if "ms" in ours else ""
-            rows.append((work["work"], report.shape_text(case["shape"]), case["dtype"], said, errors, time_is))
+            rows.append((workload["work"], report.shape_text(case["shape"]), case["dtype"], said, errors, time_is))
             right += ours["status"] == OK
-    head = ("work", "shape", "dtype", "against float64", "error", "time, others on the GPU")
-    return f"{right} of {wanted} works right\n\n{report.markdown(head, rows)}"
+    head = ("workload", "shape", "dtype", "against float64", "error", "time, others on the GPU")
+    return f"{right} of {wanted} workloads right\n\n{report.markdown(head, rows)}"
 
 
 def global_failure(steps: list[Step], found: list[Case]) -> str:
-    """Why the tests would only repeat it: most works failed, or all losses (Triton), or all updates (CUDA C++); else ""."""
-    kinds = {str(case): WORKS[case.work].kind for case in found}
+    """Why the stages behind smoke would only repeat its failures, or "".
+
+    That is so where most workloads failed, or all losses (Triton), or all updates (CUDA C++).
+    """
+    kinds = {str(case): WORKLOADS[case.workload].kind for case in found}
     kind_of = lambda step: next((kind for case, kind in kinds.items() if step.name.endswith(case)), "")  # noqa: E731
-    for kind, named in (("", "works"), ("loss", "losses"), ("update", "updates")):
+    for kind, named in (("", "workloads"), ("loss", "losses"), ("update", "updates")):
         tried = [step for step in steps if kind in ("", kind_of(step))]
         bad = [step for step in tried if step.bad]
         if bad and len(bad) > (GLOBAL * len(tried) if not kind else len(tried) - 1):
             return f"{len(bad)} of {len(tried)} {named} failed in smoke, the first: {bad[0].name}: {bad[0].state}"
-    return "" if steps or not found else "smoke ran no work"
+    return "" if steps or not found else "smoke ran no workload"
 
 
 def results(run: Run, folder: str = "results") -> list[dict]:
-    """What was measured, by machine; a file that a stopped process left half written is passed over."""
+    """The result files of this run, machine by machine. A file that a stopped process left half written is passed over."""
     found = []
-    for path in (each / f"{name}.json" for each in sorted((run.scratch / folder).glob("*/")) for name in WORKS):
+    for path in (each / f"{name}.json" for each in sorted((run.scratch / folder).glob("*/")) for name in WORKLOADS):
         with suppress(ValueError, FileNotFoundError):
             found.append(runner.read(path))
     return found
 
 
 def comparison(found: dict) -> str:
-    """Predicted and measured times of a work's cases, with the best peer."""
+    """A table of the predicted and measured times of a workload's cases, with the best peer."""
     rows = []
     for case in found["cases"]:
         entries = {entry["implementation"]: entry for entry in case["entries"]}

@@ -1,4 +1,7 @@
-"""Stages of a GPU run that make it ready: wheels, facts about the machine, the build for the one GPU that is there."""
+"""Stages of a GPU run that come first: wheels, the properties of the device, the build for the one GPU that is there.
+
+Imports ``run``; the process that reads the device properties imports ``core``.
+"""
 
 import hashlib
 import importlib.metadata
@@ -8,18 +11,18 @@ import sys
 
 from benchmarks.gpu.run import ROOT, Run, python, this_gpu
 
-#: Wheels that the machine cannot fetch, one after another's failure.
+#: The folder of wheels for a machine that cannot download them.
 WHEELS = ROOT / ".wheels"
-#: What was built last, for the second call on a machine that is still there; git ignores the folder.
+#: What was built last: a second call on the same machine finds it. git ignores the folder.
 BUILT = ROOT / "build" / "gpu_build.json"
-#: Exit status of the facts where torch finds no GPU.
+#: Exit status of the process that reads the device properties where torch finds no GPU.
 NO_GPU = 4
 #: Where the table of ops begins in what ``fastssl info`` prints.
 INFO_TABLE = "\nop "
 #: Seconds of a build's time that are kept for ``fastssl info``.
 _INFO_S = 15.0
 
-_FACTS = f"""
+_PROPERTIES = f"""
 import json, os, shutil, subprocess, sys, torch
 from benchmarks.core import machine, rates
 if not torch.cuda.is_available():
@@ -41,7 +44,7 @@ print(f"rates of the predictions: {{rates.KNOWN.get(found.name, found)}}")
 
 
 def wheels(run: Run) -> None:
-    """Each wheel into a folder of its own, so that one that does not fit costs no other."""
+    """Installs each wheel into a folder of its own, so that a wheel that does not fit costs no other."""
     found = sorted(WHEELS.glob("*.whl")) if WHEELS.is_dir() else []
     if not found:
         run.skip("wheels", f"there is no {WHEELS.name}/*.whl")
@@ -56,19 +59,20 @@ def wheels(run: Run) -> None:
     run.site += [str(folders[step.name]) for step in done if step.ok]
 
 
-def facts(run: Run) -> None:
+def device(run: Run) -> None:
+    """What the device is and reaches: names, versions, memory, rates. Without a GPU the whole call ends."""
     if run.device != "cuda":
-        run.skip("facts", "needs a GPU")
+        run.skip("device", "needs a GPU")
         return
     run.step("nvidia-smi", ["nvidia-smi"], 15)
-    step = run.step("facts", [sys.executable, "-c", _FACTS], run.stage_s())
-    run.report("facts", "## Facts\n\n```\n" + step.output()[-3000:] + "\n```")
+    step = run.step("device", [sys.executable, "-c", _PROPERTIES], run.stage_s())
+    run.report("device", "## Device\n\n```\n" + step.output()[-3000:] + "\n```")
     if step.state == f"exit {NO_GPU}":
         run.halted = step.output().strip()
 
 
 def spills(logs: list[str]) -> tuple[int, int, list[str]]:
-    """(kernels that ptxas compiled, the most registers, the lines of those that spill)."""
+    """(number of kernels that ptxas compiled, most registers of one, the lines of those that spill)."""
     lines = [line for text in logs for line in text.splitlines()]
     used = [int(found[1]) for line in lines if (found := re.search(r"Used (\d+) registers", line))]
     spilled = [line.strip() for line in lines if "spill stores" in line and not re.search(r"\b0 bytes spill stores", line)]
@@ -76,13 +80,13 @@ def spills(logs: list[str]) -> tuple[int, int, list[str]]:
 
 
 def architecture(device: str) -> dict[str, str]:
-    """Lets the build compile for the GPU that is here alone; nothing where none says what it is, and in a rehearsal."""
+    """The environment of a build for just the GPU that is here; empty in a rehearsal, and where no GPU says what it is."""
     gpu = this_gpu() if device == "cuda" else None
     return {"FASTSSL_CUDA_ARCH": gpu[1]} if gpu else {}
 
 
 def built_from(only: dict[str, str]) -> dict[str, str]:
-    """What a build depends on: sources by their content, since a copy of the tree has new times."""
+    """What a build depends on. Sources count by their content, since the files of a copied tree have new times."""
     digest = hashlib.sha256()
     for path in sorted([ROOT / "setup.py", *(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
@@ -90,12 +94,13 @@ def built_from(only: dict[str, str]) -> dict[str, str]:
 
 
 def unserved(info: str) -> list[str]:
-    """Ops that ``fastssl info`` calls served by the reference on a GPU; it ends with a table of op, CPU, CUDA."""
+    """Ops that the reference serves on a GPU, read from the table of op, CPU, CUDA at the end of ``fastssl info``."""
     lines = [line.split() for line in info.partition(INFO_TABLE)[2].splitlines()]
     return [words[0] for words in lines if words[2:3] == ["reference"]]
 
 
 def build(run: Run) -> None:
+    """Builds fastssl, unless these sources are built already, and reports spills and ops without a kernel."""
     only = architecture(run.device)
     wanted, libraries = built_from(only), [*(ROOT / "fastssl").glob("*.so")]
     if BUILT.exists() and libraries and json.loads(BUILT.read_text()) == wanted:
@@ -110,7 +115,7 @@ def build(run: Run) -> None:
     info = run.step("info", python("fastssl", "info"), 60)
     if run.device == "cuda" and (missing := unserved(info.output())):
         info.state = f"ops without a kernel on this GPU: {len(missing)}"
-        names = f"Plain PyTorch serves {', '.join(missing)}: what smoke says of them is no news."
+        names = f"Plain PyTorch serves {', '.join(missing)}: what smoke says of these ops is nothing new."
         told.append(f"## Ops without a kernel\n\n{names}\n\n```\n{info.output().partition(INFO_TABLE)[0].strip()}\n```")
     if told:
         run.report("build", "\n\n".join(told))

@@ -1,9 +1,10 @@
-"""The process of a GPU run that measures cases one after another, or fills the compilers' caches:
+"""The process of a GPU run that measures cases one after another, or fills the compilers' caches.
 
     python -m benchmarks.gpu.cases CASES.json --progress FILE [--first K] [--out DIR [--smoke] | --warm] ...
 
-CASES.json is a list of {"work", "shape", "dtype", "peers"}. FILE gets a line of JSON when a case begins and when it ends, so that
-the process that watches knows which case hangs or took the process down. The exit status is 3 where the device context is lost.
+CASES.json is a list of {"workload", "shape", "dtype", "peers"}. FILE gets a line of JSON when a case begins and when it ends, so
+that the process that watches knows which case hangs or took the process down. The exit status is 3 where the device context is
+lost. Imports ``core``, ``peers`` and ``report``.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 
 from benchmarks.core import accuracy, runner
 from benchmarks.core.prepared import release
-from benchmarks.core.registry import WORKS, shape_name
+from benchmarks.core.registry import WORKLOADS, shape_name
 from benchmarks.core.workloads import Update
 from benchmarks.peers import implementation, load
 from benchmarks.report import tables as report
@@ -30,15 +31,15 @@ CONTEXT_LOST = 3
 
 @dataclass(frozen=True)
 class Case:
-    """A work at one shape, and the peers that take part."""
+    """A workload at one shape, and the peers that take part."""
 
-    work: str
+    workload: str
     shape: tuple
     dtype: str
     peers: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.work} {shape_name(self.shape)} {self.dtype}"
+        return f"{self.workload} {shape_name(self.shape)} {self.dtype}"
 
 
 def write_cases(cases: list[Case], path: Path) -> Path:
@@ -47,24 +48,24 @@ def write_cases(cases: list[Case], path: Path) -> Path:
 
 
 def read_cases(path: Path) -> list[Case]:
-    return [Case(c["work"], tuple(c["shape"]), c["dtype"], tuple(c["peers"])) for c in json.loads(path.read_text())]
+    return [Case(c["workload"], tuple(c["shape"]), c["dtype"], tuple(c["peers"])) for c in json.loads(path.read_text())]
 
 
 def bound(case: Case, name: str, device: str) -> Callable[[], object]:
     """One forward and backward, or one step, of an implementation on inputs of its own."""
-    work, call = WORKS[case.work], implementation(name, WORKS[case.work])
-    dtype = work.dtype(getattr(torch, case.dtype))
-    if isinstance(work, Update):
-        return call(work.case.state(case.shape, dtype=dtype, device=device))
-    inputs = work.case.inputs(case.shape, dtype=dtype, device=device)
-    return partial(accuracy.turn, call, accuracy.leaves(inputs, constant=work.constant_inputs))
+    workload, call = WORKLOADS[case.workload], implementation(name, WORKLOADS[case.workload])
+    dtype = workload.dtype(getattr(torch, case.dtype))
+    if isinstance(workload, Update):
+        return call(workload.case.state(case.shape, dtype=dtype, device=device))
+    inputs = workload.case.inputs(case.shape, dtype=dtype, device=device)
+    return partial(accuracy.timed_step, call, accuracy.leaves(inputs, constant=workload.constant_inputs))
 
 
 def warm(case: Case, device: str) -> str:
-    """Runs our kernels and those of the case's peers once, untimed; "" or what failed. Compilers keep their results on disk."""
+    """Runs our kernels and those of the case's peers once, untimed: compilers keep their results on disk. Returns what failed."""
     failed = []
     for name in (runner.OURS, *case.peers):
-        if name != runner.OURS and load(name).unfit(WORKS[case.work], case.shape, device)[0]:
+        if name != runner.OURS and load(name).unfit(WORKLOADS[case.workload], case.shape, device)[0]:
             continue
         try:
             torch._dynamo.reset()
@@ -78,17 +79,17 @@ def warm(case: Case, device: str) -> str:
 
 
 def measure(case: Case, args) -> str:
-    """Times the case and writes its result file; "" or what is wrong with our own entry."""
+    """Measures the case and writes its result file. Returns what is wrong with our own entry, or ""."""
     options = runner.Options(
         device=args.device,
         dtype=getattr(torch, case.dtype),
         peers=case.peers,
-        budget_s=args.loss_budget if WORKS[case.work].kind == "loss" else args.update_budget,
+        budget_s=args.loss_budget if WORKLOADS[case.workload].kind == "loss" else args.update_budget,
         memory=args.device == "cuda" and not args.smoke,
         graphs=args.device == "cuda" and not args.smoke,
     )
-    work = WORKS[case.work]
-    found = runner.result(work, args.device, [runner.run_case(work, case.shape, options)])
+    workload = WORKLOADS[case.workload]
+    found = runner.result(workload, args.device, [runner.run_case(workload, case.shape, options)])
     runner.save(found, args.out / found["machine"]["slug"])
     print("\n" + report.case_table(found, found["cases"][0]) + "\n", flush=True)
     ours = found["cases"][0]["entries"][0]
@@ -105,13 +106,14 @@ def _context_lost(device: str) -> bool:
 
 
 def main(argv: list[str]) -> int:
+    """Measures the cases of a file; the exit status is ``CONTEXT_LOST`` where the device no longer answers."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.cases", description="measures a list of cases")
     parser.add_argument("cases", type=Path)
     parser.add_argument("--progress", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0, help="index of the first case")
-    parser.add_argument("--out", type=Path, help="folder of result files, in a folder for each machine")
-    parser.add_argument("--warm", action="store_true")
-    parser.add_argument("--smoke", action="store_true", help="right or wrong, and a first time; no memory, no graphs")
+    parser.add_argument("--out", type=Path, help="folder of result files; each machine gets a folder in it")
+    parser.add_argument("--warm", action="store_true", help="only compile")
+    parser.add_argument("--smoke", action="store_true", help="accuracy and a first time; no memory, no graphs")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--loss-budget", type=float, default=3.0)
     parser.add_argument("--update-budget", type=float, default=1.0)

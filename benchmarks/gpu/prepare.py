@@ -1,6 +1,8 @@
 """Before a GPU is lent, on any machine: would the working tree travel, and does the whole plan run here at tiny shapes?
 
-python -m benchmarks.gpu --call prepare [--out DIR]
+    python -m benchmarks.gpu --call prepare [--out DIR]
+
+Imports ``plan``, ``run`` and ``core.machine``.
 """
 
 import os
@@ -11,14 +13,14 @@ from benchmarks.core import machine
 from benchmarks.gpu import plan as gpu_plan
 from benchmarks.gpu.run import ROOT
 
-#: What a machine that is lent takes of a working tree: what git does not ignore, and the folders that are named beside it.
+#: Bytes of a working tree that a lent machine takes; it takes what git does not ignore, and these folders.
 CARRIED_BYTES = 64 << 20
 CARRIED_TOO = (".wheels", "shared")
 _NAMED = 8
 
 
 def carried(root: Path = ROOT) -> list[tuple[int, str]]:
-    """(bytes, path) of every file that travels, the largest first; OSError or CalledProcessError where git does not answer."""
+    """(bytes, path) of every file that travels, the largest first. Raises OSError or CalledProcessError where git fails."""
     asked = subprocess.run(
         ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True,
@@ -41,6 +43,6 @@ def check_carried(found: list[tuple[int, str]], most: int = CARRIED_BYTES) -> st
 
 
 def commands(minutes: float) -> list[str]:
-    """What to run there; the commit is named because the copy has no ``.git``."""
+    """The commands to run on the machine. They name the commit, because the copy there has no ``.git``."""
     words = f"--commit {machine.commit()}" + (f" --minutes {minutes:g}" if minutes != 15 else "")
     return [f"python3 -m benchmarks.gpu --call {call} --out DIR {words}" for call in gpu_plan.CALLS]

@@ -1,9 +1,11 @@
-"""Stage of a GPU run that asks what binds each kernel: Nsight Compute over one forward and backward of the main cases.
+"""Stage of a GPU run that asks what limits each kernel: Nsight Compute over one forward and backward of the main cases.
 
     python -m benchmarks.gpu.profile GROUP SECONDS    the process that is profiled: a marker kernel, then a case, and so on
 
-Every case runs once before, so that nothing compiles under the profiler. ncu writes when its process ends: hence two groups, and a
-process begins no case after SECONDS. The table has one line for each kernel of a case.
+Every case runs once before, so that nothing compiles under the profiler. ncu writes its file when the process ends; so there are
+two groups of cases, and a process begins no case after SECONDS. The table has one line for each kernel of a case.
+
+Imports ``cases``, ``run``, ``core`` and ``report``.
 """
 
 import csv
@@ -20,7 +22,7 @@ from benchmarks.gpu.cases import Case, bound
 from benchmarks.gpu.run import Run, python
 from benchmarks.report import tables as report
 
-#: What the plan profiles, with ncu's own basic set of sections: a kernel of similarities each, two of NT-Xent.
+#: What a call of the plan profiles, with ncu's own basic set of sections: cases for each kernel of similarities.
 SHORT = {
     "short": (
         Case("nt_xent", (32768, 128), "bfloat16", ()),
@@ -57,13 +59,14 @@ GROUPS = {
         Case("patch_loss_norm", (1024, 224, 16), "bfloat16", ()),
     ),
 }
-#: Part of a process's time after which it begins no case, and what it says of those.
+#: Part of its time after which a process begins no case, and what it prints before the cases that it left out.
 BEGIN, LEFT_OUT = 0.6, "left out: "
-#: Name of the kernel of ``torch.cuda._sleep``, which stands before each case.
+#: Name of the kernel of ``torch.cuda._sleep``, which runs before each case and separates them.
 MARKER = "spin_kernel"
 #: Kernels of a group that are profiled at most.
 LAUNCHES = 200
-#: Head -> how a column of ncu's raw page is found: the largest that holds all words of the first alternative with any.
+#: Head -> words that the names of ncu's columns hold, alternative after alternative. The first alternative with a number counts,
+#: with its largest number.
 _COLUMNS = {
     "us": (("gpu__time_duration.sum",),),
     "tensor %": (("sm__pipe_tensor_cycles_active", "pct"), ("pipe_tensor", "pct")),
@@ -143,6 +146,7 @@ def table(lines: list[Line]) -> str:
 
 
 def profile(run: Run) -> None:
+    """Profiles each group of cases in a process of its own, and reports one table."""
     tool = shutil.which("ncu")
     reason = "needs a GPU" if run.device != "cuda" else "" if tool else "ncu is not installed"
     if reason:
@@ -173,27 +177,27 @@ def profile(run: Run) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The profiled process; a case that fails is named and the next one follows."""
+    """The process that is profiled. A case that fails is named, and the next one follows."""
     until = time.monotonic() + float(argv[1])
     for case in (SHORT | GROUPS)[argv[0]]:
         if time.monotonic() > until:
             print(f"{LEFT_OUT}{case}", flush=True)
             continue
-        turn = None
+        step = None
         try:
-            turn = bound(case, runner.OURS, "cuda")
-            turn()
+            step = bound(case, runner.OURS, "cuda")
+            step()
             torch.cuda.synchronize()
         except Exception as error:  # the other cases are worth having
             print(f"failed: {case}: {type(error).__name__}: {error}", flush=True)
-            turn = None
+            step = None
         torch.cuda.profiler.start()
         torch.cuda._sleep(1)
-        if turn is not None:
-            turn()
+        if step is not None:
+            step()
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
-        del turn
+        del step
         release("cuda")
     return 0
 

@@ -2,9 +2,10 @@
 
     pytest -p benchmarks.gpu.pytest_report --report-lines FILE ...
 
-FILE gets a line of JSON for each test as it ends (with xdist, from the controller), so a run that is stopped at its limit has said
-what it found. After an error that leaves the CUDA context unusable, a worker of xdist ends itself and another takes its place;
-without that every later test of the process would fail with the same words. Cached device memory is handed back after each test.
+FILE gets a line of JSON for each test as it ends (with xdist, from the controller), so a run that is stopped at its limit has
+written down what it found. After an error that leaves the CUDA context unusable, a worker of xdist ends itself and another takes
+its place; otherwise every later test of the process would fail with the same message. Cached device memory is handed back after
+each test. Imports nothing of ``benchmarks``.
 """
 
 import json
@@ -13,7 +14,7 @@ import sys
 
 import pytest
 
-#: What CUDA says when every later call of the process fails too.
+#: Messages of CUDA errors after which every later call of the process fails too.
 STICKY = (
     "illegal memory access",
     "misaligned address",

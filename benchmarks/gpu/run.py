@@ -1,7 +1,8 @@
-"""Processes with limits, and what a GPU run leaves behind, for ``benchmarks/gpu/__main__.py``.
+"""Processes with limits, and what a GPU run leaves behind.
 
-Every step is a process group of its own with a limit. Its output goes to a log file, its end to the screen and the summary.
-What a stage makes lies in a scratch folder and is packed into DIR after the stage: DIR is whole whenever the run is cut off.
+Every step is a process group of its own with a limit. Its output goes to a log file; the end of it is printed, and joins the
+summary. What a stage makes is first written to a scratch folder, which is packed into DIR after the stage, so that DIR is complete
+whenever the run is cut off. Imports ``plan``.
 """
 
 import io
@@ -25,20 +26,23 @@ from pathlib import Path
 from benchmarks.gpu.plan import PACK_S, STOP_S
 
 ROOT = Path(__file__).resolve().parents[2]
-#: A packed log longer than this keeps its two ends.
+#: Of a longer log, only the two ends are packed.
 LOG_BYTES = 2_000_000
-#: The archive has less than this: what lends a GPU may hand back no larger file.
+#: The archive stays smaller than this: a machine that is lent may hand back no larger file.
 ARCHIVE_BYTES = 15 << 20
-#: Characters of a step's output on the screen.
+#: Characters of a step's output that are printed.
 _TAIL = 1500
-#: Seconds from the request to end until the order, and from the order until a process is given up that the driver holds.
+#: Seconds between the request to end (SIGTERM) and the order (SIGKILL), and until a process that the driver holds is given up.
 _GRACE_S, _KILL_S = 3.0, 4.0
 OK, NO_TIME = "ok", "no time left"
 
 
 @dataclass
 class Step:
-    """``state``: "ok", "skipped: reason", "exit 1", "stopped after 60 s", "no time left" or an error; ``log`` its output."""
+    """What became of a process: ``state`` is "ok", "skipped: reason", "exit 1", "stopped after 60 s", "no time left" or an error.
+
+    ``log``: the file with its output.
+    """
 
     name: str
     state: str
@@ -59,12 +63,12 @@ class Step:
 
 
 def stop(process: subprocess.Popen, grace_s: float = _GRACE_S) -> None:
-    """Ends a process and all that it started; nothing where they have ended."""
+    """Ends a process and all that it started, where they still run."""
     stop_all([process], grace_s)
 
 
 def stop_all(processes: list[subprocess.Popen], grace_s: float = _GRACE_S) -> None:
-    """The same for many at once, in no more time."""
+    """Ends many processes at once, in no more time than one takes."""
     for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_S)):
         if not wait_s:
             continue
@@ -78,7 +82,7 @@ def stop_all(processes: list[subprocess.Popen], grace_s: float = _GRACE_S) -> No
 
 
 def this_gpu() -> tuple[str, str] | None:
-    """(name, compute capability) of the GPU that is here, without a context on it."""
+    """(name, compute capability) of the GPU that is here, asked without a context on it; None where there is none."""
     try:
         words = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
         asked = subprocess.run(words, capture_output=True, text=True, timeout=20)
@@ -89,7 +93,7 @@ def this_gpu() -> tuple[str, str] | None:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """A file of lines of JSON that another process writes: whole lines only, none where it is absent."""
+    """The lines of JSON that another process writes to a file: complete ones only; none where the file is absent."""
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -103,16 +107,16 @@ def shortened(text: bytes, most: int = LOG_BYTES) -> bytes:
 class Run:
     """The state of one command: where it writes, how much time is left, what each step did.
 
-    ``short``: a call of the plan, whose stages leave out what fifteen minutes have no room for. ``stage_until``: when the present
-    stage must be over. ``halted``: why nothing that follows would be worth its time. ``dropped``: what was not done, and why.
-    ``todo``: stages that have not ended.
+    ``short``: the command is a call of the plan, whose stages leave out what fifteen minutes have no room for. ``stage_until``: the
+    time at which the present stage must be over. ``halted``: why the stages that follow would be pointless. ``dropped``: what was
+    not done, and why. ``todo``: the stages that have not ended.
     """
 
     out: Path
     device: str = "cuda"
     quick: bool = False
     peers: tuple[str, ...] = ()
-    works: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
     total_s: float = 520.0
     short: bool = False
     started: float = field(default_factory=lambda: time.monotonic())
@@ -145,7 +149,7 @@ class Run:
         return self.scratch / "results"
 
     def left_s(self) -> float:
-        """Seconds left for stages; those to pack are kept back."""
+        """Seconds that are left for stages; those for packing are kept back."""
         return self.total_s - PACK_S - (time.monotonic() - self.started)
 
     def stage_s(self) -> float:
@@ -181,7 +185,7 @@ class Run:
         return os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | (extra or {})
 
     def start(self, name: str, command: list[str], env: dict[str, str] | None = None) -> tuple[subprocess.Popen, Path]:
-        """A process group and its log; it must be given to ``end``. OSError where it can't start."""
+        """Starts a process group; returns it, for ``end``, and its log file. Raises OSError where it cannot start."""
         if self.abandoned.is_set():
             raise OSError("the run is being ended")
         path = self.folder("logs") / (re.sub(r"[^A-Za-z0-9.]+", "_", name)[:80] + ".txt")
@@ -196,7 +200,7 @@ class Run:
                 process_group=0,  # not a session: what ends this command's session ends them too
             )
         self.live.add(process)
-        if self.abandoned.is_set():  # it was not yet among the live ones
+        if self.abandoned.is_set():  # the run was ended before the process was among the live ones
             stop(process, 0.0)
         self.say(f"=== {name}: {' '.join(part if len(part) < 200 else '...' for part in command)}")
         return process, path
@@ -227,13 +231,13 @@ class Run:
         return self.record(step)
 
     def together(self, jobs: Iterable[tuple[str, list[str]]], limit_s: float, at_once: int, env=None) -> list[Step]:
-        """Steps side by side; ``limit_s`` is for all of them."""
+        """Runs steps side by side, ``at_once`` of them at a time; ``limit_s`` is for all of them together."""
         until = time.monotonic() + limit_s
         with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(lambda job: self.step(*job, until - time.monotonic(), env), jobs))
 
     def abandon(self) -> None:
-        """Ends every process that still runs, and starts no other."""
+        """Ends every process that still runs; none is started afterwards."""
         self.abandoned.set()
         for process in list(self.live):
             stop(process, 0.0)
@@ -242,22 +246,20 @@ class Run:
         for folder in (self.scratch, self.scratch.with_suffix(".site")):
             shutil.rmtree(folder, ignore_errors=True)
 
-    # --- what comes back ------------------------------------------------------------------------------------------------
-
     def write(self, name: str, content: bytes) -> None:
-        """A file in DIR: the old one or the new one is whole, whenever this process is killed."""
+        """Writes a file in DIR so that the old one or the new one is complete, whenever this process is killed."""
         with self.packing:
             fresh = self.out / f"{name}.part"
             fresh.write_bytes(content)
             fresh.replace(self.out / name)
 
     def keep(self, path: Path) -> None:
-        """A copy in DIR, beside the archive."""
+        """Copies a file to DIR, beside the archive."""
         if path.exists():
             self.write(path.name, path.read_bytes())
 
     def pack(self) -> None:
-        """The scratch folder -> results.tar.gz, for those who can take only a few files away; processes may be writing there."""
+        """Packs the scratch folder into results.tar.gz: some can take only a few files away. Processes may be writing there."""
         packed = b""
         for most in (LOG_BYTES, LOG_BYTES // 20, LOG_BYTES // 200):
             packed = self._packed(most)
@@ -278,11 +280,12 @@ class Run:
         return packed.getvalue()
 
     def unpack(self) -> None:
-        """What an earlier command left in the same DIR."""
+        """Unpacks what an earlier command left in the same DIR."""
         if (self.out / "results.tar.gz").exists():
             with tarfile.open(self.out / "results.tar.gz") as archive:
                 archive.extractall(self.scratch, filter="data")
 
 
 def python(module: str, *words: str) -> list[str]:
+    """The command ``python -m module words``."""
     return [sys.executable, "-m", module, *words]

@@ -1,4 +1,7 @@
-"""Stages of a GPU run that ask whether the kernels are right: the tests, those that need much memory, and compute-sanitizer."""
+"""Stages of a GPU run that ask whether the kernels are right: the tests, those that need much memory, and compute-sanitizer.
+
+Imports ``run``.
+"""
 
 import importlib.util
 import re
@@ -12,13 +15,13 @@ from pathlib import Path
 from benchmarks.gpu.run import ROOT, Run, Step, python, read_lines
 
 GPU_TESTS, SANITIZED = "tests/gpu", "tests/gpu/test_sanitized.py"
-#: On a CPU: the sanitizer's small tests, with the CPU standing in for the GPU.
+#: What a rehearsal runs instead: the small tests of the sanitizer, on a CPU that stands in for the GPU.
 REHEARSAL = "tests/gpu/rehearse.py"
 #: Test processes side by side on one GPU; one thread each, since they share the cores.
 PROCESSES, ONE_THREAD = 14, {"OMP_NUM_THREADS": "1"}
 #: pytest's exit status where no test was collected.
 NO_TESTS = 5
-#: What the plan leaves out: the kernels read "medium" as TF32, like "high".
+#: Tests that a call of the plan leaves out: the kernels treat the precision "medium" as "high", as TF32.
 LEFT_OUT = "not medium"
 #: Processes that may be lost and replaced.
 RESTARTS = 60
@@ -37,7 +40,7 @@ def _installed(module: str) -> bool:
 
 
 def pytest_command(target: str, lines: Path, processes: int, *words: str, script: str = "") -> list[str]:
-    """pytest, or a ``script`` that starts it, with what is there of xdist (``processes`` > 0) and a limit for each test."""
+    """The command of pytest, or of a ``script`` that starts it; with xdist (``processes`` > 0) and a limit for each test."""
     command = [sys.executable, script] if script else python("pytest")
     command += [target, "-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.pytest_report", *words]
     command += ["--report-lines", str(lines), "--tb=short"]
@@ -49,7 +52,7 @@ def pytest_command(target: str, lines: Path, processes: int, *words: str, script
 
 
 def _read(lines: Path) -> tuple[int, dict[str, list[dict]]]:
-    """(tests collected, outcome -> its lines, a test once: an error of its teardown or of its process counts for it)."""
+    """(number of tests collected, outcome -> its lines). A test counts once, by its worst outcome, with that of its teardown."""
     found = read_lines(lines)
     collected = max((line["collected"] for line in found if "collected" in line), default=0)
     worst = {"passed": 0, "skipped": 1, "failed": 2}
@@ -70,7 +73,7 @@ def _first_lines(message: str) -> str:
 
 
 def _grouped(lines: list[dict]) -> list[str]:
-    """One paragraph for each place and kind of error, the most frequent first; numbers do not make another kind."""
+    """One paragraph for each place and message, the most frequent first; messages that differ only in numbers count as one."""
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for line in lines:
         kind = re.sub(r"[\d.e+-]*\d", "#", _first_lines(line["message"]))[:90]
@@ -97,7 +100,7 @@ def not_run(lines: Path) -> int:
 
 
 def failure_report(title: str, lines: Path, most: int = REPORT_CHARS) -> str:
-    """Counts, then failures by kind, reasons of skipped tests, the slowest; at most about ``most`` characters."""
+    """Counts, reasons of skipped tests, the slowest tests, then failures by place; about ``most`` characters at most."""
     _, found = _read(lines)
     slow = sorted((line for kind in found.values() for line in kind if line["seconds"] >= 1), key=lambda line: -line["seconds"])[:5]
     parts = [f"## {title}: {counts(lines)}"]
@@ -114,7 +117,7 @@ def failure_report(title: str, lines: Path, most: int = REPORT_CHARS) -> str:
 
 
 def _run_tests(run: Run, stage: str, command_of: Callable, limit_s: float, env: dict[str, str]) -> tuple[Step, str]:
-    """(step, report) of the command for a file of lines."""
+    """Runs the tests of one stage; returns the step and its report. ``command_of(lines)`` is the command that writes that file."""
     lines = run.folder("tests") / f"{stage.replace(' ', '_')}.jsonl"
     lines.unlink(missing_ok=True)
     step = run.step(stage, command_of(lines), limit_s, env)
@@ -137,7 +140,7 @@ def _missing(run: Run, stage: str, *paths: str) -> bool:
 
 
 def tests(run: Run) -> None:
-    """All but the large tests, many processes on one GPU; on a CPU the sanitizer's, with the CPU standing in for the GPU."""
+    """Runs all but the large tests, with many processes on one GPU; a rehearsal runs the sanitizer's tests on the CPU."""
     if run.device == "cuda":
         words = ("-m", "not large", *(("-k", LEFT_OUT) if run.short else ()))
         needed, command = (GPU_TESTS,), lambda lines: pytest_command(GPU_TESTS, lines, PROCESSES, *words)
@@ -149,7 +152,7 @@ def tests(run: Run) -> None:
 
 
 def large(run: Run) -> None:
-    """Tests of many gigabytes, one after another; a process of its own, so that one that is lost can be replaced."""
+    """Runs the tests that need many gigabytes, one after another, in one process that is replaced if it is lost."""
     if run.device != "cuda":
         run.skip("large", "needs a GPU")
     elif not _missing(run, "large", GPU_TESTS):
@@ -161,7 +164,7 @@ def large(run: Run) -> None:
 
 
 def sanitizer_findings(text: str, most: int = 6) -> str:
-    """Errors of compute-sanitizer by kind and kernel, and its last summary."""
+    """The errors that compute-sanitizer found, grouped by error and kernel, and its last summary."""
     lines = [line.lstrip("= ").strip() for line in text.splitlines() if line.startswith("=========")]
     kinds: dict[str, int] = defaultdict(int)
     for line, after in zip(lines, [*lines[1:], ""], strict=True):
@@ -174,7 +177,7 @@ def sanitizer_findings(text: str, most: int = 6) -> str:
 
 
 def sanitize(run: Run) -> None:
-    """memcheck and racecheck side by side on small tests of every kernel."""
+    """Runs memcheck and racecheck side by side, on small tests of every kernel."""
     tool = shutil.which("compute-sanitizer")
     reason = "needs a GPU" if run.device != "cuda" else "" if tool else "compute-sanitizer is not installed"
     if reason:

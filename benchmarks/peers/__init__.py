@@ -1,9 +1,11 @@
-"""One adaptor for each library: which works it can do, how it is called, and where it must not be tried.
+"""One adaptor for each library: which workloads it can do, how it is called, and where it must not be tried.
 
-An adaptor module has one ``PEER``. It imports its library only inside ``forms``' builders, so an absent library is a row with
-a reason. A form takes the work's constants and returns ``call(**inputs) -> loss`` with the objective of ``case.eager``; the form
-of an update returns ``bind(state) -> step``, where a step changes the state as that of ``case.eager`` does. ``bind`` may put views
-of the library's own memory into the state.
+An adaptor module has one ``PEER``. It imports its library only when a form is called, so an absent library becomes a line with a
+reason. A form takes the constants of the workload and returns ``call(**inputs) -> loss``, with the objective of ``case.eager``. The
+form of an update returns ``bind(state) -> step``, where a step changes the state as that of ``case.eager`` does; ``bind`` may put
+views of the library's own memory into the state.
+
+The adaptors import ``fastssl.testing`` and one another, and nothing else of ``benchmarks``.
 """
 
 import contextlib
@@ -19,7 +21,7 @@ import torch
 
 from fastssl.testing.masked_updates import LEAVES, Forward, forward_backward
 
-#: In the order of the tables; each is a module of this package.
+#: The peers in the order of the tables; each is a module of this package.
 NAMES = (
     "eager",
     "compile",
@@ -42,16 +44,17 @@ NAMES = (
     "fused",
     "update_momentum",
 )
-#: Keys of ``forms`` for works of a kind: the form gets the work itself.
+#: Keys of ``forms`` for all losses and for all updates; such a form takes the workload itself.
 EVERY_LOSS, EVERY_UPDATE = "every loss", "every update"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """``forms[work](constants) -> call``, or ``forms[EVERY_LOSS](work) -> call``.
+    """A library: ``forms[name](**constants) -> call`` for each workload that it can do, or ``forms[EVERY_LOSS](workload) -> call``.
 
-    ``differs[work]``: why this library has no equal objective for the work. ``max_rows[device]``: rows N above which it is
-    not tried, for memory or time. ``distribution`` and ``module``: what pip and import call it; None: part of torch.
+    ``differs[name]``: why this library has no equal objective for a workload. ``max_rows[device]``: rows N above which it is not
+    tried, since it would take too much memory or time. ``distribution`` and ``module``: its names for pip and for import; None
+    where it is a part of torch.
     """
 
     name: str
@@ -67,51 +70,52 @@ class Peer:
         return importlib.metadata.version(self.distribution) if self.distribution else torch.__version__
 
     def absent(self) -> str:
-        """Empty where the library can be imported; otherwise the reason."""
+        """Why the library cannot be imported; "" where it can."""
         if self.module is None or importlib.util.find_spec(self.module) is not None:
             return ""
         return f"{self.distribution} is not installed"
 
-    def form(self, work) -> Callable | None:
-        """() -> call of the work, or None where this library has none."""
-        if work.name in self.forms:
-            return partial(self.forms[work.name], **work.constants)
-        every = f"every {work.kind}"
-        return partial(self.forms[every], work) if every in self.forms else None
+    def form(self, workload) -> Callable | None:
+        """A function that makes the call of the workload, or None where this library cannot do it."""
+        if workload.name in self.forms:
+            return partial(self.forms[workload.name], **workload.constants)
+        every = f"every {workload.kind}"
+        return partial(self.forms[every], workload) if every in self.forms else None
 
-    def concerns(self, work) -> bool:
-        """Whether a comparison of the work names this library at all."""
-        return work.name in self.differs or self.form(work) is not None
+    def concerns(self, workload) -> bool:
+        """Whether a comparison of the workload mentions this library."""
+        return workload.name in self.differs or self.form(workload) is not None
 
-    def unfit(self, work, shape, device: str) -> tuple[str, str]:
-        """(status, reason) where the work is not tried: "absent", "other objective" or "too large"; ("", "") where it is."""
-        if work.name in self.differs:
-            return "other objective", self.differs[work.name]
-        if self.form(work) is None:
-            return "other objective", f"has no {work.name}"
+    def unfit(self, workload, shape, device: str) -> tuple[str, str]:
+        """(status, reason) where the workload is not tried: "absent", "other objective" or "too large"; else ("", "")."""
+        if workload.name in self.differs:
+            return "other objective", self.differs[workload.name]
+        if self.form(workload) is None:
+            return "other objective", f"has no {workload.name}"
         if device not in self.devices:
             return "absent", f"runs on {' and '.join(self.devices)} only"
         if reason := self.absent():
             return "absent", reason
         limit = self.max_rows.get(device)
-        if limit is not None and work.rows(shape) > limit:
+        if limit is not None and workload.rows(shape) > limit:
             return "too large", f"not tried above N = {limit} rows on this device"
         return "", ""
 
-    def build(self, work) -> Callable:
-        return self.form(work)()
+    def build(self, workload) -> Callable:
+        return self.form(workload)()
 
 
 def load(name: str) -> Peer:
+    """The adaptor of a library. Raises ValueError for a name that is not in ``NAMES``."""
     if name not in NAMES:
         raise ValueError(f"bench: unknown peer {name!r}; choose from {', '.join(NAMES)}")
     return importlib.import_module(f"{__name__}.{name}").PEER
 
 
 def ready_torchvision() -> str:
-    """Makes ``import torchvision`` work where its operators can't load: "real", or "stub" with nms declared, not implemented.
+    """Makes ``import torchvision`` succeed where its operators cannot load. Returns "real", or "stub" where nms is only declared.
 
-    lightly and transformers import torchvision for their transforms. Call before importing these; calling again does nothing.
+    lightly and transformers import torchvision for their transforms. Call this before importing them; a second call does nothing.
     """
     try:
         importlib.import_module("torchvision")
@@ -131,21 +135,21 @@ def ready_torchvision() -> str:
 
 
 def after_torchvision(forward: Forward) -> Forward:
-    """The forward, of a library that imports torchvision where it is installed."""
+    """The same forward, after torchvision is ready: for a library that imports torchvision where it is installed."""
     with contextlib.suppress(ImportError):
         ready_torchvision()
     return forward
 
 
 def masked(forwards: dict[str, Forward], prepare: Callable[[Forward], Forward] = lambda forward: forward) -> dict[str, Callable]:
-    """Forms of works of masked image modelling from their forwards, each ``prepare``d before its first use."""
+    """The forms of masked image modelling from their forwards; ``prepare`` is applied to a forward before its first use."""
 
-    def form(work: str, **constants) -> Callable:
-        return partial(forward_backward, prepare(forwards[work]), LEAVES[work], **constants)
+    def form(workload: str, **constants) -> Callable:
+        return partial(forward_backward, prepare(forwards[workload]), LEAVES[workload], **constants)
 
-    return {work: partial(form, work) for work in forwards}
+    return {workload: partial(form, workload) for workload in forwards}
 
 
-def implementation(name: str, work) -> Callable:
-    """``call(**inputs) -> loss`` or ``bind(state) -> step`` of "fastssl" or of a peer, the work's constants bound."""
-    return partial(work.case.ours, **work.constants) if name == "fastssl" else load(name).build(work)
+def implementation(name: str, workload) -> Callable:
+    """``call(**inputs) -> loss`` or ``bind(state) -> step`` of "fastssl" or of a peer, with the workload's constants bound."""
+    return partial(workload.case.ours, **workload.constants) if name == "fastssl" else load(name).build(workload)

@@ -1,4 +1,4 @@
-"""torch.optim.swa_utils.AveragedModel with get_ema_multi_avg_fn: _foreach_lerp_ behind two reads of a counter on the device."""
+"""torch.optim.swa_utils.AveragedModel with get_ema_multi_avg_fn: _foreach_lerp_, after two reads of a counter on the device."""
 
 from fastssl.testing.updates import as_module
 

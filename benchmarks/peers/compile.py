@@ -1,9 +1,9 @@
-"""``torch.compile`` of the eager form, one graph, static shapes; the caller resets Dynamo between shapes.
+"""``torch.compile`` of the eager form, in one graph with static shapes. The caller resets Dynamo between shapes.
 
-MoCo's step: the MoCo repository's loss, compiled, and its enqueue after the backward. The compiler drops the copy of the queue,
-so that a push before the backward changes the gradient without a word (torch 2.13).
+For MoCo's step, the loss of the MoCo repository is compiled, and its enqueue comes after the backward: torch 2.13's compiler drops
+the copy of the queue, so a push before the backward would silently change the gradient.
 
-Masked image modelling: the forms of the MAE repository, compiled.
+For masked image modelling, the forms of the MAE repository are compiled.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ def _compiled(call):
 PEER = Peer(
     "compile",
     {
-        EVERY_LOSS: lambda work: _compiled(partial(work.case.eager, **work.constants)),
+        EVERY_LOSS: lambda workload: _compiled(partial(workload.case.eager, **workload.constants)),
         "moco_step": lambda temperature: moco(_compiled(loss), early=False)(temperature),
         **masked(FORMS, _compiled),
     },

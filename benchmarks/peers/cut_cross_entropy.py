@@ -1,8 +1,8 @@
 """ml-cross-entropy (Apple): ``linear_cross_entropy(e, c, targets, reduction=, filter_eps=)`` in Triton.
 
-``filter_eps=None``: the default skips small gradients, another computation. bfloat16 or float16 in practice.
-NT-Xent as in ``linear_cross_entropy``: the self column taken out of its row likelihoods. Signature read in the 25.1.1 wheel and at
-commit d42911f; this adaptor has not run.
+The adaptor passes ``filter_eps=None``, since the default skips small gradients, which is another computation. The library is made
+for bfloat16 and float16. NT-Xent is computed as in ``linear_cross_entropy``: the self column is taken out of the likelihood of its
+row. The signature was read in the 25.1.1 wheel and at commit d42911f; this adaptor has not run.
 """
 
 from . import Peer

@@ -1,4 +1,4 @@
-"""The loss or the update as a careful user writes it in PyTorch; the (N, N) matrix of a loss is stored several times."""
+"""The loss or the update as a careful user writes it in PyTorch. A loss stores several (N, N) matrices."""
 
 from functools import partial
 
@@ -6,6 +6,6 @@ from . import EVERY_LOSS, EVERY_UPDATE, Peer
 
 PEER = Peer(
     "eager",
-    dict.fromkeys((EVERY_LOSS, EVERY_UPDATE), lambda work: partial(work.case.eager, **work.constants)),
+    dict.fromkeys((EVERY_LOSS, EVERY_UPDATE), lambda workload: partial(workload.case.eager, **workload.constants)),
     max_rows={"cpu": 16384},
 )

@@ -1,8 +1,8 @@
-"""Inf-CL: ``cal_flash_loss(q, k, scale=, head_dim=)``, one direction, online maximum; TF32 even for float32.
+"""Inf-CL: ``cal_flash_loss(q, k, scale=, head_dim=)``, one direction, with an online maximum; in TF32 even for float32.
 
-Does not normalise. ``head_dim`` must be a power of two from 16 to 256 that divides D (its default of 256 fails for D = 128).
-``cal_inf_loss`` asks torch.distributed for its rank, ``cal_ring_loss`` has no maximum shift: neither is used. Signature read in
-the 1.2.1 wheel; this adaptor has not run.
+The function does not normalise. ``head_dim`` must be a power of two from 16 to 256 that divides D; its default of 256 fails for
+D = 128. Two other functions are not used: ``cal_inf_loss`` asks torch.distributed for its rank, and ``cal_ring_loss`` subtracts no
+maximum. The signature was read in the 1.2.1 wheel; this adaptor has not run.
 """
 
 import torch.nn.functional as F

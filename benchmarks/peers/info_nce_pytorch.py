@@ -1,4 +1,4 @@
-"""info-nce-pytorch: ``info_nce(query, positive_key, temperature=)`` in its in-batch form, one direction; normalises both."""
+"""info-nce-pytorch: ``info_nce(query, positive_key, temperature=)`` in its in-batch form, one direction. It normalises both."""
 
 from . import Peer
 

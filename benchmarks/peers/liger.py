@@ -1,8 +1,8 @@
 """Liger: ``LigerFusedLinearCrossEntropyLoss(reduction=, accum_dtype=)(lin_weight, input, target)``.
 
-Chunks of rows with a Triton cross-entropy on each; gradients are made in the forward. Only the mean is used: with "none", the
-gradient of the columns needs the upstream gradient that its forward does not have. Signature read in the 0.8.5 wheel; this
-adaptor has not run.
+It computes chunks of rows, with a cross-entropy in Triton on each, and makes the gradients in the forward. Only its mean is used:
+with reduction "none", the gradient of the columns needs the upstream gradient, which the forward does not have. The signature was
+read in the 0.8.5 wheel; this adaptor has not run.
 """
 
 import torch

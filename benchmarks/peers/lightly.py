@@ -1,12 +1,12 @@
-"""lightly (Lightly AG): ``NTXentLoss(temperature)(z0, z1)`` and ``DCLLoss``; both normalise. Stores 4.2 N^2 floats.
+"""lightly (Lightly AG): ``NTXentLoss(temperature)(z0, z1)`` and ``DCLLoss``. Both normalise, and store 4.2 N^2 floats.
 
-On a GPU its boolean indexing synchronises with the host, so it cannot be captured in a CUDA graph. The same holds for the pointer
-of its memory bank and for LARS, which asks the host whether each norm is zero.
+On a GPU their boolean indexing synchronises with the host, so they cannot be captured in a CUDA graph. The same holds for the
+pointer of the memory bank, and for LARS, which asks the host whether each norm is zero.
 
-Its masks take no noise, so one argsort of the given noise stands where random_token_mask sorts its own. It has ids alone: mask and
-ids_restore of random_masking are made beside it, by a scatter and a second argsort. As in its MAE, all patches are embedded, the
-decoder's tokens are mask tokens that the kept ones are written over, and the loss takes predictions and targets of the removed
-patches.
+lightly's masks take no noise; one argsort of the given noise replaces the one in which random_token_mask sorts noise of its own.
+lightly returns ids only, so a scatter and a second argsort beside it make the mask and ids_restore of random_masking. As in its
+MAE, all patches are embedded, the kept tokens are written over mask tokens before the decoder, and the loss takes predictions and
+targets of the removed patches.
 """
 
 from functools import lru_cache
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from fastssl.testing.masked_updates import in_turn, patch_side
+from fastssl.testing.masked_updates import patch_side, sequence
 from fastssl.testing.updates import as_module, with_gradients
 
 from . import Peer, after_torchvision, masked, ready_torchvision
@@ -42,7 +42,7 @@ def _ema(momentum: float):
 
 
 def _adopt(bank, state) -> None:
-    """Gives a memory bank the queue (D, K) of the state, as its own rows (K, D); the state looks into the bank."""
+    """Gives a memory bank the queue (D, K) of the state, as rows (K, D); the state then holds a view of the bank."""
     bank.bank, bank.bank_ptr = state["queue"].T.contiguous(), state["ptr"]
     state["queue"] = bank.bank.T
 
@@ -153,7 +153,7 @@ _MASKED = {
     "restore_tokens": _restore,
     "patch_loss": _patch_loss,
     "patch_loss_norm": _patch_loss,
-    "mae_bundle": in_turn(_token_mask, _embed, _restore, _patch_loss),
+    "mae_bundle": sequence(_token_mask, _embed, _restore, _patch_loss),
 }
 PEER = Peer(
     "lightly",

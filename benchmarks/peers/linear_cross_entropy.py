@@ -1,11 +1,12 @@
-"""torch's chunked ``F.linear_cross_entropy`` (2.13 and later): rows against a "weight" of all columns, no N x M matrix.
+"""torch's chunked ``F.linear_cross_entropy`` (2.13 and later): rows against a "weight" of all columns, without the N x M matrix.
 
     in-batch InfoNCE   linear_cross_entropy(q / tau, k, arange)
     CLIP               the same in both directions, two sweeps
-    NT-Xent            it cannot leave out the diagonal, so the self column is taken out afterwards: with the target of row i
-                       set to i, nll_i = lse_i - s_ii, and log(exp(lse_i) - exp(s_ii)) = s_ii + log(expm1(nll_i))
+    NT-Xent            the function cannot leave out the diagonal, so the self column is taken out afterwards: with the target of
+                       row i set to i, nll_i = lse_i - s_ii, and log(exp(lse_i) - exp(s_ii)) = s_ii + log(expm1(nll_i))
 
-The second form is exact in real arithmetic and loses digits as the self-similarity dominates (small tau); the gate decides.
+The form for NT-Xent is exact in real arithmetic, but it loses digits where the self-similarity dominates (small tau); the accuracy
+check decides whether it is timed.
 """
 
 import torch

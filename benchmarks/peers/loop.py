@@ -1,4 +1,4 @@
-"""One tensor after another, as DINO's training loop writes its average: e.mul_(m), then e.add_((1 - m) p)."""
+"""An EMA one tensor after another, as in DINO's training loop: e.mul_(m), then e.add_((1 - m) p)."""
 
 from . import Peer
 

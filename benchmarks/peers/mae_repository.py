@@ -1,5 +1,5 @@
-"""What the MAE repository does, in its order of operations: two argsorts, gathers whose index is copied for each element, all
-patches embedded, four copies of the decoder's tokens, the error of all patches before the mask."""
+"""The operations of the MAE repository, in its order: two argsorts, gathers whose index is copied for each element, all patches
+embedded, four copies of the decoder's tokens, the error of all patches before the mask."""
 
 import torch
 import torch.nn.functional as F

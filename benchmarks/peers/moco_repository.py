@@ -1,5 +1,5 @@
-"""What the MoCo repository does, in its order of operations: e.data = m e + (1 - m) p in new memory; a copy of the queue and its
-whole logits; the pointer read by the host, a slice of the queue assigned. Its batch must divide the queue."""
+"""The operations of the MoCo repository, in its order: e.data = m e + (1 - m) p in new memory; a copy of the queue, and all logits
+stored; the host reads the pointer and assigns a slice of the queue. The batch must divide the queue."""
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +22,14 @@ def _ema(momentum: float):
 
 @torch.no_grad()
 def enqueue(queue, ptr, keys) -> None:
-    """keys (N, D), queue (D, K), ptr (1,)."""
+    """Writes keys (N, D) into the queue (D, K) from ``ptr`` (1,) on."""
     start, count = int(ptr), len(keys)
     queue[:, start : start + count] = keys.T
     ptr[0] = (start + count) % queue.shape[1]
 
 
 def loss(q, k, queue, temperature: float):
-    """q, k (N, D) of unit length, queue (D, K); the logits go through cross entropy in float32, as under autocast."""
+    """The loss of q, k (N, D), unit rows, and a queue (D, K). The cross-entropy is in float32, as under autocast."""
     positive = torch.einsum("nd,nd->n", q, k)[:, None]
     negative = torch.einsum("nd,dk->nk", q, queue.clone().detach())
     logits = torch.cat([positive, negative], dim=1) / temperature
@@ -37,7 +37,7 @@ def loss(q, k, queue, temperature: float):
 
 
 def moco(loss, early=True):
-    """The form of the step with a loss of this file; the push comes before the backward where it is ``early``, as there."""
+    """The form of MoCo's step with a loss like that of this file. ``early``: the push comes before the backward, as in MoCo."""
 
     def form(temperature: float):
         def bind(state):

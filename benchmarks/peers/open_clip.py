@@ -1,6 +1,7 @@
-"""open_clip: ``ClipLoss()`` and ``SigLipLoss()`` on one process; features come normalised. Two products for CLIP's two directions.
+"""open_clip: ``ClipLoss()`` and ``SigLipLoss()`` in one process, of normalised features.
 
-Stores about 4 (CLIP) and 5 (SigLIP) N x N matrices. It needs ftfy, and a torchvision that imports.
+CLIP computes two products, one for each direction. The losses store about 4 (CLIP) and 5 (SigLIP) N x N matrices. The library needs
+ftfy, and a torchvision that can be imported.
 """
 
 from . import Peer, ready_torchvision

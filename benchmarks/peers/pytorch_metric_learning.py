@@ -1,7 +1,7 @@
-"""pytorch-metric-learning: ``NTXentLoss`` in its SimCLR form, and ``SupConLoss``. Both normalise by their cosine distance.
+"""pytorch-metric-learning: ``NTXentLoss`` as for SimCLR, and ``SupConLoss``. Both normalise, since their distance is the cosine.
 
-Up to 2.9 NTXentLoss compares every positive pair with every negative pair, O(N^3) memory: N = 512 takes 2.2 GB, N = 1024 about
-17 GB.
+Up to version 2.9, NTXentLoss compares every positive pair with every negative pair in O(N^3) memory: N = 512 takes 2.2 GB, N = 1024
+about 17 GB.
 """
 
 from fastssl.testing.contrastive import sample_labels
@@ -28,13 +28,13 @@ def _sup_con(temperature: float):
 
 
 class _PmlPeer(Peer):
-    """NTXentLoss ends much earlier than SupConLoss."""
+    """A peer whose NTXentLoss runs out of memory at much smaller N than its SupConLoss."""
 
-    def unfit(self, work, shape, device: str) -> tuple[str, str]:
+    def unfit(self, workload, shape, device: str) -> tuple[str, str]:
         limit = {"cpu": 512, "cuda": 1024}[device]
-        if work.name == "nt_xent" and work.rows(shape) > limit:
+        if workload.name == "nt_xent" and workload.rows(shape) > limit:
             return "too large", f"not tried above N = {limit} rows on this device"
-        return super().unfit(work, shape, device)
+        return super().unfit(workload, shape, device)
 
 
 PEER = _PmlPeer(

@@ -1,6 +1,7 @@
-"""siglip-kernel: ``fused_siglip_loss(image, text, log_temperature, bias)``, SigLIP on CUDA in chunks; Triton between two products.
+"""siglip-kernel: ``fused_siglip_loss(image, text, log_temperature, bias)``, SigLIP on CUDA in chunks, with Triton between products.
 
-Read in the 0.1.2 wheel: features come normalised, the temperature as its logarithm. This adaptor has not run.
+The function takes normalised features and the logarithm of the temperature. Its signature was read in the 0.1.2 wheel; this adaptor
+has not run.
 """
 
 from . import Peer

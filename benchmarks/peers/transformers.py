@@ -1,8 +1,8 @@
-"""transformers: ViTMAE's own embeddings, decoder and loss, without the blocks between them.
+"""transformers: the embeddings, decoder and loss of its ViTMAE, without the blocks between them.
 
-The modules are built without memory and called with the tensors of the state as their parameters. The decoder has no blocks, and
-identities for its two linear layers; what its norm is given is the result. The loss stands inside ``ViTMAEForPreTraining.forward``,
-which is called on a stand-in for the model.
+The modules are built on the meta device and called with the tensors of the state as their parameters. The decoder gets no blocks,
+and identities for its two linear layers; the input of its norm is the result. The loss is a part of
+``ViTMAEForPreTraining.forward``, which is called on a stand-in for the model.
 """
 
 from functools import lru_cache, partial
@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fastssl.testing.masked_updates import in_turn, patch_side
+from fastssl.testing.masked_updates import patch_side, sequence
 
 from . import Peer, after_torchvision, masked
 
 
 class _Seen(nn.Module):
-    """An identity that keeps what it is given."""
+    """An identity that keeps its input."""
 
     def forward(self, x):
         self.x = x
@@ -95,7 +95,7 @@ FORMS = {
     "restore_tokens": _restore,
     "patch_loss": _loss,
     "patch_loss_norm": _loss,
-    "mae_bundle": in_turn(_embed, _restore, _loss),
+    "mae_bundle": sequence(_embed, _restore, _loss),
 }
 PEER = Peer(
     "transformers",

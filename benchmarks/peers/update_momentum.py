@@ -1,4 +1,4 @@
-"""fastssl.momentum.update_momentum: our own function on modules, which finds the parameters at each call."""
+"""fastssl.momentum.update_momentum: our own function on modules, which looks the parameters up at each call."""
 
 from fastssl.testing.updates import as_module
 

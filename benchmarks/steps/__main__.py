@@ -1,21 +1,24 @@
 """Whole training steps before and after fastssl on synthetic pictures:  python -m benchmarks.steps [NAME ...] --out DIR
 
-What a step gains, and how much of its time and memory the replaced parts take. A method is timed only after its loss and gradients
-agreed with float64 and the first losses of both sides with each other. DIR gets steps.json, steps.md (tables) and steps_profile.txt
-(the kernels that take most of one step); cases of another command in the same DIR stay. After an error that leaves the device
-unusable the other methods go on in a new process.
+This measures what a step gains, and how much of its time and memory the replaced parts take. A method is timed only after its loss
+and gradients agreed with float64, and after the first losses of its two sides, before and after fastssl, agreed with each other.
+DIR gets steps.json, steps.md (tables) and steps_profile.txt (the kernels that take most of one step); cases that another command
+left in the same DIR stay. After an error that leaves the device unusable, the other methods go on in a new process.
 
-A case costs about ten steps: two first ones with what they compile, rounds of both sides in turn, two under the profiler, in
-which memory is read too. Steps expected on an H200, bfloat16, eager encoders; FLOP of a picture or pair: three times the forward's,
-four times with gradient caching:
+A case costs about ten steps: the first step of each side, with what it compiles; rounds of one step of each side; and one step of
+each side under the profiler, in which memory is read too. The times below are expected on an H200, in bfloat16, with eager
+encoders. A picture or pair takes three times the FLOP of its forward, with gradient caching four times:
 
     moco      1024 x (3 + 1) x 8.2 GFLOP = 34 TFLOP; ResNet-50 waits for memory at 2,700 pictures/s, forward alone 8,500: 0.5 s
     mae       1024 x 3 x (8.6 encoder + 10.7 decoder) GFLOP = 59 TFLOP at 200 TFLOP/s: 0.3 s; batch 4096 four times that
     simclr    8192 / 2,700 + 8192 / 8,500 s = 4 s
     clip      16,384 x 4 x (8.8 image + 6.0 text) GFLOP = 1.0 PFLOP at 250 TFLOP/s: 4 s
 
-Ten of each are 100 s, and setting up perhaps 10 s each. Pieces: ResNet-50 at 224 keeps about 50 MB for a picture, MAE 80 MB, CLIP's
-towers 30 MB for a picture or a text; 1024 and 2048 of them are 50 to 80 GB. A piece that does not fit is halved.
+Ten steps of each are 100 s; setting up takes perhaps 10 s each. A batch runs through the encoders in pieces: ResNet-50 at 224 keeps
+about 50 MB for a picture, MAE 80 MB, the towers of CLIP 30 MB for a picture or a text, so pieces of 1024 and 2048 take 50 to 80 GB.
+A piece that does not fit is halved.
+
+Imports the other files of ``steps``, and ``core``.
 """
 
 import argparse
@@ -41,7 +44,7 @@ from benchmarks.steps.report import SCHEMA, profiles, read, report
 
 TOTAL_S = 200.0
 MOST_ROUNDS = 7
-#: Steps that a case takes at least: the first two, a round, two profiled, and the gate and set-up as one more.
+#: Steps that a case takes at least: the first two, a round of two, two profiled, and one more for set-up and accuracy check.
 LEAST_STEPS = 7
 PROFILED = 12
 MOST_HALVINGS = 2
@@ -51,7 +54,7 @@ SMALL = Size(16, 8, 32, queue=64, tokens=8, small=True)
 
 @dataclass(frozen=True)
 class Case:
-    """``expected_s``: one step on an H200."""
+    """A method at one size. ``expected_s``: seconds that one step is expected to take on an H200."""
 
     method: Callable[[Setting, Clock], Pair]
     title: str
@@ -95,7 +98,7 @@ class Run:
         return [case for case in CASES if case.name in names]
 
     def add(self, entry: dict) -> None:
-        """Writes the files anew; the entry replaces an earlier one of its case, measured on the same machine."""
+        """Writes the files with one more entry, which replaces an earlier entry of the same case and machine."""
         path, described = self.out / "steps.json", machine.describe(self.device)
         old = read(path) if path.exists() else {}
         kept = old["cases"] if old.get("machine") == described else []
@@ -108,14 +111,14 @@ class Run:
 
 
 def take(clock: Clock, side: Side, memory: bool = False) -> tuple[torch.Tensor, Reading]:
-    """(loss, reading) of one step."""
+    """Takes one step; returns its loss and the clock's reading."""
     clock.begin(memory)
     loss = side.step()
     return loss, clock.finish()
 
 
 def profiled(clock: Clock, side: Side) -> tuple[Reading, list[dict]]:
-    """One step with its memory, and the kernels that took most of it."""
+    """Takes one step under the profiler; returns its reading, with memory, and the kernels that took most of it."""
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = clock.device == "cuda"
@@ -130,7 +133,7 @@ def profiled(clock: Clock, side: Side) -> tuple[Reading, list[dict]]:
 
 
 def describe_side(side: Side, pair: Pair, readings: list[Reading], memory: Reading, kernels: list[dict]) -> dict:
-    """The JSON of a side: medians over its rounds."""
+    """What the result file says of a side: medians over its rounds."""
     parts = {part: statistics.median(r.parts_ms.get(part, 0.0) for r in readings) for part in readings[0].parts_ms}
     whole = timing.summarize([r.ms for r in readings])
     replaced = sum(parts[part] for part in pair.replaced)
@@ -143,7 +146,7 @@ def describe_side(side: Side, pair: Pair, readings: list[Reading], memory: Readi
 
 
 def first_losses(pair: Pair, clock: Clock, dtype: torch.dtype) -> tuple[dict[str, float], str]:
-    """Losses of both sides at the same weights and pictures, and what is wrong with them."""
+    """(losses of both sides at the same weights and pictures, what is wrong with them or "")."""
     losses = {name: float(take(clock, side)[0]) for name, side in pair.sides.items()}
     before, after = losses[BEFORE], losses[AFTER]
     apart = abs(after - before) / max(abs(before), 1e-9)
@@ -151,27 +154,30 @@ def first_losses(pair: Pair, clock: Clock, dtype: torch.dtype) -> tuple[dict[str
 
 
 def rounds_of(pair: Pair, clock: Clock, until: float) -> dict[str, list[Reading]]:
-    """Both sides in turn, at least once, so that one more round and the profiled one end before the monotonic time ``until``."""
+    """Times both sides in rounds of one step each, every second round in reverse; at least one round.
+
+    No round begins unless it and the profiled steps are likely to end before the monotonic time ``until``.
+    """
     readings: dict[str, list[Reading]] = {name: [] for name in pair.sides}
     longest = 0.0
-    for turn in range(MOST_ROUNDS):
+    for index in range(MOST_ROUNDS):
         start = time.monotonic()
-        if turn and start + 2.5 * longest > until:
+        if index and start + 2.5 * longest > until:
             break
-        for name in pair.sides if turn % 2 == 0 else reversed(pair.sides):
+        for name in pair.sides if index % 2 == 0 else reversed(pair.sides):
             readings[name].append(take(clock, pair.sides[name])[1])
         longest = max(longest, time.monotonic() - start)
     return readings
 
 
 def measure(run: Run, case: Case, allowance_s: float) -> dict:
-    """What an entry has beside its case, with a status of "ok", "wrong" or ``LATE``."""
+    """Measures a case; returns its part of the entry, with a status of "ok", "wrong" or ``LATE``."""
     start, clock = time.monotonic(), Clock(run.device)
     torch.manual_seed(0)
     pair = case.method(Setting(case.size, run.device, run.dtype), clock)
-    gate = pair.check()
-    found: dict = {"replaced": pair.replaced, "gate": {name: asdict(errors) for name, errors in gate.errors.items()}}
-    wrong = gate.wrong
+    checked = pair.check()
+    found: dict = {"replaced": pair.replaced, "gate": {name: asdict(errors) for name, errors in checked.errors.items()}}
+    wrong = checked.wrong
     if not wrong:
         found["first_loss"], wrong = first_losses(pair, clock, run.dtype)
     if wrong:
@@ -184,7 +190,7 @@ def measure(run: Run, case: Case, allowance_s: float) -> dict:
 
 
 def attempt(run: Run, case: Case, allowance_s: float) -> dict:
-    """``measure``, where an error is a status."""
+    """Calls ``measure`` and turns an exception into a status."""
     try:
         return measure(run, case, allowance_s)
     except (torch.OutOfMemoryError, MemoryError):
@@ -195,7 +201,7 @@ def attempt(run: Run, case: Case, allowance_s: float) -> dict:
 
 
 def run_case(run: Run, case: Case, allowance_s: float) -> dict:
-    """The entry of a case; in smaller pieces where it did not fit."""
+    """The entry of a case. Where it runs out of memory, it is tried again in smaller pieces."""
     stamp, found = machine.run_stamp(), {"status": LATE, "reason": "before it began"}
     for halvings in range(MOST_HALVINGS + 1):
         if run.left_s() <= LEAST_STEPS * case.expected_s:
@@ -212,7 +218,7 @@ def run_case(run: Run, case: Case, allowance_s: float) -> dict:
 
 
 def usable(device: str) -> bool:
-    """Whether the device still works, after what one case left is given back."""
+    """Whether the device still works after a failed case, whose memory is given back first."""
     try:
         release(device)
         torch.zeros(1, device=device).item()
@@ -222,7 +228,7 @@ def usable(device: str) -> bool:
 
 
 def go_on(run: Run, names: list[str]) -> None:
-    """The methods of these names in a new process in place of this one; does not return."""
+    """Replaces this process by a new one that measures the methods of these names. Does not return."""
     command = [sys.executable, "-m", "benchmarks.steps", *names, "--out", str(run.out), "--device", run.device]
     command += ["--seconds", f"{run.left_s():.0f}", *(["--quick"] if run.quick else [])]
     sys.stdout.flush()
@@ -230,12 +236,14 @@ def go_on(run: Run, names: list[str]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """0 where every case that there was time for was measured."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description="training steps before and after fastssl")
+    """Runs the command; the exit status is 0 where every case that there was time for was measured."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.steps", description="measures training steps before and after fastssl"
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default: all")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal with small encoders, float32")
-    parser.add_argument("--seconds", type=float, default=TOTAL_S, help="for everything")
+    parser.add_argument("--seconds", type=float, default=TOTAL_S, help="for the whole command")
     parser.add_argument("--quick", action="store_true", help="small encoders")
     args = parser.parse_args(argv)
     if unknown := [name for name in args.names if name not in NAMES]:

@@ -1,8 +1,9 @@
 """Where the time and the memory of one training step go: the step says which part it is in, forward and backward.
 
-A part may come several times. On a GPU each change of part records an event; the host starts ``AHEAD_CYCLES`` ahead of the device,
-as it is in the middle of a training, so that launches hide behind earlier work and only what the host waits for is seen. Memory
-is read in steps of its own (``begin(memory=True)``): the counters cost the host time.
+A part may come several times. On a GPU each change of part records an event. The host starts ``AHEAD_CYCLES`` ahead of the device,
+as in the middle of a training: launches then hide behind earlier kernels, and the host's time shows only where the device waits
+for it. Memory is read in steps of their own (``begin(memory=True)``), because reading the counters costs the host time. Imports
+nothing of ``benchmarks``.
 """
 
 import time
@@ -13,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Cycles of the device that it sleeps before a step, about 50 ms.
+#: Clock cycles for which the device sleeps before a step, about 50 ms.
 AHEAD_CYCLES = 100_000_000
 
 
 @dataclass
 class _Segment:
     part: str
-    run: int  # segments of one run have one level
+    run: int  # the segments of one run share the level of memory at its start
     at: torch.cuda.Event | float
     level: int = 0
     peak: int = 0
@@ -28,9 +29,9 @@ class _Segment:
 
 @dataclass(frozen=True)
 class Reading:
-    """One step: ms in all and of each part; MB (1e6 bytes) by which memory rose at its highest, empty where it was not read.
+    """Of one step and its parts: milliseconds, and MB (1e6 bytes) by which memory rose at most, where it was read.
 
-    The rise of the step is above its start, that of a part above the start of the run in which it is largest.
+    The rise of the step is counted from its start; that of a part from the start of the run of the part in which it is largest.
     """
 
     ms: float
@@ -40,7 +41,7 @@ class Reading:
 
 
 class Clock:
-    """``begin()``, then the step with ``switch``, ``aside`` and ``border``, then ``finish()``."""
+    """Measures a step: ``begin()``, then the step, which calls ``switch``, ``aside`` and ``border``, then ``finish()``."""
 
     def __init__(self, device: str):
         self.device = device
@@ -56,20 +57,20 @@ class Clock:
                 torch.cuda._sleep(AHEAD_CYCLES)
 
     def switch(self, part: str) -> None:
-        """From here on the step is in ``part``: a new run of it."""
+        """Says that the step is in ``part`` from here on; a new run of that part begins."""
         self._runs += 1
         self._add(part, self._runs)
 
     @contextmanager
     def aside(self, part: str) -> Iterator[None]:
-        """``part`` inside a run of another, which goes on after it."""
+        """A context for ``part`` inside the run of another part, which goes on afterwards."""
         outer = self._segments[-1]
         self.switch(part)
         yield
         self._add(outer.part, outer.run)
 
     def border(self, x: Tensor, before: str, after: str) -> None:
-        """x, of any shape, is the result of ``before``, and ``after`` takes it; backward the other way round."""
+        """Says that ``before`` has made x, of any shape, and that ``after`` begins; in the backward ``after`` comes first."""
         self.switch(after)
         if x.requires_grad:
             x.register_hook(lambda _: self.switch(before))

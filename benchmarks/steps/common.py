@@ -1,6 +1,7 @@
-"""What the measured training steps share: sizes, the two sides, encoders, pictures, the gate, gradient caching.
+"""What the measured training steps share: sizes, the two sides, encoders, pictures, the accuracy check, gradient caching.
 
-A method has two sides, "before" and "after" fastssl, with encoders of the same weights, and one ``Clock`` for both.
+A method has two sides, "before" and "after" fastssl, with encoders of the same weights, and one ``Clock`` for both. Imports
+``clock``, ``core.accuracy`` and ``peers``.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +20,10 @@ BEFORE, AFTER = "before", "after"
 
 @dataclass(frozen=True)
 class Size:
-    """``batch`` pictures (pairs of views, pairs with texts) of ``image`` x ``image`` a step, ``micro`` of them at a time through
-    the encoders. ``small``: encoders for rehearsals on a CPU."""
+    """A step takes ``batch`` pictures (pairs of views, pairs with texts) of ``image`` x ``image`` pixels.
+
+    The encoders take ``micro`` of them at a time. ``small``: with small encoders, for rehearsals on a CPU.
+    """
 
     batch: int
     micro: int
@@ -32,6 +35,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Setting:
+    """Size, device and dtype of one case."""
+
     size: Size
     device: str
     dtype: torch.dtype
@@ -42,15 +47,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Side:
-    """``step()`` takes one training step and returns its loss, detached; ``uses``: part -> what computes it."""
+    """``step()`` takes one training step and returns its loss, detached. ``uses``: part -> the code that computes it."""
 
     uses: dict[str, str]
     step: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Errors against float64 of both sides; ``wrong`` is empty where ours may be timed."""
+class Checked:
+    """The errors of both sides against float64, and what is wrong with them; "" where the case may be timed."""
 
     errors: dict[str, accuracy.Errors]
     wrong: str
@@ -58,22 +63,25 @@ class Gate:
 
 @dataclass(frozen=True)
 class Pair:
-    """``replaced``: the parts that fastssl computes on the side after."""
+    """The two sides of a method. ``replaced``: the parts that fastssl computes on the side "after"."""
 
     sides: dict[str, Side]
     replaced: tuple[str, ...]
-    check: Callable[[], Gate]
+    check: Callable[[], Checked]
 
 
-def judged(before: accuracy.Errors, after: accuracy.Errors, dtype: torch.dtype) -> Gate:
-    """Before: the same objective as float64. After: at most twice as wrong as before."""
+def judged(before: accuracy.Errors, after: accuracy.Errors, dtype: torch.dtype) -> Checked:
+    """Compares errors with their limits: before, those of the same objective; after, twice the errors of before."""
     verdicts = {BEFORE: accuracy.verdict(before, dtype), AFTER: accuracy.verdict(after, dtype, before)}
     wrong = "; ".join(f"{side}: {text}" for side, text in verdicts.items() if text)
-    return Gate({BEFORE: before, AFTER: after}, wrong)
+    return Checked({BEFORE: before, AFTER: after}, wrong)
 
 
-def compare(at: Setting, rows: dict[str, Tensor], constant: tuple[str, ...], eager, before, after) -> Gate:
-    """The gate of a loss: ``eager`` in float64, ``before`` and ``after`` under autocast, each loss(**rows), rows (N, D)."""
+def compare(at: Setting, rows: dict[str, Tensor], constant: tuple[str, ...], eager, before, after) -> Checked:
+    """The accuracy check of a loss: ``eager`` in float64 against ``before`` and ``after`` under autocast.
+
+    Each of them is called as loss(**rows), with rows (N, D); those that ``constant`` names get no gradient.
+    """
     inputs = accuracy.leaves(rows, at.dtype, constant)
     truth = accuracy.eager_truth(eager, inputs)
 
@@ -88,14 +96,14 @@ def compare(at: Setting, rows: dict[str, Tensor], constant: tuple[str, ...], eag
 
 
 def rows_of_pairs(at: Setting, width: int, names: tuple[str, str]) -> dict[str, Tensor]:
-    """Two (batch, width) of normal numbers by name; a row finds its partner with an effort, so that the loss is far from 0."""
+    """Two (batch, width) of normal numbers by name. Pairs are so noisy that the loss is far from 0."""
     generator = torch.Generator(at.device).manual_seed(1)
     first, noise = (torch.randn(at.size.batch, width, generator=generator, device=at.device) for _ in range(2))
     return dict(zip(names, (first, first + 3.0 * noise), strict=True))
 
 
 def library(peer: str, form: str, constants: dict, eager: Callable) -> tuple[str, Callable]:
-    """(what it is, call) of a library's loss, or ``eager`` where the library cannot be imported."""
+    """(name, call) of a library's loss, or of ``eager`` where the library cannot be imported."""
     adaptor = load(peer)
     if reason := adaptor.absent():
         return f"eager PyTorch ({reason})", eager
@@ -106,7 +114,7 @@ def library(peer: str, form: str, constants: dict, eager: Callable) -> tuple[str
 
 
 def pictures(at: Setting, count: int, seed: int, channels_last: bool = False) -> Tensor:
-    """(count, 3, S, S) float32: smooth random fields with noise, so that no two look alike to an untrained encoder."""
+    """(count, 3, S, S) float32: smooth random fields with noise, which an untrained encoder can tell apart."""
     generator, side = torch.Generator(at.device).manual_seed(seed), at.size.image
     layout = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.empty(count, 3, side, side, device=at.device, memory_format=layout)
@@ -117,7 +125,7 @@ def pictures(at: Setting, count: int, seed: int, channels_last: bool = False) ->
 
 
 def resnet(at: Setting) -> tuple[nn.Module, int]:
-    """torchvision's ResNet-50 without its classifier and the width of its features, or a small convolutional encoder."""
+    """(encoder, width of its features): torchvision's ResNet-50 without its classifier, or a small convolutional encoder."""
     from fastssl.train.backbones import ConvEncoder, build_backbone
 
     if at.size.small:
@@ -131,9 +139,10 @@ def channels_last(module: nn.Module, at: Setting) -> nn.Module:
 
 
 def cached_step(at: Setting, clock: Clock, towers: Sequence[tuple[nn.Module, Tensor]], loss: Callable[..., Tensor]) -> Tensor:
-    """Gradients of a loss over the whole batch, whose graph would not fit (gradient caching, Gao et al. 2021, section 3).
+    """Makes the gradients of a loss over a batch whose graph does not fit (gradient caching, Gao et al. 2021, section 3).
 
-    The encoders run in pieces without a graph; the loss gives the gradient of its embeddings; each piece runs again, with it.
+    The encoders run piece by piece, without a graph. The loss then gives the gradients of all embeddings. Then each piece runs once
+    more, with a graph, and takes its part of these gradients backward. Returns the loss.
 
     Args:
         towers: encoders with their inputs (N, ...), taken in pieces of ``at.size.micro``; batch normalisation sees a piece.

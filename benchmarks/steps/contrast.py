@@ -1,4 +1,7 @@
-"""The contrastive steps before and after fastssl: SimCLR, CLIP (both with gradient caching) and MoCo v2."""
+"""The contrastive steps before and after fastssl: SimCLR, CLIP (both with gradient caching) and MoCo v2.
+
+Imports ``clock``, ``common`` and ``peers``.
+"""
 
 import copy
 import math
@@ -39,15 +42,12 @@ CLIP_DIM, CLIP_SCALE, VOCABULARY = 512, 1 / 0.07, 49408
 
 
 def sgd(module: nn.Module) -> torch.optim.Optimizer:
-    """The same on both sides; the step is small, since a few of them must not lead anywhere."""
+    """The optimizer of both sides. Its steps are small, so that the few measured ones do not change the model much."""
     return torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
 
 
-# --- SimCLR -----------------------------------------------------------------------------------------------------------
-
-
 def simclr(at: Setting, clock: Clock) -> Pair:
-    """ResNet-50, a head of two layers, NT-Xent over 2B embeddings (B = batch)."""
+    """The step of SimCLR: ResNet-50, a head of two layers, NT-Xent over 2B embeddings (B = batch)."""
     name, plain = library(
         "lightly",
         "nt_xent",
@@ -75,9 +75,6 @@ def simclr(at: Setting, clock: Clock) -> Pair:
     return Pair({BEFORE: side(name, plain), AFTER: side("fastssl.functional.nt_xent", ours)}, ("loss",), check)
 
 
-# --- CLIP -------------------------------------------------------------------------------------------------------------
-
-
 class TextTower(nn.Module):
     """CLIP's text encoder (Radford et al. 2021, section 2.4): tokens (N, L) int64 -> (N, out), from the last token."""
 
@@ -96,7 +93,7 @@ class TextTower(nn.Module):
 
 
 class _CLIP(nn.Module):
-    """The two towers and the logarithm of the scale."""
+    """The two encoders of CLIP and the logarithm of the scale."""
 
     def __init__(self, at: Setting):
         super().__init__()
@@ -110,7 +107,7 @@ class _CLIP(nn.Module):
 
 
 def clip(at: Setting, clock: Clock) -> Pair:
-    """ViT-B/32 and a text transformer of width 512 with 12 layers, both losses over B pairs (B = batch)."""
+    """The step of CLIP: ViT-B/32 and a text transformer of width 512 with 12 layers, the loss over B pairs (B = batch)."""
     name, of_units = library("open_clip", "clip", {}, contrastive.clip)
 
     def plain(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -147,9 +144,6 @@ def clip(at: Setting, clock: Clock) -> Pair:
     return Pair({BEFORE: side(name, plain), AFTER: side("fastssl.functional.clip_loss", ours)}, ("loss",), check)
 
 
-# --- MoCo v2 ----------------------------------------------------------------------------------------------------------
-
-
 def _plain_contrast(q: Tensor, k: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and keys of unit length, as the MoCo repository computes them; q, k (N, D), queue (D, K)."""
     q, keys = F.normalize(q, dim=1), F.normalize(k, dim=1)
@@ -162,9 +156,9 @@ def _our_contrast(q: Tensor, k: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moco(at: Setting, clock: Clock) -> Pair:
-    """ResNet-50 and its teacher, a head of two layers, a queue of K keys.
+    """The step of MoCo v2: ResNet-50 and its teacher, a head of two layers, a queue of K keys.
 
-    Before: the queue is float32 and rounded by autocast at each step; after: it is kept in autocast's dtype.
+    Before, the queue is float32, and autocast rounds it at each step; after, it is stored in the dtype of autocast.
     """
     backbone, width = resnet(at)
     head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, DIM))

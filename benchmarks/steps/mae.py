@@ -1,6 +1,7 @@
-"""MAE's step before fastssl, in the forms of the MAE repository, and after, as ``fastssl.methods.MAE``; the same weights.
+"""The step of MAE before fastssl, with the operations of the MAE repository, and after, as ``fastssl.methods.MAE``.
 
-Both encoders add to float32 under autocast, as the repository's does.
+Both sides have the same weights. Under autocast, both encoders keep the residual sums in float32, as that of the repository does.
+Imports ``clock``, ``common``, ``core.accuracy`` and ``peers``.
 """
 
 import copy
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.core import accuracy
 from benchmarks.peers.mae_repository import FORMS
 from benchmarks.steps.clock import Clock
-from benchmarks.steps.common import AFTER, BEFORE, Gate, Pair, Setting, Side, finish_step, judged, pictures
+from benchmarks.steps.common import AFTER, BEFORE, Checked, Pair, Setting, Side, finish_step, judged, pictures
 from fastssl.methods import MAE, VisionTransformer
 from fastssl.methods._vit import run_blocks
 from fastssl.optim import AdamW
@@ -22,7 +23,7 @@ from fastssl.testing.compare import relative_error
 
 _ADAMW = {"lr": 1e-5, "betas": (0.9, 0.95), "weight_decay": 0.05}
 #: Pictures on which the gradients of all weights are compared.
-GATE_PICTURES = 16
+CHECKED_PICTURES = 16
 Forward = Callable[[MAE, Tensor, Tensor], Tensor]
 
 
@@ -41,8 +42,8 @@ def repository_forward(model: MAE, images: Tensor, noise: Tensor) -> Tensor:
         "decoder_pos": model.decoder_pos_embed,
         "norm_pix_loss": model.norm_pix_loss,
     }
-    for work in ("mask_ids", "embed_visible"):
-        given |= FORMS[work](given)
+    for workload in ("mask_ids", "embed_visible"):
+        given |= FORMS[workload](given)
     given["x"] = model.decoder_embed(run_blocks(backbone, given["embedded"]))
     x = FORMS["restore_tokens"](given)["restored"]
     for block in model.decoder_blocks:
@@ -65,7 +66,7 @@ def build(at: Setting) -> MAE:
 
 
 def watch(model: MAE, clock: Clock) -> None:
-    """Tells the clock when data pass from one part of the model to the next, forward and backward."""
+    """Makes the model tell the clock when it goes from one part to the next, forward and backward."""
 
     def enter_encoder(_, args):
         x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
@@ -79,7 +80,7 @@ def watch(model: MAE, clock: Clock) -> None:
 
 
 def mae(at: Setting, clock: Clock) -> Pair:
-    """Parts: "embed" draws the masks and embeds the patches, "restore" puts the tokens back; each forward and backward."""
+    """The step of MAE. Part "embed" draws the masks and embeds the patches, part "restore" puts the tokens back in their places."""
     model = build(at).to(at.device)
     images = pictures(at, at.size.batch, 0)
 
@@ -121,11 +122,11 @@ def mae(at: Setting, clock: Clock) -> Pair:
         BEFORE: side(plain, repository_forward, partial(torch.optim.AdamW, fused=True, **_ADAMW)),
         AFTER: side(ours, our_forward, partial(AdamW, **_ADAMW)),
     }
-    return Pair(sides, ("embed", "restore", "loss", "optimizer"), lambda: check(at, model, images[:GATE_PICTURES]))
+    return Pair(sides, ("embed", "restore", "loss", "optimizer"), lambda: check(at, model, images[:CHECKED_PICTURES]))
 
 
-def check(at: Setting, model: MAE, images: Tensor) -> Gate:
-    """Loss and the gradients of all weights, as one vector, on a few pictures (N, C, H, W)."""
+def check(at: Setting, model: MAE, images: Tensor) -> Checked:
+    """The accuracy check: the loss, and the gradients of all weights as one vector, on a few pictures (N, C, H, W)."""
     noise = torch.rand(len(images), model.num_patches, device=at.device)
     exact = _gradients(copy.deepcopy(model).double(), repository_forward, images.double(), noise, nullcontext())
     found = []

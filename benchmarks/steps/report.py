@@ -1,6 +1,8 @@
-"""Tables of ``benchmarks.steps``: one row for each step, and the parts of each step.
+"""The tables of ``benchmarks.steps``: one row for each step, and the parts of each step.
 
-python -m benchmarks.steps.report FILE        prints those of a steps.json
+    python -m benchmarks.steps.report FILE        prints the tables of a steps.json
+
+Imports ``common`` and ``benchmarks.report``.
 """
 
 import json
@@ -18,7 +20,7 @@ def _percent(share: float) -> str:
 
 
 def _both(entry: dict, cell) -> str:
-    """``cell(side)`` of both sides, "-" where one has nothing to say."""
+    """``cell(side)`` of both sides, or "-" where one of them has no value."""
     cells = [cell(entry["sides"][name]) for name in (BEFORE, AFTER)]
     return "-" if None in cells else " -> ".join(cells)
 
@@ -71,8 +73,8 @@ def _case_report(entry: dict) -> str:
     rounds = {side["rounds"] for side in entry["sides"].values()}
     loss = ", ".join(f"{name} {value:.6g}" for name, value in entry["first_loss"].items())
     loss += f". Expected on an H200: {ms_text(entry['expected_ms'])}" if entry["expected_ms"] else ""
-    facts = f"First loss: {loss}. {min(rounds)} rounds, load {entry['load']}, {entry['date'][:10]}, commit {entry['commit']}."
-    return f"{head}\n\n{facts}\n\n{parts_table(entry)}"
+    measured = f"First loss: {loss}. {min(rounds)} rounds, load {entry['load']}, {entry['date'][:10]}, commit {entry['commit']}."
+    return f"{head}\n\n{measured}\n\n{parts_table(entry)}"
 
 
 def profiles(found: dict) -> str:

@@ -1,14 +1,14 @@
 """Times candidate tiles of the similarity kernels on this GPU:  python -m benchmarks.tune --out DIR [--seconds S]
 
-    1. processes without a GPU context compile every surviving candidate (``tune_candidates``) of every case (``tune_cases``)
-    2. one process times them, each in turns with the usual configuration, as replays of a CUDA graph; one that dies of a
-       candidate is started again behind it (``tune_worker``)
-    3. DIR/tune.json gets every row, DIR/tune.md a line for each key, and DIR/tuned/similarity_sm90.py the tiles that won: put it
-       into fastssl/kernels/tuned, and run the tests that compile every tile
+    1. Processes without a GPU context compile every candidate (``candidates.py``) of every case (``cases.py``).
+    2. One process times the candidates, each interleaved with the usual configuration, as replays of a CUDA graph. Where a
+       candidate kills that process, the next process goes on behind the candidate (``worker.py``).
+    3. DIR/tune.json gets all measurements, DIR/tune.md a line for each key, and DIR/tuned/similarity_sm90.py the tiles that won.
+       Copy that file into fastssl/kernels/tuned, and run the tests that compile every tile.
 
-Chunk sizes that win are printed and stand in tune.json: they are the arguments of ``chunk_shape``; where chunks beat the tiles of
-wide rows, the table says so. ``--list`` makes the candidates anew, without a GPU; ``--device cpu`` rehearses at tiny shapes in
-Triton's interpreter.
+Chunk sizes that win are printed and stand in tune.json: they are the arguments of ``chunk_shape``. Where chunks beat the tiles of
+wide rows, the tuned table says so. ``--list`` makes the list of candidates, without a GPU; ``--device cpu`` rehearses at tiny
+shapes in Triton's interpreter. Imports the other files of ``tune``, and ``core.machine``.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from benchmarks.tune.cases import NO_TILE, Case, Config, Key, architecture, usua
 from fastssl.kernels import tuned
 from fastssl.kernels.tiles.config import pick_config
 
-#: A winner beats the usual configuration by this, and by twice what the usual one differs from itself.
+#: A winner is faster than the usual configuration by this, and by twice the difference between two runs of the usual one.
 LEAST_GAIN = 1.03
-#: It is nowhere slower than this, and where another is so much faster still, finer keys would pay.
+#: A winner is in no case slower than this. Where another candidate is faster still by ``FINER`` in one case, finer keys would pay.
 LEAST_ANYWHERE, FINER = 0.97, 1.05
-#: Of the time, for compiling; seconds without a word after which the timing hangs; deaths of its process endured.
+#: Part of the time for compiling; seconds without progress after which the timing process hangs; how often it may die.
 COMPILE_SHARE, HANG_S, RESTARTS = 0.4, 60.0, 20
-#: Of the time, for the last item and for writing.
+#: Seconds of the time that are kept for the last item, and for writing.
 GRACE_S, WRITE_S = 4.0, 4.0
 
 LATE = "out of time"
@@ -47,17 +47,20 @@ WORKER = [sys.executable, "-m", "benchmarks.tune.worker"]
 
 
 def plan_items(cases: tuple[Case, ...], tries: dict[Key, list[Config]]) -> list[tuple[int, list[Config]]]:
-    """(case, configurations): the first case of every key, the second of every key, and so on."""
+    """(case, its configurations) in the order of timing: the first case of every key, then the second case of every key, ..."""
     of_key: dict[Key, list[int]] = {}
     for index, case in enumerate(cases):
         of_key.setdefault(case.key, []).append(index)
-    turns = zip_longest(*of_key.values())
-    return [(index, tries[cases[index].key]) for turn in turns for index in turn if index is not None]
+    ranks = zip_longest(*of_key.values())
+    return [(index, tries[cases[index].key]) for rank in ranks for index in rank if index is not None]
 
 
 def precompile(plan: dict, num_sms: int, seconds: float, workers: int) -> dict:
-    """{"done", "left", "failed", "seconds"}: one task for each candidate, over all cases of its key; chunks need none. What failed
-    leaves the plan, but for the usual configuration."""
+    """Compiles the candidates of a plan in processes; returns {"done", "left", "failed", "seconds"}.
+
+    A task compiles one candidate for all cases of its key; chunks compile nothing. Candidates that fail leave the plan, except the
+    usual configuration.
+    """
     begin, cases = time.monotonic(), tune_worker.cases(plan["device"])
     tasks: dict[tuple[Key, Config], list[int]] = {}
     for index, configs in plan["items"]:
@@ -65,25 +68,25 @@ def precompile(plan: dict, num_sms: int, seconds: float, workers: int) -> dict:
             indices = tasks.setdefault((cases[index].key, tuple(config)), [])
             indices += [] if index in indices else [index]
     failed, done = {}, 0
-    work = [(plan["arch"], num_sms, tuple(indices), config, plan["device"]) for (_, config), indices in tasks.items()]
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(work) or 1)) as pool:
-        results = pool.imap_unordered(tune_worker.compile_cases, work)
+    jobs = [(plan["arch"], num_sms, tuple(indices), config, plan["device"]) for (_, config), indices in tasks.items()]
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs) or 1)) as pool:
+        results = pool.imap_unordered(tune_worker.compile_cases, jobs)
         try:
-            while done < len(work):
+            while done < len(jobs):
                 left = begin + seconds - time.monotonic()
                 indices, config, reason = results.next(max(0.0, left))
                 failed |= {(cases[indices[0]].key, config): reason} if reason else {}
                 done += 1
         except multiprocessing.TimeoutError:
-            print("tune: late, or a process died; the timing process compiles the rest", flush=True)
+            print("tune: compiling took too long, or a process died; the timing process compiles the rest", flush=True)
     keep = lambda index, configs: [c for c in configs if c == configs[0] or (cases[index].key, tuple(c)) not in failed]  # noqa: E731
     plan["items"] = [(index, keep(index, configs)) for index, configs in plan["items"]]
     said = [f"{' '.join(map(str, key))} {config}: {reason}" for (key, config), reason in failed.items()]
-    return {"done": done, "left": len(work) - done, "failed": said, "seconds": round(time.monotonic() - begin, 1)}
+    return {"done": done, "left": len(jobs) - done, "failed": said, "seconds": round(time.monotonic() - begin, 1)}
 
 
 def _watch(process: subprocess.Popen, rows: Path, deadline: float, hang_s: float) -> str:
-    """Waits for the end; why it was killed, or ""."""
+    """Waits for the end of the process. Returns why it was killed, or ""."""
     heard, size = time.monotonic(), -1
     while process.poll() is None:
         time.sleep(0.1)
@@ -99,7 +102,7 @@ def _watch(process: subprocess.Popen, rows: Path, deadline: float, hang_s: float
 
 
 def run_plan(plan: dict, out: Path, environment: dict[str, str]) -> int:
-    """Times the plan in a process that is started again behind a candidate that kills it; the number of such ends."""
+    """Times the plan in a process, and in another one behind each candidate that kills it. Returns how often that happened."""
     plan_file, rows = out / "tune_plan.json", out / "tune_rows.jsonl"
     plan_file.write_text(json.dumps(plan))
     rows.unlink(missing_ok=True)
@@ -121,7 +124,7 @@ def run_plan(plan: dict, out: Path, environment: dict[str, str]) -> int:
 
 
 def named_rows(plan: dict, rows: Path) -> list[dict]:
-    """The finished rows with the names of their case and configuration; "usual" where it is the usual one."""
+    """The finished rows with the names of their case and configuration; "usual" says whether it is the usual configuration."""
     cases, (_, finished) = tune_worker.cases(plan["device"]), tune_worker.read_rows(rows)
     named = []
     for index, configs in plan["items"]:
@@ -168,7 +171,7 @@ def _name(case: str, shape) -> str:
 
 
 def _verdict(key: Key, rows: list[dict], counts: dict[str, int]) -> Verdict:
-    """counts: case -> rows that it has when every candidate was tried."""
+    """Judges the rows of a key. ``counts``: case -> number of its rows when every candidate was tried."""
     gains: dict[Config, dict[str, float]] = {}
     tried: dict[str, int] = {}
     spread, usual = 0.0, ()
@@ -193,6 +196,7 @@ def _verdict(key: Key, rows: list[dict], counts: dict[str, int]) -> Verdict:
 
 
 def verdicts(plan: dict, rows: list[dict]) -> list[Verdict]:
+    """One verdict for each key that has rows."""
     cases = tune_worker.cases(plan["device"])
     counts: dict[Key, dict[str, int]] = {}
     for index, configs in plan["items"]:
@@ -202,10 +206,10 @@ def verdicts(plan: dict, rows: list[dict]) -> list[Verdict]:
 
 
 def entries(found: list[Verdict], arch: int) -> dict[Key, tuple[Config, str]]:
-    """key -> (tile, comment) of a tuned file: what stood there, what won, and what winning must not change.
+    """key -> (tile, comment) of a tuned file: what the file holds already, what won, and what a winner must not change.
 
-    Counting above a threshold keeps the tile that it has now, which was compiled for it; so does the sigmoid loss, whose tile is
-    otherwise derived from that of the backward.
+    Kernels that count the logits above a threshold keep the tile that they have now, which was compiled for them. So does the
+    sigmoid loss, whose tile would otherwise follow from that of the backward.
     """
     new = {key: (tuple(numbers), "as before") for key, numbers in tuned.table("similarity", arch).items()}
     for verdict in found:
@@ -239,7 +243,7 @@ def _about(found: dict) -> str:
 
 
 def _page(found: dict) -> str:
-    """tune.md: a line for each key, and what went wrong."""
+    """The text of tune.md: a line for each key, and what went wrong."""
     bad = [row for row in found["rows"] if "ms" not in row]
     compiled = found["compile"]
     lines = [*found["verdicts"], f"compiled {compiled['done']} candidates in {compiled['seconds']} s, {compiled['left']} left"]
@@ -251,7 +255,7 @@ def _page(found: dict) -> str:
 
 
 def _plan(device: str, arch: int, candidates: dict, limit: int | None, deadline: float) -> dict:
-    """What the timing process reads; at most ``limit`` candidates of each key."""
+    """The plan that the timing process reads, with at most ``limit`` candidates of each key."""
     cases, tries = tune_worker.cases(device), {}
     for case in cases:
         usual, *others, again = tune_candidates.to_try(case.key, candidates, arch)
@@ -260,7 +264,10 @@ def _plan(device: str, arch: int, candidates: dict, limit: int | None, deadline:
 
 
 def tune(out: Path, device: str, seconds: float, limit: int | None = None) -> dict:
-    """Everything on this machine's device, at most ``limit`` candidates of each key; what tune.json holds."""
+    """Compiles, times and judges on this device, with at most ``limit`` candidates of each key.
+
+    Returns the content of tune.json.
+    """
     begin, (arch, num_sms) = time.time(), architecture(device)
     candidates = tune_candidates.read(tune_candidates.path(arch))
     plan = _plan(device, arch, candidates, limit, begin + seconds - GRACE_S - WRITE_S)
@@ -283,9 +290,10 @@ def tune(out: Path, device: str, seconds: float, limit: int | None = None) -> di
 
 
 def main(argv: list[str]) -> int:
+    """Runs the command; the exit status is 0 where something was timed, or where the list was written."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.partition(":")[0])
     parser.add_argument("--list", action="store_true", help="compile the grid offline and write the candidates; no GPU")
-    parser.add_argument("--arch", type=int, default=90, help="of --list")
+    parser.add_argument("--arch", type=int, default=90, help="architecture that --list compiles for; default 90")
     parser.add_argument("--jobs", type=int, default=1, help="processes of --list, at most one for each of ten keys")
     parser.add_argument("--out", type=Path, metavar="DIR")
     parser.add_argument("--seconds", type=float, default=150.0)

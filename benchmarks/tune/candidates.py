@@ -1,8 +1,8 @@
-"""Which tiles are worth a GPU's time: a grid cut by register arithmetic, compiled offline, kept where nothing spills.
+"""Which tiles are worth a GPU's time: a grid, cut down by register arithmetic, then compiled, and kept where nothing spills.
 
-``python -m benchmarks.tune --list`` writes ``candidates_sm90.json``, one line for each tile that survives: registers and shared
-memory of the training variant, and how many programs an SM then holds. Make it anew when a tile kernel has changed; on a GPU the
-tuner drops, unlaunched, what has begun to spill since.
+``python -m benchmarks.tune --list`` writes ``candidates_sm90.json``, one line for each tile that is kept: registers and shared
+memory of the variant that trains, and how many programs an SM holds at once. Make the list again when a tile kernel has changed. On
+a GPU the tuner compiles each candidate first, and launches none that spills by now. Imports ``cases``.
 """
 
 import ast
@@ -23,14 +23,14 @@ from fastssl import kernels
 from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
 from fastssl.kernels.tiles.config import TileConfig
 
-#: num_sms that offline launches are split for: an H100 or H200.
+#: Number of SMs that launches are split for when they compile offline: that of an H100 or H200.
 NUM_SMS = 132
-#: Of the launches that ask for everything: enough logits that facts about the columns pay.
+#: Rows and columns of the launches with all optional operands: so many that the kernels compute bounds of blocks of columns.
 ROWS, COLUMNS = 8186, 8170
 #: Tiles of ``similarity_hopper``.
 SPECIALISED = tuple((128, 64, 8, stages, 1, True) for stages in (3, 4))
 CHUNKS = tuple(product((1024, 2048, 4096, 8192), (21, 22, 23, 24, 25)))
-#: Tiles of ``similarity_wide``; by hand, and not compiled before they are timed.
+#: Tiles of ``similarity_wide``, chosen by hand; they are compiled when they are timed.
 WIDE = tuple(astuple(TileConfig(*tile)) for tile in ((128, 256, 8, 3), (128, 256, 8, 4), (128, 128, 8, 3), (128, 128, 8, 4)))
 
 
@@ -39,8 +39,12 @@ def path(arch: int) -> Path:
 
 
 def _promising(kernel: str, width: int, config: Config) -> bool:
-    """S (block_m, block_n) and, but in the forwards, the accumulator (block_m, D) in float32 take a thread at most 144 registers; a
-    tile is no smaller than 32 of them at D = 128, 16 beyond, and what is loaded fits in an SM as often as programs are wanted."""
+    """Whether a tile may be fast, by arithmetic alone.
+
+    S (block_m, block_n) and, except in the forwards, the accumulator (block_m, D), both float32, take at most 144 registers of a
+    thread, and at least 32 at D = 128, 16 at larger D. The loaded rows and columns fit into the shared memory of an SM, as many
+    times as programs are wanted on it.
+    """
     block_m, block_n, warps, stages, programs = config
     threads = 32 * warps
     s, acc = block_m * block_n / threads, 0 if kernel in ("fwd", "cross", "triangle") else block_m * width / threads
@@ -59,23 +63,25 @@ def _promising(kernel: str, width: int, config: Config) -> bool:
 
 
 def grid(key: Key) -> list[Config]:
-    """Tiles of a key before anything is compiled."""
+    """The tiles of a key that are compiled."""
     kernel, _, width = base(key[0]), *key[1:]
     tiles = product((64, 128, 256) if kernel == "triangle" else (64, 128), (32, 64, 128), (4, 8), (2, 3, 4), (1, 2, 3))
-    specialised = SPECIALISED if key == ("bwd lean", "16-bit", 128) else ()
+    specialised = SPECIALISED if key == ("bwd plain", "16-bit", 128) else ()
     return [*(astuple(TileConfig(*config)) for config in tiles if _promising(kernel, width, config)), *specialised]
 
 
 def _operands(width: int) -> tuple[torch.Tensor, ...]:
-    """x (N, D), y (M, D), ids, and a vector of float32 for each: no count that a block or 16 divides."""
+    """x (N, D), y (M, D), ids and a vector of float32 of each; neither a block nor 16 divides N or M."""
     n, m = ROWS, COLUMNS
     x, y = (torch.zeros(count, width, dtype=torch.bfloat16) for count in (n, m))
     return x, y, torch.arange(n), torch.arange(m), torch.zeros(n), torch.zeros(m)
 
 
 def heavy(kernel: str, width: int) -> Call:
-    """A launch with everything that may be asked for: int64 ids, bias or weights, a learnt temperature, ragged counts; the columns
-    of CLIP are counted and lie transposed."""
+    """A launch with all optional operands: int64 ids, a bias or weights, a learnt temperature, sizes that no block divides.
+
+    That of CLIP has transposed columns, and counts the logits above the positive.
+    """
     x, y, x_id, y_id, of_x, of_y = _operands(width)
     one = torch.ones(1)
     if kernel in ("fwd", "one_pass"):
@@ -91,12 +97,12 @@ def heavy(kernel: str, width: int) -> Call:
 
 
 def _terms() -> torch.Tensor:
-    """(3, ROWS), each row aligned as ``row_terms`` aligns it."""
+    """(3, ROWS) whose rows have the alignment that ``row_terms`` gives them."""
     return torch.zeros(3, 8192)[:, :ROWS]
 
 
 def _one_sided(width: int) -> Iterator[Call]:
-    """The backward of rows alone, and that of columns alone."""
+    """Launches of the backward that make the gradient of x only, and of y only."""
     x, y, x_id, y_id, _, of_y = _operands(width)
     terms, stats, dx, dy, sums = _terms(), torch.zeros(3), torch.zeros_like(x), torch.zeros_like(y), torch.zeros(COLUMNS)
     yield lambda: similarity.row_owner(terms, None, x, y, x_id, y_id, of_y, stats, SCALE, None, dx, None, None)
@@ -104,24 +110,24 @@ def _one_sided(width: int) -> Iterator[Call]:
 
 
 def _plain(case: Case) -> Call:
-    """The case on CPU tensors; what its preparation launches is compiled with the usual tiles."""
+    """The call of a case on CPU tensors. Kernels that its preparation launches are compiled with their usual tiles."""
     return case.build(*case.shape, torch.bfloat16, "cpu")
 
 
 def launched(found: list, kernel: str) -> list:
-    """The launches of the kernel that were compiled. Of a lean backward those with one exponential, which most steps take."""
+    """The compiled launches of a kernel. Of a plain backward: only those with one exponential, which most steps take."""
     from fastssl.testing.compile import constant
 
     functions = [FUNCTIONS[base(kernel)]] + [FUNCTIONS["fwd"]] * (base(kernel) == "triangle")  # the forward has either
     compiled = [kernel_found for name, kernel_found in found if name in functions]
-    if kernel == "bwd lean":
+    if kernel == "bwd plain":
         compiled = [k for k in compiled if constant(k, "NARROW")]
         compiled += [kernel_found for name, kernel_found in found if name == "similarity_narrow_bwd_kernel"]
     return compiled
 
 
 def needs(found: list, kernel: str) -> tuple[int, int, int]:
-    """(registers, bytes spilled, bytes of shared memory), the largest among the launches of the kernel."""
+    """(registers, spilled bytes, bytes of shared memory): the largest of each among the launches of the kernel."""
     from fastssl.testing.compile import resources
 
     numbers = [(*resources(k), k.metadata.shared) for k in launched(found, kernel)]
@@ -129,12 +135,14 @@ def needs(found: list, kernel: str) -> tuple[int, int, int]:
 
 
 def judge(found: list, case: Case, config: Config, arch: int = 90) -> dict | None:
-    """The line of a tile that survives every case of its key and, where it is not for lean launches alone, the heaviest ones;
-    otherwise None. Inside ``offline``."""
+    """The line of a tile that neither spills nor fails in any case of its key; None for other tiles.
+
+    A tile that is not for plain launches only must also compile with all optional operands. Must be called inside ``offline``.
+    """
     from fastssl.testing.compile import disassembly, programs_per_sm, serialised
 
     kernel, arithmetic, width = case.key
-    others = [] if kernel.endswith(" lean") else [heavy(kernel, width), *(_one_sided(width) if kernel == "bwd" else ())]
+    others = [] if kernel.endswith(" plain") else [heavy(kernel, width), *(_one_sided(width) if kernel == "bwd" else ())]
     calls = [*others, *(_plain(same) for same in CASES if same.key == case.key)]
     for call in calls:
         found.clear()
@@ -169,7 +177,7 @@ def kernels_digest() -> str:
 
 
 def _compile_key(arch: int, case: Case) -> list[dict]:
-    """The surviving tiles of the case's key. One that failed is not tried again with more stages or more programs."""
+    """The lines of the tiles of a case's key that are kept. A tile that failed is not tried with more stages or more programs."""
     from fastssl.testing.compile import offline
 
     lines: list[dict] = []
@@ -189,7 +197,10 @@ def _compile_key(arch: int, case: Case) -> list[dict]:
 
 
 def compile_all(arch: int, jobs: int = 1) -> dict:
-    """{"arch", "versions", "kernels", "candidates"}, keys shared out among processes. A quarter of an hour on a free core."""
+    """The list as {"arch", "versions", "kernels", "candidates"}.
+
+    Processes share the keys; one free core takes a quarter of an hour.
+    """
     first = {case.key: case for case in reversed(CASES) if not case.chunked}
     versions = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
     found = {"arch": arch, "versions": versions, "kernels": kernels_digest()}
@@ -199,14 +210,14 @@ def compile_all(arch: int, jobs: int = 1) -> dict:
 
 
 def write(found: dict, file: Path) -> None:
-    """JSON with one candidate on each line."""
+    """Writes the list as JSON, with one candidate on each line."""
     head = json.dumps({k: v for k, v in found.items() if k != "candidates"})
     lines = ",\n".join(map(json.dumps, found["candidates"]))
     file.write_text(f'{head[:-1]}, "candidates": [\n{lines}\n]}}\n')
 
 
 def read(file: Path) -> dict[Key, dict[Config, dict]]:
-    """key -> tile -> its line."""
+    """Reads a list as key -> tile -> its line."""
     found: dict[Key, dict[Config, dict]] = {}
     for line in json.loads(file.read_text())["candidates"]:
         config = astuple(TileConfig(*line["config"]))
@@ -220,7 +231,7 @@ def stale(file: Path) -> bool:
 
 
 def to_try(key: Key, found: dict[Key, dict[Config, dict]], arch: int) -> list[Config]:
-    """The usual configuration, the candidates of the key, and the usual once more: its two times give the spread."""
+    """The usual configuration, the candidates of the key, and the usual configuration again: its two times give the spread."""
     usual = usual_config(key, arch)
     offered = CHUNKS if key[0].startswith("chunk") else found.get(key, {})
     offered = (*WIDE, *CHUNKS) if key[0] == "chunk cross" else offered

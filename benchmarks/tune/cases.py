@@ -1,9 +1,12 @@
 """What the tuner times: launches of one kernel, with the merging that its splits cost, at the shapes that matter.
 
-A key is (kernel, arithmetic, widest D), as the tables name it; its candidates are tiles (block_m, block_n, warps, stages,
-programs), those of the chunks (tall, log2 of logits), the arguments of ``chunk_shape``. Wide rows of CLIP, key "chunk cross", go in
-chunks or in tiles that never store S: their candidates are of both kinds. The forward of NT-Xent has
-two kernels: as "triangle" it is triangular, and the candidate () is the plain one, as "fwd" always plain.
+A key is (kernel, arithmetic, widest D), as in the tuned tables; " plain" behind a kernel means a launch without bias, int64 ids
+and ranks, whose blocks of columns are whole. A candidate is a tile (block_m, block_n, warps, stages, programs); for chunks it is
+(tall, log2 of logits), the arguments of ``chunk_shape``. Wide rows of CLIP, key "chunk cross", are computed in chunks or in tiles
+that never store S, so there are candidates of both forms. The forward of NT-Xent has two kernels: under the key "triangle plain"
+the triangular one is timed, with the square one as candidate (); under "fwd plain" the square one.
+
+Imports nothing of ``benchmarks``.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,9 +33,9 @@ Call = Callable[[], Outputs]
 HALVES = "16-bit"
 SCALE = 10.0
 USUAL_CHUNK = (2048, 23)
-#: In a tuned table: wide rows go in chunks.
+#: The entry of a tuned table which says that wide rows are computed in chunks.
 NO_TILE = (0, 0, 0, 0)
-#: The function of each kernel, whose resources decide.
+#: The compiled function of each kernel, whose registers and shared memory decide.
 FUNCTIONS = {
     "fwd": "similarity_fwd_kernel",
     "one_pass": "similarity_fwd_kernel",
@@ -41,11 +44,12 @@ FUNCTIONS = {
     "triangle": "similarity_triangle_kernel",
     "sigmoid": "sigmoid_pair_kernel",
 }
-#: Largest relative difference from the usual tile's result: these are sums of the same float32 terms in another order.
+#: Largest relative difference from the result of the usual tile: both are sums of the same float32 terms, in another order.
 EXACT = dict.fromkeys(("lse", "row", "column", "loss"), 2e-5)
 
 
 def tolerance(output: str, dtype: torch.dtype) -> float:
+    """The largest relative difference that an output may have."""
     return EXACT.get(output, FLOOR[dtype])
 
 
@@ -60,7 +64,7 @@ def _empty_rows(count: int, width: int, dtype: torch.dtype, device: str, seed: i
 
 
 def without_contents():
-    """A context in which cases are built at once, for launches that only compile."""
+    """A context in which cases are built from uninitialised rows, for launches that only compile."""
     return mock.patch(f"{__name__}.rows_of", _empty_rows)
 
 
@@ -69,13 +73,13 @@ def _ids(count: int, device: str) -> Tensor:
 
 
 def nt_xent_forward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
-    """x (N, D) against itself, positives left out by ids; M = N."""
+    """The log-sum-exp of x (N, D) against itself; ids leave the positives out; M = N."""
     x, ids = rows_of(n, d, dtype, device, 0), _ids(n, device) % (n // 2)
     return lambda: {"lse": similarity.similarity_fwd(x, None, SCALE, None, ids, ids, None, None)[0]}
 
 
 def nt_xent_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
-    """dx (N, D) of one sweep that owns and streams the same rows."""
+    """The gradient (N, D) of one sweep in which the rows are the columns too."""
     x, ids = rows_of(n, d, dtype, device, 0), _ids(n, device) % (n // 2)
     state = similarity.similarity_fwd(x, None, SCALE, None, ids, ids, None, None)[2]
     terms, _, stats = row_terms(state, torch.full((n,), 1.0 / n, device=device), dtype)
@@ -89,7 +93,7 @@ def nt_xent_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) ->
 
 
 def clip_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
-    """dx (N, D) of rows and columns, the temperature learnt: x (N, D), y (M, D)."""
+    """The gradient of x (N, D) from rows and columns of the logits with y (M, D), with a learnt temperature."""
     x, y = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1)
     factor = torch.ones(1, device=device)
     state = similarity_cross.similarity_cross_fwd(x, y, SCALE, factor, None, None, None, 0)[4]
@@ -105,7 +109,7 @@ def clip_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Ca
 
 
 def moco_one_pass(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
-    """Queries (N, D) against a queue stored (D, M)."""
+    """The one-pass forward of queries (N, D) against a queue that is stored as (D, M)."""
     x, queue = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1).t().contiguous()
 
     def call() -> Outputs:
@@ -116,6 +120,7 @@ def moco_one_pass(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Ca
 
 
 def clip_forward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
+    """The forward of CLIP, rows and columns."""
     x, y = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1)
     factor = torch.ones(1, device=device)
 
@@ -127,7 +132,7 @@ def clip_forward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Cal
 
 
 def clip_both(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
-    """Forward and both gradients, as the chunks share them."""
+    """Forward and both gradients of CLIP, since chunks share work between them."""
     x, y = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1)
     factor = torch.ones(1, device=device)
     drow, dcolumn = (torch.full((count,), 0.5 / count, device=device) for count in (n, m))
@@ -143,7 +148,7 @@ def clip_both(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
 
 
 def siglip(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
-    """Loss and all four gradients."""
+    """The loss and all four gradients of SigLIP."""
     x, y = rows_of(n, d, dtype, device, 0), rows_of(m, d, dtype, device, 1)
     factor, term = torch.ones(1, device=device), torch.zeros(1, device=device)
     x_id, y_id = _ids(n, device), _ids(m, device)
@@ -157,6 +162,8 @@ def siglip(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Call:
 
 @dataclass(frozen=True)
 class Case:
+    """A launch that is timed: a kernel, the loss that it belongs to, a shape, and ``build``, which makes the call."""
+
     kernel: str
     name: str
     shape: tuple[int, int, int]  # N, M, D
@@ -175,29 +182,29 @@ def _square(kernel: str, name: str, build: Callable[..., Call], *sizes: tuple[in
     return [Case(kernel, name, (n, n, d), build) for n, d in sizes]
 
 
-#: Of each key the most telling first. " lean" is what the launcher asks for where most tiles look at nothing but dots.
+#: The most telling case of each key comes first.
 CASES: tuple[Case, ...] = (
-    *_square("fwd lean", "nt_xent", nt_xent_forward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
-    *_square("triangle lean", "nt_xent", nt_xent_forward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
-    *_square("bwd lean", "nt_xent", nt_xent_backward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
-    *_square("bwd lean", "clip", clip_backward, (16384, 128), (16384, 256)),
-    *(Case("one_pass lean", "moco", (n, 65536, 128), moco_one_pass) for n in (1024, 4096, 256)),
-    Case("one_pass lean", "moco", (1024, 65536, 256), moco_one_pass),
-    *_square("cross lean", "clip", clip_forward, (16384, 128), (8192, 128), (16384, 256)),
+    *_square("fwd plain", "nt_xent", nt_xent_forward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
+    *_square("triangle plain", "nt_xent", nt_xent_forward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
+    *_square("bwd plain", "nt_xent", nt_xent_backward, (8192, 128), (65536, 128), (8192, 256), (32768, 256)),
+    *_square("bwd plain", "clip", clip_backward, (16384, 128), (16384, 256)),
+    *(Case("one_pass plain", "moco", (n, 65536, 128), moco_one_pass) for n in (1024, 4096, 256)),
+    Case("one_pass plain", "moco", (1024, 65536, 256), moco_one_pass),
+    *_square("cross plain", "clip", clip_forward, (16384, 128), (8192, 128), (16384, 256)),
     *_square("sigmoid", "siglip", siglip, (16384, 128), (4096, 128), (16384, 256)),
     *_square("chunk cross", "clip", clip_both, (16384, 512)),
     *_square("chunk sigmoid", "siglip", siglip, (16384, 768)),
 )
-#: The rehearsal's: what the interpreter computes in a second.
+#: The cases of the rehearsal: the interpreter computes each of them in a second.
 TINY: tuple[Case, ...] = (
-    *_square("fwd lean", "nt_xent", nt_xent_forward, (48, 16), (20, 16)),
+    *_square("fwd plain", "nt_xent", nt_xent_forward, (48, 16), (20, 16)),
     Case("one_pass", "moco", (16, 80, 16), moco_one_pass),
     *_square("chunk cross", "clip", clip_both, (8, 272)),
 )
 
 
 def base(kernel: str) -> str:
-    """ "fwd" of "fwd lean"."""
+    """The kernel without its variant: "fwd" of "fwd plain"."""
     return kernel.partition(" ")[0]
 
 
@@ -206,14 +213,14 @@ def _only(kernel: str, tile: TileConfig, usual, name: str, *args, **kwargs) -> T
 
 
 def _wide_tile(tile: TileConfig):
-    """A context in which ``similarity_wide`` takes this tile; its weights of two exponentials keep theirs."""
+    """A context in which ``similarity_wide`` takes this tile; its kernel for weights of two exponentials keeps its own."""
     usual = similarity_wide.pick_config
     return mock.patch.object(similarity_wide, "pick_config", lambda name, *rest: tile if name == "wide" else usual(name, *rest))
 
 
 @contextmanager
 def forced(kernel: str, config: Config) -> Iterator[None]:
-    """Launches of ``kernel``, lean and counting ones too, take this configuration; the others keep theirs."""
+    """A context in which all variants of ``kernel`` take this configuration; other kernels keep theirs."""
     if kernel.startswith("chunk"):
         with ExitStack() as stack:
             wide = len(config) > 2
@@ -244,7 +251,7 @@ def forced(kernel: str, config: Config) -> Iterator[None]:
 
 
 def usual_config(key: Key, arch: int) -> Config:
-    """What the library takes now."""
+    """The configuration that the library takes now."""
     kernel, _, width = key
     about = arch, torch.bfloat16, width
     if kernel == "chunk cross" and (tile := similarity_wide.pick_config("wide", *about)).block_m:
@@ -253,7 +260,7 @@ def usual_config(key: Key, arch: int) -> Config:
         return USUAL_CHUNK
     if kernel == "sigmoid":
         tile = tuned_config("sigmoid", *about) or sigmoid_pair.tile_of(sigmoid_pair.pick_config("bwd", *about), arch)
-    elif kernel == "triangle lean":
+    elif kernel == "triangle plain":
         tile = similarity.pick_triangle(256, _ids(1, "cpu"), *about, "ieee")
     else:
         tile = similarity.pick_config(kernel, *about)
@@ -261,6 +268,6 @@ def usual_config(key: Key, arch: int) -> Config:
 
 
 def architecture(device: str) -> tuple[int, int]:
-    """(compute capability, SMs) that a process on this device launches for."""
-    facts = device_properties(torch.device(device, 0) if device == "cuda" else torch.device(device))
-    return facts.arch, facts.num_sms
+    """(compute capability, number of SMs) that a process on this device launches for."""
+    properties = device_properties(torch.device(device, 0) if device == "cuda" else torch.device(device))
+    return properties.arch, properties.num_sms

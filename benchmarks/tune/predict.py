@@ -1,18 +1,19 @@
 """What the machine code of a tile says of its speed, without a GPU:  python -m benchmarks.tune.predict [--write]
 
-The usual tile of every case of the tuner is compiled for sm_90 through its launcher, at the largest shape, and the loop that
-streams columns is read from the disassembly, along the way that most tiles take: no id in reach, logits small. Clocks of one
-multiprocessor for a tile:
+The usual tile of every case of the tuner is compiled for sm_90 through its launcher, at the largest shape. Then the loop over
+blocks of columns is read from the disassembly, along the path that most tiles take: no id of a row stands in the block, and the
+logits are small. The clocks of one multiprocessor for a tile are:
 
     matrix   HGMMA 64 x n x 16: n / 2        shared  operands read, and columns written, 128 bytes a clock
     exp      MUFU, 16 a clock                fma     128 a clock        other  64 lanes a clock (integers, maxima, conversions)
     issue    4 instructions of a warp a clock                           L2     the columns' bytes, 23.7 a clock (5.5 TB/s)
 
-Programs on one multiprocessor overlap: the busiest unit decides. One alone waits for its products, then its products for it:
-the busier of matrix and shared + 1.1 of the busiest other unit, and k programs share that among them. share = clocks of the
-product at full rate / clocks of the tile. The rates are the data sheet's and published measurements; L2 is the least certain. A
-model, to be refuted by ``benchmarks.tune``; ``--write`` keeps it in ``core/predicted_sm90.json``, from which
-``Work.predicted_ms`` makes the predictions.
+Several programs on one multiprocessor overlap, so the busiest unit decides. A program that is alone waits for its products, and
+then the products wait for the program: it takes the clocks of the busier of matrix and shared, and 1.1 of those of the busiest
+other unit; k programs take at least a k-th of that each. share = clocks of the product at full rate / clocks of the tile. The
+rates come from the data sheet and from published measurements; that of L2 is the least certain. A model, to be refuted by
+``benchmarks.tune``; ``--write`` keeps it in ``core/predicted_sm90.json``, from which ``Workload.predicted_ms`` makes the
+predictions.
 """
 
 import argparse
@@ -53,7 +54,7 @@ class Instruction:
 
 
 def parse(sass: str) -> list[Instruction]:
-    """The instructions of one kernel, as ``cuobjdump -sass`` prints them."""
+    """Reads the instructions of one kernel from the output of ``cuobjdump -sass``."""
     lines = (re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z0-9_.x]+)(.*?);", line) for line in sass.splitlines())
     return [Instruction(int(line[1], 16), line[2], line[3]) for line in lines if line]
 
@@ -66,7 +67,7 @@ def _loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
 
 
 def _seldom(region: list[Instruction]) -> bool:
-    """Whether a region that may be jumped over is the one that compares ids, or the one that takes maxima."""
+    """Whether a region that may be jumped over compares ids or takes maxima, which few tiles need."""
     kinds = Counter(i.kind for i in region)
     ids = kinds["FSEL"] >= 8 and not kinds["MUFU"]
     return not kinds["HGMMA"] and (ids or kinds["FMNMX"] >= 16)
@@ -83,7 +84,7 @@ def _without_seldom(code: list[Instruction]) -> list[Instruction]:
 
 
 def usual_way(code: list[Instruction]) -> list[Instruction]:
-    """Instructions of the loop with the products that most tiles execute; of several such loops the shortest."""
+    """The instructions that most tiles execute in the loop with the matrix products; of several such loops, the shortest."""
     ways = [_without_seldom(loop) for loop in _loops(code) if any(i.kind == "HGMMA" for i in loop)]
     if not ways:
         raise ValueError("predict: no loop with matrix products in this code")
@@ -91,7 +92,7 @@ def usual_way(code: list[Instruction]) -> list[Instruction]:
 
 
 def products(way: list[Instruction]) -> tuple[float, float]:
-    """(clocks, bytes of operands read from shared memory) of one warpgroup's HGMMA."""
+    """(clocks, bytes of operands read from shared memory) of the HGMMA of one warpgroup."""
     full = read = 0.0
     for i in way:
         if size := re.match(r"HGMMA\.64x(\d+)x16", i.name):
@@ -117,7 +118,7 @@ def clocks(way: list[Instruction], warps: int, column_bytes: int) -> dict[str, f
 
 
 def tile_clocks(units: dict[str, float], programs: int) -> tuple[float, str]:
-    """(clocks of a tile, what binds it)."""
+    """(clocks of a tile, the unit that limits it)."""
     beside = max(v for k, v in units.items() if k not in ("matrix", "shared", "L2"))
     bounds = units | {"waiting": (max(units["matrix"], units["shared"]) + 1.1 * beside) / max(1, programs)}
     binds = max(bounds, key=bounds.__getitem__)
@@ -125,8 +126,10 @@ def tile_clocks(units: dict[str, float], programs: int) -> tuple[float, str]:
 
 
 def row_of(compiled, kernel: str, config: tuple[int, ...], width: int) -> dict:
-    """The line of one compiled tile kernel in the table. Of ``similarity_hopper`` each group of four warps with 64 rows counts as a
-    program; together they fetch the columns once."""
+    """The line of one compiled tile kernel in the table.
+
+    In ``similarity_hopper`` each group of four warps with 64 rows counts as a program; together they load the columns once.
+    """
     from fastssl.testing.compile import disassembly, programs_per_sm, resources
 
     block_m, block_n, warps = config[:3]
@@ -154,7 +157,7 @@ def row_of(compiled, kernel: str, config: tuple[int, ...], width: int) -> dict:
 
 
 def rows() -> list[dict]:
-    """One for each key of the tuner's cases, at its usual tile, and one for the specialised backward."""
+    """A line for each key of the tuner's cases, at its usual tile, and one for the specialised backward."""
     from benchmarks.tune.candidates import SPECIALISED
     from benchmarks.tune.candidates import launched as launched_as
     from benchmarks.tune.cases import CASES, forced, usual_config, without_contents
@@ -162,7 +165,7 @@ def rows() -> list[dict]:
 
     largest = {case.key: case for case in sorted(CASES, key=lambda case: case.shape) if not case.chunked}
     tiles = [(key, usual_config(key, ARCH), "") for key in sorted(largest)]
-    tiles.insert(1, (("bwd lean", "16-bit", 128), SPECIALISED[0], " specialised"))
+    tiles.insert(1, (("bwd plain", "16-bit", 128), SPECIALISED[0], " specialised"))
     found = []
     with offline(ARCH, NUM_SMS) as launched, without_contents():
         for key, config, name in tiles:
@@ -176,8 +179,11 @@ def rows() -> list[dict]:
 
 
 def wide_row_of(compiled, kernel: str, config: tuple[int, ...], stored: int) -> dict:
-    """The line of a kernel of ``similarity_wide``: clocks of a slice of D, whose rows and columns come from L2, and those of what
-    stands behind the loop, ``stored`` bytes a logit included, during which nothing multiplies."""
+    """The line of a kernel of ``similarity_wide``: clocks of a slice of D, and clocks of the code behind the loop.
+
+    A slice loads its rows and columns from L2. The code behind the loop, which also stores ``stored`` bytes a logit, runs while
+    nothing multiplies.
+    """
     from fastssl.testing.compile import disassembly, resources
 
     block_m, block_n, warps = config[:3]
@@ -198,7 +204,7 @@ def wide_row_of(compiled, kernel: str, config: tuple[int, ...], stored: int) -> 
 
 
 def wide_rows() -> list[dict]:
-    """Forward of rows and columns, of rows alone, weights of both in one exponential, and of rows alone."""
+    """The lines of the kernels of ``similarity_wide``: forward of rows and columns, of rows only; weights of both, of rows only."""
     from dataclasses import astuple
 
     from fastssl.kernels import similarity_wide as wide
@@ -231,23 +237,24 @@ def _markdown(head: tuple, lines: list[tuple]) -> str:
 
 
 def predictions() -> str:
-    """Every work and GPU shape: the time of its least FLOPs or bytes and the predicted time on each kind of GPU, and the target."""
+    """A table of all workloads and GPU shapes: for each known GPU the least time and the predicted time, and the target."""
     from benchmarks.core.rates import H100, H200
-    from benchmarks.core.registry import WORKS
+    from benchmarks.core.registry import WORKLOADS
     from benchmarks.core.workloads import shape_name
     from benchmarks.report.tables import ms_text
 
-    kinds, lines = (H100, H200), []
-    for work in WORKS.values():
-        for shape in work.gpu:
-            times = [ms_text(of(shape, rates)) for of in (work.least_ms, work.predicted_ms) for rates in kinds]
-            targets = ", ".join(str(t) for t in work.gpu_targets if t.shape == shape and t.kind == "ms")
-            lines.append((work.name, shape_name(shape), *times, targets))
-    heads = (f"{what}, {rates.name}" for what in ("limit", "predicted") for rates in kinds)
-    return _markdown(("work", "shape", *heads, "target"), lines)
+    gpus, lines = (H100, H200), []
+    for workload in WORKLOADS.values():
+        for shape in workload.gpu:
+            times = [ms_text(of(shape, rates)) for of in (workload.least_ms, workload.predicted_ms) for rates in gpus]
+            targets = ", ".join(str(t) for t in workload.gpu_targets if t.shape == shape and t.kind == "ms")
+            lines.append((workload.name, shape_name(shape), *times, targets))
+    heads = (f"{what}, {rates.name}" for what in ("limit", "predicted") for rates in gpus)
+    return _markdown(("workload", "shape", *heads, "target"), lines)
 
 
 def table(found: list[dict]) -> str:
+    """The lines of the tile kernels as a table."""
     units = ("matrix", "shared", "exp", "issue", "fma", "other", "L2")
     head = ("kernel", "D", "tile", "registers", "programs", "instructions a logit", *units, "binds", "share")
     lines = []
@@ -260,8 +267,9 @@ def table(found: list[dict]) -> str:
 
 
 def main(argv: list[str]) -> int:
+    """Prints the table and the predictions, and writes the table where it is asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune.predict", description=__doc__.partition(":")[0])
-    parser.add_argument("--write", action="store_true", help=f"to {PATH.name}")
+    parser.add_argument("--write", action="store_true", help=f"write the table to {PATH.name}")
     args = parser.parse_args(argv)
     found, wide = rows(), wide_rows()
     print(table(found))

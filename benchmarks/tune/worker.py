@@ -1,9 +1,10 @@
-"""The tuner's processes: some compile, without a context on the GPU; one at a time launches, and may die of a candidate.
+"""The processes of the tuner: some compile, without a context on the GPU; one launches, and a candidate may kill it.
 
-    python -m benchmarks.tune.worker PLAN ROWS      times the items of PLAN (json), a line of ROWS for each begun and each finished
+    python -m benchmarks.tune.worker PLAN ROWS      times the items of PLAN (JSON)
 
-An item is (case, candidate number). Items that ROWS already names are left out, so a process started again goes on behind the
-culprit. Exit 3: the device context is lost.
+An item is (case, candidate number). ROWS gets a line for each item that begins and one for each that is finished. Items that ROWS
+names already are left out, so a process that is started again goes on behind the candidate that killed the last one. The exit
+status is 3 where the device context is lost. Imports ``cases``, ``candidates`` and ``core.timing``.
 """
 
 import functools
@@ -26,7 +27,7 @@ from benchmarks.tune.cases import CASES, TINY, Call, Case, Config, Outputs, forc
 from fastssl.testing.compare import relative_error
 
 LOST = 3
-TURN_MS = 2.0
+SAMPLE_MS = 2.0
 ROUNDS = {"cuda": 9, "cpu": 2}
 
 
@@ -35,8 +36,11 @@ def cases(device: str) -> tuple[Case, ...]:
 
 
 def compile_cases(task: tuple[int, int, tuple[int, ...], Config, str]) -> tuple[tuple[int, ...], Config, str]:
-    """Launches one candidate of some cases offline, so that Triton's cache holds it; task: architecture, SMs, cases, candidate,
-    device. (cases, candidate, why it is not to be launched, or "")."""
+    """Compiles one candidate for some cases offline, so that Triton's cache holds it.
+
+    ``task``: architecture, number of SMs, indices of the cases, candidate, device. Returns (indices, candidate, reason); the reason
+    says why the candidate must not be launched, and is "" for others.
+    """
     from fastssl.testing.compile import offline, programs_per_sm
 
     arch, num_sms, indices, config, device = task
@@ -57,7 +61,7 @@ def compile_cases(task: tuple[int, int, tuple[int, ...], Config, str]) -> tuple[
 
 @dataclass
 class Usual:
-    """One case, prepared: the call, the result of the usual configuration, and a timed form of it."""
+    """A prepared case: its call, the result of the usual configuration, and that configuration's call to time."""
 
     call: Call
     outputs: Outputs
@@ -66,7 +70,10 @@ class Usual:
 
 @dataclass
 class Times:
-    """Median ms of a candidate and of the usual one, and usual over candidate, round by round."""
+    """Median milliseconds of a candidate and of the usual configuration;
+
+    ``gain``: median of usual over candidate, round by round.
+    """
 
     ms: float
     usual_ms: float
@@ -77,16 +84,19 @@ class Times:
         return {"ms": self.ms, "usual_ms": self.usual_ms, "gain": self.gain, "spread": self.spread}
 
 
-def in_turns(mine: Callable[[], object], usual: Callable[[], object], device: str) -> Times:
-    """Usual and candidate one after the other, the first of a round in turn; a turn lasts ``TURN_MS`` at least on a GPU."""
+def time_interleaved(mine: Callable[[], object], usual: Callable[[], object], device: str) -> Times:
+    """Times candidate and usual configuration in rounds, one after the other, every second round in reverse.
+
+    On a GPU a sample lasts at least ``SAMPLE_MS``.
+    """
     estimate = max(timing.once_ms(usual, device), 1e-4)
-    repeats = max(1, math.ceil(TURN_MS / estimate)) if device == "cuda" else 1
+    repeats = max(1, math.ceil(SAMPLE_MS / estimate)) if device == "cuda" else 1
     mine_ms, usual_ms = [], []
     gc.disable()
     try:
-        for turn in range(ROUNDS[device]):
+        for index in range(ROUNDS[device]):
             order = ((mine, mine_ms), (usual, usual_ms))
-            for call, samples in order if turn % 2 else reversed(order):
+            for call, samples in order if index % 2 else reversed(order):
                 samples.append(timing.once_ms(call, device, repeats))
     finally:
         gc.enable()
@@ -96,7 +106,7 @@ def in_turns(mine: Callable[[], object], usual: Callable[[], object], device: st
 
 
 def replayed(call: Call, device: str) -> Callable[[], object]:
-    """The call as a CUDA graph, without the host; raises where it cannot be captured."""
+    """The replay of a call as a CUDA graph, which needs no host. Raises RuntimeError where the call cannot be captured."""
     if device != "cuda":
         return call
     replay, reason = timing.capture_graph(call)
@@ -113,10 +123,10 @@ def prepare(case: Case, device: str, arch: int) -> Usual:
 
 
 def wrong(outputs: Outputs, again: Outputs, usual: Outputs, dtype: torch.dtype) -> str:
-    """Why a candidate's result is not to be trusted, or ""."""
+    """What is wrong with a candidate's results, or ""."""
     for name, t in outputs.items():
         if not torch.equal(t, again[name]):
-            return f"{name} moves between two runs"
+            return f"{name} differs between two runs"
         error, most = relative_error(t, usual[name]), tolerance(name, dtype)
         if not error <= most:
             return f"{name} is {error:.1e} from the usual configuration's, over {most:.1e}"
@@ -133,7 +143,7 @@ def measure(case: Case, usual: Usual, config: Config, device: str) -> dict:
             if reason := wrong(first, second, usual.outputs, dtype):
                 return {"wrong": reason}
             mine = replayed(usual.call, device)
-        return in_turns(mine, usual.timed, device).row()
+        return time_interleaved(mine, usual.timed, device).row()
     except Exception as error:  # a tile that does not compile or launch is a result
         return {"failed": f"{type(error).__name__}: {str(error)[:160]}"}
 
@@ -162,7 +172,10 @@ def _say(file: Path, **line) -> None:
 
 
 def undone(plan: dict, begun: set[tuple[int, int]], timed: set[int]) -> Iterator[tuple[int, int, Config]]:
-    """Items not begun, but for cases whose usual configuration, their first item, has no time: ``timed`` grows on the way."""
+    """The items that were not begun. Cases whose first item, the usual configuration, has no time are left out.
+
+    ``timed`` holds the cases with such a time; the caller adds to it on the way.
+    """
     for index, configs in plan["items"]:
         for number, config in enumerate(configs):
             if number and index not in timed:
@@ -172,7 +185,7 @@ def undone(plan: dict, begun: set[tuple[int, int]], timed: set[int]) -> Iterator
 
 
 def compiled_again() -> Callable[[], int]:
-    """A count of the kernels that Triton's cache did not hold."""
+    """Counts, from now on, the kernels that Triton's cache does not hold; returns a function that gives the count."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return lambda: 0
     from triton import knobs
@@ -183,6 +196,7 @@ def compiled_again() -> Callable[[], int]:
 
 
 def main(plan_file: str, rows_file: str) -> int:
+    """Times the items of a plan until its deadline; the exit status is ``LOST`` where the device no longer answers."""
     plan, file = json.loads(Path(plan_file).read_text()), Path(rows_file)
     device, arch = plan["device"], plan["arch"]
     missed = compiled_again()

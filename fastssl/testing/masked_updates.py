@@ -50,7 +50,7 @@ def forward_backward(forward: Forward, leaves: tuple[str, ...], state: State, **
     return step
 
 
-def in_turn(*parts: Forward) -> Forward:
+def sequence(*parts: Forward) -> Forward:
     """One form after the other, each given the results of those before."""
 
     def forward(given: Given) -> Results:
@@ -233,7 +233,7 @@ def forms(mask: Forward, random_masking: Forward, embed: Forward, restore: Forwa
         "restore_tokens": restore,
         "patch_loss": loss,
         "patch_loss_norm": loss,
-        "mae_bundle": in_turn(mask, embed, restore, loss),
+        "mae_bundle": sequence(mask, embed, restore, loss),
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from benchmarks import peers
 from benchmarks.core import accuracy, machine, memory, predicted, runner, timing
 from benchmarks.core.rates import H200
-from benchmarks.core.registry import WORKS, Target, parse_shape
+from benchmarks.core.registry import WORKLOADS, Target, parse_shape
 from benchmarks.core.workloads import Plan
 from benchmarks.peers import Peer
 from benchmarks.report import plots
@@ -20,8 +20,10 @@ from benchmarks.report import tables as report
 from fastssl import bench
 from fastssl.testing.compare import relative_error
 
-NT_XENT = WORKS["nt_xent"]
-PAIRS = [(w, n) for w in WORKS.values() if w.kind == "loss" for n in peers.NAMES if n != "compile" and peers.load(n).concerns(w)]
+NT_XENT = WORKLOADS["nt_xent"]
+PAIRS = [
+    (w, n) for w in WORKLOADS.values() if w.kind == "loss" for n in peers.NAMES if n != "compile" and peers.load(n).concerns(w)
+]
 SHAPE = (24, 16)
 FAST = runner.Options(peers=("eager",), rounds=3, budget_s=0.2, memory=False)
 needs_proc = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
@@ -40,8 +42,8 @@ class _WrongGradient(torch.autograd.Function):
         return 1.01 * g
 
 
-def _broken(name, work):
-    call = peers.implementation("fastssl", work)
+def _broken(name, workload):
+    call = peers.implementation("fastssl", workload)
     return lambda z0, z1: call(_WrongGradient.apply(z0), z1) if name == "eager" else call(z0, z1)
 
 
@@ -66,19 +68,19 @@ def test_gate_refuses_missing_gradients_and_failures():
     detached = lambda z0, z1: NT_XENT.case.eager(z0, z1.detach(), **NT_XENT.constants)  # noqa: E731
     assert accuracy.errors(detached, prepared.inputs, prepared.truth).grad == float("inf")
 
-    def fails(name, work):
+    def fails(name, workload):
         raise RuntimeError("no kernel\nfor this")
 
-    entry, turn = runner.admit(prepared, "eager", build=fails)
-    assert turn is None and entry["status"] == "failed" and entry["reason"] == "RuntimeError: no kernel"
+    entry, step = runner.admit(prepared, "eager", build=fails)
+    assert step is None and entry["status"] == "failed" and entry["reason"] == "RuntimeError: no kernel"
 
 
 @pytest.mark.parametrize("name", ("clip", "siglip"))
 def test_blocked_truth_of_pairs_is_eager_in_float64(name, monkeypatch):
     monkeypatch.setattr(accuracy, "_BLOCK_ELEMENTS", 45 * 10)
-    work = WORKS[name]
-    inputs = accuracy.leaves(work.case.inputs((45, 7)))
-    exact, truth = accuracy.eager_truth(work.case.eager, inputs), work.truth(inputs)
+    workload = WORKLOADS[name]
+    inputs = accuracy.leaves(workload.case.inputs((45, 7)))
+    exact, truth = accuracy.eager_truth(workload.case.eager, inputs), workload.truth(inputs)
     assert relative_error(truth.loss, exact.loss) < 1e-13
     assert truth.grads.keys() == exact.grads.keys()
     assert all(relative_error(truth.grads[n], exact.grads[n]) < 1e-12 for n in exact.grads)
@@ -96,32 +98,32 @@ def test_blocked_truth_is_eager_in_float64(full_rows):
         assert relative_error(grad, exact.grads[name] if rows is None else exact.grads[name][rows]) < 1e-12
 
 
-@pytest.mark.parametrize(("work", "name"), PAIRS, ids=lambda value: value if isinstance(value, str) else value.name)
-def test_installed_peers_have_the_works_objective(work, name):
+@pytest.mark.parametrize(("workload", "name"), PAIRS, ids=lambda value: value if isinstance(value, str) else value.name)
+def test_installed_peers_have_the_works_objective(workload, name):
     peer = peers.load(name)
-    shape = SHAPE if len(work.quick[0]) == 2 else (24, 40, 16)
-    status, reason = peer.unfit(work, shape, "cpu")
+    shape = SHAPE if len(workload.quick[0]) == 2 else (24, 40, 16)
+    status, reason = peer.unfit(workload, shape, "cpu")
     if status:
         pytest.skip(f"{status}: {reason}")
     pytest.importorskip(peer.module or "torch")
-    inputs = accuracy.leaves(work.case.inputs(shape), constant=work.constant_inputs)
-    found = accuracy.errors(peer.build(work), inputs, accuracy.truth_of(work, shape, inputs))
+    inputs = accuracy.leaves(workload.case.inputs(shape), constant=workload.constant_inputs)
+    found = accuracy.errors(peer.build(workload), inputs, accuracy.truth_of(workload, shape, inputs))
     assert accuracy.verdict(found, torch.float32) == ""
 
 
 def test_absent_and_unequal_peers_are_listed_with_a_reason():
-    absent = Peer("nobody", {peers.EVERY_LOSS: lambda work: None}, distribution="no-such-library", module="no_such_library")
+    absent = Peer("nobody", {peers.EVERY_LOSS: lambda workload: None}, distribution="no-such-library", module="no_such_library")
     assert absent.unfit(NT_XENT, SHAPE, "cpu") == ("absent", "no-such-library is not installed")
     assert peers.load("memeff").unfit(NT_XENT, SHAPE, "cpu")[0] == "other objective"
-    assert peers.load("inf_cl").unfit(WORKS["info_nce"], SHAPE, "cpu") == ("absent", "runs on cuda only")
+    assert peers.load("inf_cl").unfit(WORKLOADS["info_nce"], SHAPE, "cpu") == ("absent", "runs on cuda only")
     pml = peers.load("pytorch_metric_learning")
-    assert pml.unfit(NT_XENT, (300, 128), "cpu")[0] == "too large" and not pml.unfit(WORKS["sup_con"], (300, 128), "cpu")[0]
+    assert pml.unfit(NT_XENT, (300, 128), "cpu")[0] == "too large" and not pml.unfit(WORKLOADS["sup_con"], (300, 128), "cpu")[0]
     assert replace(absent, module=None, max_rows={"cpu": 47}).unfit(NT_XENT, SHAPE, "cpu")[0] == "too large"
     for name in peers.NAMES:
         peer = peers.load(name)
         assert peer.name == name and peer.__class__.__mro__[-2] is Peer
-        for work in WORKS.values():
-            assert peer.form(work) or peer.unfit(work, SHAPE, "cpu")[1]
+        for workload in WORKLOADS.values():
+            assert peer.form(workload) or peer.unfit(workload, SHAPE, "cpu")[1]
     with pytest.raises(ValueError, match="unknown peer 'lightning'"):
         peers.load("lightning")
 
@@ -152,8 +154,8 @@ def test_flops_bytes_and_limit_by_hand():
     u = 2 * 8192 * 8192 * 128
     assert NT_XENT.sweep_flops(shape) == u and NT_XENT.case.flops(shape) == 2 * u
     assert NT_XENT.case.bytes(shape, 4) == 2 * (2 * 4096 * 128 * 4)
-    plan = Plan((("fwd lean", 1), ("bwd lean", 2)), chunks=(3, 20))
-    times = [1e3 * 1e12 / min(132 * 4096 * 1.755e9 * predicted.share(kernel, 128), 790e12) for kernel in ("fwd lean", "bwd lean")]
+    plan = Plan((("fwd plain", 1), ("bwd plain", 2)), chunks=(3, 20))
+    times = [1e3 * 1e12 / min(132 * 4096 * 1.755e9 * predicted.share(kernel, 128), 790e12) for kernel in ("fwd plain", "bwd plain")]
     assert plan.ms((1000, 1000, 128), 1e12, H200) == pytest.approx(times[0] + 2 * times[1] + 0.02)
     assert plan.ms((1000, 1000, 512), 1e12, H200) == pytest.approx(1e3 * (3e12 / 790e12 + 20 * 1e6 / 5.5e12) + 0.02)
     wide = Plan((), chunks=(2, 0), wide=("wide cross", "wide narrow"))
@@ -161,18 +163,20 @@ def test_flops_bytes_and_limit_by_hand():
     sums = 2 * 16 * (16384 + 8192) * 512 / 4.3e12
     seconds = 2e12 / 790e12 + 63 * tiles / 1.755e9 + sums  # 128 x 64 tiles on 132 multiprocessors
     assert wide.ms((16384, 16384, 512), 1e12, H200) == pytest.approx(1e3 * seconds + 0.02)
-    info_nce = WORKS["info_nce"]
+    info_nce = WORKLOADS["info_nce"]
     assert info_nce.case.flops((256, 64)) == 4 * (2 * 256 * 256 * 64) == 4 * info_nce.sweep_flops((256, 64))
     call, factor = timing.product_call((40, 40, 8), torch.float32)
     assert call().shape == (40, 40) and factor == 1
 
 
 def test_turns_are_shared_and_spread():
-    assert timing.plan_turns(0.01, 2.0, 7) == 200 and timing.plan_turns(0.1, 2.0, 7) == 20
-    assert timing.plan_turns(1.0, 2.0, 7) == 7 and timing.plan_turns(5.0, 2.0, 7) == 4 and timing.plan_turns(60.0, 2.0, 7) == 3
-    assert [sum(timing.plays(turn, turns, 20) for turn in range(20)) for turns in (1, 3, 7, 20)] == [1, 3, 7, 20]
+    assert timing.plan_samples(0.01, 2.0, 7) == 200 and timing.plan_samples(0.1, 2.0, 7) == 20
+    assert (
+        timing.plan_samples(1.0, 2.0, 7) == 7 and timing.plan_samples(5.0, 2.0, 7) == 4 and timing.plan_samples(60.0, 2.0, 7) == 3
+    )
+    assert [sum(timing.takes_part(index, samples, 20) for index in range(20)) for samples in (1, 3, 7, 20)] == [1, 3, 7, 20]
     calls = {"a": lambda: None, "b": lambda: torch.ones(10)}
-    times = timing.take_turns(calls, "cpu", 0.05, 5)
+    times = timing.time_interleaved(calls, "cpu", 0.05, 5)
     assert all(t.p20 <= t.ms <= t.p80 and t.rounds >= 5 for t in times.values())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.core.registry import WORKS
+from benchmarks.core.registry import WORKLOADS
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import build as gpu_build
 from benchmarks.gpu import plan as gpu_plan
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(tmp_path):
     """A run with its scratch folder under ``tmp_path``; DIR is tmp_path/out."""
     (tmp_path / "out").mkdir()
-    made = Run(tmp_path / "out", works=tuple(WORKS), scratch=tmp_path / "scratch")
+    made = Run(tmp_path / "out", workloads=tuple(WORKLOADS), scratch=tmp_path / "scratch")
     yield made
     made.abandon()
 
@@ -146,8 +146,8 @@ def test_a_stage_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
     assert gpu.main(["--out", str(tmp_path), "--stages", "tests", "bench"]) == 1
     summary = (tmp_path / "summary.md").read_text()
     assert "| tests | OSError: no driver |" in summary and "## Kept" in summary and "## Kept" in capsys.readouterr().out
-    monkeypatch.setitem(gpu.ACTIONS, "facts", lambda run: run.skip("facts", "none"))
-    assert gpu.main(["--out", str(tmp_path), "--stages", "facts"]) == 0
+    monkeypatch.setitem(gpu.ACTIONS, "device", lambda run: run.skip("device", "none"))
+    assert gpu.main(["--out", str(tmp_path), "--stages", "device"]) == 0
     assert "## Kept" in (tmp_path / "summary.md").read_text(), "what an earlier command left counts"
     with tarfile.open(tmp_path / "results.tar.gz") as archive:
         assert "results/kept.json" in archive.getnames()
@@ -159,10 +159,10 @@ import sys
 from benchmarks.gpu import __main__ as gpu
 def first(run):
     (run.folder("results") / "kept.txt").write_text("kept")
-gpu.ACTIONS["facts"] = first
+gpu.ACTIONS["device"] = first
 sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
 gpu.ACTIONS["tune"] = lambda run: run.together([(f"sleep {k}", sleep) for k in range(5)], 60, 2)
-gpu.main(["--out", sys.argv[1], "--stages", "facts", "tune"])
+gpu.main(["--out", sys.argv[1], "--stages", "device", "tune"])
 """
 
 
@@ -353,7 +353,7 @@ def test_what_cannot_be_run_is_skipped_with_its_reason(run, monkeypatch):
     gpu_profile.profile(run)
     gpu_tests.tests(run)
     run.device = "cpu"
-    for stage in (gpu_tests.sanitize, gpu_profile.profile, gpu_tests.large, gpu_build.facts):
+    for stage in (gpu_tests.sanitize, gpu_profile.profile, gpu_tests.large, gpu_build.device):
         stage(run)
     assert all(step.state.startswith("skipped: ") and not step.bad for step in run.steps) and len(run.steps) == 7
     assert run.steps[1].state == "skipped: ncu is not installed" and run.steps[2].state == "skipped: there is no tests/nowhere"

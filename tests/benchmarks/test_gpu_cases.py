@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from benchmarks.core import machine, runner
-from benchmarks.core.registry import WORKS
+from benchmarks.core.registry import WORKLOADS
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import bench as gpu_bench
 from benchmarks.gpu import cases as gpu_cases
@@ -26,7 +26,7 @@ from benchmarks.gpu.run import Run
 def run(tmp_path):
     """A run with its scratch folder under ``tmp_path``; DIR is tmp_path/out."""
     (tmp_path / "out").mkdir()
-    made = Run(tmp_path / "out", works=tuple(WORKS), scratch=tmp_path / "scratch")
+    made = Run(tmp_path / "out", workloads=tuple(WORKLOADS), scratch=tmp_path / "scratch")
     yield made
     made.abandon()
 
@@ -37,43 +37,43 @@ def python(code: str, *words: str) -> list[str]:
 
 def test_cases_with_targets_come_first_and_compile_where_one_names_it(run):
     found = gpu_bench.cases(run)
-    first = found[: len({(case.work, case.shape, case.dtype) for case in found})]
-    assert {(case.work, case.shape) for case in first} >= {(w.name, shape) for w in WORKS.values() for shape in w.gpu}
-    aimed = {(w.name, t.shape, t.dtype) for w in WORKS.values() for t in w.gpu_targets} | {("clip", (16384, 512), "bfloat16")}
-    assert {(case.work, case.shape, case.dtype) for case in first[: len(aimed)]} == aimed
+    first = found[: len({(case.workload, case.shape, case.dtype) for case in found})]
+    assert {(case.workload, case.shape) for case in first} >= {(w.name, shape) for w in WORKLOADS.values() for shape in w.gpu}
+    aimed = {(w.name, t.shape, t.dtype) for w in WORKLOADS.values() for t in w.gpu_targets} | {("clip", (16384, 512), "bfloat16")}
+    assert {(case.workload, case.shape, case.dtype) for case in first[: len(aimed)]} == aimed
     assert all("eager" in case.peers for case in found)
-    named = {(w.name, t.shape, t.dtype) for w in WORKS.values() for t in w.gpu_targets if t.peer == "compile"}
-    assert {(case.work, case.shape, case.dtype) for case in first if "compile" in case.peers} == named != set()
+    named = {(w.name, t.shape, t.dtype) for w in WORKLOADS.values() for t in w.gpu_targets if t.peer == "compile"}
+    assert {(case.workload, case.shape, case.dtype) for case in first if "compile" in case.peers} == named != set()
     again = found[len(first) :]
-    assert {(case.work, case.shape, case.dtype) for case in again}.isdisjoint(named)
+    assert {(case.workload, case.shape, case.dtype) for case in again}.isdisjoint(named)
     assert all("compile" in case.peers for case in again)
-    assert ("ema", ("vit_l16",)) not in {(case.work, case.shape) for case in again}, "torch.compile has no form of it"
-    assert ("nt_xent", (4096, 128), "float32") in {(case.work, case.shape, case.dtype) for case in first}
+    assert ("ema", ("vit_l16",)) not in {(case.workload, case.shape) for case in again}, "torch.compile has no form of it"
+    assert ("nt_xent", (4096, 128), "float32") in {(case.workload, case.shape, case.dtype) for case in first}
     assert "for an H200: " in gpu_bench.predictions(found, "NVIDIA H200")
     assert "ema vit_l16 0.849 ms, " in gpu_bench.predictions(found, "NVIDIA H200")
     assert "ema vit_l16 1.22 ms or 0.849 ms, " in gpu_bench.predictions(found), "where nobody says which it is"
     assert not any("compile" in case.peers for case in gpu_bench.cases(replace(run, peers=("eager",))))
-    assert {case.work for case in gpu_bench.cases(replace(run, works=("lars", "nt_xent")))} == {"lars", "nt_xent"}
+    assert {case.workload for case in gpu_bench.cases(replace(run, workloads=("lars", "nt_xent")))} == {"lars", "nt_xent"}
 
 
 def test_quick_cases_are_one_of_each_work(run):
     small = gpu_bench.cases(replace(run, quick=True))
-    assert sorted(case.work for case in small) == sorted(WORKS)
-    assert ("nt_xent", (256, 128)) in {(case.work, case.shape) for case in small}
+    assert sorted(case.workload for case in small) == sorted(WORKLOADS)
+    assert ("nt_xent", (256, 128)) in {(case.workload, case.shape) for case in small}
     rehearsed = gpu_bench.cases(replace(run, device="cpu"))
-    assert {(case.work, case.shape) for case in rehearsed} == {(w.name, w.quick[0]) for w in WORKS.values()}
+    assert {(case.workload, case.shape) for case in rehearsed} == {(w.name, w.quick[0]) for w in WORKLOADS.values()}
 
 
 def test_every_kernel_is_warmed_once(run):
     found = gpu_bench.warm_cases(gpu_bench.cases(run))
-    pairs = [(case.work, case.shape, case.dtype, peer) for case in found for peer in case.peers]
+    pairs = [(case.workload, case.shape, case.dtype, peer) for case in found for peer in case.peers]
     assert len(pairs) == len(set(pairs)) and {pair[3] for pair in pairs} <= set(gpu_bench.COMPILED)
     assert ("nt_xent", (32768, 128), "bfloat16", "compile") not in pairs, "its matrix is too large beside others"
     assert ("moco", (1024, 65536, 128), "bfloat16", "compile") in pairs
-    losses = {(w.name, shape) for w in WORKS.values() if w.kind == "loss" for shape in w.gpu}
-    assert losses <= {(case.work, case.shape) for case in found} and "ema" not in {case.work for case in found}
-    assert all(case.shape in WORKS[case.work].gpu for cases in gpu_profile.GROUPS.values() for case in cases)
-    assert [case.work for case in gpu_profile.SHORT["short"]] == ["nt_xent", "moco", "clip", "siglip"]
+    losses = {(w.name, shape) for w in WORKLOADS.values() if w.kind == "loss" for shape in w.gpu}
+    assert losses <= {(case.workload, case.shape) for case in found} and "ema" not in {case.workload for case in found}
+    assert all(case.shape in WORKLOADS[case.workload].gpu for cases in gpu_profile.GROUPS.values() for case in cases)
+    assert [case.workload for case in gpu_profile.SHORT["short"]] == ["nt_xent", "moco", "clip", "siglip"]
 
 
 #: Stands for the process that measures: a case's first size says how it ends.
@@ -103,7 +103,7 @@ def test_a_case_that_takes_the_process_down_costs_only_itself(run, monkeypatch):
     lost = gpu_bench.serve(run, [Lane(run, "bench", found)], time.monotonic() + 60)
     states = ["ok", "exit 9", "ok", "stopped after 2 s", "failed: device", "ok", "exit 9"]
     assert [step.state for step in run.steps] == states
-    assert [case.work for case in lost] == ["work1", "work3", "work4", "work6"] and CONTEXT_LOST == 3
+    assert [case.workload for case in lost] == ["work1", "work3", "work4", "work6"] and CONTEXT_LOST == 3
 
 
 def test_cases_end_with_the_time(run, monkeypatch):
@@ -120,7 +120,7 @@ def test_lanes_run_side_by_side_and_end_together(run, monkeypatch):
     monkeypatch.setattr(gpu_bench, "CASE_S", 60)
     lanes = [Lane(run, "smoke", [Case(f"work{k}", (how,), "float32", ())], number=k) for k, how in enumerate((2, 0, 1, 2))]
     begin = time.monotonic()
-    assert [case.work for case in gpu_bench.serve(run, lanes, begin + 3)] == ["work2"]
+    assert [case.workload for case in gpu_bench.serve(run, lanes, begin + 3)] == ["work2"]
     assert time.monotonic() - begin < 3 + gpu_plan.STOP_S and not any(lane.process for lane in lanes)
     states = {step.name.split()[1]: step.state for step in run.steps}
     assert states == {"work0": "no time left", "work1": "ok", "work2": "exit 9", "work3": "no time left"}
@@ -262,7 +262,7 @@ def test_everything_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
     words = ["--call", "both", "--device", "cpu", "--works", "mask_ids", "--peers", "eager"]
     assert gpu.main(["--out", str(tmp_path), *words]) == 0
     summary = (tmp_path / "summary.md").read_text()
-    assert "Nothing was dropped." in summary and "## Smoke: 1 of 1 works right" in summary
+    assert "Nothing was dropped." in summary and "## Smoke: 1 of 1 workloads right" in summary
     measured = ("smoke", "bench")
     assert all(f"| {stage} mask_ids 8x20 float32 | ok |" in summary for stage in measured)
     assert "## Random mask from noise" in summary

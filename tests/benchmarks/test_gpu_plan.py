@@ -191,14 +191,14 @@ def test_a_build_that_hangs_costs_its_limit_and_tests_are_cut_not_lost(play):
 
 def test_a_failure_of_everything_in_smoke_ends_the_call(play, capsys):
     run, took, summary, status = play("first", lambda words: "crashes" if "gpu.cases" in words else "well")
-    assert "works failed in smoke, the first: smoke" in run.halted and status == 1 and took < 60
+    assert "workloads failed in smoke, the first: smoke" in run.halted and status == 1 and took < 60
     assert run.dropped == ["tests: the call was ended early", "large: the call was ended early"]
     said = capsys.readouterr().out
     assert f"**Ended early: {run.halted}.** Mend that and run the call again." in said and run.halted in summary
 
 
 def test_a_machine_without_a_gpu_is_left_at_once(play, monkeypatch):
-    monkeypatch.setitem(gpu.ACTIONS, "facts", lambda run: setattr(run, "halted", "torch 2.11 finds no GPU"))
+    monkeypatch.setitem(gpu.ACTIONS, "device", lambda run: setattr(run, "halted", "torch 2.11 finds no GPU"))
     run, took, summary, _ = play("first", lambda words: "well")
     assert took == 0 and len(run.dropped) == 4 and "torch 2.11 finds no GPU" in summary
 
@@ -231,15 +231,15 @@ def test_what_counts_as_a_failure_of_everything():
     names = ("nt_xent", "moco", "clip", "ema", "lars", "adamw", "mask_ids", "queue_push")
     found = [gpu_bench.Case(name, (8,), "float32", ()) for name in names]
     verdict = lambda *bad: gpu_bench.global_failure(  # noqa: E731
-        [Step(f"smoke {case}", "wrong: 0.1" if case.work in bad else "ok") for case in found], found
+        [Step(f"smoke {case}", "wrong: 0.1" if case.workload in bad else "ok") for case in found], found
     )
     assert verdict() == verdict("nt_xent", "moco", "ema", "lars") == "", "half of them: the tests have something to tell"
     assert verdict("nt_xent", "moco", "clip").startswith("3 of 3 losses failed in smoke")
-    assert verdict("ema", "lars", "adamw", "mask_ids", "queue_push").startswith("5 of 8 works")
+    assert verdict("ema", "lars", "adamw", "mask_ids", "queue_push").startswith("5 of 8 workloads")
     assert verdict("nt_xent", "ema", "lars", "adamw", "mask_ids").startswith(
-        "5 of 8 works failed in smoke, the first: smoke nt_xent"
+        "5 of 8 workloads failed in smoke, the first: smoke nt_xent"
     )
-    assert gpu_bench.global_failure([], found) == "smoke ran no work" and gpu_bench.global_failure([], []) == ""
+    assert gpu_bench.global_failure([], found) == "smoke ran no workload" and gpu_bench.global_failure([], []) == ""
 
 
 # --- limits ---------------------------------------------------------------------------------------------------------------------

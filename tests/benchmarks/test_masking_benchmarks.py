@@ -11,12 +11,12 @@ from torch._subclasses import FakeTensorMode
 from benchmarks import peers
 from benchmarks.core import memory, runner
 from benchmarks.core.masking import MASKING
-from benchmarks.core.registry import WORKS, Target, parse_shape
+from benchmarks.core.registry import WORKLOADS, Target, parse_shape
 from benchmarks.peers.mae_repository import FORMS
-from fastssl.testing.masked_updates import EAGER, LEAVES, OURS, forward_backward, in_turn
+from fastssl.testing.masked_updates import EAGER, LEAVES, OURS, forward_backward, sequence
 from fastssl.testing.updates import copied
 
-WORKED = [(work, dtype) for work in MASKING.values() for dtype in work.dtypes]
+WORKED = [(workload, dtype) for workload in MASKING.values() for dtype in workload.dtypes]
 #: Libraries that make the same results, beside eager, the MAE repository's form and torch.compile.
 LIBRARIES = {
     "mask_ids": set(),
@@ -27,27 +27,27 @@ LIBRARIES = {
 FAST = runner.Options(peers=tuple(n for n in peers.NAMES if n != "compile"), rounds=3, budget_s=0.05, memory=False)
 QUIET = lambda text: None  # noqa: E731
 needs_proc = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
-each_work = pytest.mark.parametrize("work", MASKING.values(), ids=lambda w: w.name)
+each_work = pytest.mark.parametrize("workload", MASKING.values(), ids=lambda w: w.name)
 
 
-@pytest.mark.parametrize(("work", "dtype"), WORKED, ids=lambda v: getattr(v, "name", str(v)[6:]))
-def test_every_implementation_makes_the_same_results(work, dtype):
+@pytest.mark.parametrize(("workload", "dtype"), WORKED, ids=lambda v: getattr(v, "name", str(v)[6:]))
+def test_every_implementation_makes_the_same_results(workload, dtype):
     """Ours by the strict rule; a library that is not installed is named with a reason."""
-    case = runner.run_case(work, work.quick[0], replace(FAST, dtype=dtype), QUIET)
+    case = runner.run_case(workload, workload.quick[0], replace(FAST, dtype=dtype), QUIET)
     entries = {entry["implementation"]: entry for entry in case["entries"]}
     assert case["dtype"] == str(dtype)[6:]
     assert {name: e["reason"] for name, e in entries.items() if e["status"] in ("wrong", "failed")} == {}
-    timed = {"fastssl", "eager", "mae_repository"} | {n for n in LIBRARIES[work.name] if not peers.load(n).absent()}
+    timed = {"fastssl", "eager", "mae_repository"} | {n for n in LIBRARIES[workload.name] if not peers.load(n).absent()}
     assert {name for name, e in entries.items() if e["status"] == "ok"} == timed
     assert all(entries[name]["ms"] > 0 for name in timed)
 
 
 @each_work
-def test_forms_of_the_mae_repository_compile_in_one_graph(work, monkeypatch):
+def test_forms_of_the_mae_repository_compile_in_one_graph(workload, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
-    entry, turn = runner.admit(runner.prepare(work, work.quick[0], FAST), "compile")
-    assert entry["status"] == "ok" and turn is not None, entry
+    entry, step = runner.admit(runner.prepare(workload, workload.quick[0], FAST), "compile")
+    assert entry["status"] == "ok" and step is not None, entry
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ WRONG = {
     "gradient off by 1 %": ("patch_loss", _detached_loss),
     "not normalised": ("patch_loss_norm", _other_input("patch_loss_norm", norm_pix_loss=lambda _: False)),
     "loss of all patches": ("patch_loss_norm", _other_input("patch_loss_norm", mask=torch.ones_like)),
-    "part left out": ("mae_bundle", in_turn(EAGER["mask_ids"], EAGER["embed_visible"], EAGER["patch_loss"])),
+    "part left out": ("mae_bundle", sequence(EAGER["mask_ids"], EAGER["embed_visible"], EAGER["patch_loss"])),
     "mask of other noise": ("mae_bundle", _other_input("mae_bundle", noise=lambda noise: noise.flip(1))),
 }
 
@@ -108,13 +108,13 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_gate_refuses_what_is_wrong_and_prints_no_time(what):
     name, form = WRONG[what]
-    work = WORKS[name]
+    workload = WORKLOADS[name]
 
-    def build(implementation, work):
-        right = peers.implementation("fastssl", work)
-        return right if implementation == "fastssl" else partial(forward_backward, form, LEAVES[name], **work.constants)
+    def build(implementation, workload):
+        right = peers.implementation("fastssl", workload)
+        return right if implementation == "fastssl" else partial(forward_backward, form, LEAVES[name], **workload.constants)
 
-    ours, wrong = runner.run_case(work, work.quick[0], replace(FAST, peers=("eager",)), QUIET, build=build)["entries"]
+    ours, wrong = runner.run_case(workload, workload.quick[0], replace(FAST, peers=("eager",)), QUIET, build=build)["entries"]
     assert ours["status"] == "ok" and ours["ms"] > 0
     assert wrong["status"] == "wrong", wrong
     assert not {"ms", "bytes_per_s", "flop_per_s", "share_of_limit", "times_ours"} & wrong.keys()
@@ -122,16 +122,16 @@ def test_gate_refuses_what_is_wrong_and_prints_no_time(what):
 
 def test_one_pair_of_ids_among_many_is_seen():
     """The error in norm of two neighbours is 1e-4, which a float would be allowed."""
-    work = WORKS["mask_ids"]
+    workload = WORKLOADS["mask_ids"]
     form = _changed("mask_ids", ids_restore=_neighbours_swapped)
-    prepared = runner.prepare(work, (64, 196), FAST)
-    errors, wrong, _ = prepared.try_out(partial(forward_backward, form, (), **work.constants), strict=False)
+    prepared = runner.prepare(workload, (64, 196), FAST)
+    errors, wrong, _ = prepared.try_out(partial(forward_backward, form, (), **workload.constants), strict=False)
     assert errors["update_error"] == float("inf") and wrong.startswith("ids_restore")
 
 
 def test_our_own_steps_are_held_to_the_strict_rule():
-    work = WORKS["patch_loss"]
-    prepared = runner.prepare(work, work.quick[0], FAST)
+    workload = WORKLOADS["patch_loss"]
+    prepared = runner.prepare(workload, workload.quick[0], FAST)
     form = _changed("patch_loss", loss=lambda loss: (1 + 1e-4) * loss)
     verdicts = [
         prepared.try_out(partial(forward_backward, form, LEAVES["patch_loss"], norm_pix_loss=False), strict=strict)[1]
@@ -144,32 +144,32 @@ def test_our_own_steps_are_held_to_the_strict_rule():
 
 
 @each_work
-def test_a_step_leaves_its_inputs_and_repeats_itself(work):
-    state = work.case.state(work.quick[0])
-    assert set(state) == set(work.case.shared)
+def test_a_step_leaves_its_inputs_and_repeats_itself(workload):
+    state = workload.case.state(workload.quick[0])
+    assert set(state) == set(workload.case.shared)
     before = copied(state)
-    step = work.case.ours(state, **work.constants)
+    step = workload.case.ours(state, **workload.constants)
     step()
-    first = {name: state[name].clone() for name in work.case.written}
+    first = {name: state[name].clone() for name in workload.case.written}
     step()
     assert all(torch.equal(state[name], first[name]) for name in first), "gradients do not add up"
     assert all(torch.equal(state[name], before[name]) for name in before)
 
 
 def test_ids_of_a_state_agree():
-    state = WORKS["embed_visible"].case.state((5, 16, 4, 8)) | WORKS["patch_loss"].case.state((5, 16, 4))
+    state = WORKLOADS["embed_visible"].case.state((5, 16, 4, 8)) | WORKLOADS["patch_loss"].case.state((5, 16, 4))
     kept, removed = state["ids_keep"], state["idx_mask"] - 1
     assert torch.equal(state["idx_keep"][:, 1:] - 1, kept) and not state["idx_keep"][:, 0].any()
     assert torch.equal(torch.cat([kept, removed], 1).sort(1).values, torch.arange(16).expand(5, -1))
     assert torch.equal(state["mask"].sum(1), torch.full((5,), 12.0)) and not state["mask"].gather(1, kept).any()
-    noise = WORKS["mask_ids"].case.state((64, 196))["noise"].sort(1).values
+    noise = WORKLOADS["mask_ids"].case.state((64, 196))["noise"].sort(1).values
     assert noise.dtype == torch.float32 and (noise.diff(dim=1) > 0).all() and noise.min() > 0 and noise.max() < 1
 
 
 def test_states_of_the_measured_shapes():
     with FakeTensorMode():
-        bundle = WORKS["mae_bundle"].case.state(WORKS["mae_bundle"].shapes[0], dtype=torch.bfloat16)
-        tokens = WORKS["random_masking"].case.state(WORKS["random_masking"].shapes[0])
+        bundle = WORKLOADS["mae_bundle"].case.state(WORKLOADS["mae_bundle"].shapes[0], dtype=torch.bfloat16)
+        tokens = WORKLOADS["random_masking"].case.state(WORKLOADS["random_masking"].shapes[0])
     shapes = {
         "noise": (64, 196),
         "images": (64, 3, 224, 224),
@@ -195,7 +195,7 @@ def test_states_of_the_measured_shapes():
 
 def test_bytes_flops_and_predictions_by_hand():
     n, length, removed, width = 64, 196, 147, 768
-    moved = {name: work.case.bytes(work.shapes[0], 4) for name, work in MASKING.items()}
+    moved = {name: workload.case.bytes(workload.shapes[0], 4) for name, workload in MASKING.items()}
     assert moved["mask_ids"] == 24 * 256 * length
     assert moved["random_masking"] == 4 * n * (3 * 49 + length) * width + 24 * n * length
     assert moved["embed_visible"] == 4 * 2 * (n * 49 * 768 + n * 50 * width + 768 * width)
@@ -204,11 +204,11 @@ def test_bytes_flops_and_predictions_by_hand():
     parts = sum(moved[name] for name in ("embed_visible", "restore_tokens", "patch_loss"))
     assert moved["mae_bundle"] == parts + 24 * n * length
     for name in ("embed_visible", "mae_bundle"):
-        work = WORKS[name]
-        assert work.product(work.shapes[0]) == (n * 50, width, 768)
-        assert work.case.flops(work.shapes[0]) == 2 * work.sweep_flops(work.shapes[0]) == 4 * n * 50 * width * 768
-    large = WORKS["mae_bundle"].gpu_targets[0]
-    assert WORKS["mae_bundle"].predicted_ms(large.shape) < large.value, "the target is above the time that memory needs"
+        workload = WORKLOADS[name]
+        assert workload.product(workload.shapes[0]) == (n * 50, width, 768)
+        assert workload.case.flops(workload.shapes[0]) == 2 * workload.sweep_flops(workload.shapes[0]) == 4 * n * 50 * width * 768
+    large = WORKLOADS["mae_bundle"].gpu_targets[0]
+    assert WORKLOADS["mae_bundle"].predicted_ms(large.shape) < large.value, "the target is above the time that memory needs"
 
 
 def test_targets_in_memory_are_judged():
@@ -219,7 +219,7 @@ def test_targets_in_memory_are_judged():
     for peak, met in ((30.0, True), (29.0, False)):
         entries["mae_repository"]["peak_mb"] = peak
         assert runner.judge(target, entries, None) == {"target": str(target), "got": f"{peak / 10:g}", "met": met}
-    (found,) = [t for t in WORKS["mae_bundle"].targets if t.kind == "times_less_memory"]
+    (found,) = [t for t in WORKLOADS["mae_bundle"].targets if t.kind == "times_less_memory"]
     assert (found.value, found.peer) == (3, "mae_repository")
 
 
@@ -227,15 +227,15 @@ def test_targets_in_memory_are_judged():
 def test_memory_of_a_step_counts_what_it_makes_again():
     """In a fresh process: kept tokens and the gradient of x, 6.1 MB, although the step before left such in the state."""
     name = "mae_repository" if peers.load("transformers").absent() else "transformers"
-    peak, reason = memory.measure(WORKS["random_masking"], (16, 256, 300), torch.float32, name)
+    peak, reason = memory.measure(WORKLOADS["random_masking"], (16, 256, 300), torch.float32, name)
     assert reason == "" and peak > 6
 
 
 def test_shapes_are_read():
-    assert parse_shape("64x224x16x768x512", WORKS["mae_bundle"]) == (64, 224, 16, 768, 512)
-    assert parse_shape("256x196", WORKS["mask_ids"]) == (256, 196)
+    assert parse_shape("64x224x16x768x512", WORKLOADS["mae_bundle"]) == (64, 224, 16, 768, 512)
+    assert parse_shape("256x196", WORKLOADS["mask_ids"]) == (256, 196)
     with pytest.raises(ValueError, match="N x S x p x E x D"):
-        parse_shape("64x224x16", WORKS["mae_bundle"])
+        parse_shape("64x224x16", WORKLOADS["mae_bundle"])
 
 
 def test_all_forms_have_the_same_works():

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 from benchmarks.core import predicted
-from benchmarks.core.registry import WORKS
+from benchmarks.core.registry import WORKLOADS
 from benchmarks.tune import predict
 from benchmarks.tune.candidates import kernels_digest
 
@@ -82,9 +82,9 @@ def test_the_table_is_of_todays_kernels():
 
 
 def test_every_loss_has_a_prediction_above_its_products():
-    for work in (w for w in WORKS.values() if w.kind == "loss"):
-        for shape in work.gpu:
-            assert work.predicted_ms(shape) > 1e3 * 2 * work.sweep_flops(shape) / 790e12, (work.name, shape)
+    for workload in (w for w in WORKLOADS.values() if w.kind == "loss"):
+        for shape in workload.gpu:
+            assert workload.predicted_ms(shape) > 1e3 * 2 * workload.sweep_flops(shape) / 790e12, (workload.name, shape)
 
 
 def test_a_kernel_is_read_from_its_own_machine_code():
@@ -92,12 +92,12 @@ def test_a_kernel_is_read_from_its_own_machine_code():
     text = (
         "import torch; from benchmarks.core import predicted; from benchmarks.tune import cases as t, predict\n"
         "from fastssl.testing.compile import offline\n"
-        "case = next(c for c in t.CASES if c.key == ('fwd lean', '16-bit', 128))\n"
+        "case = next(c for c in t.CASES if c.key == ('fwd plain', '16-bit', 128))\n"
         "config = t.usual_config(case.key, 90)\n"
-        "with offline(90, 132) as found, t.without_contents(), t.forced('fwd lean', config):\n"
+        "with offline(90, 132) as found, t.without_contents(), t.forced('fwd plain', config):\n"
         "    case.build(*case.shape, torch.bfloat16, 'cpu')()\n"
         "kernel = next(k for name, k in found if name == t.FUNCTIONS['fwd'])\n"
-        "row = predict.row_of(kernel, 'fwd lean', config, 128)\n"
+        "row = predict.row_of(kernel, 'fwd plain', config, 128)\n"
         "assert row['clocks']['exp'] == config[0] * config[1] // 16, row\n"
         "assert row['clocks']['matrix'] == 2 * config[0] * config[1] * 128 / predicted.MATRIX_FLOP, row\n"
     )

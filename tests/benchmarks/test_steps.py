@@ -15,7 +15,7 @@ from benchmarks.steps import contrast as steps_contrast
 from benchmarks.steps import mae as steps_mae
 from benchmarks.steps import report as steps_report
 from benchmarks.steps.clock import Clock
-from benchmarks.steps.common import AFTER, BEFORE, Gate, Pair, Setting, Side, cached_step, library, pictures, rows_of_pairs
+from benchmarks.steps.common import AFTER, BEFORE, Checked, Pair, Setting, Side, cached_step, library, pictures, rows_of_pairs
 
 AT = Setting(steps.SMALL, "cpu", torch.float32)
 METHODS = {case.name: case.method for case in steps.CASES}
@@ -144,7 +144,7 @@ def toy(at: Setting, clock: Clock, wrong: str = "", after: float = 1.0, reserve=
         return Side({"loss": "toy"}, step)
 
     errors = {BEFORE: Errors(0.0, 0.0), AFTER: Errors(0.0, 0.0)}
-    return Pair({BEFORE: side(1.0), AFTER: side(after)}, ("loss",), lambda: Gate(errors, wrong))
+    return Pair({BEFORE: side(1.0), AFTER: side(after)}, ("loss",), lambda: Checked(errors, wrong))
 
 
 def use(monkeypatch, **methods) -> None:

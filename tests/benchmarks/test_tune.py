@@ -170,10 +170,10 @@ def test_every_key_is_tried_against_its_usual_configuration_twice():
 
 
 def test_forced_changes_one_kernel_only():
-    kernels = ("fwd", "fwd lean", "bwd", "bwd lean")
+    kernels = ("fwd", "fwd plain", "bwd", "bwd plain")
     ask = lambda: [similarity.pick_config(kernel, 90, torch.bfloat16, 128) for kernel in kernels]  # noqa: E731
     usual, chunk = ask(), similarity_chunked.chunk_shape(16384, 16384)
-    with tune_cases.forced("fwd lean", SLOW):
+    with tune_cases.forced("fwd plain", SLOW):
         assert ask() == [TileConfig(*SLOW), TileConfig(*SLOW), *usual[2:]]
     assert ask() == usual and TileConfig(*SLOW) not in usual
     half = torch.zeros(4096, 512, dtype=torch.bfloat16)
@@ -190,13 +190,13 @@ def test_forced_changes_one_kernel_only():
 def test_the_forward_of_nt_xent_is_either_kernel():
     ids = torch.arange(256, dtype=torch.int32)
     ask = lambda: similarity.pick_triangle(256, ids, 90, torch.bfloat16, 128, "ieee")  # noqa: E731
-    key = "triangle lean", "16-bit", 128
+    key = "triangle plain", "16-bit", 128
     usual = ask()
     assert astuple(usual) == tune_cases.usual_config(key, 90) and () in tune_candidates.to_try(key, {}, 90)
     for kernel, config, found in (
-        ("triangle lean", SLOW, TileConfig(*SLOW)),
-        ("triangle lean", (), None),
-        ("fwd lean", SLOW, None),
+        ("triangle plain", SLOW, TileConfig(*SLOW)),
+        ("triangle plain", (), None),
+        ("fwd plain", SLOW, None),
     ):
         with tune_cases.forced(kernel, config):
             assert ask() == found
@@ -204,12 +204,12 @@ def test_the_forward_of_nt_xent_is_either_kernel():
 
 
 def test_a_plain_forward_that_wins_is_taken(tuned_folder):
-    key = "triangle lean", "16-bit", 128
+    key = "triangle plain", "16-bit", 128
     (tuned_folder / "similarity_sm90.py").write_text(tune.tuned_text({key: ((), "1.1x")}, "NVIDIA H200"))
     _clear()
     assert tune.entries([_winner(key, ())], 90)[key][0] == () and tile_configs._tuned_configs() == []
     assert tune_cases.usual_config(key, 90) == ()
-    assert _pick("triangle lean").block_m == 256, "its tile is still known"
+    assert _pick("triangle plain").block_m == 256, "its tile is still known"
 
 
 _SAME_CACHE = """
@@ -222,7 +222,7 @@ from triton.runtime.jit import JITFunction
 from benchmarks.tune import candidates as tune_candidates, cases as tune_cases
 from fastssl.testing import compile as offline
 
-key = "fwd lean", "16-bit", 128
+key = "fwd plain", "16-bit", 128
 config = next(iter(tune_candidates.read(tune_candidates.path(90))[key]))
 case = next(case for case in tune_cases.CASES if case.key == key)
 with offline.offline(90, 132) as found:
@@ -250,8 +250,8 @@ def launch(self, *args, grid, warmup, **kwargs):
 
 run = JITFunction.run
 driver.set_active(Device(90))
-facts = offline.DeviceProperties(90, 132)
-patched = mock.patch.object(offline.similarity, "device_properties", lambda device: facts)
+properties = offline.DeviceProperties(90, 132)
+patched = mock.patch.object(offline.similarity, "device_properties", lambda device: properties)
 with patched, mock.patch.object(JITFunction, "run", launch):
     call = case.build(*case.shape, torch.bfloat16, "cpu")
     with tune_cases.forced("fwd", config):
@@ -326,7 +326,7 @@ def test_a_candidate_that_kills_the_process_costs_only_itself(tmp_path, monkeypa
     rows = {(row["kernel"], tuple(row["config"])): row for row in tune.named_rows(plan, tmp_path / "tune_rows.jsonl")}
     assert "ended with 9" in rows["chunk cross", (1024, 22)]["failed"]
     assert rows["chunk cross", (2048, 23)]["usual"] and rows["chunk cross", (1024, 23)]["ms"] == 1.0
-    assert "usual" in rows["fwd lean", USUAL]["failed"] and ("fwd lean", FAST) not in rows
+    assert "usual" in rows["fwd plain", USUAL]["failed"] and ("fwd plain", FAST) not in rows
 
 
 def test_a_process_that_says_nothing_is_ended(tmp_path):

@@ -1,4 +1,4 @@
-"""The benchmarks of the updates: their gate, peers, bytes, memory, results; rehearsals at tiny sizes."""
+"""The benchmarks of the updates: their accuracy check, peers, bytes, memory, results; rehearsals at tiny sizes."""
 
 import os
 import sys
@@ -10,14 +10,14 @@ import torch
 from benchmarks import peers
 from benchmarks.core import machine, memory, rates, runner, timing
 from benchmarks.core.prepared import prepare
-from benchmarks.core.registry import WORKS, Target, parse_shape
+from benchmarks.core.registry import WORKLOADS, Target, parse_shape
 from benchmarks.report import plots
 from benchmarks.report import tables as report
 from fastssl import bench
 from fastssl.testing.updates import MODELS, as_module, copied, elements
 
-EMA, QUEUE, MOCO = WORKS["ema"], WORKS["queue_push"], WORKS["moco_step"]
-UPDATES = [work for work in WORKS.values() if work.kind == "update"]
+EMA, QUEUE, MOCO = WORKLOADS["ema"], WORKLOADS["queue_push"], WORKLOADS["moco_step"]
+UPDATES = [workload for workload in WORKLOADS.values() if workload.kind == "update"]
 FAST = runner.Options(peers=("eager",), rounds=3, budget_s=0.1, memory=False)
 QUIET = lambda text: None  # noqa: E731
 needs_proc = pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc/self/clear_refs")
@@ -44,10 +44,10 @@ def test_module_of_tensors_shares_their_memory():
     assert [p.data_ptr() for p in module.parameters()] == [t.data_ptr() for t in tensors]
 
 
-@pytest.mark.parametrize("work", UPDATES, ids=lambda w: w.name)
-def test_installed_peers_make_the_same_update(work):
+@pytest.mark.parametrize("workload", UPDATES, ids=lambda w: w.name)
+def test_installed_peers_make_the_same_update(workload):
     """Ours too, by the strict rule."""
-    prepared = runner.prepare(work, work.quick[0], FAST)
+    prepared = runner.prepare(workload, workload.quick[0], FAST)
     tried = {name: runner.admit(prepared, name)[0] for name in (runner.OURS, *peers.NAMES) if name != "compile"}
     assert {name: entry["reason"] for name, entry in tried.items() if entry["status"] in ("wrong", "failed")} == {}
     assert tried["fastssl"]["status"] == tried["eager"]["status"] == "ok"
@@ -92,7 +92,7 @@ def _no_push(state, temperature):
 
 
 WRONG = [
-    *((work.name, _nothing) for work in UPDATES),
+    *((workload.name, _nothing) for workload in UPDATES),
     ("ema", _all_but_one),
     ("ema", _other_momentum),
     ("ema_shadow", _no_shadow),
@@ -103,13 +103,13 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "bind"), WRONG, ids=lambda value: value if isinstance(value, str) else value.__name__)
 def test_gate_refuses_a_wrong_update_and_prints_no_time(name, bind):
-    work = WORKS[name]
+    workload = WORKLOADS[name]
 
-    def build(implementation, work):
-        right = peers.implementation("fastssl", work)
-        return right if implementation == "fastssl" else lambda state: bind(state, **work.constants)
+    def build(implementation, workload):
+        right = peers.implementation("fastssl", workload)
+        return right if implementation == "fastssl" else lambda state: bind(state, **workload.constants)
 
-    case = runner.run_case(work, work.quick[0], FAST, QUIET, build=build)
+    case = runner.run_case(workload, workload.quick[0], FAST, QUIET, build=build)
     ours, wrong = case["entries"]
     assert ours["status"] == "ok" and ours["ms"] > 0
     assert wrong["status"] == "wrong" and "of its change from float64" in wrong["reason"]
@@ -133,7 +133,7 @@ def test_states_are_kept_apart():
     state = EMA.case.state(("tiny",))
     own = EMA.own(state)
     assert own["params"] is state["params"] and own["ema"][0].data_ptr() != state["ema"][0].data_ptr()
-    wide = copied(WORKS["ema_shadow"].case.state(("tiny",)) | {"ptr": torch.zeros(1, dtype=torch.int64)}, dtype=torch.float64)
+    wide = copied(WORKLOADS["ema_shadow"].case.state(("tiny",)) | {"ptr": torch.zeros(1, dtype=torch.int64)}, dtype=torch.float64)
     assert {t.dtype for name in ("ema", "shadow") for t in wide[name]} == {torch.float64} and wide["ptr"].dtype == torch.int64
 
 
@@ -141,10 +141,10 @@ def test_bytes_and_predictions_by_hand():
     assert elements("resnet50") == 25_557_032 and elements("vit_b16") == 86_567_656
     moved = {"ema": 12, "ema_shadow": 14, "lars": 28, "larc": 28, "adamw": 28, "adamw_ema": 36}
     for name, each in moved.items():
-        assert WORKS[name].case.bytes(("resnet50",), 4) == each * elements("resnet50")
+        assert WORKLOADS[name].case.bytes(("resnet50",), 4) == each * elements("resnet50")
     assert 1e3 * EMA.predicted_ms(("vit_l16",)) == pytest.approx(849, abs=1)
     assert 1e3 * EMA.predicted_ms(("resnet50",)) == pytest.approx(71, abs=1)
-    assert 1e3 * WORKS["lars"].predicted_ms(("resnet50",)) == pytest.approx(166, abs=1)
+    assert 1e3 * WORKLOADS["lars"].predicted_ms(("resnet50",)) == pytest.approx(166, abs=1)
     assert 1e3 * EMA.predicted_ms(("vit_l16",), rates.H100) == pytest.approx(1217, abs=1), "its memory is slower"
     assert 1e3 * MOCO.predicted_ms((256, 65536, 128)) == pytest.approx(10.9, abs=0.1)
     assert QUEUE.case.bytes((256, 65536, 128), 4) == 2 * 256 * 128 * 4
@@ -167,15 +167,15 @@ def test_memory_of_a_step_is_what_it_makes_beside_its_state():
 def test_host_time_launches_and_graphs_of_a_gpu_are_noted(monkeypatch):
     """With stand-ins for the device: what a real one returns ends in the entries and in the table."""
     prepared = runner.prepare(EMA, ("tiny",), FAST)
-    entries, turns = {}, {}
+    entries, steps = {}, {}
     for name in ("eager", "moco_repository"):
-        entries[name], turns[name] = runner.admit(prepared, name)
-    assert [prepared.moves_memory(turns[name]) for name in turns] == [False, True]
-    monkeypatch.setattr(timing, "gpu_launches", lambda turn: (3, "") if turn is turns["eager"] else (None, "no profiler"))
-    monkeypatch.setattr(timing, "capture_graph", lambda turn: (turn, ""))
+        entries[name], steps[name] = runner.admit(prepared, name)
+    assert [prepared.moves_memory(steps[name]) for name in steps] == [False, True]
+    monkeypatch.setattr(timing, "gpu_launches", lambda step: (3, "") if step is steps["eager"] else (None, "no profiler"))
+    monkeypatch.setattr(timing, "capture_graph", lambda step: (step, ""))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    runner._launches(entries, turns)
-    runner._graph_times(entries, turns, prepared, FAST)
+    runner._launches(entries, steps)
+    runner._graph_times(entries, steps, prepared, FAST)
     eager, form = entries.values()
     assert eager["launches"] == 3 and eager["host_ms"] > 0 and eager["graph_ms"] > 0
     assert form["launches_reason"] == "no profiler" and "new memory" in form["graph_reason"] and "graph_ms" not in form

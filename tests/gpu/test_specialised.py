@@ -39,7 +39,7 @@ def test_gradients(monkeypatch, on_device, name, rows, width, dtype):
     serve = similarity_hopper.narrow_backward
     monkeypatch.setattr(similarity_hopper, "narrow_backward", lambda *args: launched.append(serve(*args)))
     tile = TileConfig(128, 64, 8, 3, specialised=True)
-    monkeypatch.setattr(similarity, "pick_config", lambda name, *rest: tile if name == "bwd lean" else usual(name, *rest))
+    monkeypatch.setattr(similarity, "pick_config", lambda name, *rest: tile if name == "bwd plain" else usual(name, *rest))
     ours = gradients(LOSSES[name], a, b, 0.1)
     again = gradients(LOSSES[name], a, b, 0.1)
     assert launched or REHEARSING

@@ -231,9 +231,9 @@ def test_a_float32_queue_serves_half_precision_queries():
 
 def test_moco_memory_does_not_grow_with_the_queue():
     from benchmarks.core import memory
-    from benchmarks.core.registry import WORKS
+    from benchmarks.core.registry import WORKLOADS
 
-    peak, reason = memory.measure(WORKS["moco"], (1024, 65536, 128), torch.float32, "fastssl")
+    peak, reason = memory.measure(WORKLOADS["moco"], (1024, 65536, 128), torch.float32, "fastssl")
     assert peak is not None and peak < 16, (peak, reason)
 
 

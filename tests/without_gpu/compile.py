@@ -48,7 +48,7 @@ BWD = {"plain": ("bias", "factor", "dbias"), "heavy": (), "stream": ("l_a", "w_a
 BWD |= {"wide": BWD["plain"], "uneven": BWD["plain"]}
 BWD |= {f"{name} split": absent for name, absent in BWD.items()}
 VARIANTS = {"fwd": FWD, "one_pass": FWD, "cross": CROSS, "triangle": TRIANGLE, "bwd": BWD}
-LEAN = ("plain", "bare", "transposed", "stream", "own")
+PLAIN = ("plain", "bare", "transposed", "stream", "own")
 # Compiled for the configurations of these families and arithmetics; everything else only with --all.
 HOPPER, HALVES = ((90,), tuple(TYPES)), ((90,), ("16-bit",))
 SOME = dict.fromkeys(("stream", "own"), HOPPER)
@@ -146,7 +146,7 @@ def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: in
         constants |= {"EVEN_M": even, "s_y" if "transposed" in variant else "s_yd": 1}
         constants |= {"EVEN_N": even} if kernel == "cross" else {}
     pointers |= dict.fromkeys(
-        ("id_ptr", *(f"{side}_id_ptr" for side in "xyab")), "*i32" if variant.startswith((*LEAN, "wide", "uneven")) else "*i64"
+        ("id_ptr", *(f"{side}_id_ptr" for side in "xyab")), "*i32" if variant.startswith((*PLAIN, "wide", "uneven")) else "*i64"
     )
     pointers |= {f"{name}_ptr": None for name in VARIANTS[kernel][variant]}
     if ones:
@@ -166,13 +166,13 @@ def tile_cases(kernel: str, everything: bool) -> list[bool]:
         if name != kernel or family not in families(kernel, sys.argv):
             continue
         for variant in VARIANTS[kernel]:
-            lean = variant.startswith(LEAN)
-            asked = " lean" if lean else " rank" if "rank" in variant else ""
+            of_plain = variant.startswith(PLAIN)
+            asked = " plain" if of_plain else " rank" if "rank" in variant else ""
             data = torch.float32 if arithmetic in ("tf32", "ieee") else torch.bfloat16
             config = pick_config(kernel + asked, TARGET[family], data, width, arithmetic)
             some, arithmetics = SOME.get(variant, NEVER if "split" in variant else ((family,), (arithmetic,)))
             if everything or (family in some and arithmetic in arithmetics):
-                good.append(tile_case(kernel, variant, family, arithmetic, width, config, lean or variant.startswith("wide")))
+                good.append(tile_case(kernel, variant, family, arithmetic, width, config, of_plain or variant.startswith("wide")))
     return good
 
 

@@ -35,9 +35,9 @@ _HALVES, _TF32, _IEEE = "16-bit", "tf32", "ieee"
 _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     # forward: no accumulator, so S takes 128 x 128; three stages hide the loads, 160 KiB at D = 256 with half the columns.
     ("fwd", 90, _HALVES, 128): TileConfig(128, 128, 8, 3),
-    ("fwd lean", 90, _HALVES, 128): TileConfig(128, 128, 8, 2, programs=2),
+    ("fwd plain", 90, _HALVES, 128): TileConfig(128, 128, 8, 2, programs=2),
     ("fwd", 90, _HALVES, 256): TileConfig(128, 64, 8, 3),
-    ("fwd lean", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
+    ("fwd plain", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
     ("fwd", 100, _HALVES, 128): TileConfig(128, 64, 8, 2),  # 128 columns spill 32 bytes
     ("fwd", 100, _HALVES, 256): TileConfig(128, 64, 8, 2),
     ("fwd", 80, _HALVES, 128): TileConfig(128, 64, 4, 2),  # three stages spill 8 bytes where a queue is stored (D, M)
@@ -54,7 +54,7 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     # in a thread, so that every column costs it a register: 64 columns spill up to 136 bytes.
     ("cross", 90, _HALVES, 128): TileConfig(128, 64, 4, 3),
     ("cross", 90, _HALVES, 256): TileConfig(128, 64, 8, 3),
-    ("cross lean", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
+    ("cross plain", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
     ("cross", 100, _HALVES, 128): TileConfig(128, 32, 8, 2),
     ("cross", 100, _HALVES, 256): TileConfig(128, 32, 8, 2),
     ("cross", 80, _HALVES, 128): TileConfig(128, 32, 4, 3),
@@ -64,21 +64,21 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     # triangle: as cross; 256 rows read half the columns' bytes of 128, and leave no register for int64 ids, a part of a last block
     # of rows, or (whatever ptxas makes of it) no ids at all.
     ("triangle", 90, _HALVES, 128): TileConfig(128, 64, 4, 3),
-    ("triangle lean", 90, _HALVES, 128): TileConfig(256, 64, 4, 2, programs=2),
+    ("triangle plain", 90, _HALVES, 128): TileConfig(256, 64, 4, 2, programs=2),
     ("triangle", 90, _HALVES, 256): TileConfig(128, 64, 8, 2),
-    ("triangle lean", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
+    ("triangle plain", 90, _HALVES, 256): TileConfig(128, 32, 8, 2, programs=2),
     ("triangle", 100, _HALVES, 128): TileConfig(128, 32, 8, 2),
     ("triangle", 100, _HALVES, 256): TileConfig(64, 64, 8, 2),  # 32 columns spill up to 88 bytes
     ("triangle", 80, _HALVES, 128): TileConfig(128, 32, 8, 3),
     ("triangle", 80, _HALVES, 256): TileConfig(64, 64, 8, 2),
     ("triangle", 0, _HALVES, 128): TileConfig(64, 64, 4, 2),  # 8 warps spill 40 bytes under 128 registers
     ("triangle", 0, _HALVES, 256): TileConfig(64, 32, 4, 2),
-    ("triangle lean", 0, _HALVES, 256): TileConfig(32, 32, 4, 2),  # 64 rows spill 8 bytes under 168 registers
+    ("triangle plain", 0, _HALVES, 256): TileConfig(32, 32, 4, 2),  # 64 rows spill 8 bytes under 168 registers
     # one-pass: acc and p live together; 128 columns spill 56 bytes with ids and bias.
     ("one_pass", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
     ("one_pass", 90, _HALVES, 256): TileConfig(128, 32, 8, 3),
-    ("one_pass lean", 90, _HALVES, 128): TileConfig(64, 64, 4, 3, programs=2),
-    ("one_pass lean", 90, _HALVES, 256): TileConfig(64, 32, 4, 2, programs=2),
+    ("one_pass plain", 90, _HALVES, 128): TileConfig(64, 64, 4, 3, programs=2),
+    ("one_pass plain", 90, _HALVES, 256): TileConfig(64, 32, 4, 2, programs=2),
     ("one_pass", 100, _HALVES, 128): TileConfig(128, 64, 8, 2),
     ("one_pass", 100, _HALVES, 256): TileConfig(64, 32, 8, 2),  # 64 columns spill 8 bytes, 128 rows 136
     ("one_pass", 80, _HALVES, 128): TileConfig(128, 64, 8, 2),
@@ -88,8 +88,8 @@ _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     # backward: acc, S and two loops (one exponential or two) in a kernel; 128 x 64 takes 204 to 246 registers on sm_90.
     ("bwd", 90, _HALVES, 128): TileConfig(128, 64, 8, 3),
     ("bwd", 90, _HALVES, 256): TileConfig(128, 32, 8, 2),
-    ("bwd lean", 90, _HALVES, 128): TileConfig(64, 64, 4, 3, programs=2),
-    ("bwd lean", 90, _HALVES, 256): TileConfig(64, 32, 4, 2, programs=2),
+    ("bwd plain", 90, _HALVES, 128): TileConfig(64, 64, 4, 3, programs=2),
+    ("bwd plain", 90, _HALVES, 256): TileConfig(64, 32, 4, 2, programs=2),
     ("bwd", 100, _HALVES, 128): TileConfig(128, 32, 8, 2),  # 64 columns spill 8 bytes with ids and bias
     ("bwd", 100, _HALVES, 256): TileConfig(64, 64, 8, 2),  # 128 rows spill 48 bytes where they write partial results
     ("bwd", 80, _HALVES, 128): TileConfig(128, 32, 8, 3),
@@ -180,7 +180,7 @@ def tuned_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precisi
 
 @functools.lru_cache(maxsize=256)
 def pick_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precision: str = _IEEE) -> TileConfig:
-    """kernel "fwd", "one_pass", "cross", "triangle" or "bwd"; with " lean" where most tiles look at nothing but dots, with " rank"
+    """kernel "fwd", "one_pass", "cross", "triangle" or "bwd"; with " plain" where most tiles look at nothing but dots, with " rank"
     where logits are counted; arch the compute capability (90); precision matters for float32 only. A measured tile comes before
     the table's, one for the special case before the plain kernel's."""
     key = _family(arch), *_use(dtype, width, precision)
@@ -200,8 +200,8 @@ def pick_triangle(
 ) -> TileConfig | None:
     """The tile of the triangular forward, or None where the plain one serves: in "ieee", which has no problem of that size, and
     where a tuned table holds () for the kernel."""
-    lean = rows % 256 == 0 and ids is not None and ids.element_size() == 4
-    kernel = "triangle" + " lean" * lean
+    plain = rows % 256 == 0 and ids is not None and ids.element_size() == 4
+    kernel = "triangle" + " plain" * plain
     if (dtype == torch.float32 and precision == _IEEE) or _measured_slower(kernel, arch, dtype, width, precision):
         return None
     return pick_config(kernel, arch, dtype, width, precision)

@@ -69,7 +69,7 @@ def variant(facts: bool, columns: int, ids: Tensor | None, bias: Tensor | None, 
     if threshold is not None:
         return " rank"
     narrow_ids = ids is None or (facts and ids.element_size() == 4)
-    return " lean" if bias is None and narrow_ids and columns % 128 == 0 else ""
+    return " plain" if bias is None and narrow_ids and columns % 128 == 0 else ""
 
 
 def row_bounds(y: Tensor, ids: Tensor | None, length: int, norms: bool) -> tuple[Tensor | None, Tensor | None]:

@@ -168,7 +168,7 @@ def test_tf32(tf32):
 
 def test_the_specialised_backward(monkeypatch):
     tile, usual = TileConfig(128, 64, 8, 3, specialised=True), similarity.pick_config
-    monkeypatch.setattr(similarity, "pick_config", lambda name, *rest: tile if name == "bwd lean" else usual(name, *rest))
+    monkeypatch.setattr(similarity, "pick_config", lambda name, *rest: tile if name == "bwd plain" else usual(name, *rest))
     before = len(BUILT)
     assert "similarity_narrow_bwd_kernel" in dict(train(CASES["clip"], (8192, 128), BF16))
     assert _faulty(before) == []

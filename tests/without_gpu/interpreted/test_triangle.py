@@ -120,11 +120,11 @@ def test_only_what_it_computes_is_given_to_it(parts):
 def test_the_plain_forward_stays_where_it_is_chosen(monkeypatch):
     ids = torch.arange(512, dtype=torch.int32)
     ask = lambda rows, some, dtype=BF16, precision="ieee": pick_triangle(rows, some, 90, dtype, 128, precision)  # noqa: E731
-    lean, plain = ask(512, ids), ask(500, ids)
-    assert lean.block_m == 256 and plain.block_m == 128 and ask(512, ids.long()) == ask(512, None) == plain
+    plain, other = ask(512, ids), ask(500, ids)
+    assert plain.block_m == 256 and other.block_m == 128 and ask(512, ids.long()) == ask(512, None) == other
     assert ask(512, ids, F32) is None and ask(512, ids, F32, "tf32") is not None
     tile_configs._measured_slower.cache_clear()
-    monkeypatch.setattr(tuned, "table", lambda op, arch: {("triangle lean", "16-bit", 128): ()})
+    monkeypatch.setattr(tuned, "table", lambda op, arch: {("triangle plain", "16-bit", 128): ()})
     assert ask(512, ids) is None and ask(500, ids) == plain
     tile_configs._measured_slower.cache_clear()
 
