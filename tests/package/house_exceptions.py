@@ -7,9 +7,7 @@ CIRCLES: dict[str, str] = {}
 
 #: Files over 400 lines.
 LONG_FILES: dict[str, str] = {
-    "fastssl/compat/lightly.py": NOT_YET,
     "fastssl/kernels/similarity.py": NOT_YET,
-    "fastssl/testing/cases.py": NOT_YET,
 }
 
 #: Functions over 60 lines.
@@ -82,48 +80,7 @@ NAMES: dict[str, str] = {
 
 #: Private words.
 WORDS: dict[str, str] = {
-    "benchmarks/core/accuracy.py: gate": NOT_YET,
-    "benchmarks/core/predicted.py: lean": NOT_YET,
-    "benchmarks/core/prepared.py: gate": NOT_YET,
-    "benchmarks/core/prepared.py: one work": NOT_YET,
-    "benchmarks/core/registry.py: each work": NOT_YET,
-    "benchmarks/core/registry.py: lean": NOT_YET,
-    "benchmarks/core/runner.py: gate": NOT_YET,
-    "benchmarks/core/runner.py: in turns": NOT_YET,
-    "benchmarks/core/runner.py: one work": NOT_YET,
-    "benchmarks/core/timing.py: in turns": NOT_YET,
-    "benchmarks/gpu/__main__.py: each work": NOT_YET,
-    "benchmarks/gpu/__main__.py: every work": NOT_YET,
-    "benchmarks/gpu/__main__.py: facts": NOT_YET,
-    "benchmarks/gpu/bench.py: a work": NOT_YET,
-    "benchmarks/gpu/bench.py: each work": NOT_YET,
-    "benchmarks/gpu/bench.py: every work": NOT_YET,
-    "benchmarks/gpu/build.py: facts": NOT_YET,
-    "benchmarks/gpu/cases.py: a work": NOT_YET,
-    "benchmarks/peers/linear_cross_entropy.py: gate": NOT_YET,
-    "benchmarks/steps/__main__.py: gate": NOT_YET,
-    "benchmarks/steps/common.py: gate": NOT_YET,
-    "benchmarks/test_nt_xent.py: gate": NOT_YET,
-    "benchmarks/tune/__main__.py: in turns": NOT_YET,
-    "benchmarks/tune/candidates.py: facts": NOT_YET,
-    "benchmarks/tune/candidates.py: lean": NOT_YET,
-    "benchmarks/tune/cases.py: lean": NOT_YET,
-    "benchmarks/tune/predict.py: every work": NOT_YET,
-    "benchmarks/tune/predict.py: lean": NOT_YET,
-    "fastssl/compat/_common.py: in words": NOT_YET,
     "fastssl/kernels/similarity.py: as it lies": NOT_YET,
-    "fastssl/kernels/tiles/config.py: lean": NOT_YET,
-    "fastssl/kernels/tiles/row_bounds.py: lean": NOT_YET,
     "fastssl/ops/_register.py: in words": NOT_YET,
-    "tests/benchmarks/test_benchmarks.py: lean": NOT_YET,
-    "tests/benchmarks/test_gpu.py: facts": NOT_YET,
-    "tests/benchmarks/test_predict.py: lean": NOT_YET,
-    "tests/benchmarks/test_tune.py: facts": NOT_YET,
-    "tests/benchmarks/test_tune.py: lean": NOT_YET,
-    "tests/benchmarks/test_update_benchmarks.py: gate": NOT_YET,
-    "tests/gpu/test_specialised.py: lean": NOT_YET,
     "tests/without_gpu/compile.py: facts": NOT_YET,
-    "tests/without_gpu/compile.py: lean": NOT_YET,
-    "tests/without_gpu/host/losses.py: lean": NOT_YET,
-    "tests/without_gpu/interpreted/test_triangle.py: lean": NOT_YET,
 }
