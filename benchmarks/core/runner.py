@@ -243,7 +243,9 @@ def result(workload: Workload | Update, device: str, cases: list[dict]) -> dict:
 
 
 def save(found: dict, folder: Path) -> Path:
-    """Writes ``folder/<workload>.json``. Cases of other shapes or dtypes that the file already holds stay, with their own dates.
+    """Writes a file in ``folder`` that is named after the workload.
+
+    Cases of other shapes or dtypes that the file already holds stay, with their own dates.
 
     Raises ValueError where the file was measured on another machine: its cases would be taken for those of this machine.
     """
