@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fastssl.ops._register import _C
-from fastssl.testing import cases, compare
+from fastssl.testing import compare, inputs
 
 _FLOOR = compare.FLOOR[torch.float32]
 _SEED = int(os.environ.get("FASTSSL_TEST_SEED", "0"))  # other random inputs: tests/machines.py
-cases.SEED = 1000 * _SEED
+inputs.SEED = 1000 * _SEED
 
 
 def pytest_addoption(parser):

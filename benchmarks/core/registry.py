@@ -20,7 +20,8 @@ from benchmarks.core.updates import UPDATES
 from benchmarks.core.workloads import Plan, Shape, Target, Workload, faster, parse_shape, shape_name
 from fastssl import functional
 from fastssl.testing import contrastive
-from fastssl.testing.cases import CASES, OpCase, moco_inputs, randn, sup_con_inputs
+from fastssl.testing.cases import CASES, OpCase
+from fastssl.testing.inputs import moco_inputs, randn, sup_con_inputs
 
 __all__ = ["WORKLOADS", "Target", "Workload", "parse_shape", "shape_name"]
 

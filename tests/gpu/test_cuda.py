@@ -12,8 +12,9 @@ from fastssl.ops._register import OWNERS
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 from fastssl.ops.similarity_cross import similarity_cross
 from fastssl.testing import contrastive
-from fastssl.testing.cases import CASES, two_views
+from fastssl.testing.cases import CASES
 from fastssl.testing.compare import assert_no_worse, relative_error
+from fastssl.testing.inputs import two_views
 from tests.gpu.common import no_sync, rounded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -26,8 +26,8 @@ from fastssl.ops.normalize import normalize_pair
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 from fastssl.ops.similarity_cross import similarity_cross
 from fastssl.testing import masking as eager
-from fastssl.testing.cases import two_views
 from fastssl.testing.compare import FLOOR, assert_no_worse, relative_error
+from fastssl.testing.inputs import two_views
 
 pytestmark = [pytest.mark.large, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 HALF = torch.bfloat16

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from benchmarks.peers import ready_torchvision
 from fastssl import functional, loss
 from fastssl.testing import contrastive
-from fastssl.testing.cases import image_text, image_text_bias, keys_and_negatives, moco_inputs, sup_con_inputs, two_views
 from fastssl.testing.compare import relative_error
+from fastssl.testing.inputs import image_text, image_text_bias, keys_and_negatives, moco_inputs, sup_con_inputs, two_views
 
 
 def value_and_grads(call, inputs):

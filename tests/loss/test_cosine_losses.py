@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fastssl.functional import byol_loss, negative_cosine
 from fastssl.loss import BYOLLoss, NegativeCosineSimilarity
-from fastssl.testing.cases import two_views
+from fastssl.testing.inputs import two_views
 
 
 def value_and_grads(loss, p, z):

@@ -41,7 +41,8 @@ from fastssl.functional import (
     uniformity,
 )
 from fastssl.loss.parts import local_rows
-from fastssl.testing.cases import CASES, two_views
+from fastssl.testing.cases import CASES
+from fastssl.testing.inputs import two_views
 from tests.support import older_losses
 
 A, B = two_views((16, 8)).values()

@@ -15,8 +15,8 @@ from fastssl.loss.nt_xent import _pair_terms
 from fastssl.loss.parts.ids import pair_ids
 from fastssl.loss.parts.reductions import positive_loss
 from fastssl.testing import contrastive
-from fastssl.testing.cases import two_views
 from fastssl.testing.compare import assert_no_worse
+from fastssl.testing.inputs import two_views
 
 
 def views(b=40, d=24, dtype=torch.float32, **kwargs):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fastssl import functional
 from fastssl.testing import contrastive
-from fastssl.testing.cases import keys_and_negatives, two_views
+from fastssl.testing.inputs import keys_and_negatives, two_views
 
 MODES = ["batch", "symmetric", "unpaired", "paired", "hard", "weighted", "ids", "moco"]
 

@@ -10,8 +10,8 @@ from fastssl.functional import similarity_lse
 from fastssl.ops import normalize, similarity
 from fastssl.reference import normalize as normalize_reference
 from fastssl.reference import similarity as reference
-from fastssl.testing.cases import eager_lse
 from fastssl.testing.compare import assert_no_worse, relative_error
+from fastssl.testing.similarities import eager_lse
 
 
 def rows(n, d, dtype=torch.float32):

@@ -46,7 +46,7 @@ def test_without_the_extension_the_reference_serves_the_cpu():
         "import sys; sys.modules['fastssl._C'] = None\n"
         "import torch, fastssl\n"
         "from fastssl.ops._register import OWNERS, why_not_cpp\n"
-        "from fastssl.testing.cases import two_views\nfrom fastssl.testing.contrastive import nt_xent as eager_nt_xent\n"
+        "from fastssl.testing.inputs import two_views\nfrom fastssl.testing.contrastive import nt_xent as eager_nt_xent\n"
         "from fastssl.info import report\n"
         "assert why_not_cpp and all(o['CPU'] == 'reference' for o in OWNERS.values())\n"
         "assert report().count(why_not_cpp) == 1 and report().count('CPU: no C++, see above') == len(OWNERS)\n"
