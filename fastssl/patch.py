@@ -1,10 +1,11 @@
 """``fastssl.patch("lightly")``: another library's names bound to the drop-ins of ``fastssl.compat``, until they are put back.
 
-A module binds what it imports under names of its own, so the original is looked for in all loaded modules of the library, and in
-the dicts and classes that they define. Names that the user's own modules imported before stay what they are: patch first, then
-import. Not for use by two threads at once.
+A module binds what it imports under names of its own. So ``patch`` looks for the original in all loaded modules of the library, and
+in the dicts and classes that these define. Names that the user's own modules imported before the patch keep the original: patch
+first, then import. Two threads must not patch at once.
 
-A program that ran must run patched: where a drop-in refuses a call of a function, the library's own function gets the call.
+A program that ran without the patch must run with it. So where a drop-in refuses a call of a function, the library's own function
+gets the call.
 """
 
 import functools
@@ -13,11 +14,12 @@ import inspect
 import operator
 import sys
 from types import FunctionType, ModuleType
+from typing import Any
 
 __all__ = ["Patch", "patch"]
 
 #: library -> its module -> names there, each with a drop-in of the same name in ``fastssl.compat``.
-NAMES = {
+NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "lightly": {
         "lightly.models.utils": (
             "get_at_index",
@@ -59,7 +61,7 @@ NAMES = {
 }
 
 #: library -> class -> its methods and their names in ``fastssl.compat``.
-METHODS = {
+METHODS: dict[str, dict[str, dict[str, str]]] = {
     "lightly": {"MaskedVisionTransformerTIMM": {"preprocess": "vit_preprocess"}},
     "mae": {
         "MaskedAutoencoderViT": {
@@ -74,13 +76,13 @@ METHODS = {
         "ViTMAEForPreTraining": {"forward": "forward"},
     },
 }
-#: library -> the module with these classes.
+#: library -> the module that holds these classes.
 HOLDERS = {"lightly": "lightly.models.modules", "transformers": "transformers.models.vit_mae.modeling_vit_mae"}
-#: Repositories without a package: the user brings the class.
+#: Repositories that are no package: the user passes the class.
 BROUGHT = {"mae": "MaskedAutoencoderViT", "moco": "MoCo"}
-#: Methods that call no module of the model: where they refuse, nothing was run yet.
+#: Methods that call no module of the model. Where they refuse a call, nothing ran before.
 LEAVES = ("forward_loss", "patchify", "random_masking", "unpatchify")
-_LIBRARIES = sorted(NAMES | METHODS)
+_LIBRARIES = sorted(NAMES.keys() | METHODS.keys())
 _ABSENT = object()
 
 
@@ -102,9 +104,11 @@ class Patch:
     """
 
     def __init__(self, library: str, modules: list[tuple], methods: list[tuple]):
-        """modules: (module that defines it, name, replacement); methods: (class, name, replacement)."""
+        """modules: (module that defines the name, name, replacement); methods: (class, name, replacement)."""
         self._library = library
-        self._objects, self._methods, names = [], [], []
+        self._objects: list[tuple[Any, Any]] = []
+        self._methods: list[tuple[type, str, Any]] = []
+        names: list[str] = []
         for owner, name, new in modules:
             old = getattr(owner, name)
             if _original(old) is new:
@@ -123,7 +127,7 @@ class Patch:
         self.names = tuple(names)
 
     def undo(self) -> None:
-        """Puts the originals back, in modules too that were imported meanwhile. A second call does nothing."""
+        """Puts the originals back, also in modules that were imported in the meantime. A second call does nothing."""
         for old, new in self._objects:
             _rebind(self._library, new, old)
         for cls, name, old in self._methods:
@@ -178,10 +182,10 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
         return Patch(library, [], _methods(library, _brought_class(library, target)))
     if target is not None:
         raise TypeError(f"patch: target is for {' and '.join(map(repr, BROUGHT))} alone, got {target!r} for {library!r}")
-    modules = [(_imported(module), name) for module, names in NAMES.get(library, {}).items() for name in names]
+    theirs = [(_imported(module), name) for module, names in NAMES.get(library, {}).items() for name in names]
     holder = _imported(HOLDERS[library]) if library in HOLDERS else None
     ours = importlib.import_module(f"fastssl.compat.{library}")
-    modules = [(module, name, getattr(ours, name)) for module, name in modules]
+    modules = [(module, name, getattr(ours, name)) for module, name in theirs]
     for module, name, new in modules:
         _check_arguments(f"{module.__name__}.{name}", getattr(module, name, None), new)
     return Patch(library, modules, _methods(library, holder))
@@ -197,8 +201,8 @@ def _imported(module: str) -> ModuleType:
         raise
 
 
-def _brought_class(library: str, target) -> ModuleType:
-    """A namespace with the class under its published name."""
+def _brought_class(library: str, target: Any) -> ModuleType:
+    """A namespace that holds the user's class under its published name. Raises TypeError where there is no class."""
     name = BROUGHT[library]
     cls = getattr(target, name, None) if isinstance(target, ModuleType) else target
     if not isinstance(cls, type):
@@ -208,31 +212,34 @@ def _brought_class(library: str, target) -> ModuleType:
     return holder
 
 
-def _original(f):
-    """What a drop-in was before ``_with_way_back``."""
+def _original(f: Any) -> Any:
+    """The drop-in that ``_with_way_back`` wrapped, or ``f`` itself."""
     return getattr(f, "_fastssl", f)
 
 
-def _with_way_back(ours, theirs):
-    """A function that calls ``theirs`` where ``ours`` refuses, which it does before anything runs. Classes stay as they are."""
+def _with_way_back(ours: Any, theirs: Any) -> Any:
+    """A function that calls ``theirs`` where ``ours`` refuses a call; ours does so before anything runs.
+
+    Classes stay as they are.
+    """
     if not isinstance(ours, FunctionType):
         return ours
 
-    @functools.wraps(ours)
     def serve(*args, **kwargs):
         try:
             return ours(*args, **kwargs)
         except (TypeError, ValueError, NotImplementedError):
             return theirs(*args, **kwargs)
 
-    serve._fastssl = ours
+    served: Any = functools.wraps(ours)(serve)
+    served._fastssl = ours
     for name in ("__module__", "__qualname__"):  # so that it is pickled by the name that it is bound to
-        setattr(serve, name, getattr(theirs, name, getattr(ours, name)))
-    return serve
+        setattr(served, name, getattr(theirs, name, getattr(ours, name)))
+    return served
 
 
-def _methods(library: str, holder: ModuleType | None) -> list[tuple]:
-    """(class, name, replacement) for the classes of a module; lightly has some only where timm is installed."""
+def _methods(library: str, holder: Any) -> list[tuple]:
+    """(class, name, replacement) for the classes of a module. lightly has some of them only where timm is installed."""
     table = {cls: names for cls, names in METHODS.get(library, {}).items() if library != "lightly" or hasattr(holder, cls)}
     if library == "transformers" and hasattr(holder.ViTMAEForPreTraining, "forward_loss"):
         table["ViTMAEForPreTraining"] = {"forward_loss": "forward_loss"}
@@ -245,26 +252,26 @@ def _methods(library: str, holder: ModuleType | None) -> list[tuple]:
     return found
 
 
-def _check_arguments(where: str, theirs, ours) -> None:
-    """The installed version must have the name, and take the arguments that ours takes, in their order.
+def _check_arguments(where: str, theirs: Any, ours: Any) -> None:
+    """Raises ValueError unless the installed version has the name, and takes the arguments that ours takes, in their order.
 
-    Ours may take more by keyword alone; a class of ours may take more at the end too, as those of other versions do.
+    Ours may take more arguments, by keyword only; a class of ours may also take more at the end, as those of other versions do.
     """
     if theirs is None:
         raise ValueError(f"patch: {where} is missing; is this another version?")
     if _original(theirs) is ours:
         return
-    callables = [f.__init__ if isinstance(f, type) else f for f in (ours, theirs)]
+    callables = [getattr(f, "__init__") if isinstance(f, type) else f for f in (ours, theirs)]  # noqa: B009
     if not all(isinstance(f, FunctionType) for f in callables):
         return
-    wanted, got = (list(inspect.signature(f).parameters.values()) for f in callables)
-    wanted, got = [p.name for p in wanted if p.kind is not p.KEYWORD_ONLY], [p.name for p in got]
+    of_ours, of_theirs = (inspect.signature(f).parameters.values() for f in callables)
+    wanted, got = [p.name for p in of_ours if p.kind is not p.KEYWORD_ONLY], [p.name for p in of_theirs]
     if got != (wanted[: len(got)] if isinstance(theirs, type) else wanted):
         raise ValueError(f"patch: {where} must take ({', '.join(wanted)}), this version takes ({', '.join(got)})")
 
 
-def _rebind(library: str, old, new) -> list[str]:
-    """Binds ``new`` wherever a loaded module of the library binds ``old``; the names, as "module.name"."""
+def _rebind(library: str, old: Any, new: Any) -> list[str]:
+    """Binds ``new`` wherever a loaded module of the library binds ``old``. Returns the names, as "module.name"."""
     names = []
     for path, module in list(sys.modules.items()):
         if path.partition(".")[0] != library or not isinstance(module, ModuleType):
@@ -281,14 +288,14 @@ def _rebind(library: str, old, new) -> list[str]:
 
 
 def _tables(path: str, module: ModuleType) -> list[tuple[str, dict]]:
-    """The dicts that a module and its classes hold, such as solo-learn's optimizers by name, with what they are called."""
+    """(name, dict) for the dicts that a module and its classes hold, such as solo-learn's dict of optimizers."""
     held = [(path, module)] + [(f"{path}.{n}", c) for n, c in vars(module).items() if isinstance(c, type) and c.__module__ == path]
     pairs = [(f"{where}.{name}", value) for where, holder in held for name, value in list(vars(holder).items())]
     return [(where, value) for where, value in pairs if type(value) is dict and not where.rpartition(".")[2].startswith("__")]
 
 
-def _names_itself(cls) -> bool:
-    """Whether a method of the class looks its class up by name, as ``super(Name, self)`` does."""
+def _names_itself(cls: Any) -> bool:
+    """Whether a method of the class looks the class up by its name, as ``super(Name, self)`` does."""
     if not isinstance(cls, type):
         return False
     return any(isinstance(f, FunctionType) and cls.__name__ in f.__code__.co_names for f in vars(cls).values())

@@ -1,4 +1,4 @@
-"""What the drop-ins share: numbers refused in words, and parameters of two modules that are averaged or copied."""
+"""What the drop-ins share: checks of numbers, and parameters of two modules that are averaged or copied."""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,20 @@ from fastssl.momentum._tensors import average_lists, check_match, check_module, 
 SHARE = "the share that is kept"  # these libraries have many names for it
 
 
-def check_share(op: str, name: str, value) -> None:
+def check_share(op: str, name: str, value: float) -> None:
+    """Raises TypeError or ValueError unless ``value`` is a number in [0, 1]."""
     check_number(op, name, value, 0.0)
     if value > 1:
         raise ValueError(f"{op}: {name} must be in [0, 1], the share that is kept, got {value}")
 
 
 def parameter_pairs(op: str, names: tuple[str, str], student: nn.Module, teacher: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters of both, in their order, which wrappers (DistributedDataParallel) keep: they need no unwrapping."""
+    """The parameters of both modules, in their order. Wrappers such as DistributedDataParallel keep it, and need no unwrapping.
+
+    Raises TypeError or ValueError where these are no modules, or their parameters differ in number or shape.
+    """
+    params: list[Tensor]
+    averages: list[Tensor]
     for name, module in zip(names, (student, teacher), strict=True):
         check_module(op, name, module)
     if torch.compiler.is_compiling():
@@ -34,7 +40,7 @@ def parameter_pairs(op: str, names: tuple[str, str], student: nn.Module, teacher
 
 @torch.no_grad()
 def copy_parameters(op: str, names: tuple[str, str], student: nn.Module, teacher: nn.Module) -> None:
-    """teacher <- student for all parameters, in place; the teacher's need no gradient from then on. Buffers stay."""
+    """teacher <- student for all parameters, in place. From then on the teacher's parameters need no gradient. Buffers stay."""
     params, averages = parameter_pairs(op, names, student, teacher)
     if averages:
         torch._foreach_copy_(averages, params)
@@ -46,7 +52,7 @@ def copy_parameters(op: str, names: tuple[str, str], student: nn.Module, teacher
 def average_parameters(op: str, names: tuple[str, str], student: nn.Module, teacher: nn.Module, kept: float) -> None:
     """teacher <- kept teacher + (1 - kept) student for all parameters, in place. Buffers stay.
 
-    Two modules without parameters are left as they are, as by a loop over ``zip``.
+    Two modules without parameters are left as they are, as a loop over ``zip`` would leave them.
     """
     params, averages = parameter_pairs(op, names, student, teacher)
     average_lists(op, (names[1], names[0], SHARE), averages, params, kept, "mul_add")

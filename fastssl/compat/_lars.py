@@ -1,14 +1,17 @@
-"""LARS as lightly and solo-learn have it, on ``lars_``: their arguments in their order, their group options and state.
+"""LARS of lightly and solo-learn, made from ``lars_``: their arguments in their order, their group options and their state.
 
     d = g + wd p;  q = eta |p| / (|g| + wd |p| + eps);  p <- p - lr mu
     mu <- q d at the first step, then m mu + (1 - dampening) q d
 
-Both add the decay and apply q to the same tensors, to none whose own norm or whose gradient's is 0. lightly leaves out the groups
-without weight decay, solo-learn, with ``exclude_bias_n_norm``, the tensors of one dimension.
+Both libraries add the decay and apply q to the same tensors, but not to a tensor whose norm is 0 or whose gradient's norm is 0.
+lightly leaves out groups without weight decay; solo-learn leaves out tensors of one dimension, with ``exclude_bias_n_norm``.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from fastssl.checks import check_number
 from fastssl.ops._steps import step_scalar
@@ -17,10 +20,12 @@ from fastssl.optim._common import ListOptimizer, Slots
 
 
 class Lars(ListOptimizer):
-    _trust = "trust_coefficient"
-    _options = ("lr", "momentum", "dampening", "nesterov", "trust_coefficient", "eps")
+    """The optimizer that both drop-ins derive from. ``_trust``: the library's name of eta; ``_options``: of its group options."""
 
-    def __init__(self, params, defaults: dict):
+    _trust: str = "trust_coefficient"
+    _options: tuple[str, ...] = ("lr", "momentum", "dampening", "nesterov", "trust_coefficient", "eps")
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]):
         super().__init__(params, defaults, {})
 
     def _check_group(self, group: dict) -> None:
@@ -29,14 +34,14 @@ class Lars(ListOptimizer):
             check_number("LARS", name, group[name], 0.0 if name == "weight_decay" else -float("inf"))
         if group["nesterov"] and group["dampening"] != 0:
             raise ValueError(f"LARS: nesterov needs a dampening of 0, got {group['dampening']}")
-        step_scalar("LARS", "lr", group["lr"], getattr(group["lr"], "device", None), 0.0)
+        step_scalar("LARS", "lr", group["lr"], getattr(group["lr"], "device", torch.device("cpu")), 0.0)
 
     def _rule(self, p: Tensor, group: dict) -> tuple[float, bool]:
-        """Weight decay of a tensor, and whether its rate is adapted."""
+        """(weight decay of a tensor, whether its rate is adapted)."""
         return group["weight_decay"], group["weight_decay"] != 0
 
     def _update(self, options: dict, slots: Slots) -> None:
-        params, grads = [p for p, _ in slots], [p.grad for p, _ in slots]
+        params, grads = [p for p, _ in slots], [p.grad for p, _ in slots if p.grad is not None]
         decays, adapts = zip(*(self._rule(p, group) for p, group in slots), strict=True)
         call = {"form": "larc", "weight_decay": list(decays), "adapt": list(adapts), "eps": options["eps"]}
         call |= {"trust_coefficient": options[self._trust], "clip": options.get("clip_lr", False)}
@@ -53,7 +58,7 @@ class Lars(ListOptimizer):
         self._dampened(params, grads, options, call)
 
     def _dampened(self, params: list[Tensor], grads: list[Tensor], options: dict, call: dict) -> None:
-        """One launch with a rate of 1 on copies for q d, then the momentum tensor by tensor."""
+        """A step with dampening: one launch on copies makes q d, then the momentum is updated tensor by tensor."""
         steps = [torch.zeros_like(p) for p in params]
         clip = call.pop("clip")
         lars_([p.clone() for p in params], grads, steps, lr=options["lr"], momentum=0.0, clip=clip, **call)

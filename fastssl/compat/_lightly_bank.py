@@ -38,6 +38,8 @@ class MemoryBankModule(nn.Module):
         self.size = _bank_size(type(self).__name__, size)
         self.gather_distributed = gather_distributed
         self.feature_dim_first = feature_dim_first
+        self.bank: Tensor
+        self.bank_ptr: Tensor
         self.register_buffer("bank", torch.empty(self.size), persistent=False)
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent=False)
         if len(self.size) == 2:
@@ -94,7 +96,7 @@ class NNMemoryBankModule(MemoryBankModule):
     def __init__(self, size: int | Sequence[int] = 2**16):
         super().__init__(size)
 
-    def forward(self, output: Tensor, update: bool = False) -> Tensor:
+    def forward(self, output: Tensor, update: bool = False) -> Tensor:  # type: ignore[override]  # as in lightly
         """output (N, D) -> (N, D) float32: of each row the row of the bank with the highest cosine similarity, the first of equals.
 
         ``update`` pushes ``output`` after the look-up. No gradient, no N x K similarities at once.
@@ -113,11 +115,12 @@ class NNMemoryBankModule(MemoryBankModule):
 
 
 def _bank_size(op: str, size: int | Sequence[int]) -> tuple[int, ...]:
+    """The size as a tuple: (K, D), (K,) or (0,). Raises ValueError for any other size."""
     alone = isinstance(size, (int, numpy.integer))
-    entries = (as_python(size),) if alone else tuple(map(as_python, size))
+    entries = (as_python(size),) if isinstance(size, (int, numpy.integer)) else tuple(map(as_python, size))
     if any(entry < 0 for entry in entries):
         raise ValueError(f"{op}: size must not be negative, got {size}")
-    if alone and size > 0:
+    if alone and entries[0] > 0:
         message = f"{op}: size={size} leaves the width to the first batch; give ({size}, D) to train in several processes"
         warnings.warn(message, UserWarning, stacklevel=4)
     if not alone and entries != (0,) and len(entries) != 2:

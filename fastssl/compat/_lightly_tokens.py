@@ -3,8 +3,10 @@
 ``compat/lightly.py`` exports them.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastssl import masking
 from fastssl.ops._patches import check_floats, check_ids
@@ -279,7 +281,7 @@ def _embeds_kept(self, images: Tensor) -> bool:
     )
 
 
-def _embed_at(vit: nn.Module, images: Tensor, idx_keep: Tensor) -> Tensor:
+def _embed_at(vit: Any, images: Tensor, idx_keep: Tensor) -> Tensor:
     """images (N, C, H, W), idx_keep (N, K) in [0, P + L) -> (N, K, E), prefix tokens wherever they stand in it."""
     prefix = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
     before, length = sum(token.shape[1] for token in prefix), vit.patch_embed.num_patches

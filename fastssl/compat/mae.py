@@ -7,6 +7,8 @@ only, where nothing could see the difference: ``random_masking`` is the one of t
 without a norm, hooks or padding, its convolution plain. Elsewhere it calls ``patch_embed`` and ``self.random_masking``.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -130,7 +132,7 @@ def plain_projection(module: nn.Module) -> bool:
     )
 
 
-def plain_patch_embed(embed: nn.Module, images: Tensor) -> bool:
+def plain_patch_embed(embed: Any, images: Tensor) -> bool:
     """Whether timm's ``PatchEmbed`` does no more to these images than project their patches."""
     return (
         type(embed).__name__ == "PatchEmbed"

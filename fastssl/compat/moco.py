@@ -67,6 +67,8 @@ class MoCo(nn.Module):
             for encoder in (self.encoder_q, self.encoder_k):
                 _add_hidden_layer(encoder)
         copy_parameters(_OP, ("encoder_q", "encoder_k"), self.encoder_q, self.encoder_k)
+        self.queue: Tensor
+        self.queue_ptr: Tensor
         self.register_buffer("queue", F.normalize(torch.randn(dim, K), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 

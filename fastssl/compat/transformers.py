@@ -10,6 +10,8 @@ predictions. So the method is replaced: encoder, decoder, output classes, hidden
 A given ``noise`` gives the same ids bit for bit; without, one ``torch.rand(N, L)`` is drawn, so a seed gives the same mask.
 """
 
+from typing import cast
+
 from torch import Tensor
 from transformers.models.vit_mae import modeling_vit_mae as theirs
 from transformers.processing_utils import Unpack
@@ -115,7 +117,7 @@ def forward(
     )
     logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore, interpolate_pos_encoding=interpolate_pos_encoding).logits
     return theirs.ViTMAEForPreTrainingOutput(
-        loss=forward_loss(self, pixel_values, logits, encoded.mask),
+        loss=forward_loss(self, cast("Tensor", pixel_values), logits, encoded.mask),  # the encoder refuses None
         logits=logits,
         mask=encoded.mask,
         ids_restore=encoded.ids_restore,

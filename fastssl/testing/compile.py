@@ -85,7 +85,11 @@ def _objdump(compiled, option: str) -> str:
 
 def resources(compiled) -> tuple[int, int]:
     """(registers, bytes of stack and local memory) of a thread."""
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", _objdump(compiled, "-res-usage")).groups())
+    usage = _objdump(compiled, "-res-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
+    if found is None:
+        raise ValueError(f"cuobjdump -res-usage says nothing of registers: {usage[:200]}")
+    registers, stack, local = map(int, found.groups())
     return registers, stack + local
 
 

@@ -24,9 +24,6 @@ def diagonal(s: Tensor) -> Tensor:
     return torch.eye(*s.shape, dtype=torch.bool, device=s.device)
 
 
-# --- two views -------------------------------------------------------------------------------------------------------
-
-
 def pair_logits(z0, z1, temperature) -> tuple[Tensor, Tensor]:
     """s (2B, 2B) with the diagonal at -inf, and the column of each row's positive."""
     z = unit(torch.cat([z0, z1]))
@@ -67,9 +64,6 @@ def byol(p, z) -> Tensor:
     return (2.0 - 2.0 * (unit(p) * unit(z)).sum(1).to(accumulator_dtype(p))).mean()
 
 
-# --- queries and keys ------------------------------------------------------------------------------------------------
-
-
 def info_nce(query, positive_key, temperature=0.1) -> Tensor:
     s = logits(unit(query), unit(positive_key), 1.0 / temperature)
     return F.cross_entropy(s, torch.arange(len(s), device=s.device))
@@ -99,7 +93,8 @@ def clip(image, text, logit_scale, ids=None, label_smoothing=0.0) -> Tensor:
     s = logits(image, text, logit_scale)
     if ids is None:
         rows = torch.arange(len(s), device=s.device)
-        return 0.5 * sum(F.cross_entropy(t, rows, label_smoothing=label_smoothing) for t in (s, s.T))
+        of_rows, of_columns = (F.cross_entropy(t, rows, label_smoothing=label_smoothing) for t in (s, s.T))
+        return 0.5 * (of_rows + of_columns)
     s = s.masked_fill((ids[:, None] == ids) & ~diagonal(s), -math.inf)
     return 0.5 * (_smoothed(s, label_smoothing) + _smoothed(s.T, label_smoothing))
 

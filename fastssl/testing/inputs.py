@@ -91,9 +91,9 @@ def keys_and_negatives(
     return {"query": views["z0"], "positive_key": views["z1"], "negative_keys": extra}
 
 
-def paired_inputs(*args, **kwargs) -> Inputs:
-    """Queries, keys, and negatives of each query's own."""
-    return keys_and_negatives(*args, **kwargs, paired=True)
+def paired_inputs(shape: tuple, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Inputs:
+    """Queries (B, D), keys (B, D), and of each query its own negatives (B, 5, D)."""
+    return keys_and_negatives(shape, dtype, device, seed, paired=True)
 
 
 def hard_inputs(*args, **kwargs) -> Inputs:

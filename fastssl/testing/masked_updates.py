@@ -1,13 +1,15 @@
-"""One row for each step around masked image modelling: forward and backward, results and gradients put into the state.
+"""The steps around masked image modelling, for the table of updates: forward and backward, with all results in the state.
 
-A form is ``forward(given) -> results``: ``given`` holds the tensors of the state and the constants of the work by name. The state
-holds the gradient of a result as ``g_<result>``; a loss has none. A step puts gradients of leaves into it as ``<leaf>_grad``.
-``idx_keep`` and ``idx_mask`` are ``ids_keep`` and the other ids as lightly counts them: the class token is 0, and is kept first.
+A form is ``forward(given) -> results``: ``given`` holds the tensors of the state and the constants of the workload by name. The
+state holds the upstream gradient of a result as ``g_<result>``; a loss has none. A step puts the gradients of leaves into the state
+as ``<leaf>_grad``. ``idx_keep`` and ``idx_mask`` are ``ids_keep`` and the removed ids as lightly counts them: the class token is 0,
+and comes first among the kept ones.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,13 @@ from fastssl import functional
 from fastssl.testing import masking
 from fastssl.testing.updates import State, Step, UpdateCase
 
-Given = dict[str, Tensor | float]
+#: The tensors of a state and the constants of a workload, by name.
+Given = dict[str, Any]
 Results = dict[str, Tensor]
 Forward = Callable[[Given], Results]
 
 MASK_RATIO = 0.75
-#: Work -> inputs that get a gradient.
+#: Workload -> inputs that get a gradient.
 LEAVES = {
     "mask_ids": (),
     "random_masking": ("x",),
@@ -62,15 +65,12 @@ def sequence(*parts: Forward) -> Forward:
     return forward
 
 
-# --- states ------------------------------------------------------------------------------------------------------------
-
-
 def _normal(shape, dtype, device, seed) -> Tensor:
     return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device).to(dtype)
 
 
-def _noise(n, length, device, seed) -> Tensor:
-    """(N, L) float32 in (0, 1), no two of a sample equal: the sorts of the libraries are not stable."""
+def _noise(n: int, length: int, device: str, seed: int) -> Tensor:
+    """(N, L) float32 in (0, 1). No two values of a sample are equal, since the sorts of the libraries are not stable."""
     draws = torch.rand(n, length, generator=torch.Generator(device).manual_seed(seed), device=device)
     return (draws.argsort(1) + 0.5) / length
 
@@ -86,8 +86,9 @@ def patch_count(side: int, patch: int) -> int:
 
 
 def mask_state(shape, dtype=torch.float32, device="cpu", seed=0) -> State:
-    """shape (N, L): noise (N, L) float32 in each dtype."""
-    return {"noise": _noise(*shape, device, seed)}
+    """The state of a mask for a shape (N, L): noise (N, L), float32 for every dtype."""
+    n, length = shape
+    return {"noise": _noise(n, length, device, seed)}
 
 
 def _order(n, length, device, seed) -> Results:
@@ -164,9 +165,6 @@ def bundle_state(shape, dtype=torch.float32, device="cpu", seed=0) -> State:
     return mask_state((n, length), dtype, device, seed) | {name: t for name, t in found.items() if name not in order}
 
 
-# --- ours and plain PyTorch --------------------------------------------------------------------------------------------
-
-
 def patch_side(given: Given) -> int:
     """p of pred (N, L, C p p) and images (N, C, H, W)."""
     return math.isqrt(given["pred"].shape[2] // given["images"].shape[1])
@@ -225,7 +223,7 @@ def _loss(call: Callable) -> Forward:
 
 
 def forms(mask: Forward, random_masking: Forward, embed: Forward, restore: Forward, loss: Forward) -> dict[str, Forward]:
-    """Work -> form, of an implementation that has all parts."""
+    """Workload -> form, of an implementation that has all parts."""
     return {
         "mask_ids": mask,
         "random_masking": random_masking,
@@ -247,9 +245,6 @@ OURS = forms(
 EAGER = forms(
     eager_mask, eager_random_masking, _embed(masking.embed_visible), _restore(masking.restore_tokens), _loss(masking.patch_loss)
 )
-
-
-# --- the table: bytes as in the contracts ------------------------------------------------------------------------------
 
 
 def _mask_bytes(n, length) -> float:

@@ -74,9 +74,6 @@ def patch_loss(images, pred, mask, patch_size, *, norm_pix_loss=False, layout="p
     return each.mean() if mask is None else (each * mask).sum() / mask.sum()
 
 
-# --- inputs of the table --------------------------------------------------------------------------------------------------
-
-
 def _normal(shape, dtype, device, seed) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype).to(device)
 

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,8 @@ def one_pass(lse: Call) -> Call:
 
 def ours_cross(x, y, scale) -> Tensor:
     """The log-sum-exp of rows, then that of columns, from one sweep."""
-    row, column, _ = similarity_cross(x, y, scale=scale, **thirds(x, y))
+    ids = thirds(x, y)
+    row, column, _ = similarity_cross(x, y, scale=scale, x_id=ids["x_id"], y_id=ids["y_id"])
     return torch.cat([row, column])
 
 
@@ -75,7 +77,7 @@ def eager_cross(x, y, scale) -> Tensor:
     return torch.cat([eager_lse(x, y, scale, **ids), eager_lse(y, x, scale, **swapped)])
 
 
-def _weights(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def _weights(x: Tensor, y: Tensor) -> dict[str, Any]:
     """Ids that make a third of the pairs positive, and weights that differ by row and column."""
     rows, columns = (0.2 + torch.arange(len(t), device=t.device) % 5 / 5.0 for t in (x, y))
     return thirds(x, y) | {"x_weight": rows, "y_weight": columns}

@@ -1,12 +1,13 @@
-"""One row for each state update: how to make its state, the step, the same in plain PyTorch, and the bytes that it moves.
+"""The table of state updates: for each update its state, the step, the same in plain PyTorch, and the bytes that it moves.
 
-A state is a dict of tensors and lists of tensors. ``ours`` and ``eager`` take a state and return a step, a call without arguments
-that changes the state in place; what a step makes anew (a loss, a gradient) it puts into the state. In float64 eager is the
-truth, in the dtype of the case its error is the one to compare with, as in ``cases.py``.
+A state is a dict of tensors and lists of tensors. ``ours`` and ``eager`` take a state and return a step: a call without arguments
+that changes the state in place. New tensors that a step makes, such as a loss or a gradient, it puts into the state. In float64 the
+result of ``eager`` is the truth; in the dtype of a test its error is what ours is compared with, as in ``cases.py``.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +16,18 @@ from torch import Tensor, nn
 from fastssl import functional
 from fastssl.testing import contrastive
 
-State = dict[str, Tensor | list[Tensor] | str]
+#: Name -> a tensor, a list of tensors, or the name of a model.
+State = dict[str, Any]
 Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class UpdateCase:
-    """``state(shape, dtype, device, seed)`` makes a state; ``ours`` and ``eager`` take it and the work's constants.
+    """An update. ``state(shape, dtype, device, seed)`` makes a state, which ``ours`` and ``eager`` take, with the constants.
 
-    ``written`` names what a step changes or makes, ``shared`` what no step changes. ``bytes(shape, itemsize)`` reads and writes
-    each element that must be once; ``flops(shape)`` is the least work of the matrix products, 0 without any. Implementations are
-    compared after ``steps``: a second one uses what the first left behind.
+    ``written`` names the entries that a step changes or makes, ``shared`` those that no step changes. ``bytes(shape, itemsize)``
+    counts each element that must be read or written once; ``flops(shape)`` is the least number of FLOPs of the matrix products, 0
+    without any. Implementations are compared after ``steps`` steps, since a second step uses what the first one left behind.
     """
 
     name: str
@@ -39,19 +41,16 @@ class UpdateCase:
     steps: int = 2
 
 
-# --- parameters of models, in the order of timm's ----------------------------------------------------------------------
-
-
 def vit_shapes(width: int, depth: int, patch: int = 16, tokens: int = 197, classes: int = 1000) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a vision transformer with one class token."""
 
-    def linear(name, rows, columns):
+    def linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
         return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
 
-    def norm(name):
+    def norm(name: str) -> dict[str, tuple[int, ...]]:
         return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
-    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, tokens, width)}
+    shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, width), "pos_embed": (1, tokens, width)}
     shapes |= {"patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,)}
     for block in (f"blocks.{i}" for i in range(depth)):
         shapes |= (
@@ -66,7 +65,7 @@ def vit_shapes(width: int, depth: int, patch: int = 16, tokens: int = 197, class
 def resnet_shapes(blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a residual network with bottleneck blocks."""
 
-    def conv(names, rows, columns, size):
+    def conv(names: tuple[str, str], rows: int, columns: int, size: int) -> dict[str, tuple[int, ...]]:
         weight, norm = names
         return {f"{weight}.weight": (rows, columns, size, size), f"{norm}.weight": (rows,), f"{norm}.bias": (rows,)}
 
@@ -99,7 +98,7 @@ def elements(model: str) -> int:
 
 
 def as_module(model: str, tensors: list[Tensor]) -> nn.Module:
-    """Modules nested by the names of the model's parameters, whose parameters are these tensors' memory."""
+    """Modules that are nested as the names of the model's parameters say, with these tensors as their parameters' memory."""
     root = nn.Module()
     for name, tensor in zip(MODELS[model], tensors, strict=True):
         *path, leaf = name.split(".")
@@ -107,16 +106,13 @@ def as_module(model: str, tensors: list[Tensor]) -> nn.Module:
         for part in path:
             if part not in module._modules:
                 module.add_module(part, nn.Module())
-            module = module._modules[part]
+            module = module.get_submodule(part)
         module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
     return root
 
 
-# --- states ------------------------------------------------------------------------------------------------------------
-
-
 def copied(state: State, names=None, dtype: torch.dtype | None = None) -> State:
-    """The state with copies of what ``names`` (all: None) names; floating tensors among them in ``dtype``."""
+    """The state with copies of the entries in ``names`` (None: of all). Copies of floating tensors are in ``dtype``."""
 
     def one(tensor: Tensor) -> Tensor:
         return tensor.detach().to(dtype if dtype and tensor.dtype.is_floating_point else tensor.dtype, copy=True)
@@ -128,7 +124,7 @@ def copied(state: State, names=None, dtype: torch.dtype | None = None) -> State:
 
 
 def _model_state(*names: str, shadow: bool = False):
-    """Lists of normal numbers for each name, in the shapes of a model; shape is (model,)."""
+    """Makes states with a list of normal numbers for each name, in the shapes of a model; a shape is (model,)."""
 
     def state(shape, dtype=torch.float32, device="cpu", seed=0) -> State:
         found: State = {"model": shape[0]}
@@ -165,9 +161,6 @@ def moco_state(shape, dtype=torch.float32, device="cpu", seed=0) -> State:
     return {"query": query, "key": query + 0.5 * noise} | _queue(shape, dtype, device, seed)
 
 
-# --- ours and plain PyTorch ---------------------------------------------------------------------------------------------
-
-
 def ours_ema(state: State, momentum: float) -> Step:
     return lambda: functional.ema_update_(state["ema"], state["params"], momentum, shadow=state.get("shadow"))
 
@@ -189,7 +182,7 @@ def ours_push(state: State) -> Step:
 
 @torch.no_grad()
 def push(queue: Tensor, ptr: Tensor, keys: Tensor) -> None:
-    """keys (N, D) to the columns of queue (D, K) from ptr (1,) on, round its end; without a host sync."""
+    """Writes keys (N, D) to the columns of a queue (D, K), from ptr (1,) on and round its end, without a host sync."""
     places = (ptr + torch.arange(len(keys), device=keys.device)) % queue.shape[1]
     queue.index_copy_(1, places, keys.t())
     ptr.copy_((ptr + len(keys)) % queue.shape[1])
@@ -200,7 +193,10 @@ def eager_push(state: State) -> Step:
 
 
 def moco_step(state: State, loss: Callable[[Tensor, Tensor], Tensor], enqueue: Callable[[Tensor], None], early=True) -> Step:
-    """One training step of MoCo without its encoders: unit rows, ``loss(query, key)``, backward, ``early`` or after it the push."""
+    """One training step of MoCo without its encoders: unit rows, ``loss(query, key)``, backward and the push.
+
+    ``early``: the push comes before the backward.
+    """
 
     def step():
         query = state["query"].detach().requires_grad_()
@@ -233,7 +229,7 @@ def eager_moco(state: State, temperature: float) -> Step:
 
 
 def with_gradients(state: State) -> list[Tensor]:
-    """The parameters, each with its gradient, as an optimizer wants them."""
+    """The parameters of the state, each with its gradient, as an optimizer takes them."""
     for p, g in zip(state["params"], state["grads"], strict=True):
         p.requires_grad_().grad = g
     return state["params"]
@@ -249,7 +245,7 @@ def ours_lars(form: str) -> Callable[..., Step]:
 
 
 def eager_lars(form: str) -> Callable[..., Step]:
-    """One tensor at a time. moco_v3: weights of one dimension take plain steps, without decay; larc: all are adapted."""
+    """LARS one tensor at a time. moco_v3: tensors of one dimension take plain steps without decay; larc: all rates are adapted."""
 
     def ratio(p, g, d, trust_coefficient, weight_decay, eps):
         size = d.norm() if form == "moco_v3" else g.norm() + weight_decay * p.norm() + eps
@@ -300,9 +296,6 @@ def ours_adamw(state: State, lr, beta1, beta2, eps, weight_decay, ema_momentum=N
     if "ema" in state:
         options |= {"ema": state["ema"], "ema_momentum": ema_momentum}
     return AdamW(params, **options).step
-
-
-# --- the table ---------------------------------------------------------------------------------------------------------
 
 
 def _list_case(name, state, ours, eager, written, shared, words, extra_bytes=0) -> UpdateCase:
