@@ -18,7 +18,7 @@ from typing import Any
 
 __all__ = ["Patch", "patch"]
 
-#: library -> its module -> names there, each with a drop-in of the same name in ``fastssl.compat``.
+#: library -> its module -> names in it, each with a drop-in of the same name in ``fastssl.compat``.
 NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "lightly": {
         "lightly.models.utils": (

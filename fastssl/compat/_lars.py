@@ -52,7 +52,7 @@ class Lars(ListOptimizer):
             for p, momentum in zip(params, momenta, strict=True):
                 self.state[p]["momentum_buffer"] = momentum
             return
-        if options["momentum"] == 0:  # no state, as there
+        if options["momentum"] == 0:  # no state, as in both libraries
             lars_(params, grads, [torch.zeros_like(p) for p in params], lr=options["lr"], momentum=0.0, **call)
             return
         self._dampened(params, grads, options, call)

@@ -18,12 +18,13 @@ class MemoryBankModule(nn.Module):
     """Bank of older embeddings (``lightly.models.modules.MemoryBankModule``), to be called or subclassed.
 
     Args:
-        size: (K, D); 0 or (0, D): no bank. K alone, as up to 1.5 (1.6 refuses it): the bank is made at the first batch, with its
-            width and on its device, and a UserWarning says so: DDP makes equal only what exists when it is built.
+        size: (K, D); 0 or (0, D): no bank. lightly up to 1.5 also takes K without D (1.6 refuses it), and so does this class: it
+            makes the bank at the first batch, with the width and on the device of that batch. A UserWarning says so, because DDP
+            makes only those buffers equal that exist when it is built.
         gather_distributed: push the embeddings of all ranks. Every rank must bring as many.
         feature_dim_first: the bank is returned as (D, K) instead of (K, D).
 
-    Buffers, absent from the state dict as there: ``bank`` (K, D) float32, random unit rows at the start, and ``bank_ptr`` (1,)
+    Buffers, absent from the state dict as in lightly: ``bank`` (K, D) float32, random unit rows at the start, and ``bank_ptr`` (1,)
     int64. A batch that reaches the end of the bank is cut off there and the pointer returns to 0.
 
     Examples:
@@ -48,7 +49,7 @@ class MemoryBankModule(nn.Module):
     def forward(self, output: Tensor, labels: Tensor | None = None, update: bool = False) -> tuple[Tensor, Tensor | None]:
         """output (N, D) -> output and a copy of the bank from before the update, (D, K) or (K, D); None without a bank.
 
-        ``update`` pushes ``output``. ``labels`` are not looked at, as there. The copy is for losses that keep their negatives for
+        ``update`` pushes ``output``. ``labels`` have no effect, as in lightly. The copy is for losses that keep their negatives for
         the backward; ``fastssl.functional.moco_loss`` and ``NTXentLoss`` keep none and take ``self.bank`` itself.
         """
         if self.size[0] == 0:
@@ -84,7 +85,7 @@ class NNMemoryBankModule(MemoryBankModule):
     """Nearest neighbours from a bank (``lightly.models.modules.NNMemoryBankModule``; NNCLR, Dwibedi et al. 2021, eq. 1).
 
     Args:
-        size: (K, D), or K alone as up to 1.5, with K of at least 1. A bank of size 0 refuses to be called, as there.
+        size: (K, D), or K as in lightly up to 1.5, with K of at least 1. A bank of size 0 refuses to be called, as in lightly.
 
     Examples:
         >>> bank = NNMemoryBankModule(size=(32, 8))

@@ -73,7 +73,7 @@ def set_at_index(tokens: Tensor, index: Tensor, value: Tensor | float) -> Tensor
 
     Args:
         tokens: (N, L, D) float.
-        index: (N, K) int64. Which value stays where an index repeats is left open, as there.
+        index: (N, K) int64. Where an index repeats, any one of its values stays, as in lightly.
         value: (N, K, D) in the dtype of ``tokens``, or a number.
 
     Returns:
@@ -105,7 +105,7 @@ def mask_at_index(tokens: Tensor, index: Tensor, mask_token: Tensor) -> Tensor:
     """The tokens with the mask token at given places. Differentiable in both.
 
     Args:
-        tokens: (N, L, D) float. A token that is replaced may be NaN (NaN stays there).
+        tokens: (N, L, D) float. A token that is replaced may be NaN (in lightly, NaN stays).
         index: (N, K) int64.
         mask_token: (1, 1, D) float.
 

@@ -2,9 +2,10 @@
 
     MaskedAutoencoderViT.forward_loss = forward_loss            fastssl.patch("mae", MaskedAutoencoderViT)
 
-One ``torch.rand(N, L)`` is drawn, so a seed gives the mask that it gives there. ``forward_encoder`` embeds the visible patches
-only, where nothing could see the difference: ``random_masking`` is the one of this file, ``patch_embed`` is timm's ``PatchEmbed``
-without a norm, hooks or padding, its convolution plain. Elsewhere it calls ``patch_embed`` and ``self.random_masking``.
+One ``torch.rand(N, L)`` is drawn, so a seed gives the same mask as in that repository. ``forward_encoder`` embeds the visible
+patches only, where nothing could see the difference: ``random_masking`` is the one of this file, ``patch_embed`` is timm's
+``PatchEmbed`` without a norm, hooks or padding, its convolution plain. Elsewhere it calls ``patch_embed`` and
+``self.random_masking``.
 """
 
 from typing import Any
@@ -43,7 +44,7 @@ def unpatchify(self, x: Tensor) -> Tensor:
 def forward_loss(self, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
     """imgs (N, C, H, W), pred (N, L, C p q), mask (N, L), 1 = removed -> mean over the removed patches, float32.
 
-    0 where nothing is removed (NaN there). TypeError, ValueError, NotImplementedError: as ``masked_patch_loss``.
+    0 where nothing is removed (the repository gives NaN). TypeError, ValueError, NotImplementedError: as ``masked_patch_loss``.
     """
     return patch_loss(imgs, pred, mask, self.patch_embed.patch_size, self.norm_pix_loss)
 

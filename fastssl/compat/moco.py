@@ -1,7 +1,8 @@
 """Drop-in for ``moco/builder.py`` of facebookresearch/moco (He et al. 2020): its constructor, state keys, returns, order of steps.
 
-Differences: any batch size (the queue wraps), no process group needed, no host sync for the pointer, parameters of the key encoder
-stay the same objects and storages, and ``loss`` gives what the training script logs without making the (N, 1 + K) logits.
+It differs from the repository in this: it takes any batch size (the queue wraps), needs no process group and no host sync for the
+pointer, and the parameters of the key encoder stay the same objects and storages. ``loss`` gives what the training script logs, and
+does not make the (N, 1 + K) logits.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class MoCo(nn.Module):
         T: temperature, not 0.
         mlp: puts Linear(w, w), ReLU before the last layer, which must be ``.fc``.
 
-    State: ``encoder_q.*``, ``encoder_k.*``, ``queue`` (dim, K), ``queue_ptr`` (1,) int64, as there.
+    State: ``encoder_q.*``, ``encoder_k.*``, ``queue`` (dim, K), ``queue_ptr`` (1,) int64, as in the MoCo repository.
 
     Raises:
         TypeError, ValueError: a wrong constructor argument, images of unequal number, or an encoder of another width.
@@ -93,7 +94,7 @@ class MoCo(nn.Module):
         """im_q, im_k (N, ...) -> cross-entropy of ``forward``, and its acc@1 and acc@5 (1,) in percent; no logits are made.
 
         A row counts in acc@k where fewer than k keys of the queue are more similar than its own. ``DistributedDataParallel``
-        synchronises the gradients of ``forward`` only: there, set ``model.forward = model.loss`` before wrapping.
+        synchronises the gradients of ``forward`` only; to train under it, set ``model.forward = model.loss`` before wrapping.
         """
         q, k = self._features(im_q, im_k)
         loss, stats = moco_loss(q, k, self.queue, self.T, return_stats=True)
@@ -102,7 +103,7 @@ class MoCo(nn.Module):
         return loss, acc1, acc5
 
     def _features(self, im_q: Tensor, im_k: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit queries and keys (N, dim); moves the key encoder in between, as there."""
+        """Unit queries and keys (N, dim); moves the key encoder in between, as the repository does."""
         if len(im_q) != len(im_k) or len(im_q) == 0:
             raise ValueError(f"{_OP}: im_q and im_k must have as many images, at least one, got {len(im_q)} and {len(im_k)}")
         q = self.encoder_q(im_q)
@@ -149,7 +150,7 @@ def concat_all_gather(tensor: Tensor) -> Tensor:
     """The rows of all processes, in the order of the ranks, without gradient.
 
     Args:
-        tensor: (N, ...). Every rank must bring as many rows, as there.
+        tensor: (N, ...). Every rank must have the same number of rows, as in the repository.
 
     Returns:
         (ranks N, ...); in one process the tensor itself, detached.

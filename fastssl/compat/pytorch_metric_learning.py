@@ -1,9 +1,10 @@
 """Drop-ins for pytorch-metric-learning 2.9: ``SupConLoss`` and ``NTXentLoss``, which keep the interface of the library's classes.
 
-They derive from these, so distance, reducer, regularizer, statistics and wrappers (``SelfSupervisedLoss``, ``CrossBatchMemory``,
-``DistributedLossWrapper``) are the library's. Only ``compute_loss`` is ours, with the same losses of the same rows or pairs, and no
-N x M matrix, where the distance is its plain ``CosineSimilarity``, labels are integers, embeddings float32 or float64, and there is
-no ``indices_tuple``. Elsewhere, as with a miner or in ``CrossBatchMemory``, the library's own path runs.
+They derive from the library's classes, so distance, reducer, regularizer, statistics and wrappers (``SelfSupervisedLoss``,
+``CrossBatchMemory``, ``DistributedLossWrapper``) are the library's. Only ``compute_loss`` is ours: it gives the same losses of the
+same rows or pairs without an N x M matrix. It serves calls whose distance is the plain ``CosineSimilarity``, with integer labels,
+float32 or float64 embeddings and no ``indices_tuple``. For all others, such as those with a miner or in ``CrossBatchMemory``, the
+library's own code runs.
 """
 
 import torch
@@ -100,7 +101,7 @@ def _serves(loss, embeddings: Tensor, labels, indices_tuple, ref_emb: Tensor, re
 
 
 def _too_few(count: Tensor, rows: int, columns: int) -> bool:
-    """Whether no pair is positive, none negative, or one of each alone, where theirs gives no loss; one look at the data."""
+    """Whether no pair is positive, none negative, or just one of each, where the library gives no loss. The host waits for it."""
     positives = int(count.sum(dtype=torch.float64))
     negatives = rows * columns - positives
     return positives == 0 or negatives == 0 or (positives == 1 and negatives == 1)

@@ -1,7 +1,8 @@
-"""Drop-ins for solo-learn 1.0.6: ``solo.utils.momentum``, LARS, and the losses of MoCo v2+, MoCo v3, SimCLR, NNCLR, BYOL, SimSiam
-and MAE, at its scales.
+"""Drop-ins for solo-learn 1.0.6: ``solo.utils.momentum``, LARS, and losses at its scales.
 
-Methods there bind the names at import: ``solo.methods.mocov2plus.mocov2plus_loss_func = mocov2plus_loss_func``,
+The losses are those of MoCo v2+, MoCo v3, SimCLR, NNCLR, BYOL, SimSiam and MAE.
+
+The methods of solo-learn bind the names at import: ``solo.methods.mocov2plus.mocov2plus_loss_func = mocov2plus_loss_func``,
 ``solo.methods.base.MomentumUpdater = MomentumUpdater``; ``fastssl.patch("solo")`` finds them all.
 """
 
@@ -146,7 +147,7 @@ def byol_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
 
 
 def mae_loss_func(imgs: Tensor, pred: Tensor, mask: Tensor, patch_size: int, norm_pix_loss: bool = True) -> Tensor:
-    """``masked_patch_loss`` with solo-learn's default, normalised targets; 0 where nothing is removed (NaN there).
+    """``masked_patch_loss`` with solo-learn's default, normalised targets; 0 where nothing is removed (solo-learn gives NaN).
 
     Args:
         imgs: (N, C, H, W).
@@ -176,9 +177,9 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     the positives are summed inside the logarithm, unlike ``sup_con``. In several processes j runs over the rows of all of them.
 
     Args:
-        z: (N, D), normalised here; float32, bfloat16, float16 or float64. Every process must bring as many rows.
-        indexes: (N,) integers: sample numbers, one time for each view, or labels. A row whose index stands alone has no positive:
-            the loss is infinite, as there.
+        z: (N, D), normalised here; float32, bfloat16, float16 or float64. Every process must bring as many rows. indexes: (N,)
+        integers: sample numbers, one time for each view, or labels. A row whose index no other row has gets no positive:
+            the loss is infinite, as in solo-learn.
         temperature: number or one-element float tensor, not 0.
 
     Returns:

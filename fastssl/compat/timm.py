@@ -29,7 +29,7 @@ class ModelEmaV3(nn.Module):
         update_after_step: until one step after this one ``update(model, step)`` copies.
         use_warmup: the decay of step s after that is ``1 - (1 + s / warmup_gamma) ** -warmup_power``, at most ``decay``.
         warmup_gamma, warmup_power: see ``use_warmup``.
-        device: keep the average there, for example on the CPU.
+        device: where the average is kept, for example on the CPU.
         dtype: keep its floating tensors in this dtype.
         stochastic_rounding: round a bfloat16 average stochastically; otherwise its small steps are lost.
         stochastic_rounding_seed: seed of the bits, which are not timm's but have their distribution.
@@ -86,7 +86,7 @@ class ModelEmaV3(nn.Module):
             self.module.to(device=device if elsewhere else None, dtype=dtype)
         self._seeds = random.Random(
             stochastic_rounding_seed
-        )  # of its own, as there: equal on all ranks, absent from the state dict
+        )  # of its own, as in timm: equal on all ranks, absent from the state dict
 
     def get_decay(self, step: int | None = None) -> float:
         """Share that is kept at a step; ``decay`` without one."""

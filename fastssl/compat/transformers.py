@@ -41,7 +41,7 @@ def embeddings_forward(
     """pixel_values (N, C, H, W), noise (N, L) -> class token and kept patches (N, 1 + K, E), mask (N, L), ids_restore (N, L).
 
     Only the visible patches are embedded, where nothing could see the difference: ``random_masking`` is the one of this file,
-    ``patch_embeddings`` the library's class without hooks, its convolution plain. Elsewhere both are called as there.
+    ``patch_embeddings`` the library's class without hooks, its convolution plain. Elsewhere both are called as in the library.
 
     TypeError, ValueError: as ``mask_ids`` and ``embed_visible``, and images of another size without ``interpolate_pos_encoding``.
     """
@@ -92,7 +92,8 @@ def decoder_forward(
 def forward_loss(self, pixel_values: Tensor, pred: Tensor, mask: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
     """pixel_values (N, C, H, W), pred (N, L, C p p), mask (N, L), 1 = removed -> mean over the removed patches.
 
-    float32 (float64 where ``pred`` is); 0 where nothing is removed (NaN there). The images may have any shape that ``pred`` fits.
+    float32 (float64 where ``pred`` is); 0 where nothing is removed (the library gives NaN). The images may have any shape that
+    ``pred`` fits.
 
     TypeError, ValueError, NotImplementedError: as ``masked_patch_loss``.
     """
@@ -108,7 +109,8 @@ def forward(
     attention_mask: Tensor | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> theirs.ViTMAEForPreTrainingOutput:
-    """pixel_values (N, C, H, W), noise (N, L) -> loss (), logits (N, L, C p p), mask and ids_restore (N, L), as there.
+    """pixel_values (N, C, H, W), noise (N, L) -> loss (), logits (N, L, C p p), mask and ids_restore (N, L), as the library
+    returns them.
 
     TypeError, ValueError, NotImplementedError: as the encoder, the decoder and ``masked_patch_loss``.
     """
