@@ -203,11 +203,11 @@ def test_a_machine_without_a_gpu_is_left_at_once(play, monkeypatch):
     assert took == 0 and len(run.dropped) == 4 and "torch 2.11 finds no GPU" in summary
 
 
-def test_facts_run_with_and_without_a_gpu(monkeypatch, capsys):
+def test_the_device_is_described_with_and_without_a_gpu(monkeypatch, capsys):
     """The text of the process itself, whose answers of the device are stand-ins."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:
-        exec(gpu_build._FACTS, {})
+        exec(gpu_build._PROPERTIES, {})
     assert ended.value.code == gpu_build.NO_GPU and "finds no GPU" in capsys.readouterr().out
     answers = {
         "is_available": True,
@@ -220,7 +220,7 @@ def test_facts_run_with_and_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(timing, "gpu_product_rate", lambda dtype: 8e14)
     monkeypatch.setattr(timing, "gpu_memory_rate", lambda *size, repeats=3: 5e12 if size else 4e12)
     rates.measured.cache_clear()
-    exec(gpu_build._FACTS, {})
+    exec(gpu_build._PROPERTIES, {})
     said = capsys.readouterr().out
     rates.measured.cache_clear()
     assert "copy of 2.1 GB: 4.00 TB/s" in said and "into L2: 5.00 TB/s" in said and "cube: 800 TFLOP/s" in said
@@ -304,7 +304,7 @@ def test_a_tree_that_would_not_travel_is_refused(tree, tmp_path, monkeypatch, ca
     assert gpu.prepare(tmp_path, 15) == 1 and played == [] and "huge.bin" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.setattr(gpu_prepare.carried, "__defaults__", (tmp_path,))
-    assert gpu.prepare(tmp_path, 15) == 1 and "git does not say what would travel" in capsys.readouterr().out, "no checkout"
+    assert gpu.prepare(tmp_path, 15) == 1 and "git does not list the files" in capsys.readouterr().out, "no checkout"
 
 
 def test_ops_that_no_kernel_serves_are_named(tmp_path, monkeypatch):

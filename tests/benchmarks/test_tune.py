@@ -289,7 +289,7 @@ def test_wrong_moving_and_failing_candidates_get_no_time():
     usual = tune_worker.prepare(case, "cpu", 90)
     found = {rows: tune_worker.measure(case, usual, (rows, 23), "cpu") for rows in (512, 1024, 2048, 4096, 8192)}
     assert found[512]["gain"] > 0 and found[2048]["ms"] > 0
-    assert "over 2.0e-05" in found[1024]["wrong"] and "moves" in found[4096]["wrong"] and "out of res" in found[8192]["failed"]
+    assert "over 2.0e-05" in found[1024]["wrong"] and "differs" in found[4096]["wrong"] and "out of res" in found[8192]["failed"]
     assert not any("ms" in found[rows] for rows in (1024, 4096, 8192))
 
 
