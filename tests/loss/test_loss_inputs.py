@@ -49,9 +49,6 @@ A, B = two_views((16, 8)).values()
 LABELS = torch.arange(16) % 5
 
 
-# --- autocast --------------------------------------------------------------------------------------------------------
-
-
 def _sides(inputs) -> list[str]:
     return [name for name, t in inputs.items() if t.dim() > 1]
 
