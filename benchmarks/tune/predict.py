@@ -45,11 +45,11 @@ class Instruction:
     operands: str
 
     @property
-    def kind(self) -> str:
+    def opcode(self) -> str:
         return self.name.partition(".")[0]
 
     def jump(self) -> int | None:
-        found = re.search(r"0x([0-9a-f]+)", self.operands) if self.kind == "BRA" else None
+        found = re.search(r"0x([0-9a-f]+)", self.operands) if self.opcode == "BRA" else None
         return found and int(found[1], 16)
 
 
@@ -68,9 +68,9 @@ def _loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
 
 def _seldom(region: list[Instruction]) -> bool:
     """Whether a region that may be jumped over compares ids or takes maxima, which few tiles need."""
-    kinds = Counter(i.kind for i in region)
-    ids = kinds["FSEL"] >= 8 and not kinds["MUFU"]
-    return not kinds["HGMMA"] and (ids or kinds["FMNMX"] >= 16)
+    opcodes = Counter(i.opcode for i in region)
+    ids = opcodes["FSEL"] >= 8 and not opcodes["MUFU"]
+    return not opcodes["HGMMA"] and (ids or opcodes["FMNMX"] >= 16)
 
 
 def _without_seldom(code: list[Instruction]) -> list[Instruction]:
@@ -85,7 +85,7 @@ def _without_seldom(code: list[Instruction]) -> list[Instruction]:
 
 def usual_way(code: list[Instruction]) -> list[Instruction]:
     """The instructions that most tiles execute in the loop with the matrix products; of several such loops, the shortest."""
-    ways = [_without_seldom(loop) for loop in _loops(code) if any(i.kind == "HGMMA" for i in loop)]
+    ways = [_without_seldom(loop) for loop in _loops(code) if any(i.opcode == "HGMMA" for i in loop)]
     if not ways:
         raise ValueError("predict: no loop with matrix products in this code")
     return min(ways, key=len)
@@ -104,15 +104,15 @@ def products(way: list[Instruction]) -> tuple[float, float]:
 
 def clocks(way: list[Instruction], warps: int, column_bytes: int) -> dict[str, float]:
     """Clocks of each unit of a multiprocessor for one tile of ``warps`` warps."""
-    kinds = Counter(i.kind for i in way)
+    opcodes = Counter(i.opcode for i in way)
     full, read = products(way)
     return {
         "matrix": full * warps / 4,
         "shared": (read * warps / 4 + column_bytes) / SHARED_BYTES,
-        "exp": kinds["MUFU"] * warps * 2,
+        "exp": opcodes["MUFU"] * warps * 2,
         "issue": len(way) * warps / 4,
-        "fma": sum(kinds[k] for k in _FMA) * warps / 4,
-        "other": sum(kinds[k] for k in _HALF_RATE) * warps / 2,
+        "fma": sum(opcodes[k] for k in _FMA) * warps / 4,
+        "other": sum(opcodes[k] for k in _HALF_RATE) * warps / 2,
         "L2": column_bytes / L2_BYTES,
     }
 

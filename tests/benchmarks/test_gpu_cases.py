@@ -181,12 +181,12 @@ def test_warming_runs_ours_and_the_peers_that_fit(monkeypatch):
     case = Case("nt_xent", (24, 16), "float32", ("compile", "siglip_kernel"))
     assert gpu_cases.warm(case, "cpu") == "" and called == ["fastssl", "compile"]
     monkeypatch.undo()
-    turns = [
+    steps = [
         gpu_cases.bound(Case(name, shape, "float32", ()), "fastssl", "cpu")
         for name, shape in (("nt_xent", (24, 16)), ("ema", ("tiny",)))
     ]
-    for turn in turns:
-        turn()
+    for step in steps:
+        step()
     broken = gpu_cases.warm(Case("moco", (4, 4), "float32", ()), "cpu")
     assert broken.startswith("fastssl: ")
 

@@ -44,9 +44,9 @@ def test_the_usual_way_leaves_out_ids_and_maxima():
     code = predict.parse(listing(CODE))
     assert len(code) == len(CODE) and code[3].name == "HGMMA.64x128x16.F32.BF16" and code[2].jump() == 0x10
     way = predict.usual_way(code)
-    kinds = [i.kind for i in way]
-    assert kinds.count("HGMMA") == 2 and kinds.count("MUFU") == 1 and kinds.count("FMNMX") == kinds.count("FSEL") == 0
-    assert "LDS" in kinds and kinds[0] == "HGMMA"
+    opcodes = [i.opcode for i in way]
+    assert opcodes.count("HGMMA") == 2 and opcodes.count("MUFU") == 1 and opcodes.count("FMNMX") == opcodes.count("FSEL") == 0
+    assert "LDS" in opcodes and opcodes[0] == "HGMMA"
 
 
 def test_operands_and_columns_pass_through_shared_memory():
