@@ -177,9 +177,9 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     the positives are summed inside the logarithm, unlike ``sup_con``. In several processes j runs over the rows of all of them.
 
     Args:
-        z: (N, D), normalised here; float32, bfloat16, float16 or float64. Every process must bring as many rows. indexes: (N,)
-        integers: sample numbers, one time for each view, or labels. A row whose index no other row has gets no positive:
-            the loss is infinite, as in solo-learn.
+        z: (N, D), normalised here; float32, bfloat16, float16 or float64. Every process must bring as many rows.
+        indexes: (N,) integers: sample numbers, one time for each view, or labels. A row whose index no other row has gets no
+            positive: the loss is infinite, as in solo-learn.
         temperature: number or one-element float tensor, not 0.
 
     Returns:
