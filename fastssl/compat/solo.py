@@ -7,6 +7,7 @@ The methods of solo-learn bind the names at import: ``solo.methods.mocov2plus.mo
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ def mocov2plus_loss_func(query: Tensor, key: Tensor, queue: Tensor, temperature:
         >>> mocov2plus_loss_func(query, key, torch.nn.functional.normalize(torch.randn(8, 32), dim=0)).shape
         torch.Size([])
     """
-    return moco_loss(query, key, queue, temperature)
+    return cast("Tensor", moco_loss(query, key, queue, temperature))  # without statistics
 
 
 def byol_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:
@@ -270,7 +271,7 @@ def _among_all(op: str, query: Tensor, key: Tensor, temperature, query_name: str
     check_views(op, (query_name, key_name), query, key)
     check_scalar(op, "temperature", temperature, query, zero=False)
     if world_size() == 1:
-        return info_nce(query, key, temperature=temperature)
+        return cast("Tensor", info_nce(query, key, temperature=temperature))  # without statistics
     query, key = unit_rows(query), unit_rows(key)
     keys, first = gather_rows_with_grad(key if gradient else key.detach())
     own, scale = arange_ids(query, first), 1.0 / temperature

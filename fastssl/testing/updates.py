@@ -7,7 +7,7 @@ result of ``eager`` is the truth; in the dtype of a test its error is what ours 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -215,7 +215,7 @@ def moco_step(state: State, loss: Callable[[Tensor, Tensor], Tensor], enqueue: C
 def ours_moco(state: State, temperature: float) -> Step:
     return moco_step(
         state,
-        lambda q, k: functional.moco_loss(q, k, state["queue"], temperature),
+        lambda q, k: cast("Tensor", functional.moco_loss(q, k, state["queue"], temperature)),  # without statistics
         lambda k: functional.queue_push_(state["queue"], state["ptr"], k),
     )
 
