@@ -53,7 +53,6 @@ FILES: dict[str, str] = {
     "test_dist__gather__losses.py": "a file of lightly",
     "test_modeling_common.py": "a file of transformers",
     "val/val_annotations.txt": "a file of Tiny ImageNet",
-    "folder/<work>.json": NOT_YET,
 }
 
 #: Names in backquotes that no code here has.
