@@ -21,7 +21,10 @@ import torch
 from benchmarks.tune.cases import CASES, FUNCTIONS, SCALE, Call, Case, Config, Key, base, forced, usual_config, without_contents
 from fastssl import kernels
 from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
+from fastssl.kernels.similarity_backward import row_owner
 from fastssl.kernels.tiles.config import TileConfig
+from fastssl.kernels.tiles.terms import Terms
+from fastssl.ops._operands import Similarity
 
 #: Number of SMs that launches are split for when they compile offline: that of an H100 or H200.
 NUM_SMS = 132
@@ -93,7 +96,7 @@ def heavy(kernel: str, width: int) -> Call:
     if kernel == "sigmoid":
         return lambda: sigmoid_pair.sigmoid_pair(x, y, SCALE, one, 0.0, one, x_id, y_id, of_x, of_y, (True, False, True, True))
     terms, stats, out, sums = _terms(), torch.zeros(3), torch.zeros_like(x), torch.zeros(ROWS)
-    return lambda: similarity.row_owner(terms, terms, x, x, x_id, x_id, of_x, stats, SCALE, one, out, sums, None)
+    return lambda: row_owner(Similarity(x, x, SCALE, one, x_id, x_id, of_x), Terms(terms, terms, stats), out, sums, None)
 
 
 def _terms() -> torch.Tensor:
@@ -104,9 +107,10 @@ def _terms() -> torch.Tensor:
 def _one_sided(width: int) -> Iterator[Call]:
     """Launches of the backward that make the gradient of x only, and of y only."""
     x, y, x_id, y_id, _, of_y = _operands(width)
-    terms, stats, dx, dy, sums = _terms(), torch.zeros(3), torch.zeros_like(x), torch.zeros_like(y), torch.zeros(COLUMNS)
-    yield lambda: similarity.row_owner(terms, None, x, y, x_id, y_id, of_y, stats, SCALE, None, dx, None, None)
-    yield lambda: similarity.row_owner(None, terms, y, x, y_id, x_id, of_y, stats, SCALE, None, dy, sums, None)
+    dx, dy, sums = torch.zeros_like(x), torch.zeros_like(y), torch.zeros(COLUMNS)
+    operands, terms = Similarity(x, y, SCALE, None, x_id, y_id, of_y), Terms(_terms(), None, torch.zeros(3))
+    yield lambda: row_owner(operands, terms, dx, None, None)
+    yield lambda: row_owner(operands.swapped(), terms.swapped(), dy, sums, None)
 
 
 def _plain(case: Case) -> Call:

@@ -19,10 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastssl.kernels import sigmoid_pair, sigmoid_pair_chunked, similarity, similarity_chunked, similarity_cross, similarity_wide
+from fastssl.kernels import sigmoid_pair, sigmoid_pair_chunked, similarity, similarity_chunked, similarity_cross, similarity_forward
 from fastssl.kernels.host.device import device_properties
-from fastssl.kernels.tiles.config import TileConfig, chunk_shape, tuned_config
-from fastssl.kernels.tiles.merge import row_terms
+from fastssl.kernels.similarity_backward import row_owner
+from fastssl.kernels.tiles import plan
+from fastssl.kernels.tiles.config import TileConfig, chunk_shape, pick_config, pick_triangle, tuned_config
+from fastssl.kernels.tiles.terms import Terms, row_terms
+from fastssl.ops._operands import Similarity
 from fastssl.testing.compare import FLOOR
 
 Key = tuple[str, str, int]
@@ -82,11 +85,12 @@ def nt_xent_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) ->
     """The gradient (N, D) of one sweep in which the rows are the columns too."""
     x, ids = rows_of(n, d, dtype, device, 0), _ids(n, device) % (n // 2)
     state = similarity.similarity_fwd(x, None, SCALE, None, ids, ids, None, None)[2]
-    terms, _, stats = row_terms(state, torch.full((n,), 1.0 / n, device=device), dtype)
+    of_x, _, stats = row_terms(state, torch.full((n,), 1.0 / n, device=device), dtype)
+    operands, terms = Similarity(x, x, SCALE, None, ids, ids), Terms(of_x, of_x, stats)
 
     def call() -> Outputs:
         dx = torch.empty_like(x)
-        similarity.row_owner(terms, terms, x, x, ids, ids, None, stats, SCALE, None, dx, None, None)
+        row_owner(operands, terms, dx, None, None)
         return {"dx": dx}
 
     return call
@@ -98,11 +102,12 @@ def clip_backward(n: int, m: int, d: int, dtype: torch.dtype, device: str) -> Ca
     factor = torch.ones(1, device=device)
     state = similarity_cross.similarity_cross_fwd(x, y, SCALE, factor, None, None, None, 0)[4]
     gradients = (torch.full((count,), 0.5 / count, device=device) for count in (n, m))
-    of_x, of_y, stats = row_terms(state[:, :n], next(gradients), dtype, state[:, n:], next(gradients))
+    terms = row_terms(state[:, :n], next(gradients), dtype, state[:, n:], next(gradients))
+    operands = Similarity(x, y, SCALE, factor, None, None)
 
     def call() -> Outputs:
         dx, dots = torch.empty_like(x), torch.empty(n, device=device)
-        similarity.row_owner(of_x, of_y, x, y, None, None, None, stats, SCALE, factor, dx, None, dots)
+        row_owner(operands, terms, dx, None, dots)
         return {"dx": dx, "dots": dots}
 
     return call
@@ -208,14 +213,13 @@ def base(kernel: str) -> str:
     return kernel.partition(" ")[0]
 
 
-def _only(kernel: str, tile: TileConfig, usual, name: str, *args, **kwargs) -> TileConfig:
-    return tile if base(name) == kernel else usual(name, *args, **kwargs)
+def _only(kernel: str, tile: TileConfig, name: str, *about) -> TileConfig:
+    return tile if base(name) == kernel else pick_config(name, *about)
 
 
 def _wide_tile(tile: TileConfig):
-    """A context in which ``similarity_wide`` takes this tile; its kernel for weights of two exponentials keeps its own."""
-    usual = similarity_wide.pick_config
-    return mock.patch.object(similarity_wide, "pick_config", lambda name, *rest: tile if name == "wide" else usual(name, *rest))
+    """A context in which ``similarity_wide`` takes this tile; its weights of two exponentials keep theirs."""
+    return mock.patch.object(plan, "pick_config", lambda name, *rest: tile if name == "wide" else pick_config(name, *rest))
 
 
 @contextmanager
@@ -234,7 +238,7 @@ def forced(kernel: str, config: Config) -> Iterator[None]:
             yield
         return
     if base(kernel) == "triangle":
-        with mock.patch.object(similarity, "pick_triangle", lambda *_: TileConfig(*config) if config else None):
+        with mock.patch.object(similarity_forward, "pick_triangle", lambda *_: TileConfig(*config) if config else None):
             yield
         return
     tile = TileConfig(*config)
@@ -242,11 +246,10 @@ def forced(kernel: str, config: Config) -> Iterator[None]:
         with mock.patch.object(sigmoid_pair, "tile_of", lambda *_: tile):
             yield
         return
-    module = similarity_cross if base(kernel) == "cross" else similarity
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(module, "pick_config", partial(_only, base(kernel), tile, module.pick_config)))
+        stack.enter_context(mock.patch.object(plan, "pick_config", partial(_only, base(kernel), tile)))
         if base(kernel) == "fwd":
-            stack.enter_context(mock.patch.object(similarity, "pick_triangle", lambda *_: None))
+            stack.enter_context(mock.patch.object(similarity_forward, "pick_triangle", lambda *_: None))
         yield
 
 
@@ -254,16 +257,16 @@ def usual_config(key: Key, arch: int) -> Config:
     """The configuration that the library takes now."""
     kernel, _, width = key
     about = arch, torch.bfloat16, width
-    if kernel == "chunk cross" and (tile := similarity_wide.pick_config("wide", *about)).block_m:
+    if kernel == "chunk cross" and (tile := pick_config("wide", *about)).block_m:
         return astuple(tile)
     if kernel.startswith("chunk"):
         return USUAL_CHUNK
     if kernel == "sigmoid":
-        tile = tuned_config("sigmoid", *about) or sigmoid_pair.tile_of(sigmoid_pair.pick_config("bwd", *about), arch)
+        tile = tuned_config("sigmoid", *about) or sigmoid_pair.tile_of(pick_config("bwd", *about), arch)
     elif kernel == "triangle plain":
-        tile = similarity.pick_triangle(256, _ids(1, "cpu"), *about, "ieee")
+        tile = pick_triangle(256, _ids(1, "cpu"), *about, "ieee")
     else:
-        tile = similarity.pick_config(kernel, *about)
+        tile = pick_config(kernel, *about)
     return astuple(tile) if tile else ()
 
 

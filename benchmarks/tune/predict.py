@@ -208,19 +208,23 @@ def wide_rows() -> list[dict]:
     from dataclasses import astuple
 
     from fastssl.kernels import similarity_wide as wide
+    from fastssl.kernels.tiles.config import pick_config
     from fastssl.kernels.tiles.merge import Results
+    from fastssl.kernels.tiles.terms import Terms
+    from fastssl.ops._operands import Similarity
     from fastssl.testing.compile import offline
 
     x, of_x = torch.empty(4096, 512, dtype=torch.bfloat16), torch.empty(3, 4096)
     results = [Results(torch.empty(4096), torch.empty(2, 4096), torch.empty(4096, dtype=torch.int32)) for _ in range(2)]
-    weights = wide.Weights(x, x, 1.0, None, None, None, of_x, of_x, torch.empty(3), None, 256)
-    own = weights._replace(of_y=None)
+    operands, stats = Similarity(x, x, 1.0, None, None, None), torch.empty(3)
+    weights = wide.Weights(operands, Terms(of_x, of_x, stats), None, 256)
+    own = weights._replace(terms=Terms(of_x, None, stats))
     everything = slice(0, 4096), slice(0, 4096)
     calls = {
-        "wide cross": (lambda: wide.cross_forward(x, x, 1.0, None, None, None, None, *results), 0),
-        "wide rows": (lambda: wide.forward(x, x, 1.0, None, None, None, None, None, results[0]), 0),
-        "wide narrow": (lambda: weights(*everything), 2),
-        "wide own": (lambda: own(*everything), 2),
+        "wide cross": (lambda: wide.cross_forward(operands, *results), 0),
+        "wide rows": (lambda: wide.forward(operands, results[0]), 0),
+        "wide narrow": (lambda: weights.chunk(*everything), 2),
+        "wide own": (lambda: own.chunk(*everything), 2),
     }
     found = []
     with offline(ARCH, NUM_SMS) as launched:
@@ -228,7 +232,7 @@ def wide_rows() -> list[dict]:
             launched.clear()
             call()
             compiled = next(kernel for kernel_name, kernel in launched if kernel_name.startswith("wide"))
-            found.append(wide_row_of(compiled, name, astuple(wide.pick_config("wide", ARCH, x.dtype, 512)), stored))
+            found.append(wide_row_of(compiled, name, astuple(pick_config("wide", ARCH, x.dtype, 512)), stored))
     return found
 
 

@@ -79,7 +79,7 @@ struct Grid {
 };
 
 // A queue stored (D, M) has a page between neighbours of a column, which makes a matrix product pack slowly: each tile of it is
-// copied, (D, n) dense, before its two products. Rows are used where they lie.
+// copied, (D, n) dense, before its two products. Rows are read in place.
 template <class T>
 class ColumnCopies {
  public:

@@ -69,9 +69,9 @@ struct IdRange {
   }
 };
 
-// What the forward hands to the backward of each row, or column: its (maximum, sum, place of the maximum). Apart, they are as
-// exact at logits of 1e8 as at 1; joined to an lse in float32, weights would be off by |lse| 2^-24. Bounded problems know no
-// maximum: top is 0, peak -1.
+// What the forward hands to the backward of each row, or column: its (maximum, sum, place of the maximum). Kept apart, they are as
+// exact at logits of 1e8 as at 1; joined to an lse in float32, they would put the weights off by |lse| 2^-24. Bounded problems take
+// no maximum: top is 0 and peak is -1.
 template <class T>
 struct State : Running<T> {
   void clear(const Problem<T>& p, int64_t count) const {

@@ -1,5 +1,5 @@
-// Tensors to similarity problems: what the ops on a similarity matrix share. Inputs were checked in Python.
-// 16-bit inputs are widened once, O((N + M) D), and computed in float32.
+// Makes similarity problems of tensors, for all ops on a similarity matrix. Inputs were checked in Python.
+// 16-bit inputs are widened once, which takes O((N + M) D) memory, and computed in float32.
 #pragma once
 #include <ATen/ops/_unique2.h>
 #include <ATen/ops/cat.h>
@@ -16,7 +16,7 @@ using OptTensor = std::optional<Tensor>;
 
 // |logits| that the bounded element functions take, in nats. Sums of e^22 and weights of e^-22 stay far inside float range. The
 // logits, below 32 in base 2, have units of at most 2^-19: where a product gives one logit other bits in the backward than in the
-// forward, its weight is off by 1.3e-6 a unit, with no maximum to hold on to.
+// forward, its weight is off by 1.3e-6 a unit, and there is no maximum that would correct it.
 constexpr double kBound = 22.0;
 
 inline at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }

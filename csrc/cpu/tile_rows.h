@@ -1,10 +1,10 @@
-// Element functions of the similarity kernels: what happens to a tile of logits between two matrix products.
+// Element functions of the rows of a tile of logits: what the similarity kernels do with it between two matrix products.
 //   S (m, n) row-major with leading dimension ld >= n; n is a multiple of the vector width, entries beyond the matrix at -inf.
 //   Row vectors have m entries, column vectors n.
-// Bounded forms hold where |logit| <= 40 is proved: logits are in base 2, no maximum is needed, 2^S stays in float range, and
-// one exponential serves rows and columns; a bias is a weight rw, cw = e^bias (1 without), u = g / sum and v likewise.
+// Bounded forms hold where |logit| <= 40 is proved. Logits are in base 2, no maximum is needed because 2^S stays in float range, and
+// one exponential serves rows and columns. A bias is a weight rw, cw = e^bias (1 without); u = g / sum and v likewise.
 // Online forms hold for any logits, in natural units: s - top is then exact where one logit dominates, however large it is.
-// A weight e^(s - top) is at most 1, also where the product that made s anew gave it other bits than the one that made top.
+// A weight e^(s - top) is at most 1, even where the product of the backward gave s other bits than the one that made top.
 // u = g / sum and v likewise. Rows<T> is one ISA's set of functions for float or double.
 #pragma once
 #include <cstdint>

@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastssl.reference import normalize as reference
-
 from .host.device import on_device
 from .host.launch import launch
 from .host.tensors import new
@@ -128,8 +126,6 @@ def _rows(t: Tensor) -> Tensor:
 
 def normalize_pair_fwd(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """a, b (B, D) -> z (2B, D) in their dtype, norm (2B,) and dot (B,) in float32."""
-    if a.dtype == torch.float64:
-        return reference.normalize_pair_fwd(a, b, eps)
     a, b = _rows(a), _rows(b)
     pairs, width = a.shape
     (z,) = new(a, a.dtype, (2 * pairs, width))
@@ -146,8 +142,6 @@ def normalize_pair_fwd(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor
 
 def normalize_pair_bwd(dz: Tensor, ddot: Tensor, z: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """dz, z (2B, D), ddot (B,), norm (2B,) -> da, db (B, D)."""
-    if z.dtype == torch.float64:
-        return reference.normalize_pair_bwd(dz, ddot, z, norm, eps)
     dz, z = _rows(dz), _rows(z)
     pairs, width = z.shape[0] // 2, z.shape[1]
     da, db = new(z, z.dtype, (pairs, width), (pairs, width))

@@ -17,36 +17,28 @@ Bytes: each program reads its rows once and the NB rows of its split once, out o
 Where a tile cannot hold a row (D > 256, float32 D > 128) ``sigmoid_pair_chunked`` takes over: 3U with both gradients.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastssl.reference import sigmoid_pair as reference
+from fastssl.ops._operands import SigmoidPair
 
 from . import sigmoid_pair_chunked as chunked
 from .host.device import device_properties, on_device
 from .host.launch import launch
-from .sigmoid_pair_terms import (
-    Logits,
-    Pair,
-    float16_stats,
-    join,
-    load_gain,
-    load_sum,
-    log1p_any,
-    log1p_unit,
-    sigmoid_terms,
-    sums,
-)
-from .similarity import _dense, _precision, _rows
-from .tiles.config import TileConfig, pick_config, pick_splits, tile_fits, tuned_config
+from .sigmoid_pair_terms import Sums, add_up, float16_stats, join, load_gain, load_sum, log1p_any, log1p_unit, sigmoid_terms
+from .tiles.config import TileConfig, pick_splits, tile_fits, tuned_config
+from .tiles.layout import dense, dense_rows, in_precision, precision_of
 from .tiles.load import load_rows, may_hold
 from .tiles.merge import INF, finish, load_scale
+from .tiles.plan import tile_for, tile_options
 from .tiles.row_bounds import row_bounds
-from .tiles.tf32 import operand, operands
+from .tiles.tf32 import operand
 
 
 @triton.jit
@@ -162,59 +154,67 @@ def tile_of(config: TileConfig, arch: int) -> TileConfig:
     return replace(config, block_n=min(config.block_n, 64))
 
 
-def _sweep(pair: Pair, logits: Logits, out: Tensor | None, loss: Tensor | None, dbias: Tensor | None, dscale: Tensor | None):
-    """Fills out (NA, D) and the scalars, those that are given; ``loss`` with any of the scalars."""
-    (na, d), nb = pair.a.shape, pair.b.shape[0]
-    precision = _precision(pair.a)
-    facts = device_properties(pair.a.device)
-    about = facts.arch, pair.a.dtype, d, precision
-    config = tuned_config("sigmoid", *about) or tile_of(pick_config("bwd", *about), facts.arch)
-    splits, length = pick_splits(na, nb, config, facts.num_sms)
-    new = {"dtype": torch.float32, "device": pair.a.device}
-    rows = None if loss is None else torch.empty((3, triton.cdiv(splits * na, 16) * 16), **new)[:, : splits * na]
-    wanted = [rows[k] if rows is not None and t is not None else None for k, t in enumerate((loss, dbias, dscale))]
-    part = torch.empty((splits, na, d), **new) if out is not None and splits > 1 else out
-    ranges, _ = row_bounds(pair.b, pair.b_id, config.block_n, False)
-    bd = triton.next_power_of_2(max(d, 16))
-    scale, factor, bias, term, stats = logits
+def _sweep(pair: SigmoidPair, stats: Tensor | None, out: Tensor | None, sums: Sums | None) -> None:
+    """Fills out (N, D) and the sums, those that are given; the rows of x own programs, those of y are streamed."""
+    x, y = pair.x, pair.y
+    (n, d), m = x.shape, y.shape[0]
+    precision = precision_of(x)
+    device = device_properties(x.device)
+    config = tuned_config("sigmoid", device.arch, x.dtype, d, precision) or tile_of(tile_for("bwd", x, precision), device.arch)
+    splits, length = pick_splits(n, m, config, device.num_sms)
+    new: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+    rows = torch.empty((3, 0 if sums is None else triton.cdiv(splits * n, 16) * 16), **new)[:, : splits * n]
+    wanted = [None if t is None else rows[k] for k, t in enumerate(sums or (None,) * 3)]
+    part = torch.empty((splits, n, d), **new) if out is not None and splits > 1 else out
+    ranges, _ = row_bounds(y, pair.y_id, config.block_n, False)
     launch(
-        sigmoid_pair_kernel, (triton.cdiv(na, config.block_m), splits),
-        *pair, ranges, factor, term, stats, part, *wanted, na, nb, d, pair.a.stride(0), pair.b.stride(0), scale, bias, length,
-        FINAL=splits == 1, EVEN_B=nb % config.block_n == 0, EVEN_D=d == bd, PRECISION=precision, BM=config.block_m,
-        BN=config.block_n, BD=bd, num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=config.max_registers,
+        sigmoid_pair_kernel, (triton.cdiv(n, config.block_m), splits),
+        x, y, pair.x_id, pair.y_id, pair.x_weight, pair.y_weight, ranges, pair.scale_factor, pair.bias_term, stats, part, *wanted,
+        n, m, d, x.stride(0), y.stride(0), pair.scale, pair.bias, length, FINAL=splits == 1, EVEN_B=m % config.block_n == 0,
+        **tile_options(d, config, precision),
     )  # fmt: skip
-    if part is not out:
-        finish(part, stats, scale, factor, out)
-    if loss is not None:
-        sums(rows, loss, dbias, dscale)
+    if part is not None and part is not out:
+        finish(part, stats, pair.scale, pair.scale_factor, out)
+    if sums is not None:
+        add_up(rows, sums)
 
 
 def sigmoid_pair(
-    x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight, need
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """loss (), dx (N, D), dy (M, D), dscale (), dbias () in float32; what ``need`` does not ask for is empty."""
-    if x.dtype == torch.float64:
-        return reference.sigmoid_pair(x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight, need)
-    new = {"dtype": torch.float32, "device": x.device}
+    x: Tensor,  # (N, D)
+    y: Tensor,  # (M, D)
+    scale: float,
+    scale_factor: Tensor | None,  # one element
+    bias: float,
+    bias_term: Tensor | None,  # one element
+    x_id: Tensor,  # (N,)
+    y_id: Tensor,  # (M,)
+    x_weight: Tensor | None,  # (N,)
+    y_weight: Tensor | None,  # (M,)
+    need: Sequence[bool],  # dx, dy, dscale, dbias
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """loss (), dx (N, D), dy (M, D), dscale () and dbias () in float32; what ``need`` does not ask for is empty."""
+    new: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
     if x_id.dtype != y_id.dtype:
         x_id, y_id = x_id.long(), y_id.long()
-    pair = Pair(_rows(x), _rows(y), *map(_dense, (x_id, y_id, x_weight, y_weight)))
+    ids = x_id.contiguous(), y_id.contiguous()
+    sides = dense_rows(x), dense_rows(y)
+    pair = SigmoidPair(*sides, scale, scale_factor, bias, bias_term, *ids, dense(x_weight), dense(y_weight))
     loss = torch.empty((), **new)
     dx, dy = (torch.empty(t.shape, **new) if wanted else None for t, wanted in zip((x, y), need[:2], strict=True))
     dscale, dbias = (torch.empty((), **new) if wanted else None for wanted in need[2:])
-    own, other = dx, dy
+    own, other, sums = dx, dy, Sums(loss, dbias, dscale)
     if need[1] and not need[0]:  # one sweep is enough: the sums are symmetric
         pair, own, other = pair.swapped(), dy, None
+    precision = precision_of(x)
     with on_device(x):
-        logits = Logits(scale, scale_factor, bias, bias_term, float16_stats(pair) if need[0] or need[1] else None)
-        if not tile_fits(x.shape[0], y.shape[0], x.shape[1], x.dtype, _precision(x)):
+        stats = float16_stats(pair) if need[0] or need[1] else None
+        if not tile_fits(x.shape[0], y.shape[0], x.shape[1], x.dtype, precision):
             with torch.autocast(x.device.type, enabled=False):
-                chunked.sweep(pair, logits, own, other, loss, dbias, dscale)
+                chunked.sweep(pair, stats, own, other, sums)
         else:
-            a, b = operands(pair.a, pair.b, _precision(x))
-            pair = pair._replace(a=a, b=b)
-            _sweep(pair, logits, own, loss, dbias, dscale)
+            pair = in_precision(pair, precision)
+            _sweep(pair, stats, own, sums)
             if other is not None:
-                _sweep(pair.swapped(), logits, other, None, None, None)
-    none = [torch.empty(0, **new) for _ in range(4)]
-    return loss, *(n if t is None else t for t, n in zip((dx, dy, dscale, dbias), none, strict=True))
+                _sweep(pair.swapped(), stats, other, None)
+    found = [torch.empty(0, **new) if t is None else t for t in (dx, dy, dscale, dbias)]
+    return loss, found[0], found[1], found[2], found[3]

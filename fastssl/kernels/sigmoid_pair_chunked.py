@@ -7,14 +7,18 @@ FLOP: U for loss and sums, 2U with one side's gradient, 3U with both: one S serv
 columns, b once for each chunk of rows, and so for the float32 gradients. Chunks are a function of the shape alone.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastssl.ops._operands import SigmoidPair
+
 from .host.launch import launch
-from .sigmoid_pair_terms import Logits, Pair, load_gain, load_sum, log1p_unit, sigmoid_terms, sums
-from .similarity_chunked import _mm, _pieces
+from .sigmoid_pair_terms import Sums, add_up, load_gain, load_sum, log1p_unit, sigmoid_terms
+from .similarity_chunked import mm, pieces
 from .tiles.config import chunk_shape
 from .tiles.merge import INF, finish, load_scale
 
@@ -63,43 +67,40 @@ def sigmoid_chunk_kernel(
         tl.store(dot_ptr + at, tl.load(dot_ptr + at) + tl.sum(dots, 0))
 
 
-def _weights(pair: Pair, logits: Logits, wanted: list[Tensor | None], want_w: bool) -> Tensor | None:
-    """W (R, C) of one chunk, where it is wanted; adds to the sums (P, stride) of its rows."""
-    s = _mm(pair.a, pair.b.t())  # (R, C)
-    w = None
-    if want_w:
-        w = s if pair.a.dtype == torch.float32 else torch.empty(s.shape, dtype=pair.a.dtype, device=s.device)
-    scale, factor, bias, term, stats = logits
-    stride = wanted[0].stride(0)
+def _weights(part: SigmoidPair, stats: Tensor | None, wanted: list[Tensor | None], stride: int, want_w: bool) -> Tensor:
+    """W (R, C) of one chunk, (0,) where it is not wanted; adds to the sums (P, stride) of its rows."""
+    s = mm(part.x, part.y.t())  # (R, C)
+    in_place = want_w and part.x.dtype == torch.float32
+    w = s if in_place else torch.empty(s.shape if want_w else (0,), dtype=part.x.dtype, device=s.device)
     launch(
-        sigmoid_chunk_kernel, (s.shape[0], triton.cdiv(s.shape[1], _SPAN)), s, w, *pair[2:], factor, term, stats, *wanted,
-        s.shape[1], stride, scale, bias, SPAN=_SPAN, BLOCK=min(_SPAN, 1024),
+        sigmoid_chunk_kernel, (s.shape[0], triton.cdiv(s.shape[1], _SPAN)),
+        s, w if want_w else None, part.x_id, part.y_id, part.x_weight, part.y_weight,
+        part.scale_factor, part.bias_term, stats, *wanted,
+        s.shape[1], stride, part.scale, part.bias, SPAN=_SPAN, BLOCK=min(_SPAN, 1024),
     )  # fmt: skip
     return w
 
 
-def sweep(pair: Pair, logits: Logits, own, other, loss: Tensor, dbias: Tensor | None, dscale: Tensor | None) -> None:
-    """Fills own (NA, D), other (NB, D), loss, dbias and dscale, those that are given."""
-    new = {"dtype": torch.float32, "device": pair.a.device}
-    na, nb = pair.a.shape[0], pair.b.shape[0]
-    chunk_r, chunk_c = chunk_shape(na, nb)
-    rows_of = torch.zeros((3, triton.cdiv(chunk_c, _SPAN), triton.cdiv(na, 16) * 16), **new)
-    sum_b = None if other is None else torch.zeros(pair.b.shape, **new)
-    cut = lambda t, piece: None if t is None else t[piece]  # noqa: E731
-    for rows in _pieces(na, chunk_r):
-        wanted = [None if t is None else rows_of[k, :, rows] for k, t in enumerate((loss, dbias, dscale))]
-        sum_a = None
-        for cols in _pieces(nb, chunk_c):
-            both = (rows, cols) * 3
-            chunk = Pair(*(cut(t, piece) for t, piece in zip(pair, both, strict=True)))
-            w = _weights(chunk, logits, wanted, own is not None)
+def sweep(pair: SigmoidPair, stats: Tensor | None, own: Tensor | None, other: Tensor | None, sums: Sums) -> None:
+    """Fills own (N, D), other (M, D) and the sums, those that are given."""
+    new: dict[str, Any] = {"dtype": torch.float32, "device": pair.x.device}
+    n, m = pair.x.shape[0], pair.y.shape[0]
+    chunk_r, chunk_c = chunk_shape(n, m)
+    rows_of = torch.zeros((3, triton.cdiv(chunk_c, _SPAN), triton.cdiv(n, 16) * 16), **new)
+    sum_y = None if other is None else torch.zeros(pair.y.shape, **new)
+    for rows in pieces(n, chunk_r):
+        wanted = [None if t is None else rows_of[k, :, rows] for k, t in enumerate(sums)]
+        sum_x = None
+        for cols in pieces(m, chunk_c):
+            part = pair.part(rows, cols)
+            w = _weights(part, stats, wanted, rows_of.stride(1), own is not None or sum_y is not None)
             if own is not None:
-                part = _mm(w, chunk.b)
-                sum_a = part if sum_a is None else sum_a.add_(part)
-            if other is not None:
-                sum_b[cols] += _mm(w.t(), chunk.a)
-        if own is not None:
-            finish(sum_a[None], logits.stats, logits.scale, logits.factor, own[rows])
-    if other is not None:
-        finish(sum_b[None], logits.stats, logits.scale, logits.factor, other)
-    sums(rows_of.flatten(1), loss, dbias, dscale)
+                gradient = mm(w, part.y)
+                sum_x = gradient if sum_x is None else sum_x.add_(gradient)
+            if sum_y is not None:
+                sum_y[cols] += mm(w.t(), part.x)
+        if own is not None and sum_x is not None:
+            finish(sum_x[None], stats, pair.scale, pair.scale_factor, own[rows])
+    if sum_y is not None:
+        finish(sum_y[None], stats, pair.scale, pair.scale_factor, other)
+    add_up(rows_of.flatten(1), sums)

@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from fastssl.ops._operands import SigmoidPair
+
 from .host.launch import launch
 from .tiles.merge import LN2, LOG2E
 
@@ -100,38 +102,27 @@ def sums_kernel(rows_ptr, loss_ptr, dbias_ptr, dscale_ptr, K, stride, BLOCK: tl.
         _sum(ptr, dscale_ptr, K, BLOCK)
 
 
-class Pair(NamedTuple):
-    """The side that owns rows, and the one that is streamed."""
+def float16_stats(pair: SigmoidPair) -> Tensor | None:
+    """(3,), whose last element is 1 / gain, or None for a gain of 1.
 
-    a: Tensor  # (NA, D)
-    b: Tensor  # (NB, D)
-    a_id: Tensor
-    b_id: Tensor
-    a_weight: Tensor | None
-    b_weight: Tensor | None
-
-    def swapped(self) -> "Pair":
-        return Pair(self.b, self.a, self.b_id, self.a_id, self.b_weight, self.a_weight)
-
-
-class Logits(NamedTuple):
-    scale: float
-    factor: Tensor | None  # one element
-    bias: float
-    term: Tensor | None  # one element
-    stats: Tensor | None  # (3,), 1 / gain at 2; None: gain 1
-
-
-def float16_stats(pair: Pair) -> Tensor | None:
-    """A gain brings float16 weights, exp(-10) and less for most pairs, to at most 2^14; None for other types. No sync."""
-    if pair.a.dtype != torch.float16:
+    A gain brings float16 weights, exp(-10) and less for most pairs, to at most 2^14. Other dtypes need none. No host sync.
+    """
+    if pair.x.dtype != torch.float16:
         return None
-    stats = torch.full((3,), 2.0**-14, dtype=torch.float32, device=pair.a.device)
-    if pair.a_weight is not None:
-        stats *= (pair.a_weight.abs().amax() + pair.b_weight.abs().amax()).clamp(min=1.0)
+    stats = torch.full((3,), 2.0**-14, dtype=torch.float32, device=pair.x.device)
+    if pair.x_weight is not None and pair.y_weight is not None:
+        stats *= (pair.x_weight.abs().amax() + pair.y_weight.abs().amax()).clamp(min=1.0)
     return stats
 
 
-def sums(rows: Tensor, loss: Tensor, dbias: Tensor | None, dscale: Tensor | None) -> None:
-    """rows (3, K) -> scalars, in float64 and in a fixed order."""
-    launch(sums_kernel, (3,), rows, loss, dbias, dscale, rows.shape[1], rows.stride(0), BLOCK=4096, num_warps=16)
+class Sums(NamedTuple):
+    """Scalars that a sweep leaves; None for what nobody wants, but the loss is there wherever another is."""
+
+    loss: Tensor | None
+    dbias: Tensor | None
+    dscale: Tensor | None
+
+
+def add_up(rows: Tensor, sums: Sums) -> None:
+    """rows (3, K) -> the sums, those that are given, in float64 and in a fixed order."""
+    launch(sums_kernel, (3,), rows, *sums, rows.shape[1], rows.stride(0), BLOCK=4096, num_warps=16)

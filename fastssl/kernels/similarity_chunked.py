@@ -6,13 +6,14 @@ kernel between.
     cross       the same of each column of a chunk, running over the chunks of rows
     backward    W_ij = g_i p_ij (symmetric + g_j p_ji, cross + h_j q_ij) in the dtype of the inputs; dx += W y, dy += W^T x
 
-The vendor may take another algorithm for another shape, so S of the backward need not have the bits of the forward's. A weight
-2^(s2 - t) is at most 1, and the largest logit of a row, whose place the forward keeps, counts as t itself.
+The vendor may take another algorithm for another shape, so that S of the backward need not have the bits of the forward's. A weight
+2^(s2 - t) is therefore at most 1, and the largest logit of a row, whose column the forward keeps, counts as t itself.
 
 FLOP as in ``similarity``, but two-sided 3U: one S serves both sides. HBM: x once for each chunk of columns, y once for each
 chunk of rows, and so for the float32 sums of dx and dy. Chunks are a function of the shape alone, visited in a fixed order.
 """
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,27 +21,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastssl.ops._operands import Similarity, cut
+
 from .tiles.config import chunk_shape
 from .tiles.load import may_hold
-from .tiles.merge import INF, LOG2E, Partials, Results, finish, load_scale, merge, row_terms
+from .tiles.merge import INF, LOG2E, Gradients, Partials, Results, finish, load_scale, merge
 from .tiles.row_bounds import row_bounds
+from .tiles.terms import Terms, row_terms
 
 BLOCK = 1024  # columns that a row's program reads at a time
 
 
-def _mm(a: Tensor, b: Tensor) -> Tensor:
+def mm(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in float32: no product of 16-bit operands is rounded to 16 bits."""
     if a.dtype == torch.float32:
         return torch.mm(a, b)
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
 
 
-def _pieces(count: int, length: int) -> list[slice]:
+def pieces(count: int, length: int) -> list[slice]:
     return [slice(start, min(start + length, count)) for start in range(0, count, length)]
-
-
-def _cut(t: Tensor | None, piece: slice) -> Tensor | None:
-    return None if t is None else t[piece]
 
 
 @triton.jit
@@ -187,11 +187,11 @@ def chunk_weights_kernel(
         tl.store(w_ptr + at, w.to(w_ptr.dtype.element_ty), mask=tile)
 
 
-def _walk(x: Tensor, y: Tensor, shape: tuple[int, int] | None = None):
+def _walk(x: Tensor, y: Tensor, shape: tuple[int, int] | None = None) -> Iterator[tuple[slice, list[slice]]]:
     """(rows, columns of all chunks) for each chunk of rows, in order."""
     chunk_r, chunk_c = shape or chunk_shape(x.shape[0], y.shape[0])
-    columns = _pieces(y.shape[0], chunk_c)
-    return ((rows, columns) for rows in _pieces(x.shape[0], chunk_r))
+    columns = pieces(y.shape[0], chunk_c)
+    return ((rows, columns) for rows in pieces(x.shape[0], chunk_r))
 
 
 def _ranges(y: Tensor, y_id: Tensor | None) -> Tensor | None:
@@ -199,135 +199,168 @@ def _ranges(y: Tensor, y_id: Tensor | None) -> Tensor | None:
     return None if y_id is None else row_bounds(y, y_id, BLOCK, False)[0]
 
 
-def _rows_of_chunk(s, rows, cols, ids, ranges, bias, threshold, scale, factor, partials, k, p=None) -> None:
-    """Partial k of all that ``partials`` hold (chunks, R) of one chunk s (R, C), and p (R, C)."""
-    top, total, peak, _, count = partials
-    near = None if ranges is None or cols.start % BLOCK else ranges[cols.start // BLOCK :]
+def _rows_of_chunk(
+    s: Tensor,  # (R, C)
+    part: Similarity,  # the operands of this chunk
+    ranges: Tensor | None,
+    first: int,  # the chunk's first column
+    partials: Partials,
+    k: int,
+    p: Tensor | None = None,  # (R, C)
+) -> None:
+    """Fills partial k of all that ``partials`` hold (chunks, R) of one chunk, and p."""
+    top, total, peak, _, counts = partials
+    assert peak is not None
+    near = None if ranges is None or first % BLOCK else ranges[first // BLOCK :]
     chunk_rows_kernel[(s.shape[0],)](
-        s, _cut(ids[0], rows), _cut(ids[1], cols), near, _cut(bias, cols), _cut(threshold, rows), factor,
-        top[k], total[k], peak[k], p, None if count is None else count[k], s.shape[1], cols.start, scale, BLOCK,
+        s, part.x_id, part.y_id, near, part.y_bias, part.threshold, part.scale_factor,
+        top[k], total[k], peak[k], p, cut(counts, k), s.shape[1], first, part.scale, BLOCK,
     )  # fmt: skip
 
 
-def _new_partials(chunks: int, rows: int, threshold: Tensor | None, device, acc: Tensor | None = None) -> Partials:
+def _new_partials(chunks: int, rows: int, threshold: Tensor | None, device: torch.device, acc: Tensor | None = None) -> Partials:
     top, total = torch.empty((2, chunks, rows), dtype=torch.float32, device=device)
     peak, count = torch.empty((2, chunks, rows), dtype=torch.int32, device=device)
     return Partials(top, total, peak, acc, None if threshold is None else count)
 
 
-def forward(x, y, scale, factor, x_id, y_id, bias, threshold, results: Results) -> None:
-    """Fills the results, the mean where given and the rank where there is a threshold; x (N, D), y (M, D)."""
-    mean = results.mean
-    ranges = _ranges(y, y_id)
+def forward(operands: Similarity, results: Results) -> None:
+    """Fills the results of the rows, the mean where given and the rank where there is a threshold."""
+    x, y, threshold, mean = operands.x, operands.y, operands.threshold, results.mean
+    ranges = _ranges(y, operands.y_id)
     for rows, columns in _walk(x, y):
         count = rows.stop - rows.start
         acc = None if mean is None else torch.empty((len(columns), count, x.shape[1]), dtype=torch.float32, device=x.device)
         partials = _new_partials(len(columns), count, threshold, x.device, acc)
         for k, cols in enumerate(columns):
-            s = _mm(x[rows], y[cols].t())  # (R, C)
-            p = None if mean is None else torch.empty(s.shape, dtype=x.dtype, device=x.device)
-            _rows_of_chunk(s, rows, cols, (x_id, y_id), ranges, bias, threshold, scale, factor, partials, k, p)
-            if mean is not None:
-                acc[k] = _mm(p, y[cols])
+            part = operands.part(rows, cols)
+            s = mm(part.x, part.y.t())  # (R, C)
+            if acc is None:
+                _rows_of_chunk(s, part, ranges, cols.start, partials, k)
+            else:
+                p = torch.empty(s.shape, dtype=x.dtype, device=x.device)
+                _rows_of_chunk(s, part, ranges, cols.start, partials, k, p)
+                acc[k] = mm(p, part.y)
         merge(partials, results.of(rows))
 
 
 PIECES = 4  # of the rows of a chunk: 4 x 64 programs sweep the columns of 2,048 x 4,096
 
 
-def cross_forward(x, y, scale, factor, x_id, y_id, threshold, of_rows: Results, of_columns: Results) -> None:
+def cross_forward(operands: Similarity, of_rows: Results, of_columns: Results) -> None:
     """Fills the results of the N rows, with a threshold the rank too, and of the M columns; a chunk is read twice out of L2."""
-    m, ranges = y.shape[0], _ranges(y, y_id)
+    x, y, threshold = operands.x, operands.y, operands.threshold
+    m, ranges = y.shape[0], _ranges(y, operands.y_id)
     column = _new_partials(PIECES, m, None, x.device)
+    assert column.peak is not None
     for rows, columns in _walk(x, y):
         partials = _new_partials(len(columns), rows.stop - rows.start, threshold, x.device)
         for k, cols in enumerate(columns):
-            s = _mm(x[rows], y[cols].t())  # (R, C)
-            _rows_of_chunk(s, rows, cols, (x_id, y_id), ranges, None, threshold, scale, factor, partials, k)
+            part = operands.part(rows, cols)
+            s = mm(part.x, part.y.t())  # (R, C)
+            _rows_of_chunk(s, part, ranges, cols.start, partials, k)
             chunk_columns_kernel[(triton.cdiv(s.shape[1], 64), PIECES)](
-                s, _cut(x_id, rows), _cut(y_id, cols), factor, *(t[:, cols] for t in column[:3]), *s.shape, m,
-                rows.start, scale, 16, 64,
+                s, part.x_id, part.y_id, part.scale_factor, column.top[:, cols], column.total[:, cols],
+                column.peak[:, cols], *s.shape, m,
+                rows.start, part.scale, 16, 64,
             )  # fmt: skip
         merge(partials, of_rows.of(rows))
     merge(column, of_columns)
 
 
-class Terms(NamedTuple):
-    """What the weights need of each row (or column)."""
+class _Side(NamedTuple):
+    """What the weights need of each row, or of each column."""
 
-    values: Tensor  # (3, N), of ``row_terms``
+    terms: Tensor  # (3, N), of ``row_terms``
     peak: Tensor  # (N,) int32
 
-    def of(self, rows) -> tuple[Tensor, Tensor, Tensor]:
-        return (*self.values[:2, rows], self.peak[rows])
+    def of(self, some: slice) -> tuple[Tensor, Tensor, Tensor]:
+        return (*self.terms[:2, some], self.peak[some])
 
 
-def _chunk_weights(s, rows, cols, own, other, row_bias, scale, factor, x_id, y_id, bias, want_w, dtype, dbias):
-    """W (R, C) of one chunk, or None; adds its column sums to dbias (M,), where one is given."""
-    w = torch.empty(s.shape, dtype=dtype, device=s.device) if want_w else None
-    bm, bn = 32, 128  # 4,096 elements: 16 a thread; 4 warps spill 24 bytes
-    grid = (triton.cdiv(s.shape[1], bn), triton.cdiv(s.shape[0], bm))
-    sums = None if dbias is None else torch.empty((grid[1], s.shape[1]), dtype=torch.float32, device=s.device)
-    both = other is not None
-    chunk_weights_kernel[grid](
-        s, w, _cut(x_id, rows), _cut(y_id, cols), _cut(bias, cols), _cut(row_bias, rows), factor,
-        *own.of(rows), *(other.of(cols) if both else (None,) * 3), sums, *s.shape, rows.start, cols.start, scale, both, bm, bn,
-        num_warps=8,
-    )  # fmt: skip
-    if dbias is not None:
-        dbias[cols] += sums.sum(0)
-    return w
+class _Weights(NamedTuple):
+    """What every chunk of W takes."""
+
+    operands: Similarity
+    own: _Side  # of the N rows
+    other: _Side | None  # of the M columns; None: only rows have gradients
+    row_bias: Tensor | None  # (N,): in the logits of the columns, where those have gradients
+    want_w: bool
+    sum_bias: Tensor | None  # (M,), to which the sums of the columns are added
+
+    def chunk(self, rows: slice, cols: slice) -> Tensor:
+        """gain W (R, C), (0,) where only sums are wanted."""
+        part = self.operands.part(rows, cols)
+        s = mm(part.x, part.y.t())  # (R, C)
+        w = torch.empty(s.shape if self.want_w else (0,), dtype=part.x.dtype, device=s.device)
+        bm, bn = 32, 128  # 4,096 elements: 16 a thread; 4 warps spill 24 bytes
+        grid = (triton.cdiv(s.shape[1], bn), triton.cdiv(s.shape[0], bm))
+        sum_bias = cut(self.sum_bias, cols)
+        sums = None if sum_bias is None else torch.empty((grid[1], s.shape[1]), dtype=torch.float32, device=s.device)
+        columns = (None,) * 3 if self.other is None else self.other.of(cols)
+        chunk_weights_kernel[grid](
+            s, w if self.want_w else None, part.x_id, part.y_id, part.y_bias, cut(self.row_bias, rows), part.scale_factor,
+            *self.own.of(rows), *columns, sums,
+            *s.shape, rows.start, cols.start, part.scale, self.other is not None, bm, bn, num_warps=8,
+        )  # fmt: skip
+        if sum_bias is not None and sums is not None:
+            sum_bias += sums.sum(0)
+        return w
 
 
-def products(x, y, shape, weights, stats, scale, factor, outputs, dot_scale=1.0) -> None:
-    """Fills outputs = (dx, dy, dots), those that are given, from chunks of at most ``shape``, for which ``weights(rows, cols)``
-    gives W (R, C) or None; dots (N,), or (M,) where dx is not wanted and dy is."""
-    dx, dy, dots = outputs
-    want_y = dy is not None
-    want_x = dx is not None or (dots is not None and not want_y)
-    sum_y = torch.zeros(y.shape, dtype=torch.float32, device=x.device) if want_y else None
+def products(
+    operands: Similarity,
+    shape: tuple[int, int] | None,
+    weights: Callable[[slice, slice], Tensor],
+    stats: Tensor,
+    gradients: Gradients,
+    dot_scale: float = 1.0,
+) -> None:
+    """Fills dx, dy and dots, those that are given, from chunks of at most ``shape``, for which ``weights(rows, cols)`` gives W
+    (R, C), which nobody reads where only sums are wanted; dots (N,), or (M,) where dx is not wanted and dy is."""
+    x, y, scale, scale_factor, *_ = operands
+    dx, dy, _, dots = gradients
+    want_x = dx is not None or (dots is not None and dy is None)
+    sum_y = torch.zeros(y.shape, dtype=torch.float32, device=x.device) if dy is not None else None
     for rows, columns in _walk(x, y, shape):
         sum_x = None
         for cols in columns:
             w = weights(rows, cols)
             if want_x:
-                part = _mm(w, y[cols])
+                part = mm(w, y[cols])
                 sum_x = part if sum_x is None else sum_x.add_(part)
-            if want_y:
-                sum_y[cols] += _mm(w.t(), x[rows])
-            w = None  # before the next one is made
-        if want_x:
-            finish(sum_x[None], stats, scale, factor, _cut(dx, rows), x[rows], _cut(dots, rows), dot_scale)
-    if want_y:
-        finish(sum_y[None], stats, scale, factor, dy, y, None if want_x else dots)
+            if sum_y is not None:
+                sum_y[cols] += mm(w.t(), x[rows])
+            del w  # before the next one is made
+        if sum_x is not None:
+            finish(sum_x[None], stats, scale, scale_factor, cut(dx, rows), x[rows], cut(dots, rows), dot_scale)
+    if sum_y is not None:
+        finish(sum_y[None], stats, scale, scale_factor, dy, y, None if want_x else dots)
 
 
-def _sweep(x, y, own, other, stats, scale, factor, x_id, y_id, bias, row_bias, outputs, dot_scale=1.0) -> None:
-    """Fills outputs = (dx, dy, dbias, dots), those that are given; ``own`` of N rows and ``other`` of M columns, or None, are
-    ``Terms``."""
-    dx, dy, dbias, dots = outputs
-    sum_bias = torch.zeros(y.shape[0], dtype=torch.float32, device=x.device) if dbias is not None else None
+def _sweep(weights: _Weights, stats: Tensor, gradients: Gradients, dot_scale: float = 1.0) -> None:
+    """Fills the gradients, those that are given."""
+    products(weights.operands, None, weights.chunk, stats, gradients, dot_scale)
+    if weights.sum_bias is not None:
+        finish(weights.sum_bias[None, :, None], stats, 1.0, None, gradients.dbias)
+
+
+def backward(dlse: Tensor, state: Tensor, peak: Tensor, operands: Similarity, symmetric: bool, gradients: Gradients) -> None:
+    """Fills the gradients, those that are given; dscale is the sum of the dots."""
+    dx, dy, dbias, dots = gradients
+    of_x, _, stats = row_terms(state, dlse, operands.x.dtype)
+    assert of_x is not None
+    own = _Side(of_x, peak)
+    other, row_bias, dot_scale = (own, operands.y_bias, 0.5) if symmetric else (None, None, 1.0)
     want_w = not (dx is None and dy is None and dots is None)
-
-    def weights(rows: slice, cols: slice) -> Tensor | None:
-        s = _mm(x[rows], y[cols].t())  # (R, C)
-        return _chunk_weights(s, rows, cols, own, other, row_bias, scale, factor, x_id, y_id, bias, want_w, x.dtype, sum_bias)
-
-    products(x, y, None, weights, stats, scale, factor, (dx, dy, dots), dot_scale)
-    if dbias is not None:
-        finish(sum_bias[None, :, None], stats, 1.0, None, dbias)
+    sum_bias = None if dbias is None else torch.zeros(dbias.shape, dtype=torch.float32, device=dbias.device)
+    _sweep(_Weights(operands, own, other, row_bias, want_w, sum_bias), stats, gradients, dot_scale)
 
 
-def backward(g, state, peak, x, y, scale, factor, x_id, y_id, bias, symmetric, outputs) -> None:
-    """Fills outputs = (dx, dy, dbias, dots), those that are given; dscale is the sum of the dots."""
-    values, _, stats = row_terms(state, g, x.dtype)
-    terms = Terms(values, peak)
-    other, row_bias, dot_scale = (terms, bias, 0.5) if symmetric else (None, None, 1.0)
-    _sweep(x, y, terms, other, stats, scale, factor, x_id, y_id, bias, row_bias, outputs, dot_scale)
-
-
-def cross_backward(of_x, of_y, stats, peak, x, y, scale, factor, x_id, y_id, outputs) -> None:
-    """Fills outputs = (dx, dy, dots), those that are given; of_x, of_y, stats as ``row_terms`` gives them, peak (N + M,). 3U."""
-    dx, dy, dots = outputs
-    terms = Terms(of_x, peak[: len(x)]), Terms(of_y, peak[len(x) :])
-    _sweep(x, y, *terms, stats, scale, factor, x_id, y_id, None, None, (dx, dy, None, dots))
+def cross_backward(terms: Terms, peak: Tensor, operands: Similarity, gradients: Gradients) -> None:
+    """Fills dx, dy and dots, those that are given; peak (N + M,). 3U."""
+    n = len(operands.x)
+    assert terms.of_x is not None and terms.of_y is not None
+    own, other = _Side(terms.of_x, peak[:n]), _Side(terms.of_y, peak[n:])
+    want_w = any(gradient is not None for gradient in gradients)
+    _sweep(_Weights(operands, own, other, None, want_w, None), terms.stats, gradients)

@@ -15,18 +15,22 @@ Where ``tiles.row_bounds`` proves the logits small, both maxima are 0 and rows a
 U = 2 N M D FLOP: forward U, backward 4U (chunks 3U).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastssl.reference import similarity_cross as reference
+from fastssl.ops._operands import Similarity, factor_of
 
 from . import similarity_wide as wide
 from .host.device import device_properties, on_device
 from .host.launch import launch
-from .similarity import _dense, _precision, _rows, _streamed, row_owner, tile_options
-from .tiles.config import pick_config, pick_groups, tile_fits
+from .similarity_backward import row_owner
+from .tiles.config import pick_groups, tile_fits
+from .tiles.layout import dense_either_way, in_precision, laid_out, precision_of
 from .tiles.load import (
     count_above,
     extent,
@@ -40,9 +44,10 @@ from .tiles.load import (
     plain_sums,
     signed_unit,
 )
-from .tiles.merge import INF, LOG2E, Partials, Results, load_scale, merge, new_rank, row_terms, to_lse, under_a_top
+from .tiles.merge import INF, LOG2E, Gradients, Partials, Results, load_scale, merge, to_lse, under_a_top
+from .tiles.plan import tile_for, tile_options
 from .tiles.row_bounds import is_small, pays, row_bounds, variant
-from .tiles.tf32 import operands
+from .tiles.terms import row_terms
 
 
 @triton.jit
@@ -126,57 +131,71 @@ def similarity_cross_fwd_kernel(
             tl.debug_barrier()  # before the next block of rows stores there again
 
 
-def _tiles(x, y, scale, scale_factor, x_id, y_id, threshold, of_rows: Results, of_columns: Results) -> None:
+def _by_tiles(operands: Similarity, of_rows: Results, of_columns: Results, precision: str) -> None:
+    """Fills the results of the rows, with a threshold the rank too, and of the columns."""
+    x, y, scale, scale_factor, x_id, y_id, _, threshold = operands
     (n, d), m = x.shape, y.shape[0]
-    precision, facts = _precision(x), device_properties(x.device)
-    x, y = operands(x, y, precision)
-    known = threshold is None and pays(n, m)
-    config = pick_config("cross" + variant(known, m, y_id, None, threshold), facts.arch, x.dtype, d, precision)
-    groups, group_len, splits, split_len = pick_groups(n, m, config, facts.num_sms)
-    new = {"dtype": torch.float32, "device": x.device}
+    counted = threshold is not None
+    bounded = not counted and pays(n, m)
+    config = tile_for("cross" + variant(bounded, m, y_id, None, threshold), x, precision)
+    groups, group_len, splits, split_len = pick_groups(n, m, config, device_properties(x.device).num_sms)
+    new: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
     blocks = 1 if group_len == config.block_m else 2
     column_top, column_sum = torch.empty((2, blocks, groups, m), **new)
-    (top, total), count = of_rows.state, of_rows.rank
+    (top, total), count = of_rows.state, of_rows.rank if counted else None
     if splits > 1:
         top, total = torch.empty((2, splits, n), **new)
-        count = torch.empty((splits, n), dtype=torch.int32, device=x.device)
-    ranges, norm = row_bounds(y, y_id, config.block_n, True) if known else (None, None)
+        count = torch.empty((splits, n), dtype=torch.int32, device=x.device) if counted else None
+    ranges, norm = row_bounds(y, y_id, config.block_n, True) if bounded else (None, None)
     launch(
         similarity_cross_fwd_kernel, (groups, splits),
         x, y, x_id, y_id, ranges, norm, threshold, scale_factor,
-        top, total, *((of_rows.lse, of_rows.peak) if splits == 1 else (None, None)), None if threshold is None else count,
+        top, total, *((of_rows.lse, of_rows.peak) if splits == 1 else (None, None)), count,
         column_top, column_sum, n, m, d, x.stride(0), *y.stride(), scale, group_len, split_len,
         EVEN_N=n % config.block_m == 0, EVEN_M=m % config.block_n == 0, **tile_options(d, config, precision),
     )  # fmt: skip
     if splits > 1:
-        merge(Partials(top, total, count=None if threshold is None else count), of_rows)
+        merge(Partials(top, total, counts=count), of_rows)
     merge(Partials(column_top[0], column_sum[0]), of_columns)
 
 
-def similarity_cross_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows) -> tuple[Tensor, ...]:
-    """row (N,), column (M,), rank, int32 (N,) or without a threshold (0,), the logits (keep_rows, M), which nothing here reads
-    again: a GPU is to be asked for 0 of them, and state (2, N + M) and peak (N + M,). x (N, D), y (M, D)."""
-    if x.dtype == torch.float64:
-        return reference.similarity_cross_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows)
-    x, y, x_id, y_id, threshold = _rows(x), _streamed(y), _dense(x_id), _dense(y_id), _dense(threshold)
+def similarity_cross_fwd(
+    x: Tensor,  # (N, D)
+    y: Tensor,  # (M, D)
+    scale: float,
+    scale_factor: Tensor | None,  # one element
+    x_id: Tensor | None,  # (N,)
+    y_id: Tensor | None,  # (M,)
+    threshold: Tensor | None,  # (N,)
+    keep_rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """row (N,), column (M,), rank, int32 (N,) or without a threshold (0,), the logits (keep_rows, M), state (2, N + M) and peak
+    (N + M,). The kernels here read no logits again, so a GPU is to be asked for 0 rows of them."""
+    operands = laid_out(Similarity(x, y, scale, scale_factor, x_id, y_id, None, threshold), dense_either_way)
     n, m = len(x), len(y)
-    row, column = (torch.empty(k, dtype=torch.float32, device=x.device) for k in (n, m))
-    state = torch.empty((2, n + m), dtype=torch.float32, device=x.device)
+    new: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+    row, column = (torch.empty(k, **new) for k in (n, m))
+    state = torch.empty((2, n + m), **new)
     peak = torch.empty(n + m, dtype=torch.int32, device=x.device)
-    rank = new_rank(n, threshold, x.device)
+    rank = torch.empty(0 if threshold is None else n, dtype=torch.int32, device=x.device)
     of_rows, of_columns = Results(row, state[:, :n], peak[:n], rank=rank), Results(column, state[:, n:], peak[n:])
-    arguments = (x, y, scale, scale_factor, x_id, y_id, threshold, of_rows, of_columns)
+    precision = precision_of(x)
     with on_device(x):
-        if tile_fits(n, m, x.shape[1], x.dtype, _precision(x)):
-            _tiles(*arguments)
+        if tile_fits(n, m, x.shape[1], x.dtype, precision):
+            _by_tiles(in_precision(operands, precision), of_rows, of_columns, precision)
         else:
             with torch.autocast(x.device.type, enabled=False):
-                wide.cross_forward(*arguments)
-        kept = torch.empty((0, m), dtype=torch.float32, device=x.device)
-        if keep_rows > 0:
-            some_id = None if x_id is None else x_id[:keep_rows]
-            kept = reference.similarity_cross_fwd(x[:keep_rows], y, scale, scale_factor, some_id, y_id, None, keep_rows)[3]
+                wide.cross_forward(operands, of_rows, of_columns)
+        kept = _logits(operands, keep_rows) if keep_rows > 0 else torch.empty((0, m), **new)
     return row, column, rank, kept, state, peak
+
+
+def _logits(operands: Similarity, keep_rows: int) -> Tensor:
+    """The logits of the first rows (keep_rows, M), float32."""
+    x, y, scale, scale_factor, x_id, y_id, *_ = operands
+    with torch.autocast(x.device.type, enabled=False):
+        s = factor_of(scale, scale_factor, torch.float32) * (x[:keep_rows].float() @ y.float().t())
+    return s if x_id is None or y_id is None else s.masked_fill(x_id[:keep_rows, None] == y_id[None, :], float("-inf"))
 
 
 def similarity_cross_bwd(
@@ -191,29 +210,28 @@ def similarity_cross_bwd(
     scale_factor: Tensor | None,
     x_id: Tensor | None,  # (N,)
     y_id: Tensor | None,  # (M,)
-    need: tuple[bool, bool, bool],
+    need: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dy, dscale); a gradient that ``need`` does not ask for is an empty tensor."""
-    if x.dtype == torch.float64:
-        return reference.similarity_cross_bwd(drow, dcolumn, state, peak, kept, x, y, scale, scale_factor, x_id, y_id, need)
-    x, y, x_id, y_id = _rows(x), _rows(y), _dense(x_id), _dense(y_id)
+    """dx, dy and dscale; a gradient that ``need`` does not ask for is an empty tensor."""
+    operands = laid_out(Similarity(x, y, scale, scale_factor, x_id, y_id))
+    x, y = operands.x, operands.y
     need_x, need_y, need_scale = need
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if need_x else None
     dy = torch.empty(y.shape, dtype=x.dtype, device=x.device) if need_y else None
     sweep_x = need_x or (need_scale and not need_y)
     dots = torch.empty(len(x if sweep_x else y), dtype=torch.float32, device=x.device) if need_scale else None
+    precision = precision_of(x)
     with on_device(x):
         terms = row_terms(state[:, : len(x)], drow, x.dtype, state[:, len(x) :], dcolumn)
-        if not tile_fits(len(x), len(y), x.shape[1], x.dtype, _precision(x)):
+        if not tile_fits(len(x), len(y), x.shape[1], x.dtype, precision):
             with torch.autocast(x.device.type, enabled=False):
-                wide.cross_backward(*terms, peak, x, y, scale, scale_factor, x_id, y_id, (dx, dy, dots))
+                wide.cross_backward(terms, peak, operands, Gradients(dx, dy, None, dots))
         else:
-            of_x, of_y, stats = terms
-            x, y = operands(x, y, _precision(x))
+            operands = in_precision(operands, precision)
             if sweep_x:
-                row_owner(of_x, of_y, x, y, x_id, y_id, None, stats, scale, scale_factor, dx, None, dots)
+                row_owner(operands, terms, dx, None, dots)
             if need_y:
-                row_owner(of_y, of_x, y, x, y_id, x_id, None, stats, scale, scale_factor, dy, None, None if sweep_x else dots)
+                row_owner(operands.swapped(), terms.swapped(), dy, None, None if sweep_x else dots)
     none = torch.empty(0, dtype=x.dtype, device=x.device)
-    dscale = dots.sum() if need_scale else torch.empty(0, dtype=torch.float32, device=x.device)
+    dscale = dots.sum() if dots is not None else torch.empty(0, dtype=torch.float32, device=x.device)
     return none if dx is None else dx, none if dy is None else dy, dscale

@@ -21,7 +21,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from fastssl.ops._operands import Similarity
+
+from .host.device import device_properties
 from .tiles.config import TileConfig
+from .tiles.terms import Terms
 
 LOG2E = gl.constexpr(1.4426950408889634)
 #: Rows of a group of four warps: what one instruction of the matrix units takes.
@@ -140,19 +144,32 @@ def similarity_narrow_bwd_kernel(
     )  # fmt: skip
 
 
-def takes(config: TileConfig, arch: int, a: Tensor, b: Tensor, b_id: Tensor | None, ranges: Tensor | None) -> bool:
-    """Whether this kernel serves a narrow launch: asked for, on a Hopper, whole tiles that TMA can copy."""
+def takes(config: TileConfig, operands: Similarity, ranges: Tensor | None) -> bool:
+    """Whether this kernel serves a launch with one exponential: where a tuned table asks for it, on a Hopper, with whole tiles that
+    TMA can copy."""
+    a, b = operands.x, operands.y
     whole = b.shape[1] in (64, 128) and b.shape[0] % config.block_n == 0
     aligned = b.data_ptr() % 16 == 0 and b.stride(0) * b.element_size() % 16 == 0
-    return config.specialised and arch == 90 and a.element_size() == 2 and whole and aligned and (b_id is None) == (ranges is None)
+    hopper = device_properties(a.device).arch == 90 and a.element_size() == 2
+    return config.specialised and hopper and whole and aligned and (operands.y_id is None) == (ranges is None)
 
 
-def narrow_backward(own, stream, a, b, a_id, b_id, ranges, stats, scale, factor, out, split_len, final, config) -> None:
-    """out (NA, D), or where not ``final`` (splits, NA, D) float32; ``own`` (3, NA) and ``stream`` (3, NB) are ``row_terms``."""
+def narrow_backward(
+    operands: Similarity,
+    terms: Terms,
+    ranges: Tensor | None,
+    out: Tensor,
+    split_len: int,
+    final: bool,
+    config: TileConfig,
+) -> None:
+    """out (N, D), or where not ``final`` (splits, N, D) float32, of the rows of x; ``ranges`` are the ``row_bounds`` of y."""
+    a, b = operands.x, operands.y
+    assert terms.of_x is not None and terms.of_y is not None
     (na, d), nb, bn = a.shape, b.shape[0], config.block_n
-    kind = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[b.dtype]
-    columns = TensorDescriptor.from_tensor(b, [bn, d], gl.NVMMASharedLayout.get_default_for([bn, d], kind))
+    dtype = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}[b.dtype]
+    columns = TensorDescriptor.from_tensor(b, [bn, d], gl.NVMMASharedLayout.get_default_for([bn, d], dtype))
     similarity_narrow_bwd_kernel[(triton.cdiv(na, BLOCK_M), triton.cdiv(nb, split_len))](
-        a, columns, a_id, b_id, ranges, own[2], stream[2], stats, factor, out, na, nb, a.stride(0), scale, split_len,
-        final, d, bn, config.num_stages, num_warps=4,
+        a, columns, operands.x_id, operands.y_id, ranges, terms.of_x[2], terms.of_y[2], terms.stats, operands.scale_factor, out,
+        na, nb, a.stride(0), operands.scale, split_len, final, d, bn, config.num_stages, num_warps=4,
     )  # fmt: skip

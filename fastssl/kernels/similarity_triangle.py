@@ -19,7 +19,8 @@ written and read, and for a column and further block of rows 12 without maxima, 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+
+from fastssl.ops._operands import Similarity
 
 from .host.device import device_properties
 from .host.launch import launch
@@ -148,16 +149,9 @@ def similarity_triangle_kernel(
         )  # fmt: skip
 
 
-def forward(
-    x: Tensor,  # (N, D)
-    scale: float,
-    factor: Tensor | None,
-    ids: Tensor | None,  # (N,)
-    results: Results,
-    config: TileConfig,
-    options: dict,
-) -> None:
-    """Fill lse (N,), state (2, N) and peak (N,), -1; x and ids as the tile kernels take them."""
+def forward(operands: Similarity, results: Results, config: TileConfig, options: dict) -> None:
+    """Fills lse (N,), state (2, N) and peak (N,), -1; x and its ids as the tile kernels take them, y is x."""
+    x, ids = operands.x, operands.x_id
     n, d = x.shape
     parts, length = pick_parts(n, config, device_properties(x.device).num_sms)
     blocks = 1 if length == config.block_m else 2
@@ -165,6 +159,7 @@ def forward(
     ranges, norm = row_bounds(x, ids, config.block_n, True)
     launch(
         similarity_triangle_kernel, (parts * (parts + 1) // 2,),
-        x, ids, ranges, norm, factor, top, total, n, d, x.stride(0), scale, length, EVEN_N=n % config.block_m == 0, **options,
+        x, ids, ranges, norm, operands.scale_factor, top, total, n, d, x.stride(0), operands.scale, length,
+        EVEN_N=n % config.block_m == 0, **options,
     )  # fmt: skip
     merge(Partials(top[0], total[0]), results)

@@ -12,20 +12,23 @@ rows and columns of each wave of programs, 8 N M (1 / BN + 1 / BM) of partials w
 Thresholds, biases, the one-pass mean, float32 and D that 64 does not divide go to ``similarity_chunked``.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastssl.ops._operands import Similarity, cut
+
 from . import similarity_chunked as chunked
-from .host.device import device_properties
-from .similarity_chunked import _cut, _pieces, products
-from .tiles.config import TileConfig, pick_config, w_shape
+from .similarity_chunked import pieces, products
+from .tiles.config import TileConfig, w_shape
 from .tiles.load import at_most_top, load_ids, may_hold
-from .tiles.merge import INF, LOG2E, Partials, Results, load_scale, merge, row_terms
+from .tiles.merge import INF, LOG2E, Gradients, Partials, Results, load_scale, merge
+from .tiles.plan import tile_for
 from .tiles.row_bounds import row_bounds
+from .tiles.terms import Terms, row_terms
 
 SLICE = 64  # of D: 128 bytes of a row, the widest swizzle of shared memory
 #: Row blocks that share their columns: 16 of 128 rows beside 8 of 256 columns are a wave of 132 programs that reads least.
@@ -174,16 +177,10 @@ def wide_weights_kernel(
 def takes(x: Tensor, y: Tensor) -> bool:
     """Whether the kernels here serve x (N, D) and y (M, D), where neither bias nor threshold nor mean is asked for."""
     large = x.shape[1] % SLICE == 0 and len(x) * len(y) >= LEAST
-    return x.dtype in HALVES and large and _tile("wide", x) is not None
+    return x.dtype in HALVES and large and tile_for("wide", x).block_m > 0  # 0 where chunks were measured to be faster
 
 
-def _tile(kernel: str, x: Tensor) -> TileConfig | None:
-    """None where chunks were measured to be faster."""
-    config = pick_config(kernel, device_properties(x.device).arch, x.dtype, x.shape[1])
-    return config if config.block_m else None
-
-
-def _options(config: TileConfig, x: Tensor, length: int) -> dict:
+def _options(config: TileConfig, length: int) -> dict:
     """The constants of a launch; ``length``: columns that share a range of ids, whole tiles of them."""
     assert length % config.block_n == 0, (length, config)
     return {
@@ -196,109 +193,109 @@ def _grid(config: TileConfig, rows: int, columns: int) -> tuple[int]:
     return (triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n),)
 
 
-def _lying(t: Tensor) -> Tensor:
+def _apart(t: Tensor) -> Tensor:
     """Rows dense and 32 bytes apart, which Triton needs to know to load 16 at a time; a tile of them within 32-bit offsets."""
     return t if t.stride(1) == 1 and t.stride(0) % 16 == 0 and t.stride(0) < 1 << 22 else t.contiguous()
 
 
-def _partials(x, y, scale, factor, x_id, y_id, of_rows: Results, of_columns: Results | None = None) -> None:
-    """Fills the results of the N rows and, where wanted, of the M columns; x (N, D), y (M, D)."""
-    x, y = _lying(x), _lying(y)
-    config, m = _tile("wide", x), len(y)
+def _with_rows_apart(operands: Similarity) -> Similarity:
+    return operands._replace(x=_apart(operands.x), y=_apart(operands.y))
+
+
+def _partials(operands: Similarity, of_rows: Results, of_columns: Results | None = None) -> None:
+    """Fills the results of the N rows and, where wanted, of the M columns."""
+    operands = _with_rows_apart(operands)
+    x, y, scale, scale_factor, x_id, y_id, *_ = operands
+    config, m = tile_for("wide", x), len(y)
     ranges = None if y_id is None else row_bounds(y, y_id, config.block_n, False)[0]
-    options = _options(config, x, config.block_n)
-    new = {"dtype": torch.float32, "device": x.device}
-    groups = _pieces(len(x), GROUP)
-    held = None if of_columns is None else torch.empty((2, len(groups), m), **new)
-    unread = None if held is None else (torch.empty(m, **new), torch.empty(m, dtype=torch.int32, device=x.device))
+    options = _options(config, config.block_n)
+    new: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
+    groups = pieces(len(x), GROUP)
+    several = len(groups) > 1 and of_columns is not None
+    held = torch.empty((2, len(groups), m) if several else (2, 0, m), **new)  # the columns of each group
+    unread = torch.empty(m, **new), torch.empty(m, dtype=torch.int32, device=x.device)
     for k, rows in enumerate(groups):
         n = rows.stop - rows.start
         row_top, row_sum = torch.empty((2, triton.cdiv(m, config.block_n), n), **new)
-        columns = (None, None) if held is None else torch.empty((2, triton.cdiv(n, config.block_m), m), **new)
+        columns = (None, None) if of_columns is None else torch.empty((2, triton.cdiv(n, config.block_m), m), **new).unbind()
         wide_fwd_kernel[_grid(config, n, m)](
-            x[rows], y, _cut(x_id, rows), y_id, ranges, factor, row_top, row_sum, *columns,
+            x[rows], y, cut(x_id, rows), y_id, ranges, scale_factor, row_top, row_sum, *columns,
             n, m, x.shape[1], x.stride(0), y.stride(0), scale, **options,
         )  # fmt: skip
         merge(Partials(row_top, row_sum), of_rows.of(rows))
-        if held is not None:
-            merge(Partials(*columns), of_columns if len(groups) == 1 else Results(unread[0], held[:, k], unread[1]))
-    if len(groups) > 1 and held is not None:
-        merge(Partials(*held), of_columns)
+        if of_columns is not None:
+            merge(Partials(*columns), Results(unread[0], held[:, k], unread[1]) if several else of_columns)
+    if several and of_columns is not None:
+        merge(Partials(*held.unbind()), of_columns)
 
 
 class Weights(NamedTuple):
-    """What every chunk of W takes; terms as ``row_terms`` gives them, ``of_y`` None where only rows have gradients."""
+    """What every chunk of W takes; ``terms.of_y`` is None where only rows have gradients."""
 
-    x: Tensor  # (N, D)
-    y: Tensor  # (M, D)
-    scale: float
-    factor: Tensor | None
-    x_id: Tensor | None
-    y_id: Tensor | None
-    of_x: Tensor  # (3, N)
-    of_y: Tensor | None  # (3, M)
-    stats: Tensor  # (3,)
-    ranges: Tensor | None  # (M / block_n, 2)
-    length: int
+    operands: Similarity
+    terms: Terms
+    ranges: Tensor | None  # (M / length, 2)
+    length: int  # columns that share a range of ids
 
-    def __call__(self, rows: slice, cols: slice) -> Tensor:
+    def chunk(self, rows: slice, cols: slice) -> Tensor:
         """gain W (R, C)."""
-        x, y = self.x[rows], self.y[cols]
+        x, y, scale, scale_factor, x_id, y_id, *_ = self.operands.part(rows, cols)
+        of_x, of_y, stats = self.terms
+        assert of_x is not None
         w = torch.empty((len(x), len(y)), dtype=x.dtype, device=x.device)
         near = None if self.ranges is None else self.ranges[cols.start // self.length :]
-        of_y = (None,) * 3 if self.of_y is None else self.of_y[:, cols]
-        for narrow in (False,) if self.of_y is None else (True, False):
-            config = _tile("wide" if narrow or self.of_y is None else "wide two", x)
+        columns = (None,) * 3 if of_y is None else of_y[:, cols]
+        for narrow in (False,) if of_y is None else (True, False):
+            config = tile_for("wide" if narrow or of_y is None else "wide two", x)
             wide_weights_kernel[_grid(config, *w.shape)](
-                x, y, _cut(self.x_id, rows), _cut(self.y_id, cols), near, self.factor, *self.of_x[:, rows], *of_y, self.stats, w,
-                *w.shape, x.shape[1], x.stride(0), y.stride(0), self.scale, narrow, **_options(config, x, self.length),
+                x, y, x_id, y_id, near, scale_factor, *of_x[:, rows], *columns, stats, w,
+                *w.shape, x.shape[1], x.stride(0), y.stride(0), scale, narrow, **_options(config, self.length),
             )  # fmt: skip
         return w
 
 
-def _sweep(terms, x, y, scale, factor, x_id, y_id, outputs, dot_scale=1.0) -> None:
-    """Fills outputs = (dx, dy, dots), those that are given; terms (3, N), (3, M) or None, and stats, all of ``row_terms``."""
-    of_x, of_y, stats = terms
-    x, y = _lying(x), _lying(y)
-    length = _tile("wide", x).block_n
+def _sweep(operands: Similarity, terms: Terms, gradients: Gradients, dot_scale: float = 1.0) -> None:
+    """Fills dx, dy and dots, those that are given."""
+    operands = _with_rows_apart(operands)
+    x, y, y_id = operands.x, operands.y, operands.y_id
+    length = tile_for("wide", x).block_n
     ranges = None if y_id is None else row_bounds(y, y_id, length, False)[0]
-    weights = Weights(x, y, scale, factor, x_id, y_id, of_x, of_y, stats, ranges, length)
-    products(x, y, w_shape(len(x), len(y)), weights, stats, scale, factor, outputs, dot_scale)
+    products(operands, w_shape(len(x), len(y)), Weights(operands, terms, ranges, length).chunk, terms.stats, gradients, dot_scale)
 
 
 # What follows stands before the chunks: the same arguments, and what the kernels here do not serve goes on to them.
 
 
-def forward(x, y, scale, factor, x_id, y_id, bias, threshold, results: Results) -> None:
+def forward(operands: Similarity, results: Results) -> None:
     """As ``similarity_chunked.forward``."""
-    if bias is None and threshold is None and results.mean is None and takes(x, y):
-        _partials(x, y, scale, factor, x_id, y_id, results)
+    if operands.y_bias is None and operands.threshold is None and results.mean is None and takes(operands.x, operands.y):
+        _partials(operands, results)
     else:
-        chunked.forward(x, y, scale, factor, x_id, y_id, bias, threshold, results)
+        chunked.forward(operands, results)
 
 
-def cross_forward(x, y, scale, factor, x_id, y_id, threshold, of_rows: Results, of_columns: Results) -> None:
+def cross_forward(operands: Similarity, of_rows: Results, of_columns: Results) -> None:
     """As ``similarity_chunked.cross_forward``."""
-    if threshold is None and takes(x, y):
-        _partials(x, y, scale, factor, x_id, y_id, of_rows, of_columns)
+    if operands.threshold is None and takes(operands.x, operands.y):
+        _partials(operands, of_rows, of_columns)
     else:
-        chunked.cross_forward(x, y, scale, factor, x_id, y_id, threshold, of_rows, of_columns)
+        chunked.cross_forward(operands, of_rows, of_columns)
 
 
-def backward(g, state, peak, x, y, scale, factor, x_id, y_id, bias, symmetric, outputs) -> None:
+def backward(dlse: Tensor, state: Tensor, peak: Tensor, operands: Similarity, symmetric: bool, gradients: Gradients) -> None:
     """As ``similarity_chunked.backward``."""
-    if bias is None and takes(x, y):
-        terms, _, stats = row_terms(state, g, x.dtype)
-        dx, dy, _, dots = outputs
-        both = terms if symmetric else None
-        _sweep((terms, both, stats), x, y, scale, factor, x_id, y_id, (dx, dy, dots), 0.5 if symmetric else 1.0)
+    if operands.y_bias is None and takes(operands.x, operands.y):
+        terms = row_terms(state, dlse, operands.x.dtype)
+        if symmetric:
+            terms = Terms(terms.of_x, terms.of_x, terms.stats)
+        _sweep(operands, terms, gradients, 0.5 if symmetric else 1.0)
     else:
-        chunked.backward(g, state, peak, x, y, scale, factor, x_id, y_id, bias, symmetric, outputs)
+        chunked.backward(dlse, state, peak, operands, symmetric, gradients)
 
 
-def cross_backward(of_x, of_y, stats, peak, x, y, scale, factor, x_id, y_id, outputs) -> None:
+def cross_backward(terms: Terms, peak: Tensor, operands: Similarity, gradients: Gradients) -> None:
     """As ``similarity_chunked.cross_backward``."""
-    if takes(x, y):
-        _sweep((of_x, of_y, stats), x, y, scale, factor, x_id, y_id, outputs)
+    if takes(operands.x, operands.y):
+        _sweep(operands, terms, gradients)
     else:
-        chunked.cross_backward(of_x, of_y, stats, peak, x, y, scale, factor, x_id, y_id, outputs)
+        chunked.cross_backward(terms, peak, operands, gradients)

@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastssl.reference import softplus_sum as reference
-
 from .host.device import on_device
 from .host.launch import launch
 from .host.tensors import new
@@ -58,9 +56,7 @@ def _weight(lse: Tensor, mean: bool) -> float:
 
 
 def softplus_sum_fwd(lse: Tensor, positive: Tensor, scale: float, mean: bool) -> Tensor:
-    """lse (N,), positive (P,) -> scalar, float32; float64 by the reference."""
-    if lse.dtype == torch.float64:
-        return reference.softplus_sum_fwd(lse, positive, scale, mean)
+    """lse (N,), positive (P,) -> scalar, float32."""
     (total,) = new(lse, torch.float32, ())
     with on_device(lse):
         launch(
@@ -71,9 +67,7 @@ def softplus_sum_fwd(lse: Tensor, positive: Tensor, scale: float, mean: bool) ->
 
 
 def softplus_sum_bwd(dtotal: Tensor, lse: Tensor, positive: Tensor, scale: float, mean: bool) -> tuple[Tensor, Tensor]:
-    """dlse (N,) and dpositive (P,), float32; float64 by the reference."""
-    if lse.dtype == torch.float64:
-        return reference.softplus_sum_bwd(dtotal, lse, positive, scale, mean)
+    """dlse (N,) and dpositive (P,), float32."""
     lse, positive = lse.contiguous(), positive.contiguous()
     dlse, dpositive = new(lse, torch.float32, (len(lse),), (len(positive),))
     with on_device(lse):

@@ -1,10 +1,11 @@
-"""One way to declare an op: schema and fake here, one implementation for each dispatch key. No op is named in this file."""
+"""The one way to declare an op: its schema, its fake, and one implementation for each dispatch key. This file names no op."""
 
 import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fastssl.checks import accumulator_dtype
 
 from ._compiled import COMPILE_AGAIN, load_cpp, load_cuda
 
+_Given = TypeVar("_Given", Tensor, Tensor | None)
 _LIBRARY = torch.library.Library("fastssl", "FRAGMENT")
 
 _C, why_not_cpp = load_cpp()
@@ -35,8 +37,19 @@ def _late(module: str, name: str) -> Callable:
     return call
 
 
+def launcher(file: str, name: str) -> Callable:
+    """What serves an op on a GPU by Triton: its launcher or, for float64, which no Triton kernel takes, plain PyTorch."""
+    triton, reference = _late(f"fastssl.kernels.{file}", name), _late(f"fastssl.reference.{file}", name)
+
+    def call(*args):
+        return (reference if args[0].dtype == torch.float64 else triton)(*args)
+
+    return call
+
+
 def define_op(name: str, signature: str, fake: Callable, file: str):
-    """Declare ``fastssl::name``; ``file`` is the op's word in csrc, kernels and reference. Returns the bound overload."""
+    """Declares ``fastssl::name`` and registers what serves it. ``file`` is the name of the op's files in csrc, kernels and
+    reference. Returns the bound overload."""
     try:
         _LIBRARY.define(name + signature)
     except RuntimeError as error:  # a compiled kernel of this name takes or gives something else
@@ -52,7 +65,7 @@ def define_op(name: str, signature: str, fake: Callable, file: str):
             owners[key] = compiled
         elif key == "CUDA" and triton:
             owners[key] = "Triton"
-            _LIBRARY.impl(name, _late(f"fastssl.kernels.{file}", name), key)
+            _LIBRARY.impl(name, launcher(file, name), key)
         else:
             owners[key] = "reference"
             _LIBRARY.impl(name, reference, key)
@@ -65,8 +78,8 @@ def new_accumulator(like: Tensor, *shape: int) -> Tensor:
 
 
 def refuse_transforms(op: str, *inputs) -> None:
-    """Refuses in words what torch (2.13) would answer with silent zeros: torch.func around a compiled autograd.Function, and
-    tangents of forward-mode differentiation among ``inputs`` (those that are no tensors don't matter)."""
+    """Raises where torch (2.13) would return zeros without a word: torch.func around a compiled autograd.Function, and tangents of
+    forward-mode differentiation among ``inputs``, of which those that are no tensors do not matter."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(f"{op}: torch.func transforms (grad, vmap, jacrev) are not supported; use torch.autograd")
     if forward_ad._current_level < 0:
@@ -75,7 +88,7 @@ def refuse_transforms(op: str, *inputs) -> None:
         raise NotImplementedError(f"{op}: forward-mode derivatives are not supported; use torch.autograd.grad or backward")
 
 
-def distinct(tensor: Tensor | None, other: Tensor | None) -> Tensor | None:
+def distinct(tensor: _Given, other: Tensor | None) -> _Given:
     """``tensor``, as a view where it is ``other`` itself: dynamo (2.13) traces no Function that gets one tensor twice."""
     return tensor.view_as(tensor) if tensor is not None and tensor is other else tensor
 
@@ -94,9 +107,11 @@ class _Refuse(torch.autograd.Function):
 
 
 def first_derivative_only(op: str):
-    """For a Function's backward: differentiating its result raises, naming ``ctx.op``, else ``op``. torch's ``once_differentiable``
-    lets it pass in silence, as a constant, where the upstream gradient is one. The Function must save its differentiable inputs or
-    outputs."""
+    """For a Function's backward: differentiating its result raises an error that names ``ctx.op``, or else ``op``.
+
+    torch's ``once_differentiable`` takes the result for a constant without a word where the upstream gradient is one. The Function
+    must save its differentiable inputs or outputs.
+    """
 
     def decorate(backward):
         @functools.wraps(backward)

@@ -14,16 +14,19 @@ from torch import Tensor
 
 from fastssl.checks import FLOATS, check_scalar, check_vector, savable
 
+from ._operands import SigmoidPair
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 from .similarity import check_sides, split_scalar
 
 _OP = "sigmoid_pair"
 
 
-def _fake(x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight, need):
-    dx, dy = (new_accumulator(t, *(t.shape if wanted else (0,))) for t, wanted in zip((x, y), need[:2], strict=True))
-    dscale, dbias = (new_accumulator(x, *(() if wanted else (0,))) for wanted in need[2:])
-    return new_accumulator(x), dx, dy, dscale, dbias
+def _fake(*flat):
+    operands, need = SigmoidPair(*flat[:-1]), flat[-1]
+    sides = zip(operands[:2], need[:2], strict=True)
+    dx, dy = (new_accumulator(t, *(t.shape if wanted else (0,))) for t, wanted in sides)
+    dscale, dbias = (new_accumulator(operands.x, *(() if wanted else (0,))) for wanted in need[2:])
+    return new_accumulator(operands.x), dx, dy, dscale, dbias
 
 
 _op = define_op(
@@ -37,10 +40,10 @@ _op = define_op(
 
 class _SigmoidPair(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight, op):
-        wants = ctx.needs_input_grad
-        need = (wants[0], wants[1], wants[3], wants[5])
-        loss, *gradients = _op(x, y, scale, scale_factor, bias, bias_term, x_id, y_id, x_weight, y_weight, need)
+    def forward(ctx, op, *flat):
+        x, y, scale, scale_factor, _, bias_term, *_ = flat
+        _, want_x, want_y, _, want_scale, _, want_bias, *_ = ctx.needs_input_grad
+        loss, *gradients = _op(*flat, (want_x, want_y, want_scale, want_bias))
         ctx.save_for_backward(*gradients, x, y, scale_factor, bias_term)
         ctx.scale, ctx.op = scale, op
         return loss
@@ -49,16 +52,17 @@ class _SigmoidPair(torch.autograd.Function):
     @first_derivative_only(_OP)
     def backward(ctx, upstream):
         dx, dy, dscale, dbias, x, y, scale_factor, bias_term = ctx.saved_tensors
-        wants = ctx.needs_input_grad
+        _, want_x, want_y, _, want_scale, _, want_bias, *_ = ctx.needs_input_grad
         shaped = lambda g, like: (g * upstream).to(like.dtype).reshape(like.shape)  # noqa: E731
         return (
-            shaped(dx, x) if wants[0] else None,
-            shaped(dy, y) if wants[1] else None,
             None,
-            shaped(dscale * ctx.scale, scale_factor) if wants[3] else None,
+            shaped(dx, x) if want_x else None,
+            shaped(dy, y) if want_y else None,
             None,
-            shaped(dbias, bias_term) if wants[5] else None,
-            *(None,) * 5,
+            shaped(dscale * ctx.scale, scale_factor) if want_scale else None,
+            None,
+            shaped(dbias, bias_term) if want_bias else None,
+            *(None,) * 4,
         )
 
 
@@ -91,16 +95,19 @@ def sigmoid_pair(
     check_scalar(op, "bias", bias, x)
     if (x_weight is None) != (y_weight is None):
         raise ValueError(f"{op}: x_weight and y_weight must be given together")
-    if x_weight is not None:
+    if x_weight is not None and y_weight is not None:
         check_vector(op, "x_weight", x_weight, x.shape[0], FLOATS, "x", x)
         check_vector(op, "y_weight", y_weight, y.shape[0], FLOATS, "y", y)
         x_weight, y_weight = x_weight.detach(), y_weight.detach()
     refuse_transforms(op, x, y, scale, bias)
     x_id, y_id = savable(x_id), savable(y_id)
-    factor, scale = split_scalar(scale, x)
-    term, bias = split_scalar(bias, x)
-    bias = 0.0 if term is not None else bias
-    args = (x, distinct(y, x), scale, factor, bias, distinct(term, factor), x_id, distinct(y_id, x_id), x_weight, y_weight)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor, term)):
-        return _SigmoidPair.apply(*args, op)
-    return _op(*args, (False,) * 4)[0]
+    scale_factor, scale = split_scalar(scale, x)
+    bias_term, bias = split_scalar(bias, x)
+    bias = 0.0 if bias_term is not None else bias
+    ids = x_id, distinct(y_id, x_id)
+    operands = SigmoidPair(
+        x, distinct(y, x), scale, scale_factor, bias, distinct(bias_term, scale_factor), *ids, x_weight, y_weight
+    )
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, scale_factor, bias_term)):
+        return _SigmoidPair.apply(op, *operands)
+    return _op(*operands, (False,) * 4)[0]

@@ -15,15 +15,16 @@ Four schedules, U = 2 N M D FLOP:
     one-pass    only x or scale does     forward 2U, also emits mean_i = sum_j p_ij y_j; backward 0, nothing of y is saved
     no-grad     nothing does             forward U
 
-Saved for the backward: x, y and of each row (top, total, peak): the largest logit, the sum of exp(s - top), and where the largest
-logit lies (one-pass: mean). No N x M matrix exists in any of them.
+What is saved for the backward: x, y and of each row (top, total, peak), which are the largest logit, the sum of exp(s - top) and
+the column of the largest logit. The one-pass schedule saves the mean instead. No N x M matrix exists in any schedule.
 
-The backward makes each s_ij anew, and a product of another shape, or the vendor's choice of another algorithm, gives it other bits.
-So p_ij = min(1, exp(s_ij - top_i)) / total_i, and the logit at ``peak`` counts as top_i itself: a row that one logit dominates has
-the weight 1 there, however large the logits are, and every other weight is off by the rounding of its logit, as eager's is.
+The backward computes each s_ij again. A product of another shape, or one for which the vendor chose another algorithm, may give it
+other last bits. So p_ij = min(1, exp(s_ij - top_i)) / total_i, and the logit at ``peak`` counts as top_i itself. A row that one
+logit dominates then has the weight 1 there, however large the logits are. Every other weight is off by the rounding of its logit,
+as it is in eager PyTorch.
 
-The forward sweeps can also count: rank_i = #{j : x_id_i != y_id_j, s_ij > threshold_i}. With the positive's logit as the
-threshold that is the positive's rank among the negatives, hence acc@1 and acc@5, without logits.
+The forward sweeps can also count: rank_i = #{j : x_id_i != y_id_j, s_ij > threshold_i}. Where the threshold is the positive's
+logit, this is the positive's rank among the negatives, from which acc@1 and acc@5 follow without any stored logits.
 """
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from fastssl.checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector, savable, traced, widest
 
+from ._operands import SimilarityArguments, factor_of
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 
 _OP = "similarity_lse"
@@ -42,16 +44,18 @@ def new_rank(x: Tensor, threshold: Tensor | None) -> Tensor:
     return x.new_empty(0 if threshold is None else x.shape[0], dtype=torch.int32)
 
 
-def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
-    n = x.shape[0]
+def _fake_fwd(*flat):
+    x, threshold, n = flat[0], flat[-1], flat[0].shape[0]
     return new_accumulator(x, n), new_rank(x, threshold), new_accumulator(x, 2, n), x.new_empty(n, dtype=torch.int32)
 
 
-def _fake_one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold):
+def _fake_one_pass(*flat):
+    x, threshold = flat[0], flat[-1]
     return new_accumulator(x, x.shape[0]), new_accumulator(x, *x.shape), new_rank(x, threshold)
 
 
-def _fake_bwd(dlse, state, peak, x, y, scale, scale_factor, x_id, y_id, y_bias, need):
+def _fake_bwd(dlse, state, peak, *rest):
+    (x, y, *_, y_bias), need = rest[:-1], rest[-1]
     dx = x.new_empty(x.shape if need[0] else (0,))
     dy = x.new_empty(y.shape if need[1] and y is not None else (0,))
     dbias = new_accumulator(x, 0) if y_bias is None else y_bias.new_empty(y_bias.shape if need[2] else (0,))
@@ -71,21 +75,23 @@ _bwd = define_op(
 
 
 def split_scalar(value: float | Tensor, like: Tensor) -> tuple[Tensor | None, float]:
-    """A checked number or tensor as an op takes it: (tensor, 1), or (None, number)."""
+    """A checked scale as an op takes it: (tensor, 1.0) for a tensor, (None, number) for a number."""
     value = savable(traced(value, like))
     return (value, 1.0) if isinstance(value, Tensor) else (None, float(value))
 
 
 def scale_gradient(dscale: Tensor, scale: float, scale_factor: Tensor) -> Tensor:
+    """The gradient of ``scale_factor``, in its shape and dtype, from that of the scale, which is ``scale * scale_factor``."""
     return (dscale * scale).to(scale_factor.dtype).reshape(scale_factor.shape)
 
 
 class _TwoSided(torch.autograd.Function):
-    """Symmetric (y is None) and two-sided: the backward recomputes the similarities tile by tile."""
+    """The symmetric schedule (y is None) and the two-sided one: the backward computes the similarities again, tile by tile."""
 
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, op):
-        lse, rank, state, peak = _fwd(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
+    def forward(ctx, op, *flat):
+        x, y, scale, scale_factor, x_id, y_id, y_bias, _ = flat
+        lse, rank, state, peak = _fwd(*flat)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
         ctx.save_for_backward(state, peak, x, y, scale_factor, x_id, y_id, y_bias)
@@ -98,28 +104,21 @@ class _TwoSided(torch.autograd.Function):
         if dlse is None:
             return (None,) * 9
         state, peak, x, y, scale_factor, x_id, y_id, y_bias = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        need = (wants[0], wants[1], wants[6], wants[3])
+        _, want_x, want_y, _, want_scale, _, _, want_bias, _ = ctx.needs_input_grad
+        need = (want_x, want_y, want_bias, want_scale)
         dx, dy, dbias, dscale = _bwd(dlse, state, peak, x, y, ctx.scale, scale_factor, x_id, y_id, y_bias, need)
-        return (
-            dx if need[0] else None,
-            dy if need[1] else None,
-            None,
-            scale_gradient(dscale, ctx.scale, scale_factor) if need[3] else None,
-            None,
-            None,
-            dbias if need[2] else None,
-            None,
-            None,
-        )
+        dscale = scale_gradient(dscale, ctx.scale, scale_factor) if want_scale else None
+        dbias = dbias if want_bias else None
+        return None, dx if want_x else None, dy if want_y else None, None, dscale, None, None, dbias, None
 
 
 class _OnePass(torch.autograd.Function):
     """y and y_bias are constants: the forward leaves mean_i, and the backward never sees y."""
 
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, y_bias, threshold, op):
-        lse, mean, rank = _one_pass(x, y, scale, scale_factor, x_id, y_id, y_bias, threshold)
+    def forward(ctx, op, *flat):
+        x, _, scale, scale_factor, *_ = flat
+        lse, mean, rank = _one_pass(*flat)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
         ctx.save_for_backward(mean, x, scale_factor)
@@ -132,17 +131,17 @@ class _OnePass(torch.autograd.Function):
         if dlse is None:
             return (None,) * 9
         mean, x, scale_factor = ctx.saved_tensors
+        _, want_x, _, _, want_scale, *_ = ctx.needs_input_grad
         dx = dscale = None
-        if ctx.needs_input_grad[0]:
-            factor = ctx.scale if scale_factor is None else ctx.scale * scale_factor.reshape(()).to(mean.dtype)
-            dx = (mean * (dlse * factor)[:, None]).to(x.dtype)
-        if ctx.needs_input_grad[3]:
+        if want_x:
+            dx = (mean * (dlse * factor_of(ctx.scale, scale_factor, mean.dtype))[:, None]).to(x.dtype)
+        if want_scale:
             dots = (mean * x.to(mean.dtype)).sum(1)
             dscale = scale_gradient((dots * dlse).sum(), ctx.scale, scale_factor)
-        return dx, None, None, dscale, *(None,) * 5
+        return None, dx, None, None, dscale, *(None,) * 4
 
 
-def check_sides(op, x, y, scale, x_id, y_id) -> None:
+def check_sides(op: str, x: Tensor, y: Tensor, scale: float | Tensor, x_id: Tensor | None, y_id: Tensor | None) -> None:
     """x (N, D) and y (M, D) of one width, dtype and device, a finite scale, and ids for both sides or for neither."""
     check_matrix(op, "x", x, "N, D")
     check_matrix(op, "y", y, "M, D")
@@ -162,8 +161,21 @@ def check_sides(op, x, y, scale, x_id, y_id) -> None:
         check_vector(op, "y_id", y_id, y.shape[0], INTEGERS, "y", y)
 
 
-def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, threshold=None, op=_OP) -> tuple[Tensor, Tensor]:
-    """``similarity_lse`` and the rank (N,) int32 of ``threshold`` (N,), a constant, among each row's logits; (0,) without it."""
+def similarity_lse_rank(
+    x: Tensor,
+    y: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    x_id: Tensor | None = None,
+    y_id: Tensor | None = None,
+    y_bias: Tensor | None = None,
+    threshold: Tensor | None = None,
+    op: str = _OP,
+) -> tuple[Tensor, Tensor]:
+    """``similarity_lse`` and, of each row, how many of its logits lie above ``threshold`` (N,), a constant: rank (N,) int32.
+
+    Without a threshold the rank is (0,). ``op`` is the name in error messages.
+    """
     check_sides(op, x, y, scale, x_id, y_id)
     if y_bias is not None:
         check_vector(op, "y_bias", y_bias, y.shape[0], FLOATS, "y", y)
@@ -172,20 +184,20 @@ def similarity_lse_rank(x, y, *, scale=1.0, x_id=None, y_id=None, y_bias=None, t
         threshold = threshold.detach()
     refuse_transforms(op, x, y, scale, y_bias)
     x_id, y_id, y_bias, threshold = map(savable, (x_id, y_id, y_bias, threshold))
-    factor, scale = split_scalar(scale, x)
+    scale_factor, scale = split_scalar(scale, x)
     symmetric = y is x and (y_id is None or y_id is x_id)
     if symmetric:
-        args = (x, None, scale, factor, x_id, None, y_bias, threshold)
+        arguments = SimilarityArguments(x, None, scale, scale_factor, x_id, None, y_bias, threshold)
     else:
         y_id = distinct(x_id if y_id is None else y_id, x_id)
-        args = (x, distinct(y, x), scale, factor, x_id, y_id, y_bias, threshold)
+        arguments = SimilarityArguments(x, distinct(y, x), scale, scale_factor, x_id, y_id, y_bias, threshold)
     if not torch.is_grad_enabled():
-        return _fwd(*args)[:2]
+        return _fwd(*arguments)[:2]
     column_gradient = y.requires_grad or (y_bias is not None and y_bias.requires_grad)
-    row_gradient = x.requires_grad or (factor is not None and factor.requires_grad)
+    row_gradient = x.requires_grad or (scale_factor is not None and scale_factor.requires_grad)
     if column_gradient or (symmetric and row_gradient):
-        return _TwoSided.apply(*args, op)
-    return _OnePass.apply(*args, op) if row_gradient else _fwd(*args)[:2]
+        return _TwoSided.apply(op, *arguments)
+    return _OnePass.apply(op, *arguments) if row_gradient else _fwd(*arguments)[:2]
 
 
 def similarity_lse(
@@ -213,11 +225,18 @@ def similarity_lse(
         lse (N,), float32 (float64 for float64 input); ``-inf``, with gradient 0, for a row with every column excluded.
 
     Memory is O((N + M) D). Differentiable once in x, y, scale and y_bias. If neither ``y`` nor ``y_bias`` needs a
-    gradient, nothing of ``y`` is kept for the backward, so it may be overwritten in place at once (a queue).
+    gradient, nothing of ``y`` is kept for the backward, so that a queue may be overwritten in place at once.
 
     Raises:
-        TypeError, ValueError: a wrong type, dtype, shape, device, or a non-finite scale.
-        NotImplementedError: under torch.func transforms.
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, ids of one side alone, or a scale that is not finite.
+        NotImplementedError: under torch.func transforms and forward-mode differentiation, and for a second derivative.
+
+    Examples:
+        >>> x = torch.eye(3)
+        >>> lse = similarity_lse(x, x, scale=2.0, x_id=torch.arange(3))  # each row against the two others, whose logits are 0
+        >>> lse.shape, round(lse[0].item(), 4)
+        (torch.Size([3]), 0.6931)
     """
     x, y = widest(savable(x), savable(y)) if y is not x else (savable(x),) * 2
     return similarity_lse_rank(x, y, scale=scale, x_id=x_id, y_id=y_id, y_bias=y_bias)[0]

@@ -27,14 +27,16 @@ KEEP_ELEMENTS = 1 << 24  # 64 MiB of float32
 _COMMON = "Tensor x, Tensor y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id"
 
 
-def _fake_fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows):
+def _fake_fwd(x, y, *rest):
+    threshold, keep_rows = rest[-2:]
     kept = new_accumulator(x, keep_rows, y.shape[0])
     n, m = x.shape[0], y.shape[0]
     state, peak = new_accumulator(x, 2, n + m), x.new_empty(n + m, dtype=torch.int32)
     return new_accumulator(x, n), new_accumulator(x, m), new_rank(x, threshold), kept, state, peak
 
 
-def _fake_bwd(drow, dcolumn, state, peak, kept, x, y, scale, scale_factor, x_id, y_id, need):
+def _fake_bwd(drow, dcolumn, state, peak, kept, x, y, *rest):
+    need = rest[-1]
     dx, dy = (t.new_empty(t.shape if wanted else (0,)) for t, wanted in zip((x, y), need[:2], strict=True))
     return dx, dy, (new_accumulator(x) if need[2] else new_accumulator(x, 0))
 
@@ -55,9 +57,10 @@ _bwd = define_op(
 
 class _Cross(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, scale, scale_factor, x_id, y_id, threshold, op):
+    def forward(ctx, op, *flat):
+        x, y, scale, scale_factor, x_id, y_id, _ = flat
         keep_rows = min(x.shape[0], KEEP_ELEMENTS // y.shape[0]) if x.device.type == "cpu" else 0
-        row, column, rank, kept, state, peak = _fwd(x, y, scale, scale_factor, x_id, y_id, threshold, keep_rows)
+        row, column, rank, kept, state, peak = _fwd(*flat, keep_rows)
         ctx.mark_non_differentiable(rank)
         ctx.save_for_backward(state, peak, kept, x, y, scale_factor, x_id, y_id)
         ctx.scale, ctx.op = scale, op
@@ -66,16 +69,17 @@ class _Cross(torch.autograd.Function):
     @staticmethod
     @first_derivative_only(_OP)
     def backward(ctx, drow, dcolumn, _):
-        state, peak, kept, x, y, scale_factor, x_id, y_id = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        need = (wants[0], wants[1], wants[3])
-        dx, dy, dscale = _bwd(drow, dcolumn, state, peak, kept, x, y, ctx.scale, scale_factor, x_id, y_id, need)
+        *states, x, y, scale_factor, x_id, y_id = ctx.saved_tensors
+        _, want_x, want_y, _, want_scale, *_ = ctx.needs_input_grad
+        need = (want_x, want_y, want_scale)
+        dx, dy, dscale = _bwd(drow, dcolumn, *states, x, y, ctx.scale, scale_factor, x_id, y_id, need)
         return (
-            dx if need[0] else None,
-            dy if need[1] else None,
             None,
-            scale_gradient(dscale, ctx.scale, scale_factor) if need[2] else None,
-            *(None,) * 4,
+            dx if want_x else None,
+            dy if want_y else None,
+            None,
+            scale_gradient(dscale, ctx.scale, scale_factor) if want_scale else None,
+            *(None,) * 3,
         )
 
 
@@ -109,7 +113,7 @@ def similarity_cross(
         threshold = threshold.detach()
     refuse_transforms(op, x, y, scale)
     x_id, y_id, threshold = map(savable, (x_id, y_id, threshold))
-    factor, scale = split_scalar(scale, x)
-    args = (x, distinct(y, x), scale, factor, x_id, distinct(x_id if y_id is None else y_id, x_id), threshold)
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, factor))
-    return _Cross.apply(*args, op) if wanted else _fwd(*args, 0)[:3]
+    scale_factor, scale = split_scalar(scale, x)
+    flat = (x, distinct(y, x), scale, scale_factor, x_id, distinct(x_id if y_id is None else y_id, x_id), threshold)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, scale_factor))
+    return _Cross.apply(op, *flat) if wanted else _fwd(*flat, 0)[:3]

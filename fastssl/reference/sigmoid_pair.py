@@ -8,13 +8,14 @@
 Stores the (N, M) matrix: the oracle of every kernel, and the fallback where none is built.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastssl.checks import accumulator_dtype
-
-from .similarity import effective_scale
+from fastssl.ops._operands import factor_of
 
 
 def sigmoid_pair(
@@ -28,17 +29,18 @@ def sigmoid_pair(
     y_id: Tensor,  # (M,)
     x_weight: Tensor | None,  # (N,)
     y_weight: Tensor | None,  # (M,), given with x_weight
-    need: list[bool],  # dx, dy, dscale, dbias
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # loss (), dx, dy, dscale (), dbias (): in the accumulator's dtype
+    need: Sequence[bool],  # dx, dy, dscale, dbias
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """loss (), dx (N, D), dy (M, D), dscale () and dbias () in the accumulator's dtype; what ``need`` leaves out is empty."""
     with torch.autocast(x.device.type, enabled=False):
         dtype = accumulator_dtype(x)
         xf, yf = x.to(dtype), y.to(dtype)
-        factor = effective_scale(scale, scale_factor, dtype)
+        factor = factor_of(scale, scale_factor, dtype)
         logits = factor * (xf @ yf.T) + (bias if bias_term is None else bias + bias_term.reshape(()).to(dtype))
         positive = x_id[:, None] == y_id[None, :]
         sign = torch.where(positive, 1.0, -1.0).to(dtype)
         weight = torch.ones_like(logits)
-        if x_weight is not None:
+        if x_weight is not None and y_weight is not None:
             weight = torch.where(positive, x_weight.to(dtype)[:, None] + y_weight.to(dtype)[None, :], weight)
         loss = (weight * F.softplus(-sign * logits, threshold=40.0)).sum()
         w = -sign * weight * torch.sigmoid(-sign * logits)

@@ -8,10 +8,14 @@
 Stores the (N, M) matrix: the oracle of every kernel, and the fallback where none is built.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .similarity import _logits, _rank, _softmax, _state, effective_scale
+from fastssl.ops._operands import Similarity, factor_of
+
+from .similarity import logits, rank_of, softmax, state_of
 
 
 def similarity_cross_fwd(
@@ -23,23 +27,36 @@ def similarity_cross_fwd(
     y_id: Tensor | None,  # (M,)
     threshold: Tensor | None,  # (N,)
     keep_rows: int,
-) -> tuple[Tensor, ...]:  # row (N,), column (M,), rank (N,) or (0,), kept (keep_rows, M), state (2, N + M), peak (N + M,)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """row (N,), column (M,), rank (N,) or (0,), kept logits (keep_rows, M), state (2, N + M) and peak (N + M,)."""
     with torch.autocast(x.device.type, enabled=False):
-        s = _logits(x, y, scale, scale_factor, x_id, y_id, None)[2]
-        state, peak = (torch.cat(parts, -1) for parts in zip(_state(s), _state(s.T), strict=True))
-        return torch.logsumexp(s, dim=1), torch.logsumexp(s, dim=0), _rank(s, threshold), s[:keep_rows].clone(), state, peak
+        s = logits(Similarity(x, y, scale, scale_factor, x_id, y_id))[2]
+        (rows, row_peak), (columns, column_peak) = state_of(s), state_of(s.T)
+        state, peak = torch.cat([rows, columns], 1), torch.cat([row_peak, column_peak])
+        return torch.logsumexp(s, dim=1), torch.logsumexp(s, dim=0), rank_of(s, threshold), s[:keep_rows].clone(), state, peak
 
 
 def similarity_cross_bwd(
-    drow, dcolumn, state, peak, kept, x, y, scale, scale_factor, x_id, y_id, need
+    drow: Tensor,  # (N,)
+    dcolumn: Tensor,  # (M,)
+    state: Tensor,  # (2, N + M)
+    peak: Tensor,  # (N + M,)
+    kept: Tensor,  # (R, M), not read: all logits are made again
+    x: Tensor,
+    y: Tensor,
+    scale: float,
+    scale_factor: Tensor | None,
+    x_id: Tensor | None,
+    y_id: Tensor | None,
+    need: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dy, dscale); a gradient that ``need`` does not ask for is an empty tensor. The kept logits are made again."""
+    """dx, dy and dscale; a gradient that ``need`` does not ask for is an empty tensor."""
     with torch.autocast(x.device.type, enabled=False):
-        xf, yf, s = _logits(x, y, scale, scale_factor, x_id, y_id, None)
+        xf, yf, s = logits(Similarity(x, y, scale, scale_factor, x_id, y_id))
         n = len(x)
-        weight = drow[:, None] * _softmax(s, state[:, :n], peak[:n])
-        weight = weight + (dcolumn[:, None] * _softmax(s.T, state[:, n:], peak[n:])).T
-        factor = effective_scale(scale, scale_factor, xf.dtype)
+        weight = drow[:, None] * softmax(s, state[:, :n], peak[:n])
+        weight = weight + (dcolumn[:, None] * softmax(s.T, state[:, n:], peak[n:])).T
+        factor = factor_of(scale, scale_factor, xf.dtype)
         own = weight @ yf
         none = xf.new_empty(0)
         dx = factor * own if need[0] else none

@@ -18,8 +18,9 @@ from benchmarks.tune import candidates as tune_candidates
 from benchmarks.tune import cases as tune_cases
 from benchmarks.tune import worker as tune_worker
 from benchmarks.tune.cases import CASES, Case
-from fastssl.kernels import similarity, similarity_chunked, similarity_wide, tuned
+from fastssl.kernels import similarity_chunked, similarity_forward, similarity_wide, tuned
 from fastssl.kernels.tiles import config as tile_configs
+from fastssl.kernels.tiles import plan
 from fastssl.kernels.tiles.config import TileConfig, pick_config
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +172,7 @@ def test_every_key_is_tried_against_its_usual_configuration_twice():
 
 def test_forced_changes_one_kernel_only():
     kernels = ("fwd", "fwd plain", "bwd", "bwd plain")
-    ask = lambda: [similarity.pick_config(kernel, 90, torch.bfloat16, 128) for kernel in kernels]  # noqa: E731
+    ask = lambda: [plan.pick_config(kernel, 90, torch.bfloat16, 128) for kernel in kernels]  # noqa: E731
     usual, chunk = ask(), similarity_chunked.chunk_shape(16384, 16384)
     with tune_cases.forced("fwd plain", SLOW):
         assert ask() == [TileConfig(*SLOW), TileConfig(*SLOW), *usual[2:]]
@@ -181,7 +182,7 @@ def test_forced_changes_one_kernel_only():
         rows, columns = similarity_chunked.chunk_shape(16384, 16384)
         assert rows == 4096 and rows * columns == 1 << 22 and not similarity_wide.takes(half, half)
     with tune_cases.forced("chunk cross", SLOW):
-        tiles = [similarity_wide.pick_config(kernel, 90, torch.bfloat16, 512) for kernel in ("wide", "wide two")]
+        tiles = [plan.pick_config(kernel, 90, torch.bfloat16, 512) for kernel in ("wide", "wide two")]
         assert tiles == [TileConfig(*SLOW), tile_configs.pick_config("wide two", 90, torch.bfloat16, 512)]
     assert similarity_wide.takes(half, half)
     assert similarity_chunked.chunk_shape(16384, 16384) == chunk == (2048, 4096)
@@ -189,7 +190,7 @@ def test_forced_changes_one_kernel_only():
 
 def test_the_forward_of_nt_xent_is_either_kernel():
     ids = torch.arange(256, dtype=torch.int32)
-    ask = lambda: similarity.pick_triangle(256, ids, 90, torch.bfloat16, 128, "ieee")  # noqa: E731
+    ask = lambda: similarity_forward.pick_triangle(256, ids, 90, torch.bfloat16, 128, "ieee")  # noqa: E731
     key = "triangle plain", "16-bit", 128
     usual = ask()
     assert astuple(usual) == tune_cases.usual_config(key, 90) and () in tune_candidates.to_try(key, {}, 90)
@@ -250,8 +251,7 @@ def launch(self, *args, grid, warmup, **kwargs):
 
 run = JITFunction.run
 driver.set_active(Device(90))
-properties = offline.DeviceProperties(90, 132)
-patched = mock.patch.object(offline.similarity, "device_properties", lambda device: properties)
+patched = mock.patch.object(offline.device, "CPU", offline.DeviceProperties(90, 132))
 with patched, mock.patch.object(JITFunction, "run", launch):
     call = case.build(*case.shape, torch.bfloat16, "cpu")
     with tune_cases.forced("fwd", config):

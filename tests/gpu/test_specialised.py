@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastssl.functional import clip_loss, nt_xent
-from fastssl.kernels import similarity
+from fastssl.kernels.tiles import plan
 from fastssl.kernels.tiles.config import TileConfig
 from fastssl.testing.compare import relative_error
 
@@ -35,11 +35,11 @@ def test_gradients(monkeypatch, on_device, name, rows, width, dtype):
     a, b = (torch.nn.functional.normalize(torch.randn(rows, width, generator=gen), dim=1).to(dtype).cuda() for _ in "ab")
     theirs = gradients(LOSSES[name], a, b, 0.1)
     similarity_hopper = importlib.import_module("fastssl.kernels.similarity_hopper")  # only now: not every Triton has Gluon
-    launched, usual = [], similarity.pick_config
+    launched, usual = [], plan.pick_config
     serve = similarity_hopper.narrow_backward
     monkeypatch.setattr(similarity_hopper, "narrow_backward", lambda *args: launched.append(serve(*args)))
     tile = TileConfig(128, 64, 8, 3, specialised=True)
-    monkeypatch.setattr(similarity, "pick_config", lambda name, *rest: tile if name == "bwd plain" else usual(name, *rest))
+    monkeypatch.setattr(plan, "pick_config", lambda name, *rest: tile if name == "bwd plain" else usual(name, *rest))
     ours = gradients(LOSSES[name], a, b, 0.1)
     again = gradients(LOSSES[name], a, b, 0.1)
     assert launched or REHEARSING

@@ -15,10 +15,6 @@ WITHOUT = {
     "fastssl.compat.mae": "methods of the class MaskedAutoencoderViT: docs/compat.md shows them under fastssl.patch",
     "fastssl.compat.lightly.vit_preprocess": "a method of MaskedVisionTransformerTIMM, which needs lightly and timm",
 }
-#: Public names whose example is still to be written.
-NOT_YET = {
-    "fastssl.functional.similarity_lse",
-}
 
 
 def definitions() -> dict[str, tuple[str, ast.AST]]:
@@ -70,4 +66,4 @@ def test_the_example_stands_under_the_heading_that_the_site_knows(name):
 def test_every_public_name_has_an_example():
     missing = {name for name, (at, node) in definitions().items() if not docstrings(at, node)}
     missing = {name for name in missing if not any(name == known or name.startswith(known + ".") for known in WITHOUT)}
-    assert missing <= NOT_YET, f"no example (Examples: with >>>) in the docstring of {sorted(missing - NOT_YET)}"
+    assert not missing, f"no example (Examples: with >>>) in the docstring of {sorted(missing)}"

@@ -4,7 +4,6 @@ The source of one module is changed in one place, written to a temporary file an
 launcher at sizes that are not a multiple of a tile.
 """
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -16,8 +15,12 @@ import torch
 from torch.nn.functional import normalize
 
 from fastssl import kernels
+from fastssl.kernels.sigmoid_pair_terms import Sums
+from fastssl.kernels.tiles import plan
 from fastssl.kernels.tiles.config import TileConfig
 from fastssl.kernels.tiles.merge import Results
+from fastssl.kernels.tiles.terms import row_terms
+from fastssl.ops._operands import SigmoidPair, Similarity, SimilarityArguments
 
 
 def changed(name: str, old: str, new: str) -> str:
@@ -43,29 +46,33 @@ def _rows(n: int, d: int) -> torch.Tensor:
     return normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(n)), dim=1)
 
 
-def _small_tiles(monkeypatch, similarity: ModuleType) -> None:
+OPERANDS = Similarity(_rows(40, 16), _rows(50, 16), 10.0, None, None, None)
+
+
+def _small_tiles(monkeypatch) -> None:
     """Two blocks of rows and two splits of columns."""
-    monkeypatch.setattr(similarity, "pick_config", lambda *args: TileConfig(32, 16, 4, 2))
-    monkeypatch.setattr(similarity, "pick_splits", lambda rows, columns, *args: (2, 32))
+    monkeypatch.setattr(plan, "pick_config", lambda *args: TileConfig(32, 16, 4, 2))
+    monkeypatch.setattr(plan, "pick_splits", lambda rows, columns, *args: (2, 32))
 
 
-def _forward(monkeypatch, similarity: ModuleType):
-    _small_tiles(monkeypatch, similarity)
-    return similarity.similarity_fwd(_rows(40, 16), _rows(50, 16), 10.0, None, None, None, None, None)
+def _forward(monkeypatch, forward: ModuleType):
+    _small_tiles(monkeypatch)
+    return forward.forward(SimilarityArguments(*OPERANDS), False)
 
 
-def _whole_forward(monkeypatch, similarity: ModuleType):
-    monkeypatch.setattr(similarity, "pick_config", lambda *args: TileConfig(32, 16, 4, 2))
-    monkeypatch.setattr(similarity, "pick_splits", lambda rows, columns, *args: (1, 64))
-    return similarity.similarity_fwd(_rows(40, 16), _rows(50, 16), 10.0, None, None, None, None, None)
+def _whole_forward(monkeypatch, forward: ModuleType):
+    monkeypatch.setattr(plan, "pick_config", lambda *args: TileConfig(32, 16, 4, 2))
+    monkeypatch.setattr(plan, "pick_splits", lambda rows, columns, *args: (1, 64))
+    return forward.forward(SimilarityArguments(*OPERANDS), False)
 
 
-def _backward(monkeypatch, similarity: ModuleType):
-    _small_tiles(monkeypatch, similarity)
-    x, y = _rows(40, 16), _rows(50, 16)
+def _backward(monkeypatch, backward: ModuleType):
+    _small_tiles(monkeypatch)
+    x, y = OPERANDS.x, OPERANDS.y
     state = torch.stack([torch.zeros(40), (10.0 * x @ y.T).exp().sum(1)])  # base 2 does not matter here
-    peak = torch.full((40,), -1, dtype=torch.int32)
-    return similarity.similarity_bwd(torch.ones(40), state, peak, x, y, 10.0, None, None, None, None, (True, False, False, False))
+    dx = torch.empty_like(x)
+    backward.row_owner(OPERANDS, row_terms(state, torch.ones(40), x.dtype), dx, None, None)
+    return dx
 
 
 def normalize_pair(monkeypatch, module: ModuleType):
@@ -80,7 +87,7 @@ def _chunks(monkeypatch, chunked: ModuleType):
     n, ids = 5, torch.arange(5)
     new = lambda *shape: torch.empty(*shape)  # noqa: E731
     results = Results(new(n), new(2, n), torch.empty(n, dtype=torch.int32), None, torch.empty(0, dtype=torch.int32))
-    chunked.forward(_rows(n, 260), _rows(n, 260), 10.0, None, ids, ids, None, None, results)
+    chunked.forward(Similarity(_rows(n, 260), _rows(n, 260), 10.0, None, ids, ids), results)
     return results
 
 
@@ -90,10 +97,9 @@ def _row_bounds(monkeypatch, bounds: ModuleType):
 
 def _sigmoid_chunks(monkeypatch, chunked: ModuleType):
     monkeypatch.setattr(chunked, "_SPAN", 32)
-    terms = importlib.import_module("fastssl.kernels.sigmoid_pair_terms")
-    pair = terms.Pair(_rows(9, 260), _rows(40, 260), torch.arange(9), torch.arange(40), None, None)
+    pair = SigmoidPair(_rows(9, 260), _rows(40, 260), 10.0, None, -5.0, None, torch.arange(9), torch.arange(40), None, None)
     loss, dbias = torch.empty(()), torch.empty(())
-    chunked.sweep(pair, terms.Logits(10.0, None, -5.0, None, None), None, None, loss, dbias, None)
+    chunked.sweep(pair, None, None, None, Sums(loss, dbias, None))
     return loss, dbias
 
 
@@ -111,11 +117,11 @@ class Fault(NamedTuple):
 SHORT_GRID = "normalize", "normalize_pair_fwd_kernel, grid, a,", "normalize_pair_fwd_kernel, (grid[0] - 1,), a,"
 FAULTS = {
     "a store without its mask": Fault(
-        "similarity", _whole_forward, "tl.store(sum_ptr + at, total, mask=inside)", "tl.store(sum_ptr + at, total)",
+        "similarity_forward", _whole_forward, "tl.store(sum_ptr + at, total, mask=inside)", "tl.store(sum_ptr + at, total)",
         "oob_write", "similarity_fwd_kernel", "tl.store(sum_ptr + at, total)",
     ),
     "a store without its mask, into another result behind it": Fault(
-        "similarity", _whole_forward, "tl.store(top_ptr + at, top, mask=inside)", "tl.store(top_ptr + at, top)",
+        "similarity_forward", _whole_forward, "tl.store(top_ptr + at, top, mask=inside)", "tl.store(top_ptr + at, top)",
         "race", "similarity_fwd_kernel", "tl.store(top_ptr + at, top)",
     ),
     "a load without its mask": Fault(
@@ -128,15 +134,15 @@ FAULTS = {
         "oob_read", "normalize_pair_fwd_kernel", "tl.load(ptr + rows[:, None] * stride",
     ),
     "a tile that says it is whole": Fault(
-        "similarity", _forward, "EVEN_M=m % config.block_n == 0", "EVEN_M=True",
+        "similarity_forward", _forward, "EVEN_M=m % config.block_n == 0", "EVEN_M=True",
         "oob_read", "similarity_fwd_kernel", "return tl.load(tile)",
     ),
     "splits that store to the same place": Fault(
-        "similarity", _forward, "split.to(tl.int64) * N\n", "0 * split.to(tl.int64) * N\n",
+        "similarity_forward", _forward, "split.to(tl.int64) * N\n", "0 * split.to(tl.int64) * N\n",
         "race", "similarity_fwd_kernel", "mask=inside)",
     ),
     "splits of a gradient that store to the same place": Fault(
-        "similarity", _backward, "at = split.to(tl.int64) * NA + rows", "at = 0 * split.to(tl.int64) * NA + rows",
+        "similarity_backward", _backward, "at = split.to(tl.int64) * NA + rows", "at = 0 * split.to(tl.int64) * NA + rows",
         "race", "similarity_bwd_kernel", "tl.store(out_ptr + at",
     ),
     "programs that add to the same place": Fault(

@@ -4,15 +4,15 @@ import torch
 from torch.nn.functional import normalize
 
 from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
+from fastssl.kernels.tiles import plan
 from fastssl.kernels.tiles.config import TileConfig
 
 N, M, D = 20, 37, 16
 
 
 def main() -> None:
-    for module in (similarity, similarity_cross, sigmoid_pair):
-        module.pick_config = lambda *args: TileConfig(16, 16, 4, 2)
-    for module in (similarity, sigmoid_pair):
+    plan.pick_config = lambda *args: TileConfig(16, 16, 4, 2)
+    for module in (plan, sigmoid_pair):
         module.pick_splits = lambda rows, columns, *args: (1, 16 * -(-columns // 16))
     similarity_cross.pick_groups = lambda rows, columns, *args: (1, 16 * -(-rows // 16), 1, 16 * -(-columns // 16))
     gen = torch.Generator().manual_seed(0)

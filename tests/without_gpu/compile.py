@@ -17,13 +17,14 @@ from triton.compiler import ASTSource
 
 from fastssl.kernels import (
     normalize,
-    similarity,
+    similarity_backward,
     similarity_chunked,
     similarity_cross,
+    similarity_forward,
     similarity_triangle,
     softplus_sum,
 )
-from fastssl.kernels.tiles import merge, row_bounds
+from fastssl.kernels.tiles import merge, row_bounds, terms
 from fastssl.kernels.tiles.config import ALL_CONFIGS, pick_config
 from fastssl.testing.compile import SHARED_KIB, disassembly, resources, serialised
 
@@ -32,9 +33,9 @@ MATRIX = {80: ("mma.sync",), 90: ("wgmma",), 100: ("tcgen05.mma", "mma.sync"), 1
 TYPES = {"16-bit": "*bf16", "tf32": "*fp32", "ieee": "*fp32"}
 
 # The heaviest variants: what a pointer of None leaves out costs less. "plain" is the one that NT-Xent trains with, int32 ids and
-# facts of the columns; the others have int64 ids. "uneven" is plain with a last tile of columns that is not full, "small" a problem
-# too small for facts, "bare" one without ids too (which no loss asks of cross), "transposed" a queue stored (D, M), "rank" counts;
-# "split" writes partial results. In the backward "wide" takes two exponentials where "plain" takes one.
+# bounds of the columns; the others have int64 ids. "uneven" is plain with a last tile of columns that is not full, "small" a
+# problem too small for bounds, "bare" one without ids too (which no loss asks of cross), "transposed" a queue stored (D, M), "rank"
+# counts; "split" writes partial results. In the backward "wide" takes two exponentials where "plain" takes one.
 PARTIAL = ("lse", "peak")
 FACTS = ("range", "norm")
 FWD = {"plain": ("bias", "factor", "threshold", "rank"), "heavy": ("lse", "peak", "threshold", "rank", "norm")}
@@ -124,7 +125,7 @@ def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: in
     precision = "ieee" if arithmetic == "16-bit" else arithmetic
     constants = {"EVEN_D": True, "PRECISION": precision, "BM": config.block_m, "BN": config.block_n, "BD": width}
     if kernel == "bwd":
-        function = similarity.similarity_bwd_kernel
+        function = similarity_backward.similarity_bwd_kernel
         reals = ("l_a", "w_a", "v_a", "l_b", "w_b", "v_b", "stats", "factor", "dbias", "bias")
         pointers = {f"{name}_ptr": "*fp32" for name in reals} | {"range_ptr": "*i64"}
         pointers |= dict.fromkeys(("a_ptr", "b_ptr", "out_ptr"), data)
@@ -141,7 +142,7 @@ def tile_case(kernel: str, variant: str, family: int, arithmetic: str, width: in
         pointers = _forward_pointers(kernel, data)
         constants |= {"EVEN_N": even}
     else:
-        function = similarity_cross.similarity_cross_fwd_kernel if kernel == "cross" else similarity.similarity_fwd_kernel
+        function = similarity_cross.similarity_cross_fwd_kernel if kernel == "cross" else similarity_forward.similarity_fwd_kernel
         pointers = _forward_pointers(kernel, data)
         constants |= {"EVEN_M": even, "s_y" if "transposed" in variant else "s_yd": 1}
         constants |= {"EVEN_N": even} if kernel == "cross" else {}
@@ -185,7 +186,7 @@ def _around_the_tiles() -> list[tuple]:
     reals = lambda *names: {f"{name}_ptr": real for name in names}  # noqa: E731
     return [
         (
-            merge.row_terms_kernel,
+            terms.row_terms_kernel,
             reals(*(f"{name}{side}" for side in ("", "2") for name in ("top", "total", "g", "l", "w", "v")), "stats"),
             whole("N", "s_g", "N2", "s_g2"), {"NORMALISE": True, "BLOCK": 4096}, 16,
         ),

@@ -9,6 +9,8 @@ pytest.importorskip("triton.experimental.gluon")
 
 import fastssl.kernels
 from fastssl.kernels.tiles.config import TileConfig
+from fastssl.kernels.tiles.terms import Terms
+from fastssl.ops._operands import Similarity
 from fastssl.testing.compare import relative_error
 from tests.without_gpu.gluon_on_cpu import on_the_cpu
 
@@ -37,10 +39,11 @@ def run(module, a, b, v_a, v_b, block_n=16, stages=2, splits=1, final=True, ids=
     out = torch.full((na, a.shape[1]) if final else (splits, na, a.shape[1]), torch.nan, dtype=a.dtype if final else torch.float32)
     x_id, y_id = torch.arange(na, dtype=torch.int32), torch.arange(nb, dtype=torch.int32)
     ranges = y_id.view(-1, block_n)[:, [0, -1]].long().contiguous()
-    given = (x_id, y_id, ranges) if ids else (None, None, None)
-    config = TileConfig(128, block_n, 8, stages, specialised=True)
+    x_id, y_id, ranges = (x_id, y_id, ranges) if ids else (None, None, None)
     stats = torch.tensor([1.5, narrow, 0.25])
-    module.narrow_backward(own, stream, a, b, *given, stats, SCALE, factor, out.view(-1, a.shape[1]), length, final, config)
+    operands, terms = Similarity(a, b, SCALE, factor, x_id, y_id), Terms(own, stream, stats)
+    config = TileConfig(128, block_n, 8, stages, specialised=True)
+    module.narrow_backward(operands, terms, ranges, out.view(-1, a.shape[1]), length, final, config)
     return out
 
 
@@ -84,7 +87,7 @@ def test_planted_faults_are_found(tmp_path, monkeypatch, line, instead):
     text = PATH.read_text()
     assert text.count(line) == 1
     (tmp_path / "planted.py").write_text(text.replace(line, instead))
-    monkeypatch.setattr("gluon_on_cpu.PATIENCE_S", 1.0)
+    monkeypatch.setattr("tests.without_gpu.gluon_on_cpu.PATIENCE_S", 1.0)
     a, b, v_a, v_b = problem(70, 320, 64, torch.bfloat16)
     right = truth(a, b, v_a, v_b, 1.5, SCALE * 0.25, True)
     with on_the_cpu(tmp_path / "planted.py", "fastssl.kernels", delays=1e-3) as module:

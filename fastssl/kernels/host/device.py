@@ -15,6 +15,10 @@ class DeviceProperties:
     num_sms: int  # multiprocessors
 
 
+#: What launches on CPU tensors are planned for: a small Hopper. They are Triton's interpreter, and compiling without a GPU.
+CPU = DeviceProperties(90, 4)
+
+
 @functools.lru_cache(maxsize=64)
 def _cuda_properties(index: int) -> DeviceProperties:
     properties = torch.cuda.get_device_properties(index)
@@ -22,8 +26,8 @@ def _cuda_properties(index: int) -> DeviceProperties:
 
 
 def device_properties(device: torch.device) -> DeviceProperties:
-    """The properties of a GPU, read once. A CPU (Triton's interpreter) counts as a small Hopper."""
-    return _cuda_properties(device.index) if device.type == "cuda" else DeviceProperties(90, 4)
+    """The properties of a GPU, read once, or those that stand for a CPU's."""
+    return _cuda_properties(device.index) if device.type == "cuda" else CPU
 
 
 def on_device(t: Tensor) -> AbstractContextManager:

@@ -1,4 +1,4 @@
-"""Launches of Triton kernels whose compiled form is known: a third of the host's time.
+"""Launches of Triton kernels, which take a third of the host's time where the compiled kernel is known.
 
 Triton's ``kernel[grid](...)`` binds the arguments to the signature, describes each of them (its dtype; whether an address or an
 integer is divisible by 16, an integer 1 or beyond 32 bits), makes a text of the options, looks for the compiled kernel of all that,
@@ -6,8 +6,9 @@ calls hooks, and only then launches. ``launch`` finds the compiled kernel by a k
 
     kernel, device, of each tensor its dtype, of each integer its value, which arguments are floats or None, constants, options
 
-and takes it only where all addresses are divisible by 16. Whatever else there is goes Triton's own way: other addresses, arguments
-of another kind, a profiler's hooks, Triton's interpreter, a Triton whose launches may be called otherwise than those of 3.6.
+and takes it only where all addresses are divisible by 16. Every other launch goes Triton's own way: with other addresses, with
+arguments of other types, under a profiler's hooks, in Triton's interpreter, and in a Triton whose compiled kernels may be called
+otherwise than those of 3.6.
 """
 
 import triton
@@ -20,7 +21,7 @@ from fastssl.ops._register import _C
 
 #: key -> (kernel, compiled kernel, values of the constants): the first launch of a key puts it there.
 _PLANS: dict[tuple, tuple] = {}
-_MOST = 4096  # then all are forgotten: sizes change at every step
+_MOST = 4096  # plans, after which all are forgotten: where sizes change at every step they would grow without end
 #: False: every launch goes Triton's own way.
 planned = triton.__version__.startswith("3.6.")
 #: For tests: a planned launch asks Triton which kernel it would have taken.
@@ -32,20 +33,20 @@ def key_of(arguments: tuple) -> tuple[tuple, tuple] | None:
 
     ``_C.launch_key`` is this function in C++, where it is built; it hands over addresses in place of tensors.
     """
-    kinds, addresses, devices = [], 0, set()
+    parts, addresses, devices = [], 0, set()
     for value in arguments:
-        kind = type(value)
-        if kind is Tensor or kind is Parameter:
+        of = type(value)
+        if of is Tensor or of is Parameter:
             addresses |= value.data_ptr()
             devices.add(value.device)
-            kinds.append(value.dtype)
-        elif value is None or kind is int:
-            kinds.append(value)
-        elif kind is float:
-            kinds.append(float)
+            parts.append(value.dtype)
+        elif value is None or of is int:
+            parts.append(value)
+        elif of is float:
+            parts.append(float)
         else:
             return None
-    return None if addresses % 16 or len(devices) > 1 else (tuple(kinds), arguments)
+    return None if addresses % 16 or len(devices) > 1 else (tuple(parts), arguments)
 
 
 _key_of = getattr(_C, "launch_key", key_of)
@@ -84,7 +85,7 @@ def _hooked() -> bool:
 
 
 def _keep(key: tuple, kernel: JITFunction, compiled, count: int, constants: dict) -> None:
-    """The plan of a key."""
+    """Keeps the plan of a key, unless somebody wants to be called before each run of the kernel."""
     names = [p.name for p in kernel.params[count:]]
     assert len(names) == len(kernel.constexprs) and all(p.is_constexpr for p in kernel.params[count:]), kernel.__name__
     if kernel.pre_run_hooks:

@@ -1,6 +1,8 @@
-"""Tiles, splits and chunks of ``similarity_lse`` as pure functions of shape, dtype and device. Nothing here is timed: the table
-holds what compiles without spilling (tests/without_gpu/test_compile.py proves it), chosen by arithmetic. Tiles that
-``benchmarks.tune`` measured on an architecture stand in ``tuned`` and come first.
+"""Tiles, splits and chunks of the similarity kernels, as pure functions of shape, dtype and device.
+
+Nothing in this table was timed. Its tiles were chosen by arithmetic, and they compile without spilling, as
+tests/without_gpu/test_compile.py proves. Tiles that ``benchmarks.tune`` measured on an architecture stand in ``tuned`` and come
+first.
 """
 
 import functools
@@ -18,7 +20,7 @@ class TileConfig:
     num_warps: int
     num_stages: int
     programs: int = 1  # on a multiprocessor at once: the registers of a thread are capped so that they fit
-    specialised: bool = False  # the narrow symmetric backward by ``similarity_hopper``, where it can serve
+    specialised: bool = False  # the symmetric backward with one exponential by ``similarity_hopper``, where it can serve
 
     @property
     def max_registers(self) -> int | None:
@@ -28,10 +30,10 @@ class TileConfig:
 
 _HALVES, _TF32, _IEEE = "16-bit", "tf32", "ieee"
 
-# (kernel, family, arithmetic, widest D) -> tile. The register file is the wall: acc (block_m, D) and S (block_m, block_n) are
-# float32 in registers, 64 each a thread at 128 x 128 with 8 warps; int64 ids of the columns and l, g take 4 more for each 8 of
-# block_n. Families: 80 (163 KiB of shared memory), 90 and 100 (227 KiB), 0 = anything else, kept under the 99 KiB of sm_86,
-# sm_89 and sm_120.
+# (kernel, family, arithmetic, widest D) -> tile. Registers are what limits a tile: acc (block_m, D) and S (block_m, block_n) are
+# float32 in registers, each of them 64 a thread at 128 x 128 with 8 warps, and int64 ids of the columns with l and g take 4 more
+# for each 8 of block_n. Families: 80 (163 KiB of shared memory), 90 and 100 (227 KiB), 0 = anything else, kept under the 99 KiB of
+# sm_86, sm_89 and sm_120.
 _TABLE: dict[tuple[str, int, str, int], TileConfig] = {
     # forward: no accumulator, so S takes 128 x 128; three stages hide the loads, 160 KiB at D = 256 with half the columns.
     ("fwd", 90, _HALVES, 128): TileConfig(128, 128, 8, 3),
@@ -155,7 +157,7 @@ def float32_precision() -> str:
     """Triton's input_precision for float32, as torch is set for products on a GPU: "ieee" rounds no operand.
 
     This setting follows ``torch.set_float32_matmul_precision`` and ``allow_tf32`` too. Where it was set by itself, torch's getters
-    of the older names raise.
+    of the older names raise an error, so it is the one that is read.
     """
     return _TF32 if torch.backends.cuda.matmul.fp32_precision == "tf32" else _IEEE
 
@@ -175,14 +177,14 @@ def _use(dtype: torch.dtype, width: int, precision: str) -> tuple[str, int]:
 def tuned_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precision: str = _IEEE) -> TileConfig | None:
     """The tile measured on this architecture, where one was; arguments as ``pick_config``, and kernel "sigmoid"."""
     found = tuned.table("similarity", arch).get((kernel, *_use(dtype, width, precision)))
-    return found and TileConfig(*found)
+    return TileConfig(*found) if found else None
 
 
 @functools.lru_cache(maxsize=256)
 def pick_config(kernel: str, arch: int, dtype: torch.dtype, width: int, precision: str = _IEEE) -> TileConfig:
-    """kernel "fwd", "one_pass", "cross", "triangle" or "bwd"; with " plain" where most tiles look at nothing but dots, with " rank"
-    where logits are counted; arch the compute capability (90); precision matters for float32 only. A measured tile comes before
-    the table's, one for the special case before the plain kernel's."""
+    """The tile of a kernel: "fwd", "one_pass", "cross", "triangle" or "bwd", with " plain" behind it where most tiles look at
+    nothing but dots, and with " rank" where logits are counted. ``arch`` is the compute capability (90); ``precision`` matters for
+    float32 only. A measured tile comes before the table's, and the tile of a special case before that of the kernel."""
     key = _family(arch), *_use(dtype, width, precision)
     for name in (kernel, kernel.partition(" ")[0]):
         if found := tuned_config(name, arch, dtype, width, precision) or _TABLE.get((name, *key)):
@@ -198,8 +200,8 @@ def _measured_slower(kernel: str, arch: int, dtype: torch.dtype, width: int, pre
 def pick_triangle(
     rows: int, ids: torch.Tensor | None, arch: int, dtype: torch.dtype, width: int, precision: str
 ) -> TileConfig | None:
-    """The tile of the triangular forward, or None where the plain one serves: in "ieee", which has no problem of that size, and
-    where a tuned table holds () for the kernel."""
+    """The tile of the triangular forward, or None where the forward of any two sides serves: in "ieee", which has no problem of
+    that size, and where a tuned table holds () for the kernel."""
     plain = rows % 256 == 0 and ids is not None and ids.element_size() == 4
     kernel = "triangle" + " plain" * plain
     if (dtype == torch.float32 and precision == _IEEE) or _measured_slower(kernel, arch, dtype, width, precision):
@@ -220,6 +222,7 @@ def pick_groups(rows: int, columns: int, config: TileConfig, num_sms: int) -> tu
             programs = groups * -(-tiles // length)
             cost = (-(-programs // slots) * (high * length + 3), programs, high, length)
             best = cost if best is None else min(best, cost)
+    assert best is not None, "no rows"
     high, length = best[2:]
     return -(-blocks // high), high * config.block_m, -(-tiles // length), length * config.block_n
 
@@ -233,7 +236,7 @@ def pick_splits(rows: int, columns: int, config: TileConfig, num_sms: int) -> tu
     """
     slots = num_sms * max(config.programs, 8 // config.num_warps)
     blocks, tiles = -(-rows // config.block_m), -(-columns // config.block_n)
-    costs = {}
+    costs: dict[int, tuple[int, int]] = {}  # splits -> time, length
     for wanted in range(1, min(tiles, max(1, 8 * slots // blocks)) + 1):
         length = -(-tiles // wanted)
         splits = -(-tiles // length)
@@ -272,4 +275,5 @@ def pick_parts(rows: int, config: TileConfig, num_sms: int) -> tuple[int, int]:
         tiles = high * step // config.block_m * (high * step // config.block_n + 3)
         cost = (-(-programs // slots) * tiles, programs, parts, high * step)
         best = cost if best is None else min(best, cost)
+    assert best is not None, "no rows"
     return best[2:]

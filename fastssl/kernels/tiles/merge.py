@@ -1,32 +1,28 @@
-"""What tiles and chunks of the similarities share: the terms of a row, and partial results merged in a fixed order.
+"""Partial results of tiles and chunks, merged in a fixed order.
 
     state_i = (t, S):  t = max_k t_k,  S = sum_k 2^(t_k - t) sum_k,  base 2 throughout       peak_i: where the largest logit lies
     lse = ln(2) (t + log2 S),   mean = sum_k 2^(t_k - t) acc_k / S
     rank = sum_k count_k,   out = scale sum_k part_k,   dot_a = <a, sum_k part_k>
 
-The backward takes p_ij = 2^min(s2_ij - t_i, 0) / S_i. Where logits are proved small no maximum is taken; t is then the least whole
-number that no logit exceeds for certain, log2 of their sum rounded up.
+Where the logits are proved small no maximum is taken. Then t is log2 of their sum, rounded up: the least whole number of which it
+is certain that no logit exceeds it.
 Bytes: every partial read once, the result written once; no atomics, so the same bits each time.
 """
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastssl.ops._operands import cut
+
 from ..host.launch import launch
-from ..host.tensors import new, rows_of
+from ..host.tensors import rows_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 INF = tl.constexpr(float("inf"))
-
-
-def new_rank(rows: int, threshold: Tensor | None, device: torch.device) -> Tensor:
-    """Empty int32 (rows,), or (0,) where nothing is counted."""
-    return torch.empty(0 if threshold is None else rows, dtype=torch.int32, device=device)
 
 
 @triton.jit
@@ -67,102 +63,6 @@ def load_state(top_ptr, sum_ptr, at, inside):
     return tl.where(size == 0.0, -INF, top + base), size
 
 
-# Rows and columns whose l = t + log2 S lie within +-FAR may share one exponential, with nothing to keep a weight at most 1. A logit
-# then has units of at most 2^-11: two products of a tile, if they differ at all, change a weight by less than the rounding of
-# 16-bit or TF32 operands. A tile in "ieee" float32 adds up each logit in one order wherever it lies.
-FAR = tl.constexpr(4096.0)
-
-
-@triton.jit
-def _extremes(low, high, most, top_ptr, total_ptr, g_ptr, N, s_g, NORMALISE: tl.constexpr, BLOCK: tl.constexpr):
-    """Running minimum and maximum of l = t + log2 S over N rows, and NORMALISE: the largest |g| of rows that have a column, each
-    (BLOCK,)."""
-    for start in range(0, N, BLOCK):
-        rows = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        top = tl.load(top_ptr + rows, mask=rows < N, other=0.0)  # (BLOCK,)
-        total = tl.load(total_ptr + rows, mask=rows < N, other=1.0)  # (BLOCK,)
-        lse2 = top + tl.log2(total)  # -inf where everything is excluded
-        low = tl.minimum(low, tl.where(rows < N, lse2, INF))
-        high = tl.maximum(high, tl.where(rows < N, lse2, -INF))
-        if NORMALISE:
-            g = tl.load(g_ptr + rows * s_g, mask=rows < N, other=0.0).to(tl.float32)  # (BLOCK,)
-            most = tl.maximum(most, tl.where(total == 0.0, 0.0, tl.abs(g)))
-    return low, high, most
-
-
-@triton.jit
-def _store_terms(top_ptr, total_ptr, g_ptr, l_ptr, w_ptr, v_ptr, N, s_g, centre, gain, BLOCK: tl.constexpr):
-    for start in range(0, N, BLOCK):
-        rows = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        top = tl.load(top_ptr + rows, mask=rows < N, other=0.0)  # (BLOCK,)
-        total = tl.load(total_ptr + rows, mask=rows < N, other=1.0)  # (BLOCK,)
-        g = tl.load(g_ptr + rows * s_g, mask=rows < N, other=0.0).to(tl.float32) * gain  # (BLOCK,)
-        dead = total == 0.0
-        w = g / tl.where(dead, 1.0, total)
-        away = centre.to(tl.float64) - tl.where(dead, centre, top).to(tl.float64)
-        far = away.to(tl.float32)
-        v = w * tl.exp2(far) * tl.exp2((away - far).to(tl.float32))
-        tl.store(l_ptr + rows, tl.where(dead, INF, top), mask=rows < N)
-        tl.store(w_ptr + rows, tl.where(dead, 0.0, w), mask=rows < N)
-        tl.store(v_ptr + rows, tl.where(dead, 0.0, v), mask=rows < N)
-
-
-@triton.jit(do_not_specialize=["N", "N2"])
-def row_terms_kernel(
-    top_ptr, total_ptr, g_ptr, l_ptr, w_ptr, v_ptr, top2_ptr, total2_ptr, g2_ptr, l2_ptr, w2_ptr, v2_ptr, stats_ptr,
-    N, s_g, N2, s_g2, NORMALISE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Of each row, from its state (t, S): l' = t, w = gain g / S, v = w 2^(c - t); (N,) each, so that p g = w 2^(s2 - l').
-
-    stats (3,) = c, whether all t + log2 S lie within 64 of each other and within +-FAR, 1 / gain. A row with every column excluded
-    gets +inf, 0, 0. gain brings float16 weights g p, as small as 2^-32 for a mean over 65,536 rows, to at most 2^14; it is 1 for
-    other types. The second vectors, (N2,) where given, share c, gain and the question. One program; reads 20N bytes, writes 12N.
-    """
-    low = tl.full((BLOCK,), INF, tl.float32)
-    high = tl.full((BLOCK,), -INF, tl.float32)
-    most = tl.zeros((BLOCK,), tl.float32)
-    low, high, most = _extremes(low, high, most, top_ptr, total_ptr, g_ptr, N, s_g, NORMALISE, BLOCK)
-    if top2_ptr is not None:
-        low, high, most = _extremes(low, high, most, top2_ptr, total2_ptr, g2_ptr, N2, s_g2, NORMALISE, BLOCK)
-    lowest = tl.min(low, 0)
-    highest = tl.max(high, 0)
-    centre = (lowest + highest) * 0.5
-    gain = 1.0
-    if NORMALISE:
-        peak = tl.max(most, 0)
-        gain = tl.where(peak > 1e-30, 16384.0 / peak, 1.0)
-    narrow = (highest - lowest < 64.0) & (lowest > -FAR) & (highest < FAR)
-    tl.store(stats_ptr, centre)
-    tl.store(stats_ptr + 1, tl.where(narrow, 1.0, 0.0))
-    tl.store(stats_ptr + 2, 1.0 / gain)
-    _store_terms(top_ptr, total_ptr, g_ptr, l_ptr, w_ptr, v_ptr, N, s_g, centre, gain, BLOCK)
-    if top2_ptr is not None:
-        _store_terms(top2_ptr, total2_ptr, g2_ptr, l2_ptr, w2_ptr, v2_ptr, N2, s_g2, centre, gain, BLOCK)
-
-
-def row_terms(
-    state: Tensor,  # (2, N)
-    g: Tensor,  # (N,)
-    dtype: torch.dtype,
-    state2: Tensor | None = None,  # (2, N2)
-    g2: Tensor | None = None,  # (N2,)
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """terms (3, N) = l', w, v, the same (3, N2) or None, and stats (3,), float32, left on the device; aligned to 64 bytes."""
-
-    vectors = (g,) if g2 is None else (g, g2)
-    *terms, stats = new(g, torch.float32, *((3, triton.cdiv(len(v), 16) * 16) for v in vectors), (3,))
-    terms = [t if t.shape[1] == len(v) else t[:, : len(v)] for t, v in zip(terms, vectors, strict=True)]
-    first, terms2 = terms[0], None if g2 is None else terms[1]
-    second, count2, s_g2 = (None,) * 6, 0, 0
-    if g2 is not None:
-        second, count2, s_g2 = (*rows_of(state2), g2, *rows_of(terms2)), len(g2), g2.stride(0)
-    launch(
-        row_terms_kernel, (1,), *rows_of(state), g, *rows_of(first), *second, stats, len(g), g.stride(0), count2, s_g2,
-        NORMALISE=dtype == torch.float16, BLOCK=4096, num_warps=16,
-    )  # fmt: skip
-    return first, terms2, stats
-
-
 class Partials(NamedTuple):
     """What the splits of a sweep, or its chunks, leave of each row; None for what nobody wants."""
 
@@ -170,22 +70,31 @@ class Partials(NamedTuple):
     total: Tensor  # (SPLITS, N)
     peak: Tensor | None = None  # (SPLITS, N) int32
     acc: Tensor | None = None  # (SPLITS, N, D)
-    count: Tensor | None = None  # (SPLITS, N) int32
+    counts: Tensor | None = None  # (SPLITS, N) int32
 
 
 class Results(NamedTuple):
     """What a sweep leaves of each row; None for what nobody wants."""
 
     lse: Tensor  # (N,)
-    state: Tensor | None = None  # (2, N)
-    peak: Tensor | None = None  # (N,) int32, given with the state: -1 where only splits of tiles were merged
+    state: Tensor  # (2, N)
+    peak: Tensor  # (N,) int32, -1 where only splits of tiles were merged
     mean: Tensor | None = None  # (N, D)
     rank: Tensor | None = None  # (N,) int32
 
     def of(self, rows: slice) -> "Results":
         """The results of some rows."""
-        cut = lambda t: t if t is None or t.numel() == 0 else t[rows]  # noqa: E731
-        return Results(cut(self.lse), self.state[:, rows], cut(self.peak), cut(self.mean), cut(self.rank))
+        rank = self.rank if self.rank is None or self.rank.numel() == 0 else self.rank[rows]
+        return Results(self.lse[rows], self.state[:, rows], self.peak[rows], cut(self.mean, rows), rank)
+
+
+class Gradients(NamedTuple):
+    """What a backward fills; None for what nobody wants. dscale is the sum of the dots."""
+
+    dx: Tensor | None  # (N, D)
+    dy: Tensor | None  # (M, D)
+    dbias: Tensor | None  # (M,)
+    dots: Tensor | None  # (N,), or (M,) where only y is swept
 
 
 @triton.jit
@@ -248,10 +157,9 @@ def merge(partials: Partials, results: Results) -> None:
     bd = min(triton.next_power_of_2(width), 256)
     bm = 128 if partials.acc is None else 2048 // bd
     lse, state, peak, mean, rank = results
-    kept = (None,) * 3 if state is None else (*rows_of(state), peak)
     grid = (triton.cdiv(rows, bm), triton.cdiv(width, bd))
-    rank = None if partials.count is None else rank
-    launch(merge_kernel, grid, *partials, lse, *kept, mean, rank, rows, width, splits, BM=bm, BD=bd)
+    rank = None if partials.counts is None else rank
+    launch(merge_kernel, grid, *partials, lse, *rows_of(state), peak, mean, rank, rows, width, splits, BM=bm, BD=bd)
 
 
 @triton.jit(do_not_specialize=["N", "SPLITS"])

@@ -1,10 +1,10 @@
-"""What is known of the streamed rows before a sweep, so that its tiles can leave work out. One launch, y read once.
+"""Bounds of the streamed rows, found before a sweep so that its tiles can leave work out. One launch reads y once.
 
     range_t = (lowest, highest) id of the rows of tile t         norm_t = max_j ||y_j||, j in t
 
-A tile whose range meets no id of the owned rows excludes nothing and reads no ids: all but the diagonal where ids are row
-numbers or pairs. And |scale| max ||x_i|| max ||y_j|| bounds every logit (Cauchy-Schwarz): below 2^60 an exponential needs no
-maximum, no shift and no correction of earlier sums.
+A tile whose range meets no id of the owned rows excludes nothing and reads no ids. Where ids are row numbers or pairs, these are
+all tiles but those on the diagonal. And |scale| max ||x_i|| max ||y_j|| bounds every logit (Cauchy-Schwarz): where it is at most 60
+in base 2, an exponential needs no maximum, no shift and no correction of earlier sums.
 
 Bytes: M (D itemsize + id), once; 20 written for each tile.
 """
@@ -63,12 +63,13 @@ def pays(rows: int, columns: int) -> bool:
     return rows * columns >= _LEAST_LOGITS
 
 
-def variant(facts: bool, columns: int, ids: Tensor | None, bias: Tensor | None, threshold: Tensor | None = None) -> str:
-    """Which tile ``pick_config`` is asked for: int64 ids, biases and a mask at the last column hold registers that a second program
-    would need."""
+def variant(bounded: bool, columns: int, ids: Tensor | None, bias: Tensor | None, threshold: Tensor | None = None) -> str:
+    """What to append to a kernel's name for ``pick_config``: " rank" where logits are counted, and " plain" where nothing holds the
+    registers that a second program on the multiprocessor needs, as int64 ids, biases and a mask at the last column do. ``bounded``:
+    ranges of ids are known."""
     if threshold is not None:
         return " rank"
-    narrow_ids = ids is None or (facts and ids.element_size() == 4)
+    narrow_ids = ids is None or (bounded and ids.element_size() == 4)
     return " plain" if bias is None and narrow_ids and columns % 128 == 0 else ""
 
 

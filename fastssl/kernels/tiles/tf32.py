@@ -1,5 +1,5 @@
 """float32 operands of products in TF32, rounded to nearest. The matrix units drop the low 13 bits of what they are given, which
-makes every logit smaller in size, by 7e-4 of itself on average; rounded operands err to both sides.
+makes every logit smaller in size, by 7e-4 of itself on average. The errors of rounded operands have both signs.
 
     r(v) = the float32 of 10 mantissa bits nearest to v, ties away from zero        cvt.rna.tf32 of PTX
 
@@ -48,9 +48,7 @@ def rounded(t: Tensor) -> Tensor:
     return out
 
 
-def operands(x: Tensor, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """x and y as products in ``precision`` take them; y may be x."""
-    if precision != "tf32":
-        return x, y
+def rounded_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounded copies of x and y, one copy where y is x."""
     small = rounded(x)
     return small, small if y is x else rounded(y)

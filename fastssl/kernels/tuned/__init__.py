@@ -2,16 +2,17 @@
 
 A file holds ``TABLE``: (kernel, arithmetic, widest D) -> the fields of a ``TileConfig``. Keys are those of ``tiles.config``
 without the family; numbers only, so that loading one compiles nothing. What is not in it comes from the op's own table.
-() for a triangular forward: the plain one is faster.
+() for a triangular forward says that the other forward is faster.
 """
 
 import functools
 import importlib
 import pkgutil
 import re
+from typing import Any
 
 Key = tuple[str, str, int]
-Numbers = tuple[int, ...]
+Numbers = tuple[Any, ...]  # whole numbers, and at the end a truth value where there is one
 
 
 def architectures(op: str) -> tuple[int, ...]:

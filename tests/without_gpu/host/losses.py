@@ -25,9 +25,9 @@ from triton.runtime import JITFunction
 from fastssl import kernels
 from fastssl.functional import moco_loss, similarity_lse
 from fastssl.kernels import normalize, sigmoid_pair, similarity, similarity_cross, softplus_sum
-from fastssl.kernels.host import launch
+from fastssl.kernels.host import device, launch
 from fastssl.kernels.host.device import DeviceProperties
-from fastssl.kernels.tiles import merge
+from fastssl.kernels.tiles import plan, terms
 from fastssl.kernels.tiles.config import TileConfig
 from fastssl.testing.cases import CASES
 from fastssl.testing.compile import disassembly, resources, serialised
@@ -107,8 +107,7 @@ def hopper():
     library = _serve_the_cpu()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "checked", True)
-        for module in KERNELS:
-            patch.setattr(module, "device_properties", lambda device: DeviceProperties(90, 132), raising=False)
+        patch.setattr(device, "CPU", DeviceProperties(90, 132))
         yield library
 
 
@@ -167,8 +166,8 @@ def test_tf32(tf32):
 
 
 def test_the_specialised_backward(monkeypatch):
-    tile, usual = TileConfig(128, 64, 8, 3, specialised=True), similarity.pick_config
-    monkeypatch.setattr(similarity, "pick_config", lambda name, *rest: tile if name == "bwd plain" else usual(name, *rest))
+    tile, usual = TileConfig(128, 64, 8, 3, specialised=True), plan.pick_config
+    monkeypatch.setattr(plan, "pick_config", lambda name, *rest: tile if name == "bwd plain" else usual(name, *rest))
     before = len(BUILT)
     assert "similarity_narrow_bwd_kernel" in dict(train(CASES["clip"], (8192, 128), BF16))
     assert _faulty(before) == []
@@ -205,7 +204,7 @@ def test_a_queue_stored_by_columns_is_read_as_it_lies_and_counted():
 def test_a_launch_that_no_device_takes_is_refused():
     """The stub does look: the second dimension of a grid ends at 65,535."""
     x = torch.zeros(16)
-    kernel, arguments = merge.row_terms_kernel, (*(x,) * 6, *(None,) * 6, x, 16, 1, 0, 0, False, 4096)
+    kernel, arguments = terms.row_terms_kernel, (*(x,) * 6, *(None,) * 6, x, 16, 1, 0, 0, False, 4096)
     kernel[(1, 65535)](*arguments, num_warps=16)
     with pytest.raises(RuntimeError, match="beyond the limits of sm_90"):
         kernel[(1, 65536)](*arguments, num_warps=16)

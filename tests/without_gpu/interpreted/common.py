@@ -1,9 +1,12 @@
 """Arguments of the similarity kernels, a call of each schedule, and the comparison with float64."""
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 
 from fastssl.kernels import similarity as kernels
+from fastssl.ops._register import launcher
 from fastssl.reference import similarity as reference
 from fastssl.testing.compare import assert_no_worse
 
@@ -46,6 +49,11 @@ def call(module, args, g, scale, need=ALL, schedules=("fwd", "one_pass", "bwd"))
         state = module.similarity_fwd(*positional, None)[2:]
         out |= zip(names, module.similarity_bwd(g, *state, *positional, need), strict=True)
     return out
+
+
+def registered(file: str, *names: str) -> SimpleNamespace:
+    """What serves these ops on a GPU."""
+    return SimpleNamespace(**{name: launcher(file, name) for name in names})
 
 
 def wide(args):

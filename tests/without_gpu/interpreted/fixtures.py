@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from fastssl.kernels import similarity as kernels
+from fastssl.kernels import similarity_backward, similarity_forward
 from fastssl.kernels import similarity_chunked as chunked
 from fastssl.kernels import similarity_cross as cross_kernels
 from fastssl.kernels.host import tensors
+from fastssl.kernels.tiles import plan
 from fastssl.kernels.tiles.config import TileConfig
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -115,17 +116,17 @@ def poison(monkeypatch):
 def tiles(monkeypatch):
     """Small tiles, so that small shapes have many; a given number of splits; with or without the bounds of the columns."""
 
-    def use(block_m=32, block_n=16, splits=None, facts=True):
-        for module in (kernels, cross_kernels):
-            monkeypatch.setattr(module, "pick_config", lambda *args: TileConfig(block_m, block_n, 4, 2))
-            monkeypatch.setattr(module, "pays", lambda rows, columns: facts)
+    def use(block_m=32, block_n=16, splits=None, bounds=True):
+        monkeypatch.setattr(plan, "pick_config", lambda *args: TileConfig(block_m, block_n, 4, 2))
+        for module in (similarity_forward, similarity_backward, cross_kernels):
+            monkeypatch.setattr(module, "pays", lambda rows, columns: bounds)
         if splits is not None:
 
             def pick(rows, columns, *_, block=block_n, parts=splits):
                 length = triton.cdiv(triton.cdiv(columns, block), parts) * block
                 return triton.cdiv(columns, length), length
 
-            monkeypatch.setattr(kernels, "pick_splits", pick)
+            monkeypatch.setattr(plan, "pick_splits", pick)
             two_groups = lambda rows, columns, *_: (*pick(0, rows, block=block_m, parts=2), *pick(0, columns))  # noqa: E731
             monkeypatch.setattr(cross_kernels, "pick_groups", two_groups)
 
@@ -136,7 +137,7 @@ def tiles(monkeypatch):
 def products(request, monkeypatch):
     """The vendor's products of chunks as they come, and each with every result moved by up to one unit in the last place."""
     if request.param:
-        mm, gen = chunked._mm, torch.Generator().manual_seed(0)
+        mm, gen = chunked.mm, torch.Generator().manual_seed(0)
 
         def unlucky(a, b):
             s = mm(a, b)
@@ -144,4 +145,4 @@ def products(request, monkeypatch):
             toward = torch.where(up, torch.inf, torch.where(down, -torch.inf, s))
             return torch.nextafter(s, toward)
 
-        monkeypatch.setattr(chunked, "_mm", unlucky)
+        monkeypatch.setattr(chunked, "mm", unlucky)

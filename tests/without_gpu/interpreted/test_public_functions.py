@@ -12,10 +12,8 @@ import fastssl.ops.similarity as similarity_op
 import fastssl.ops.similarity_cross as cross_op
 import fastssl.ops.softplus_sum as softplus_op
 from fastssl.kernels import normalize as normalize_kernels
-from fastssl.kernels import sigmoid_pair as sigmoid_kernels
-from fastssl.kernels import similarity as kernels
-from fastssl.kernels import similarity_cross as cross_kernels
 from fastssl.kernels import softplus_sum as softplus_kernels
+from fastssl.ops._register import launcher
 from fastssl.reference import normalize as normalize_reference
 from fastssl.reference import softplus_sum as softplus_reference
 from fastssl.testing.cases import CASES
@@ -28,12 +26,12 @@ from tests.without_gpu.interpreted.fixtures import INTERPRETED
 def triton_ops(monkeypatch):
     """The public functions on CPU tensors, through the Triton launchers."""
     for op in ("_fwd", "_one_pass", "_bwd"):
-        monkeypatch.setattr(similarity_op, op, getattr(kernels, f"similarity{op}"))
+        monkeypatch.setattr(similarity_op, op, launcher("similarity", f"similarity{op}"))
     for op in ("_fwd", "_bwd"):
-        monkeypatch.setattr(normalize_op, op, getattr(normalize_kernels, f"normalize_pair{op}"))
-        monkeypatch.setattr(softplus_op, op, getattr(softplus_kernels, f"softplus_sum{op}"))
-        monkeypatch.setattr(cross_op, op, getattr(cross_kernels, f"similarity_cross{op}"))
-    monkeypatch.setattr(sigmoid_op, "_op", sigmoid_kernels.sigmoid_pair)
+        monkeypatch.setattr(normalize_op, op, launcher("normalize", f"normalize_pair{op}"))
+        monkeypatch.setattr(softplus_op, op, launcher("softplus_sum", f"softplus_sum{op}"))
+        monkeypatch.setattr(cross_op, op, launcher("similarity_cross", f"similarity_cross{op}"))
+    monkeypatch.setattr(sigmoid_op, "_op", launcher("sigmoid_pair", "sigmoid_pair"))
 
 
 SMALL = {"similarity_symmetric": (30, 30, 24), "similarity_two_sided": (20, 37, 33), "similarity_one_pass": (21, 37, 24)}

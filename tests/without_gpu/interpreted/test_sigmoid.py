@@ -14,7 +14,9 @@ import fastssl.ops.sigmoid_pair as op
 from fastssl.kernels import sigmoid_pair as kernels
 from fastssl.kernels import sigmoid_pair_chunked as chunked
 from fastssl.kernels import sigmoid_pair_terms as terms
+from fastssl.kernels.tiles import plan
 from fastssl.kernels.tiles.config import TileConfig
+from fastssl.ops._register import launcher
 from fastssl.reference import sigmoid_pair as reference
 from fastssl.testing.compare import assert_no_worse
 from tests.without_gpu.interpreted.fixtures import INTERPRETED
@@ -43,7 +45,7 @@ def tiles(monkeypatch):
     """Small tiles, so that small shapes have many; and a given number of splits."""
 
     def use(block_m=16, block_n=16, splits=None):
-        monkeypatch.setattr(kernels, "pick_config", lambda *args: TileConfig(block_m, block_n, 4, 2))
+        monkeypatch.setattr(plan, "pick_config", lambda *args: TileConfig(block_m, block_n, 4, 2))
         if splits is not None:
 
             def pick(rows, columns, *_):
@@ -263,7 +265,7 @@ def test_shipped_configs():
 
 def test_float64_falls_back_to_the_reference():
     args = wide(make(6, 5, 4, ids="repeats", weights=F32))
-    ours, want = kernels.sigmoid_pair(*args.values(), ALL), reference.sigmoid_pair(*args.values(), ALL)
+    ours, want = launcher("sigmoid_pair", "sigmoid_pair")(*args.values(), ALL), reference.sigmoid_pair(*args.values(), ALL)
     assert all(torch.equal(a, b) for a, b in zip(ours, want, strict=True))
 
 
@@ -271,7 +273,7 @@ def test_sums_are_long():
     """16,384 rows: the sum keeps float32's accuracy whatever the order."""
     rows = torch.rand(3, 20000, generator=torch.Generator().manual_seed(0))
     loss, dbias, dscale = (torch.empty(()) for _ in range(3))
-    terms.sums(rows, loss, dbias, dscale)
+    terms.add_up(rows, terms.Sums(loss, dbias, dscale))
     want = rows.double().sum(1).float()
     assert torch.equal(torch.stack([loss, dbias, dscale]), want)
 

@@ -7,10 +7,12 @@ import torch
 
 from fastssl.kernels import similarity as kernels
 from fastssl.kernels import similarity_chunked as chunked
+from fastssl.kernels import similarity_forward
+from fastssl.kernels.tiles import layout
 from fastssl.kernels.tiles.config import WIDEST
 from fastssl.kernels.tiles.row_bounds import row_bounds
 from fastssl.reference import similarity as reference
-from tests.without_gpu.interpreted.common import BF16, F16, F32, call, check, make, random_threshold, wide
+from tests.without_gpu.interpreted.common import BF16, F16, F32, call, check, make, random_threshold, registered, wide
 
 SHAPES = [(1, 1, 1), (1, 70, 3), (70, 1, 33), (33, 50, 16), (70, 45, 130), (5, 3, 2)]
 
@@ -18,7 +20,7 @@ SHAPES = [(1, 1, 1), (1, 70, 3), (70, 1, 33), (33, 50, 16), (70, 45, 130), (5, 3
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("splits", [1, 3])
 def test_two_sided(tiles, shape, splits):
-    tiles(splits=splits, facts=splits == 1)
+    tiles(splits=splits, bounds=splits == 1)
     check(*make(*shape, ids="third", bias=True, factor=True))
 
 
@@ -26,7 +28,7 @@ def test_two_sided(tiles, shape, splits):
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("splits", [1, 2])
 def test_symmetric(tiles, shape, bias, splits):
-    tiles(splits=splits, facts=splits == 1)
+    tiles(splits=splits, bounds=splits == 1)
     n, d = shape
     check(*make(n, None, d, ids="pair", bias=bias, factor=True))
 
@@ -48,20 +50,20 @@ def test_types_and_temperatures(tiles, dtype, m, scale):
 
 @pytest.mark.parametrize("ids", ["pair", "third"])
 @pytest.mark.parametrize("scale", [-10.0, 60.0])
-def test_facts_of_the_columns_change_nothing(tiles, scale, ids):
+def test_bounds_of_the_columns_change_nothing(tiles, scale, ids):
     """Logits below the bound take no maximum, tiles far from the diagonal no ids; above the bound, and with ids everywhere, all."""
     args, g = make(70, None, 16, ids=ids)
-    with_facts, without = [], []
-    for found, facts in ((with_facts, True), (without, False)):
-        tiles(splits=2, facts=facts)
+    with_bounds, without = [], []
+    for found, bounds in ((with_bounds, True), (without, False)):
+        tiles(splits=2, bounds=bounds)
         found += check(args, g, scale).values()
-    for ours, other in zip(with_facts, without, strict=True):
+    for ours, other in zip(with_bounds, without, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_row_facts(dtype, transposed):
+def test_row_bounds(dtype, transposed):
     y = torch.randn(21, 37, generator=torch.Generator().manual_seed(0)).to(dtype)
     y = y.T.contiguous().T if transposed else y
     ids = torch.tensor([5, -7, 1 << 40, 3] + [9] * 17)
@@ -178,7 +180,7 @@ def test_columns_stored_transposed(tiles, shape, dtype):
     if shape[2] <= WIDEST[dtype]:
         want = call(kernels, args, g, 10.0)
         assert all(torch.equal(got[k], want[k]) for k in want)
-    assert kernels._streamed(queue.t()).data_ptr() == queue.data_ptr()
+    assert layout.dense_either_way(queue.t()).data_ptr() == queue.data_ptr()
 
 
 def test_strided_inputs(tiles):
@@ -210,7 +212,8 @@ def test_chunked(monkeypatch, products, shape, bias, dtype):
 def test_any_norm(tiles, monkeypatch, products, size, m, how):
     """Logits of 1e3 to 1e8, where a row has one weight of 1: products of forward and backward need not agree on their last bits."""
     tiles(splits=2)
-    monkeypatch.setattr(kernels, "tile_fits", lambda *_: how == "tiles")
+    for module in (kernels, similarity_forward):
+        monkeypatch.setattr(module, "tile_fits", lambda *_: how == "tiles")
     monkeypatch.setattr(chunked, "chunk_shape", lambda n, m: (min(n, 16), min(m, 24)))
     args, g = make(40, m, 20, unit=False, ids="pair" if m is None else "third")
     check({k: size * v if k in ("x", "y") and v is not None else v for k, v in args.items()}, g, 100.0)
@@ -227,7 +230,8 @@ def test_float32_that_wants_no_rounding_uses_chunks_when_large(monkeypatch):
     """The same function with and without tiles."""
     args, g = make(10, 17, 24, ids="third", bias=True)
     want = check(args, g)
-    monkeypatch.setattr(kernels, "tile_fits", lambda *_: False)
+    for module in (kernels, similarity_forward):
+        monkeypatch.setattr(module, "tile_fits", lambda *_: False)
     got = check(args, g)
     assert all(torch.allclose(got[k], want[k], atol=1e-5) for k in want)
 
@@ -250,5 +254,9 @@ def test_shipped_configs():
 
 def test_float64_falls_back_to_the_reference():
     args, g = make(6, 5, 4, torch.float64, ids="third")
-    ours, want = call(kernels, args, g.double(), 3.0), call(reference, args, g.double(), 3.0)
+    ops = registered("similarity", "similarity_fwd", "similarity_one_pass", "similarity_bwd")
+    ours, want = call(ops, args, g.double(), 3.0), call(reference, args, g.double(), 3.0)
+    assert all(torch.equal(ours[k], want[k]) for k in want)
+    rounded = {k: v.float() if k in ("x", "y") else v for k, v in args.items()}
+    ours, want = call(ops, rounded, g, 3.0), call(kernels, rounded, g, 3.0)
     assert all(torch.equal(ours[k], want[k]) for k in want)

@@ -9,8 +9,9 @@ from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
 from fastssl.kernels import sigmoid_pair, similarity, similarity_cross
-from fastssl.kernels.tiles import tf32
+from fastssl.kernels.tiles import layout, plan, tf32
 from fastssl.kernels.tiles.config import TileConfig
+from fastssl.ops._operands import Similarity
 from fastssl.reference import sigmoid_pair as reference_sigmoid
 from fastssl.reference import similarity as reference
 from fastssl.reference import similarity_cross as reference_cross
@@ -25,7 +26,7 @@ from tests.without_gpu.interpreted.test_cross import cross
 def truncating_products(monkeypatch):
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    monkeypatch.setattr(sigmoid_pair, "pick_config", lambda *args: TileConfig(16, 16, 4, 2))
+    monkeypatch.setattr(plan, "pick_config", lambda *args: TileConfig(16, 16, 4, 2))
     cut = lambda t: (t.data.view(np.int32) & -0x2000).view(np.float32)  # noqa: E731
 
     def as_on_a_gpu(self, a, b, c, precision, *rest):
@@ -91,4 +92,6 @@ def test_rounding_is_to_nearest_ties_away_and_keeps_what_is_no_number():
     t = torch.tensor([[up, tie, -tie, down, largest, -torch.inf, not_a_number, 0.0]])
     expected = torch.tensor([[up, up, -up, 1.0, torch.inf, -torch.inf, torch.nan, 0.0]])
     torch.testing.assert_close(tf32.rounded(t), expected, rtol=0, atol=0, equal_nan=True)
-    assert tf32.operands(t, t, "ieee")[0] is t and tf32.operands(t, t, "tf32")[0] is not t
+    operands = Similarity(t, t, 1.0, None, None, None)
+    rounded = layout.in_precision(operands, "tf32")
+    assert layout.in_precision(operands, "ieee") is operands and rounded.x is rounded.y and rounded.x is not t

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastssl.kernels import similarity as kernels
+from fastssl.kernels import similarity_forward, tuned
 from fastssl.kernels import similarity_triangle as triangle
-from fastssl.kernels import tuned
 from fastssl.kernels.tiles import config as tile_configs
 from fastssl.kernels.tiles.config import TileConfig, pick_parts, pick_triangle
 from fastssl.reference import similarity as reference
@@ -22,11 +22,11 @@ def parts(monkeypatch):
     """Small tiles and parts of a given number of rows; the list collects the sizes that the triangular forward served."""
     served = []
     forward = triangle.forward
-    monkeypatch.setattr(triangle, "forward", lambda x, *rest: (served.append(len(x)), forward(x, *rest)))
+    monkeypatch.setattr(triangle, "forward", lambda operands, *rest: (served.append(len(operands.x)), forward(operands, *rest)))
 
     def use(length=32, block_m=32, block_n=16):
-        monkeypatch.setattr(kernels, "pays", lambda rows, columns: True)
-        monkeypatch.setattr(kernels, "pick_triangle", lambda *_: TileConfig(block_m, block_n, 4, 2))
+        monkeypatch.setattr(similarity_forward, "pays", lambda rows, columns: True)
+        monkeypatch.setattr(similarity_forward, "pick_triangle", lambda *_: TileConfig(block_m, block_n, 4, 2))
         monkeypatch.setattr(triangle, "pick_parts", lambda rows, *_: (-(-rows // length), length))
         return served
 
@@ -97,7 +97,7 @@ def test_same_bits_twice(parts):
 
 
 def test_strided_rows_and_shipped_tiles(monkeypatch):
-    monkeypatch.setattr(kernels, "pays", lambda rows, columns: True)
+    monkeypatch.setattr(similarity_forward, "pays", lambda rows, columns: True)
     for n, d in ((256, 100), (140, 200)):
         args, g = make(n, None, d, BF16, ids="pair")
         args["x_id"] = args["x_id"].int()
@@ -120,12 +120,12 @@ def test_only_what_it_computes_is_given_to_it(parts):
 def test_the_plain_forward_stays_where_it_is_chosen(monkeypatch):
     ids = torch.arange(512, dtype=torch.int32)
     ask = lambda rows, some, dtype=BF16, precision="ieee": pick_triangle(rows, some, 90, dtype, 128, precision)  # noqa: E731
-    plain, other = ask(512, ids), ask(500, ids)
-    assert plain.block_m == 256 and other.block_m == 128 and ask(512, ids.long()) == ask(512, None) == other
+    plain, usual = ask(512, ids), ask(500, ids)
+    assert plain.block_m == 256 and usual.block_m == 128 and ask(512, ids.long()) == ask(512, None) == usual
     assert ask(512, ids, F32) is None and ask(512, ids, F32, "tf32") is not None
     tile_configs._measured_slower.cache_clear()
     monkeypatch.setattr(tuned, "table", lambda op, arch: {("triangle plain", "16-bit", 128): ()})
-    assert ask(512, ids) is None and ask(500, ids) == plain
+    assert ask(512, ids) is None and ask(500, ids) == usual
     tile_configs._measured_slower.cache_clear()
 
 

@@ -7,7 +7,9 @@ import triton
 from fastssl.kernels import similarity as kernels
 from fastssl.kernels import similarity_chunked as chunked
 from fastssl.kernels import similarity_cross as cross_kernels
+from fastssl.kernels import similarity_forward
 from fastssl.kernels import similarity_wide as wide_kernels
+from fastssl.kernels.tiles import plan
 from fastssl.kernels.tiles.config import TileConfig, pick_config, w_shape
 from tests.without_gpu.interpreted import common, test_cross
 from tests.without_gpu.interpreted.common import BF16, F16, make, wide
@@ -21,10 +23,10 @@ def small(monkeypatch):
     """Small tiles of every problem of 16-bit rows wider than 16; groups, chunks and slices that leave a rest; no vendor's chunk."""
 
     def use(block_n=32, group=32, chunk=(48, 64)):
-        for module in (kernels, cross_kernels):
+        for module in (kernels, similarity_forward, cross_kernels):
             monkeypatch.setattr(module, "tile_fits", lambda *_: False)
         tiles = {"wide": TileConfig(16, block_n, 4, 2), "wide two": TileConfig(16, 16, 4, 2)}
-        monkeypatch.setattr(wide_kernels, "pick_config", lambda kernel, *_: tiles[kernel])
+        monkeypatch.setattr(plan, "pick_config", lambda kernel, *_: tiles[kernel])
         for name, value in {"LEAST": 0, "GROUP": group, "SLICE": 16, "RASTER": 2}.items():
             monkeypatch.setattr(wide_kernels, name, value)
         monkeypatch.setattr(wide_kernels, "w_shape", lambda n, m: (min(n, chunk[0]), min(m, chunk[1])))
@@ -155,7 +157,7 @@ def test_what_goes_where():
 
 
 def test_a_measured_tile_of_no_rows_leaves_them_to_the_chunks(monkeypatch):
-    monkeypatch.setattr(wide_kernels, "pick_config", lambda *_: TileConfig(0, 0, 0, 0))
+    monkeypatch.setattr(plan, "pick_config", lambda *_: TileConfig(0, 0, 0, 0))
     half = torch.zeros(4096, 320, dtype=BF16)
     assert not wide_kernels.takes(half, half)
 
