@@ -1,10 +1,12 @@
-"""The pairwise sigmoid loss above the width of a tile: the vendor's product on chunks that stay in L2, one fused kernel between.
+"""The pairwise sigmoid loss for rows wider than a tile: the vendor's matrix products on chunks that stay in L2, with one fused
+kernel between the products.
 
     S = a_chunk b_chunk^T (R, C) float32, 4 R C <= 32 MB -> W = -t v sigmoid(-t l) in the dtype of the inputs (float32: in place),
     and of each row the sums of v softplus(-t l), of w and of w s;      da_chunk += scale W b,   db_chunk += scale W^T a
 
-FLOP: U for loss and sums, 2U with one side's gradient, 3U with both: one S serves both sides. HBM: a once for each chunk of
-columns, b once for each chunk of rows, and so for the float32 gradients. Chunks are a function of the shape alone.
+FLOP: U for loss and sums, 2U with the gradient of one side, and 3U with those of both, since both use the same S. HBM: a is read
+once for each chunk of columns and b once for each chunk of rows; the same holds for their float32 gradients. The size of the
+chunks depends on the shape alone.
 """
 
 from typing import Any
@@ -30,7 +32,8 @@ def sigmoid_chunk_kernel(
     s_ptr, w_ptr, a_id_ptr, b_id_ptr, a_weight_ptr, b_weight_ptr, factor_ptr, term_ptr, stats_ptr,
     loss_ptr, sum_ptr, dot_ptr, C, stride, scale, bias, SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """SPAN columns of row program_id(0) of S (R, C) -> gain W (R, C), and += sums at [program_id(1), row] of (P, stride)."""
+    """Turns SPAN columns of row program_id(0) of S (R, C) into gain W (R, C), and adds their sums to [program_id(1), row] of the
+    sums (P, stride)."""
     row = tl.program_id(0).to(tl.int64)
     low = tl.program_id(1) * SPAN
     scale = load_scale(scale, factor_ptr)
@@ -68,7 +71,8 @@ def sigmoid_chunk_kernel(
 
 
 def _weights(part: SigmoidPair, stats: Tensor | None, wanted: list[Tensor | None], stride: int, want_w: bool) -> Tensor:
-    """W (R, C) of one chunk, (0,) where it is not wanted; adds to the sums (P, stride) of its rows."""
+    """W (R, C) of one chunk, or (0,) where W is not wanted. The chunk's row sums are added to those of ``wanted`` (P, stride) that
+    are not None."""
     s = mm(part.x, part.y.t())  # (R, C)
     in_place = want_w and part.x.dtype == torch.float32
     w = s if in_place else torch.empty(s.shape if want_w else (0,), dtype=part.x.dtype, device=s.device)
@@ -82,7 +86,7 @@ def _weights(part: SigmoidPair, stats: Tensor | None, wanted: list[Tensor | None
 
 
 def sweep(pair: SigmoidPair, stats: Tensor | None, own: Tensor | None, other: Tensor | None, sums: Sums) -> None:
-    """Fills own (N, D), other (M, D) and the sums, those that are given."""
+    """Fills those of own (N, D), other (M, D) and the sums that are given."""
     new: dict[str, Any] = {"dtype": torch.float32, "device": pair.x.device}
     n, m = pair.x.shape[0], pair.y.shape[0]
     chunk_r, chunk_c = chunk_shape(n, m)

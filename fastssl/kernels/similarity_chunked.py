@@ -1,16 +1,17 @@
-"""Similarities that neither tiles nor ``similarity_wide`` serve: the vendor's matrix product on chunks that stay in L2, one fused
-kernel between.
+"""Similarities that neither tiles nor ``similarity_wide`` serve: the vendor's matrix products on chunks that stay in L2, with one
+fused kernel between the products.
 
     S = x_chunk y_chunk^T            (R, C) float32, 4 R C <= 32 MB: written by the product, read once or twice, out of L2
     forward     (maximum, sum) of each row of a chunk; one-pass also P = 2^(s2 - maximum) and P y_chunk; merged over the chunks
     cross       the same of each column of a chunk, running over the chunks of rows
     backward    W_ij = g_i p_ij (symmetric + g_j p_ji, cross + h_j q_ij) in the dtype of the inputs; dx += W y, dy += W^T x
 
-The vendor may take another algorithm for another shape, so that S of the backward need not have the bits of the forward's. A weight
-2^(s2 - t) is therefore at most 1, and the largest logit of a row, whose column the forward keeps, counts as t itself.
+The vendor may choose another algorithm for another shape, so S in the backward can differ from S in the forward in its last bits.
+Therefore a weight 2^(s2 - t) is cut off at 1, and the largest logit of a row, whose column the forward keeps, counts as t itself.
 
-FLOP as in ``similarity``, but two-sided 3U: one S serves both sides. HBM: x once for each chunk of columns, y once for each
-chunk of rows, and so for the float32 sums of dx and dy. Chunks are a function of the shape alone, visited in a fixed order.
+FLOP as in ``similarity_forward`` and ``similarity_backward``, except that a two-sided backward takes 3U, since both sides use the
+same S. HBM: x is read once for each chunk of columns and y once for each chunk of rows; the same holds for the float32 sums of dx
+and dy. The size of the chunks depends on the shape alone, and they are visited in a fixed order.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ BLOCK = 1024  # columns that a row's program reads at a time
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32: no product of 16-bit operands is rounded to 16 bits."""
+    """a @ b in float32; the result is not rounded to 16 bits even if the operands have 16 bits."""
     if a.dtype == torch.float32:
         return torch.mm(a, b)
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
@@ -45,7 +46,8 @@ def pieces(count: int, length: int) -> list[slice]:
 
 @triton.jit
 def _row_logits(s_row_ptr, cols, C, row_id, y_id_ptr, near, bias_ptr, scale, UNIT: tl.constexpr):
-    """scale s + UNIT bias at some columns of one row; -inf where excluded, if any is ``near``, or outside."""
+    """scale s + UNIT bias at some columns of one row, and -inf outside the row and at excluded columns, which are looked for only if
+    ``near``."""
     s = tl.load(s_row_ptr + cols, mask=cols < C, other=0.0) * scale
     if bias_ptr is not None:
         s += tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32) * UNIT
@@ -68,9 +70,9 @@ def chunk_rows_kernel(
     s_ptr, x_id_ptr, y_id_ptr, range_ptr, bias_ptr, threshold_ptr, factor_ptr, top_ptr, sum_ptr, peak_ptr, p_ptr, count_ptr,
     C, first, scale, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Row program_id of S (R, C), whose columns begin at ``first`` -> its maximum, sum of 2^(s2 - maximum) and the column of the
-    maximum, -1 where all are excluded; with p_ptr also P (R, C), with threshold_ptr the count of logits above it. No barrier in the
-    loop: each lane keeps a maximum, a sum and a count of its own."""
+    """Of row program_id(0) of S (R, C), whose columns begin at ``first``: the maximum, the sum of 2^(s2 - maximum), and the column
+    of the maximum, or -1 where all columns are excluded; with p_ptr also P (R, C), and with threshold_ptr also the count of logits
+    above the threshold. The loop has no barrier, since each lane keeps a maximum, a sum and a count of its own."""
     row = tl.program_id(0).to(tl.int64)
     scale = load_scale(scale, factor_ptr)
     row_id = tl.load(x_id_ptr + row) if x_id_ptr is not None else 0
@@ -111,8 +113,9 @@ def chunk_columns_kernel(
     s_ptr, x_id_ptr, y_id_ptr, factor_ptr, top_ptr, sum_ptr, peak_ptr, R, C, state, seen, scale,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """S (R, C) -> running (maximum, sum, row of the maximum) (pieces, state) of each column; the piece program_id(1) takes BM rows
-    in each pieces * BM. The rows of S begin at ``seen``; nothing is read before some were. grid (C / BN, pieces)."""
+    """Updates the running maximum, sum and row of the maximum of each column, (pieces, state) each, with the rows of S (R, C). Of
+    every pieces * BM rows, piece program_id(1) takes BM. The rows of S begin at ``seen``; earlier results are read only if ``seen``
+    is not 0. grid (C / BN, pieces)."""
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = cols < C
     at = tl.program_id(1).to(tl.int64) * state + cols
@@ -153,8 +156,8 @@ def chunk_weights_kernel(
     col_l_ptr, col_w_ptr, col_peak_ptr, dbias_ptr, R, C, first_row, first_col, scale,
     SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """S (R, C), which begins at (first_row, first_col) -> gain W (R, C); dbias (R / BM, C): sums of g_i p_ij over the rows of each
-    tile. grid (C / BN, R / BM)."""
+    """Turns S (R, C), which begins at (first_row, first_col), into gain W (R, C). dbias (R / BM, C) are the sums of gain g_i p_ij
+    over the rows of each tile. grid (C / BN, R / BM)."""
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     l_i = tl.load(row_l_ptr + rows, mask=rows < R, other=INF)  # (BM,)
@@ -195,7 +198,7 @@ def _walk(x: Tensor, y: Tensor, shape: tuple[int, int] | None = None) -> Iterato
 
 
 def _ranges(y: Tensor, y_id: Tensor | None) -> Tensor | None:
-    """(M / BLOCK, 2): lowest and highest id of the blocks that ``chunk_rows_kernel`` reads; chunks begin with one."""
+    """(M / BLOCK, 2): the lowest and the highest id of each block of columns that ``chunk_rows_kernel`` reads at a time."""
     return None if y_id is None else row_bounds(y, y_id, BLOCK, False)[0]
 
 
@@ -208,7 +211,7 @@ def _rows_of_chunk(
     k: int,
     p: Tensor | None = None,  # (R, C)
 ) -> None:
-    """Fills partial k of all that ``partials`` hold (chunks, R) of one chunk, and p."""
+    """Fills entry k of each tensor (chunks, R) of ``partials`` from one chunk and, if p is given, p."""
     top, total, peak, _, counts = partials
     assert peak is not None
     near = None if ranges is None or first % BLOCK else ranges[first // BLOCK :]
@@ -225,7 +228,7 @@ def _new_partials(chunks: int, rows: int, threshold: Tensor | None, device: torc
 
 
 def forward(operands: Similarity, results: Results) -> None:
-    """Fills the results of the rows, the mean where given and the rank where there is a threshold."""
+    """Fills the results of the rows, with the mean if ``results`` has one and the rank if there is a threshold."""
     x, y, threshold, mean = operands.x, operands.y, operands.threshold, results.mean
     ranges = _ranges(y, operands.y_id)
     for rows, columns in _walk(x, y):
@@ -244,11 +247,12 @@ def forward(operands: Similarity, results: Results) -> None:
         merge(partials, results.of(rows))
 
 
-PIECES = 4  # of the rows of a chunk: 4 x 64 programs sweep the columns of 2,048 x 4,096
+PIECES = 4  # parts of a chunk's rows, so that 4 x 64 programs sweep the columns of a chunk of 2,048 x 4,096
 
 
 def cross_forward(operands: Similarity, of_rows: Results, of_columns: Results) -> None:
-    """Fills the results of the N rows, with a threshold the rank too, and of the M columns; a chunk is read twice out of L2."""
+    """Fills the results of the N rows, with the rank if there is a threshold, and those of the M columns. Each chunk is read twice
+    out of L2."""
     x, y, threshold = operands.x, operands.y, operands.threshold
     m, ranges = y.shape[0], _ranges(y, operands.y_id)
     column = _new_partials(PIECES, m, None, x.device)
@@ -269,7 +273,7 @@ def cross_forward(operands: Similarity, of_rows: Results, of_columns: Results) -
 
 
 class _Side(NamedTuple):
-    """What the weights need of each row, or of each column."""
+    """What the weights need to know of each row, or of each column."""
 
     terms: Tensor  # (3, N), of ``row_terms``
     peak: Tensor  # (N,) int32
@@ -279,21 +283,21 @@ class _Side(NamedTuple):
 
 
 class _Weights(NamedTuple):
-    """What every chunk of W takes."""
+    """What every chunk of W needs."""
 
     operands: Similarity
     own: _Side  # of the N rows
-    other: _Side | None  # of the M columns; None: only rows have gradients
-    row_bias: Tensor | None  # (N,): in the logits of the columns, where those have gradients
+    other: _Side | None  # of the M columns, or None where only rows have gradients
+    row_bias: Tensor | None  # (N,), the bias of the rows in the columns' softmax, where columns have gradients
     want_w: bool
     sum_bias: Tensor | None  # (M,), to which the sums of the columns are added
 
     def chunk(self, rows: slice, cols: slice) -> Tensor:
-        """gain W (R, C), (0,) where only sums are wanted."""
+        """gain W (R, C), or (0,) where only sums are wanted."""
         part = self.operands.part(rows, cols)
         s = mm(part.x, part.y.t())  # (R, C)
         w = torch.empty(s.shape if self.want_w else (0,), dtype=part.x.dtype, device=s.device)
-        bm, bn = 32, 128  # 4,096 elements: 16 a thread; 4 warps spill 24 bytes
+        bm, bn = 32, 128  # 4,096 elements, 16 for each thread of 8 warps; with 4 warps the kernel would spill 24 bytes
         grid = (triton.cdiv(s.shape[1], bn), triton.cdiv(s.shape[0], bm))
         sum_bias = cut(self.sum_bias, cols)
         sums = None if sum_bias is None else torch.empty((grid[1], s.shape[1]), dtype=torch.float32, device=s.device)
@@ -316,8 +320,9 @@ def products(
     gradients: Gradients,
     dot_scale: float = 1.0,
 ) -> None:
-    """Fills dx, dy and dots, those that are given, from chunks of at most ``shape``, for which ``weights(rows, cols)`` gives W
-    (R, C), which nobody reads where only sums are wanted; dots (N,), or (M,) where dx is not wanted and dy is."""
+    """Fills those of dx, dy and dots that are given, from chunks of at most ``shape``. ``weights(rows, cols)`` returns the W (R, C)
+    of a chunk, which is not read where only the sums that ``weights`` adds up are wanted. dots are (N,), or (M,) where dy is wanted
+    but dx is not."""
     x, y, scale, scale_factor, *_ = operands
     dx, dy, _, dots = gradients
     want_x = dx is not None or (dots is not None and dy is None)
@@ -339,14 +344,14 @@ def products(
 
 
 def _sweep(weights: _Weights, stats: Tensor, gradients: Gradients, dot_scale: float = 1.0) -> None:
-    """Fills the gradients, those that are given."""
+    """Fills those of the gradients that are given."""
     products(weights.operands, None, weights.chunk, stats, gradients, dot_scale)
     if weights.sum_bias is not None:
         finish(weights.sum_bias[None, :, None], stats, 1.0, None, gradients.dbias)
 
 
 def backward(dlse: Tensor, state: Tensor, peak: Tensor, operands: Similarity, symmetric: bool, gradients: Gradients) -> None:
-    """Fills the gradients, those that are given; dscale is the sum of the dots."""
+    """Fills those of the gradients that are given; dscale is the sum of the dots."""
     dx, dy, dbias, dots = gradients
     of_x, _, stats = row_terms(state, dlse, operands.x.dtype)
     assert of_x is not None
@@ -358,7 +363,7 @@ def backward(dlse: Tensor, state: Tensor, peak: Tensor, operands: Similarity, sy
 
 
 def cross_backward(terms: Terms, peak: Tensor, operands: Similarity, gradients: Gradients) -> None:
-    """Fills dx, dy and dots, those that are given; peak (N + M,). 3U."""
+    """Fills those of dx, dy and dots that are given, with 3U; peak (N + M,)."""
     n = len(operands.x)
     assert terms.of_x is not None and terms.of_y is not None
     own, other = _Side(terms.of_x, peak[:n]), _Side(terms.of_y, peak[n:])

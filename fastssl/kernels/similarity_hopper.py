@@ -1,16 +1,16 @@
-"""The symmetric backward with one exponential for Hopper's matrix units, in Gluon: who loads, who multiplies and who waits is
-written out, where ``similarity_bwd_kernel`` leaves it to Triton.
+"""The symmetric backward with one exponential for Hopper's matrix units, in Gluon: the kernel says itself which warps load and which
+multiply and wait, whereas ``similarity_bwd_kernel`` leaves this to Triton.
 
     w_ij = 2^(s2_ij - c) (v_i + v_j),   out_i = scale / gain sum_j w_ij b_j          a (NA, D), b (NB, D), D = 64 or 128, 16 bits
 
-A program owns 128 rows: two groups of four warps with 64 rows each, and a warp that copies columns into a ring of shared memory by
-TMA. Both groups read the same copy, so L2 gives half the bytes of two programs of 64 rows; while one group takes exponentials the
-other multiplies. Rows and weights are operands in registers: of shared memory only columns are read, twice for each group.
+A program owns 128 rows. It has two groups of four warps with 64 rows each, and one warp that copies columns by TMA into a ring
+buffer in shared memory. Both groups read the same copy, so L2 delivers half as many bytes as it would to two programs of 64 rows.
+While one group takes exponentials, the other multiplies. Rows and weights are operands in registers, so a group reads nothing but
+the columns from shared memory, each of them twice.
 
-FLOP: 4 NA NB D. L2: NA / 128 times the 2 NB D bytes of b. Shared memory a tile of 128 x 64 at D = 128: 64 KiB read and 16 KiB
-written for 1,024 clocks of products. Never run on a GPU: ``tests/without_gpu/gluon_on_cpu.py`` runs it on a CPU, with threads for
-its groups.
-A tile is taken only where a tuned table says so (``TileConfig.specialised``).
+FLOP: 4 NA NB D. L2 delivers the 2 NB D bytes of b NA / 128 times. For each tile of 128 x 64 at D = 128, shared memory is read for
+64 KiB and written for 16 KiB during 1,024 clocks of products. The kernel has never run on a GPU; ``tests/without_gpu/gluon_on_cpu.py`` runs it
+on a CPU, with threads in place of its groups of warps. It is used only where a tuned table asks for it (``TileConfig.specialised``).
 """
 
 import torch
@@ -28,7 +28,7 @@ from .tiles.config import TileConfig
 from .tiles.terms import Terms
 
 LOG2E = gl.constexpr(1.4426950408889634)
-#: Rows of a group of four warps: what one instruction of the matrix units takes.
+#: Rows of a group of four warps, as many as one wgmma instruction takes.
 ROWS = gl.constexpr(64)
 #: Rows of a program's two groups.
 BLOCK_M = 128
@@ -36,7 +36,7 @@ BLOCK_M = 128
 
 @gluon.jit
 def _load_columns(b_desc, ring, full, empty, lo, hi, BN: gl.constexpr, STAGES: gl.constexpr):
-    """Copies b[lo:hi], BN rows at a time, to where both groups have finished reading."""
+    """Copies b[lo:hi], BN rows at a time, each time into the next stage of the ring once both groups have finished reading it."""
     for start in range(lo, hi, BN):
         turn = (start - lo) // BN
         stage = turn % STAGES
@@ -58,7 +58,7 @@ def _multiply(
     a_ptr, a_id_ptr, b_id_ptr, range_ptr, v_a_ptr, v_b_ptr, out_ptr, ring, full, empty, first, split, lo, hi, stored, NA, s_a,
     scale2, centre, factor, D: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """out[split, first : first + 64] (64, D) over the columns lo..hi, of which those below ``stored`` are written."""
+    """out[split, first : first + 64] (64, D), summed over the columns lo..hi. Only rows below ``stored`` are written."""
     logits: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BN, 16])
     sums: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, D, 16])
     a = _load_rows(a_ptr, first, NA, s_a, D, gl.DotOperandLayout(0, logits, 2))
@@ -100,7 +100,7 @@ def similarity_narrow_bwd_kernel(
     a_ptr, b_desc, a_id_ptr, b_id_ptr, range_ptr, v_a_ptr, v_b_ptr, stats_ptr, factor_ptr, out_ptr, NA, NB, s_a, scale, split_len,
     FINAL: gl.constexpr, D: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """out (splits, NA, D), times scale / gain where FINAL; nothing where stats (3,) ask for two exponentials. grid
+    """out (splits, NA, D), times scale / gain if FINAL. The kernel writes nothing where stats (3,) ask for two exponentials. grid
     (NA / 128, splits); NB and split_len are multiples of BN."""
     first = gl.program_id(0) * (2 * ROWS)
     split = gl.program_id(1)
@@ -145,8 +145,8 @@ def similarity_narrow_bwd_kernel(
 
 
 def takes(config: TileConfig, operands: Similarity, ranges: Tensor | None) -> bool:
-    """Whether this kernel serves a launch with one exponential: where a tuned table asks for it, on a Hopper, with whole tiles that
-    TMA can copy."""
+    """Whether this kernel serves a launch with one exponential. It does where a tuned table asks for it, on a Hopper GPU, if the
+    columns are whole tiles that TMA can copy."""
     a, b = operands.x, operands.y
     whole = b.shape[1] in (64, 128) and b.shape[0] % config.block_n == 0
     aligned = b.data_ptr() % 16 == 0 and b.stride(0) * b.element_size() % 16 == 0
@@ -163,7 +163,8 @@ def narrow_backward(
     final: bool,
     config: TileConfig,
 ) -> None:
-    """out (N, D), or where not ``final`` (splits, N, D) float32, of the rows of x; ``ranges`` are the ``row_bounds`` of y."""
+    """Fills out, (N, D) if ``final`` and otherwise (splits, N, D) float32, for the rows of x; ``ranges`` are those that
+    ``row_bounds`` gives of the ids of y."""
     a, b = operands.x, operands.y
     assert terms.of_x is not None and terms.of_y is not None
     (na, d), nb, bn = a.shape, b.shape[0], config.block_n

@@ -3,17 +3,20 @@
     s2_ij = s2_ji = log2(e) scale <x_i, x_j>,  -inf where id_i = id_j        x (N, D); base 2
     lse_i = ln(2) log2 sum_j 2^s2_ij
 
-The rows are cut into K parts of L. A program takes two parts (I, J), or one twice, and sweeps the square of L x L logits between
-them: its row sums belong to the rows I, its column sums to the rows J. A square on the diagonal holds each of its logits twice, so
-its column sums are enough. Every row thus gets one partial (maximum, sum) for each part: (K, N) in all, each written by one program
-of the K (K + 1) / 2, which all do as much, and merged in a fixed order; no atomics.
+The rows are cut into K parts of L. A program takes two parts (I, J), or one part twice, and sweeps the square of L x L logits
+between them. The row sums of the square belong to the rows I, its column sums to the rows J. A square on the diagonal holds each of
+its logits twice, so its column sums are enough. Every row thus gets one partial (maximum, sum) for each part, (K, N) in all. There
+are K (K + 1) / 2 programs with equal work, each partial is written by one of them, and the partials are merged in a fixed order
+without atomics.
 
-Columns of a square are kept as in ``similarity_cross``: every further block of rows stores its own behind the first one's, and the
-program joins them. Where ``tiles.row_bounds`` proves all logits small, there are no maxima, and rows and columns share one
-exponential. Otherwise a loop of its own takes them, over fewer columns at a time, since two exponentials need more registers.
+Column sums of a square are kept as in ``similarity_cross``: every block of rows after the first stores its own in memory behind
+those of the first, and the program merges the two. Where ``tiles.row_bounds`` proves all logits small, no maxima are taken, and
+rows and columns share one exponential. Otherwise a separate loop takes maxima, over fewer columns at a time, since two exponentials
+need more registers.
 
-U = 2 N^2 D FLOP: (1 + 1 / K) U / 2. Bytes: a program reads L rows once and the L others for each block of rows, out of L2; 8 K N
-written and read, and for a column and further block of rows 12 without maxima, 32 with them.
+U = 2 N^2 D FLOP: the sweep takes (1 + 1 / K) U / 2. A program reads L rows once, and the L other rows once for each block of rows,
+out of L2. The partials are 8 K N bytes, written once and read once. For each column and each block of rows after the first, a program
+writes and reads another 16 bytes without maxima, or 32 with them.
 """
 
 import torch
@@ -35,7 +38,8 @@ _NARROW = tl.constexpr(32)
 
 @triton.jit
 def _add_columns(sum_ptr, more, lo, hi, BLOCK: tl.constexpr):
-    """Sums of the columns lo..hi under the maximum 0, and those that lie ``more`` elements behind them."""
+    """Adds to the sums of the columns lo..hi those that lie ``more`` elements behind them; all are sums of 2^s, with no maximum
+    subtracted."""
     for start in range(lo, hi, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         total = tl.load(sum_ptr + cols, mask=cols < hi) + tl.load(sum_ptr + more + cols, mask=cols < hi)
@@ -47,7 +51,8 @@ def _logits(
     x, y, id_ptr, range_ptr, rows, lowest, highest, start, N, scale2,
     EVEN_N: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """As ``masked_logits``, but the rows' ids are loaded where they are compared: they would hold registers in every tile."""
+    """As ``masked_logits``, but the rows' ids are loaded only in tiles that compare them, since otherwise they would occupy
+    registers all the time."""
     cols = start + tl.arange(0, BN)
     s = tl.dot(x, tl.trans(y), input_precision=PRECISION) * scale2
     if range_ptr is not None:
@@ -81,8 +86,8 @@ def _square(
     scale2, PLAIN: tl.constexpr, EVEN_N: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Partial maximum and sum of the columns from ``lo`` on, a part of them, against the rows from ``begin`` on, and of the rows
-    against the columns, unless they are the same. PLAIN: under the maximum 0."""
+    """Partial maximum and sum of the part of columns that begins at ``lo``, over the part of rows that begins at ``begin``, and
+    those of the rows over the columns, unless both are the same part. PLAIN: the maximum is 0 everywhere and none is looked for."""
     end = tl.minimum(begin + part_len, N)
     hi = tl.minimum(lo + part_len, N)
     if PLAIN:
@@ -112,12 +117,12 @@ def _square(
             tl.store(row_top_ptr + rows, top, mask=inside)
         tl.store(row_sum_ptr + rows, total, mask=inside)
         if first > begin:
-            tl.debug_barrier()  # what other threads stored
+            tl.debug_barrier()  # the next lines read what other threads stored
             if PLAIN:
                 _add_columns(column_sum_ptr, more, lo, hi, 1024)
             else:
                 fold_columns(column_top_ptr, column_sum_ptr, more, lo, hi, 1024)
-            tl.debug_barrier()  # before the next block of rows stores there again
+            tl.debug_barrier()  # the next block of rows stores in the same place
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -125,8 +130,8 @@ def similarity_triangle_kernel(
     x_ptr, id_ptr, range_ptr, norm_ptr, factor_ptr, top_ptr, sum_ptr, N, D, s_x, scale, part_len, EVEN_N: tl.constexpr,
     EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """top and sum (K, N): partial maximum and sum of every row against each part, with as much room behind them where a part has
-    several blocks of rows. grid (K (K + 1) / 2): program p takes part p mod K and the one p // K further on, in a circle."""
+    """top and sum (K, N): the partial maximum and sum of every row over each part, with as much room again behind them where a part
+    has several blocks of rows. grid (K (K + 1) / 2,): program p takes the parts p mod K and (p mod K + p // K) mod K."""
     parts = tl.cdiv(N, part_len)
     own = tl.program_id(0) % parts
     other = (own + tl.program_id(0) // parts) % parts
@@ -150,7 +155,7 @@ def similarity_triangle_kernel(
 
 
 def forward(operands: Similarity, results: Results, config: TileConfig, options: dict) -> None:
-    """Fills lse (N,), state (2, N) and peak (N,), -1; x and its ids as the tile kernels take them, y is x."""
+    """Fills lse (N,), state (2, N) and, with -1, peak (N,). x and its ids are laid out for the tile kernels; y is x."""
     x, ids = operands.x, operands.x_id
     n, d = x.shape
     parts, length = pick_parts(n, config, device_properties(x.device).num_sms)

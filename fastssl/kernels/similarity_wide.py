@@ -1,15 +1,18 @@
-"""Similarities above the width of a tile, S never stored: a matrix product in slices of D whose epilogue takes the exponentials.
+"""Similarities of rows wider than a tile. The logits are never stored: the matrix product goes through D in slices, and its epilogue
+takes the exponentials.
 
     s2_ij = log2(e) scale <x_i, y_j>,  -inf where x_id_i = y_id_j        x (N, D), y (M, D), 16 bits; base 2
     forward     (t, S) of each row of a tile and, for cross, of each column: sum_j 2^s2_ij = S_i 2^t_i, merged in a fixed order
     backward    W_ij = g_i p_ij (symmetric + g_j p_ji, cross + h_j q_ij) in the dtype of the inputs; dx += W y, dy += W^T x
 
-The forward goes through groups of rows, so that partial results stay small; the backward through chunks of W, as large as memory
-allows, since each adds (R + C) D float32 sums: a tile's product, then two of the vendor's.
+The forward goes through groups of rows, so that its partial results stay small. The backward goes through chunks of W (R, C): a
+kernel here writes W, and two of the vendor's products read it. These chunks are large (``w_shape``), since each of them adds
+(R + C) D float32 sums to those before.
 
-U = 2 N M D FLOP: forward U, backward 3U, one-sided or symmetric 2U. Bytes: a tile reads (BM + BN) D elements out of L2; HBM: the
-rows and columns of each wave of programs, 8 N M (1 / BN + 1 / BM) of partials written and read, 2 N M of W written and read twice.
-Thresholds, biases, the one-pass mean, float32 and D that 64 does not divide go to ``similarity_chunked``.
+U = 2 N M D FLOP: the forward takes U, the backward 3U, and 2U where it is symmetric or has one side. A tile reads (BM + BN) D
+elements out of L2. HBM holds the rows and columns of each wave of programs, 8 N M (1 / BN + 1 / BM) bytes of partials, written
+once and read once, and the 2 N M bytes of W, written once and read twice. Thresholds, biases, the one-pass mean, float32, and a D
+that is not a multiple of 64 go to ``similarity_chunked``.
 """
 
 from typing import Any, NamedTuple
@@ -30,21 +33,25 @@ from .tiles.plan import tile_for
 from .tiles.row_bounds import row_bounds
 from .tiles.terms import Terms, row_terms
 
-SLICE = 64  # of D: 128 bytes of a row, the widest swizzle of shared memory
-#: Row blocks that share their columns: 16 of 128 rows beside 8 of 256 columns are a wave of 132 programs that reads least.
+SLICE = 64  # elements of D: 128 bytes of a row, which is the widest swizzle of shared memory
+#: Row blocks that run through the same columns before the next ones. On 132 multiprocessors a wave reads least when it is about
+#: 16 blocks of 128 rows by 8 blocks of 256 columns.
 RASTER = 16
-#: Rows of a launch of the forward: 32 blocks, whose column partials are 256 bytes a column.
+#: Rows of one launch of the forward. They are 32 blocks of 128 rows, whose partials take 256 bytes for each column.
 GROUP = 4096
-#: Fewer logits than a wave of tiles are left to a chunk or two.
+#: With fewer logits the tiles would not fill one wave, and ``similarity_chunked`` needs only a chunk or two.
 LEAST = 1 << 22
 HALVES = (torch.bfloat16, torch.float16)
-#: Terms of a tile taken under one base lie within 2^-120 and 2^60 of it: ordinary numbers of float32, and so are their sums.
+#: Where the logits of a tile lie within SPAN of each other, all its terms are taken under one base, which lies ROOM below the largest
+#: logit, rounded down. Each term is then between 2^-120 and 2^61, so that the terms and their sums are normal numbers of float32.
+#: Below WHOLE, float32 holds the base exactly.
 SPAN, ROOM, WHOLE = tl.constexpr(180.0), tl.constexpr(60.0), tl.constexpr(4194304.0)
 
 
 @triton.jit
 def _place(N, M, BM: tl.constexpr, BN: tl.constexpr, RASTER: tl.constexpr):
-    """(first row, first column) of this program's tile: RASTER row blocks before the next column block."""
+    """(first row, first column) of this program's tile. Programs go down RASTER row blocks before they take the next column
+    block."""
     high, across = tl.cdiv(N, BM), tl.cdiv(M, BN)
     band = tl.program_id(0) // (RASTER * across) * RASTER
     rows = tl.minimum(high - band, RASTER)
@@ -54,7 +61,8 @@ def _place(N, M, BM: tl.constexpr, BN: tl.constexpr, RASTER: tl.constexpr):
 
 @triton.jit
 def _slices(ptr, first, count, stride, ROWS: tl.constexpr, BK: tl.constexpr):
-    """Pointers to the first slice (ROWS, BK) of the rows from ``first`` on, the last row's again outside. The base is 64-bit."""
+    """Pointers to the first slice (ROWS, BK) of the rows from ``first`` on; rows beyond ``count`` point to the last row. The offset
+    of ``first`` is computed in 64 bits."""
     rows = tl.minimum(tl.arange(0, ROWS), count - 1 - first)
     return ptr + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + tl.arange(0, BK)[None, :])
 
@@ -77,7 +85,8 @@ def _dots(
 
 @triton.jit
 def _exclude(s, x_id_ptr, y_id_ptr, range_ptr, rows, cols, col, N, M, RANGE: tl.constexpr):
-    """s (BM, BN) with -inf where ids are equal, which are read where the RANGE columns around ``col`` may hold some."""
+    """s (BM, BN) with -inf where ids are equal. The columns' ids are read only if the RANGE columns around ``col`` may hold an id
+    of these rows."""
     if y_id_ptr is not None:
         x_id = load_ids(x_id_ptr, rows, N)  # (BM,)
         if may_hold(range_ptr, col, tl.min(x_id, 0).to(tl.int64), tl.max(x_id, 0).to(tl.int64), 0, True, RANGE):
@@ -104,9 +113,9 @@ def wide_fwd_kernel(
     N, M, D, s_x, s_y, scale,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RASTER: tl.constexpr, RANGE: tl.constexpr,
 ):  # fmt: skip
-    """Partial (maximum, sum) of the rows of a tile (M / BN, N) and, where col_top_ptr is given, (N / BM, M) of its columns. Both
-    share one exponential where the logits of the tile, excluded ones too, lie within SPAN of each other: then a whole number that
-    is no maximum, and minus the sum. grid (tiles,)"""
+    """Partial (maximum, sum) of the rows of a tile (M / BN, N) and, where col_top_ptr is given, (N / BM, M) of its columns. With
+    columns, rows and columns share one exponential if all logits of the tile, the excluded ones too, lie within SPAN of each other.
+    Then a whole number stands in place of the maximum, and minus the sum in place of the sum. grid (tiles,)"""
     row, col = _place(N, M, BM, BN, RASTER)
     scale2 = load_scale(scale, factor_ptr) * LOG2E
     s = _dots(x_ptr, y_ptr, row, col, N, M, D, s_x, s_y, BM, BN, BK)
@@ -146,8 +155,9 @@ def wide_weights_kernel(
     NARROW: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RASTER: tl.constexpr, RANGE: tl.constexpr,
 ):  # fmt: skip
-    """gain W (N, M), of rows alone where col_l_ptr is not given. With it launches come in pairs, of which stats (3,) name one:
-    NARROW takes one exponential, as in ``similarity_bwd_kernel``; the other ends at once. grid (tiles,)"""
+    """gain W (N, M); without col_l_ptr W holds the terms of the rows only. With col_l_ptr the launches come in pairs, and stats
+    (3,) decide which of the two does the work: the NARROW one takes one exponential, as in ``similarity_bwd_kernel``, the other
+    takes two. The one that is not chosen ends at once. grid (tiles,)"""
     row, col = _place(N, M, BM, BN, RASTER)
     scale2 = load_scale(scale, factor_ptr) * LOG2E
     BOTH: tl.constexpr = col_l_ptr is not None
@@ -181,7 +191,7 @@ def takes(x: Tensor, y: Tensor) -> bool:
 
 
 def _options(config: TileConfig, length: int) -> dict:
-    """The constants of a launch; ``length``: columns that share a range of ids, whole tiles of them."""
+    """The constants of a launch. ``length`` columns share a range of ids; they are whole tiles."""
     assert length % config.block_n == 0, (length, config)
     return {
         "BM": config.block_m, "BN": config.block_n, "BK": SLICE, "RASTER": RASTER, "RANGE": length,
@@ -194,7 +204,8 @@ def _grid(config: TileConfig, rows: int, columns: int) -> tuple[int]:
 
 
 def _apart(t: Tensor) -> Tensor:
-    """Rows dense and 32 bytes apart, which Triton needs to know to load 16 at a time; a tile of them within 32-bit offsets."""
+    """t (R, D) with dense rows whose stride is a multiple of 32 bytes, since Triton loads 16 bytes at a time only where it knows of
+    such a stride, and small enough that 32-bit offsets reach every element of a tile."""
     return t if t.stride(1) == 1 and t.stride(0) % 16 == 0 and t.stride(0) < 1 << 22 else t.contiguous()
 
 
@@ -203,7 +214,7 @@ def _with_rows_apart(operands: Similarity) -> Similarity:
 
 
 def _partials(operands: Similarity, of_rows: Results, of_columns: Results | None = None) -> None:
-    """Fills the results of the N rows and, where wanted, of the M columns."""
+    """Fills the results of the N rows and, if ``of_columns`` is given, those of the M columns."""
     operands = _with_rows_apart(operands)
     x, y, scale, scale_factor, x_id, y_id, *_ = operands
     config, m = tile_for("wide", x), len(y)
@@ -230,7 +241,7 @@ def _partials(operands: Similarity, of_rows: Results, of_columns: Results | None
 
 
 class Weights(NamedTuple):
-    """What every chunk of W takes; ``terms.of_y`` is None where only rows have gradients."""
+    """What every chunk of W needs; ``terms.of_y`` is None where only the rows have gradients."""
 
     operands: Similarity
     terms: Terms
@@ -255,7 +266,7 @@ class Weights(NamedTuple):
 
 
 def _sweep(operands: Similarity, terms: Terms, gradients: Gradients, dot_scale: float = 1.0) -> None:
-    """Fills dx, dy and dots, those that are given."""
+    """Fills those of dx, dy and dots that are given."""
     operands = _with_rows_apart(operands)
     x, y, y_id = operands.x, operands.y, operands.y_id
     length = tile_for("wide", x).block_n
@@ -263,7 +274,7 @@ def _sweep(operands: Similarity, terms: Terms, gradients: Gradients, dot_scale: 
     products(operands, w_shape(len(x), len(y)), Weights(operands, terms, ranges, length).chunk, terms.stats, gradients, dot_scale)
 
 
-# What follows stands before the chunks: the same arguments, and what the kernels here do not serve goes on to them.
+# The following functions take the same arguments as those of ``similarity_chunked`` and pass on what the kernels here do not serve.
 
 
 def forward(operands: Similarity, results: Results) -> None:
