@@ -46,8 +46,8 @@ def pieces(count: int, length: int) -> list[slice]:
 
 @triton.jit
 def _row_logits(s_row_ptr, cols, C, row_id, y_id_ptr, near, bias_ptr, scale, UNIT: tl.constexpr):
-    """scale s + UNIT bias at some columns of one row, and -inf outside the row and at excluded columns, which are looked for only if
-    ``near``."""
+    """scale s + UNIT bias at some columns of one row, and -inf outside the row and at excluded columns, which are looked for only
+    if ``near``."""
     s = tl.load(s_row_ptr + cols, mask=cols < C, other=0.0) * scale
     if bias_ptr is not None:
         s += tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32) * UNIT

@@ -1,5 +1,5 @@
-"""The symmetric backward with one exponential for Hopper's matrix units, in Gluon: the kernel says itself which warps load and which
-multiply and wait, whereas ``similarity_bwd_kernel`` leaves this to Triton.
+"""The symmetric backward with one exponential for Hopper's matrix units, in Gluon: the kernel says itself which warps load and
+which multiply and wait, whereas ``similarity_bwd_kernel`` leaves this to Triton.
 
     w_ij = 2^(s2_ij - c) (v_i + v_j),   out_i = scale / gain sum_j w_ij b_j          a (NA, D), b (NB, D), D = 64 or 128, 16 bits
 
@@ -9,8 +9,9 @@ While one group takes exponentials, the other multiplies. Rows and weights are o
 the columns from shared memory, each of them twice.
 
 FLOP: 4 NA NB D. L2 delivers the 2 NB D bytes of b NA / 128 times. For each tile of 128 x 64 at D = 128, shared memory is read for
-64 KiB and written for 16 KiB during 1,024 clocks of products. The kernel has never run on a GPU; ``tests/without_gpu/gluon_on_cpu.py`` runs it
-on a CPU, with threads in place of its groups of warps. It is used only where a tuned table asks for it (``TileConfig.specialised``).
+64 KiB and written for 16 KiB during 1,024 clocks of products. The kernel has never run on a GPU;
+``tests/without_gpu/gluon_on_cpu.py`` runs it on a CPU, with threads in place of its groups of warps. It is used only where a tuned
+table asks for it (``TileConfig.specialised``).
 """
 
 import torch

@@ -15,8 +15,8 @@ rows and columns share one exponential. Otherwise a separate loop takes maxima, 
 need more registers.
 
 U = 2 N^2 D FLOP: the sweep takes (1 + 1 / K) U / 2. A program reads L rows once, and the L other rows once for each block of rows,
-out of L2. The partials are 8 K N bytes, written once and read once. For each column and each block of rows after the first, a program
-writes and reads another 16 bytes without maxima, or 32 with them.
+out of L2. The partials are 8 K N bytes, written once and read once. For each column and each block of rows after the first, a
+program writes and reads another 16 bytes without maxima, or 32 with them.
 """
 
 import torch

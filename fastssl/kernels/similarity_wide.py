@@ -1,5 +1,5 @@
-"""Similarities of rows wider than a tile. The logits are never stored: the matrix product goes through D in slices, and its epilogue
-takes the exponentials.
+"""Similarities of rows wider than a tile. The logits are never stored: the matrix product goes through D in slices, and its
+epilogue takes the exponentials.
 
     s2_ij = log2(e) scale <x_i, y_j>,  -inf where x_id_i = y_id_j        x (N, D), y (M, D), 16 bits; base 2
     forward     (t, S) of each row of a tile and, for cross, of each column: sum_j 2^s2_ij = S_i 2^t_i, merged in a fixed order
@@ -42,9 +42,9 @@ GROUP = 4096
 #: With fewer logits the tiles would not fill one wave, and ``similarity_chunked`` needs only a chunk or two.
 LEAST = 1 << 22
 HALVES = (torch.bfloat16, torch.float16)
-#: Where the logits of a tile lie within SPAN of each other, all its terms are taken under one base, which lies ROOM below the largest
-#: logit, rounded down. Each term is then between 2^-120 and 2^61, so that the terms and their sums are normal numbers of float32.
-#: Below WHOLE, float32 holds the base exactly.
+#: Where the logits of a tile lie within SPAN of each other, all its terms are taken under one base, which lies ROOM below the
+#: largest logit, rounded down. Each term is then between 2^-120 and 2^61, so that the terms and their sums are normal numbers of
+#: float32. Below WHOLE, float32 holds the base exactly.
 SPAN, ROOM, WHOLE = tl.constexpr(180.0), tl.constexpr(60.0), tl.constexpr(4194304.0)
 
 
