@@ -54,25 +54,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pair(const Tensor& x,
                                                                 const OptTensor& y_weight, std::array<bool, 4> need) {
   const auto options = x.options().dtype(compute_dtype(x));
   const auto [need_x, need_y, need_scale, need_bias] = need;
-  const double s = effective(scale, factor), b = bias_term.has_value() ? bias + bias_term->item<double>() : bias;
-  Tensor own = need_x || need_scale ? zeros(x.sizes(), options) : at::empty({0}, options);
-  Tensor other = need_y ? zeros(y.sizes(), options) : at::empty({0}, options);
-  auto scalar = [&](bool wanted) { return wanted ? at::empty({}, options) : at::empty({0}, options); };
-  Tensor loss = scalar(true), dscale = scalar(need_scale), dbias = scalar(need_bias);
+  const double b = bias_term.has_value() ? bias + bias_term->item<double>() : bias;
+  GradientSums gradients(x, y, effective(scale, factor), need_x, need_y, need_scale);
+  Tensor loss = at::empty({}, options), dbias = need_bias ? at::empty({}, options) : at::empty({0}, options);
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    const auto p = problem<T>(x, y, s, x_id, y_id, std::nullopt);
-    Outcome<T> out{std::vector<T>(p.x.rows, T(0)), std::vector<T>(p.x.rows, T(0)), T(need_scale ? 1.0 : s), data_or_null<T>(own),
-                   data_or_null<T>(other)};
+    const auto p = problem<T>(x, y, gradients.scale, x_id, y_id, std::nullopt);
+    const std::vector<T> zero_rows(p.x.rows, T(0));
+    Outcome<T> out{zero_rows, zero_rows, T(gradients.factor()), data_or_null<T>(gradients.own), data_or_null<T>(gradients.other)};
     sweep(p, b, positive_weights<T>(x_weight, p.x.rows), positive_weights<T>(y_weight, p.y.rows), out);
     *loss.mutable_data_ptr<T>() = T(std::accumulate(out.loss.begin(), out.loss.end(), 0.0));
     if (need_bias) *dbias.mutable_data_ptr<T>() = T(std::accumulate(out.weight.begin(), out.weight.end(), 0.0));
-    if (!need_scale) return;
-    *dscale.mutable_data_ptr<T>() = scale_gradient(p, own.const_data_ptr<T>());
-    own.mul_(s);
-    other.mul_(s);
+    gradients.finish(p, false);
   });
-  return {loss, need_x ? own : at::empty({0}, options), other, dscale, dbias};
+  return {loss, gradients.dx(compute_dtype(x)), gradients.dy(compute_dtype(x)), gradients.dscale, dbias};
 }
 
 }  // namespace

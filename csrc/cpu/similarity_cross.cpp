@@ -106,31 +106,21 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
                                                         const Tensor& peak, const Tensor& kept, const Tensor& x, const Tensor& y,
                                                         double scale, const OptTensor& factor, const OptTensor& x_id,
                                                         const OptTensor& y_id, std::array<bool, 3> need) {
-  const auto options = x.options().dtype(compute_dtype(x));
-  const auto [need_x, need_y, need_scale] = need;
-  const double s = effective(scale, factor);  // multiplied into the sums at once, except where its own gradient needs them bare
-  Tensor own = need_x || need_scale ? zeros(x.sizes(), options) : at::empty({0}, options);
-  Tensor other = need_y ? zeros(y.sizes(), options) : at::empty({0}, options);
-  Tensor dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
-  const Tensor g = drow.to(options.dtype()).contiguous(), h = dcolumn.to(options.dtype()).contiguous();
+  GradientSums out(x, y, effective(scale, factor), need[0], need[1], need[2]);
+  const Tensor g = drow.to(compute_dtype(x)).contiguous(), h = dcolumn.to(compute_dtype(x)).contiguous();
   const Tensor sums = state.contiguous(), peaks = peak.contiguous();
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    auto p = problem<T>(x, y, s, x_id, y_id, std::nullopt);
+    auto p = problem<T>(x, y, out.scale, x_id, y_id, std::nullopt);
     const auto of_all = state_of<T>(sums, peaks);
     set_backward(p, of_all);
     const RowTerms<T> of_rows(p.x.rows, of_all, g.const_data_ptr<T>());
     const RowTerms<T> of_columns(p.y.rows, {of_all.from(p.x.rows)}, h.const_data_ptr<T>());
     const Kept<T> held{const_cast<T*>(kept.const_data_ptr<T>()), kept.size(0), p.y.rows};
-    cross_backward(p, of_rows, of_columns, held, T(need_scale ? 1.0 : s), data_or_null<T>(own), data_or_null<T>(other));
-    if (!need_scale) return;
-    *dscale.mutable_data_ptr<T>() = scale_gradient(p, own.const_data_ptr<T>());
-    own.mul_(s);
-    other.mul_(s);
+    cross_backward(p, of_rows, of_columns, held, T(out.factor()), data_or_null<T>(out.own), data_or_null<T>(out.other));
+    out.finish(p, false);
   });
-  Tensor dx = need_x ? own.to(x.scalar_type()) : at::empty({0}, x.options());
-  Tensor dy = need_y ? other.to(x.scalar_type()) : at::empty({0}, x.options());
-  return {dx, dy, dscale};
+  return {out.dx(x.scalar_type()), out.dy(x.scalar_type()), out.dscale};
 }
 
 }  // namespace

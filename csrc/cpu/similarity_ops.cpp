@@ -58,30 +58,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
                                                           const OptTensor& y_bias, std::array<bool, 4> need) {
   const auto options = x.options().dtype(compute_dtype(x));
   const auto [need_x, need_y, need_bias, need_scale] = need;
-  const bool symmetric = !y.has_value(), with_bias = need_bias && y_bias.has_value();
-  const double s = effective(scale, factor);  // multiplied into the sums at once, except where its own gradient needs them bare
-  Tensor own = need_x || need_scale ? zeros(x.sizes(), options) : at::empty({0}, options);
-  Tensor other = (!symmetric && need_y) ? zeros(y->sizes(), options) : at::empty({0}, options);
-  Tensor dbias = with_bias ? zeros(y_bias->sizes(), options) : at::empty({0}, options);
-  Tensor dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
+  GradientSums gradients(x, y, effective(scale, factor), need_x, need_y, need_scale);
+  Tensor dbias = need_bias && y_bias.has_value() ? zeros(y_bias->sizes(), options) : at::empty({0}, options);
   const Tensor g = dlse.to(options.dtype()).contiguous(), sums = state.contiguous(), peaks = peak.contiguous();
   dispatch(x, [&](auto zero) {
     using T = decltype(zero);
-    auto p = problem<T>(x, y, s, x_id, y_id, y_bias);
+    auto p = problem<T>(x, y, gradients.scale, x_id, y_id, y_bias);
     const auto made = state_of<T>(sums, peaks);
     set_backward(p, made);
-    const Gradients<T> out{data_or_null<T>(own), data_or_null<T>(other), data_or_null<T>(dbias), T(need_scale ? 1.0 : s)};
+    const Gradients<T> out{data_or_null<T>(gradients.own), data_or_null<T>(gradients.other), data_or_null<T>(dbias),
+                           T(gradients.factor())};
     backward(p, made, g.const_data_ptr<T>(), out);
-    if (!need_scale) return;
-    const T total = scale_gradient(p, own.const_data_ptr<T>());
-    *dscale.mutable_data_ptr<T>() = symmetric ? total / 2 : total;  // symmetric: own holds both roles of each row
-    own.mul_(s);
-    other.mul_(s);
+    gradients.finish(p, !y.has_value());
   });
-  Tensor dx = need_x ? own.to(x.scalar_type()) : at::empty({0}, x.options());
-  Tensor dy = !symmetric && need_y ? other.to(x.scalar_type()) : at::empty({0}, x.options());
   if (y_bias.has_value()) dbias = dbias.to(y_bias->scalar_type());
-  return {dx, dy, dbias, dscale};
+  return {gradients.dx(x.scalar_type()), gradients.dy(x.scalar_type()), dbias, gradients.dscale};
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <optional>
 
+#include "cpu/new_tensor.h"
 #include "cpu/similarity.h"
 
 namespace fastssl::similarity {
@@ -158,10 +159,41 @@ State<T> state_of(const Tensor& state, const Tensor& peak) {
   return {{data, data + state.size(1), const_cast<int32_t*>(peak.const_data_ptr<int32_t>())}};
 }
 
-// What an accumulator's data is called where it may be absent.
+// The data of a tensor, or null where it has no elements.
 template <class T>
 T* data_or_null(Tensor& t) {
   return t.numel() ? t.mutable_data_ptr<T>() : nullptr;
 }
+
+// The sums for the gradients of x, y and the scale while a kernel adds them up; a tensor without elements is not needed.
+struct GradientSums {
+  Tensor own, other, dscale;  // of x, y and the scale, in the dtype that sums are kept in
+  double scale;
+  bool need_x, need_scale;
+
+  GradientSums(const Tensor& x, const OptTensor& y, double scale, bool need_x, bool need_y, bool need_scale)
+      : scale(scale), need_x(need_x), need_scale(need_scale) {
+    const auto options = x.options().dtype(compute_dtype(x));
+    own = need_x || need_scale ? zeros(x.sizes(), options) : at::empty({0}, options);
+    other = need_y && y.has_value() ? zeros(y->sizes(), options) : at::empty({0}, options);
+    dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
+  }
+
+  // What the kernel multiplies into the sums: the scale, unless its gradient needs the sums without it.
+  double factor() const { return need_scale ? 1.0 : scale; }
+
+  // The gradient of the scale, and then the scale into the sums. Where y is x, `own` holds both roles of each row.
+  template <class T>
+  void finish(const Problem<T>& p, bool symmetric) {
+    if (!need_scale) return;
+    const T total = scale_gradient(p, own.const_data_ptr<T>());
+    *dscale.mutable_data_ptr<T>() = symmetric ? total / 2 : total;
+    own.mul_(scale);
+    other.mul_(scale);
+  }
+
+  Tensor dx(at::ScalarType dtype) const { return need_x ? own.to(dtype) : at::empty({0}, own.options().dtype(dtype)); }
+  Tensor dy(at::ScalarType dtype) const { return other.to(dtype); }
+};
 
 }  // namespace fastssl::similarity
