@@ -3,12 +3,13 @@
     s2_ab = log2(e) (scale <a, b> + bias),  -inf where the ids are equal             a (NA, D), b (NB, D); base 2, so exp2 only
     out_a = scale sum_b (OWN g_a 2^(s2_ab - l_a) + STREAM g_b 2^(s2_ba - l_b)) b
 
-One kernel owns rows a and streams rows b: dx is OWN with (a, b) = (x, y), dy is STREAM with (a, b) = (y, x), and the symmetric
-gradient is both at once, as are those of ``similarity_cross``. Its STREAM weights summed over b are dy_bias, and
-sum_a <a, out_a / scale> is dscale (twice it when symmetric). 2^(s2 - l) is 2^min(s2 - t, 0) / S, with the largest logit t and the
-sum S of the forward. Nothing is accumulated by atomics: columns are split in a fixed way, partial results merged in a fixed order.
+One kernel computes every gradient; it owns rows a and streams rows b. dx is the OWN term with (a, b) = (x, y), dy is the STREAM
+term with (a, b) = (y, x), and the symmetric gradient has both terms at once, as have the gradients of ``similarity_cross``. The
+STREAM weights summed over b are dy_bias, and sum_a <a, out_a / scale> is dscale, or twice dscale when symmetric. The kernel takes
+2^(s2 - l) as 2^min(s2 - t, 0) / S, with the largest logit t and the sum S of the forward. Nothing is accumulated by atomics: the
+columns are split in a fixed way, and partial results are merged in a fixed order.
 
-U = 2 N M D FLOP: 2U for each owner (symmetric 2U in all, two-sided 4U).
+U = 2 N M D FLOP: a launch takes 2U. The symmetric gradient needs one launch, a two-sided one two launches, 4U.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def _row_owner_sweep(
     OWN: tl.constexpr, STREAM: tl.constexpr, NARROW: tl.constexpr, WEIGHTS_ONLY: tl.constexpr,
     EVEN_B: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """acc (BM, BD) += sum_b w_ab b and total (BM,) += sum_b (STREAM term) over the streamed rows lo..hi. NARROW: w_a and
+    """acc (BM, BD) += sum_b w_ab b and total (BM,) += sum_b (STREAM term) over the streamed rows lo..hi. With NARROW, w_a and
     w_b_ptr hold v, and l is not read."""
     EXACT: tl.constexpr = PRECISION == "ieee" and b_ptr.dtype.element_ty == tl.float32
     for start in range(lo, hi, BN):
@@ -80,13 +81,14 @@ def similarity_bwd_kernel(
     OWN: tl.constexpr, STREAM: tl.constexpr, FINAL: tl.constexpr, NARROW: tl.constexpr, CHOSEN: tl.constexpr,
     EVEN_B: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """out (NA, D) and dbias (NA,) of the owned rows; unless FINAL, one split's sums before scale and 1 / gain. OWN reads l, w, v
-    of the owned rows, STREAM those of the streamed ones: the same vectors when symmetric.
+    """out (NA, D) and dbias (NA,) of the owned rows. Unless FINAL, they are the sums of one split, not yet multiplied by scale and
+    1 / gain. OWN reads l, w and v of the owned rows, STREAM those of the streamed rows; when symmetric, these are the same vectors.
 
-    NARROW: OWN and STREAM without bias, while all l lie within 64 of each other (base 2) and are not FAR, share one exponential:
-    w = 2^(s - c) (v_a + v_b), v = g 2^(c - l), c in the middle; s <= min(l_a, l_b), so nothing overflows. Whether they do lie so is
-    known on the device alone, so CHOSEN launches come in pairs, and the one that stats (3,) do not name streams and stores nothing.
-    Both loops in one kernel would share the accumulator's registers, and then ptxas waits after each wgmma (its warning C7515).
+    NARROW: without bias, OWN and STREAM share one exponential while all l lie within 64 of each other (base 2) and within FAR of 0:
+    w = 2^(s - c) (v_a + v_b), v = g 2^(c - l), where c is the middle of all l. Since s <= min(l_a, l_b), nothing overflows. Only
+    the device knows whether the l are so close, so CHOSEN launches come in pairs; the one that stats (3,) do not choose streams and
+    stores nothing. Two loops in one kernel would share the accumulator's registers, and then ptxas would wait after each wgmma (its
+    warning C7515).
     """
     first = tl.program_id(0) * BM
     split = tl.program_id(1)
@@ -135,14 +137,15 @@ def similarity_bwd_kernel(
 
 
 def _tile_of_two(config: TileConfig, a: Tensor, precision: str) -> TileConfig:
-    """The tile of the launch with two exponentials, which needs more registers than that with one; same columns at a time."""
+    """The tile of the launch with two exponentials, which needs more registers than the launch with one. Both stream equally many
+    columns at a time."""
     other = tile_for("bwd", a, precision)
     return other if other.block_n == config.block_n else config
 
 
 def _specialised(config: TileConfig, operands: Similarity, ranges: Tensor | None) -> Callable[..., None] | None:
-    """The launcher of ``similarity_hopper``, where it serves a launch with one exponential. Older Tritons have no Gluon: it is
-    imported only where a tuned table asks for it."""
+    """The launcher of ``similarity_hopper`` if it serves this launch with one exponential, otherwise None. Older versions of Triton
+    have no Gluon, so the module is imported only where a tuned table asks for it."""
     if not config.specialised:
         return None
     from . import similarity_hopper
@@ -158,8 +161,8 @@ def row_owner(
     dots: Tensor | None,  # (N,)
     dot_scale: float = 1.0,
 ) -> None:
-    """One sweep that owns the rows of x, streams those of y and fills what is given of the owned rows. A gradient of y comes from
-    the swapped operands and terms; the bias is then that of the owned rows."""
+    """One sweep that owns the rows of x, streams those of y, and fills those of out, dbias and dots that are given; all three
+    belong to the owned rows. For a gradient of y the operands and terms are swapped; the bias is then that of the owned rows."""
     a, b, scale, scale_factor, a_id, b_id, y_bias, _ = operands
     of_a, of_b, stats = terms
     (na, d), nb = a.shape, b.shape[0]

@@ -5,14 +5,16 @@
     W_ij  = drow_i p_ij + dcolumn_j q_ij,  the softmax of each row and of each column
     dx = scale W y,  dy = scale W^T x,  dscale = <x, W y>
 
-Forward: a program owns a group of row blocks, at most 32 groups, and a split of the columns. Rows keep (maximum, sum) in
-registers; each tile stores those of its columns in the program's own slice of (groups, M), and after each row block the program
-folds its slice, in order: 32 bytes a column and row block beside 2 D of y. Both are merged in a fixed order; no atomics.
-Backward: ``similarity_bwd_kernel`` once with (a, b) = (x, y) and once with (y, x), each both OWN and STREAM.
+Forward: the row blocks form at most 32 groups, and a program owns one group and one split of the columns. It keeps the (maximum,
+sum) of each row in registers. Each tile stores the (maximum, sum) of its columns in a slice of (groups, M) that belongs to the
+program alone, and after each row block the program merges what this block stored with what the blocks before left. These are 32
+bytes for each column and row block, beside the 2 D bytes of y. At the end the partials of rows and columns are merged in a fixed
+order, without atomics.
+Backward: ``similarity_bwd_kernel`` runs once with (a, b) = (x, y) and once with (y, x), each time with both OWN and STREAM.
 
 Where ``tiles.row_bounds`` proves the logits small, both maxima are 0 and rows and columns share one exponential.
 
-U = 2 N M D FLOP: forward U, backward 4U (chunks 3U).
+U = 2 N M D FLOP: the forward takes U, the backward 4U, or 3U in chunks.
 """
 
 from collections.abc import Sequence
@@ -68,8 +70,8 @@ def similarity_cross_fwd_kernel(
     N, M, D, s_x, s_y, s_yd, scale, group_len, split_len, EVEN_N: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """column (groups, M): partial maximum and sum, with as much room behind them where a group has several row blocks.
-    top and sum (N,) of the rows, with their lse and peak, -1, where row_ptr is given; without, (splits, N), partials."""
+    """column (groups, M): the partial maximum and sum of each column, with as much room again behind them where a group has several
+    row blocks. With row_ptr, top and sum (N,) of the rows, their lse, and -1 in peak; without row_ptr, partials (splits, N)."""
     begin = tl.program_id(0) * group_len
     split = tl.program_id(1)
     lo = split * split_len
@@ -126,13 +128,13 @@ def similarity_cross_fwd_kernel(
             at += split.to(tl.int64) * N
         _store_rows(top_ptr, sum_ptr, row_ptr, peak_ptr, rank_ptr, threshold_ptr, at, top, total, rank, inside)
         if first > begin:
-            tl.debug_barrier()  # what other threads stored
+            tl.debug_barrier()  # the next line reads what other threads stored
             fold_columns(column_ptr, column_sum_ptr, more, lo, hi, 1024)
-            tl.debug_barrier()  # before the next block of rows stores there again
+            tl.debug_barrier()  # the next block of rows stores in the same place
 
 
 def _by_tiles(operands: Similarity, of_rows: Results, of_columns: Results, precision: str) -> None:
-    """Fills the results of the rows, with a threshold the rank too, and of the columns."""
+    """Fills the results of the rows, with the rank if there is a threshold, and those of the columns."""
     x, y, scale, scale_factor, x_id, y_id, _, threshold = operands
     (n, d), m = x.shape, y.shape[0]
     counted = threshold is not None
@@ -169,8 +171,8 @@ def similarity_cross_fwd(
     threshold: Tensor | None,  # (N,)
     keep_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """row (N,), column (M,), rank, int32 (N,) or without a threshold (0,), the logits (keep_rows, M), state (2, N + M) and peak
-    (N + M,). The kernels here read no logits again, so a GPU is to be asked for 0 rows of them."""
+    """row (N,), column (M,), the rank, int32 (N,) or without a threshold (0,), the logits (keep_rows, M), state (2, N + M) and peak
+    (N + M,). The backward here does not read these logits, so on a GPU ``keep_rows`` should be 0."""
     operands = laid_out(Similarity(x, y, scale, scale_factor, x_id, y_id, None, threshold), dense_either_way)
     n, m = len(x), len(y)
     new: dict[str, Any] = {"dtype": torch.float32, "device": x.device}

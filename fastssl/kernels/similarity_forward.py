@@ -4,11 +4,13 @@
     lse_i = ln(2) log2 sum_j 2^s2_ij                mean_i = sum_j 2^(s2_ij - l_i) y_j,   l_i = log2(e) lse_i
     rank_i = #{j : s_ij > threshold_i}
 
-A program owns block_m rows, streams the columns of one split and keeps of each row a maximum, a sum, a count and, in the one-pass
-forward, sum_j 2^. y_j. Where ``tiles.row_bounds`` proves the logits small, no maximum is taken. Splits are merged in a fixed order.
-y may be stored (D, M). Rows that no tile can hold go to ``similarity_wide``, large symmetric problems to ``similarity_triangle``.
+A program owns block_m rows, streams the columns of one split, and keeps for each row a maximum, a sum, a count and, in the one-pass
+forward, the sum of p y_j with p = 2^(s2_ij - maximum). Where ``tiles.row_bounds`` proves the logits small, no maximum is taken. The
+splits are merged in a fixed order. The memory of y may be that of a dense (D, M). Rows that are too wide for a tile go to
+``similarity_wide``, large symmetric problems to ``similarity_triangle``.
 
-U = 2 N M D FLOP: forward U, one-pass 2U. Bytes: each program reads its rows once and the M columns of its split once, out of L2.
+U = 2 N M D FLOP: the forward takes U, the one-pass forward 2U. Each program reads its rows and the columns of its split once, out
+of L2.
 """
 
 import torch
@@ -43,7 +45,7 @@ from .tiles.tf32 import operand
 
 @triton.jit
 def _online(s, top, total, acc, MEAN: tl.constexpr):
-    """p = 2^(s - maximum so far), and what was summed before under another maximum brought under this one."""
+    """p = 2^(s - maximum so far), that maximum, and the running sums, of which the earlier part is scaled down to it."""
     new = tl.maximum(top, tl.max(s, 1))
     safe = tl.where(new == -INF, 0.0, new)
     p = tl.exp2(s - safe[:, None])
@@ -53,15 +55,15 @@ def _online(s, top, total, acc, MEAN: tl.constexpr):
     return p, new, total * fix + tl.sum(p, 1), acc
 
 
-@triton.jit(do_not_specialize=["N"])  # batches of any size share a compiled kernel; of M, wide loads from (D, M) depend
+@triton.jit(do_not_specialize=["N"])  # all N share a compiled kernel; wide loads of y stored (D, M) need to know what divides M
 def similarity_fwd_kernel(
     x_ptr, y_ptr, x_id_ptr, y_id_ptr, range_ptr, norm_ptr, bias_ptr, threshold_ptr, factor_ptr,
     top_ptr, sum_ptr, lse_ptr, peak_ptr, mean_ptr, rank_ptr, N, M, D, s_x, s_y, s_yd, scale, split_len,
     EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Maximum and sum (N,), mean (N, D) where mean_ptr and rank (N,) where threshold_ptr is given; with lse_ptr also lse and peak
-    (N,), -1: tiles do not look for it. Without, one split's partials (maximum, sum, sum of 2^. y, count). Where norm_ptr proves the
-    logits small, no maximum is taken."""
+    """Maximum and sum (N,), with mean_ptr also the mean (N, D), and with threshold_ptr also the rank (N,). With lse_ptr the kernel
+    also stores lse (N,), and -1 in peak (N,), since tiles do not look for peaks. Without lse_ptr it stores the partials of one
+    split: maximum, sum, sum of p y, and count. Where the norms prove the logits small, no maximum is taken."""
     first = tl.program_id(0) * BM
     split = tl.program_id(1)
     rows = first + tl.arange(0, BM)
@@ -90,7 +92,7 @@ def similarity_fwd_kernel(
     for start in range(lo, hi, BN):
         cols = start + tl.arange(0, BN)
         y = load_rows(y_ptr, start, M, D, s_y, BN, BD, EVEN_M, EVEN_D, s_yd)  # (BN, BD)
-        if RANK:  # x has the sign: thresholds are met by raw dots, in natural units
+        if RANK:  # x has the sign of scale; thresholds are compared in natural units
             dots = masked_dots(x, y, x_id, y_id_ptr, cols, M, EVEN_M, PRECISION)
             rank += count_above(dots, scale, threshold, bias_ptr, cols, M)
             s = dots * unit
@@ -110,7 +112,7 @@ def similarity_fwd_kernel(
             acc = tl.dot(operand(p, y.dtype, PRECISION), y, acc, input_precision=PRECISION)
     inside = rows < N
     at = rows.to(tl.int64)
-    if lse_ptr is None:  # one split's partials; kept beside the rows, their 64-bit places would spill
+    if lse_ptr is None:  # one split's partials; adding these 64-bit offsets to the rows instead would spill
         skip = split.to(tl.int64) * N
         top_ptr += skip
         sum_ptr += skip
@@ -118,7 +120,7 @@ def similarity_fwd_kernel(
             rank_ptr += skip
         if MEAN:
             mean_ptr += skip * D
-    if BOUNDED and not MEAN:  # the mean is divided by a sum of its own base
+    if BOUNDED and not MEAN:  # with a mean, the sum keeps the base in which acc was summed
         top, total = under_a_top(top, total)
     tl.store(top_ptr + at, top, mask=inside)
     tl.store(sum_ptr + at, total, mask=inside)
@@ -164,7 +166,8 @@ def forward(arguments: SimilarityArguments, want_mean: bool) -> Results:
 
 
 def _by_tiles(operands: Similarity, results: Results, bounded: bool, precision: str) -> None:
-    """Fills the results, the mean where given and the rank where there is a threshold. ``bounded``: look at the columns first."""
+    """Fills the results, with the mean if there is one and the rank if there is a threshold. If ``bounded``, ``row_bounds`` looks
+    at the columns first."""
     x, y, scale, scale_factor, x_id, y_id, y_bias, threshold = operands
     lse, state, peak, mean, rank = results
     (n, d), m = x.shape, y.shape[0]
@@ -177,7 +180,7 @@ def _by_tiles(operands: Similarity, results: Results, bounded: bool, precision: 
         acc = means[0] if want_mean else None
         count = new(x, torch.int32, (splits, n))[0] if counted else None
     final = (lse, peak) if splits == 1 else (None, None)
-    norms = y_bias is None and not (want_mean and x.dtype == torch.float16)  # 2^60 is no float16
+    norms = y_bias is None and not (want_mean and x.dtype == torch.float16)  # float16 cannot hold 2^60
     ranges, norm = row_bounds(y, y_id, config.block_n, norms) if bounded else (None, None)
     launch(
         similarity_fwd_kernel, (triton.cdiv(n, config.block_m), splits),

@@ -1,4 +1,4 @@
-"""The device that a launch is for: making it the current one, and what tiles and splits depend on."""
+"""The device of a launch: its properties, on which tiles and splits depend, and the context that makes it the current device."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ class DeviceProperties:
     num_sms: int  # multiprocessors
 
 
-#: What launches on CPU tensors are planned for: a small Hopper. They are Triton's interpreter, and compiling without a GPU.
+#: Launches on CPU tensors are planned for a small Hopper. They happen in Triton's interpreter and in compilation without a GPU.
 CPU = DeviceProperties(90, 4)
 
 
@@ -26,12 +26,13 @@ def _cuda_properties(index: int) -> DeviceProperties:
 
 
 def device_properties(device: torch.device) -> DeviceProperties:
-    """The properties of a GPU, read once, or those that stand for a CPU's."""
+    """The properties of a GPU, which are read once, or those that launches on a CPU are planned for."""
     return _cuda_properties(device.index) if device.type == "cuda" else CPU
 
 
 def on_device(t: Tensor) -> AbstractContextManager:
-    """A context in which the device of ``t`` is the current one, on which Triton launches; it costs nothing where it already is."""
+    """A context in which the device of ``t`` is the current one, since Triton launches on the current device. It costs next to
+    nothing where ``t`` is there already."""
     if t.is_cuda and t.device.index != torch.cuda.current_device():
         return torch.cuda.device(t.device)
     return contextlib.nullcontext()

@@ -1,14 +1,14 @@
-"""Launches of Triton kernels, which take a third of the host's time where the compiled kernel is known.
+"""Launches of Triton kernels. Where the compiled kernel is known, they take a third of the host's time that Triton's own take.
 
 Triton's ``kernel[grid](...)`` binds the arguments to the signature, describes each of them (its dtype; whether an address or an
-integer is divisible by 16, an integer 1 or beyond 32 bits), makes a text of the options, looks for the compiled kernel of all that,
-calls hooks, and only then launches. ``launch`` finds the compiled kernel by a key that decides as much:
+integer is divisible by 16, whether an integer is 1 or needs more than 32 bits), makes a string of the options, looks up the kernel
+that was compiled for all this, calls hooks, and only then launches. ``launch`` finds the same compiled kernel by a smaller key:
 
     kernel, device, of each tensor its dtype, of each integer its value, which arguments are floats or None, constants, options
 
-and takes it only where all addresses are divisible by 16. Every other launch goes Triton's own way: with other addresses, with
-arguments of other types, under a profiler's hooks, in Triton's interpreter, and in a Triton whose compiled kernels may be called
-otherwise than those of 3.6.
+and uses it only if all addresses are divisible by 16. Every other launch is left to Triton: with other addresses, with arguments of
+other types, under a profiler's hooks, in Triton's interpreter, and in other versions than 3.6, whose compiled kernels may have to
+be called in another way.
 """
 
 import triton
@@ -19,19 +19,19 @@ from triton.runtime import JITFunction, driver
 
 from fastssl.ops._register import _C
 
-#: key -> (kernel, compiled kernel, values of the constants): the first launch of a key puts it there.
+#: key -> (kernel, compiled kernel, values of the constants). The first launch with a key adds its entry.
 _PLANS: dict[tuple, tuple] = {}
-_MOST = 4096  # plans, after which all are forgotten: where sizes change at every step they would grow without end
-#: False: every launch goes Triton's own way.
+_MOST = 4096  # plans, after which all are forgotten; otherwise they would grow without end where sizes change at every step
+#: If False, every launch is left to Triton.
 planned = triton.__version__.startswith("3.6.")
 #: For tests: a planned launch asks Triton which kernel it would have taken.
 checked = False
 
 
 def key_of(arguments: tuple) -> tuple[tuple, tuple] | None:
-    """(what decides which compiled kernel fits, the arguments as the launcher takes them), or None: Triton is to decide.
+    """(what decides which compiled kernel fits, the arguments as the launcher takes them), or None where Triton has to decide.
 
-    ``_C.launch_key`` is this function in C++, where it is built; it hands over addresses in place of tensors.
+    ``_C.launch_key``, where it is built, is this function in C++; it returns addresses in place of tensors.
     """
     parts, addresses, devices = [], 0, set()
     for value in arguments:
@@ -55,8 +55,8 @@ _key_of = getattr(_C, "launch_key", key_of)
 def launch(kernel, grid: tuple[int, ...], *args, **constants) -> None:
     """``kernel[grid](*args, **constants)`` on the current device and stream; grid (x,) or (x, y).
 
-    ``args``: tensors, None, ints and floats, in the order of the signature up to the first constexpr; ``constants``: all constexprs
-    and Triton's options, by name.
+    ``args`` are tensors, None, ints and floats, in the order of the signature up to the first constexpr. ``constants`` are all
+    constexprs and Triton's options, by name.
     """
     found = _key_of(args) if planned and type(kernel) is JITFunction and not _hooked() else None
     if found is None:

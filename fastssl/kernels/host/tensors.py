@@ -1,7 +1,7 @@
 """New tensors for the launchers, several with one call.
 
-``torch.empty`` takes the host 13,000 instructions and ``unbind`` 16,000, most of them to read arguments. In a small step, where the
-GPU waits for the host, they were a fifth of all instructions.
+``torch.empty`` costs the host 13,000 instructions and ``unbind`` 16,000, most of which parse arguments. In a small step, where the
+GPU waits for the host, these calls were a fifth of all instructions.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from fastssl.ops._register import _C
 
 _new_tensors: Any = getattr(_C, "new_tensors", None)
 _rows_of: Any = getattr(_C, "rows_of", None)
-#: False: torch makes them one by one. Tests that fill new tensors set this.
+#: If False, torch makes the tensors one by one. Tests that fill new tensors set it to False.
 batched = _new_tensors is not None
 
 
@@ -25,5 +25,5 @@ def new(like: Tensor, dtype: torch.dtype, *shapes: tuple[int, ...]) -> tuple[Ten
 
 
 def rows_of(matrix: Tensor) -> tuple[Tensor, ...]:
-    """(R, N) -> R views (N,)."""
+    """The R rows of a matrix (R, N), as views (N,)."""
     return _rows_of(matrix) if batched else matrix.unbind()
