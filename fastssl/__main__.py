@@ -37,7 +37,8 @@ def _train(command: str, argv: list[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in TRAIN_PACKAGES:
             raise
-        raise UsageError(f"{error.name} is not installed; pip install fastssl[train]") from None
+        hint = 'in a clone of fastssl: pip install --no-build-isolation ".[train]"'
+        raise UsageError(f"{error.name} is not installed; {hint}") from None
 
 
 def _info(argv: list[str]) -> int:

@@ -41,8 +41,9 @@ def _output(loss: Tensor, output_dict: bool) -> Tensor | dict[str, Tensor]:
 class ClipLoss(nn.Module):
     """``clip_loss`` with the arguments, attributes and methods of open_clip's ``ClipLoss`` (Radford et al. 2021, figure 3).
 
-    The features are expected at unit length, and ``logit_scale`` after exp. No N x N logits are made, unless a subclass overrides
-    ``get_logits`` or ``get_ground_truth``: then the loss is the cross-entropy of what these return, as in open_clip.
+    The features are expected at unit length, unless ``normalize``, and ``logit_scale`` after exp. No N x N logits are made, unless
+    a subclass overrides ``get_logits`` or ``get_ground_truth``: then the loss is the cross-entropy of what these return, as in
+    open_clip.
 
     Args:
         local_loss: in several processes each contrasts its own N pairs with those of all, instead of all with all.

@@ -189,7 +189,7 @@ def nce(
     Args:
         query: (N, D) float32, bfloat16, float16 or float64, used as given (instance discrimination: unit rows).
         positive_key: (N, D), same dtype and device; with a memory bank ``bank[i]``.
-        noise_keys: (M, D) for all queries, (N, M, D) for each its own, or with ``noise_index`` the bank (K, D).
+        noise_keys: (M, D) shared by all queries, (N, M, D) where each query has its own, or with ``noise_index`` the bank (K, D).
         temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
         n: uniform noise over n items, Pn = 1 / n; n is the size of the data set. Given instead of the next two.
         log_noise_pos: (N,) float, log Pn of the positives. Given together with ``log_noise_neg``.
@@ -229,13 +229,14 @@ def nce(
 def nce_log_z(
     query: Tensor, noise_keys: Tensor, temperature: float | Tensor = 0.07, *, n: int, noise_index: Tensor | None = None
 ) -> Tensor:
-    """log Z of ``nce``, estimated from uniform noise: ``log(n mean_ik exp(<q_i, k> / temperature))`` (Wu et al. 2018, eq. 8).
+    """The ``log_z`` that ``nce`` takes, estimated from uniform noise (Wu et al. 2018, eq. 8).
 
-    Instance discrimination takes it from the first batch and keeps it.
+    ``log_z = log(n mean_ik exp(<q_i, k> / temperature))``, the mean over the queries i and their noise keys k. Instance
+    discrimination estimates it from the first batch and keeps it for the whole training.
 
     Args:
         query: (N, D) float32, bfloat16, float16 or float64, used as given.
-        noise_keys: (M, D) for all queries, (N, M, D) for each its own, or with ``noise_index`` the bank (K, D).
+        noise_keys: (M, D) shared by all queries, (N, M, D) where each query has its own, or with ``noise_index`` the bank (K, D).
         temperature: divides the similarities; a number or a one-element float tensor, not 0.
         n: number of items that the noise is drawn from, the size of the data set.
         noise_index: (N, M) integers, rows of the bank.
@@ -277,7 +278,8 @@ def negative_sampling(
     Args:
         query: (N, D) float32, bfloat16, float16 or float64, used as given.
         positive_key: (N, D), same dtype and device; row i is the positive of query i.
-        negative_keys: (M, D) for all queries, (N, M, D) for each its own, or with ``negative_index`` the table (K, D).
+        negative_keys: (M, D) shared by all queries, (N, M, D) where each query has its own, or with ``negative_index`` the table
+            (K, D).
         temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
         negative_index: (N, M) integers, rows of the table; (N, M, D) is then never there at once.
         reduction: "mean" or "sum" over the queries, or "none" for the losses (N,).

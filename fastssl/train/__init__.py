@@ -1,6 +1,6 @@
 """The training side of fastssl: data, augmentation, encoders, the Lightning loop, evaluation, pictures, the command line.
 
-Needs ``pip install fastssl[train]``. ``import fastssl`` does not import this package; nothing here is imported before use.
+Needs the packages of the extra ``train``. ``import fastssl`` does not import this package; nothing here is imported before use.
 """
 
 import importlib

@@ -131,7 +131,7 @@ def shipped_photos() -> dict[str, np.ndarray]:
     """The pictures (H, W, 3) uint8 that lie in the installed scikit-image, by name; what it would download is left out."""
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError("--data photos needs scikit-image: pip install fastssl[train]")
+        raise UsageError("--data photos needs scikit-image: pip install scikit-image")
     folder = Path(spec.submodule_search_locations[0]) / "data"
     pictures = {}
     for name, file in PHOTOS.items():

@@ -68,10 +68,10 @@ def train_parser(method: str = "simclr") -> Parser:
     """The options that ``method`` takes. Settings default to SUPPRESS: their dataclass has the defaults, and ``--resume`` has to
     know which ones were given."""
     parser, recipe = Parser("fastssl train", description="Train an encoder."), RECIPES[method]
-    names = f"one of {', '.join(RECIPES)}; --help after it shows its own options"
+    names = f"one of {', '.join(RECIPES)}; METHOD --help lists the options of that method, --help alone those of simclr"
     parser.add_argument("method", type=method_name, metavar="METHOD", help=names)
     own = settings_of(recipe.settings)
-    group = parser.add_argument_group(f"what is trained, by {method}")
+    group = parser.add_argument_group(f"settings of {method}")
     for setting in own.values():
         text = setting.help(recipe.unit, recipe.loss).replace("%", "%%")
         group.add_argument(setting.flag, default=argparse.SUPPRESS, help=text, **setting.how())
