@@ -1,2 +1,2 @@
-"""What the tile kernels of several ops share: which tile to take, what is read into it, what is known of its logits beforehand,
-and how the partial results of several tiles become one."""
+"""What the tile kernels of several ops share: the choice of a tile, loads into it, bounds of its logits that are known beforehand,
+and the merging of the partial results of several tiles."""

@@ -20,18 +20,19 @@ def dense_rows(t: Tensor) -> Tensor:
 
 
 def dense(t: Tensor | None) -> Tensor | None:
-    """A dense vector, where there is one."""
+    """A vector, copied unless it is dense; None stays None."""
     return t if t is None else t.contiguous()
 
 
 def dense_either_way(t: Tensor) -> Tensor:
-    """t (R, D), copied unless its rows or its columns are dense: a queue stored (D, M) is read in its own memory layout. 256 of the
-    other dimension lie within 32-bit offsets."""
+    """t (R, D), copied unless its rows or its columns are dense, so that a queue stored (D, M) is read in its own memory layout.
+    The strides must let 32-bit offsets reach every element of a tile."""
     return t if t.stride(0) == 1 and t.stride(1) < 1 << 23 else dense_rows(t)
 
 
 def laid_out(operands: Similarity, columns: Callable[[Tensor], Tensor] = dense_rows) -> Similarity:
-    """The operands as the kernels read them: y in the layout that ``columns`` makes, or the same tensor as x where it is x."""
+    """The operands in a layout that the kernels read. ``columns`` makes the layout of y; where y is x, both stay the same
+    tensor."""
     x, y, scale, scale_factor, x_id, y_id, y_bias, threshold = operands
     rows, row_ids = dense_rows(x), dense(x_id)
     y, y_id = rows if y is x else columns(y), row_ids if y_id is x_id else dense(y_id)
@@ -44,7 +45,7 @@ def precision_of(x: Tensor) -> str:
 
 
 def in_precision(operands: _Operands, precision: str) -> _Operands:
-    """The operands with x and y as products in ``precision`` take them; y may be x."""
+    """The operands with x and y rounded as products in ``precision`` need them; y may be x."""
     if precision != "tf32":
         return operands
     x, y = rounded_pair(operands.x, operands.y)

@@ -1,9 +1,9 @@
-"""What the tile kernels of the similarities read and make: rows, ids and vectors of a tile, its logits, and their sums.
+"""Functions with which the similarities' tile kernels load rows, ids and vectors of a tile, compute its logits, and sum them.
 
     s2_ij = log2(e) (scale <x_i, y_j> + y_bias_j), base 2          -inf where x_id_i = y_id_j and outside the matrix
 
-Ids are compared only in tiles that may hold equal ones, where ``row_bounds`` says which. Thresholds are met by logits in
-natural units, exactly, so kernels that count take raw dots.
+Where ``row_bounds`` ran, ids are compared only in tiles that may hold equal ones. Thresholds are compared with logits in natural
+units, without rounding in base 2, so kernels that count take raw dots.
 """
 
 import triton
@@ -16,7 +16,8 @@ from .merge import INF, LOG2E, load_state
 def load_rows(
     ptr, first, count, D, stride, ROWS: tl.constexpr, BD: tl.constexpr, EVEN_ROWS: tl.constexpr, EVEN_D: tl.constexpr, dim_stride=1
 ):  # fmt: skip
-    """(ROWS, BD) from row ``first`` on, zeros outside (count, D); the base is 64-bit, the offsets within a tile 32-bit."""
+    """(ROWS, BD) from row ``first`` on, with zeros outside (count, D). The offset of the first row has 64 bits, those within the
+    tile have 32."""
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, BD)
     tile = ptr + tl.cast(first, tl.int64) * stride + (rows[:, None] * stride + dims[None, :] * dim_stride)
@@ -39,13 +40,13 @@ def may_hold(range_ptr, start, lowest, highest, count, EVEN: tl.constexpr, BN: t
 
 @triton.jit
 def load_ids(id_ptr, rows, count):
-    """(rows,), the last one's again outside; where there are no ids something that nobody reads."""
+    """The ids (rows,), where rows beyond ``count`` get the id of the last row. Without ids, the result is not read."""
     return tl.load(id_ptr + tl.minimum(rows, count - 1)) if id_ptr is not None else rows
 
 
 @triton.jit
 def extent(ids, range_ptr):
-    """Lowest and highest of some ids, where anybody asks."""
+    """Lowest and highest of some ids; (0, 0), which is not read, where no ranges are given."""
     if range_ptr is not None:
         return tl.min(ids, 0).to(tl.int64), tl.max(ids, 0).to(tl.int64)
     else:
@@ -65,14 +66,14 @@ def load_bias(bias_ptr, rows, count):
 
 @triton.jit
 def load_threshold(threshold_ptr, rows, count):
-    """(rows,) float32; without a threshold something that nobody reads."""
+    """The thresholds (rows,) in float32. Without thresholds, the result is not read."""
     return tl.load(threshold_ptr + rows, mask=rows < count, other=INF).to(tl.float32) if threshold_ptr is not None else rows
 
 
 @triton.jit
 def signed_unit(scale):
-    """(sign, unit > 0) with sign * unit = log2(e) scale: the sign goes into the owned rows, exactly, so that a maximum of raw
-    dots is a maximum of logits; at scale 0 the rows become 0 and -inf * unit stays -inf."""
+    """(sign, unit > 0) with sign * unit = log2(e) scale. The owned rows are multiplied by the sign, which rounds nothing, so that
+    the largest raw dot belongs to the largest logit. At scale 0 the sign is 0 and the unit 1, so that -inf * unit stays -inf."""
     scale2 = scale * LOG2E
     zero = tl.abs(scale2) < 1e-37
     sign = tl.where(zero, 0.0, tl.where(scale2 < 0, -1.0, 1.0))
@@ -81,7 +82,7 @@ def signed_unit(scale):
 
 @triton.jit
 def excluded(s, a_id, b_id_ptr, cols, count, EVEN: tl.constexpr):
-    """s (BM, BN) with -inf at excluded columns and outside the matrix."""
+    """s (BM, BN) with -inf where the ids are equal and outside the matrix."""
     if b_id_ptr is not None:
         b_id = tl.load(b_id_ptr + cols, mask=cols < count, other=0)  # (BN,)
         s = tl.where(a_id[:, None] == b_id[None, :], -INF, s)
@@ -92,7 +93,7 @@ def excluded(s, a_id, b_id_ptr, cols, count, EVEN: tl.constexpr):
 
 @triton.jit
 def masked_dots(a, b, a_id, b_id_ptr, cols, count, EVEN: tl.constexpr, PRECISION: tl.constexpr):
-    """(BM, BN) raw dots; -inf at excluded columns and outside the matrix."""
+    """(BM, BN) raw dots, with -inf where the ids are equal and outside the matrix."""
     return excluded(tl.dot(a, tl.trans(b), input_precision=PRECISION), a_id, b_id_ptr, cols, count, EVEN)
 
 
@@ -101,14 +102,15 @@ def masked_logits(
     a, b, a_id, lowest, highest, b_id_ptr, range_ptr, start, count, scale2, shift,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """(BM, BN) scale2 <a, b> - shift; -inf at excluded columns and outside the matrix, looked for only where there may be some."""
+    """(BM, BN) scale2 <a, b> - shift, with -inf where the ids are equal and outside the matrix. A tile that can hold neither is not
+    searched for them."""
     cols = start + tl.arange(0, BN)
     s = tl.dot(a, tl.trans(b), input_precision=PRECISION)
     s = s * scale2 - shift  # before the branch: Triton 3.6 cannot pipeline a product that only a branch reads
     if range_ptr is not None:
         if may_hold(range_ptr, start, lowest, highest, count, EVEN, BN):
             s = excluded(s, a_id, b_id_ptr, cols, count, EVEN)
-    elif b_id_ptr is not None:  # noqa: SIM114  decided when compiled, the next one when run
+    elif b_id_ptr is not None:  # noqa: SIM114  this condition is known at compile time, the next one only at run time
         s = excluded(s, a_id, b_id_ptr, cols, count, EVEN)
     elif not EVEN and start + BN > count:
         s = excluded(s, a_id, b_id_ptr, cols, count, EVEN)
@@ -117,19 +119,21 @@ def masked_logits(
 
 @triton.jit
 def at_most_top(d, top, EXACT: tl.constexpr):
-    """d = s - top, base 2, where ``top`` is the largest logit of the row: at most 0, and 0 for what may be that logit.
+    """d = s - top, base 2, where ``top`` is the largest logit of the row, cut off at 0 and set to 0 for whatever may be that logit.
 
-    A weight 2^d is then at most 1, and 1 where one logit dominates its row, also if this product gave that logit other last bits
-    than the forward's, or if d was rounded once where s was: a logit within 2^-20 top of the largest counts as the largest. EXACT,
-    a product that adds up in one order wherever a logit lies: within 2^-23. A row without columns has top = +inf and stays -inf."""
+    A weight 2^d is then at most 1, and it is 1 where one logit dominates its row, even if this product gave that logit other last
+    bits than the forward's product, or if d was rounded once in place of s. A logit within 2^-20 |top| of the largest counts as the
+    largest. The limit is 2^-23 |top| if EXACT, which says that the product adds up in the same order wherever a logit lies. A row
+    without columns has top = +inf, and its d stays -inf."""
     near = -tl.abs(top) * (1.1920928955078125e-07 if EXACT else 9.5367431640625e-07)
     return tl.where(d > near, 0.0, d)
 
 
 @triton.jit
 def count_above(s, scale, threshold, bias_ptr, cols, count):
-    """(BM,) int32: logits |scale| s + bias above the row's threshold (BM,), in natural units; s (BM, BN) as ``_dots`` gives it."""
-    s = s * tl.abs(scale)  # -inf, or NaN at scale 0, where excluded: above nothing
+    """(BM,) int32: the number of logits |scale| s + bias above the row's threshold (BM,), in natural units; s (BM, BN) is that of
+    ``masked_dots``."""
+    s = s * tl.abs(scale)  # excluded logits become -inf, or NaN at scale 0; neither is above a threshold
     if bias_ptr is not None:
         s += tl.load(bias_ptr + cols, mask=cols < count, other=0.0).to(tl.float32)[None, :]
     return tl.sum((s > threshold[:, None]).to(tl.int32), 1)
@@ -137,7 +141,7 @@ def count_above(s, scale, threshold, bias_ptr, cols, count):
 
 @triton.jit
 def plain_sums(s, total, BM: tl.constexpr, BN: tl.constexpr):
-    """One exponential for rows and columns: (0, running sum) of each row of s (BM, BN), (0, sum) of each column; base 2."""
+    """(0, running sum) of each row of s (BM, BN) and (0, sum) of each column, from one exponential for both; base 2."""
     p = tl.exp2(s)
     return tl.zeros((BM,), tl.float32), total + tl.sum(p, 1), tl.zeros((BN,), tl.float32), tl.sum(p, 0)
 
@@ -155,7 +159,7 @@ def online_sums(s, top, total):
 
 @triton.jit
 def fold_columns(top_ptr, sum_ptr, more, lo, hi, BLOCK: tl.constexpr):
-    """(maximum, sum) of the columns lo..hi, joined with those that lie ``more`` elements behind them."""
+    """Merges the (maximum, sum) of the columns lo..hi with those that lie ``more`` elements behind them."""
     for start in range(lo, hi, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         top, total = load_state(top_ptr, sum_ptr, cols, cols < hi)  # (BLOCK,)

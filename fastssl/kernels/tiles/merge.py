@@ -4,9 +4,8 @@
     lse = ln(2) (t + log2 S),   mean = sum_k 2^(t_k - t) acc_k / S
     rank = sum_k count_k,   out = scale sum_k part_k,   dot_a = <a, sum_k part_k>
 
-Where the logits are proved small no maximum is taken. Then t is log2 of their sum, rounded up: the least whole number of which it
-is certain that no logit exceeds it.
-Bytes: every partial read once, the result written once; no atomics, so the same bits each time.
+Where the logits are proved small, no maximum is taken. Then t is log2 of the sum, rounded up to a whole number, since no logit can
+exceed that. Every partial is read once and the result is written once; without atomics the bits are the same each time.
 """
 
 from typing import NamedTuple
@@ -27,7 +26,7 @@ INF = tl.constexpr(float("inf"))
 
 @triton.jit
 def load_scale(scale, factor_ptr):
-    """scale * scale_factor, the factor read on the device."""
+    """scale * scale_factor; the factor is read on the device."""
     if factor_ptr is not None:
         scale = scale * tl.load(factor_ptr).to(tl.float32)
     return scale
@@ -35,8 +34,8 @@ def load_scale(scale, factor_ptr):
 
 @triton.jit
 def to_lse(top, total):
-    """ln(2) (top + log2(total)) rounded once. The whole part of the logarithm is taken out first, for sums that were taken under
-    no maximum."""
+    """ln(2) (top + log2(total)), rounded once. The whole part of the logarithm is taken out first, for the sake of large and small
+    sums, which arise where no maximum was subtracted."""
     ordinary = (total > 0.0) & (total < INF)
     whole = tl.where(ordinary, tl.floor(tl.log2(total)), 0.0)
     rest = tl.log2(total * tl.exp2(-whole))
@@ -45,8 +44,8 @@ def to_lse(top, total):
 
 @triton.jit
 def under_a_top(top, total):
-    """States (t, S) of rows or columns. Where no maximum was taken, ``top`` is 0 and the logits may exceed it: afterwards S is in
-    (1/2, 1] there, and no logit exceeds t. A true maximum of 0 stays one."""
+    """States (t, S) of rows or columns. Where no maximum was taken, ``top`` is 0 and logits may exceed it. The states that are
+    returned have S in (1/2, 1] there, and no logit exceeds t. A true maximum of 0 still bounds the logits afterwards."""
     ordinary = (top == 0.0) & (total > 0.0) & (total < INF)
     whole = tl.where(ordinary, tl.ceil(tl.log2(total)), 0.0)
     return top + whole, total * tl.exp2(-whole)
@@ -54,8 +53,8 @@ def under_a_top(top, total):
 
 @triton.jit
 def load_state(top_ptr, sum_ptr, at, inside):
-    """States (t, S) that may have been left under no maximum, as ``under_a_top`` makes them; or, which S < 0 says, under a whole
-    number that is none."""
+    """States (t, S) as ``under_a_top`` makes them, of stored ones for which perhaps no maximum was taken. S < 0 says that the
+    stored t is a whole number but not a maximum."""
     top, total = tl.load(top_ptr + at, mask=inside, other=-INF), tl.load(sum_ptr + at, mask=inside, other=0.0)
     size = tl.abs(total)
     base = tl.where(total < 0.0, top, 0.0)
@@ -64,7 +63,7 @@ def load_state(top_ptr, sum_ptr, at, inside):
 
 
 class Partials(NamedTuple):
-    """What the splits of a sweep, or its chunks, leave of each row; None for what nobody wants."""
+    """What the splits of a sweep, or its chunks, leave of each row; None stands for what is not wanted."""
 
     top: Tensor  # (SPLITS, N)
     total: Tensor  # (SPLITS, N)
@@ -74,7 +73,7 @@ class Partials(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a sweep leaves of each row; None for what nobody wants."""
+    """What a sweep leaves of each row; None stands for what is not wanted."""
 
     lse: Tensor  # (N,)
     state: Tensor  # (2, N)
@@ -89,7 +88,7 @@ class Results(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a backward fills; None for what nobody wants. dscale is the sum of the dots."""
+    """What a backward fills; None stands for what is not wanted. dscale is the sum of the dots."""
 
     dx: Tensor | None  # (N, D)
     dy: Tensor | None  # (M, D)
@@ -99,7 +98,7 @@ class Gradients(NamedTuple):
 
 @triton.jit
 def _partial(top_ptr, sum_ptr, acc_ptr, at, inside):
-    """(t, S) of one split; sums of 2^. y, where there are some, keep the base they were made in."""
+    """(t, S) of one split. Where there is acc, t stays the base in which acc was summed."""
     if acc_ptr is not None:
         return tl.load(top_ptr + at, mask=inside, other=-INF), tl.load(sum_ptr + at, mask=inside, other=0.0)
     else:
@@ -151,7 +150,7 @@ def merge_kernel(
 
 
 def merge(partials: Partials, results: Results) -> None:
-    """Fill the results, those that are given; 2,048 elements a program."""
+    """Fills those of the results that are given. A program takes 128 rows, or 2,048 elements of a mean."""
     splits, rows = partials.top.shape
     width = 1 if partials.acc is None else partials.acc.shape[2]
     bd = min(triton.next_power_of_2(width), 256)
@@ -201,7 +200,7 @@ def finish(
     dot: Tensor | None = None,  # (N,)
     dot_scale: float = 1.0,
 ) -> None:
-    """Sum the partials into ``out`` and, with ``a``, the dots of each row; 2,048 elements a step."""
+    """Sums the partials into ``out`` and, with ``a``, the dots of each row; a program takes 2,048 elements at a time."""
     splits, rows, width = part.shape
     bd = min(triton.next_power_of_2(width), 256)
     bm = 2048 // bd

@@ -1,12 +1,12 @@
-"""Bounds of the streamed rows, found before a sweep so that its tiles can leave work out. One launch reads y once.
+"""Bounds of the streamed rows, found before a sweep so that its tiles can skip work. One launch reads y once.
 
     range_t = (lowest, highest) id of the rows of tile t         norm_t = max_j ||y_j||, j in t
 
-A tile whose range meets no id of the owned rows excludes nothing and reads no ids. Where ids are row numbers or pairs, these are
-all tiles but those on the diagonal. And |scale| max ||x_i|| max ||y_j|| bounds every logit (Cauchy-Schwarz): where it is at most 60
-in base 2, an exponential needs no maximum, no shift and no correction of earlier sums.
+A tile whose range does not overlap that of the owned rows' ids excludes nothing and reads no ids. Where ids number the rows or
+pairs of rows, this holds for all tiles but those on the diagonal. By Cauchy-Schwarz, |scale| max ||x_i|| max ||y_j|| bounds every
+logit. Where it is at most 60 in base 2, an exponential needs no maximum, no shift and no correction of earlier sums.
 
-Bytes: M (D itemsize + id), once; 20 written for each tile.
+The launch reads the M (D itemsize + id) bytes of y and its ids once, and writes 20 bytes for each tile.
 """
 
 import torch
@@ -18,9 +18,10 @@ from ..host.launch import launch
 from .load import load_rows
 from .merge import LOG2E
 
-#: Logits (base 2) within +-BOUND take exponentials as they are: 2^60 summed over 2^31 columns stays finite in float32.
+#: Exponentials are taken of logits within +-BOUND (base 2) as they are, since 2^60 summed over 2^31 columns is finite in float32.
 BOUND = tl.constexpr(60.0)
-# Fewer logits than this are done before the launch pays: counted from the instructions of a tile, not measured.
+# With fewer logits than this the launch costs more than it saves. The number follows from the instructions of a tile; it was not
+# measured.
 _LEAST_LOGITS = 1 << 25
 
 
@@ -29,7 +30,8 @@ def row_bounds_kernel(
     y_ptr, id_ptr, range_ptr, norm_ptr, M, D, s_y, s_yd,
     EVEN_M: tl.constexpr, EVEN_D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """y (M, D), ids (M,) -> range (M / BN, 2) int64 and norm (M / BN,) float32, those that are given. grid (M / BN,)"""
+    """Fills those of range (M / BN, 2) int64 and norm (M / BN,) float32 that are given, from y (M, D) and ids (M,). grid
+    (M / BN,)"""
     tile = tl.program_id(0)
     if range_ptr is not None:
         rows = tl.minimum(tile * BN + tl.arange(0, BN), M - 1)
@@ -64,9 +66,9 @@ def pays(rows: int, columns: int) -> bool:
 
 
 def variant(bounded: bool, columns: int, ids: Tensor | None, bias: Tensor | None, threshold: Tensor | None = None) -> str:
-    """What to append to a kernel's name for ``pick_config``: " rank" where logits are counted, and " plain" where nothing holds the
-    registers that a second program on the multiprocessor needs, as int64 ids, biases and a mask at the last column do. ``bounded``:
-    ranges of ids are known."""
+    """What to append to a kernel's name for ``pick_config``: " rank" where logits are counted, and " plain" where registers are
+    left for a second program on the multiprocessor, because there are no int64 ids, no biases and no mask at the last column.
+    ``bounded`` says that ranges of ids are known."""
     if threshold is not None:
         return " rank"
     narrow_ids = ids is None or (bounded and ids.element_size() == 4)

@@ -1,4 +1,4 @@
-"""What the weights of a backward need of each row: its terms, made from the forward's state by one program.
+"""The terms of each row that the weights of a backward need. One program makes them from the forward's state.
 
     p_ij = 2^min(s2_ij - t_i, 0) / S_i          base 2; the state (t, S) of a row is that of ``merge.py``
     g_i p_ij = w_i 2^(s2_ij - l'_i),   l' = t, w = gain g / S, v = w 2^(c - t)
@@ -17,16 +17,17 @@ from ..host.launch import launch
 from ..host.tensors import new, rows_of
 from .merge import INF
 
-# Rows and columns whose l = t + log2 S lie within +-FAR may share one exponential, with nothing to keep a weight at most 1. A logit
-# then has units of at most 2^-11: two products of a tile, if they differ at all, change a weight by less than the rounding of
-# 16-bit or TF32 operands. A tile in "ieee" float32 adds up each logit in one order wherever it lies.
+# Rows and columns whose l = t + log2 S lie within +-FAR may share one exponential, although nothing then cuts a weight off at 1.
+# The last bit of such a logit is at most 2^-11, so that a forward's and a backward's product of one tile, if they differ at all,
+# change a weight by less than the rounding of 16-bit or TF32 operands does. A tile in "ieee" float32 adds up each logit in the same
+# order wherever it lies.
 FAR = tl.constexpr(4096.0)
 
 
 @triton.jit
 def _extremes(low, high, most, top_ptr, total_ptr, g_ptr, N, s_g, NORMALISE: tl.constexpr, BLOCK: tl.constexpr):
-    """Running minimum and maximum of l = t + log2 S over N rows, and NORMALISE: the largest |g| of rows that have a column, each
-    (BLOCK,)."""
+    """Running minimum and maximum of l = t + log2 S over N rows and, if NORMALISE, the largest |g| of the rows that have a column
+    which is not excluded; each (BLOCK,)."""
     for start in range(0, N, BLOCK):
         rows = (start + tl.arange(0, BLOCK)).to(tl.int64)
         top = tl.load(top_ptr + rows, mask=rows < N, other=0.0)  # (BLOCK,)
@@ -62,11 +63,12 @@ def row_terms_kernel(
     top_ptr, total_ptr, g_ptr, l_ptr, w_ptr, v_ptr, top2_ptr, total2_ptr, g2_ptr, l2_ptr, w2_ptr, v2_ptr, stats_ptr,
     N, s_g, N2, s_g2, NORMALISE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of each row, from its state (t, S): l' = t, w = gain g / S, v = w 2^(c - t); (N,) each, so that p g = w 2^(s2 - l').
+    """l' = t, w = gain g / S and v = w 2^(c - t), each (N,), from the state (t, S) of each row, so that gain p g = w 2^(s2 - l').
 
-    stats (3,) = c, whether all t + log2 S lie within 64 of each other and within +-FAR, 1 / gain. A row with every column excluded
-    gets +inf, 0, 0. gain brings float16 weights g p, as small as 2^-32 for a mean over 65,536 rows, to at most 2^14; it is 1 for
-    other types. The second vectors, (N2,) where given, share c, gain and the question. One program; reads 20N bytes, writes 12N.
+    stats (3,) are c, the middle of all l = t + log2 S; whether all l lie within 64 of each other and within +-FAR (1 or 0); and
+    1 / gain. A row whose columns are all excluded gets +inf, 0, 0. The gain scales float16 weights g p, which are as small as 2^-32
+    for a mean over 65,536 rows, so that the largest |g| is 2^14; for other types it is 1. The second vectors (N2,), where given,
+    share the stats. The only program reads 20N bytes and writes 12N.
     """
     low = tl.full((BLOCK,), INF, tl.float32)
     high = tl.full((BLOCK,), -INF, tl.float32)
@@ -91,10 +93,10 @@ def row_terms_kernel(
 
 
 class Terms(NamedTuple):
-    """What the weights of a backward need of the rows of x and of y, (3, N) = l', w, v as ``row_terms`` gives them."""
+    """What the weights of a backward need of the rows of x and of y: l', w and v as one (3, N) each, and the stats."""
 
-    of_x: Tensor | None  # (3, N); None: no term of the weights belongs to the rows of x
-    of_y: Tensor | None  # (3, M); likewise
+    of_x: Tensor | None  # (3, N), or None where no term of the weights belongs to the rows of x
+    of_y: Tensor | None  # (3, M), or None likewise
     stats: Tensor  # (3,)
 
     def swapped(self) -> "Terms":
@@ -113,9 +115,9 @@ def row_terms(
     state2: Tensor | None = None,  # (2, M)
     g2: Tensor | None = None,  # (M,)
 ) -> Terms:
-    """The terms of N rows and, where given, of M columns, and the stats that they share; float32, left on the device.
+    """The terms of N rows and, where given, of M columns, and the stats that they share, in float32 and on the device.
 
-    ``dtype`` is that of the products in which the weights are operands. Each vector is aligned to 64 bytes.
+    ``dtype`` is the dtype of the products in which the weights are operands. Each vector is aligned to 64 bytes.
     """
     given = (g,) if g2 is None else (g, g2)
     *terms, stats = new(g, torch.float32, *((3, triton.cdiv(len(v), 16) * 16) for v in given), (3,))
