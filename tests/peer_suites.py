@@ -80,6 +80,8 @@ def main(library: str, checkout: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     if sys.argv[1] == "--child":
         sys.exit(child(*sys.argv[2:]))
     main(*sys.argv[1:])

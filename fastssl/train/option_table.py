@@ -34,7 +34,7 @@ def takers_by_name() -> dict[str, dict[str, Setting]]:
 
 
 def _head(with_methods: bool) -> list[str]:
-    columns = ["option", "what it says", "default", *(["methods"] if with_methods else [])]
+    columns = ["option", "meaning", "default", *(["methods"] if with_methods else [])]
     return [_line(columns), _line(["---"] * len(columns))]
 
 
