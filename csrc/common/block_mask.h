@@ -1,6 +1,6 @@
 // Block-wise masking of one sample, for the CPU and for CUDA; the equations are in fastssl/ops/block_mask.py. The including file
-// defines FASTSSL_FN and includes philox.h before, as elements.h explains. No product is added to anything in floating point, so
-// that contraction changes nothing: s q, s / q and the roots are rounded once each, as IEEE 754 defines them.
+// first defines FASTSSL_FN and includes philox.h, as elements.h explains. No floating-point product is added to anything, so that
+// contraction to fused multiply-add changes nothing: s q, s / q and the roots are rounded once each, as IEEE 754 defines them.
 
 struct BlockRule {
   uint64_t seed;
@@ -10,7 +10,7 @@ struct BlockRule {
   bool exact;
 };
 
-// The mask of a sample with one bit for each patch: rows of `words` words; word i lies at bits[i * step].
+// The mask of a sample, with one bit for each patch. Each row has `words` words, and word i of the mask lies at bits[i * step].
 struct BlockBits {
   uint32_t* bits;
   int words, step;
@@ -41,7 +41,7 @@ FASTSSL_FN uint32_t column_bits(int j, int left, int w) {
   return below_to & ~below_from;
 }
 
-// A side is cut to the side of the grid; the caller refuses blocks that are as large.
+// The side of a block, at most that of the grid. The caller refuses blocks that are as large as the grid.
 FASTSSL_FN int side_of(float square, int grid) {
   const float side = rintf(sqrtf(square));
   return side < float(grid) ? int(side) : grid;
@@ -69,7 +69,7 @@ FASTSSL_FN void add_block(const BlockBits& mask, const Block& b) {
     for (int j = b.left / 32; 32 * j < b.left + b.w; j++) word_of(mask, row, j) |= column_bits(j, b.left, b.w);
 }
 
-// Selection sampling (Knuth, volume 2, algorithm S): in reading order each free patch is taken with probability missing / free.
+// Selection sampling (Knuth, volume 2, algorithm S): row by row, each free patch is taken with the probability missing / free.
 FASTSSL_FN void top_up(const BlockBits& mask, const BlockRule& rule, uint32_t sample, int missing, int free) {
   Words words{};
   for (int place = 0; missing > 0 && place < rule.H * rule.W; place++) {

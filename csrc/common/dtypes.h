@@ -4,7 +4,7 @@
 
 namespace fastssl {
 
-enum Dtype : uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64, kNothing };  // kNothing: this tensor was not given
+enum Dtype : uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64, kNothing };  // kNothing where a tensor was not given
 
 #if defined(__CUDACC__)
 __host__ __device__

@@ -57,14 +57,15 @@ FASTSSL_FN uint16_t to_float16(float x) {
   return uint16_t(h | ((u >> 16) & 0x8000u));
 }
 
-// Rounds x up or down with the probabilities that make it right on average: random bits are added to the `dropped` last bits, which
-// are then cut off. Below float16's normal range the conversion that follows rounds to the nearest.
+// Rounds x up or down with probabilities that make the result right on average: random bits are added to the `dropped` last bits,
+// which are then cut off. Below float16's normal range the conversion that follows rounds to the nearest.
 FASTSSL_FN float cut_at_random(float x, uint32_t random, int dropped) {
   const uint32_t u = bits_of(x), mask = (1u << dropped) - 1u;
   return (u & 0x7F800000u) == 0x7F800000u ? x : float_of((u + (random & mask)) & ~mask);
 }
 
-// e + w (p - e) in the two forms of torch.lerp: near e for w < 1/2, near p otherwise, where `coefficient` is w - 1.
+// e + w (p - e) in the two forms of torch.lerp: the first is for w < 1/2 and starts at e; the second is for all other w and starts
+// at p, with the coefficient w - 1.
 template <class T>
 FASTSSL_FN T lerp_near_first(T e, T p, T weight) {
   return multiply_add(weight, p - e, e);

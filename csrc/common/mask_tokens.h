@@ -1,5 +1,5 @@
 // Masked language modelling for four tokens that share a call of Philox, for the CPU and for CUDA; the equations are in
-// fastssl/ops/mask_tokens.py. The including file defines FASTSSL_FN and includes philox.h before, as elements.h explains.
+// fastssl/ops/mask_tokens.py. The including file first defines FASTSSL_FN and includes philox.h, as elements.h explains.
 
 struct TokenRule {
   uint64_t seed;
@@ -7,7 +7,7 @@ struct TokenRule {
   uint64_t vocab_size, hide, swap, pick;  // below 2^32; thresholds up to 2^32
 };
 
-// `count` tokens of a row, from 4 block on. All pointers point to the first of these tokens; `special` may be null.
+// Masks `count` tokens of a row, from token 4 block on. All pointers point to the first of these tokens; `special` may be null.
 FASTSSL_FN void mask_four(const TokenRule& rule, uint32_t row, uint32_t block, int count, const int64_t* ids, const bool* special,
                           int64_t* inputs, int64_t* labels) {
   const Words words = philox({{block, row, 0x6D746F6Bu, 0u}}, rule.seed);

@@ -1,7 +1,7 @@
-// Sort keys of the ops around masks, for the CPU and for CUDA. The including file defines FASTSSL_FN and includes elements.h
-// before, whose header says more.
+// Sort keys of the ops that make masks, for the CPU and for CUDA. The including file first defines FASTSSL_FN and includes
+// elements.h, whose header says more.
 
-// Unsigned integers that have the order of the numbers: -0 equals 0, and NaN is above all.
+// Unsigned integers in the order of the numbers: -0 equals 0, and NaN is above everything.
 FASTSSL_FN uint32_t ordered_key(float x) {
   if (x != x) return ~0u;
   const uint32_t bits = bits_of(x == 0.0f ? 0.0f : x);

@@ -1,8 +1,8 @@
 // The functions that compute one element of an optimizer's step, for every instruction set of the CPU and for CUDA. The including
-// file includes elements.h before, whose header says more. Products are rounded where the code says so; on the CPU the including
-// file forbids contraction.
+// file first includes elements.h, whose header says more. Products are rounded where the code says so; on the CPU the including
+// file forbids contraction to fused multiply-add.
 
-// a b, rounded before it is added to anything.
+// a b, which is rounded before anything is added to it.
 FASTSSL_FN float product(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(a, b);
@@ -21,7 +21,7 @@ FASTSSL_FN double product(double a, double b) {
 FASTSSL_FN float square_root(float x) { return sqrtf(x); }
 FASTSSL_FN double square_root(double x) { return sqrt(x); }
 
-// d = g + weight_decay p,  s = ratio d,  mu = momentum mu + s,  p = p - rate mu, or with Nesterov's p - rate (s + momentum mu).
+// d = g + weight_decay p,  s = ratio d,  mu = momentum mu + s,  p = p - rate mu, or with nesterov p = p - rate (s + momentum mu).
 template <class T>
 struct LarsRates {
   T weight_decay, ratio, momentum, rate;

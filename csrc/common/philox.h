@@ -15,7 +15,7 @@ FASTSSL_FN Words philox(Words c, uint64_t seed) {
   return c;
 }
 
-// The words that elements 8 block .. 8 block + 7 of a stream share; element i takes half i % 2 of word i % 8 / 2.
+// The words that the elements 8 block to 8 block + 7 of a stream share. Element i takes half i % 2 of word i % 8 / 2.
 FASTSSL_FN Words random_words(uint64_t block, uint32_t stream, uint64_t seed) {
   return philox({{uint32_t(block), uint32_t(block >> 32), stream, 0u}}, seed);
 }

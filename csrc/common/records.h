@@ -1,5 +1,5 @@
-// The table that a multi-tensor kernel walks through: a record for each tensor, and one for each chunk, which is the share of one
-// block of threads. The table is built on the host and kept on the device (cuda/tables.cpp).
+// The table that a multi-tensor kernel walks through. It has a record for each tensor and one for each chunk, the elements that one
+// block of threads takes. The table is built on the host and kept on the device (cuda/tables.cpp).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -17,8 +17,8 @@ struct TensorRecord {
   void* data[kMostLists];
   int64_t count;
   Dtype dtype[kMostLists];
-  uint8_t adapt;        // of LARS: scale the step by norms
-  double weight_decay;  // of optimizers
+  uint8_t adapt;        // whether LARS scales the step by norms
+  double weight_decay;  // for optimizers only
 };
 static_assert(sizeof(TensorRecord) == 80, "compared byte by byte: no padding");
 
@@ -26,8 +26,8 @@ struct ChunkRecord {
   int32_t tensor, index;  // elements index * kChunkElements .. of the tensor
 };
 
-// 32 KB of float32: a ResNet-50 has 3,200 chunks for the 132 multiprocessors of an H200. A multiple of 8, because eight elements
-// share a call of Philox.
+// A chunk is 32 KB of float32, so that a ResNet-50 has 3,200 chunks for the 132 multiprocessors of an H200. The number is a
+// multiple of 8, because eight elements share a call of Philox.
 constexpr int64_t kChunkElements = 8192;
 
 struct TableView {

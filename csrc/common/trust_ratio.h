@@ -1,5 +1,5 @@
-// The numbers of a tensor's LARS step from its norms, in float64, for the CPU and for CUDA. The including file defines FASTSSL_FN;
-// there is no include guard, for the reason that elements.h gives.
+// Computes the ratio and the weight decay of a tensor's LARS step from its norms, in float64, for the CPU and for CUDA. The
+// including file defines FASTSSL_FN; there is no include guard, for the reason that elements.h gives.
 
 struct LarsOptions {
   int form;  // 0 moco_v3, 1 larc, 2 paper
@@ -12,7 +12,7 @@ struct LarsScale {
   double ratio, weight_decay;
 };
 
-// p_squares = |p|^2; d_squares = |g + weight_decay p|^2 in form moco_v3, |g|^2 in the others. A norm of NaN is not above 0.
+// p_squares is |p|^2; d_squares is |g + weight_decay p|^2 in form moco_v3, |g|^2 in the others. A norm of NaN is not above 0.
 FASTSSL_FN LarsScale lars_scale(bool adapt, double p_squares, double d_squares, double weight_decay, const LarsOptions& o) {
   LarsScale scale = {1.0, weight_decay};
   if (adapt && p_squares > 0.0 && d_squares > 0.0) {

@@ -1,11 +1,11 @@
-// The elements of arrays of any float dtype as floats, in blocks that stay in the first-level cache. The file is compiled for each
-// instruction set, after common/elements.h, and so has no include guard.
+// Reads and writes arrays of any float dtype as floats, in blocks that stay in the first-level cache. This file is compiled for
+// each instruction set, after common/elements.h, and so has no include guard.
 
 constexpr int kBlock = 512;
 
 static void* at(const Array& array, int64_t i) { return static_cast<char*>(array.data) + i * bytes_of(array.dtype); }
 
-// Elements i .. i + n of a float array: in place, or widened into `buffer`.
+// Elements i to i + n - 1 of an array as floats: in place where they are floats, otherwise widened into `buffer`.
 static float* widened(const Array& array, int64_t i, int n, float* buffer) {
   if (array.dtype == kFloat32) return static_cast<float*>(at(array, i));
   const uint16_t* from = static_cast<const uint16_t*>(at(array, i));

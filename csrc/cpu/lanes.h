@@ -1,6 +1,6 @@
-// One vector register of floats, and one double, as the compiler's own vector type: the same source for every ISA.
-// Included once per ISA through each_isa.h, with FASTSSL_WIDTH floats a register.
-// No include guard: each inclusion makes new functions.
+// One vector register of floats, as the compiler's own vector type, and one double, with the same source for every instruction set.
+// each_isa.h includes this file once for each instruction set, with FASTSSL_WIDTH floats in a register. There is no include guard,
+// since each inclusion makes new functions.
 
 struct FloatLane {
   using T = float;
@@ -17,7 +17,7 @@ struct FloatLane {
   static inline V select_equal(I id, int32_t other, V equal, V different) { return id == other ? equal : different; }
   static inline V replace_equal(V s, I id, int32_t other, T with) { return select_equal(id, other, all(with), s); }
   static inline I where_above(V a, V b, int32_t then, I otherwise) { return a > b ? then - I{} : otherwise; }
-  // The first `count` entries of v, the rest of `rest`.
+  // The first `count` entries from v, the others from `rest`.
   static inline V first(int count, V v, V rest) {
     T a[W], b[W];
     store(a, v), store(b, rest);
@@ -41,8 +41,9 @@ struct FloatLane {
     return a[0];
   }
 
-  // 2^t for t <= 127, 0 below -126 (so that excluded entries, t = -inf, vanish), NaN for NaN of any bits; 0.7 ulp.
-  // t = n + f, |f| <= 1/2; 2^f by a minimax polynomial of degree 6 (relative error 1.9e-9), times 2^n made of its exponent bits.
+  // 2^t for t <= 127, within 0.7 ulp. Below -126 the result is 0, so that excluded entries (t = -inf) vanish; any NaN gives NaN.
+  // t = n + f with |f| <= 1/2: a minimax polynomial of degree 6 gives 2^f (relative error 1.9e-9), which is multiplied by 2^n, made
+  // from its exponent bits.
   static inline V exp2(V t) {
     const V kRound = all(12583039.0f);  // 1.5 * 2^23 + 127: adding it leaves n + 127 in the low bits
     const V shifted = t + kRound;
@@ -57,9 +58,9 @@ struct FloatLane {
     const V power = p * (V)((I)shifted << 23);
     return t < all(-126.0f) ? all(0.0f) : power;
   }
-  static inline V exp(V x) { return exp2(x * all(1.44269504f)); }  // for x <= 0: the product's rounding then costs nothing
+  static inline V exp(V x) { return exp2(x * all(1.44269504f)); }  // for x <= 0, where the rounding of the product is harmless
 
-  // log(1 + e) for e in [0, 1]: e times a minimax polynomial of degree 10 (relative error 7e-10, in floats 1.4e-7).
+  // log(1 + e) for e in [0, 1]: e times a minimax polynomial of degree 10, with a relative error of 7e-10, or 1.4e-7 in floats.
   static inline V log1p(V e) {
     V p = all(0x1.0a1aacp-9f);
     p = p * e + all(-0x1.b7555ep-7f);

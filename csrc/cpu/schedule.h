@@ -22,14 +22,14 @@ struct Blocks {
 
 using Pairs = std::vector<std::pair<int64_t, int64_t>>;
 
-// visit(a, b) for every pair, by all threads, as if in the given order: a task waits until every earlier task that shares one
-// of its two slots has finished. So visit may add to what belongs to slots a and b without locks or copies, and each slot's
-// sums are formed in the order of the list whatever the number of threads. There is no barrier: threads claim tasks in
-// order, so the oldest unfinished task can always go on, and lists in which neighbours share no slot rarely wait.
+// Calls visit(a, b) for every pair, from all threads, as if in the given order: a task waits until every earlier task that shares
+// one of its two slots has finished. So visit may add to sums of slots a and b without locks or copies, and the sums of each slot
+// are formed in the order of the list, whatever the number of threads. There is no barrier. Threads claim tasks in order, so the
+// oldest unfinished task can always go on, and threads seldom wait if neighbours in the list share no slot.
 template <class Visit>
 void in_order(const Pairs& pairs, int64_t slots, const Visit& visit) {
   std::vector<std::atomic<int64_t>> finished(slots);
-  Pairs before(pairs.size());  // how many earlier tasks have a, have b
+  Pairs before(pairs.size());  // for each task, how many earlier ones have its slot a, and its slot b
   std::vector<int64_t> seen(slots, 0);
   for (size_t t = 0; t < pairs.size(); t++) {
     const auto [a, b] = pairs[t];
@@ -55,15 +55,15 @@ void in_order(const Pairs& pairs, int64_t slots, const Visit& visit) {
   });
 }
 
-// Every unordered pair {I, J} of blocks once, I <= J and I = J included, in the rounds of a tournament (circle method):
-// within a round no block occurs twice.
+// Every unordered pair (I, J) of blocks once, with I <= J, in the rounds of a tournament (circle method). No block occurs twice in
+// a round.
 inline Pairs tournament(int64_t count) {
   const int64_t players = count + count % 2, rounds = players - 1;
   Pairs pairs;
   for (int64_t r = 0; r < rounds; r++)
     for (int64_t k = 0; k < players / 2; k++) {
       int64_t a = k == 0 ? rounds : (r + k) % rounds, b = (r - k + rounds) % rounds;
-      if (a == count) a = b;  // with an odd count one block rests: it meets itself
+      if (a == count) a = b;  // with an odd count one block has no partner and meets itself
       pairs.emplace_back(std::min(a, b), std::max(a, b));
     }
   for (int64_t b = 0; count % 2 == 0 && b < count; b++) pairs.emplace_back(b, b);

@@ -3,9 +3,9 @@
 //   loss = sum_ij v_ij softplus(-t_ij l_ij)     w_ij = -t_ij v_ij sigmoid(-t_ij l_ij)
 //   dx = scale w y,   dy = scale w^T x,   dscale = <x, w y>,   dbias = sum_ij w_ij
 //
-// Tiles of logits in Latin-square order, turned into w in place: 3U with both gradients, U without any. One exponential, one
-// polynomial logarithm and one division an entry. Memory: one tile a thread and O(N + M) vectors.
-// Schema: fastssl/ops/sigmoid_pair.py.
+// Tiles of logits are visited in Latin-square order and turned into w in place: 3U with both gradients, U without any. Each entry
+// costs one exponential, one polynomial logarithm and one division. Memory: one tile for each thread and O(N + M) vectors.
+// The schema is in fastssl/ops/sigmoid_pair.py.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -18,7 +18,7 @@
 namespace fastssl::similarity {
 namespace {
 
-// Weights of the positives of each side, ones halved where none are given, padded.
+// The weights of one side's positives, padded; 1/2 each where none are given, so that both sides add up to 1.
 template <class T>
 std::vector<T> positive_weights(const OptTensor& given, int64_t count) {
   std::vector<T> weight(count + kPad, T(0.5));
@@ -28,7 +28,7 @@ std::vector<T> positive_weights(const OptTensor& given, int64_t count) {
   return weight;
 }
 
-// Sums of each row's losses and weights; own and other unless null.
+// The sums of each row's losses and weights w, and the sums for the gradients of x (own) and y (other), unless null.
 template <class T>
 struct Outcome {
   std::vector<T> loss, weight;

@@ -1,14 +1,14 @@
 // The masked similarity log-sum-exp on the CPU.                                             x (N, D), y (M, D), U = 2 N M D FLOP
 //   s_ij  = scale <x_i, y_j> + bias_j          lse_i = log sum_{j: x_id_i != y_id_j} exp(s_ij)
 //   W_ij  = g_i p_ij,  p_ij = min(1, exp(s_ij - top_i)) / sum_i      dx = scale W y,  dy = scale W^T x,  dbias = W^T 1
-//   y is x:  W_ij = g_i p_ij + g_j p_ji is symmetric, so both sums of a row come from each unordered pair of tiles once.
+//   y is x:  W_ij = g_i p_ij + g_j p_ji is symmetric, so each unordered pair of blocks is computed once and serves both.
 //
-// Tiles of logits that fit a core's L2, matrix products by torch's BLAS, exponentials between them:
+// Tiles of logits fit a core's L2. torch's BLAS computes the matrix products, and the exponentials are taken between them:
 //   symmetric   forward U/2, backward 3U/2 over the upper triangle of tiles, in tournament order
 //   two-sided   forward U by rows x column splits, backward 3U in Latin-square order
 //   one-pass    2U: lse and mean_i = sum_j p_ij y_j together, as flash attention with V = Y
-// Memory above inputs and outputs: one tile a thread, O(N + M) vectors, and for few rows the partial sums of the column
-// splits. Sums are formed in an order that the shape and the number of threads fix: the same call gives the same bits.
+// Memory beside inputs and outputs: one tile for each thread, O(N + M) vectors, and where rows are few the partial sums of the
+// column splits. The shape and the number of threads fix the order of every sum, so the same call gives the same bits.
 #include "cpu/similarity.h"
 
 #include <cmath>
@@ -16,15 +16,16 @@
 namespace fastssl::similarity {
 namespace {
 
-// For a triangle an even number of blocks: a batch of pairs is then cut at its middle, where ids begin anew.
+// The blocks of a triangle are even in number, unless there is only one, so that a batch of pairs is cut in its middle, where the
+// ids start again.
 Blocks triangle_blocks(int64_t rows) {
   Blocks blocks = blocks_of(rows, enough_tasks());
   blocks.count += blocks.count % 2 && blocks.count > 1;
   return blocks;
 }
 
-// Logits of the pair of blocks (I, J) in the triangle. On the diagonal the upper half is copied over the lower one: the BLAS may
-// give s_ij and s_ji other bits, and rows i and j would then not see one logit.
+// Logits of the pair of blocks (I, J) in the triangle. On the diagonal the upper half is copied over the lower half, since the BLAS
+// may give s_ij and s_ji different bits, and rows i and j must see the same logit.
 template <class T>
 int triangle_logits(const Problem<T>& p, const Blocks& blocks, const IdRange& ids, int64_t I, int64_t J, T* S, int ld) {
   const int m = blocks.length(I);
@@ -59,7 +60,8 @@ void forward_symmetric(const Problem<T>& p, const State<T>& state, T* lse) {
   state.to_lse(p.x.rows, lse);
 }
 
-// Rows x column splits; each cell owns its rows' partial (max, sum[, mean]), merged in the order of the splits.
+// Blocks of rows by splits of the columns. Each cell owns the partial (max, sum[, mean]) of its rows; the partials are merged in
+// the order of the splits.
 struct Grid {
   Blocks rows, columns;  // blocks of rows; tiles of columns
   int64_t splits;
@@ -78,8 +80,9 @@ struct Grid {
   }
 };
 
-// A queue stored (D, M) has a page between neighbours of a column, which makes a matrix product pack slowly: each tile of it is
-// copied, (D, n) dense, before its two products. Rows are read in place.
+// In a queue stored (D, M), the numbers of one embedding lie far apart in memory, often a page or more, and a BLAS packs such a
+// matrix slowly. Each tile of the queue is therefore copied into a dense (D, n) before its two products. Dense rows are read in
+// place.
 template <class T>
 class ColumnCopies {
  public:
@@ -100,14 +103,14 @@ class ColumnCopies {
   AlignedArray<T> data_;
 };
 
-// Partial (max, sum, peak[, mean]) of the splits, each (splits, N[, D]), into the state and lse (N,) and, unless null, mean (N, D),
-// which holds its only partial itself where `parts` is null.
+// Merges the partial (max, sum, peak[, mean]) of the splits, each (splits, N[, D]), into the state, lse (N,) and, unless null, mean
+// (N, D). Where `parts` is null, there is only one partial of the mean, and `mean` already holds it.
 template <class T>
 void merge(int64_t splits, int64_t N, int64_t D, const State<T>& part, const T* parts, const State<T>& state, T* lse, T* mean) {
   const T kInf = std::numeric_limits<T>::infinity();
   parallel_for(N, D, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      int64_t first = i;  // of the partials, the one with the largest logit
+      int64_t first = i;  // the first of the partials with the largest logit
       for (int64_t k = i; k < splits * N; k += N)
         if (part.top[k] > part.top[first]) first = k;
       const T best = part.top[first], base = best == -kInf ? T(0) : best;
@@ -220,8 +223,8 @@ void backward_two_sided(const Problem<T>& p, const RowTerms<T>& terms, const Gra
   });
 }
 
-// Unbounded logits with a bias differ by role (s_ij + b_j against s_ij + b_i), and so does the gradient of a bias: then each
-// role of a row is computed on its own.
+// Logits that have a bias and are not bounded depend on the role of a row (s_ij + b_j or s_ij + b_i), and so does the gradient of a
+// bias. In these cases the two roles are computed apart and the problem is not taken as a triangle.
 template <class T>
 bool triangular(const Problem<T>& p) {
   return p.symmetric && (p.bounded || p.y.bias.empty());
@@ -237,7 +240,7 @@ void forward(const Problem<T>& p, const Ranking<T>& ranking, const State<T>& sta
 
 template <class T>
 void one_pass(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean) {
-  OwnState<T> unused(p.x.rows);  // no backward asks for it
+  OwnState<T> unused(p.x.rows);  // the one-pass backward needs no state
   sweep_rows<T, true>(p, ranking, unused.state(), lse, mean);
 }
 
@@ -247,7 +250,7 @@ void backward(const Problem<T>& p, const State<T>& state, const T* g, const Grad
   const RowTerms<T> terms(p.x.rows, state, g);
   if (!p.symmetric) return backward_two_sided(p, terms, out);
   if (triangular(p) && !out.dbias) return backward_symmetric(p, terms, out.factor, out.own);
-  std::vector<T> other(out.own ? p.x.rows * p.D : 0, T(0));  // the two roles of a row, apart
+  std::vector<T> other(out.own ? p.x.rows * p.D : 0, T(0));  // sums of the rows' second role
   backward_two_sided(p, terms, {out.own, out.own ? other.data() : nullptr, out.dbias, out.factor});
   for (size_t k = 0; k < other.size(); k++) out.own[k] += other[k];
 }

@@ -1,4 +1,4 @@
-// What the schedules of the similarity log-sum-exp share: the problem, ids made comparable in 32 bits, tiles of logits.
+// What the schedules of the similarity log-sum-exp share: the problem, the ranges of its ids, buffers, and tiles of logits.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -17,7 +17,7 @@
 
 namespace fastssl::similarity {
 
-constexpr int kPad = 16;  // widest vector, in floats: leading dimensions and column buffers are multiples of it
+constexpr int kPad = 16;  // floats of the widest vector; leading dimensions and column buffers are multiples of it
 constexpr double kLog2e = 1.4426950408889634;
 
 inline int padded(int64_t n) { return int((n + kPad - 1) / kPad * kPad); }
@@ -28,13 +28,13 @@ struct Side {
   const T* data;
   int64_t rows;
   int ld;
-  std::vector<int32_t> id;  // empty: nothing is excluded
-  std::vector<T> bias;      // empty: none
+  std::vector<int32_t> id;  // empty if nothing is excluded
+  std::vector<T> bias;      // empty if there is none
   std::vector<T> weight;    // e^bias, padded; ones without bias
-  bool transposed = false;  // stored (D, rows): `ld` elements from one dimension to the next; only ever true of y
+  bool transposed = false;  // stored (D, rows), with `ld` elements from one dimension to the next; only y may be
 
   const T* row(int64_t i) const { return data + (transposed ? i : i * ld); }
-  Op as_rows() const { return transposed ? Op::kTransposed : Op::kPlain; }  // op that makes (rows, D) of what is stored
+  Op as_rows() const { return transposed ? Op::kTransposed : Op::kPlain; }  // with it, gemm reads what is stored as (rows, D)
   Op as_columns() const { return transposed ? Op::kPlain : Op::kTransposed; }
 };
 
@@ -45,8 +45,8 @@ struct Problem {
   int D;
   double scale;
   bool bounded = false;            // |scale| max|x| max|y| + max|bias| <= kBound is proved, in nats
-  bool backward = false;           // what a forward computed is computed anew
-  std::array<at::Tensor, 2> keep;  // own the rows
+  bool backward = false;           // the logits of a forward are computed again
+  std::array<at::Tensor, 2> keep;  // the tensors to which the rows belong
 };
 
 template <class T>
@@ -54,7 +54,7 @@ T lse_of(T top, T sum) {
   return sum > 0 || std::isnan(sum) ? top + std::log(sum) : -std::numeric_limits<T>::infinity();
 }
 
-// Smallest and largest id of each block: blocks whose ranges are disjoint need no comparison of ids.
+// The smallest and the largest id of each block. Blocks whose ranges are disjoint need no comparison of ids.
 struct IdRange {
   std::vector<std::pair<int32_t, int32_t>> range;
   IdRange(const std::vector<int32_t>& id, const Blocks& blocks, int64_t first = 0) {
@@ -69,9 +69,9 @@ struct IdRange {
   }
 };
 
-// What the forward hands to the backward of each row, or column: its (maximum, sum, place of the maximum). Kept apart, they are as
-// exact at logits of 1e8 as at 1; joined to an lse in float32, they would put the weights off by |lse| 2^-24. Bounded problems take
-// no maximum: top is 0 and peak is -1.
+// What the forward gives to the backward for each row, or each column: its (maximum, sum, place of the maximum). As two numbers,
+// maximum and sum are as exact at logits of 1e8 as at 1; joined into an lse in float32, they would put the weights off by |lse|
+// 2^-24. Bounded problems take no maximum: top is 0 and peak is -1.
 template <class T>
 struct State : Running<T> {
   void clear(const Problem<T>& p, int64_t count) const {
@@ -85,7 +85,7 @@ struct State : Running<T> {
   Running<T> from(int64_t i) const { return {this->top + i, this->sum + i, this->peak + i}; }
 };
 
-// A state that lives for a sweep only.
+// A State with memory of its own, which lives for one sweep only.
 template <class T>
 struct OwnState {
   std::vector<T> top, sum;
@@ -94,7 +94,8 @@ struct OwnState {
   State<T> state() { return {{top.data(), sum.data(), peak.data()}}; }
 };
 
-// Uninitialised, at the beginning of a cache line: a BLAS may split a product, and so round it, by where its operands lie.
+// Uninitialised memory that begins with a cache line, because the addresses of the operands may decide how a BLAS splits a product,
+// and so how it rounds.
 constexpr std::align_val_t kLine{64};
 struct DeleteAligned {
   void operator()(void* p) const { ::operator delete[](p, kLine); }
@@ -106,7 +107,7 @@ AlignedArray<T> new_aligned(size_t count) {
   return AlignedArray<T>(static_cast<T*>(::operator new[](count * sizeof(T), kLine)));
 }
 
-// One thread's buffers, allocated once for a whole sweep: a tile, some padded column vectors and a row vector.
+// Every thread's buffers, allocated once for a whole sweep: a tile, kVectors padded column vectors and a row vector.
 template <class T>
 class Workspace {
  public:
@@ -122,7 +123,7 @@ class Workspace {
   T* column(int k) { return tile() + int64_t(rows_) * ld_ + int64_t(k) * ld_; }
   T* row() { return column(kVectors); }
 
-  // The state of the n columns from j0 on, copied to where it may be read and written `wide` at a time, and put back.
+  // take_columns copies the state of the n columns from j0 on into a buffer that is padded to `wide`; put_columns copies it back.
   Running<T> take_columns(const State<T>& state, int64_t j0, int n, int wide) {
     const Running<T> copy{column(0), column(1), peaks_.get() + int64_t(at::get_thread_num()) * ld_};
     std::copy_n(state.top + j0, n, copy.top), std::fill(copy.top + n, copy.top + wide, -std::numeric_limits<T>::infinity());
@@ -142,7 +143,7 @@ class Workspace {
   std::unique_ptr<int32_t[]> peaks_;
 };
 
-// Fills n columns of m rows up to the next multiple of the vector width with -inf; returns that multiple.
+// Pads m rows of n columns with -inf up to the next multiple of the vector width, and returns that multiple.
 template <class T>
 int pad(T* S, int m, int n, int ld) {
   const int width = rows<T>().width, wide = (n + width - 1) / width * width;
@@ -151,14 +152,14 @@ int pad(T* S, int m, int n, int ld) {
   return wide;
 }
 
-// S = scale x_I y_J^T, in base 2 if bounded, for m rows from i0 and n columns from j0, excluded entries and the padding at -inf.
-// y_J, as stored, may lie in a copy. Returns the padded n.
+// S = scale x_I y_J^T, in base 2 if bounded, for m rows from i0 and n columns from j0; excluded entries and the padding are -inf.
+// `y` points to y_J, or to a copy of it in the same layout. Returns the padded n.
 template <class T>
 int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld, const T* y, int y_ld) {
   const T* x = p.x.row(i0);
   const T scale = T(p.bounded ? p.scale * kLog2e : p.scale);
   gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, scale == T(0) ? T(1) : scale, x, p.x.ld, y, y_ld, T(0), S, ld);
-  if (scale == T(0))  // a BLAS that is told 0 does not look at the rows, and one may hold a NaN
+  if (scale == T(0))  // with a factor of 0 a BLAS does not read the rows, of which one may hold a NaN
     for (int i = 0; i < m; i++)
       for (int j = 0; j < n; j++) S[int64_t(i) * ld + j] *= scale;
   if (unlucky_products) {
@@ -174,7 +175,8 @@ int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_m
   return logits(p, i0, m, j0, n, ids_meet, S, ld, p.y.row(j0), p.y.ld);
 }
 
-// S_ji = S_ij above the diagonal of a square tile (m, m): 16 x 16 entries at a time, so that both stay in the first cache.
+// Copies the entries above the diagonal of a square tile (m, m) to their places below it, S_ji = S_ij. It takes 16 x 16 entries at
+// a time, so that both blocks stay in the first-level cache.
 template <class T>
 void mirror(T* S, int m, int ld) {
   constexpr int kBlock = 16;
@@ -184,7 +186,7 @@ void mirror(T* S, int m, int ld) {
         for (int i = a; i < std::min(a + kBlock, j); i++) S[int64_t(j) * ld + i] = S[int64_t(i) * ld + j];
 }
 
-// own_I += factor W y_J and other_J += factor W^T x_I for a tile of weights W, each unless null.
+// own_I += factor W y_J unless own is null, and other_J += factor W^T x_I unless other is null, for a tile of weights W.
 template <class T>
 void add_products(const Problem<T>& p, const T* W, int ld, int64_t i0, int m, int64_t j0, int n, T factor, T* own, T* other) {
   if (own) gemm(Op::kPlain, Op::kPlain, m, p.D, n, factor, W, ld, p.y.row(j0), p.y.ld, T(1), own + i0 * p.D, p.D);
@@ -192,25 +194,26 @@ void add_products(const Problem<T>& p, const T* W, int ld, int64_t i0, int m, in
 }
 
 constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, inside an L2 of 512 KB or more
-constexpr int kLeast = 64;  // rows of a block below which a matrix product is mostly overhead
+constexpr int kLeast = 64;  // with fewer rows in a block, a matrix product is mostly overhead
 
-// As many tasks at a time as keep every thread busy while one is late.
+// A number of tasks that keeps every thread busy while one of them is late.
 inline int64_t enough_tasks() { return 2 * at::get_num_threads(); }
 
-// Blocks of at most kTile rows; at least `least_count` of them as long as they keep kLeast rows.
+// Blocks of at most kTile rows. There are at least `least_count` of them, unless they would then have fewer than kLeast rows.
 inline Blocks blocks_of(int64_t rows, int64_t least_count) {
   const int64_t wanted = std::max((rows + kTile - 1) / kTile, std::min(least_count, rows / kLeast));
   return {rows, std::max<int64_t>(1, wanted)};
 }
 
-// Rows and columns of a tile of the Latin schedules: wide rows of the gradients are passed over half as often by larger ones.
+// Rows and columns of a tile in the Latin-square order. At a large D tiles are twice as large, since a sweep then reads and writes
+// the wide rows of the gradients half as often.
 template <class T>
 int latin_tile(const Problem<T>& p) {
   return p.D >= 256 ? 2 * kTile : kTile;
 }
 
-// The pairs of `groups` row groups and `groups` column groups in the order of a Latin square, each pair in tiles:
-// visit(first row, rows, first column, columns, whether ids may meet). What belongs to the rows or columns may be added to.
+// Visits the pairs of `groups` row groups and `groups` column groups in the order of a Latin square, each pair in tiles:
+// visit(first row, rows, first column, columns, whether equal ids may occur). visit may add to sums of its rows and columns.
 template <class T, class Visit>
 void latin_tiles(const Problem<T>& p, int64_t groups, const Visit& visit) {
   const Blocks row_groups{p.x.rows, groups}, column_groups{p.y.rows, groups};
@@ -234,7 +237,7 @@ Workspace<T> latin_workspace(const Problem<T>& p) {
   return {int(std::min(tile, p.x.rows)), int(std::min(tile, p.y.rows))};
 }
 
-// As many groups of both sides as feed the threads and no more: within a pair of groups, rows stay in the cache.
+// Just as many groups of each side as keep the threads busy, since rows stay in the cache within a pair of groups.
 template <class T>
 int64_t latin_groups(const Problem<T>& p) {
   return std::max<int64_t>(1, std::min(enough_tasks(), std::min(p.x.rows, p.y.rows) / kLeast));
@@ -243,7 +246,7 @@ int64_t latin_groups(const Problem<T>& p) {
 // What the weights of a tile need of each row (or column), in the form of the bounded or of the online functions.
 template <class T>
 struct RowTerms {
-  std::vector<T> u, top;  // g / sum; +inf where everything is excluded: padded
+  std::vector<T> u, top;  // u = g / sum; top is +inf where everything is excluded; both are padded
   const int32_t* peak;
   RowTerms(int64_t count, const State<T>& state, const T* g) : u(count + kPad), top(count + kPad), peak(state.peak) {
     for (int64_t i = 0; i < count; i++) {
@@ -254,9 +257,10 @@ struct RowTerms {
   }
 };
 
-// Gives the largest logit of each row and, unless null, of each column of a tile the value that the forward's product gave it.
-// Two products of other shapes, or of another BLAS, give one logit other bits: at logits of 1e8 that is e^(+-32), and the weight of
-// a row that one logit dominates, 1, would be anything. With its own value it is 1 again; the others are off as eager's are.
+// Gives the largest logit of each row and, unless `columns` is null, of each column of a tile the value that the forward's product
+// gave it. A product of another shape, or by another BLAS, may give a logit other last bits, which at logits of 1e8 change its
+// exponential by factors up to e^(+-32). The weight of a logit that dominates its row is 1, and would then be anything. With the
+// forward's value it is 1 again; other weights are as inexact as in eager PyTorch.
 template <class T>
 void put_peaks(T* S, int ld, int64_t i0, int m, int64_t j0, int n, const RowTerms<T>& rows, const RowTerms<T>* columns) {
   for (int i = 0; i < m; i++) {
@@ -273,7 +277,7 @@ void put_peaks(T* S, int ld, int64_t i0, int m, int64_t j0, int n, const RowTerm
   }
 }
 
-// rank_i = number of logits above threshold_i, both null where nothing is counted.
+// rank_i is the number of logits above threshold_i. Both pointers are null where nothing is counted.
 template <class T>
 struct Ranking {
   const T* threshold = nullptr;
@@ -285,8 +289,8 @@ void forward(const Problem<T>& p, const Ranking<T>& ranking, const State<T>& sta
 template <class T>
 void one_pass(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean);
 
-// Zeroed accumulators of the gradients, null if not wanted: own (N, D) = factor g_i sum_j p_ij y_j;
-// other (M, D) = factor sum_i g_i p_ij x_i; dbias (M,) = sum_i g_i p_ij. Symmetric: own takes both sums.
+// Accumulators of the gradients, which begin at zero, or null where not wanted: own (N, D) = factor g_i sum_j p_ij y_j;
+// other (M, D) = factor sum_i g_i p_ij x_i; dbias (M,) = sum_i g_i p_ij. In a symmetric problem own takes the sums of both.
 template <class T>
 struct Gradients {
   T *own, *other, *dbias;

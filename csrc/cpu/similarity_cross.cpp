@@ -3,9 +3,9 @@
 //   W_ij = g_i p_ij + h_j q_ij,  p_ij = min(1, exp(s_ij - top_i)) / sum_i, q_ij the same of the columns
 //   dx = scale W y,  dy = scale W^T x,  dscale = <x, dx> / scale
 //
-// Tiles in Latin-square order: forward U, backward 3U, or 2U for the rows whose logits the forward kept; one exponential an
-// entry where the logits are bounded, two otherwise. Memory: one tile a thread, O(N + M) vectors, and the kept logits.
-// Schema: fastssl/ops/similarity_cross.py.
+// The tiles are visited in Latin-square order. The forward takes U; the backward takes 3U, or 2U for the rows whose logits the
+// forward kept. Each entry costs one exponential where the logits are bounded, two otherwise. Memory: one tile for each thread, O(N
+// + M) vectors, and the kept logits. The schema is in fastssl/ops/similarity_cross.py.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -16,7 +16,7 @@
 namespace fastssl::similarity {
 namespace {
 
-// Logits (rows, M) of the first rows, from the forward to the backward: a copy is cheaper than a product of width D.
+// Logits (rows, M) of the first rows, which the forward keeps for the backward, since a copy is cheaper than a product of width D.
 template <class T>
 struct Kept {
   T* data;

@@ -1,4 +1,5 @@
-// fastssl::similarity_{fwd, one_pass, bwd} for the CPU key: tensors to problems and back. Schemas: fastssl/ops/similarity.py.
+// fastssl::similarity_{fwd, one_pass, bwd} on the CPU: they turn tensors into problems and results into tensors. The schemas are in
+// fastssl/ops/similarity.py.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -10,7 +11,7 @@
 namespace fastssl::similarity {
 namespace {
 
-// The forward problem of similarity_{fwd, one_pass}, and run(problem, ranking) on it; returns the ranks.
+// Makes the forward problem of similarity_{fwd, one_pass}, calls run(problem, ranking), and returns the ranks.
 template <class Run>
 Tensor ranked(const Tensor& x, const OptTensor& y, double scale, const OptTensor& factor, const OptTensor& x_id,
               const OptTensor& y_id, const OptTensor& y_bias, const OptTensor& threshold, const Run& run) {
@@ -20,7 +21,7 @@ Tensor ranked(const Tensor& x, const OptTensor& y, double scale, const OptTensor
     auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias, true);
     p.bounded = proved_bounded(p);
     if (!threshold.has_value()) return run(p, Ranking<T>{});
-    p.bounded = p.bounded && !y_bias.has_value();  // bounded logits leave the bias to the weights
+    p.bounded = p.bounded && !y_bias.has_value();  // bounded logits lack the bias, which the weights hold
     const Tensor bars = threshold->to(compute_dtype(x)).contiguous();
     run(p, Ranking<T>{bars.const_data_ptr<T>(), rank.mutable_data_ptr<int32_t>()});
   });

@@ -1,5 +1,5 @@
-// Makes similarity problems of tensors, for all ops on a similarity matrix. Inputs were checked in Python.
-// 16-bit inputs are widened once, which takes O((N + M) D) memory, and computed in float32.
+// Makes similarity problems from tensors, for all ops on a similarity matrix. The inputs were checked in Python.
+// 16-bit inputs are widened to float32 once, which takes O((N + M) D) memory, and all is computed in float32.
 #pragma once
 #include <ATen/ops/_unique2.h>
 #include <ATen/ops/cat.h>
@@ -15,21 +15,23 @@ namespace fastssl::similarity {
 using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
-// |logits| that the bounded element functions take, in nats. Sums of e^22 and weights of e^-22 stay far inside float range. The
-// logits, below 32 in base 2, have units of at most 2^-19: where a product gives one logit other bits in the backward than in the
-// forward, its weight is off by 1.3e-6 a unit, and there is no maximum that would correct it.
+// The largest |logit| that the bounded element functions take, in nats. Sums of e^22 and weights of e^-22 stay far inside float
+// range. In base 2 such logits are below 32, so their last bit is at most 2^-19. Where the backward's product gives a logit other
+// bits than the forward's, the weight is off by 1.3e-6 for each unit in the last place, and there is no maximum that would correct
+// it.
 constexpr double kBound = 22.0;
 
 inline at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-// Whether the rows of x are dense along D, at a stride that BLAS takes. A dimension of one entry may have any stride, and
-// contiguous() leaves it.
+// Whether the rows of x are dense along D, at a stride that BLAS takes. A dimension of one entry may have any stride, which
+// contiguous() does not change.
 inline bool has_rows(const Tensor& x) {
   const bool dense = x.size(1) == 1 || x.stride(1) == 1;
   return dense && (x.size(0) == 1 || (x.stride(0) >= x.size(1) && x.stride(0) <= std::numeric_limits<int>::max()));
 }
 
-// In the compute dtype, with dense rows or, where `columns_too`, the dense columns of a queue stored (D, rows).
+// x in the compute dtype and with dense rows; if `columns_too`, dense columns are also left as they are, as in a queue stored
+// (D, rows).
 inline Tensor as_rows(const Tensor& x, bool columns_too = false) {
   const Tensor wide = x.to(compute_dtype(x));
   return has_rows(wide) || (columns_too && has_rows(wide.t())) ? wide : wide.contiguous();
@@ -59,7 +61,7 @@ inline std::vector<int32_t> to_int32(const Tensor& id) {  // padded; empty if an
   return out;
 }
 
-// Ids as 32-bit integers that are equal exactly where the given ones are: themselves, or their ranks if they need 64 bits.
+// 32-bit ids that are equal exactly where the given ones are: the given ids themselves, or their ranks if these need 64 bits.
 inline void set_ids(std::vector<int32_t>& x_id, std::vector<int32_t>& y_id, const Tensor& x_given, const Tensor& y_given) {
   x_id = to_int32(x_given);
   y_id = to_int32(y_given);
@@ -69,7 +71,7 @@ inline void set_ids(std::vector<int32_t>& x_id, std::vector<int32_t>& y_id, cons
   y_id = to_int32(ranks.narrow(0, x_given.numel(), y_given.numel()));
 }
 
-// The larger one; a NaN stays, and is then not bounded.
+// The larger one, or NaN if one is NaN. A NaN is not below any bound.
 inline double larger(double a, double b) { return b > a || std::isnan(b) ? b : a; }
 
 template <class T>
@@ -91,7 +93,7 @@ double longest_row(const Side<T>& side, int D) {
   return std::sqrt(square);
 }
 
-// `columns_too`: y may be stored (D, M), as the forward sweeps take it. Logits are not taken as bounded yet.
+// If `columns_too`, y may be stored (D, M), which the forward sweeps can read. `bounded` is not set here.
 template <class T>
 Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptTensor& x_id, const OptTensor& y_id,
                    const OptTensor& y_bias, bool columns_too = false) {
@@ -119,7 +121,7 @@ Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptT
   return p;
 }
 
-// Whether every logit lies within +-kBound, by Cauchy-Schwarz: for a forward.
+// Whether every logit lies within +-kBound, by Cauchy-Schwarz. Only a forward asks; set_backward() sees what it found.
 template <class T>
 bool proved_bounded(const Problem<T>& p) {
   double largest_bias = 0;
@@ -128,7 +130,8 @@ bool proved_bounded(const Problem<T>& p) {
   return std::abs(p.scale) * longest_x * longest_y + largest_bias <= kBound;
 }
 
-// The problem of a backward: bounded where its forward was. An online row whose maximum is 0 knows where that is.
+// Turns p into the problem of a backward, which is bounded where its forward was: a bounded forward leaves a maximum of 0 and no
+// peak, whereas an online row with a maximum of 0 has a peak.
 template <class T>
 void set_backward(Problem<T>& p, const State<T>& state) {
   p.backward = true;
@@ -152,7 +155,7 @@ T scale_gradient(const Problem<T>& p, const T* own) {
   return sum;
 }
 
-// state (2, N), maxima and sums, and peak (N,).
+// The State that lies in the tensors state (2, N), which holds maxima and sums, and peak (N,).
 template <class T>
 State<T> state_of(const Tensor& state, const Tensor& peak) {
   T* data = const_cast<T*>(state.const_data_ptr<T>());
@@ -165,7 +168,7 @@ T* data_or_null(Tensor& t) {
   return t.numel() ? t.mutable_data_ptr<T>() : nullptr;
 }
 
-// The sums for the gradients of x, y and the scale while a kernel adds them up; a tensor without elements is not needed.
+// The sums for the gradients of x, y and the scale while a kernel adds them up. A tensor without elements is not wanted.
 struct GradientSums {
   Tensor own, other, dscale;  // of x, y and the scale, in the dtype that sums are kept in
   double scale;
@@ -179,10 +182,11 @@ struct GradientSums {
     dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
   }
 
-  // What the kernel multiplies into the sums: the scale, unless its gradient needs the sums without it.
+  // The factor by which the kernel multiplies the sums: the scale, or 1 if the gradient of the scale needs the plain sums.
   double factor() const { return need_scale ? 1.0 : scale; }
 
-  // The gradient of the scale, and then the scale into the sums. Where y is x, `own` holds both roles of each row.
+  // Computes the gradient of the scale and then multiplies the sums by the scale. Where y is x, `own` holds the sums of both roles
+  // of each row, so that the gradient is counted twice.
   template <class T>
   void finish(const Problem<T>& p, bool symmetric) {
     if (!need_scale) return;

@@ -1,4 +1,4 @@
-// Compiles the element functions once per ISA and picks the set in use.
+// Compiles the element functions once for each instruction set and picks the set in use.
 #include "cpu/tile_rows.h"
 
 #include <algorithm>

@@ -1,24 +1,24 @@
-// Element functions of the rows of a tile of logits: what the similarity kernels do with it between two matrix products.
-//   S (m, n) row-major with leading dimension ld >= n; n is a multiple of the vector width, entries beyond the matrix at -inf.
+// Element functions of the rows of a tile of logits: what the similarity kernels do with a tile between two matrix products.
+//   S (m, n) is row-major with leading dimension ld >= n; n is a multiple of the vector width; entries beyond the matrix are -inf.
 //   Row vectors have m entries, column vectors n.
-// Bounded forms hold where |logit| <= 40 is proved. Logits are in base 2, no maximum is needed because 2^S stays in float range, and
-// one exponential serves rows and columns. A bias is a weight rw, cw = e^bias (1 without); u = g / sum and v likewise.
-// Online forms hold for any logits, in natural units: s - top is then exact where one logit dominates, however large it is.
-// A weight e^(s - top) is at most 1, even where the product of the backward gave s other bits than the one that made top.
-// u = g / sum and v likewise. Rows<T> is one ISA's set of functions for float or double.
+// Bounded functions serve logits that are proved to be small (kBound). These logits are in base 2. They need no maximum, because
+// 2^S stays in float range, and one exponential serves rows and columns. A bias enters as a weight rw or cw = e^bias, which is 1
+// without bias. Online functions serve any logits, in natural units, so that s - top is exact where one logit dominates, however
+// large it is. A weight e^(s - top) is cut off at 1, even if the backward's product gave s other bits than the product that made
+// top. In both, u is g / sum of a row, and v that of a column. Rows<T> is the set of functions of one instruction set.
 #pragma once
 #include <cstdint>
 
 namespace fastssl {
 
-// Which pairs of a tile are positive (equal ids), and how much they weigh: row_weight_i + column_weight_j.
+// The ids of a tile, which are equal for positive pairs, and the weights of these pairs, row_weight_i + column_weight_j.
 template <class T>
 struct PairIds {
   const int32_t *row_id, *column_id;
   const T *row_weight, *column_weight;
 };
 
-// What a sweep keeps of each row, or column: the largest logit, the sum of e^(s - top), and where the largest logit lies.
+// What a sweep keeps of each row, or of each column: the largest logit, the sum of e^(s - top), and the place of the largest logit.
 template <class T>
 struct Running {
   T *top, *sum;
@@ -35,7 +35,7 @@ struct Rows {
   void (*add_bias)(T* S, int m, int n, int ld, const T* bias);
   // row_sum_i += sum_j 2^S cw_j;  column_sum_j = sum_i 2^S rw_i (unless null)
   void (*sum_bounded)(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum);
-  // the same with running maxima, of rows and, unless null, of columns; S begins at row i0 and column j0 of the matrix
+  // the same sums with running maxima, of rows and, unless null, of columns; S begins at row i0 and column j0 of the matrix
   void (*sum_online)(const T* S, int m, int n, int ld, int i0, int j0, Running<T> rows, Running<T> columns);
   // S = 2^S (u_i cw_j + rw_i v_j), the second term only with v
   void (*weight_bounded)(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v);
@@ -59,6 +59,6 @@ struct Rows {
 };
 
 template <class T>
-const Rows<T>& rows();  // of the ISA in use
+const Rows<T>& rows();  // of the instruction set in use
 
 }  // namespace fastssl

@@ -1,5 +1,6 @@
-// The element functions of tile_rows.h for one ISA, compiled by each_isa.h.
-// The row loop is outside and the column loop inside, so S is read once; column sums stay in a buffer of n <= a tile.
+// The element functions of tile_rows.h for one instruction set; each_isa.h compiles this file for each of them.
+// The loop over rows is the outer one and that over columns the inner one, so S is read in order, and sums of columns stay in a
+// buffer as long as a tile is wide.
 
 #include "cpu/lanes.h"
 
@@ -10,7 +11,7 @@ struct RowFunctions {
   static constexpr int W = L::W;
   static constexpr T kInf = std::numeric_limits<T>::infinity();
 
-  // A row with nothing in it yet has maximum -inf; subtracting 0 then keeps e^(-inf) = 0 instead of NaN.
+  // A row that has no logit yet has the maximum -inf. Subtracting 0 instead gives e^(-inf) = 0, where -inf would give NaN.
   static inline T finite(T top) { return top == -kInf ? T(0) : top; }
   static inline V at_most_0(V a) { return a > L::all(0) ? L::all(0) : a; }  // a NaN stays
 
@@ -167,7 +168,7 @@ struct RowFunctions {
     }
   }
 
-  // The padding, logits of -inf, counts as a negative and so adds nothing: ids are not compared there.
+  // The padding has logits of -inf. It is taken as negative pairs, which then add nothing, whatever its ids are.
   template <bool kIds>
   static void sigmoid_as(T* S, int m, int n, int wide, int ld, T bias, const PairIds<T>* positives, T* loss, T* weight) {
     const V zero = L::all(0), one = L::all(1);
