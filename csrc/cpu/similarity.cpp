@@ -81,8 +81,7 @@ struct Grid {
 };
 
 // In a queue stored (D, M), the numbers of one embedding lie far apart in memory, often a page or more, and a BLAS packs such a
-// matrix slowly. Each tile of the queue is therefore copied into a dense (D, n) before its two products. Dense rows are read in
-// place.
+// matrix slowly. Each tile of the queue is therefore copied into a dense (D, n) before its two products. Rows are read in place.
 template <class T>
 class ColumnCopies {
  public:

@@ -17,8 +17,7 @@ using OptTensor = std::optional<Tensor>;
 
 // The largest |logit| that the bounded element functions take, in nats. Sums of e^22 and weights of e^-22 stay far inside float
 // range. In base 2 such logits are below 32, so their last bit is at most 2^-19. Where the backward's product gives a logit other
-// bits than the forward's, the weight is off by 1.3e-6 for each unit in the last place, and there is no maximum that would correct
-// it.
+// bits than the forward's, the weight is off by 1.3e-6 for each unit in the last place, and no maximum would correct it.
 constexpr double kBound = 22.0;
 
 inline at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }

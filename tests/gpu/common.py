@@ -1,4 +1,4 @@
-"""What the GPU tests share."""
+"""Functions that the GPU tests share."""
 
 from contextlib import contextmanager
 
@@ -22,7 +22,7 @@ def odd(x):
 
 
 def rounded(x, precision):
-    """Matrices of float32 as products of a precision may read them: TF32 with "high", bfloat16 with "medium"."""
+    """x as matrix products of this precision may read it: a float32 matrix becomes TF32 with "high", bfloat16 with "medium"."""
     if x.dim() < 2 or x.dtype != torch.float32 or precision == "highest":
         return x
     return x.bfloat16().float() if precision == "medium" else ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -30,7 +30,7 @@ def rounded(x, precision):
 
 @contextmanager
 def no_sync():
-    """An error where the host waits for the GPU."""
+    """A context in which torch raises an error if the host waits for the GPU."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

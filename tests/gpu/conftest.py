@@ -1,4 +1,4 @@
-"""Fixtures of the GPU tests, and what changes where ``rehearse.py`` runs them without a GPU."""
+"""Fixtures of the GPU tests, and the tests that are skipped where ``rehearse.py`` runs them without a GPU."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # equal bits of matrix products on every stream
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # matrix products then have equal bits on every stream
 REHEARSING = "rehearsal" in sys.modules
 
 
@@ -31,13 +31,14 @@ def _give_memory_back(request):
 
 @pytest.fixture
 def on_device():
-    """``on_device(size, small)``: the size of a test on a GPU; in the rehearsal the small one, whose memory and time a CPU has."""
+    """``on_device(size, small)`` is ``size`` on a GPU and ``small`` in the rehearsal, where a CPU must have the memory and the
+    time."""
     return lambda size, small: small if REHEARSING else size
 
 
 @pytest.fixture
 def kernels_of():
-    """``kernels_of(call)``: names of the kernels, copies and fills that a call launches on the GPU after a first call."""
+    """``kernels_of(call)`` is a list of the names of the kernels, copies and fills that a second call launches on the GPU."""
 
     def names(call):
         call()

@@ -1,4 +1,4 @@
-"""One row for each CUDA C++ op: small ragged inputs on the CPU, and a call that gives what the op wrote and the gradients."""
+"""A table of the CUDA C++ ops: small ragged inputs on the CPU, and a call that returns what the op wrote and the gradients."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from fastssl.ops.lars import FORMS, lars_
 
 @dataclass(frozen=True)
 class OpCall:
-    """``call(tensors)`` on tensors of one device, laid out in any way; ``exact``: the GPU has the CPU's bits."""
+    """``call`` takes tensors of one device in any memory layout. ``exact`` says that the GPU has the CPU's bits."""
 
     name: str
     tensors: Callable[[], list[Tensor]]
@@ -35,7 +35,7 @@ def _seed(like: Tensor, number: int = 11) -> Tensor:
 
 
 def _shaped(count: int, dtype: torch.dtype = torch.float32) -> Callable[[], list[Tensor]]:
-    """``count`` lists of three tensors one after the other, without negative entries."""
+    """A function that makes ``count`` lists of three tensors, one list after the other, without negative entries."""
     return lambda: [torch.randn(shape).abs().to(dtype) for _ in range(count) for shape in ((257,), (5, 3, 7), (33, 20))]
 
 
@@ -89,7 +89,7 @@ def _queue_state(*shape: int) -> Callable:
 
 
 def _with_gradients(call: Callable, count: int) -> Callable:
-    """The value of a differentiable call and the gradients of its first ``count`` tensors."""
+    """A call that returns the value of a differentiable call and the gradients of its first ``count`` tensors."""
 
     def run(tensors):
         leaves = [t.detach().requires_grad_() for t in tensors[:count]]
@@ -158,7 +158,7 @@ CALLS = {
 
 
 def check(case: OpCall, got: list[Tensor], expected: list[Tensor]) -> None:
-    """Bit for bit, or within a few roundings of float32 where sums have another order."""
+    """Checks that the results are equal bit for bit, or within a few roundings of float32 where sums have another order."""
     for a, b in zip(got, expected, strict=True):
         if case.exact:
             assert torch.equal(a.cpu(), b), case.name

@@ -1,8 +1,8 @@
-"""A stand-in for a GPU, so that errors in the tests themselves show on a machine without one.
+"""A stand-in for a GPU, so that errors in the tests themselves show on a machine without a GPU.
 
-Tensors of device "cuda" hold memory of the CPU, and every op on them runs there. What torch refuses on a GPU is refused here too:
-operands on two devices, a wait for the device while ``set_sync_debug_mode("error")`` holds or a graph is captured. A captured graph
-keeps its calls, leaves the state as it was, and makes them again at a replay. No kernel for GPUs runs.
+Tensors of device "cuda" hold memory of the CPU, and every op on them runs on the CPU. What torch refuses on a GPU is refused here
+too: operands on two devices, and a wait for the device while ``set_sync_debug_mode("error")`` holds or a graph is captured. A
+captured graph keeps its calls, leaves the state as it was, and makes the calls again at a replay. No kernel for GPUs runs.
 """
 
 import types
@@ -16,7 +16,7 @@ CUDA = torch.device("cuda:0")
 aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.is_nonzero, aten.masked_select, aten.bincount}
 MOVING = {aten._to_copy, aten.copy_}
-#: The Graph that is being captured, and whether a wait is an error.
+#: ``graph`` is the Graph that is being captured; ``strict`` says whether a wait is an error.
 state = types.SimpleNamespace(graph=None, strict=False)
 
 
@@ -48,7 +48,7 @@ class OnDevice(torch.Tensor):
 
 
 def _waits(func, tensors, args, kwargs) -> bool:
-    """Does torch wait for the GPU here?"""
+    """Whether torch would wait for a GPU in this op."""
     packet = func.overloadpacket
     if packet in MOVING:
         source = args[0] if packet is aten._to_copy else args[1]
@@ -65,7 +65,7 @@ def _waits(func, tensors, args, kwargs) -> bool:
 
 
 def _check_devices(func, tensors) -> None:
-    """A number on the CPU may stand beside tensors on the GPU, save in ops of ours."""
+    """Refuses operands on two devices. A number on the CPU may stand beside tensors on the GPU, except in fastssl's own ops."""
     alone = 0 if func.namespace == "aten" else -1
     indices = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_)
     if func.overloadpacket in MOVING or indices or not any(isinstance(t, OnDevice) for t in tensors):
@@ -77,7 +77,7 @@ def _check_devices(func, tensors) -> None:
 
 def _written(func, args, kwargs) -> list[torch.Tensor]:
     if func is aten.native_batch_norm.default:
-        return [t for t in args[3:5] if t is not None]  # its schema does not say so
+        return [t for t in args[3:5] if t is not None]  # the schema does not say that it writes them
     schema = func._schema.arguments
     given = [*zip(schema, args, strict=False), *((a, kwargs[a.name]) for a in schema if a.name in kwargs)]
     return [t for a, value in given if a.alias_info and a.alias_info.is_write for t in tensors_in(value)]
@@ -137,7 +137,7 @@ def _place(t: torch.Tensor) -> int:
 
 
 class Graph:
-    """What ``torch.cuda.CUDAGraph`` does as far as values go."""
+    """A ``torch.cuda.CUDAGraph`` as far as values go."""
 
     def __init__(self):
         self.calls, self.new, self.before = [], set(), {}
@@ -192,7 +192,7 @@ def set_sync_debug_mode(mode: str | int) -> None:
 
 
 def start() -> None:
-    """For the whole process: before a test module asks for a GPU."""
+    """Puts the stand-in in place for the whole process. It is called before a test module asks for a GPU."""
     torch._C._set_only_lift_cpu_tensors(True)
     torch.autograd.set_multithreading_enabled(False)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -219,5 +219,5 @@ def start() -> None:
     for name, value in stand_ins.items():
         setattr(torch.cuda, name, value)
     modes = torch._C._len_torch_dispatch_stack
-    torch._C._len_torch_dispatch_stack = lambda: modes() - 1  # nothing is being traced
+    torch._C._len_torch_dispatch_stack = lambda: modes() - 1  # torch must not take the mode below for a tracer
     Device().__enter__()

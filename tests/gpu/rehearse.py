@@ -1,6 +1,7 @@
 """The GPU tests on a machine without a GPU:  python tests/gpu/rehearse.py [arguments of pytest]
 
-Needs a C++ compiler and a torch without CUDA, whose place the stand-in takes. ``rehearsal.py`` says what runs and what does not.
+This needs a C++ compiler, and a torch without CUDA, for which the stand-in is put in. ``rehearsal.py`` says what runs and what does
+not.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def load_device() -> None:
-    """Torch looks for devices once, so this comes before it is imported."""
+    """Compiles and loads the stand-in. Torch looks for devices only once, so this is called before torch is imported."""
     torch = Path(importlib.util.find_spec("torch").origin).parent
     if (torch / "lib" / "libtorch_cuda.so").exists():
         sys.exit("rehearse.py: this torch has CUDA, whose place the stand-in takes: rehearse with a CPU build of torch")

@@ -1,6 +1,6 @@
-"""The case table on a GPU: value and gradients in every dtype and precision, ids, bits, graphs, no sync, memory.
+"""The case table on a GPU: value and gradients in every dtype and precision, ids, equal bits, graphs, no waiting, memory.
 
-Run by ``python -m benchmarks.gpu`` and by ``pytest`` where a GPU is; skipped elsewhere.
+``python -m benchmarks.gpu`` runs these tests, and ``pytest`` does where there is a GPU; elsewhere they are skipped.
 """
 
 import pytest
@@ -39,7 +39,7 @@ CASE_SHAPES = [
 
 
 def shape_of(case, b, d):
-    """About b rows of width d."""
+    """The shape of a case with about b rows of width d."""
     return (b // 10, 20, d) if kind(case) == "tokens" else case.shape(b, d)
 
 
@@ -61,7 +61,8 @@ def precision(request):
 
 
 def compare(case, shape, dtype):
-    """Where products may round float32, eager is what it is with that; cuBLAS does without for some shapes."""
+    """Error against error. Where products may round float32, the eager run on rounded inputs also counts, since cuBLAS does not
+    round for all shapes."""
     inputs, precision = case.inputs(shape, dtype, "cuda"), torch.get_float32_matmul_precision()
     (out, grads), runs = gradients(case.ours, inputs), [gradients(case.eager, inputs)]
     if dtype == torch.float32 and precision != "highest":
@@ -148,7 +149,7 @@ def test_no_step_synchronises_with_the_host(name):
         step(case, inputs)
 
 
-#: dtype of ids -> their step: in 64 bits, ids that differ have equal lower halves.
+#: dtype of ids -> the step between them. In 64 bits, ids that differ have equal lower halves.
 IDS = {torch.int64: 2**32, torch.int32: -(2**29), torch.int16: 10_000, torch.int8: -40, torch.uint8: 100}
 ID_OPS = {
     "lse": lambda x, y, **ids: similarity_lse(x, y, scale=5.0, **ids),
@@ -163,7 +164,7 @@ ID_OPS = {
 @pytest.mark.parametrize("dtype", IDS, ids=str)
 @pytest.mark.parametrize("op", ID_OPS.values(), ids=ID_OPS)
 def test_ids_of_every_integer_dtype(op, dtype, width):
-    """As int64 ids 0, 1, 2 on the CPU in float64; without ids the result is another."""
+    """The result is that of int64 ids 0, 1, 2 on the CPU in float64; without ids it is another."""
     x, y = (torch.nn.functional.normalize(torch.randn(rows, width, dtype=torch.float64), dim=1) for rows in (130, 70))
     numbers = [torch.arange(rows) * 7 % 3 for rows in (130, 70)]
 
@@ -207,6 +208,6 @@ def test_memory_is_linear_in_the_batch(on_device):
 
 @pytest.mark.cuda_only
 def test_a_kernel_serves_the_cuda_key():
-    """But the loss and gradient in one pass, which only a CPU is asked for."""
+    """The one exception is the patch loss with its gradient in one pass, which is used on CPUs only."""
     served = {op for op, owners in OWNERS.items() if owners["CUDA"] != "reference"}
     assert OWNERS.keys() - served == {"patch_loss_one_pass"}

@@ -1,4 +1,4 @@
-"""``fastssl.graphs`` on a GPU: inputs are copied to their places, results renewed; what no graph can hold is refused.
+"""``fastssl.graphs`` on a GPU: inputs are copied to their places, results are renewed, and what no graph can hold is refused.
 
 Whole training steps are in ``test_steps_gpu.py``."""
 

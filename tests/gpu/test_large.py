@@ -1,6 +1,6 @@
-"""Sizes that a GPU holds and 32-bit offsets do not: 2^31 elements and more, and NT-Xent of 131,072 rows.
+"""Sizes that a GPU can hold but 32-bit offsets cannot: 2^31 elements and more, and NT-Xent of 131,072 rows.
 
-In the rehearsal the sizes are small: names, arguments and expected values are checked there, offsets are not.
+In the rehearsal the sizes are small. It checks names, arguments and expected values, but no offsets.
 """
 
 import math
@@ -52,7 +52,7 @@ def chunked_lse(z, scale, rows=1024):
 
 
 def some_gradients(views, lse, rows, temperature):
-    """Gradient of NT-Xent in the chosen rows of both views, in their dtype, from the log-sum-exp of all rows."""
+    """The gradient of NT-Xent for the chosen rows of both views, in their dtype, from the log-sum-exp of all rows."""
     norms = torch.cat(views).norm(dim=1, keepdim=True)
     z = torch.cat(views) / norms
     half = len(z) // 2
@@ -90,7 +90,7 @@ def test_nt_xent_of_131072_rows(dtype, precision, on_device):
 
 
 def two_sides(beyond):
-    """x (16, 128); y (M, 128) of more than 2^31 elements: zeros but for the last 16 rows, which are those of x."""
+    """x (16, 128), and y (M, 128) of more than 2^31 elements, which are zeros except in the last 16 rows; these are those of x."""
     d = 128
     m = beyond // d + (1 << 10)
     x = F.normalize(torch.randn(16, d, device="cuda"), dim=1).to(HALF)
@@ -100,7 +100,7 @@ def two_sides(beyond):
 
 
 def check_last_rows(x, y, s_gradient, dy):
-    """dy of the last rows is ds.T x; that of the first row too."""
+    """dy of the last rows, and of the first row, is ds.T x."""
     assert relative_error(dy[-16:], s_gradient[:, 1:].T @ x.detach().double()) < 2 * FLOOR[HALF]
     assert relative_error(dy[0], s_gradient[:, 0] @ x.detach().double()) < 2 * FLOOR[HALF]
 
@@ -187,7 +187,7 @@ STEPS["adamw"] = (adamw_, 4, {"step": 3, "lr": 0.1})
 
 @pytest.mark.parametrize("op, count, rates", STEPS.values(), ids=STEPS)
 def test_a_step_beyond_two_to_the_31_elements(op, count, rates, beyond):
-    """The end is random and changes as it does alone; the rest is constant and stays so."""
+    """The end is random and changes as it does alone; the rest is constant and changes as its first element does alone."""
     size, end = beyond + 12_345, 1000
     state = [torch.full((size,), 0.5, dtype=HALF, device="cuda") for _ in range(count)]
     for t in state:
@@ -204,7 +204,7 @@ def test_a_step_beyond_two_to_the_31_elements(op, count, rates, beyond):
 
 @pytest.mark.parametrize("layout", ["dk", "kd"])
 def test_a_queue_beyond_two_to_the_31_elements(layout, beyond):
-    """The push goes over the end: 10 keys to the last places, 54 to the first."""
+    """The push wraps around: 10 keys go to the last places, 54 to the first."""
     d = 128
     size = beyond // d + 77
     queue = torch.zeros((d, size) if layout == "dk" else (size, d), dtype=HALF, device="cuda")
@@ -248,7 +248,7 @@ def test_blocks_beyond_two_to_the_31_patches(beyond):
 
 
 def test_more_than_2_to_the_31_text_tokens(beyond):
-    """The first tokens of all rows are the same as alone, and the last row has its share."""
+    """The first tokens of all rows are masked as they are alone, and about the right share of the last row is masked."""
     length = 500_003
     rows = beyond // length + 105
     how = {"mask_id": 103, "vocab_size": 30522}

@@ -1,4 +1,4 @@
-"""Every CUDA C++ op on inputs at odd addresses, with gaps and in other orders of memory; twenty times the same bits."""
+"""Every CUDA C++ op on inputs at odd addresses, with gaps and in other orders of memory. Twenty runs give the same bits."""
 
 from itertools import cycle
 
@@ -12,17 +12,17 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 def gapped(x):
-    """Every stride is twice as large."""
+    """A copy in which every stride is twice as large."""
     return torch.stack([x, x], -1)[..., 0]
 
 
 def turned(x):
-    """The last dimension is the outermost in memory."""
+    """A copy whose last dimension is the outermost in memory."""
     return x.transpose(0, -1).contiguous().transpose(0, -1) if x.dim() > 1 else x.clone()
 
 
 def apart(x):
-    """Rows further apart than they are long; the entries of a row are neighbours."""
+    """A copy whose rows are further apart than they are long, while the entries of a row are neighbours."""
     return x.new_zeros(*x.shape[:-1], x.shape[-1] + 3)[..., : x.shape[-1]].copy_(x) if x.dim() else x.clone()
 
 

@@ -1,4 +1,5 @@
-"""The masking ops' CUDA C++ kernels on a GPU: the CPU's bits or no worse than eager, one launch, no sync, graphs, large tensors."""
+"""The masking ops' CUDA C++ kernels on a GPU: they have the CPU's bits or are no worse than eager, they take one launch, never wait
+for the GPU, run in graphs, and serve large tensors."""
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def randn(*shape, dtype=torch.float32):
 
 
 def run(call, tensors, device="cuda", place=None):
-    """Value of ``call(**tensors)`` and the gradients of its float tensors, for an upstream gradient that differs by entry."""
+    """The value of ``call(**tensors)`` and the gradients of its float tensors, for an upstream gradient that differs by entry."""
     place = place or (lambda t: t.to(device))
     inputs = {k: place(v.detach()).requires_grad_(v.is_floating_point()) for k, v in tensors.items()}
     out = call(**inputs)
@@ -52,7 +53,7 @@ def test_the_owner_is_cuda():
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (300, 196), (64, 1024), (5, 4095), (2, 4096), (2, 5000)], ids=str)
 def test_ids_of_noise_are_the_cpus(size, dtype):
-    """Few different values: ties; beyond 4096 ids another way gives the same."""
+    """The noise has few different values, so there are ties. Rows of more than 4,096 ids are sorted in another way."""
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 6e-8, -1e-42], dtype=torch.float64)
     noise = torch.randint(-50, 50, size).double() / 7
     at = torch.rand(size) < 0.1
@@ -72,7 +73,7 @@ def test_ids_of_a_seed_are_the_cpus(size, seed):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (64, 196, 49, 768), (5, 33, 7, 130), (2, 1500, 700, 24), (3, 9, 9, 17)], ids=str)
 def test_tokens_taken_and_brought_back_have_the_cpus_bits(shape, dtype, place):
-    """Ids that differ: each gradient is one number, moved."""
+    """All ids differ, so each gradient is a number of the upstream gradient at another place, unchanged."""
     n, length, kept, width = shape
     order = torch.rand(n, length).argsort(1)
     place_all = lambda t: place(t) if t.is_floating_point() else t.cuda()  # noqa: E731
@@ -124,7 +125,7 @@ def test_visible_patches_are_no_worse_than_a_convolution(patch, dtype):
 @pytest.mark.parametrize("dtypes", [*((d, d) for d in FLOATS), (torch.float32, torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("patch", [(16, 16), (14, 14), (1, 2), (32, 32), (64, 64)], ids=str)
 def test_the_loss_is_no_worse_than_eager(patch, dtypes, how):
-    """Rows of pred beside the removed patches are NaN: read by nobody."""
+    """Rows of pred that belong to no removed patch are NaN, since no kernel may read them."""
     n, (height, width) = 6, patch
     images = (3 + randn(n, 3, 2 * height, 3 * width)).to(dtypes[0]).cuda()
     pred, mask = randn(n, 6, 3 * height * width, dtype=dtypes[1]), (torch.rand(n, 6) < 0.7).float().cuda()
@@ -150,7 +151,7 @@ def test_a_mask_of_nothing_gives_zero():
 
 
 def step(images, weight, token, pred_weight, seed):
-    """An MAE without its transformer: mask, loss, gradients."""
+    """A step of an MAE without its transformer: mask, loss, gradients."""
     n, width = len(images), weight.shape[0]
     ids = mask_ids((n, 196), 0.75, seed=seed)
     tokens = embed_visible(images, weight, ids.ids_keep)
@@ -209,7 +210,7 @@ def test_how_many_launches(op, count, kernels_of):
 
 
 def test_replays_of_a_graph_draw_new_masks():
-    """The seed is read on the device: each replay is the step outside the graph with the same seed."""
+    """The seed is read on the device, so each replay equals the step outside the graph with the same seed."""
     inputs = step_inputs()
     seed, outside = inputs[-1], torch.zeros_like(inputs[-1])
     graph, captured_step = record(lambda: step(*inputs))
@@ -220,7 +221,7 @@ def test_replays_of_a_graph_draw_new_masks():
         graph.replay()
         expected = step(*inputs[:-1], outside)
         assert torch.equal(captured_step[0], expected[0])
-        torch.testing.assert_close(captured_step[1:], expected[1:], rtol=1e-3, atol=1e-5)  # matrix products between them
+        torch.testing.assert_close(captured_step[1:], expected[1:], rtol=1e-3, atol=1e-5)  # matrix products come before these
         losses.add(captured_step[1].item())
     assert len(losses) == 5
 

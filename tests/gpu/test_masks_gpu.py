@@ -1,4 +1,4 @@
-"""Masks on a GPU: the CPU's bits, one launch, no sync, a seed on the device that a graph reads anew."""
+"""Masks on a GPU have the CPU's bits, take one launch, and never wait; a graph reads the seed on the device at each replay."""
 
 from functools import partial
 
@@ -16,12 +16,12 @@ BERT = {"mask_id": 103, "vocab_size": 30522}
 
 
 def seed_of(number: int, device="cuda"):
-    """Filled on the device: no copy, so no sync."""
+    """A seed that is filled on the device, without a copy for which the host would wait."""
     return torch.full((), number, dtype=torch.int64, device=device)
 
 
 def tokens(rows=300, length=257, device="cuda"):
-    """Ids, and which of them are special."""
+    """Ids, and a mask of those that are special."""
     ids = torch.arange(rows * length, device=device).reshape(rows, length) * 7919 % 30522
     return ids, ids % 11 == 0
 

@@ -1,4 +1,4 @@
-"""LARS and AdamW in CUDA C++ on a GPU: the CPU's bits, launches, no sync, graphs."""
+"""LARS and AdamW in CUDA C++ on a GPU: the CPU's bits, the number of launches, no waiting, graphs."""
 
 from functools import partial
 
@@ -43,7 +43,7 @@ def test_the_cpus_bits(op, count, rates, dtype):
     for _ in range(3):
         for s, (ema, shadow, ema_shadow) in ((state, copies), (ours, our_copies)):
             op(*s, **rates, ema=ema, ema_momentum=0.9, shadow=shadow, ema_shadow=ema_shadow)
-    tolerance = 1e-12 if dtype == torch.float64 else 0.0  # the sums of the norms have another order
+    tolerance = 1e-12 if dtype == torch.float64 else 0.0  # the norms are summed in another order
     for a, b in zip(ours + our_copies, state + copies, strict=True):
         for x, y in zip(a, b, strict=True):
             torch.testing.assert_close(x.cpu(), y, rtol=tolerance, atol=tolerance)
@@ -52,7 +52,7 @@ def test_the_cpus_bits(op, count, rates, dtype):
 @pytest.mark.parametrize("params, copies", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)], ids=str)
 @each_step
 def test_the_cpus_bits_of_mixed_dtypes(op, count, rates, params, copies):
-    """Gradients and shadows in another dtype than parameters and momenta."""
+    """Gradients and shadows may have another dtype than parameters and momenta."""
     state, (ema, shadow, ema_shadow) = lists(count, params), lists(3, copies)
     state[1] = [t.to(copies) for t in state[1]]
     ours, (our_ema, our_shadow, our_ema_shadow) = moved(state), moved([ema, shadow, ema_shadow])

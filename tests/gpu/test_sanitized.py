@@ -21,10 +21,12 @@ from tests.gpu.common import on_gpu, rounded
 from tests.gpu.op_calls import CALLS, check
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-#: By number of letters of a case's shape: more rows than a tile, no side a multiple of 16; then a width that goes in chunks.
+#: number of entries of a case's shape -> shapes. The first has more rows than a tile and no side that is a multiple of 16; the
+#: second has a width that goes in chunks.
 RAGGED = {2: [(37, 19), (5, 261)], 3: [(70, 133, 19), (33, 21, 261)]}
 TOKENS = [(3, 23, 19), (2, 9, 130)]
-#: Ops of tiles with float32 in both precisions; losses that add a kernel or a way of calling one; rows of tokens and patches.
+#: TILES are the ops of tiles, which run float32 in both precisions. OTHERS are losses that add a kernel or a way of calling one,
+#: and ops on rows of tokens and patches.
 TILES = ("similarity_symmetric", "similarity_two_sided", "similarity_one_pass", "similarity_cross", "sigmoid_pair")
 OTHERS = ("nt_xent", "info_nce_hard", "siglip_grouped", "gather_tokens", "restore_tokens", "embed_visible", "patch_loss")
 OTHERS += ("patch_loss_normalized", "patch_loss_l1_of_ids")
@@ -86,7 +88,7 @@ def test_ranks_are_counted(layout):
 
 @pytest.mark.parametrize("rows", [130, 700])
 def test_partial_sums_are_merged(rows):
-    """More rows than one split of the columns."""
+    """There are more rows than one split of the columns takes."""
     views = [torch.randn(rows, 33) for _ in range(2)]
     found = nt_xent(*(view.cuda() for view in views))
     torch.testing.assert_close(found.cpu(), contrastive.nt_xent(*views), rtol=1e-5, atol=1e-5)

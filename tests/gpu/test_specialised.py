@@ -1,4 +1,5 @@
-"""The symmetric backward for Hopper in Gluon against Triton's tiles. In the library a tuned table asks for it; here a tile does."""
+"""The symmetric backward for Hopper in Gluon against the Triton kernel. The library uses it where a tuned table asks for it; here
+the test sets such a tile."""
 
 import importlib
 import sys
@@ -34,7 +35,7 @@ def test_gradients(monkeypatch, on_device, name, rows, width, dtype):
     gen = torch.Generator().manual_seed(0)
     a, b = (torch.nn.functional.normalize(torch.randn(rows, width, generator=gen), dim=1).to(dtype).cuda() for _ in "ab")
     theirs = gradients(LOSSES[name], a, b, 0.1)
-    similarity_hopper = importlib.import_module("fastssl.kernels.similarity_hopper")  # only now: not every Triton has Gluon
+    similarity_hopper = importlib.import_module("fastssl.kernels.similarity_hopper")  # here, since not every Triton has Gluon
     launched, usual = [], plan.pick_config
     serve = similarity_hopper.narrow_backward
     monkeypatch.setattr(similarity_hopper, "narrow_backward", lambda *args: launched.append(serve(*args)))

@@ -1,4 +1,4 @@
-"""What the rehearsal's stand-in for a GPU claims; on a GPU these tests say whether the claims are true."""
+"""How the rehearsal's stand-in for a GPU behaves. On a GPU these tests show whether a GPU really behaves so."""
 
 import copy
 

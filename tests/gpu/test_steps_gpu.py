@@ -1,4 +1,4 @@
-"""Whole training steps captured in a CUDA graph: every replay is the step outside, bit for bit."""
+"""Whole training steps captured in a CUDA graph: every replay equals the step outside the graph, bit for bit."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ TURNS = 5
 
 @pytest.fixture
 def deterministic():
-    """torch's own kernels too: convolutions, matrix products, attention."""
+    """Makes torch's own kernels deterministic too: convolutions, matrix products, attention."""
     torch.use_deterministic_algorithms(True)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True), sdpa_kernel(SDPBackend.MATH):
         yield
@@ -29,14 +29,14 @@ def convolutions():
 
 
 def moco():
-    """Its momentum has a schedule, which a replay reads from the count of steps on the device."""
+    """The momentum has a schedule, for which a replay reads the count of steps on the device."""
     model = MoCo(convolutions(), mlp=True, projection_dim=32, queue_size=100, momentum=0.9, final_momentum=1.0, total_steps=10)
     images = [torch.randn(16, 3, 32, 32) for _ in range(2)]
     return model, lambda params, lr: LARS(params, lr=lr, weight_decay=1e-4), images
 
 
 def moco_of_shuffled_parts():
-    """Without ``shuffle_bn``: its order would be drawn anew."""
+    """``shuffle_bn`` is off, since its order would be drawn anew in each step."""
     model = MoCo(convolutions(), queue_size=100, projection_dim=32, symmetric=True, bn_splits=2, shuffle_bn=False)
     images = [torch.randn(16, 3, 32, 32) for _ in range(2)]
     return model, lambda params, lr: AdamW(params, lr=lr, capturable=True), images

@@ -1,4 +1,4 @@
-"""The CUDA C++ updates on a GPU: torch's bits, the CPU's bits, one launch, no sync, graphs, many tables, large tensors."""
+"""The CUDA C++ updates on a GPU: torch's bits, the CPU's bits, one launch, no waiting, graphs, many tables, large tensors."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def pair(dtype=torch.float32, other=None, shapes=SHAPES):
-    """On the CPU, the same for the same test."""
+    """Tensors on the CPU, the same ones for the same test."""
     return [torch.randn(s).to(dtype) for s in shapes], [torch.randn(s).to(other or dtype) for s in shapes]
 
 
@@ -82,7 +82,7 @@ def test_ema_is_one_launch_without_a_sync(kernels_of):
 
 @pytest.mark.parametrize("warm", [True, False])
 def test_ema_in_a_graph_reads_momentum_and_seed_anew(warm):
-    """Also where the lists come for the first time while the graph is captured."""
+    """This also holds if the op sees the lists for the first time while the graph is captured."""
     e, p = pair(torch.bfloat16, torch.float32)
     ours, params = on_gpu(e), on_gpu(p)
     momentum, seed = torch.zeros((), device="cuda", dtype=torch.float64), torch.zeros((), device="cuda", dtype=torch.int64)
@@ -100,7 +100,7 @@ def test_ema_in_a_graph_reads_momentum_and_seed_anew(warm):
 
 
 def test_tables_come_and_go_on_two_streams():
-    """More lists than the cache holds, each used on two streams in turn."""
+    """There are more lists than the cache holds, and each is used on one stream and then on another."""
     e, p = pair(shapes=[(5000,), (70, 90), (3,)])
     expected = [t.clone() for t in e]
     many = [(on_gpu(e), on_gpu(p)) for _ in range(40)]
@@ -134,7 +134,7 @@ def test_queue_has_the_cpus_contents(dtype, layout, overflow):
 
 
 def test_a_push_between_loss_and_backward_is_captured():
-    """Loss, push, backward: the push between them changes no gradient, and every replay moves the pointer."""
+    """A step is loss, push, backward. The push changes no gradient, and every replay moves the pointer."""
     query, key = (F.normalize(torch.randn(64, 32), dim=1).cuda() for _ in range(2))
     queue, ptr = F.normalize(torch.randn(32, 1000), dim=0).cuda(), torch.zeros(1, dtype=torch.int64, device="cuda")
     outside, outside_ptr = queue.clone(), ptr.clone()

@@ -1,4 +1,5 @@
-"""Rows wider than a tile, without their logits in memory, against the chunks. Only shapes of 2^22 logits go there."""
+"""``similarity_wide``, which never stores the logits, against ``similarity_chunked``. It serves only shapes of 2^22 logits or
+more."""
 
 import pytest
 import torch

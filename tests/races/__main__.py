@@ -1,8 +1,9 @@
-"""Races and bounds of the Triton kernels without a GPU: the cases of ``tests/without_gpu/interpreted`` and the planted faults of
-``planted.py``, every launch executed by ttsem (``judge.py``). It wants an environment of its own, that of ``make races``.
+"""Races and accesses out of bounds of the Triton kernels, found without a GPU. ttsem executes every launch (``judge.py``) of the
+cases of ``tests/without_gpu/interpreted`` and of the planted faults of ``planted.py``. ``make races`` makes the environment that
+this needs.
 
-python -m tests.races [options of pytest]      all of them, and every load and store of the kernels judged
-python -m tests.races -k WORD                  some of the cases
+python -m tests.races [options of pytest]      runs all of them and fails if a load or store of the kernels was not judged
+python -m tests.races -k WORD                  runs some of the cases
 """
 
 import sys

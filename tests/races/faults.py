@@ -1,7 +1,7 @@
-"""Faults to plant into the Triton kernels, each of which ttsem must name (``planted.py``).
+"""Faults to plant into the Triton kernels. ttsem must name each of them (``planted.py``).
 
-The source of one module is changed in one place, written to a temporary file and loaded under another name; ``call`` runs its
-launcher at sizes that are not a multiple of a tile.
+The source of one module is changed in one place, written to a temporary file and loaded under another name. ``call`` then runs the
+module's launcher at sizes that are not a multiple of a tile.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ def changed(name: str, old: str, new: str) -> str:
 
 
 def plant(monkeypatch, folder: Path, name: str, old: str, new: str) -> ModuleType:
-    """That source as a module, in a file of its own, from which Triton reads it."""
+    """The ``changed`` source as a module. It has a file of its own, since Triton reads the source from the file."""
     *folders, name = name.split(".")
     path = folder / f"{name}.py"
     path.write_text(changed(".".join((*folders, name)), old, new))
@@ -50,7 +50,7 @@ OPERANDS = Similarity(_rows(40, 16), _rows(50, 16), 10.0, None, None, None)
 
 
 def _small_tiles(monkeypatch) -> None:
-    """Two blocks of rows and two splits of columns."""
+    """Makes launches take two blocks of rows and two splits of columns."""
     monkeypatch.setattr(plan, "pick_config", lambda *args: TileConfig(32, 16, 4, 2))
     monkeypatch.setattr(plan, "pick_splits", lambda rows, columns, *args: (2, 32))
 
@@ -113,7 +113,7 @@ class Fault(NamedTuple):
     line: str  # part of the kernel's line that the message quotes
 
 
-#: Of another kind: every access is right, and the last values are never written.
+#: A fault of another kind: every access is within bounds, but the last values are never written.
 SHORT_GRID = "normalize", "normalize_pair_fwd_kernel, grid, a,", "normalize_pair_fwd_kernel, (grid[0] - 1,), a,"
 FAULTS = {
     "a store without its mask": Fault(

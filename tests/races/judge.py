@@ -23,14 +23,14 @@ KERNELS = Path(kernels.__file__).parent
 ARCH = 90  # what ttsem is tested with; the TTIR of another architecture differs in nothing that these kernels use
 PLACE = re.compile(r'"([^"]+)":(\d+):\d+')
 
-launched: Counter[str] = Counter()  # "file.py: kernel" -> judged launches
-shared: Counter[str] = Counter()  # the same, of those that had several programs, among which there can be a race
+launched: Counter[str] = Counter()  # "file.py: kernel" -> number of judged launches
+shared: Counter[str] = Counter()  # the same for launches of several programs, between which there can be a race
 touched: set[str] = set()  # "file.py:line" of each load and store that moved an element
 _texts: dict[tuple, str] = {}
 
 
 def accesses() -> dict[str, str]:
-    """ "file.py:line" -> its text, of each ``tl.load`` and ``tl.store`` of the kernels."""
+    """ "file.py:line" -> the text of that line, for each ``tl.load``, ``tl.store`` and ``tl.atomic_add`` of the kernels."""
     found = {}
     for path in sorted(KERNELS.rglob("*.py")):
         lines = path.read_text().splitlines()
@@ -41,7 +41,7 @@ def accesses() -> dict[str, str]:
 
 
 def ttir(record, stage: str, target, *_) -> str:
-    """The text that ttsem executes. Its own way compiles each kernel down to machine code first."""
+    """The text that ttsem executes. ttsem's own function would first compile each kernel down to machine code."""
     key = record.fn, str(harness._specialize(record.fn, record.args, record.kwargs, target))
     if key not in _texts:
         _texts[key] = mlir.to_generic(harness._stage_text(record, stage, target), None)
@@ -49,7 +49,7 @@ def ttir(record, stage: str, target, *_) -> str:
 
 
 def execute(record, text: str, **options):
-    """``harness.execute``, which also says what was judged, where it is a kernel of ours (not one with a planted fault)."""
+    """``harness.execute``, which also notes what was judged of fastssl's own kernels, but not of those with a planted fault."""
     done = _execute(record, text, **options | {"trace_access": True})
     source = Path(record.fn.fn.__code__.co_filename)
     if done.failure is None and KERNELS in source.parents:
@@ -67,21 +67,21 @@ _execute = harness.execute
 
 
 def teach() -> None:
-    """What ttsem 0.1.0 lacks for these kernels: division, the one libdevice function that they call; and in its messages the line
-    of a function that a kernel calls."""
+    """Adds what ttsem 0.1.0 lacks for these kernels: the fast division, which is the only libdevice function that they call, and,
+    in messages, the line of a function that a kernel calls."""
     ops._EXTERN["__nv_fast_fdividef"] = (2, np.divide)
     sanitize._LOC = re.compile(r'loc\((?:callsite\()?(?:"[^"]*"\()?"([^"]+)":(\d+):\d+')
 
 
 def install() -> None:
-    """Each text made and parsed once, and what was judged written down."""
+    """Makes ttsem parse each text only once and note what it judged."""
     mlir.enable_generic_printing()
     mlir.parse = functools.cache(mlir.parse)
     harness.ir_for_launch, harness.execute = ttir, execute
 
 
 def _judges(config) -> bool:
-    """Whether this process runs tests: not the one that hands them out."""
+    """Whether this process runs tests itself and does not only hand them out to others."""
     return hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
 
 
@@ -122,7 +122,7 @@ def pytest_testnodedown(node, error):
 
 
 def _verdict(config) -> int:
-    """1 where the run was not judged as it should be; what is wrong goes into the summary."""
+    """1 if the run was not judged as it should be, otherwise 0; what is wrong goes into the summary."""
     found = getattr(config, "races", [])
     counts = [sum((Counter(r[key]) for r in found), Counter()) for key in ("launched", "shared")]
     config.lines = [f"  {name}: {counts[0][name]} launches, {counts[1][name]} of several programs" for name in sorted(counts[0])]

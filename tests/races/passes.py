@@ -1,11 +1,11 @@
-"""What Triton's compiler makes of the main kernels, pass by pass, in float16 for sm_90, against Triton's interpreter.
+"""Checks what each pass of Triton's compiler makes of the main kernels, in float16 for sm_90, against Triton's interpreter.
 
-python -m tests.races.passes [WORD ...]      launches of ``passes_launches.py``: of kernels with one of the WORDs in their name
+python -m tests.races.passes [WORD ...]      checks the launches of ``passes_launches.py`` whose kernels have a WORD in their name
 
 ttsem executes the module that each pass receives, from the kernel's own operations down to the conversion into LLVM, on the memory
-that a launch found, and compares what it leaves with what the interpreter left. The first pass that receives something else is
-named, and the status is 1; so it is if a result with one wrong element would pass. LLVM and ptxas come behind that and are not
-seen. bfloat16 is left out: the interpreter truncates where a GPU rounds.
+that a launch found, and compares the memory that is left with what the interpreter left. The first pass that receives something
+else is named, and the exit status is 1. The status is also 1 if a result with one wrong element would pass. LLVM and ptxas come
+after these passes and are not checked. bfloat16 is left out, since the interpreter truncates where a GPU rounds.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from tests.races import judge
 
 PROGRAM = Path(__file__).with_name("passes_launches.py")
 MAIN = ("similarity_", "sigmoid_")  # not the small kernels between them
-RIGHT = ("match", "approx")  # approx: within the rounding of sums in another order
+RIGHT = ("match", "approx")  # "approx" is within the rounding of sums in another order
 
 
 def with_a_wrong_element(record):
@@ -34,7 +34,7 @@ def with_a_wrong_element(record):
 
 
 def verdict(record, target) -> tuple[int, str]:
-    """(1 where a pass changed the result or could not be judged, a line that says so)."""
+    """(1 if a pass changed the result or could not be judged, otherwise 0; a line that says what was found)."""
     stages = validate.split_dump(harness.dump_for_launch(record, target))
     first, *judged, last = validate.validate_stages(record, stages).passes
     if first.verdict in RIGHT or "parse failed" not in first.message:  # ttsem 0.1.0 cannot read what is not yet simplified

@@ -1,4 +1,4 @@
-"""The launches whose compilation ``passes.py`` follows: each main kernel once, float16, at a size of a few tiles."""
+"""The launches whose compilation ``passes.py`` checks: each main kernel once, in float16, at a size of a few tiles."""
 
 import torch
 from torch.nn.functional import normalize

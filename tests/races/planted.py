@@ -1,5 +1,5 @@
-"""The proof that ``python -m tests.races`` can fail: ttsem names each fault of ``faults.py`` with its kernel, its line and, of a
-race, two programs, and finds nothing in the same call without the fault."""
+"""The proof that ``python -m tests.races`` can fail: ttsem names each fault of ``faults.py`` with its kernel, its line and, for a
+race, two programs. It finds nothing in the same call without the fault."""
 
 import importlib
 import re
@@ -24,7 +24,7 @@ def test_fault_is_named(monkeypatch, tmp_path, name):
 
 
 def test_a_grid_with_one_program_too_few_leaves_poison(monkeypatch, tmp_path):
-    """No access is wrong here: the values are, since nobody wrote the last ones."""
+    """No access is wrong here, but the last values are, since no program wrote them."""
     planted = plant(monkeypatch, tmp_path, *SHORT_GRID)
     assert normalize_pair(monkeypatch, importlib.import_module("fastssl.kernels.normalize"))[2].isfinite().all()
     assert normalize_pair(monkeypatch, planted)[2].isnan().any()
