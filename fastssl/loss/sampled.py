@@ -195,7 +195,7 @@ def nce(
         log_noise_pos: (N,) float, log Pn of the positives. Given together with ``log_noise_neg``.
         log_noise_neg: float, log Pn of the noise samples: (M,) for shared noise_keys, otherwise (N, M). They are not
             normalised here.
-        noise_index: (N, M) integers, rows of the bank; (N, M, D) is then never there at once.
+        noise_index: (N, M) integers, rows of the bank; the (N, M, D) keys are then never stored as a whole.
         log_z: log of the constant Z, a number or a one-element float tensor: 0 as in Mnih & Kavukcuoglu, ``nce_log_z`` of the
             first batch as in Wu et al.
         reduction: "mean" or "sum" over the queries, or "none" for the losses (N,).
@@ -281,7 +281,7 @@ def negative_sampling(
         negative_keys: (M, D) shared by all queries, (N, M, D) where each query has its own, or with ``negative_index`` the table
             (K, D).
         temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
-        negative_index: (N, M) integers, rows of the table; (N, M, D) is then never there at once.
+        negative_index: (N, M) integers, rows of the table; the (N, M, D) keys are then never stored as a whole.
         reduction: "mean" or "sum" over the queries, or "none" for the losses (N,).
 
     Returns:
