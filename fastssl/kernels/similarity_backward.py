@@ -9,7 +9,7 @@ STREAM weights summed over b are dy_bias, and sum_a <a, out_a / scale> is dscale
 2^(s2 - l) as 2^min(s2 - t, 0) / S, with the largest logit t and the sum S of the forward. Nothing is accumulated by atomics: the
 columns are split in a fixed way, and partial results are merged in a fixed order.
 
-U = 2 N M D FLOP: a launch takes 2U. The symmetric gradient needs one launch, a two-sided one two launches, 4U.
+U = 2 N M D FLOP: a sweep takes 2U. The symmetric gradient needs one sweep, the gradients of two sides need two, 4U.
 """
 
 from collections.abc import Callable

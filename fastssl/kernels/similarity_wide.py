@@ -10,7 +10,7 @@ kernel here writes W, and two of the vendor's products read it. These chunks are
 (R + C) D float32 sums to those before.
 
 U = 2 N M D FLOP: the forward takes U, the backward 3U, and 2U where it is symmetric or has one side. A tile reads (BM + BN) D
-elements out of L2. HBM holds the rows and columns of each wave of programs, 8 N M (1 / BN + 1 / BM) bytes of partials, written
+elements out of L2. Through HBM go the rows and columns of each wave of programs, 8 N M (1 / BN + 1 / BM) bytes of partials, written
 once and read once, and the 2 N M bytes of W, written once and read twice. Thresholds, biases, the one-pass mean, float32, and a D
 that is not a multiple of 64 go to ``similarity_chunked``.
 """
