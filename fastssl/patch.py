@@ -18,6 +18,7 @@ from typing import Any
 
 __all__ = ["Patch", "patch"]
 
+_OF_TRANSFORMERS = "transformers.models"
 #: library -> its module -> names in it, each with a drop-in of the same name in ``fastssl.compat``.
 NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "lightly": {
@@ -60,9 +61,9 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "timm": {"timm.utils.model_ema": ("ModelEmaV3",)},
 }
 
-#: library -> class -> its methods and their names in ``fastssl.compat``.
+#: library -> "module:class" -> its methods and their names in ``fastssl.compat``. Without a module: the user passes the class.
 METHODS: dict[str, dict[str, dict[str, str]]] = {
-    "lightly": {"MaskedVisionTransformerTIMM": {"preprocess": "vit_preprocess"}},
+    "lightly": {"lightly.models.modules:MaskedVisionTransformerTIMM": {"preprocess": "vit_preprocess"}},
     "mae": {
         "MaskedAutoencoderViT": {
             name: name
@@ -70,19 +71,34 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
         }
     },
     "moco": {"MoCo": {name: f"MoCo.{name}" for name in ("_dequeue_and_enqueue", "_momentum_update_key_encoder")}},
+    "mocov3": {
+        "MoCo": {"contrastive_loss": "contrastive_loss", "_update_momentum_encoder": "update_momentum_encoder"},
+    },
+    "supcon": {"SupConLoss": {"forward": "forward"}},
     "transformers": {
-        "ViTMAEEmbeddings": {"random_masking": "random_masking", "forward": "embeddings_forward"},
-        "ViTMAEDecoder": {"forward": "decoder_forward"},
-        "ViTMAEForPreTraining": {"forward": "forward"},
+        f"{_OF_TRANSFORMERS}.vit_mae.modeling_vit_mae:ViTMAEEmbeddings": {
+            "random_masking": "random_masking",
+            "forward": "embeddings_forward",
+        },
+        f"{_OF_TRANSFORMERS}.vit_mae.modeling_vit_mae:ViTMAEDecoder": {"forward": "decoder_forward"},
+        f"{_OF_TRANSFORMERS}.vit_mae.modeling_vit_mae:ViTMAEForPreTraining": {"forward": "forward"},
+        f"{_OF_TRANSFORMERS}.clip.modeling_clip:CLIPModel": {"forward": "clip_forward"},
+        f"{_OF_TRANSFORMERS}.siglip.modeling_siglip:SiglipModel": {"forward": "siglip_forward"},
+        f"{_OF_TRANSFORMERS}.siglip2.modeling_siglip2:Siglip2Model": {"forward": "siglip2_forward"},
     },
 }
-#: library -> the module that holds these classes.
-HOLDERS = {"lightly": "lightly.models.modules", "transformers": "transformers.models.vit_mae.modeling_vit_mae"}
-#: Repositories that are no package: the user passes the class.
-BROUGHT = {"mae": "MaskedAutoencoderViT", "moco": "MoCo"}
+#: Repositories that are no package, and the class that the user passes.
+BROUGHT = {"mae": "MaskedAutoencoderViT", "moco": "MoCo", "mocov3": "MoCo", "supcon": "SupConLoss"}
 #: Methods that call no module of the model. Where they refuse a call, nothing ran before.
-LEAVES = ("forward_loss", "patchify", "random_masking", "unpatchify")
-_LIBRARIES = sorted(NAMES.keys() | METHODS.keys())
+LEAVES = {
+    "mae": ("forward_loss", "patchify", "random_masking", "unpatchify"),
+    "mocov3": ("contrastive_loss",),
+    "supcon": ("forward",),
+    "transformers": ("forward_loss", "random_masking"),
+}
+#: Short name -> the library.
+SHORT = {"pml": "pytorch_metric_learning"}
+_LIBRARIES = sorted(NAMES.keys() | METHODS.keys() | SHORT.keys())
 _ABSENT = object()
 
 
@@ -121,7 +137,7 @@ class Patch:
         for cls, name, new in methods:
             old = vars(cls).get(name, _ABSENT)
             if _original(old) is not new:
-                setattr(cls, name, _with_way_back(new, getattr(cls, name)) if name in LEAVES else new)
+                setattr(cls, name, _with_way_back(new, getattr(cls, name)) if name in LEAVES.get(library, ()) else new)
                 self._methods.append((cls, name, old))
                 names.append(f"{cls.__name__}.{name}")
         self.names = tuple(names)
@@ -154,17 +170,17 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     class whose own methods call it by its name (``super(Name, self)``) keeps it in the module that defines it, for their sake.
 
     Args:
-        library: "info_nce", "lightly", "open_clip", "pytorch_metric_learning", "solo", "timm", "transformers" (its ViTMAE), "mae"
-            or "moco".
-        target: for "mae" the class ``MaskedAutoencoderViT``, for "moco" the class ``MoCo``, or the module that holds it under
-            this name.
+        library: "info_nce", "lightly", "open_clip", "pytorch_metric_learning" ("pml"), "solo", "timm", "transformers" (ViTMAE,
+            CLIP, SigLIP and SigLIP 2), "mae", "moco", "mocov3" or "supcon".
+        target: for "mae" the class ``MaskedAutoencoderViT``, for "moco" and "mocov3" the class ``MoCo``, for "supcon" the class
+            ``SupConLoss``, or the module that holds it under this name.
 
     Returns:
         Has ``undo()`` and the swapped ``names``; as a context manager it undoes at the end.
 
     Raises:
         ValueError: unknown library, or a version of it whose functions take other arguments; nothing is swapped then.
-        TypeError: "mae" or "moco" without a class, or a class for another library.
+        TypeError: "mae", "moco", "mocov3" or "supcon" without a class, or a class for another library.
         ImportError: the library is not installed.
 
     Examples:
@@ -178,17 +194,19 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     """
     if library not in _LIBRARIES:
         raise ValueError(f"patch: library must be one of {', '.join(map(repr, _LIBRARIES))}, got {library!r}")
+    library = SHORT.get(library, library)
     if library in BROUGHT:
         return Patch(library, [], _methods(library, _brought_class(library, target)))
     if target is not None:
-        raise TypeError(f"patch: target is for {' and '.join(map(repr, BROUGHT))} alone, got {target!r} for {library!r}")
+        raise TypeError(f"patch: target is for {', '.join(map(repr, BROUGHT))} alone, got {target!r} for {library!r}")
     theirs = [(_imported(module), name) for module, names in NAMES.get(library, {}).items() for name in names]
-    holder = _imported(HOLDERS[library]) if library in HOLDERS else None
+    for path in METHODS.get(library, {}):
+        _imported(path.partition(":")[0])
     ours = importlib.import_module(f"fastssl.compat.{library}")
     modules = [(module, name, getattr(ours, name)) for module, name in theirs]
     for module, name, new in modules:
         _check_arguments(f"{module.__name__}.{name}", getattr(module, name, None), new)
-    return Patch(library, modules, _methods(library, holder))
+    return Patch(library, modules, _methods(library))
 
 
 def _imported(module: str) -> ModuleType:
@@ -238,17 +256,21 @@ def _with_way_back(ours: Any, theirs: Any) -> Any:
     return served
 
 
-def _methods(library: str, holder: Any) -> list[tuple]:
-    """(class, name, replacement) for the classes of a module. lightly has some of them only where timm is installed."""
-    table = {cls: names for cls, names in METHODS.get(library, {}).items() if library != "lightly" or hasattr(holder, cls)}
-    if library == "transformers" and hasattr(holder.ViTMAEForPreTraining, "forward_loss"):
-        table["ViTMAEForPreTraining"] = {"forward_loss": "forward_loss"}
+def _methods(library: str, brought: Any = None) -> list[tuple]:
+    """(class, name, replacement) for the classes of the table; those without a module are in ``brought``."""
     ours = importlib.import_module(f"fastssl.compat.{library}")
     found = []
-    for cls, names in table.items():
+    for path, names in METHODS.get(library, {}).items():
+        module, _, cls = path.rpartition(":")
+        holder = _imported(module) if module else brought
+        if library == "lightly" and not hasattr(holder, cls):
+            continue  # lightly has some classes only where timm is installed
+        there = getattr(holder, cls)
+        if cls == "ViTMAEForPreTraining" and hasattr(there, "forward_loss"):
+            names = {"forward_loss": "forward_loss"}
         for name, replacement in names.items():
-            found.append((getattr(holder, cls), name, operator.attrgetter(replacement)(ours)))
-            _check_arguments(f"{cls}.{name}", getattr(found[-1][0], name, None), found[-1][2])
+            found.append((there, name, operator.attrgetter(replacement)(ours)))
+            _check_arguments(f"{cls}.{name}", getattr(there, name, None), found[-1][2])
     return found
 
 

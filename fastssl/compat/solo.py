@@ -239,7 +239,7 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Te
         >>> query.grad.shape
         torch.Size([4, 8])
     """
-    return 2.0 * temperature * _among_all("mocov3_loss_func", query, key, temperature, "query", "key", False)
+    return 2.0 * temperature * of_own_key("mocov3_loss_func", query, key, temperature, "query", "key", False)
 
 
 def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
@@ -262,10 +262,10 @@ def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
         >>> p.grad.shape
         torch.Size([4, 8])
     """
-    return _among_all("nnclr_loss_func", nn, p, temperature, "nn", "p", True)
+    return of_own_key("nnclr_loss_func", nn, p, temperature, "nn", "p", True)
 
 
-def _among_all(op: str, query: Tensor, key: Tensor, temperature, query_name: str, key_name: str, gradient: bool) -> Tensor:
+def of_own_key(op: str, query: Tensor, key: Tensor, temperature, query_name: str, key_name: str, gradient: bool) -> Tensor:
     """Mean cross-entropy of <query_i, key_j> / temperature with the target j = i, j over the rows of all processes."""
     query, key = enter(op, query, key)
     check_views(op, (query_name, key_name), query, key)

@@ -1,12 +1,17 @@
-"""Methods for the ViTMAE classes of transformers (5.23; ``facebook/vit-mae-*``), to be set one by one or all at once.
+"""Methods for classes of transformers (5.23): ViTMAE (``facebook/vit-mae-*``), CLIP, SigLIP and SigLIP 2.
 
-    ViTMAEEmbeddings.random_masking = random_masking            fastssl.patch("transformers")
+They are to be set one by one, or all at once with ``fastssl.patch("transformers")``.
+
+    ViTMAEEmbeddings.random_masking = random_masking
     ViTMAEEmbeddings.forward = embeddings_forward
     ViTMAEDecoder.forward = decoder_forward
     ViTMAEForPreTraining.forward = forward                      or .forward_loss = forward_loss, where the class has that method
+    CLIPModel.forward = clip_forward
+    SiglipModel.forward = siglip_forward
+    Siglip2Model.forward = siglip2_forward
 
-In 5.23 the loss stands inside ``ViTMAEForPreTraining.forward``, after all else, and no method that it calls sees both pixels and
-predictions. So the method is replaced: encoder, decoder, output classes, hidden states and attentions stay the library's.
+In 5.23 ViTMAE's loss stands inside ``ViTMAEForPreTraining.forward``, after all else, and no method that it calls sees both
+pixels and predictions. So the method is replaced: encoder, decoder, outputs, hidden states and attentions are the library's.
 A given ``noise`` gives the same ids bit for bit; without, one ``torch.rand(N, L)`` is drawn, so a seed gives the same mask.
 """
 
@@ -22,9 +27,19 @@ from fastssl import masking
 from fastssl.ops.mask_ids import mask_ids
 from fastssl.ops.restore_tokens import restore_tokens
 
+from ._transformers_pairs import clip_forward, siglip2_forward, siglip_forward
 from .mae import embed_kept, patch_loss, plain_projection, prepend, unwatched, uses
 
-__all__ = ["decoder_forward", "embeddings_forward", "forward", "forward_loss", "random_masking"]
+__all__ = [
+    "clip_forward",
+    "decoder_forward",
+    "embeddings_forward",
+    "forward",
+    "forward_loss",
+    "random_masking",
+    "siglip2_forward",
+    "siglip_forward",
+]
 
 
 def random_masking(self, sequence: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -217,11 +217,13 @@ def test_timm_is_swapped_and_put_back():
 
 
 def test_transformers_is_swapped_and_put_back():
-    vit_mae, before = library("transformers.models.vit_mae.modeling_vit_mae"), bindings("transformers")
+    holders = [library(f"transformers.models.{m}.modeling_{m}") for m in ("vit_mae", "clip", "siglip", "siglip2")]
+    before = bindings("transformers")
     with fastssl.patch("transformers") as patch:
-        assert len(patch.names) == 4
+        assert len(patch.names) == 7
         for cls, _, method in (name.partition(".") for name in patch.names):
-            assert original(getattr(getattr(vit_mae, cls), method)).__module__ == "fastssl.compat.transformers"
+            holder = next(module for module in holders if hasattr(module, cls))
+            assert original(getattr(getattr(holder, cls), method)).__module__.startswith("fastssl.compat.")
     assert_same_bindings(bindings("transformers"), before)
 
 

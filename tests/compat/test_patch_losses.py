@@ -41,7 +41,7 @@ def test_all_is_put_back(name):
     module = library({"pytorch_metric_learning": f"{name}.losses", "open_clip": "open_clip.loss"}.get(name, name))
     importlib.import_module(f"fastssl.compat.{name}")
     before = bindings(name)
-    with fastssl.patch(name) as patch:
+    with fastssl.patch("pml" if name == "pytorch_metric_learning" else name) as patch:
         for path, names in fastssl.patch.__globals__["NAMES"][name].items():
             for bound in names:
                 assert original(getattr(importlib.import_module(path), bound)).__module__.startswith("fastssl.")
@@ -128,7 +128,7 @@ def test_pytorch_metric_learning_takes_its_own_path_where_ours_does_not_serve(mo
     library("pytorch_metric_learning.losses")
     distances, miners = library("pytorch_metric_learning.distances"), library("pytorch_metric_learning.miners")
     (x,), labels = leaves((6, 4), dtype=torch.float64), torch.tensor([0, 0, 1, 1, 2, 2])
-    drop_ins = importlib.import_module("fastssl.compat.pytorch_metric_learning")
+    drop_ins = importlib.import_module("fastssl.compat.pml")
     monkeypatch.setattr(drop_ins, "similarity_lse", None)  # would raise
 
     def compute():

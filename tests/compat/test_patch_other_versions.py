@@ -121,15 +121,17 @@ def test_a_library_that_is_not_installed(monkeypatch, name):
 
 def test_refusals():
     for args, error, match in (
-        (("mmselfsup",), ValueError, "'lightly', 'mae', 'moco', 'open_clip', .*, got 'mmselfsup'"),
+        (("mmselfsup",), ValueError, "'lightly', 'mae', 'moco', 'mocov3', 'open_clip', 'pml', .*, got 'mmselfsup'"),
         ((None,), ValueError, "got None"),
         (("mae",), TypeError, "needs the class"),
         (("mae", MaskedAutoencoderViT()), TypeError, "needs the class"),
         (("mae", ModuleType("empty")), TypeError, "needs the class"),
         (("mae", nn.Linear), ValueError, "MaskedAutoencoderViT.forward_decoder is missing"),
-        (("timm", nn.Linear), TypeError, "target is for 'mae' and 'moco' alone"),
+        (("timm", nn.Linear), TypeError, "target is for 'mae', 'moco', 'mocov3', 'supcon' alone"),
         (("moco", nn.Linear), ValueError, "MoCo._dequeue_and_enqueue is missing"),
         (("moco",), TypeError, "needs the class MoCo"),
+        (("mocov3", nn.Linear), ValueError, "MoCo.contrastive_loss is missing"),
+        (("supcon",), TypeError, "needs the class SupConLoss"),
     ):
         with pytest.raises(error, match=match):
             fastssl.patch(*args)

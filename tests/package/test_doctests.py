@@ -11,7 +11,7 @@ from tests.support.public_names import home, public_names, source
 
 #: Public names without an example, and why.
 WITHOUT = {
-    "fastssl.compat.transformers": "methods of ViTMAE's classes: docs/compat.md shows them under fastssl.patch",
+    "fastssl.compat.transformers": "methods of the library's classes: docs/compat.md shows them under fastssl.patch",
     "fastssl.compat.mae": "methods of the class MaskedAutoencoderViT: docs/compat.md shows them under fastssl.patch",
     "fastssl.compat.lightly.vit_preprocess": "a method of MaskedVisionTransformerTIMM, which needs lightly and timm",
 }

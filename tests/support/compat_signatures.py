@@ -53,6 +53,9 @@ PUBLISHED = {
     "moco:MoCo._batch_shuffle_ddp": "(self, x)",
     "moco:MoCo._batch_unshuffle_ddp": "(self, x, idx_unshuffle)",
     "moco:concat_all_gather": "(tensor)",
+    "mocov3:contrastive_loss": "(self, q, k)",
+    "mocov3:update_momentum_encoder": "(self, m)",
+    "supcon:forward": "(self, features, labels=None, mask=None)",
     "mae:random_masking": "(self, x, mask_ratio)",
     "mae:forward_encoder": "(self, x, mask_ratio)",
     "mae:forward_decoder": "(self, x, ids_restore)",
@@ -87,7 +90,7 @@ def _pairs() -> tuple[Pair, ...]:
         found.append(Pair(f"fastssl.loss:{name}", f"open_clip.loss:{name}", ()))
     found.append(Pair("fastssl.compat.info_nce:InfoNCE", "info_nce:InfoNCE", ()))
     for name in ("SupConLoss", "NTXentLoss"):
-        found.append(Pair(f"fastssl.compat.pytorch_metric_learning:{name}", f"pytorch_metric_learning.losses:{name}", ()))
+        found.append(Pair(f"fastssl.compat.pml:{name}", f"pytorch_metric_learning.losses:{name}", ()))
     found.append(Pair("fastssl.compat.timm:ModelEmaV3", "timm.utils:ModelEmaV3", ("model",)))
     vit_mae = "transformers.models.vit_mae.modeling_vit_mae"
     for ours, theirs in (
@@ -97,6 +100,10 @@ def _pairs() -> tuple[Pair, ...]:
         ("forward", "ViTMAEForPreTraining.forward"),
     ):
         found.append(Pair(f"fastssl.compat.transformers:{ours}", f"{vit_mae}:{theirs}"))
+    for name, model in (("clip", "CLIPModel"), ("siglip", "SiglipModel"), ("siglip2", "Siglip2Model")):
+        found.append(
+            Pair(f"fastssl.compat.transformers:{name}_forward", f"transformers.models.{name}.modeling_{name}:{model}.forward")
+        )
     found.extend(Pair(f"fastssl.compat.{ours}", theirs) for ours, theirs in PUBLISHED.items())
     found.append(Pair("fastssl.loss:SupConLoss.__init__", "(self, temperature=0.07, contrast_mode='all', base_temperature=0.07)"))
     found.append(Pair("fastssl.loss:SupConLoss.forward", "(self, features, labels=None, mask=None)"))
