@@ -18,7 +18,7 @@ from typing import Any
 
 __all__ = ["Patch", "patch"]
 
-_OF_TRANSFORMERS = "transformers.models"
+_OF_SENTENCES, _OF_TRANSFORMERS = "sentence_transformers.sentence_transformer.losses", "transformers.models"
 #: library -> its module -> names in it, each with a drop-in of the same name in ``fastssl.compat``.
 NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "lightly": {
@@ -59,10 +59,18 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "pytorch_metric_learning.losses.supcon_loss": ("SupConLoss",),
     },
     "timm": {"timm.utils.model_ema": ("ModelEmaV3",)},
+    "contrastors": {"contrastors.loss": ("clip_loss",)},
+    "grad_cache": {"grad_cache.loss": ("DistributedContrastiveLoss", "SimpleContrastiveLoss")},
 }
 
 #: library -> "module:class" -> its methods and their names in ``fastssl.compat``. Without a module: the user passes the class.
 METHODS: dict[str, dict[str, dict[str, str]]] = {
+    "FlagEmbedding": {
+        "FlagEmbedding.abc.finetune.embedder.AbsModeling:AbsEmbedderModel": {
+            "_compute_in_batch_neg_loss": "compute_in_batch_neg_loss",
+            "_compute_cross_device_neg_loss": "compute_cross_device_neg_loss",
+        },
+    },
     "lightly": {"lightly.models.modules:MaskedVisionTransformerTIMM": {"preprocess": "vit_preprocess"}},
     "mae": {
         "MaskedAutoencoderViT": {
@@ -74,7 +82,16 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
     "mocov3": {
         "MoCo": {"contrastive_loss": "contrastive_loss", "_update_momentum_encoder": "update_momentum_encoder"},
     },
+    "sentence_transformers": {
+        f"{_OF_SENTENCES}.multiple_negatives_ranking:MultipleNegativesRankingLoss": {
+            "compute_loss_from_embeddings": "compute_loss_from_embeddings"
+        },
+        f"{_OF_SENTENCES}.cached_multiple_negatives_ranking:CachedMultipleNegativesRankingLoss": {
+            "calculate_loss": "calculate_loss"
+        },
+    },
     "supcon": {"SupConLoss": {"forward": "forward"}},
+    "tevatron": {"tevatron.retriever.modeling.encoder:EncoderModel": {"forward": "forward"}},
     "transformers": {
         f"{_OF_TRANSFORMERS}.vit_mae.modeling_vit_mae:ViTMAEEmbeddings": {
             "random_masking": "random_masking",
@@ -91,13 +108,17 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
 BROUGHT = {"mae": "MaskedAutoencoderViT", "moco": "MoCo", "mocov3": "MoCo", "supcon": "SupConLoss"}
 #: Methods that call no module of the model. Where they refuse a call, nothing ran before.
 LEAVES = {
+    "FlagEmbedding": ("_compute_in_batch_neg_loss", "_compute_cross_device_neg_loss"),
     "mae": ("forward_loss", "patchify", "random_masking", "unpatchify"),
     "mocov3": ("contrastive_loss",),
+    "sentence_transformers": ("compute_loss_from_embeddings", "calculate_loss"),
     "supcon": ("forward",),
     "transformers": ("forward_loss", "random_masking"),
 }
 #: Short name -> the library.
 SHORT = {"pml": "pytorch_metric_learning"}
+#: The library -> its module in ``fastssl.compat``, where the names differ.
+MODULES = {"FlagEmbedding": "flag_embedding"}
 _LIBRARIES = sorted(NAMES.keys() | METHODS.keys() | SHORT.keys())
 _ABSENT = object()
 
@@ -170,8 +191,9 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     class whose own methods call it by its name (``super(Name, self)``) keeps it in the module that defines it, for their sake.
 
     Args:
-        library: "info_nce", "lightly", "open_clip", "pytorch_metric_learning" ("pml"), "solo", "timm", "transformers" (ViTMAE,
-            CLIP, SigLIP and SigLIP 2), "mae", "moco", "mocov3" or "supcon".
+        library: "contrastors", "FlagEmbedding", "grad_cache", "info_nce", "lightly", "open_clip", "pytorch_metric_learning"
+            ("pml"), "sentence_transformers", "solo", "tevatron", "timm", "transformers" (ViTMAE, CLIP, SigLIP and SigLIP 2),
+            "mae", "moco", "mocov3" or "supcon".
         target: for "mae" the class ``MaskedAutoencoderViT``, for "moco" and "mocov3" the class ``MoCo``, for "supcon" the class
             ``SupConLoss``, or the module that holds it under this name.
 
@@ -202,7 +224,7 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     theirs = [(_imported(module), name) for module, names in NAMES.get(library, {}).items() for name in names]
     for path in METHODS.get(library, {}):
         _imported(path.partition(":")[0])
-    ours = importlib.import_module(f"fastssl.compat.{library}")
+    ours = _drop_ins(library)
     modules = [(module, name, getattr(ours, name)) for module, name in theirs]
     for module, name, new in modules:
         _check_arguments(f"{module.__name__}.{name}", getattr(module, name, None), new)
@@ -217,6 +239,10 @@ def _imported(module: str) -> ModuleType:
         if error.name is not None and error.name.partition(".")[0] == library:
             raise ImportError(f"patch: {module} was not found; is {library} installed?") from error
         raise
+
+
+def _drop_ins(library: str) -> ModuleType:
+    return importlib.import_module(f"fastssl.compat.{MODULES.get(library, library)}")
 
 
 def _brought_class(library: str, target: Any) -> ModuleType:
@@ -258,7 +284,7 @@ def _with_way_back(ours: Any, theirs: Any) -> Any:
 
 def _methods(library: str, brought: Any = None) -> list[tuple]:
     """(class, name, replacement) for the classes of the table; those without a module are in ``brought``."""
-    ours = importlib.import_module(f"fastssl.compat.{library}")
+    ours = _drop_ins(library)
     found = []
     for path, names in METHODS.get(library, {}).items():
         module, _, cls = path.rpartition(":")
@@ -287,8 +313,9 @@ def _check_arguments(where: str, theirs: Any, ours: Any) -> None:
     if not all(isinstance(f, FunctionType) for f in callables):
         return
     of_ours, of_theirs = (inspect.signature(f).parameters.values() for f in callables)
-    wanted, got = [p.name for p in of_ours if p.kind is not p.KEYWORD_ONLY], [p.name for p in of_theirs]
-    if got != (wanted[: len(got)] if isinstance(theirs, type) else wanted):
+    wanted, got = ([p.name for p in of if p.kind is not p.KEYWORD_ONLY] for of in (of_ours, of_theirs))
+    named, known = ({p.name for p in of if p.kind is p.KEYWORD_ONLY} for of in (of_theirs, of_ours))
+    if got != (wanted[: len(got)] if isinstance(theirs, type) else wanted) or not named <= known | set(wanted):
         raise ValueError(f"patch: {where} must take ({', '.join(wanted)}), this version takes ({', '.join(got)})")
 
 

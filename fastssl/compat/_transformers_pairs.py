@@ -13,7 +13,6 @@ The library's ``image_text_contrastive_loss`` and ``contrastive_loss`` take the 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,91 +26,12 @@ from transformers.utils.generic import can_return_tuple
 
 from fastssl.loss.clip import clip_loss, siglip_loss
 
+from ._late import late_output, with_late
+
 LOGITS = ("logits_per_image", "logits_per_text")
-_LATER: Any = object()  # in the place of logits that nobody has read
-
-
-class _LateLogits(dict):
-    """What the library's class of output gets: two entries that are computed when they are first read."""
-
-    def _fill(self) -> None:
-        compute = self.__dict__.pop("_compute", None)
-        if compute is not None:
-            for name, value in zip(LOGITS, compute(), strict=True):
-                self[name] = value
-
-    @property
-    def logits_per_image(self) -> Tensor | None:
-        self._fill()
-        return self.__dict__.get("logits_per_image")
-
-    @logits_per_image.setter
-    def logits_per_image(self, value: Tensor | None) -> None:
-        self.__dict__["logits_per_image"] = value
-
-    @property
-    def logits_per_text(self) -> Tensor | None:
-        self._fill()
-        return self.__dict__.get("logits_per_text")
-
-    @logits_per_text.setter
-    def logits_per_text(self, value: Tensor | None) -> None:
-        self.__dict__["logits_per_text"] = value
-
-    def __setattr__(self, name: str, value) -> None:
-        if name in LOGITS and value is not _LATER:
-            self._fill()
-        super().__setattr__(name, value)
-
-    def __setitem__(self, key, value) -> None:
-        if key in LOGITS and value is not _LATER:
-            self._fill()
-        super().__setitem__(key, value)
-
-    def __getitem__(self, key):
-        if key == 0 or (isinstance(key, str) and key not in LOGITS):
-            return dict.__getitem__(self, next(iter(self)) if key == 0 else key)
-        self._fill()
-        return super().__getitem__(key)
-
-    def get(self, key, default=None):
-        return self[key] if key in self else default  # noqa: SIM401
-
-    def values(self):
-        self._fill()
-        return super().values()
-
-    def items(self):
-        self._fill()
-        return super().items()
-
-    def __reduce__(self):
-        self._fill()
-        return super().__reduce__()
-
-
-class CLIPOutput(_LateLogits, clip.CLIPOutput):
-    """transformers' class, which computes its logits when they are first read."""
-
-
-class SiglipOutput(_LateLogits, siglip.SiglipOutput):
-    """transformers' class, which computes its logits when they are first read."""
-
-
-class Siglip2Output(_LateLogits, siglip2.Siglip2Output):
-    """transformers' class, which computes its logits when they are first read."""
-
-
-def _later(compute: Callable[[], tuple[Tensor, Tensor]], like: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
-    """``compute`` in the mode of gradients and autocast that holds now."""
-    graph, device = torch.is_grad_enabled(), like.device.type
-    cast, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-    def then() -> tuple[Tensor, Tensor]:
-        with torch.set_grad_enabled(graph), torch.autocast(device, dtype=dtype, enabled=cast):
-            return compute()
-
-    return then
+CLIPOutput = late_output(clip.CLIPOutput, LOGITS, __name__)
+SiglipOutput = late_output(siglip.SiglipOutput, LOGITS, __name__)
+Siglip2Output = late_output(siglip2.Siglip2Output, LOGITS, __name__)
 
 
 def _output(late: type, plain: type, loss_of: Callable, return_loss, image: Tensor, text: Tensor, scale: Tensor, bias, **entries):
@@ -132,9 +52,7 @@ def _output(late: type, plain: type, loss_of: Callable, return_loss, image: Tens
     entries |= {"text_embeds": text, "image_embeds": image}
     if loss is None or torch.compiler.is_compiling():
         return plain(loss, *logits(), **entries)
-    output = late(loss, _LATER, _LATER, **entries)
-    output.__dict__["_compute"] = _later(logits, text)
-    return output
+    return with_late(late, logits, text, loss=loss, **entries)
 
 
 def _sigmoid_loss(logits: Tensor) -> Tensor:
@@ -148,7 +66,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 @can_return_tuple
-def clip_forward(
+def clip_forward(  # type: ignore[misc]
     self,
     input_ids: Tensor | None = None,
     pixel_values: Tensor | None = None,
@@ -172,7 +90,7 @@ def clip_forward(
 
 
 @can_return_tuple
-def siglip_forward(
+def siglip_forward(  # type: ignore[misc]
     self,
     input_ids: Tensor | None = None,
     pixel_values: Tensor | None = None,
@@ -193,7 +111,7 @@ def siglip_forward(
 
 
 @can_return_tuple
-def siglip2_forward(
+def siglip2_forward(  # type: ignore[misc]
     self,
     input_ids: Tensor | None = None,
     pixel_values: Tensor | None = None,

@@ -59,7 +59,8 @@ def test_differences_are_found(monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     found = "; ".join(differences(Pair("a_module_of_two:Ours", "a_module_of_two:Theirs", (1,))))
     for part in (
-        "takes (b, a), there (a, b, c)",
+        "takes (b, a), there (a, b)",
+        "without the arguments `c`",
         "`a` is 3, there 1",
         "`forward` more arguments: `z`",
         "without the methods `helper()`",

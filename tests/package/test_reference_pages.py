@@ -46,6 +46,8 @@ def test_the_page_of_the_drop_ins_names_each_of_them(module):
 SHORT = (
     "fastssl.compat.mae.",
     "fastssl.compat.transformers.",
+    "fastssl.compat.flag_embedding.",
+    "fastssl.compat.tevatron.",
     "fastssl.compat.lightly.vit_preprocess",
     "fastssl.graphs.GraphedStep",
 )

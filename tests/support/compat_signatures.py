@@ -33,6 +33,7 @@ class Pair:
 
 
 _RATES = "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, eta=1e-3, eps=1e-8, clip_lr=False"
+_SCORES = "(self, q_reps, p_reps, teacher_targets=None, compute_score_func=None"
 #: Drop-in -> the signature that its original was published with.
 PUBLISHED = {
     "solo:simclr_loss_func": "(z, indexes, temperature=0.1)",
@@ -56,6 +57,18 @@ PUBLISHED = {
     "mocov3:contrastive_loss": "(self, q, k)",
     "mocov3:update_momentum_encoder": "(self, m)",
     "supcon:forward": "(self, features, labels=None, mask=None)",
+    "sentence_transformers:compute_loss_from_embeddings": "(self, embeddings, labels)",
+    "sentence_transformers:calculate_loss": "(self, reps, labels=None, *, with_backward=False)",
+    "flag_embedding:compute_in_batch_neg_loss": f"{_SCORES}, **kwargs)",
+    "flag_embedding:compute_cross_device_neg_loss": f"{_SCORES}, **kwargs)",
+    "tevatron:forward": "(self, query=None, passage=None)",
+    "contrastors:clip_loss": "(query, document, logit_scale, step=None, gather_enabled=False, tracker=None, dataset='', "
+    "bidirectional=False)",
+    "grad_cache:SimpleContrastiveLoss.__init__": "(self, n_hard_negatives=0)",
+    "grad_cache:SimpleContrastiveLoss.__call__": "(self, x, y, target=None, reduction='mean')",
+    "grad_cache:DistributedContrastiveLoss.__init__": "(self, n_hard_negatives=0)",
+    "grad_cache:DistributedContrastiveLoss.__call__": "(self, x, y, **kwargs)",
+    "grad_cache:DistributedContrastiveLoss.gather_tensor": "(self, t)",
     "mae:random_masking": "(self, x, mask_ratio)",
     "mae:forward_encoder": "(self, x, mask_ratio)",
     "mae:forward_decoder": "(self, x, ids_restore)",
@@ -136,9 +149,13 @@ def differences(pair: Pair) -> list[str]:
 
 def _arguments(ours: Callable, theirs: Callable, where: str) -> list[str]:
     mine, other = (list(inspect.signature(f).parameters.values()) for f in (ours, theirs))
-    more = [p.name for p in mine if p.kind is p.KEYWORD_ONLY]
+    named = [p.name for p in other if p.kind is p.KEYWORD_ONLY]
+    other = [p for p in other if p.kind is not p.KEYWORD_ONLY]
+    more = [p.name for p in mine if p.kind is p.KEYWORD_ONLY and p.name not in named]
     placed = [p for p in mine if p.kind is not p.KEYWORD_ONLY]
     found = []
+    if missing := sorted(set(named) - {p.name for p in mine}):
+        found.append(f"{where}without the arguments {_listed(missing)}")
     if [p.name for p in placed[: len(other)]] != [p.name for p in other]:
         found.append(f"{where}takes ({', '.join(p.name for p in placed)}), there ({', '.join(p.name for p in other)})")
     for p, q in zip(placed, other, strict=False):
