@@ -47,6 +47,8 @@ struct Rows {
   void (*soft_online)(T* S, int m, int n, int ld, T* row_max, T* row_sum, T* factor);
   // count_i += number of entries S_ij > unit threshold_i
   void (*count_above)(const T* S, int m, int n, int ld, T unit, const T* threshold, int32_t* count);
+  // S = -inf where S_ij > limit_i; a NaN stays
+  void (*drop_above)(T* S, int m, int n, int ld, const T* limit);
   // sum_j = sum_i S_ij
   void (*column_sum)(const T* S, int m, int n, int ld, T* sum);
   // l = S + bias, t = +1 for positives (none if null), else -1, v their weight or 1:

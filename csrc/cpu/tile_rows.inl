@@ -168,6 +168,17 @@ struct RowFunctions {
     }
   }
 
+  static void drop_above(T* S, int m, int n, int ld, const T* limit) {
+    for (int i = 0; i < m; i++) {
+      T* s = S + int64_t(i) * ld;
+      const V most = L::all(limit[i]);
+      for (int j = 0; j < n; j += W) {
+        const V t = L::load(s + j);
+        L::store(s + j, t > most ? L::all(-kInf) : t);
+      }
+    }
+  }
+
   // The padding has logits of -inf. It is taken as negative pairs, which then add nothing, whatever its ids are.
   template <bool kIds>
   static void sigmoid_as(T* S, int m, int n, int wide, int ld, T bias, const PairIds<T>* positives, T* loss, T* weight) {
@@ -221,9 +232,21 @@ struct RowFunctions {
     return sum;
   }
 
-  static constexpr Rows<T> table = {
-      W,           exclude,    add_bias, sum_bounded, sum_online, weight_bounded, weight_online, soft_bounded, soft_online,
-      count_above, column_sum, sigmoid,  add_squares, dot};
+  static constexpr Rows<T> table = {W,
+                                    exclude,
+                                    add_bias,
+                                    sum_bounded,
+                                    sum_online,
+                                    weight_bounded,
+                                    weight_online,
+                                    soft_bounded,
+                                    soft_online,
+                                    count_above,
+                                    drop_above,
+                                    column_sum,
+                                    sigmoid,
+                                    add_squares,
+                                    dot};
 };
 
 static const Rows<float>& float_rows = RowFunctions<FloatLane>::table;

@@ -67,12 +67,13 @@ def _near(range_ptr, start, row_id, BLOCK: tl.constexpr):
 
 @triton.jit
 def chunk_rows_kernel(
-    s_ptr, x_id_ptr, y_id_ptr, range_ptr, bias_ptr, threshold_ptr, factor_ptr, top_ptr, sum_ptr, peak_ptr, p_ptr, count_ptr,
-    C, first, scale, BLOCK: tl.constexpr,
+    s_ptr, x_id_ptr, y_id_ptr, range_ptr, bias_ptr, threshold_ptr, limit_ptr, factor_ptr, top_ptr, sum_ptr, peak_ptr, p_ptr,
+    count_ptr, C, first, scale, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of row program_id(0) of S (R, C), whose columns begin at ``first``: the maximum, the sum of 2^(s2 - maximum), and the column
     of the maximum, or -1 where all columns are excluded; with p_ptr also P (R, C), and with threshold_ptr also the count of logits
-    above the threshold. The loop has no barrier, since each lane keeps a maximum, a sum and a count of its own."""
+    above the threshold. With limit_ptr (then without p_ptr) logits above the limit are excluded too. The loop has no barrier, since
+    each lane keeps a maximum, a sum and a count of its own."""
     row = tl.program_id(0).to(tl.int64)
     scale = load_scale(scale, factor_ptr)
     row_id = tl.load(x_id_ptr + row) if x_id_ptr is not None else 0
@@ -85,6 +86,8 @@ def chunk_rows_kernel(
         cols = start + tl.arange(0, BLOCK)
         near = _near(range_ptr, start, row_id, BLOCK)
         s = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, near, bias_ptr, scale * LOG2E, LOG2E)  # (BLOCK,)
+        if limit_ptr is not None:
+            s = tl.where(s > tl.load(limit_ptr + row).to(tl.float32) * LOG2E, -INF, s)
         peak = tl.where(s > top, first + cols, peak)
         new = tl.maximum(top, s)
         safe = tl.where(new == -INF, 0.0, new)
@@ -92,7 +95,7 @@ def chunk_rows_kernel(
         top = new
         if threshold_ptr is not None:
             natural = _row_logits(s_ptr + row * C, cols, C, row_id, y_id_ptr, near, bias_ptr, scale, 1.0)
-            count += (natural > threshold).to(tl.int32)
+            count += ((natural > threshold) & (s != -INF)).to(tl.int32)
     best = tl.max(top, 0)
     safe_best = tl.where(best == -INF, 0.0, best)
     tl.store(top_ptr + row, best)
@@ -152,12 +155,13 @@ def chunk_columns_kernel(
 
 @triton.jit
 def chunk_weights_kernel(
-    s_ptr, w_ptr, x_id_ptr, y_id_ptr, bias_ptr, row_bias_ptr, factor_ptr, row_l_ptr, row_w_ptr, row_peak_ptr,
+    s_ptr, w_ptr, x_id_ptr, y_id_ptr, bias_ptr, row_bias_ptr, limit_ptr, factor_ptr, row_l_ptr, row_w_ptr, row_peak_ptr,
     col_l_ptr, col_w_ptr, col_peak_ptr, dbias_ptr, R, C, first_row, first_col, scale,
     SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Turns S (R, C), which begins at (first_row, first_col), into gain W (R, C). dbias (R / BM, C) are the sums of gain g_i p_ij
-    over the rows of each tile. grid (C / BN, R / BM)."""
+    over the rows of each tile. With limit_ptr (then not SYMMETRIC) logits above a row's limit have no weight, but for that at its
+    peak. grid (C / BN, R / BM)."""
     rows = tl.program_id(1) * BM + tl.arange(0, BM)
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     l_i = tl.load(row_l_ptr + rows, mask=rows < R, other=INF)  # (BM,)
@@ -173,6 +177,9 @@ def chunk_weights_kernel(
     own = s
     if bias_ptr is not None:
         own += tl.load(bias_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :] * LOG2E
+    if limit_ptr is not None:
+        limit = tl.load(limit_ptr + rows, mask=rows < R, other=INF).to(tl.float32) * LOG2E  # (BM,)
+        own = tl.where(own > limit[:, None], -INF, own)
     peak_i = tl.load(row_peak_ptr + rows, mask=rows < R, other=-1)  # (BM,)
     from_top = tl.where((first_col + cols)[None, :] == peak_i[:, None], 0.0, own - l_i[:, None])
     w = w_i[:, None] * tl.exp2(tl.where(from_top > 0.0, 0.0, from_top))
@@ -210,13 +217,14 @@ def _rows_of_chunk(
     partials: Partials,
     k: int,
     p: Tensor | None = None,  # (R, C)
+    limit: Tensor | None = None,  # (R,)
 ) -> None:
     """Fills entry k of each tensor (chunks, R) of ``partials`` from one chunk and, if p is given, p."""
     top, total, peak, _, counts = partials
     assert peak is not None
     near = None if ranges is None or first % BLOCK else ranges[first // BLOCK :]
     chunk_rows_kernel[(s.shape[0],)](
-        s, part.x_id, part.y_id, near, part.y_bias, part.threshold, part.scale_factor,
+        s, part.x_id, part.y_id, near, part.y_bias, part.threshold, limit, part.scale_factor,
         top[k], total[k], peak[k], p, cut(counts, k), s.shape[1], first, part.scale, BLOCK,
     )  # fmt: skip
 
@@ -227,8 +235,9 @@ def _new_partials(chunks: int, rows: int, threshold: Tensor | None, device: torc
     return Partials(top, total, peak, acc, None if threshold is None else count)
 
 
-def forward(operands: Similarity, results: Results) -> None:
-    """Fills the results of the rows, with the mean if ``results`` has one and the rank if there is a threshold."""
+def forward(operands: Similarity, results: Results, limit: Tensor | None = None) -> None:
+    """Fills the results of the rows, with the mean if ``results`` has one and the rank if there is a threshold. Logits above a
+    limit (N,) are left out; there is no mean then."""
     x, y, threshold, mean = operands.x, operands.y, operands.threshold, results.mean
     ranges = _ranges(y, operands.y_id)
     for rows, columns in _walk(x, y):
@@ -239,7 +248,7 @@ def forward(operands: Similarity, results: Results) -> None:
             part = operands.part(rows, cols)
             s = mm(part.x, part.y.t())  # (R, C)
             if acc is None:
-                _rows_of_chunk(s, part, ranges, cols.start, partials, k)
+                _rows_of_chunk(s, part, ranges, cols.start, partials, k, limit=cut(limit, rows))
             else:
                 p = torch.empty(s.shape, dtype=x.dtype, device=x.device)
                 _rows_of_chunk(s, part, ranges, cols.start, partials, k, p)
@@ -291,6 +300,7 @@ class _Weights(NamedTuple):
     row_bias: Tensor | None  # (N,), the bias of the rows in the columns' softmax, where columns have gradients
     want_w: bool
     sum_bias: Tensor | None  # (M,), to which the sums of the columns are added
+    limit: Tensor | None = None  # (N,), above which logits have no weight
 
     def chunk(self, rows: slice, cols: slice) -> Tensor:
         """gain W (R, C), or (0,) where only sums are wanted."""
@@ -303,8 +313,8 @@ class _Weights(NamedTuple):
         sums = None if sum_bias is None else torch.empty((grid[1], s.shape[1]), dtype=torch.float32, device=s.device)
         columns = (None,) * 3 if self.other is None else self.other.of(cols)
         chunk_weights_kernel[grid](
-            s, w if self.want_w else None, part.x_id, part.y_id, part.y_bias, cut(self.row_bias, rows), part.scale_factor,
-            *self.own.of(rows), *columns, sums,
+            s, w if self.want_w else None, part.x_id, part.y_id, part.y_bias, cut(self.row_bias, rows), cut(self.limit, rows),
+            part.scale_factor, *self.own.of(rows), *columns, sums,
             *s.shape, rows.start, cols.start, part.scale, self.other is not None, bm, bn, num_warps=8,
         )  # fmt: skip
         if sum_bias is not None and sums is not None:
@@ -350,7 +360,15 @@ def _sweep(weights: _Weights, stats: Tensor, gradients: Gradients, dot_scale: fl
         finish(weights.sum_bias[None, :, None], stats, 1.0, None, gradients.dbias)
 
 
-def backward(dlse: Tensor, state: Tensor, peak: Tensor, operands: Similarity, symmetric: bool, gradients: Gradients) -> None:
+def backward(
+    dlse: Tensor,  # (N,)
+    state: Tensor,  # (2, N)
+    peak: Tensor,  # (N,)
+    operands: Similarity,
+    symmetric: bool,
+    gradients: Gradients,
+    limit: Tensor | None = None,  # (N,), not where symmetric
+) -> None:
     """Fills those of the gradients that are given; dscale is the sum of the dots."""
     dx, dy, dbias, dots = gradients
     of_x, _, stats = row_terms(state, dlse, operands.x.dtype)
@@ -359,7 +377,7 @@ def backward(dlse: Tensor, state: Tensor, peak: Tensor, operands: Similarity, sy
     other, row_bias, dot_scale = (own, operands.y_bias, 0.5) if symmetric else (None, None, 1.0)
     want_w = not (dx is None and dy is None and dots is None)
     sum_bias = None if dbias is None else torch.zeros(dbias.shape, dtype=torch.float32, device=dbias.device)
-    _sweep(_Weights(operands, own, other, row_bias, want_w, sum_bias), stats, gradients, dot_scale)
+    _sweep(_Weights(operands, own, other, row_bias, want_w, sum_bias, limit), stats, gradients, dot_scale)
 
 
 def cross_backward(terms: Terms, peak: Tensor, operands: Similarity, gradients: Gradients) -> None:

@@ -35,6 +35,7 @@ from .parts.ids import arange_ids, class_sums, compact_ids
 from .parts.local_rows import warn_local_rows
 from .parts.reductions import check_reduction, positive_loss, reduce_rows, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
+from .passages import Passages, check_passages, of_passages, passage_loss
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -121,30 +122,27 @@ def _check_numbers(op, query, temperature, label_smoothing, hard_negative_weight
 
 
 def info_nce(
-    query: Tensor,
-    positive_key: Tensor,
-    negative_keys: Tensor | None = None,
-    temperature: float | Tensor = 0.1,
-    reduction: str = "mean",
-    negative_mode: str = "unpaired",
-    *,
-    normalize: bool = True,
-    symmetric: bool = False,
-    return_stats: bool = False,
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, temperature: float | Tensor = 0.1,
+    reduction: str = "mean", negative_mode: str = "unpaired", *,
+    normalize: bool = True, symmetric: bool = False, return_stats: bool = False,
     group: ProcessGroup | None = None,
     ids: Tensor | None = None,
-    hard_negative_keys: Tensor | None = None,
-    hard_negative_weight: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> Tensor | tuple[Tensor, RowStats]:
+    hard_negative_keys: Tensor | None = None, hard_negative_weight: float = 0.0, label_smoothing: float = 0.0,
+    target: Tensor | int | None = None, margin: float | None = None, relative_margin: float | None = None,
+    spare_hard_negatives: bool = False, query_query: bool = False, doc_query: bool = False, doc_doc: bool | str = False,
+) -> Tensor | tuple[Tensor, RowStats]:  # fmt: skip
     """InfoNCE (van den Oord et al. 2018, eq. 4) of N queries, each with its positive key, without the matrix of similarities.
 
     ``loss_i = -log exp(s_i+) / (exp(s_i+) + sum_j exp(s_ij))``, where ``s = <query, key> / temperature``, s_i+ belongs to the
     positive key of query i, and j runs over its negatives. The first six arguments are those of info-nce-pytorch's ``info_nce``.
 
+    For text retrieval the second argument holds passages (M, D), of which row ``target[i]`` is the positive of query i and every
+    other one a negative, as in FlagEmbedding, tevatron and ms-swift. The arguments from ``target`` on belong to this form; so does
+    a second argument of N G rows. ``negative_keys``, ``hard_negative_keys``, ``symmetric`` and ``label_smoothing`` do not.
+
     Args:
         query: (N, D) float32, bfloat16, float16 or float64.
-        positive_key: (N, D), dtype and device of ``query``; key i belongs to query i.
+        positive_key: (N, D), dtype and device of ``query``; key i belongs to query i. Or passages (M, D), see ``target``.
         negative_keys: None: the other rows' keys are the negatives. (M, D) with "unpaired": these are the negatives of every query,
             and the batch is not. (N, M, D) with "paired": row i has negatives of its own. Dtype and device of ``query``.
         temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
@@ -155,10 +153,22 @@ def info_nce(
             the losses (2N,), those of the queries first.
         return_stats: also return ``RowStats`` of the queries.
         group: reserved for negatives from other processes, which are not there yet.
-        ids: (N,) integers. Rows of equal id (captions of one picture, slices of one volume) are not each other's negatives.
+        ids: (N,) integers. Rows of equal id (captions of one picture, slices of one volume) are not each other's negatives. Of
+            passages (M,): those with the id of a query's positive, such as its duplicates, are not negatives of the query.
         hard_negative_keys: (M, D), more negatives for every query beside the batch, as in supervised SimCSE.
         hard_negative_weight: added to the logit of query i with hard negative i (needs M = N); SimCSE's argument of this name.
         label_smoothing: in [0, 1), as in ``F.cross_entropy``, over the positive and the row's negatives.
+        target: the positive of each query among the passages: rows (N,), integers; or G, a whole number: row i G, and the G - 1
+            rows behind it are its hard negatives; None is G = M / N.
+        margin: drops false negatives: passages that are more similar to query i than ``<q_i, p_target_i> + margin`` count neither
+            in the loss nor in its gradient. It is in units of the similarity, before the temperature: Qwen3-Embedding and ms-swift
+            have 0.1; a negative one drops more, -m being ``CachedGISTEmbedLoss``'s absolute m where the model guides itself.
+        relative_margin: r adds ``r |<q_i, p_target_i>|`` to the margin; -0.05 keeps negatives of up to 95 % of the positive.
+        spare_hard_negatives: the hard negatives of a query are kept whatever their similarity; only other passages are dropped.
+        query_query: the other queries are negatives too, ``<q_i, q_k>``, and the margin drops them as it drops passages.
+        doc_query: the other queries are negatives of the positive too, ``<p_target_i, q_k>``. No margin.
+        doc_doc: the other passages are negatives of the positive too, ``<p_target_i, p_j>``: True, all but itself (ms-swift);
+            "other", those of other queries (sentence-transformers). No margin.
 
     Returns:
         The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``; with ``return_stats`` (loss, RowStats).
@@ -176,10 +186,19 @@ def info_nce(
         >>> loss, stats = info_nce(query, query, return_stats=True)
         >>> stats.acc1.item(), stats.rank.tolist()
         (1.0, [0, 0, 0, 0])
+        >>> query, passages = torch.randn(8, 32), torch.randn(8 * 4, 32)  # of each query its positive and 3 hard negatives
+        >>> info_nce(query, passages, temperature=0.02, margin=0.1, query_query=True).shape
+        torch.Size([])
     """
     op = "info_nce"
     query, positive_key, negative_keys, hard_negative_keys = enter(op, query, positive_key, negative_keys, hard_negative_keys)
     check_reduction(op, reduction)
+    how = Passages(target, margin, relative_margin, spare_hard_negatives, query_query, doc_query, doc_doc)
+    if of_passages(query, positive_key, how):
+        others = (negative_keys, hard_negative_keys, symmetric, label_smoothing, hard_negative_weight)
+        check_passages(op, query, positive_key, ids, how, others)
+        refuse_group(op, group)
+        return passage_loss(op, query, positive_key, temperature, reduction, ids, how, normalize, return_stats)
     check_views(op, ("query", "positive_key"), query, positive_key)
     flags = {"normalize": normalize, "symmetric": symmetric, "return_stats": return_stats}
     _check_numbers(op, query, temperature, label_smoothing, hard_negative_weight, **flags)

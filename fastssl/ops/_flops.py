@@ -50,6 +50,8 @@ FORMULAS = {
     "similarity_fwd": _forward,
     "similarity_one_pass": _one_pass,
     "similarity_bwd": _backward,
+    "similarity_limited_fwd": _forward,
+    "similarity_limited_bwd": _backward,
     "similarity_cross_fwd": _cross_forward,
     "similarity_cross_bwd": _cross_backward,
     "sigmoid_pair": _sigmoid,

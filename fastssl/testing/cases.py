@@ -152,12 +152,16 @@ def _masking_case(name, inputs, wrap, ours, eager, shapes, flops=lambda s: 0.0, 
 
 _F, _E, _M, _S = functional, contrastive, masking, similarities
 _ONE = ((1, 3),)
+#: Three passages for each query, and the queries as columns too. No similarity is above the limit: one near it would count in one
+#: dtype and not in another.
+_PASSAGES = {"margin": 2.5, "query_query": True}
 CASES = {
     case.name: case
     for case in (
         _lse_case("similarity_symmetric", inputs.symmetric_inputs, _S.symmetric, 2),
         _lse_case("similarity_two_sided", inputs.two_sided_inputs, _S.two_sided, 4),
         _lse_case("similarity_one_pass", inputs.one_pass_inputs, _S.one_pass, 2),
+        _sides_case("similarity_limited", inputs.two_sided_inputs, _S.ours_limited, _S.eager_limited, 4),
         _sides_case("similarity_cross", inputs.sides_inputs, _S.ours_cross, _S.eager_cross, 4),
         _sides_case("sigmoid_pair", inputs.sigmoid_inputs, _S.ours_sigmoid, _S.eager_sigmoid, 3),
         _pair_case("nt_xent", _F.nt_xent, _E.nt_xent, _ONE),
@@ -178,6 +182,14 @@ CASES = {
             partial(_E.info_nce_hard, weight=0.3),
             first=_ONE,
             logits=20.0,
+        ),
+        _loss_case(
+            "info_nce_passages",
+            inputs.passages_inputs,
+            partial(_F.info_nce, **_PASSAGES),
+            partial(_E.info_nce_passages, **_PASSAGES),
+            columns=lambda s: 4 * s[0],
+            first=_ONE,
         ),
         _loss_case("clip", inputs.image_text, _F.clip_loss, _E.clip, first=_ONE, logits=14.0),
         _loss_case("clip_grouped", inputs.image_text, _clip_grouped(_F.clip_loss), _clip_grouped(_E.clip), first=_ONE, logits=14.0),

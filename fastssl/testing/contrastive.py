@@ -89,6 +89,33 @@ def info_nce_hard(query, positive_key, hard_negative_keys, temperature=0.05, wei
     return F.cross_entropy(s + weight * own, torch.arange(len(s), device=s.device))
 
 
+def info_nce_passages(
+    query, positive_key, temperature=0.1, margin=None, relative_margin=None, target=None, ids=None, spare_hard_negatives=False,
+    query_query=False, doc_query=False, doc_doc: bool | str = False, normalize=True,
+) -> Tensor:  # fmt: skip
+    """Queries (B, D) against passages (M, D), with every kind of column that ``info_nce`` takes."""
+    q, p = (unit(query), unit(positive_key)) if normalize else (query, positive_key)
+    group = len(p) // len(q) if target is None or isinstance(target, Tensor) else target
+    at = target if isinstance(target, Tensor) else torch.arange(len(q), device=q.device) * group
+    ids = torch.arange(len(p), device=q.device) if ids is None else ids
+    own, of_query = ids[at], torch.arange(len(q), device=q.device)[:, None] == torch.arange(len(p), device=q.device) // group
+    positive = p[at]
+    s, own_s = logits(q, p, 1.0), (q * positive).sum(1, keepdim=True).to(accumulator_dtype(q))
+    bar = own_s.detach() + (margin or 0.0) + (relative_margin or 0.0) * own_s.detach().abs()
+    above = lambda t: (t > bar) & (margin is not None or relative_margin is not None)  # noqa: E731
+    dropped = above(s) & ~(of_query & spare_hard_negatives)
+    blocks = [(own_s, torch.zeros_like(own_s, dtype=torch.bool)), (s, (own[:, None] == ids) | dropped)]
+    if query_query:
+        among = logits(q, q, 1.0)
+        blocks.append((among, (own[:, None] == own) | above(among)))
+    if doc_query:
+        blocks.append((logits(positive, q, 1.0), own[:, None] == own))
+    if doc_doc:
+        blocks.append((logits(positive, p, 1.0), of_query if doc_doc == "other" else own[:, None] == ids))
+    every = torch.cat([(block / temperature).masked_fill(out, -math.inf) for block, out in blocks], 1)
+    return F.cross_entropy(every, torch.zeros_like(at))
+
+
 def clip(image, text, logit_scale, ids=None, label_smoothing=0.0) -> Tensor:
     s = logits(image, text, logit_scale)
     if ids is None:

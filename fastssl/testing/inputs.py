@@ -102,6 +102,15 @@ def hard_inputs(*args, **kwargs) -> Inputs:
     return {"query": inputs["query"], "positive_key": inputs["positive_key"], "hard_negative_keys": inputs["negative_keys"]}
 
 
+def passages_inputs(shape: tuple, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Inputs:
+    """Queries (B, D) and of each query three passages (3B, D), of which the first is its positive."""
+    views = two_views(shape, torch.float64, "cpu", seed)
+    b, d = shape
+    hard = randn((b, 2, d), torch.float64, "cpu", seed + 7)
+    passages = torch.cat([views["z1"][:, None], hard], 1).flatten(0, 1)
+    return {"query": views["z0"].to(dtype).to(device), "positive_key": passages.to(dtype).to(device)}
+
+
 def queries(shape: tuple, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> Inputs:
     """Queries (B, D) and keys (B, D)."""
     views = two_views(shape, dtype, device, seed)

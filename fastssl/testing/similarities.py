@@ -14,6 +14,7 @@ from torch import Tensor
 from fastssl.checks import accumulator_dtype
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 from fastssl.ops.similarity_cross import similarity_cross
+from fastssl.ops.similarity_limited import similarity_limited
 
 from . import contrastive
 from .inputs import in_seven_bits
@@ -61,6 +62,35 @@ def one_pass(lse: Call) -> Call:
         return lse(x, y, scale=scale, x_id=torch.arange(len(x), device=x.device), y_id=torch.arange(columns, device=x.device))
 
     return call
+
+
+def gap_limits(s: Tensor) -> Tensor:
+    """A limit (N,) for each row of s (N, M): the middle of the widest gap in the upper half of its logits, in the dtype of s."""
+    upper = s.sort(1).values[:, s.shape[1] // 2 :]
+    if upper.shape[1] < 2:
+        return upper[:, 0] + 1.0
+    at = upper.diff(dim=1).argmax(1, keepdim=True)
+    return (upper.gather(1, at) + upper.gather(1, at + 1))[:, 0] / 2
+
+
+def _limits(x: Tensor, y: Tensor, y_bias: Tensor, scale: Tensor) -> Tensor:
+    """Limits in float64 that are far from all logits, as constants."""
+    x, y, y_bias, scale = (t.detach().double() for t in (x, y, y_bias, scale))
+    return gap_limits(scale * (x @ y.T) + y_bias)
+
+
+def ours_limited(x, y, y_bias, scale) -> Tensor:
+    """The log-sum-exp of the columns below the limits."""
+    return similarity_limited(x, y, _limits(x, y, y_bias, scale), scale=scale, y_bias=y_bias, **thirds(x, y))[0]
+
+
+def eager_limited(x, y, y_bias, scale) -> Tensor:
+    """The same from the matrix; which columns are left is decided in float64, so that every dtype leaves the same ones."""
+    wide = scale.detach().double() * (x.detach().double() @ y.detach().double().T) + y_bias.detach().double()
+    ids = thirds(x, y)
+    out = (wide > _limits(x, y, y_bias, scale)[:, None]) | (ids["x_id"][:, None] == ids["y_id"])
+    s = scale * (x @ y.T).to(accumulator_dtype(x)) + y_bias
+    return torch.logsumexp(s.masked_fill(out, -math.inf), 1)
 
 
 def ours_cross(x, y, scale) -> Tensor:

@@ -130,8 +130,10 @@ def _cross_entropy(s: Tensor, keep: Tensor, positive: Tensor, smoothing: float) 
 def info_nce(
     query, positive_key, negative_keys=None, temperature=0.1, reduction="mean", negative_mode="unpaired", normalize=True,
     symmetric=False, return_stats=False, group=None, ids=None, hard_negative_keys=None, hard_negative_weight=0.0,
-    label_smoothing=0.0,
+    label_smoothing=0.0, **of_passages,
 ):  # fmt: skip
+    if of_passages:
+        return _passages(query, positive_key, temperature, reduction, normalize, return_stats, ids, of_passages)
     q, k = wide(query), wide(positive_key)
     extra = negative_keys if hard_negative_keys is None else hard_negative_keys
     extra = None if extra is None else wide(extra)
@@ -157,6 +159,40 @@ def info_nce(
     if not return_stats:
         return loss
     return loss, rows.detach(), positive.detach(), (torch.where(keep, dots, 0.0).sum(1) / keep.sum(1)).detach()
+
+
+def _passages(query, passages, temperature, reduction, normalize, return_stats, ids, how):
+    """``how`` holds the arguments of ``info_nce`` from target on."""
+    target, margin, relative_margin, spare_hard_negatives, query_query, doc_query, doc_doc = how.values()
+    q, p = wide(query), wide(passages)
+    if normalize:
+        q, p = unit(q), unit(p)
+    n, m = len(q), len(p)
+    at = target.long() if isinstance(target, Tensor) else torch.arange(n) * int(target)
+    ids = torch.arange(m) if ids is None else ids.long()
+    own, positive = ids[at], p[at]
+    mine = (
+        torch.zeros(n, m, dtype=torch.bool) if isinstance(target, Tensor) else torch.arange(n)[:, None] == torch.arange(m) // target
+    )
+    dot = (q * positive).sum(1)
+    limit = dot.detach() + (margin or 0.0) + (relative_margin or 0.0) * dot.detach().abs()
+    under = lambda s: torch.ones_like(s, dtype=torch.bool) if margin is relative_margin is None else ~(s > limit[:, None])  # noqa: E731
+    s = q @ p.T
+    others = own[:, None] != ids
+    blocks = [(s, others & (under(s) | mine if spare_hard_negatives else under(s)))]
+    if query_query:
+        blocks.append((q @ q.T, (own[:, None] != own) & under(q @ q.T)))
+    if doc_query:
+        blocks.append((positive @ q.T, own[:, None] != own))
+    if doc_doc:
+        blocks.append((positive @ p.T, ~mine if doc_doc == "other" else others))
+    scale = 1.0 / number(temperature, q)
+    every, keep = torch.cat([scale * block for block, _ in blocks], 1), torch.cat([keep for _, keep in blocks], 1)
+    rows = softplus(lse(every, keep) - scale * dot)
+    loss = reduce(rows, reduction)
+    if not return_stats:
+        return loss
+    return loss, rows.detach(), dot.detach(), (torch.where(others, s, 0.0).sum(1) / others.sum(1)).detach()
 
 
 def moco_loss(query, key, queue, temperature=0.07, layout="dk", return_stats=False, reduction="mean"):

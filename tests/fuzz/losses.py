@@ -75,7 +75,33 @@ def _lse(m: Maker) -> dict:
     }
 
 
+def _passages(m: Maker) -> dict:
+    """Queries and passages. No margin is a number that similarities of simple rows differ by."""
+    n, count, d = m.choice((1, 2, 9)), m.choice((1, 2, 4)), m.choice((1, 4, 9))
+    lists = m.random() < 0.6  # one query's passages after the other
+    rows = n * count + m.choice((0, 3))
+    target = count if lists else m.integers(0, rows, n)
+    return {
+        "query": m.leaf(n, d),
+        "positive_key": m.leaf(rows, d),
+        "temperature": _scalar(m, 0.1, 0.5, 1.0),
+        "reduction": m.choice(REDUCTIONS),
+        "normalize": m.random() < 0.7,
+        "return_stats": m.random() < 0.3,
+        "ids": None if lists else m.maybe(_ids(m, rows), 0.4),
+        "target": target,
+        "margin": m.choice((None, 0.3337, -0.1234)),
+        "relative_margin": m.choice((None, None, -0.0537)),
+        "spare_hard_negatives": lists and m.random() < 0.3,
+        "query_query": m.random() < 0.3,
+        "doc_query": m.random() < 0.3,
+        "doc_doc": m.choice((False, False, True, "other") if lists else (False, True)),
+    }
+
+
 def _info_nce(m: Maker) -> dict:
+    if m.random() < 0.3:
+        return _passages(m)
     made = _two(m, "query", "positive_key")
     n, d = made["query"].shape
     kind, mode = m.choice(("batch", "batch", "symmetric", "negatives", "hard")), m.choice(("unpaired", "paired"))

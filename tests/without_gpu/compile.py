@@ -202,7 +202,7 @@ def _around_the_tiles() -> list[tuple]:
         ),
         (
             chunk.chunk_rows_kernel,
-            reals("s", "bias", "threshold", "factor", "top", "sum")
+            reals("s", "bias", "threshold", "limit", "factor", "top", "sum")
             | {"x_id_ptr": ids, "y_id_ptr": ids, "range_ptr": ids, "p_ptr": half, "count_ptr": "*i32", "peak_ptr": "*i32"},
             whole("C", "first") | number("scale"), {"BLOCK": 1024}, 4,
         ),
@@ -213,7 +213,7 @@ def _around_the_tiles() -> list[tuple]:
         ),
         (
             chunk.chunk_weights_kernel,
-            reals("s", "bias", "row_bias", "factor", "row_l", "row_w", "col_l", "col_w", "dbias")
+            reals("s", "bias", "row_bias", "limit", "factor", "row_l", "row_w", "col_l", "col_w", "dbias")
             | {"w_ptr": half, "x_id_ptr": ids, "y_id_ptr": ids, "row_peak_ptr": "*i32", "col_peak_ptr": "*i32"},
             whole("R", "C", "first_row", "first_col") | number("scale"), {"SYMMETRIC": True, "BM": 32, "BN": 128}, 4,
         ),

@@ -1,0 +1,112 @@
+// The masked similarity log-sum-exp below a limit of each row, on the CPU.                  x (N, D), y (M, D), U = 2 N M D FLOP
+//   s_ij  = scale <x_i, y_j> + bias_j,  -inf where x_id_i = y_id_j and where s_ij > limit_i
+//   lse_i = log sum_j exp(s_ij)
+//   W_ij  = g_i p_ij,  p_ij = min(1, exp(s_ij - top_i)) / sum_i      dx = scale W y,  dy = scale W^T x,  dbias = W^T 1
+//
+// Forward U, backward 3U, both in the tiles and the Latin-square order of the other two-sided sweeps. So a logit comes from the
+// same product both times, and a BLAS that gives equal products equal bits lets the backward drop what the forward dropped. Where
+// it does not, a pair at its limit may count in one of them only. Its weight is at most 1 all the same, because every row has a
+// maximum here (a bounded sweep would have none), and the largest logit that the forward kept counts in the backward in any case.
+// The schema is in fastssl/ops/similarity_limited.py.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <array>
+
+#include "cpu/new_tensor.h"
+#include "cpu/similarity_problem.h"
+
+namespace fastssl::similarity {
+namespace {
+
+// The logits of a tile, with -inf above the limits (N,). Returns the padded n.
+template <class T>
+int limited_logits(const Problem<T>& p, const T* limit, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
+  const auto& f = rows<T>();
+  const int wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
+  if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
+  f.drop_above(S, m, wide, ld, limit + i0);
+  return wide;
+}
+
+template <class T>
+void limited_forward(const Problem<T>& p, const T* limit, const Ranking<T>& ranking, const State<T>& state, T* lse) {
+  const auto& f = rows<T>();
+  state.clear(p, p.x.rows);
+  if (ranking.rank) std::fill_n(ranking.rank, p.x.rows, 0);
+  auto work = latin_workspace(p);
+  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
+    T* S = work.tile();
+    const int ld = work.ld(), wide = limited_logits(p, limit, i0, m, j0, n, ids_meet, S, ld);
+    if (ranking.rank) f.count_above(S, m, wide, ld, T(1), ranking.threshold + i0, ranking.rank + i0);
+    f.sum_online(S, m, wide, ld, int(i0), int(j0), state.from(i0), {});
+  });
+  state.to_lse(p.x.rows, lse);
+}
+
+template <class T>
+void limited_backward(const Problem<T>& p, const T* limit, const RowTerms<T>& terms, const Gradients<T>& out) {
+  const auto& f = rows<T>();
+  auto work = latin_workspace(p);
+  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
+    T *S = work.tile(), *sums = work.column(0);
+    const int ld = work.ld(), wide = limited_logits(p, limit, i0, m, j0, n, ids_meet, S, ld);
+    put_peaks<T>(S, ld, i0, m, j0, n, terms, nullptr);  // after the limits: what the forward kept as the largest logit stays
+    f.weight_online(S, m, wide, ld, &terms.top[i0], nullptr, &terms.u[i0], nullptr);
+    add_products(p, S, ld, i0, m, j0, n, out.factor, out.own, out.other);
+    if (!out.dbias) return;
+    f.column_sum(S, m, wide, ld, sums);
+    for (int j = 0; j < n; j++) out.dbias[j0 + j] += sums[j];
+  });
+}
+
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+Four similarity_limited_fwd(const Tensor& x, const Tensor& y, double scale, const OptTensor& factor, const OptTensor& x_id,
+                            const OptTensor& y_id, const OptTensor& y_bias, const OptTensor& threshold, const Tensor& limit) {
+  const auto options = x.options().dtype(compute_dtype(x));
+  Tensor lse = at::empty({x.size(0)}, options), state = at::empty({2, x.size(0)}, options);
+  Tensor rank = at::empty({threshold.has_value() ? x.size(0) : 0}, x.options().dtype(at::kInt));
+  Tensor peak = at::empty({x.size(0)}, x.options().dtype(at::kInt));
+  const Tensor bars = threshold.has_value() ? threshold->to(compute_dtype(x)).contiguous() : Tensor();
+  const Tensor limits = limit.to(compute_dtype(x)).contiguous();
+  dispatch(x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias);
+    const Ranking<T> none, ranking{bars.defined() ? bars.const_data_ptr<T>() : nullptr, data_or_null<int32_t>(rank)};
+    limited_forward(p, limits.const_data_ptr<T>(), bars.defined() ? ranking : none, state_of<T>(state, peak),
+                    lse.mutable_data_ptr<T>());
+  });
+  return {lse, rank, state, peak};
+}
+
+Four similarity_limited_bwd(const Tensor& dlse, const Tensor& state, const Tensor& peak, const Tensor& x, const Tensor& y,
+                            double scale, const OptTensor& factor, const OptTensor& x_id, const OptTensor& y_id,
+                            const OptTensor& y_bias, const Tensor& limit, std::array<bool, 4> need) {
+  const auto options = x.options().dtype(compute_dtype(x));
+  const auto [need_x, need_y, need_bias, need_scale] = need;
+  GradientSums gradients(x, y, effective(scale, factor), need_x, need_y, need_scale);
+  Tensor dbias = need_bias && y_bias.has_value() ? zeros(y_bias->sizes(), options) : at::empty({0}, options);
+  const Tensor g = dlse.to(options.dtype()).contiguous(), sums = state.contiguous(), peaks = peak.contiguous();
+  const Tensor limits = limit.to(compute_dtype(x)).contiguous();
+  dispatch(x, [&](auto zero) {
+    using T = decltype(zero);
+    auto p = problem<T>(x, y, gradients.scale, x_id, y_id, y_bias);
+    p.backward = true;
+    const RowTerms<T> terms(p.x.rows, state_of<T>(sums, peaks), g.const_data_ptr<T>());
+    const Gradients<T> out{data_or_null<T>(gradients.own), data_or_null<T>(gradients.other), data_or_null<T>(dbias),
+                           T(gradients.factor())};
+    if (out.own || out.other || out.dbias) limited_backward(p, limits.const_data_ptr<T>(), terms, out);
+    gradients.finish(p, false);
+  });
+  if (y_bias.has_value()) dbias = dbias.to(y_bias->scalar_type());
+  return {gradients.dx(x.scalar_type()), gradients.dy(x.scalar_type()), dbias, gradients.dscale};
+}
+
+}  // namespace
+}  // namespace fastssl::similarity
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("similarity_limited_fwd", &fastssl::similarity::similarity_limited_fwd);
+  m.impl("similarity_limited_bwd", &fastssl::similarity::similarity_limited_bwd);
+}

@@ -1,0 +1,148 @@
+"""``info_nce`` of queries and passages: every kind of column against float64, what the margin drops, and what is refused."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastssl.functional import info_nce, matryoshka
+from fastssl.testing import contrastive
+
+B, G, D = 70, 3, 24
+STRIDE = {"target": G}
+MIXED = torch.arange(B) * G % (B * G - 7)
+IDS = torch.arange(B * G) // 4 * 5
+
+
+def batch(seed=0):
+    """Queries and their passages, of which some are false negatives: nearly the positive of another query."""
+    gen = torch.Generator().manual_seed(seed)
+    q, p = (torch.randn(n, D, generator=gen, dtype=torch.float64) for n in (B, B * G))
+    p[::G] = q + 0.7 * p[::G]
+    p[1 : 10 * G : G] = 1.5 * q[:10]  # hard negatives closer than the positive
+    p[2 : 10 * G : G] = q[20:30] + 0.05 * p[2 : 10 * G : G]  # false negatives of queries 20 to 29
+    q[50:60] = q[40:50] + 0.1 * q[50:60]  # queries that repeat others
+    return q, p
+
+
+def check(temperature=0.05, **how):
+    """Loss and gradients against float64, where no similarity may lie where rounding decides."""
+    q, p = (t.requires_grad_() for t in batch())
+    want = contrastive.info_nce_passages(q, p, temperature, **how)
+    exact = torch.autograd.grad(want, (q, p))
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 2e-5)):
+        ours = [t.detach().to(dtype).requires_grad_() for t in (q, p)]
+        loss = info_nce(*ours, temperature=temperature, **how)
+        assert abs(loss - want) < bound * (1 + want)
+        for got, true in zip(torch.autograd.grad(loss, ours), exact, strict=True):
+            assert (got - true).norm() < bound * true.norm()
+    return want.item()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"margin": 0.1},
+        {"margin": -0.2},
+        {"relative_margin": -0.05},
+        {"margin": 0.02, "relative_margin": 0.1, "normalize": False},
+        {"margin": 0.1, "spare_hard_negatives": True},
+        {"margin": 0.1, "query_query": True},
+        {"query_query": True, "doc_query": True, "doc_doc": True},
+        {"margin": 0.1, "query_query": True, "doc_query": True, "doc_doc": "other", **STRIDE},
+        {"margin": 0.1, "query_query": True, "doc_doc": True, "ids": IDS},
+        {"target": MIXED, "doc_query": True},
+        {"target": MIXED, "margin": 0.1, "ids": IDS, "doc_doc": True},
+        {"target": 2},  # 140 passages of the queries, and 70 more
+        {"target": 2, "margin": 0.1, "spare_hard_negatives": True, "doc_doc": "other"},
+    ],
+    ids=lambda how: " ".join(f"{k}={'tensor' if isinstance(v, torch.Tensor) else v}" for k, v in how.items()),
+)
+def test_loss_and_gradients_equal_float64(how):
+    check(temperature=1.0 if how.get("normalize") is False else 0.05, **how)
+
+
+def test_each_argument_changes_the_loss():
+    losses = [check(**how) for how in ({}, {"margin": 0.1}, {"margin": 0.1, "spare_hard_negatives": True}, {"query_query": True})]
+    assert losses[1] < losses[2] < losses[0] < losses[3]
+
+
+def test_one_passage_a_query_is_the_loss_of_pairs():
+    q, p = batch()
+    torch.testing.assert_close(info_nce(q, p[::G], target=1), info_nce(q, p[::G]))
+    torch.testing.assert_close(info_nce(q, p[::G], margin=10.0, ids=IDS[:B]), info_nce(q, p[::G], ids=IDS[:B]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_margin_of_zero_keeps_what_equals_the_positive(dtype):
+    """Products of equal rows may round to different sums; here each of them keeps its share of the loss and of the gradient."""
+    q, p = (t.to(dtype) for t in batch())
+    p[1::G] = p[::G]
+    plain, dropped = ([], [])
+    for found, how in ((plain, {}), (dropped, {"margin": 0.0})):
+        rows = p.clone().requires_grad_()
+        loss = info_nce(q, rows, temperature=1.0, reduction="none", **how)
+        loss.sum().backward()
+        found += [loss.detach(), rows.grad[1::G].norm(dim=1)]
+    assert (dropped[0] >= 0.69).all()  # softplus(0): the duplicate has the logit of the positive
+    assert (dropped[1] > 0).all() and (dropped[0] <= plain[0] + 1e-5).all()
+
+
+def test_statistics_and_matryoshka():
+    q, p = (t.float() for t in batch())
+    loss, stats = info_nce(q, p, margin=0.1, return_stats=True, reduction="none")
+    s = F.normalize(q, dim=1) @ F.normalize(p, dim=1).T
+    positive = s.gather(1, torch.arange(0, B * G, G)[:, None])
+    kept = (s <= positive + 0.1).scatter(1, torch.arange(0, B * G, G)[:, None], False)
+    assert torch.equal(stats.rank.long(), (kept & (s > positive + 1e-6)).sum(1)) and stats.rank.sum() > 0
+    torch.testing.assert_close(stats.loss, loss)
+    torch.testing.assert_close(stats.negative, (s.sum(1) - positive[:, 0]) / (B * G - 1))
+    spared = info_nce(q, p, margin=0.1, return_stats=True, spare_hard_negatives=True)[1]
+    own = torch.arange(B)[:, None] == torch.arange(B * G) // G
+    assert torch.equal(spared.rank.long(), ((kept | own) & (s > positive + 1e-6)).sum(1))
+    one = partial(info_nce, margin=0.1, query_query=True)
+    parts = [one(q[:, :d], p[:, :d]) for d in (8, 24)]
+    torch.testing.assert_close(matryoshka(one, q, p, dims=(8, 24)), parts[0] + parts[1])
+
+
+def test_a_row_without_negatives_has_no_loss_and_no_gradient():
+    q, p = (torch.randn(1, 4, requires_grad=True) for _ in range(2))
+    loss = info_nce(q, p, margin=0.1, query_query=True, doc_query=True, doc_doc=True)
+    loss.backward()
+    assert loss == 0 and (q.grad == 0).all() and (p.grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    "how, error, words",
+    [
+        ({"target": torch.arange(B - 1)}, ValueError, "target must have shape"),
+        ({"target": torch.arange(B) + 3 * B}, ValueError, "target must be rows of positive_key"),
+        ({"target": 4}, ValueError, "need 280, got 210"),
+        ({"target": 0}, ValueError, "target must be in"),
+        ({"target": 1.5}, TypeError, "target must be an integer tensor"),
+        ({"margin": float("nan")}, ValueError, "margin must be finite"),
+        ({"margin": torch.tensor(1.0)}, TypeError, "margin must be a number"),
+        ({"query_query": 1}, TypeError, "query_query must be True or False"),
+        ({"doc_doc": "all"}, ValueError, "doc_doc must be one of"),
+        ({"ids": torch.arange(B)}, ValueError, "ids must have shape"),
+        ({"spare_hard_negatives": True, "ids": IDS}, ValueError, "spare_hard_negatives needs passages that lie"),
+        ({"doc_doc": "other", "target": MIXED}, ValueError, "cannot be given with a target tensor"),
+        ({"symmetric": True}, ValueError, "symmetric is not for passages"),
+        ({"margin": 0.1, "label_smoothing": 0.1}, ValueError, "because margin was given"),
+        ({"negative_keys": torch.randn(3, D, dtype=torch.float64)}, ValueError, "negative_keys is not for passages"),
+    ],
+)
+def test_refusals(how, error, words):
+    with pytest.raises(error, match=words):
+        info_nce(*batch(), **how)
+
+
+def test_shapes_that_cannot_be_passages_are_refused():
+    q, p = batch()
+    for passages, words in ((p[:-1], "a multiple of N rows"), (p[:, :5], "same width"), (p[:0], "at least one row")):
+        with pytest.raises(ValueError, match=words):
+            info_nce(q, passages)
+    with pytest.raises(TypeError, match="same dtype"):
+        info_nce(q, p.float())
