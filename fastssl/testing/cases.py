@@ -152,9 +152,8 @@ def _masking_case(name, inputs, wrap, ours, eager, shapes, flops=lambda s: 0.0, 
 
 _F, _E, _M, _S = functional, contrastive, masking, similarities
 _ONE = ((1, 3),)
-#: Three passages for each query, and the queries as columns too. No similarity is above the limit: one near it would count in one
-#: dtype and not in another.
-_PASSAGES = {"margin": 2.5, "query_query": True}
+#: No similarity of unit rows is above such a limit. One near a limit would count in one dtype and not in another.
+_MARGIN = 2.5
 CASES = {
     case.name: case
     for case in (
@@ -186,9 +185,9 @@ CASES = {
         _loss_case(
             "info_nce_passages",
             inputs.passages_inputs,
-            partial(_F.info_nce, **_PASSAGES),
-            partial(_E.info_nce_passages, **_PASSAGES),
-            columns=lambda s: 4 * s[0],
+            partial(_F.info_nce, margin=_MARGIN),
+            partial(_E.info_nce_passages, margin=_MARGIN),
+            columns=lambda s: 3 * s[0],
             first=_ONE,
         ),
         _loss_case("clip", inputs.image_text, _F.clip_loss, _E.clip, first=_ONE, logits=14.0),
