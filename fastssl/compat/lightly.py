@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from fastssl.checks import check_number, check_whole
 from fastssl.loss.cosine import NegativeCosineSimilarity
-from fastssl.loss.nt_xent import DCLLoss, DCLWLoss, NTXentLoss
+from fastssl.loss.nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
 
 from ._common import average_parameters
 from ._lars import Lars

@@ -8,28 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, distributed
 
-from fastssl.checks import readable
+from fastssl.checks import accumulator_dtype, readable
+
+from .collectives import gather, gather_even, initialised, reduce_scatter, world_size
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-def world_size(group: ProcessGroup | None = None) -> int:
-    """The number of processes that train together.
-
-    Args:
-        group: a process group; by default all processes.
-
-    Returns:
-        The number of processes in the group; 1 where no process group was made, and -1 where the group is without this process.
-
-    Examples:
-        >>> world_size()
-        1
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 1
-    return distributed.get_world_size(group)
 
 
 def gather_rows(rows: Tensor, group: ProcessGroup | None = None, *, even: bool = False) -> Tensor:
@@ -66,15 +50,8 @@ def gather_rows(rows: Tensor, group: ProcessGroup | None = None, *, even: bool =
     if world == 1:
         return rows
     if even:
-        return _gather_even(rows, world, group)
-    counts = _row_counts(op, rows, world, group)
-    longest = max(counts)
-    if min(counts) == longest:
-        return _gather_even(rows, world, group)
-    padded = rows.new_zeros((longest, *rows.shape[1:]))
-    padded[: len(rows)] = rows
-    blocks = _gather_even(padded, world, group).chunk(world)
-    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+        return gather_even(rows, world, group)
+    return gather(rows, _row_counts(op, rows, world, group), group)
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -82,15 +59,14 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, world, group):
-        ctx.count, ctx.group = len(rows), group
-        return _gather_even(rows, world, group)
+        ctx.count, ctx.world, ctx.group = len(rows), world, group
+        return gather_even(rows, world, group)
 
     @staticmethod
     def backward(ctx, grad):
-        grad = grad.contiguous().clone()
-        distributed.all_reduce(grad, group=ctx.group)
-        first = distributed.get_rank(ctx.group) * ctx.count
-        return grad[first : first + ctx.count], None, None
+        group = distributed.group.WORLD if ctx.group is None else ctx.group
+        sums = reduce_scatter(grad.to(accumulator_dtype(grad)), [ctx.count] * ctx.world, group)
+        return sums.to(grad.dtype), None, None
 
 
 def gather_rows_with_grad(rows: Tensor, group: ProcessGroup | None = None) -> tuple[Tensor, int]:
@@ -138,24 +114,15 @@ def _check(op: str, rows: Tensor, group: ProcessGroup | None) -> int:
     world = world_size(group)
     if world < 0:
         raise ValueError(f"{op}: group must contain this process, rank {distributed.get_rank()}")
-    if group is not None and not (distributed.is_available() and distributed.is_initialized()):
+    if group is not None and not initialised():
         raise ValueError(f"{op}: group was given, but there is no process group")
     return world
-
-
-def _gather_even(rows: Tensor, world: int, group: ProcessGroup | None) -> Tensor:
-    """The rows (world N, ...) of all processes, N from each; sent as bytes, since backends differ in the dtypes that they know."""
-    everyone = rows.new_empty((world * len(rows), *rows.shape[1:]))
-    if everyone.numel():
-        gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # the name up to torch 2.12
-        gather(everyone.flatten().view(torch.uint8), rows.contiguous().flatten().view(torch.uint8), group=group)
-    return everyone
 
 
 def _row_counts(op: str, rows: Tensor, world: int, group: ProcessGroup | None) -> list[int]:
     """N of each process. Where rows do not match, every process raises; otherwise some would wait for the others for ever."""
     form = zlib.crc32(f"{rows.dtype} {tuple(rows.shape[1:])}".encode())
-    table = _gather_even(torch.tensor([[len(rows), form]], device=rows.device), world, group).tolist()
+    table = gather_even(torch.tensor([[len(rows), form]], device=rows.device), world, group).tolist()
     if others := [rank for rank, (_, other) in enumerate(table) if other != form]:
         mine = f"{rows.dtype} {('N', *rows.shape[1:])}".replace("'", "")
         raise ValueError(f"{op}: rows must have one dtype and width in every process, got {mine} here, others in ranks {others}")

@@ -7,7 +7,7 @@ from .info_nce import InfoNCELoss
 from .mae import MAELoss
 from .metric import ContrastivePairsLoss, LiftedStructuredLoss, TripletLoss
 from .moco import MoCoLoss
-from .nt_xent import DCLLoss, DCLWLoss, NTXentLoss
+from .nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
 from .parts.local_rows import LocalRowsWarning
 from .sampled import NPairLoss
 from .sup_con import SupConLoss

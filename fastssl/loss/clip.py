@@ -23,19 +23,23 @@ from fastssl.checks import (
     check_vector,
     check_views,
 )
+from fastssl.distributed.class_sums import class_sums_of_all
+from fastssl.distributed.sigmoid_pair import sigmoid_pair as sigmoid_pair_of_all
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 
 from .info_nce import both_directions
-from .parts.arguments import enter, refuse_group, scalar
+from .parts.arguments import enter, scalar, together
 from .parts.dot_products import paired
-from .parts.ids import arange_ids, class_sums, compact_ids
-from .parts.local_rows import warn_local_rows
+from .parts.ids import class_sums, compact_ids, row_ids
+from .parts.reductions import reduce_rows
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from fastssl.distributed.ranks import Joined, Ranks
 
-def _check_pairs(op: str, image, text, logit_scale, logit_bias, normalize, group, ids: dict) -> None:
+
+def _check_pairs(op: str, image, text, logit_scale, logit_bias, normalize, ids: dict) -> None:
     check_views(op, ("image", "text"), image, text)
     check_flag(op, "normalize", normalize)
     check_scalar(op, "logit_scale", logit_scale, image)
@@ -44,7 +48,6 @@ def _check_pairs(op: str, image, text, logit_scale, logit_bias, normalize, group
     for name, value in ids.items():
         if value is not None:
             check_vector(op, name, value, image.shape[0], INTEGERS, "image", image)
-    refuse_group(op, group)
 
 
 def clip_loss(
@@ -54,7 +57,7 @@ def clip_loss(
     logit_bias: float | Tensor | None = None,
     *,
     normalize: bool = False,
-    group: ProcessGroup | None = None,
+    group: ProcessGroup | Ranks | None = None,
     ids: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -70,7 +73,9 @@ def clip_loss(
             one-element float tensor, which may need a gradient.
         logit_bias: added to every logit. A softmax does not see it: the loss is the same, and its gradient is 0.
         normalize: scale rows to unit length first (fused).
-        group: reserved for several processes, which are not there yet.
+        group: a process group, or ``fastssl.distributed.Ranks`` to choose how rows travel: the pairs of all its processes are
+            contrasted. Each process gets its share: the mean of the shares, and of their gradients, is that of one process with
+            the joined batch. None: this process's rows alone.
         ids: (N,) integers; pairs of equal id (copies of a picture, a caption used twice) are not each other's negatives.
         label_smoothing: in [0, 1), as in ``F.cross_entropy``, in both directions.
 
@@ -80,7 +85,7 @@ def clip_loss(
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, or a scale or bias that is not finite.
-        NotImplementedError: ``group`` was given.
+        RanksError: the processes of ``group`` make different calls, or one of them is gone.
 
     Examples:
         >>> image, text = torch.eye(4), torch.eye(4)
@@ -90,28 +95,35 @@ def clip_loss(
         0.0
     """
     op = "clip_loss"
-    warn_local_rows(op)
-    return clip_of_all(op, image, text, logit_scale, logit_bias, normalize, group, ids, label_smoothing)
+    image, text = enter(op, image, text)
+    _check_pairs(op, image, text, logit_scale, logit_bias, normalize, {"ids": ids})
+    check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)
+    joined = together(
+        op, group, image, **_alike(image, text, logit_scale, normalize), smoothing=label_smoothing, ids=ids is not None
+    )
+    return clip_of(op, image, text, logit_scale, logit_bias, normalize, ids, label_smoothing, joined)
 
 
-def clip_of_all(
+def _alike(image: Tensor, text: Tensor, logit_scale: float | Tensor, normalize: bool) -> dict:
+    """What every process must have given alike."""
+    return {"scale": logit_scale, "normalize": normalize, "grad": f"{image.requires_grad} {text.requires_grad}"}
+
+
+def clip_of(
     op: str,
     image: Tensor,
     text: Tensor,
     logit_scale: float | Tensor,
-    logit_bias: float | Tensor | None = None,
+    logit_bias: float | Tensor | None,
     normalize: bool = False,
-    group: ProcessGroup | None = None,
     ids: Tensor | None = None,
     label_smoothing: float = 0.0,
+    joined: Joined | None = None,
 ) -> Tensor:
-    """``clip_loss`` without the warning about local rows: of pairs that are known to be those of all processes."""
-    image, text = enter(op, image, text)
-    _check_pairs(op, image, text, logit_scale, logit_bias, normalize, group, {"ids": ids})
-    check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)
+    """``clip_loss`` of checked pairs, without the warning about local rows."""
     x, y, dot = paired(op, image, text, normalize)
-    losses, _, _ = both_directions(op, x, y, dot, scalar(logit_scale, x), ids, None, label_smoothing)
-    loss = losses.mean()
+    losses, _, _ = both_directions(op, x, y, dot, scalar(logit_scale, x), ids, None, label_smoothing, joined)
+    loss = reduce_rows(losses, "mean", joined)
     return loss + 0.0 * logit_bias.reshape(()).to(loss.dtype) if isinstance(logit_bias, Tensor) else loss
 
 
@@ -122,7 +134,7 @@ def siglip_loss(
     logit_bias: float | Tensor,
     *,
     normalize: bool = False,
-    group: ProcessGroup | None = None,
+    group: ProcessGroup | Ranks | None = None,
     image_id: Tensor | None = None,
     text_id: Tensor | None = None,
     weighting: str = "none",
@@ -140,7 +152,9 @@ def siglip_loss(
         logit_bias: added to every logit (the paper starts at -10); a number or a one-element float tensor, which may need a
             gradient.
         normalize: scale rows to unit length first (fused).
-        group: reserved for several processes, which are not there yet.
+        group: a process group, or ``fastssl.distributed.Ranks`` to choose how rows travel: the pairs of all its processes are
+            contrasted. Each process gets its share: the mean of the shares, and of their gradients, is that of one process with
+            the joined batch. None: this process's rows alone.
         image_id: (N,) integers. An image and a text of equal id are a positive pair; by default only image i and text i are.
         text_id: (N,) integers; by default ``image_id``.
         weighting: "none": every positive counts once. "balanced": 1 / (2 k_i) + 1 / (2 k'_j), with k positives in the row and
@@ -151,7 +165,7 @@ def siglip_loss(
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device or weighting, or a scale or bias that is not finite.
-        NotImplementedError: ``group`` was given.
+        RanksError: the processes of ``group`` make different calls, or one of them is gone.
 
     Examples:
         >>> image, text = torch.eye(4), torch.eye(4)
@@ -161,32 +175,38 @@ def siglip_loss(
     """
     op = "siglip_loss"
     image, text = enter(op, image, text)
-    _check_pairs(op, image, text, logit_scale, logit_bias, normalize, group, {"image_id": image_id, "text_id": text_id})
+    _check_pairs(op, image, text, logit_scale, logit_bias, normalize, {"image_id": image_id, "text_id": text_id})
     if logit_bias is None:
         raise TypeError(f"{op}: logit_bias must be a number or a one-element float tensor, got NoneType")
     check_choice(op, "weighting", weighting, ("none", "balanced"))
     if image_id is None and text_id is not None:
         raise ValueError(f"{op}: text_id was given without image_id")
-    warn_local_rows(op)
+    how = _alike(image, text, logit_scale, normalize) | {"bias": logit_bias, "ids": image_id is not None, "weighting": weighting}
+    joined = together(op, group, image, **how)
     x, y = paired(op, image, text, normalize)[:2] if normalize else (image, text)
-    x_id = arange_ids(x) if image_id is None else image_id
+    x_id = row_ids(x, joined) if image_id is None else image_id
     y_id = x_id if text_id is None else text_id
     x_weight = y_weight = None
     if weighting == "balanced":
-        x_weight, y_weight = _half_inverse_counts(x_id, y_id, accumulator_dtype(x))
-    total = sigmoid_pair(
-        x, y, scale=logit_scale, bias=logit_bias, x_id=x_id, y_id=y_id, x_weight=x_weight, y_weight=y_weight, op=op
-    )
-    return total / len(image)
+        x_weight, y_weight = _half_inverse_counts(x_id, y_id, accumulator_dtype(x), joined)
+    how = {"scale": logit_scale, "bias": logit_bias, "x_id": x_id, "y_id": y_id, "x_weight": x_weight, "y_weight": y_weight}
+    if joined is None:
+        return sigmoid_pair(x, y, **how, op=op) / len(image)
+    return joined.mean(sigmoid_pair_of_all(joined, x, y, **how))
 
 
-def _half_inverse_counts(x_id: Tensor, y_id: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _half_inverse_counts(x_id: Tensor, y_id: Tensor, dtype: torch.dtype, joined: Joined | None) -> tuple[Tensor, Tensor]:
     """1 / (2 k): k_i columns with the id of row i, and k_j rows with the id of column j; where there are none, 0."""
     wide = torch.promote_types(x_id.dtype, y_id.dtype)
-    compact = compact_ids(torch.cat([x_id.to(wide), y_id.to(wide)]))
-    one = torch.ones(len(compact), 1, dtype=dtype, device=x_id.device)
-    of_x, of_y = one.clone(), one.clone()
-    of_x[len(x_id) :], of_y[: len(x_id)] = 0.0, 0.0
-    rows, columns = class_sums(of_x, compact)[:, 0], class_sums(of_y, compact)[:, 0]
-    of_x, of_y = columns[compact[: len(x_id)]], rows[compact[len(x_id) :]]
+    if joined is not None:
+        x_id, y_id = x_id.to(wide), y_id.to(wide)
+        one = torch.ones(len(x_id), 1, dtype=dtype, device=x_id.device)
+        of_x, of_y = class_sums_of_all(joined, one, y_id, x_id)[:, 0], class_sums_of_all(joined, one, x_id, y_id)[:, 0]
+    else:
+        compact = compact_ids(torch.cat([x_id.to(wide), y_id.to(wide)]))
+        one = torch.ones(len(compact), 1, dtype=dtype, device=x_id.device)
+        of_x, of_y = one.clone(), one.clone()
+        of_x[len(x_id) :], of_y[: len(x_id)] = 0.0, 0.0
+        rows, columns = class_sums(of_x, compact)[:, 0], class_sums(of_y, compact)[:, 0]
+        of_x, of_y = columns[compact[: len(x_id)]], rows[compact[len(x_id) :]]
     return 0.5 / of_x.clamp_min(1.0) * (of_x > 0), 0.5 / of_y.clamp_min(1.0) * (of_y > 0)

@@ -1,7 +1,16 @@
 """``clip_loss`` and ``siglip_loss`` as the modules of open_clip 3.3, in one process and in several.
 
-In several processes CLIP gathers images and texts, and SigLIP gathers texts. open_clip passes SigLIP's texts around in one of four
-ways (``dist_impl``); all four have the same sum, so one gather serves them all.
+open_clip has four ways to take the loss in several processes. Let L be the loss of the joined batch, and L_r the mean over the rows
+of process r among the columns of all, so that L is the mean of the L_r.
+
+    local_loss  gather_with_grad   value   mean of the encoders' gradients over W processes
+    yes         yes                L_r     that of L
+    no          yes                L       that of L
+    no          no (the default)   L       that of L, divided by W; the gradient of the scale is not divided
+    yes         no                 L_r     another one: what the columns of a process get from the rows of others is missing
+
+The first three are ``clip_loss(group=...)``, which computes L_r. For the last one the columns are gathered here. SigLIP's texts go
+around in one of four ways there (``dist_impl``); all of them have the sum that ``siglip_loss(group=...)`` has.
 """
 
 import torch
@@ -9,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.checks import check_choice, check_number, check_views, check_whole, widest
-from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
+from fastssl.distributed import Ranks, gather_rows, gather_rows_with_grad, world_size
+from fastssl.distributed.class_sums import sum_of_all
+from fastssl.distributed.ranks import join
 from fastssl.ops.sigmoid_pair import sigmoid_pair
 
-from .clip import clip_loss, clip_of_all, siglip_loss
+from .clip import clip_loss, clip_of, siglip_loss
 from .parts.dot_products import dot_rows, unit_rows
 from .parts.ids import arange_ids
 from .parts.reductions import lse_of, softplus
@@ -38,6 +49,19 @@ def _output(loss: Tensor, output_dict: bool) -> Tensor | dict[str, Tensor]:
     return {"contrastive_loss": loss} if output_dict else loss
 
 
+class _DividedGradient(torch.autograd.Function):
+    """The tensor itself, whose gradient is divided by W."""
+
+    @staticmethod
+    def forward(ctx, features, world):
+        ctx.world = world
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream / ctx.world, None
+
+
 class ClipLoss(nn.Module):
     """``clip_loss`` with the arguments, attributes and methods of open_clip's ``ClipLoss`` (Radford et al. 2021, figure 3).
 
@@ -54,11 +78,12 @@ class ClipLoss(nn.Module):
             that size.
         use_horovod: accepted in one process; refused in several, where ``torch.distributed`` gathers.
         normalize: scale rows to unit length first.
-        label_smoothing: in [0, 1), as in ``clip_loss``; not together with ``local_loss`` in several processes.
+        label_smoothing: in [0, 1), as in ``clip_loss``; in several processes not with ``local_loss`` and without
+            ``gather_with_grad``.
 
     Raises:
         TypeError, ValueError: a wrong argument.
-        NotImplementedError: Horovod, or smoothing with ``local_loss``.
+        NotImplementedError: Horovod, or smoothing with ``local_loss`` alone.
 
     Examples:
         >>> criterion = ClipLoss(normalize=True)
@@ -85,8 +110,8 @@ class ClipLoss(nn.Module):
         check_number("ClipLoss", "label_smoothing", label_smoothing, 0.0, 1.0)
         if world_size > 1 and use_horovod:
             raise NotImplementedError("ClipLoss: use_horovod=True is not there; processes gather with torch.distributed")
-        if world_size > 1 and local_loss and label_smoothing:
-            raise NotImplementedError("ClipLoss: label_smoothing is not there together with local_loss; give one of them")
+        if world_size > 1 and local_loss and not gather_with_grad and label_smoothing:
+            raise NotImplementedError("ClipLoss: label_smoothing with local_loss=True is there only with gather_with_grad=True")
         self.local_loss, self.gather_with_grad, self.cache_labels = local_loss, gather_with_grad, cache_labels
         self.rank, self.world_size, self.use_horovod = rank, world_size, use_horovod
         self.normalize, self.label_smoothing = normalize, label_smoothing
@@ -125,11 +150,9 @@ class ClipLoss(nn.Module):
                 image_features, text_features, logit_scale, logit_bias, normalize=self.normalize, label_smoothing=smoothing
             )
             return _output(loss, output_dict)
+        if self.gather_with_grad or not self.local_loss:
+            return _output(self._of_all(image_features, text_features, logit_scale, logit_bias), output_dict)
         image, text, all_image, all_text = self._gathered(image_features, text_features)
-        if not self.local_loss:
-            smoothing = self.label_smoothing
-            loss = clip_of_all("ClipLoss", all_image, all_text, logit_scale, logit_bias, label_smoothing=smoothing)
-            return _output(loss, output_dict)
         own, columns = arange_ids(image, self.rank * len(image)), arange_ids(all_text)
         losses = []
         for x, y in ((image, all_text), (text, all_image)):
@@ -139,6 +162,20 @@ class ClipLoss(nn.Module):
         if isinstance(logit_bias, Tensor):
             loss = loss + 0.0 * logit_bias.reshape(()).to(loss.dtype)
         return _output(loss, output_dict)
+
+    def _of_all(self, image: Tensor, text: Tensor, scale, bias) -> Tensor:
+        """The three forms of the loss whose gradient is that of the joined batch, or that divided by W."""
+        image, text = widest(image, text)
+        check_views("ClipLoss", ("image_features", "text_features"), image, text)
+        _check_processes("ClipLoss", self.rank, self.world_size)
+        joined = join("ClipLoss", Ranks(), image, grad=f"{image.requires_grad} {text.requires_grad}")
+        if not self.gather_with_grad:
+            image, text = (_DividedGradient.apply(t, self.world_size) for t in (image, text))
+        loss = clip_of("ClipLoss", image, text, scale, bias, self.normalize, None, self.label_smoothing, joined)
+        if self.local_loss or joined is None:
+            return loss
+        own = loss.detach()
+        return loss + (sum_of_all(joined, own) / self.world_size - own)
 
     def get_logits(
         self,
@@ -206,7 +243,8 @@ class SigLipLoss(nn.Module):
         rank: the rank of this process.
         world_size: number of processes, every one of which must bring the same number of rows. More than 1 needs a process group of
             that size.
-        dist_impl: "bidir" (None), "shift", "reduce" or "gather": the same loss, here always by one gather of the texts.
+        dist_impl: "bidir" (None), "shift", "reduce" or "gather": the same loss. With "gather" and "reduce" the texts are gathered
+            here, and with the other two they travel from process to process.
         chunk_size: has no effect, since the N x N logits are never made; a later open_clip has this argument.
         normalize: scale rows to unit length first.
 
@@ -263,18 +301,17 @@ class SigLipLoss(nn.Module):
             TypeError, ValueError: wrong type, dtype, shape or device, a scale or bias that is not finite, or a process group that
                 is not of ``world_size`` and ``rank``.
         """
+        bias = 0.0 if logit_bias is None else logit_bias
+        if self.world_size > 1:
+            _check_processes("SigLipLoss", self.rank, self.world_size)
+            group = Ranks(transport="ring" if self.dist_impl in ("bidir", "shift") else "gather")
+            loss = siglip_loss(image_features, text_features, logit_scale, bias, normalize=self.normalize, group=group)
+            return _output(loss, output_dict)
         image, text = widest(image_features, text_features)
         check_views("SigLipLoss", ("image_features", "text_features"), image, text)
         if self.normalize:
             image, text = unit_rows(image), unit_rows(text)
-        if self.world_size == 1:
-            return _output(self._loss(image, text, logit_scale, logit_bias), output_dict)
-        _check_processes("SigLipLoss", self.rank, self.world_size)
-        bias = 0.0 if logit_bias is None else logit_bias
-        texts, first = gather_rows_with_grad(text)
-        own, columns = arange_ids(image, first), arange_ids(texts)
-        total = sigmoid_pair(image, texts, scale=logit_scale, bias=bias, x_id=own, y_id=columns, op="SigLipLoss")
-        return _output(total / len(image), output_dict)
+        return _output(self._loss(image, text, logit_scale, logit_bias), output_dict)
 
     def get_logits(
         self,

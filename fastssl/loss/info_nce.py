@@ -26,51 +26,22 @@ from fastssl.checks import (
     check_vector,
     check_views,
 )
-from fastssl.ops.similarity import similarity_lse_rank
+from fastssl.distributed import similarity_cross as of_all
+from fastssl.distributed.ranks import as_ranks, join
 from fastssl.ops.similarity_cross import similarity_cross
 
-from .parts.arguments import enter, refuse_group, scalar
-from .parts.dot_products import dot_rows, dot_sum, matmul, paired, unit_rows
-from .parts.ids import arange_ids, class_sums, compact_ids
-from .parts.local_rows import warn_local_rows
-from .parts.reductions import check_reduction, positive_loss, reduce_rows, softplus
+from .parts.arguments import enter, scalar, together
+from .parts.dot_products import dot_rows, matmul, paired, unit_rows
+from .parts.ids import arange_ids, compact_ids, row_ids
+from .parts.negative_sums import Sums, negative_sums, smoothed, with_extra
+from .parts.reductions import check_reduction, lse_rank_of, positive_loss, reduce_rows, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
 from .passages import Passages, check_passages, of_passages, passage_loss
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-
-Sums = tuple[Tensor, Tensor | float]  # over the similarities of each row's negatives: the sums (N,), and how many they are
-
-
-def _excluded_sums(query: Tensor, keys: Tensor, ids: Tensor | None) -> Sums:
-    """Sum over j of <query_i, keys_j> with id_j = id_i (without ids of the positive alone), and how many those are."""
-    if ids is None:
-        return dot_rows(query, keys), 1.0
-    wide, compact = accumulator_dtype(keys), compact_ids(ids)
-    sums = class_sums(keys.to(wide), compact)[compact]
-    ones = torch.ones(len(ids), 1, dtype=wide, device=keys.device)
-    return dot_rows(query.to(wide), sums), class_sums(ones, compact)[compact, 0]
-
-
-def _negative_sums(query: Tensor, keys: Tensor, extra: Tensor | None, ids: Tensor | None) -> Sums:
-    """Sums over the negatives of each row in the batch, and over extra (M, D), which are negatives of every row."""
-    excluded, count = _excluded_sums(query, keys, ids)
-    sums, total = dot_sum(query, keys) - excluded, len(keys) - count
-    return (sums, total) if extra is None else (sums + dot_sum(query, extra), total + len(extra))
-
-
-def _smoothed(
-    loss: Tensor, positive: Tensor, negatives: Sums, scale: float | Tensor, smoothing: float, weight: float = 0.0
-) -> Tensor:
-    """Cross-entropy with label smoothing from the plain one: + eps (s_pos - mean of all logits of the row).
-
-    ``weight`` is what the logits of the negatives hold, in all, beside the scaled similarities.
-    """
-    total, count = negatives
-    eps, extra = scalar(smoothing, loss), scalar(weight, loss) / (count + 1.0)
-    return loss + eps * (scale * (positive - (positive + total) / (count + 1.0)) - extra)
+    from fastssl.distributed.ranks import Joined, Ranks
 
 
 def _paired_terms(
@@ -125,7 +96,7 @@ def info_nce(
     query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, temperature: float | Tensor = 0.1,
     reduction: str = "mean", negative_mode: str = "unpaired", *,
     normalize: bool = True, symmetric: bool = False, return_stats: bool = False,
-    group: ProcessGroup | None = None,
+    group: ProcessGroup | Ranks | None = None,
     ids: Tensor | None = None,
     hard_negative_keys: Tensor | None = None, hard_negative_weight: float = 0.0, label_smoothing: float = 0.0,
     target: Tensor | int | None = None, margin: float | None = None, relative_margin: float | None = None,
@@ -152,7 +123,9 @@ def info_nce(
         symmetric: the mean of query to key and key to query (negatives from the batch only), both from one sweep; "none" gives
             the losses (2N,), those of the queries first.
         return_stats: also return ``RowStats`` of the queries.
-        group: reserved for negatives from other processes, which are not there yet.
+        group: a process group, or ``fastssl.distributed.Ranks`` to choose how rows travel: the keys of all its processes are
+            negatives (negative keys and hard negatives too, unless "paired"). Each process gets its share: the mean of the
+            shares, and of their gradients, is that of one process with the joined batch. None: this process's rows alone.
         ids: (N,) integers. Rows of equal id (captions of one picture, slices of one volume) are not each other's negatives. Of
             passages (M,): those with the id of a query's positive, such as its duplicates, are not negatives of the query.
         hard_negative_keys: (M, D), more negatives for every query beside the batch, as in supervised SimCSE.
@@ -177,7 +150,7 @@ def info_nce(
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device or temperature, or arguments that exclude each other.
-        NotImplementedError: ``group`` was given.
+        RanksError: the processes of ``group`` make different calls, or one of them is gone.
 
     Examples:
         >>> query, key = torch.eye(4), torch.eye(4).roll(1, 1)
@@ -197,44 +170,54 @@ def info_nce(
     if of_passages(query, positive_key, how):
         others = (negative_keys, hard_negative_keys, symmetric, label_smoothing, hard_negative_weight)
         check_passages(op, query, positive_key, ids, how, others)
-        refuse_group(op, group)
+        if as_ranks(op, group) is not None:
+            raise NotImplementedError(f"{op}: group= is not there for passages yet; call it without group")
         return passage_loss(op, query, positive_key, temperature, reduction, ids, how, normalize, return_stats)
     check_views(op, ("query", "positive_key"), query, positive_key)
     flags = {"normalize": normalize, "symmetric": symmetric, "return_stats": return_stats}
     _check_numbers(op, query, temperature, label_smoothing, hard_negative_weight, **flags)
     _check_columns(op, query, negative_keys, negative_mode, hard_negative_keys, ids, symmetric)
-    refuse_group(op, group)
     if hard_negative_weight and (hard_negative_keys is None or len(hard_negative_keys) != len(query) or ids is not None):
         raise ValueError(f"{op}: hard_negative_weight needs one hard negative for each query (M = N) and no ids")
-    if negative_keys is None:
-        warn_local_rows(op)
+    extra = negative_keys if hard_negative_keys is None else hard_negative_keys
+    joined, of_extra = _joined(op, group, query, positive_key, negative_keys, negative_mode, extra, temperature)
     scale = 1.0 / scalar(temperature, query)
     query, key, dot = paired(op, query, positive_key, normalize)
-    extra = negative_keys if hard_negative_keys is None else hard_negative_keys
     if extra is not None and normalize:
         extra = unit_rows(extra)
     threshold = rank_bar(query, key, scale) if return_stats else None
     if symmetric:
-        return _symmetric(query, key, dot, scale, ids, threshold, label_smoothing, reduction)
+        return _symmetric(query, key, dot, scale, ids, threshold, label_smoothing, reduction, joined)
     sums: Sums | None = None
     needs_sums = return_stats or label_smoothing != 0
     if negative_keys is None:
-        lse, rank = batch_lse(op, query, key, scale, extra, ids, hard_negative_weight, threshold)
-        sums = _negative_sums(query, key, extra, ids) if needs_sums else None
+        lse, rank = batch_lse(op, query, key, scale, extra, ids, hard_negative_weight, threshold, joined, of_extra)
+        sums = with_extra(negative_sums(query, key, ids, joined), query, extra, of_extra) if needs_sums else None
     elif negative_mode == "paired":
         lse, rank, sums = _paired_terms(query, extra, scale, threshold)
     else:
-        lse, rank = similarity_lse_rank(query, extra, scale=scale, threshold=threshold, op=op)
-        sums = (dot_sum(query, extra), float(len(extra))) if needs_sums else None
+        lse, rank = lse_rank_of(op, query, extra, of_extra, scale=scale, threshold=threshold)
+        sums = with_extra((0.0, 0.0), query, extra, of_extra) if needs_sums else None
     if not needs_sums or sums is None:
-        return positive_loss(op, lse, dot, scale, reduction)
+        return positive_loss(op, lse, dot, scale, reduction, joined)
     if label_smoothing:
-        rows = _smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing, hard_negative_weight)
-        loss = reduce_rows(rows, reduction)
+        rows = smoothed(softplus(lse - scale * dot), dot, sums, scale, label_smoothing, hard_negative_weight)
+        loss = reduce_rows(rows, reduction, joined)
     else:
         rows = softplus((lse - scale * dot).detach())
-        loss = positive_loss(op, lse, dot, scale, reduction)
+        loss = positive_loss(op, lse, dot, scale, reduction, joined)
     return (loss, row_stats(rows, rank, dot, sums[0] / sums[1])) if return_stats else loss
+
+
+def _joined(op, group, query, key, negative_keys, negative_mode, extra, temperature) -> tuple[Joined | None, Joined | None]:
+    """The processes that bring queries and keys, and the same ones as they bring the extra keys, which may be of other numbers."""
+    if group is None and negative_keys is not None:
+        return None, None  # the batch is not contrasted, so that nothing is missing from other processes
+    grad = f"{query.requires_grad} {key.requires_grad}"
+    joined = together(op, group, query, temperature=temperature, extra=extra is not None, mode=negative_mode, grad=grad)
+    if joined is None or extra is None or extra.dim() == 3:
+        return joined, None
+    return joined, join(op, group, extra, role="extra keys", grad=extra.requires_grad)
 
 
 def batch_lse(
@@ -246,24 +229,32 @@ def batch_lse(
     ids: Tensor | None = None,
     weight: float = 0.0,
     threshold: Tensor | None = None,
+    joined: Joined | None = None,
+    of_extra: Joined | None = None,
 ) -> tuple[Tensor, Tensor]:
     """lse (N,) over the batch's other keys and the extra ones (M, D), and the rank (N,) of a threshold.
 
     With a ``weight`` (then M = N) row i of ``extra`` is the hard negative of query i: the ids leave it out of the sweep, and it
     joins afterwards with the weight in its logit.
     """
-    own = arange_ids(query) if ids is None else ids
+    own = row_ids(query, joined) if ids is None else ids
+    how = {"scale": scale, "threshold": threshold}
     if extra is None:
-        return similarity_lse_rank(query, key, scale=scale, x_id=own, y_id=own, threshold=threshold, op=op)
-    if weight:
-        other = own
-    elif ids is None:
-        other = arange_ids(extra, start=len(query))
+        return lse_rank_of(op, query, key, joined, x_id=own, y_id=own, **how)
+    if joined is not None:
+        lse, rank = lse_rank_of(op, query, key, joined, x_id=own, y_id=own, **how)
+        more, of_more = lse_rank_of(op, query, extra, of_extra, **({"x_id": own, "y_id": own} if weight else {}), **how)
+        lse, rank = torch.logaddexp(lse, more), rank + of_more
     else:
-        own = compact_ids(ids)  # no integer is free where both ends of int64 are taken
-        other = own.new_full((len(extra),), len(query))
-    columns, column_ids = torch.cat([key, extra]), torch.cat([own, other])
-    lse, rank = similarity_lse_rank(query, columns, scale=scale, x_id=own, y_id=column_ids, threshold=threshold, op=op)
+        if weight:
+            other = own
+        elif ids is None:
+            other = arange_ids(extra, start=len(query))
+        else:
+            own = compact_ids(ids)  # no integer is free where both ends of int64 are taken
+            other = own.new_full((len(extra),), len(query))
+        columns, column_ids = torch.cat([key, extra]), torch.cat([own, other])
+        lse, rank = lse_rank_of(op, query, columns, x_id=own, y_id=column_ids, **how)
     if not weight:
         return lse, rank
     hard = scale * dot_rows(query, extra) + scalar(weight, query)
@@ -281,24 +272,26 @@ def both_directions(
     ids: Tensor | None,
     threshold: Tensor | None = None,
     smoothing: float = 0.0,
+    joined: Joined | None = None,
 ) -> tuple[Tensor, Tensor, Sums | None]:
     """Losses (2, N) of x to y and of y to x from one sweep, the ranks of x's rows, and the sums of x's negatives."""
-    own = arange_ids(x) if ids is None else ids
-    row, column, rank = similarity_cross(x, y, scale=scale, x_id=own, y_id=own, threshold=threshold, op=op)
+    own = row_ids(x, joined) if ids is None else ids
+    how = {"scale": scale, "x_id": own, "y_id": own, "threshold": threshold}
+    row, column, rank = similarity_cross(x, y, op=op, **how) if joined is None else of_all.similarity_cross(joined, x, y, **how)
     losses = softplus(torch.stack([row, column]) - scale * dot)
     if not smoothing and threshold is None:
         return losses, rank, None
-    sums = _negative_sums(x, y, None, ids)
+    sums = negative_sums(x, y, ids, joined)
     if smoothing:
-        theirs = _smoothed(losses[1], dot, _negative_sums(y, x, None, ids), scale, smoothing)
-        losses = torch.stack([_smoothed(losses[0], dot, sums, scale, smoothing), theirs])
+        theirs = smoothed(losses[1], dot, negative_sums(y, x, ids, joined), scale, smoothing)
+        losses = torch.stack([smoothed(losses[0], dot, sums, scale, smoothing), theirs])
     return losses, rank, sums
 
 
-def _symmetric(query, key, dot, scale, ids, threshold, smoothing, reduction) -> Tensor | tuple[Tensor, RowStats]:
+def _symmetric(query, key, dot, scale, ids, threshold, smoothing, reduction, joined) -> Tensor | tuple[Tensor, RowStats]:
     """The mean of both directions; with a threshold also the statistics of the queries."""
-    losses, rank, sums = both_directions("info_nce", query, key, dot, scale, ids, threshold, smoothing)
-    loss = 0.5 * losses.sum() if reduction == "sum" else reduce_rows(losses, reduction)
+    losses, rank, sums = both_directions("info_nce", query, key, dot, scale, ids, threshold, smoothing, joined)
+    loss = reduce_rows(0.5 * losses if reduction == "sum" else losses, reduction, joined)
     if threshold is None or sums is None:
         return loss
     return loss, row_stats(losses[0], rank, dot, sums[0] / sums[1])

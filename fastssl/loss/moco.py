@@ -7,7 +7,9 @@ The queue needs no gradient, so one sweep over it gives the loss and the query's
 new keys may be pushed onto it between the forward and the backward.
 """
 
-from typing import cast
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +18,16 @@ from fastssl.checks import check_choice, check_flag, check_matrix, check_same_de
 from fastssl.ops.similarity import similarity_lse_rank
 
 from .info_nce import batch_lse
-from .parts.arguments import enter, scalar
-from .parts.dot_products import dot_rows, dot_sum, paired
-from .parts.local_rows import warn_local_rows
+from .parts.arguments import enter, scalar, together
+from .parts.dot_products import dot_rows, paired
+from .parts.negative_sums import dot_sum
 from .parts.reductions import check_reduction, positive_loss, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from fastssl.distributed.ranks import Ranks
 
 
 def moco_loss(
@@ -87,7 +94,14 @@ def moco_loss(
     return loss, row_stats(rows, rank, dot, negative)
 
 
-def moco_v3_loss(query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, *, normalize: bool = True) -> Tensor:
+def moco_v3_loss(
+    query: Tensor,
+    key: Tensor,
+    temperature: float | Tensor = 0.2,
+    *,
+    normalize: bool = True,
+    group: ProcessGroup | Ranks | None = None,
+) -> Tensor:
     """MoCo v3's contrast of one direction (Chen, Xie and He 2021, algorithm 1): ``2 tau InfoNCE``, where the keys are constants.
 
     MoCo v3 adds the two directions: ``moco_v3_loss(q1, k2) + moco_v3_loss(q2, k1)``.
@@ -99,12 +113,16 @@ def moco_v3_loss(query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, 
         temperature: tau, which divides the similarities and multiplies the loss; a number or a one-element float tensor, not 0. A
             tensor may need a gradient.
         normalize: scale rows to unit length first.
+        group: a process group, or ``fastssl.distributed.Ranks``: the keys of all its processes are negatives, as in MoCo v3. Each
+            process gets its share: the mean of the shares, and of their gradients, is that of one process with the joined batch.
+            None: this process's rows alone.
 
     Returns:
         The mean loss, a scalar, float32 (float64 for float64 input). Memory O(N D). Differentiable once.
 
     Raises:
-        TypeError, ValueError: wrong type, dtype, shape, device or temperature.
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature or group.
+        RanksError: the processes of ``group`` make different calls, or one of them is gone.
 
     Examples:
         >>> query = torch.randn(8, 16, requires_grad=True)
@@ -117,11 +135,11 @@ def moco_v3_loss(query: Tensor, key: Tensor, temperature: float | Tensor = 0.2, 
     check_views(op, ("query", "key"), query, key)
     check_scalar(op, "temperature", temperature, query, zero=False)
     check_flag(op, "normalize", normalize)
-    warn_local_rows(op)
+    joined = together(op, group, query, temperature=temperature, normalize=normalize)
     temperature = scalar(temperature, query)
     q, k, dot = paired(op, query, key.detach(), normalize)
-    lse, _ = batch_lse(op, q, k, 1.0 / temperature)
-    return positive_loss(op, lse, dot, 1.0 / temperature, "mean") * (2.0 * temperature)
+    lse, _ = batch_lse(op, q, k, 1.0 / temperature, joined=joined)
+    return positive_loss(op, lse, dot, 1.0 / temperature, "mean", joined) * (2.0 * temperature)
 
 
 class MoCoLoss(nn.Module):

@@ -41,9 +41,10 @@ from fastssl.ops.similarity import similarity_lse_rank
 from fastssl.ops.similarity_limited import similarity_limited
 
 from .parts.arguments import scalar
-from .parts.dot_products import dot_rows, dot_sum, matmul, unit_rows
+from .parts.dot_products import dot_rows, matmul, unit_rows
 from .parts.ids import arange_ids, class_sums, compact_ids
 from .parts.local_rows import warn_local_rows
+from .parts.negative_sums import dot_sum
 from .parts.reductions import positive_loss, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
 

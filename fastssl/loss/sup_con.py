@@ -28,15 +28,18 @@ from fastssl.checks import (
     readable,
     savable,
 )
+from fastssl.distributed.class_sums import sum_of_all
 
-from .parts.arguments import enter, refuse_group, scalar
+from .parts.arguments import enter, scalar, together
 from .parts.dot_products import dot_rows, matmul, paired, unit_rows
-from .parts.ids import arange_ids, class_sums, compact_ids
-from .parts.local_rows import warn_local_rows
+from .parts.ids import compact_ids, row_ids
+from .parts.negative_sums import ids_to_sum_by, sums_by_id
 from .parts.reductions import check_reduction, lse_of, positive_loss, reduce_rows, softplus
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from fastssl.distributed.ranks import Joined, Ranks
 
 _OP = "sup_con"
 
@@ -73,8 +76,8 @@ def _check_mask(mask, rows: int, features: Tensor) -> None:
         raise ValueError(f"{_OP}: mask must be finite and at least 0, got {mask.amin().item()}")
 
 
-def _class_ids(features: Tensor, labels: Tensor | None) -> Tensor | None:
-    """Integers (B,) for labels (B,) or (B, 1) of any real dtype, equal where the labels are equal."""
+def _class_ids(features: Tensor, labels: Tensor | None, of_all: bool) -> Tensor | None:
+    """Integers (B,) for labels (B,) or (B, 1) of any real dtype, equal where the labels are; with ``of_all`` in every process."""
     if labels is None:
         return None
     check_dense(_OP, "labels", labels, "a tensor (B,)")
@@ -86,7 +89,8 @@ def _class_ids(features: Tensor, labels: Tensor | None) -> Tensor | None:
     if labels.dtype.is_floating_point:
         if readable(labels) and labels.isnan().any():
             raise ValueError(f"{_OP}: labels must not be NaN, which is equal to nothing")
-        return compact_ids(labels.detach())
+        labels = labels.detach()
+        return (labels.double() + 0.0).view(torch.int64) if of_all else compact_ids(labels)  # the sum makes 0.0 of -0.0
     return labels if labels.dtype in INTEGERS else labels.to(torch.int64)  # bool, and unsigned integers that few kernels know
 
 
@@ -109,8 +113,10 @@ def _holds(dtype: torch.dtype, value: int) -> bool:
     return 0 <= value <= 1 if dtype == torch.bool else torch.iinfo(dtype).min <= value <= torch.iinfo(dtype).max
 
 
-def _positive_sums(z: Tensor, anchors: Tensor, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sums (A B, D) of the positives of the first A views, and their counts (B,): z (B, V, D), anchors (A, B, D), compact ids (B,).
+def _positive_sums(
+    z: Tensor, anchors: Tensor, ids: Tensor | None, mask: Tensor | None, joined: Joined | None
+) -> tuple[Tensor, Tensor]:
+    """Sums (A B, D) of the positives of the first A views, and their counts (B,): z (B, V, D), anchors (A, B, D), ids (B,).
 
     The anchor itself is no positive. A mask counts with its values, so that soft masks weigh the positives. A sum from which an
     anchor is subtracted is in float64: after a huge row was subtracted, the sum is what it would have been without that row.
@@ -125,25 +131,24 @@ def _positive_sums(z: Tensor, anchors: Tensor, ids: Tensor | None, mask: Tensor 
         itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
         others = matmul(weight.masked_fill(itself, 0.0), of_sample.to(z.dtype))
     elif ids is not None:
-        count = views * class_sums(own[:, None], ids)[ids, 0]
-        of_sample = class_sums(of_sample, ids)[ids]
+        count = views * sums_by_id(own[:, None], ids, joined)[:, 0]
+        of_sample = sums_by_id(of_sample, ids, joined)
     else:
         count = views * own
     sums = torch.stack([others + own[:, None] * (of_sample - anchor).to(z.dtype) for anchor in anchors])  # (A, B, D)
     return sums.flatten(0, 1), count - own
 
 
-def _pair_ids(views: int, ids: Tensor | None, alone: Tensor) -> Tensor:
-    """Ids (V, B) int32 of B samples with V = 1 or 2 views, by which the log-sum-exp leaves a single positive out.
+def _pair_ids(row: Tensor, views: int, ids: Tensor | None, alone: Tensor, joined: Joined | None) -> Tensor:
+    """Ids (V, B) int32 of the samples ``row`` (B,), V = 1 or 2 views: by them the log-sum-exp leaves a single positive out.
 
     Each row has an id of its own, except where ``alone`` (B,) says that an anchor has one positive: the two share an id.
     """
-    row = arange_ids(alone)
-    first = row
+    first = views * row
     if views == 1 and ids is not None:
-        partner = class_sums(row[:, None], ids)[ids, 0] - row  # where two samples make the class
+        partner = sums_by_id(row[:, None].double(), ids, joined)[:, 0].to(row.dtype) - row  # where two samples make the class
         first = torch.minimum(row, partner)
-    return torch.where(alone, first, torch.stack([row + view * len(row) for view in range(views)]))
+    return torch.where(alone, first, torch.stack([views * row + view for view in range(views)]))
 
 
 def sup_con(
@@ -153,7 +158,7 @@ def sup_con(
     temperature: float | Tensor = 0.07,
     base_temperature: float | None = None,
     normalize: bool = False,
-    group: ProcessGroup | None = None,
+    group: ProcessGroup | Ranks | None = None,
     mask: Tensor | None = None,
     contrast_mode: str = "all",
     reduction: str = "mean",
@@ -173,7 +178,10 @@ def sup_con(
         temperature: divides the similarities; a number or a one-element float tensor, not 0. A tensor may need a gradient.
         base_temperature: the loss is multiplied by temperature / base_temperature, as in SupContrast (0.07 there). None: it is not.
         normalize: scale rows to unit length first.
-        group: reserved for features from other processes, which are not there yet.
+        group: a process group, or ``fastssl.distributed.Ranks`` to choose how rows travel: the samples of all its processes are
+            contrasted, and labels are compared across processes. Each process gets its share: the mean of the shares, and of
+            their gradients, is that of one process with the joined batch. Not together with ``mask``. None: this process's
+            samples alone.
         mask: (B, B), in place of labels: mask[i, j] is 1 where sample j is a positive of sample i (need not be symmetric).
         contrast_mode: "all": every view is an anchor; "one": the first view is.
         reduction: "mean" or "sum" over the anchors, or "none" for their losses, view after view: (V B,), or (B,) with "one".
@@ -187,7 +195,7 @@ def sup_con(
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device, temperature, labels and mask both given, or a mask that is complex,
             negative or not finite.
-        NotImplementedError: ``group`` was given.
+        RanksError: the processes of ``group`` make different calls, or one of them is gone.
 
     Examples:
         >>> features = torch.eye(4)[[0, 0, 1, 1]].view(4, 1, 4)  # 4 samples of one view
@@ -197,55 +205,71 @@ def sup_con(
     """
     (features,) = enter(_OP, features)
     _check(features, labels, mask, temperature, base_temperature)
-    given, labels = labels, _class_ids(features, labels)
+    given, labels = labels, _class_ids(features, labels, group is not None)
     labelled = _labelled(given, ignore_label)
     check_flag(_OP, "normalize", normalize)
     check_choice(_OP, "contrast_mode", contrast_mode, ("all", "one"))
     check_reduction(_OP, reduction)
-    refuse_group(_OP, group)
-    warn_local_rows(_OP)
+    if mask is not None and group is not None:
+        raise ValueError(f"{_OP}: mask and group were both given; across processes positives follow from labels")
     features = features.flatten(2)
+    how = {"temperature": temperature, "labels": None if labels is None else str(labels.dtype), "mode": contrast_mode}
+    how |= {"ignore_label": ignore_label, "normalize": normalize, "reduction": reduction, "grad": features.requires_grad}
+    joined = together(_OP, group, features, **how)
     temperature = scalar(temperature, features)
     weight = 1.0 if base_temperature is None else temperature / scalar(base_temperature, features)
     if labels is None and mask is None and contrast_mode == "all" and features.shape[1] == 2:
-        return weight * _two_views(features, 1.0 / temperature, normalize, reduction)
-    rows = _anchor_rows(features, labels, mask, 1.0 / temperature, normalize, contrast_mode)
-    if labelled is None:
-        return weight * reduce_rows(rows, reduction)
-    labelled = labelled.repeat(len(rows) // len(labelled))
+        return weight * _two_views(features, 1.0 / temperature, normalize, reduction, joined)
+    rows = _anchor_rows(features, labels, mask, 1.0 / temperature, normalize, contrast_mode, joined)
+    return weight * (reduce_rows(rows, reduction, joined) if labelled is None else _of_labelled(rows, labelled, reduction, joined))
+
+
+def _of_labelled(rows: Tensor, labelled: Tensor, reduction: str, joined: Joined | None) -> Tensor:
+    """Losses (A, B) of the anchors reduced, where the samples that are not ``labelled`` (B,) do not count."""
     rows = torch.where(labelled, rows, 0.0)
-    return weight * (rows.sum() / labelled.sum().clamp_min(1) if reduction == "mean" else reduce_rows(rows, reduction))
+    if reduction != "mean":
+        return reduce_rows(rows, reduction, joined)
+    count = len(rows) * labelled.sum()
+    if joined is None:
+        return rows.sum() / count.clamp_min(1)
+    return joined.world * rows.sum() / sum_of_all(joined, count).clamp_min(1)
 
 
-def _two_views(features: Tensor, scale, normalize: bool, reduction: str) -> Tensor:
+def _two_views(features: Tensor, scale, normalize: bool, reduction: str, joined: Joined | None) -> Tensor:
     """Two views without labels, which is NT-Xent: each row has one positive."""
     a, b, dot = paired(_OP, features[:, 0], features[:, 1], normalize)
-    z, pair = torch.cat([a, b]), arange_ids(a).repeat(2)
-    return positive_loss(_OP, lse_of(_OP, z, z, scale=scale, x_id=pair), dot, scale, reduction)
+    z, pair = torch.cat([a, b]), row_ids(a, joined).repeat(2)
+    if joined is None:
+        lse = lse_of(_OP, z, z, scale=scale, x_id=pair)
+    else:
+        lse = lse_of(_OP, z, z, joined.times(2), scale=scale, x_id=pair, y_id=pair)
+    return positive_loss(_OP, lse, dot, scale, reduction, joined)
 
 
-def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contrast_mode: str) -> Tensor:
-    """The losses of the anchors, view after view: 0 for an anchor without positives; a NaN stays one."""
+def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contrast_mode: str, joined: Joined | None) -> Tensor:
+    """The losses (A, B) of the anchors, view after view: 0 for an anchor without positives; a NaN stays one."""
     z = unit_rows(features) if normalize else features
     samples, views, _ = z.shape
     contrast = z.transpose(0, 1).reshape(samples * views, -1)  # (V B, D), view after view
     used = views if contrast_mode == "all" else 1
     anchors = contrast[: used * samples] if used < views else contrast
     wide = accumulator_dtype(z)
-    classes = None if labels is None else compact_ids(labels)
-    sums, count = _positive_sums(z.to(wide), anchors.to(wide).unflatten(0, (used, -1)), classes, mask)
-    one = None
+    classes = None if labels is None else ids_to_sum_by(labels, joined)
+    sums, count = _positive_sums(z.to(wide), anchors.to(wide).unflatten(0, (used, -1)), classes, mask, joined)
+    one, row = None, row_ids(z, joined)
     if mask is None and views <= 2:  # otherwise no anchor is known to have a single positive
         one = count == 1
-        ids = _pair_ids(views, classes, one).flatten()
+        ids = _pair_ids(row, views, classes, one, joined).flatten()
     else:
-        ids = arange_ids(contrast)
-    lse = lse_of(_OP, anchors, contrast, scale=scale, x_id=ids[: len(anchors)], y_id=None if anchors is contrast else ids)
+        ids = torch.cat([views * row + view for view in range(views)])
+    itself = anchors is contrast and joined is None
+    of_all = None if joined is None else joined.times(views)
+    lse = lse_of(_OP, anchors, contrast, of_all, scale=scale, x_id=ids[: len(anchors)], y_id=None if itself else ids)
     mean = dot_rows(anchors.to(wide), sums).view(used, -1) / count.clamp_min(1e-6)
     rows = lse.view(used, -1) - scale * mean
     if one is not None:
         rows = torch.where(one, softplus(rows), rows)  # lse is over the negatives there
-    return torch.where((count <= 1e-6) & ~rows.isnan(), 0.0, rows).flatten()
+    return torch.where((count <= 1e-6) & ~rows.isnan(), 0.0, rows)
 
 
 class SupConLoss(nn.Module):

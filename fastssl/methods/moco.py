@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fastssl.checks import FLOATS, check_whole
-from fastssl.distributed.gather import gather_rows, world_size
+from fastssl.distributed import gather_rows, world_size
 from fastssl.functional import moco_loss, queue_push_
 from fastssl.momentum import MoCoQueue
 

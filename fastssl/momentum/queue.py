@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fastssl.checks import FLOATS, INTEGERS, as_python, check_choice, check_flag, check_matrix, check_vector, is_whole, shown
-from fastssl.distributed.gather import gather_rows, world_size
+from fastssl.distributed import gather_rows, world_size
 from fastssl.ops.queue import push_keys
 
 

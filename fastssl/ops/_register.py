@@ -72,6 +72,15 @@ def define_op(name: str, signature: str, fake: Callable, file: str):
     return getattr(torch.ops.fastssl, name).default
 
 
+def define_composite(name: str, signature: str, fake: Callable, implementation: Callable):
+    """Declares ``fastssl::name``, which one Python function serves on every device: an operation that calls others and that a
+    compiled graph does not look into. Returns the bound overload."""
+    _LIBRARY.define(name + signature)
+    torch.library.register_fake(f"fastssl::{name}", fake)
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    return getattr(torch.ops.fastssl, name).default
+
+
 def new_accumulator(like: Tensor, *shape: int) -> Tensor:
     """Empty, in the dtype that sums over ``like`` are kept in: float32, or float64 for float64."""
     return like.new_empty(shape, dtype=accumulator_dtype(like))

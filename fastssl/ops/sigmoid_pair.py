@@ -9,6 +9,8 @@ U = 2 N M D FLOP: 3U in the forward where a gradient is wanted (4U where each si
 only multiplies by the upstream gradient. Neither the logits nor the +-1 labels exist as N x M matrices.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,22 @@ _op = define_op(
 )
 
 
+def gradients(ctx, upstream: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Those of the operands, of which some are ``wanted``, from what the forward saved."""
+    dx, dy, dscale, dbias, x, y, scale_factor, bias_term = ctx.saved_tensors
+    want_x, want_y, _, want_scale, _, want_bias, *_ = wanted
+    shaped = lambda g, like: (g * upstream).to(like.dtype).reshape(like.shape)  # noqa: E731
+    return (
+        shaped(dx, x) if want_x else None,
+        shaped(dy, y) if want_y else None,
+        None,
+        shaped(dscale * ctx.scale, scale_factor) if want_scale else None,
+        None,
+        shaped(dbias, bias_term) if want_bias else None,
+        *(None,) * 4,
+    )
+
+
 class _SigmoidPair(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op, *flat):
@@ -51,19 +69,7 @@ class _SigmoidPair(torch.autograd.Function):
     @staticmethod
     @first_derivative_only(_OP)
     def backward(ctx, upstream):
-        dx, dy, dscale, dbias, x, y, scale_factor, bias_term = ctx.saved_tensors
-        _, want_x, want_y, _, want_scale, _, want_bias, *_ = ctx.needs_input_grad
-        shaped = lambda g, like: (g * upstream).to(like.dtype).reshape(like.shape)  # noqa: E731
-        return (
-            None,
-            shaped(dx, x) if want_x else None,
-            shaped(dy, y) if want_y else None,
-            None,
-            shaped(dscale * ctx.scale, scale_factor) if want_scale else None,
-            None,
-            shaped(dbias, bias_term) if want_bias else None,
-            *(None,) * 4,
-        )
+        return None, *gradients(ctx, upstream, ctx.needs_input_grad[1:])
 
 
 def sigmoid_pair(

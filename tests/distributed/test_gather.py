@@ -128,7 +128,7 @@ def check_local(rank: int, world: int) -> None:
             call()
         said = [str(w.message) for w in caught if w.category is fastssl.LocalRowsWarning]
         assert len(said) == (not name.startswith("of ")), name
-        assert all(words.startswith(f"{name}: {world} processes train together") and "gather_rows" in words for words in said)
+        assert all(words.startswith(f"{name}: {world} processes train together") and "group=" in words for words in said)
     with warnings.catch_warnings():
         warnings.simplefilter("error", fastssl.LocalRowsWarning)
         everyone = [torch.cat([f(of_rank(r, 4, 3)) for r in range(world)]) for f in (torch.sin, torch.cos)]

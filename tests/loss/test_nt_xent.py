@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import fastssl
 from fastssl.functional import dcl, nt_xent
 from fastssl.loss import DCLLoss, DCLWLoss, NTXentLoss
-from fastssl.loss.nt_xent import _pair_terms
+from fastssl.loss.nt_xent import pair_terms
 from fastssl.loss.parts.ids import pair_ids
 from fastssl.loss.parts.reductions import positive_loss
 from fastssl.testing import contrastive
@@ -161,7 +161,7 @@ BAD = {
     "devices": (ValueError, "z0 and z1 must be on the same device, got cpu and meta", lambda: nt_xent(Z, Z.to("meta"))),
     "dtypes": (TypeError, "z0 and z1 must have the same dtype", lambda: nt_xent(Z, Z.double())),
     "reduction": (ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'avg'", lambda: nt_xent(Z, Z, reduction="avg")),
-    "group": (NotImplementedError, "group= .* is not there yet", lambda: nt_xent(Z, Z, group=object())),
+    "group": (TypeError, "group must be a process group, .*Ranks or None, got object", lambda: nt_xent(Z, Z, group=object())),
     "dcl of one pair": (ValueError, "dcl: z0 must have at least 2 rows", lambda: dcl(Z[:1], Z[:1])),
     "dcl shapes": (ValueError, "dcl: z0 and z1 must have the same shape", lambda: dcl(Z, Z[:2])),
     "module temperature": (ValueError, "NTXentLoss: temperature must be at least 1e-8", lambda: NTXentLoss(1e-9)),
@@ -185,7 +185,7 @@ def test_public_names():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_one_node_of_the_graph_has_the_bits_of_three(dtype, reduction):
     def three(z0, z1):
-        _, lse, dot, scale = _pair_terms("nt_xent", z0, z1, 0.3)
+        _, lse, dot, scale = pair_terms("nt_xent", z0, z1, 0.3, True, None)
         return positive_loss("nt_xent", lse, dot, scale, reduction)
 
     found = value_and_grads(lambda z0, z1: nt_xent(z0, z1, 0.3, reduction=reduction), *views(dtype=dtype))

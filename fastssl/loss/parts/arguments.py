@@ -1,10 +1,20 @@
 """The arguments of a loss on their way in: what happens before the checks, and numbers that may be tensors."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from fastssl.checks import accumulator_dtype, savable, traced, widest
+from fastssl.distributed.ranks import Joined, Ranks, join
 from fastssl.ops._register import refuse_transforms
+
+from .local_rows import warn_local_rows
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def enter(op: str, *tensors) -> tuple:
@@ -23,7 +33,12 @@ def scalar(value: float | Tensor, like: Tensor) -> float | Tensor:
     return traced(value, like) if torch.compiler.is_compiling() else float(value)
 
 
-def refuse_group(op: str, group: object) -> None:
-    """``group`` stands in the signatures for losses over several processes, which are not there yet."""
-    if group is not None:
-        raise NotImplementedError(f"{op}: group= (negatives from other processes) is not there yet; call it without group")
+def together(op: str, group: ProcessGroup | Ranks | None, rows: Tensor, **arguments) -> Joined | None:
+    """The processes that compute a loss of ``rows`` (N, ...) together; None where they are this process's rows alone.
+
+    ``arguments`` are what every process must have given alike. A tensor among them may differ in its values.
+    """
+    if group is None:
+        warn_local_rows(op)
+        return None
+    return join(op, group, rows, **arguments)

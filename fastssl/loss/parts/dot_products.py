@@ -19,12 +19,6 @@ def dot_rows(a: Tensor, b: Tensor) -> Tensor:
     return (a.to(wide) * b.to(wide)).sum(1)
 
 
-def dot_sum(rows: Tensor, keys: Tensor) -> Tensor:
-    """sum_j <rows_i, keys_j> of rows (N, D) and keys (M, D): (N,) in ``accumulator_dtype``. The sum is linear, so O((N + M) D)."""
-    wide = accumulator_dtype(rows)
-    return (rows.to(wide) * keys.sum(0, dtype=wide)).sum(1)
-
-
 def paired(op: str, a: Tensor, b: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
     """a and b (N, D), brought to unit length if ``normalize``, and <a_i, b_i> (N,). A side that needs no gradient stays so."""
     if not normalize:

@@ -1,10 +1,16 @@
 """Ids of rows, and sums over the rows of equal id."""
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+if TYPE_CHECKING:
+    from fastssl.distributed.ranks import Joined
 
 
 def arange_ids(x: Tensor, start: int = 0) -> Tensor:
@@ -13,6 +19,12 @@ def arange_ids(x: Tensor, start: int = 0) -> Tensor:
         with x.fake_mode:
             return torch.arange(start, start + len(x), dtype=torch.int32, device=x.device)
     return torch.arange(start, start + len(x), dtype=torch.int32, device=x.device)
+
+
+def row_ids(x: Tensor, joined: Joined | None = None) -> Tensor:
+    """One id for each row of x (N, D), (N,) int32: its number among the rows, or among those of all processes."""
+    own = arange_ids(x)
+    return own if joined is None else own + joined.first.to(torch.int32)
 
 
 def compact_ids(ids: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import warnings
 
-from fastssl.distributed.gather import world_size
+from fastssl.distributed import world_size
 
 
 class LocalRowsWarning(UserWarning):
@@ -26,12 +26,12 @@ def warn_local_rows(op: str) -> None:
         return
     _WARNED.add(op)
     warnings.warn(
-        f"{op}: {world} processes train together, and this loss contrasts the rows of its own process only. For all rows, join "
-        f"those of the processes first (fastssl.distributed.gather_rows_with_grad; 'Several processes' in docs/losses.md, of a "
-        f"method in docs/methods.md). If they are joined or meant to be local: "
+        f"{op}: {world} processes train together, and this loss contrasts the rows of its own process only. For the rows of all, "
+        f"pass group=torch.distributed.group.WORLD ('Several processes' in docs/losses.md, of a method in docs/methods.md). If "
+        f"they are joined or meant to be local: "
         f"warnings.simplefilter('ignore', fastssl.LocalRowsWarning)",
         LocalRowsWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -1,0 +1,162 @@
+"""How the columns of all processes come to the rows of each: the two transports of every loss over several processes.
+
+Process r of W has N_r rows x and N_r columns y (N_r, D). Each process needs what its rows make of all M = sum N_r columns, and each
+column the sum of what the rows of all processes make of it.
+
+    gather   one all-gather of the columns, which the backward finds again; one reduce-scatter of their sums. Memory O(M D).
+    ring     the columns travel around the ring in parts, in the forward and again in the backward, where their sums follow.
+             Memory O(N D).
+
+In both, ``visit(start, columns)`` is called with columns start, start + 1, ... of the joined batch. In the ring a part is on its
+way while the one before it is visited. Every process visits its own part first and then those of lower ranks, so that all of them
+are busy with different parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from .collectives import Shift, exchange, gather, group_called, reduce_scatter
+from .failures import named
+
+TRANSPORTS = ("gather", "ring")
+#: Bytes of a part that travels: few enough that parts in flight are small beside the columns of a process.
+PART_BYTES = 1 << 21
+
+Columns = Sequence[Tensor]  # (n, ...) each: rows y, and what else belongs to a column, such as its id
+Visit = Callable[[int, list[Tensor]], None]
+VisitSums = Callable[[int, list[Tensor]], list[Tensor]]
+Combine = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+
+
+def add(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    """The usual way to combine what two processes have for the same columns."""
+    return [a.add_(b) for a, b in zip(sums, more, strict=True)]
+
+
+class Route:
+    """The way of the columns in one call: a transport, a group, and the number of rows of each process."""
+
+    def __init__(self, op: str, transport: str, counts: Sequence[int], name: str):
+        self.op, self.transport, self.counts, self.name = op, transport, list(counts), name
+        self.group = group_called(name)
+        self.rank, self.world = self.group.rank(), len(self.counts)
+        self.starts = [sum(self.counts[:r]) for r in range(self.world)]
+
+    def visit(self, columns: Columns, visit: Visit) -> list[Tensor]:
+        """Calls ``visit`` for all columns of all processes. Returns them where they were gathered; otherwise nothing."""
+        if self.transport == "gather":
+            everyone = self.gathered(columns)
+            visit(0, everyone)
+            return everyone
+        with named(self.op, "the ring of the columns", self.name):
+            for part in range(self._rounds(columns)):
+                self._circulate(part, columns, visit)
+        return []
+
+    def gathered(self, columns: Columns) -> list[Tensor]:
+        """The columns of all processes, in rank order."""
+        with named(self.op, "the gather of the columns", self.name):
+            return [gather(t, self.counts, self.group) for t in columns]
+
+    def collect(
+        self, columns: Columns, visit: VisitSums, like: Columns, kept: Columns = (), combine: Combine | None = None
+    ) -> list[Tensor]:
+        """As ``visit``, where each call returns something for each of its columns; combined over processes, for the own columns.
+
+        ``like`` are empty tensors (0, ...) with the dtypes and the further dimensions of what comes back. ``kept`` are the columns
+        that an earlier ``visit`` returned, or the first ones of them. Without ``combine``, what the processes return is added.
+        """
+        if self.transport == "gather":
+            sums = visit(0, [*kept, *self.gathered(columns[len(kept) :])])
+            with named(self.op, "the sum over processes", self.name):
+                return self._scatter([t.to(e.dtype) for t, e in zip(sums, like, strict=True)], combine)
+        with named(self.op, "the ring of the columns and their sums", self.name):
+            home = [e.new_empty((self.counts[self.rank], *e.shape[1:])) for e in like]
+            for part in range(self._rounds(columns)):
+                self._bring_home(part, columns, visit, combine or add, home)
+            return home
+
+    def _scatter(self, sums: list[Tensor], combine: Combine | None) -> list[Tensor]:
+        if combine is None:
+            return [reduce_scatter(t, self.counts, self.group) for t in sums]
+        by_process = list(zip(*(exchange(t, self.counts, self.group) for t in sums), strict=True))
+        total = list(by_process[0])
+        for more in by_process[1:]:
+            total = combine(total, list(more))
+        return total
+
+    def _part_rows(self, columns: Columns) -> int:
+        """The number of columns that travel at a time, the same in every process."""
+        width = sum(math.prod(t.shape[1:]) * t.element_size() for t in columns)
+        return max(1, min(max(self.counts), PART_BYTES // max(1, width)))
+
+    def _rounds(self, columns: Columns) -> int:
+        rows = self._part_rows(columns)
+        return -(-max(self.counts) // rows)
+
+    def _piece(self, owner: int, part: int, rows: int) -> tuple[int, int]:
+        """The first column, and how many, of a process's part."""
+        first = min(part * rows, self.counts[owner])
+        return first, min(rows, self.counts[owner] - first)
+
+    def _send_on(self, held: list[Tensor], owner: int, part: int, rows: int) -> Shift:
+        """``held`` goes to the next process; the same part of the process before ``owner`` comes in."""
+        coming = self._piece((owner - 1) % self.world, part, rows)[1]
+        return Shift(held, [t.new_empty((coming, *t.shape[1:])) for t in held], self.group)
+
+    def _own(self, part: int, columns: Columns, rows: int) -> list[Tensor]:
+        first, count = self._piece(self.rank, part, rows)
+        return [t[first : first + count] for t in columns]
+
+    def _circulate(self, part: int, columns: Columns, visit: Visit) -> None:
+        rows = self._part_rows(columns)
+        held = self._own(part, columns, rows)
+        for hop in range(self.world):
+            owner = (self.rank - hop) % self.world
+            shift = self._send_on(held, owner, part, rows) if hop + 1 < self.world else None
+            first, count = self._piece(owner, part, rows)
+            if count:
+                visit(self.starts[owner] + first, held)
+            if shift is not None:
+                held = shift.wait()
+
+    def _bring_home(self, part: int, columns: Columns, visit: VisitSums, combine: Combine, home: list[Tensor]) -> None:
+        """One part goes around, into ``home`` at the end. What each process adds follows one visit behind the columns."""
+        rows = self._part_rows(columns)
+        held, sums = self._own(part, columns, rows), None
+        for hop in range(self.world):
+            owner = (self.rank - hop) % self.world
+            shift = self._send_on(held, owner, part, rows) if hop + 1 < self.world else None
+            first, count = self._piece(owner, part, rows)
+            made = [t.new_empty((0, *t.shape[1:])) for t in home]
+            if count:
+                made = [m.to(t.dtype) for m, t in zip(visit(self.starts[owner] + first, held), home, strict=True)]
+            if sums is not None:
+                made = combine(made, sums.wait())
+            sums = self._send_on(made, owner, part, rows)
+            if shift is not None:
+                held = shift.wait()
+        assert sums is not None
+        first, count = self._piece(self.rank, part, rows)
+        for t, piece in zip(home, sums.wait(), strict=True):
+            t[first : first + count] = piece
+
+
+#: Bytes of the rows that one call of a backward takes: its gradient of them is added to that of the parts before.
+PIECE_BYTES = 1 << 23
+
+
+def pieces(rows: Tensor) -> list[slice]:
+    """Rows (N, D) in pieces, so that what is added up for all of them needs room for one piece only."""
+    step = max(1, PIECE_BYTES // (rows.shape[1] * rows.element_size()))
+    return [slice(first, min(first + step, len(rows))) for first in range(0, len(rows), step)]
+
+
+def added(sums: list[Tensor], made: list[Tensor], like: Columns) -> list[Tensor]:
+    """What the pieces before made of a part's columns, and what one more does, in the dtypes of ``like``."""
+    made = [t.to(e.dtype) for t, e in zip(made, like, strict=True)]
+    return add(sums, made) if sums else made

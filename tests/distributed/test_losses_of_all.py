@@ -1,0 +1,172 @@
+"""``group=`` of the losses: several processes give one process's loss and gradients on the joined batch, for both transports.
+
+Each process has its own part of a batch, and an encoder that is a matrix. What DistributedDataParallel would use, the mean over
+processes of losses and of the gradients of encoder, scale and bias, is compared with one process that has the whole batch. Batches
+are uneven, and one process has a single row.
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch import distributed
+
+import fastssl
+from fastssl.distributed import Ranks
+from fastssl.functional import (
+    clip_loss,
+    dcl,
+    debiased_nt_xent,
+    hard_nt_xent,
+    info_nce,
+    moco_v3_loss,
+    nt_xent,
+    siglip_loss,
+    sup_con,
+)
+from tests.support.processes import run_processes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WIDTH, DIM = 7, 6
+COUNTS = {2: (4, 1), 3: (3, 1, 5), 4: (2, 4, 1, 3)}
+
+
+def case(loss, *names, pairs=("a", "b"), **how):
+    """The loss of encoded sides ``pairs`` of a part; ``names`` are further entries of the part, by keyword."""
+
+    def call(encode, part, scale, bias, group):
+        given = {name: part[name] for name in names} | {name: value(encode, part) for name, value in how.items() if callable(value)}
+        given |= {name: value for name, value in how.items() if not callable(value)}
+        return loss(*(encode(part[p]) for p in pairs), scale=scale, bias=bias, group=group, **given)
+
+    return call
+
+
+def by_temperature(function):
+    """A loss of a temperature, as one of a scale."""
+    return lambda *sides, scale, bias, group, **how: function(*sides, temperature=1.0 / scale, group=group, **how)
+
+
+def by_scale(function):
+    return lambda *sides, scale, bias, group, **how: function(*sides, scale, bias, group=group, **how)
+
+
+def views(function):
+    def call(a, b, *, scale, bias, group, **how):
+        return function(torch.stack([a, b], 1), temperature=1.0 / scale, group=group, normalize=True, **how)
+
+    return call
+
+
+def extra(encode, part):
+    return encode(part["extra"])
+
+
+def hard(encode, part):
+    return encode(part["hard"])
+
+
+def paired(encode, part):
+    return encode(part["paired"])
+
+
+CASES = {
+    "nt_xent": case(by_temperature(nt_xent)),
+    "nt_xent rows as they are": case(by_temperature(nt_xent), normalize=False),
+    "nt_xent sum": case(by_temperature(nt_xent), reduction="sum"),
+    "dcl": case(by_temperature(dcl)),
+    "debiased": case(by_temperature(debiased_nt_xent), tau_plus=0.2),
+    "hard": case(by_temperature(hard_nt_xent), beta=0.7),
+    "info_nce": case(by_temperature(info_nce)),
+    "info_nce ids": case(by_temperature(info_nce), "ids"),
+    "info_nce extra keys": case(by_temperature(info_nce), hard_negative_keys=extra),
+    "info_nce extra keys, ids": case(by_temperature(info_nce), "ids", hard_negative_keys=extra),
+    "info_nce hard negatives": case(by_temperature(info_nce), hard_negative_keys=hard, hard_negative_weight=0.5),
+    "info_nce unpaired": case(by_temperature(info_nce), negative_keys=extra),
+    "info_nce paired": case(by_temperature(info_nce), negative_keys=paired, negative_mode="paired"),
+    "info_nce smoothing": case(by_temperature(info_nce), label_smoothing=0.2, hard_negative_keys=extra),
+    "info_nce smoothing, ids": case(by_temperature(info_nce), "ids", label_smoothing=0.2),
+    "info_nce symmetric": case(by_temperature(info_nce), symmetric=True),
+    "info_nce symmetric, ids, smoothing": case(by_temperature(info_nce), "ids", symmetric=True, label_smoothing=0.1),
+    "info_nce symmetric sum": case(by_temperature(info_nce), symmetric=True, reduction="sum"),
+    "clip": case(by_scale(clip_loss), normalize=True),
+    "clip ids": case(by_scale(clip_loss), "ids", normalize=True, label_smoothing=0.1),
+    "siglip": case(by_scale(siglip_loss), normalize=True),
+    "siglip balanced": case(by_scale(siglip_loss), image_id=lambda _, p: p["ids"], weighting="balanced"),
+    "sup_con": case(views(sup_con)),
+    "sup_con labels": case(views(sup_con), "labels"),
+    "sup_con one, ignored": case(views(sup_con), "labels", contrast_mode="one", ignore_label=1),
+    "sup_con float labels": case(views(sup_con), labels=lambda _, p: p["labels"] / 3.0, base_temperature=0.07),
+    "sup_con one view": case(views(lambda f, **how: sup_con(f[:, :1], **how)), "labels"),
+    "moco_v3": case(by_temperature(moco_v3_loss)),
+}
+
+
+def batch(counts, dtype) -> list[dict[str, torch.Tensor]]:
+    """A part for each process."""
+    generator = torch.Generator().manual_seed(7)
+    draw = lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)  # noqa: E731
+    pick = lambda n, most: torch.randint(most, (n,), generator=generator)  # noqa: E731
+    return [
+        {
+            "a": draw(n, WIDTH),
+            "b": draw(n, WIDTH),
+            "hard": draw(n, WIDTH),
+            "extra": draw(2 + r, WIDTH),
+            "paired": draw(n, 3, WIDTH),
+            "ids": pick(n, 6) * 2**40 - 2**41,
+            "labels": pick(n, 4),
+        }
+        for r, n in enumerate(counts)
+    ]
+
+
+def parameters(dtype) -> list[torch.Tensor]:
+    """Encoder (WIDTH, DIM), scale and bias."""
+    weight = torch.randn(WIDTH, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) / WIDTH**0.5
+    return [weight.to(dtype).requires_grad_(), *(torch.tensor(v, dtype=dtype, requires_grad=True) for v in (3.0, -1.5))]
+
+
+def value_and_gradients(call, part, group, dtype) -> list[torch.Tensor]:
+    weight, scale, bias = parameters(dtype)
+    loss = call(lambda rows: rows @ weight, part, scale, bias, group)
+    given = (weight, scale, bias)
+    return [loss.detach(), *torch.autograd.grad(loss, given, allow_unused=True, materialize_grads=True)]
+
+
+def mean_of_all(values: list[torch.Tensor], world: int) -> list[torch.Tensor]:
+    for value in values:
+        distributed.all_reduce(value)
+        value /= world
+    return values
+
+
+def check_cases(rank: int, world: int, alone, counts, dtype, names, **how) -> None:
+    parts = batch(counts, dtype)
+    whole = {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+    truth = {key: value.double() if value.is_floating_point() else value for key, value in whole.items()}
+    for transport in ("gather", "ring"):
+        for name in names:
+            found = value_and_gradients(CASES[name], parts[rank], Ranks(transport=transport, **how), dtype)
+            found = mean_of_all(found, world)
+            wanted = value_and_gradients(CASES[name], truth, alone, torch.float64)
+            bound = 1e-12 if dtype == torch.float64 else 1e-6
+            for what, mine, theirs in zip(("loss", "encoder", "scale", "bias"), found, wanted, strict=True):
+                error = (mine.double() - theirs).norm()
+                # a gradient that is 0 but for rounding (of the scale, say) is measured by the largest of all
+                size = theirs.norm() + 0.1 * wanted[1].norm()
+                assert error <= bound * size, f"{name}, {transport}, {counts}, {dtype}: {what} {mine} instead of {theirs}"
+
+
+def check_all(rank: int, world: int) -> None:
+    warnings.simplefilter("error", fastssl.LocalRowsWarning)  # with a group no loss is local
+    alone, _ = distributed.new_subgroups(1)  # a group of this process
+    check_cases(rank, world, alone, COUNTS[world], torch.float64, CASES)
+    check_cases(rank, world, alone, (4,) * world, torch.float32, ("nt_xent", "clip", "siglip", "info_nce ids"), even=True)
+    check_cases(rank, world, alone, COUNTS[world], torch.float32, CASES)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_the_loss_of_all_is_that_of_one_process(world, tmp_path):
+    run_processes(check_all, world, tmp_path)
