@@ -86,7 +86,7 @@ class Plan:
         return 1e3 * seconds + STEP_MS
 
     def _wide_seconds(self, n: int, m: int, d: int, rates: Rates) -> float:
-        """The tiles of ``similarity_wide``, one wave of them after another, and the sums of the chunks.
+        """The tiles of ``similarity_wide``, one wave of them after another, and the sums of the chunks that are multiplied.
 
         Each chunk of weights adds float32 sums to those of the chunks before: one is written, two are read, one is written.
         """
@@ -95,7 +95,7 @@ class Plan:
             clocks, logits = predicted.wide_clocks(kernel, d)
             total += math.ceil(n * m / logits / predicted.NUM_SMS) * clocks
         r, c = w_shape(n, m)
-        sums = 16 * (r + c) * d * math.ceil(n / r) * math.ceil(m / c)
+        sums = 16 * (r + c) * d * math.ceil(n / r) * math.ceil(m / c) if self.chunks[0] else 0
         return total * predicted.NUM_SMS * predicted.MATRIX_FLOP / rates.matrix_flop_per_s + sums / rates.bytes_per_s
 
 
