@@ -1,4 +1,4 @@
-"""Predicts time, memory and bytes of a loss over many GPUs, for each transport:  python -m benchmarks.scaling [--rows N] [--world W]
+"""Predicts time, memory and bytes of a loss over many GPUs:  python -m benchmarks.scaling [--rows N] [--world W]
 
 Without options it prints the tables of docs/scaling.md; ``--write`` writes them, and the picture, there.
 """

@@ -1,15 +1,15 @@
-"""The ring, step by step and rank by rank: for uneven batches, unlike links and unsteady GPUs, where the closed form is only a bound.
+"""The ring, step by step and rank by rank: for uneven batches and unsteady GPUs, where the closed form is only a bound.
 
-At step t rank r holds the chunk of rank (r - t) mod W. Step t of rank r begins when its own step t - 1 is computed and all transfers
-that it began then are done. It asks for the transfers to rank r + 1 and from rank r - 1, and computes. A transfer begins when both of
-its ranks have asked, since a receiver without a free buffer takes nothing. So, with c the time of the chunk at the rank, and x that of
-the transfer from r to r + 1,
+At step t rank r holds the chunk of rank (r - t) mod W. Step t of rank r begins when its own step t - 1 is computed and all
+transfers that it began then are done. It asks for the transfers to rank r + 1 and from rank r - 1, and computes. A transfer
+begins when both of its ranks have asked, since a receiver without a free buffer takes nothing. So, with c the time of the chunk
+at the rank, and x that of the transfer from r to r + 1,
 
     done[r]   = max(begin[r], begin[r + 1]) + x[r]
     begin'[r] = max(begin[r] + c[r], done[r], done[r - 1])
 
-In the backward the gradient of a chunk follows it by one step: what the rank computed at step t is added to what came from rank r - 1
-and travels during step t + 1. After the last step the gradients take one more hop, which nothing hides. Imports ``links``.
+In the backward the gradient of a chunk follows it by one step: what the rank computed at step t is added to what came from rank
+r - 1 and travels during step t + 1. After the last step the gradients take one more hop, which nothing hides. Imports ``links``.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from benchmarks.scaling.links import Link
 
 @dataclass(frozen=True)
 class Run:
-    """What happened: ``seconds`` until the last rank was done, ``compute`` of the rank with most of it, ``busy``, the longest that a
-    link was at work, and ``sent``, the bytes that each rank sent."""
+    """What happened: ``seconds`` until the last rank was done, ``compute`` of the rank with most of it, ``busy``, the longest
+    that a link was at work, and ``sent``, the bytes that each rank sent."""
 
     seconds: float
     compute: float
@@ -46,7 +46,7 @@ def run(hops: list[Link], compute: np.ndarray, chunk: np.ndarray, gradient: np.n
         amount = np.zeros(world)
         if step < world - 1:
             amount += chunk[(ranks - step) % world]
-        if gradient is not None and 0 < step and world > 1:
+        if gradient is not None and step > 0 and world > 1:
             amount += gradient[(ranks - step + 1) % world]
         needed = compute[ranks, (ranks - step) % world] if step < world else np.zeros(world)
         takes = np.where(amount > 0, latency + amount / rate, 0.0)

@@ -56,11 +56,11 @@ class Cluster:
 #: NCCL's own model of a ring with its Simple protocol, src/graph/tuning.cc (2.18 and later): 8.4 us to begin, 3.4 us for a hop over
 #: NVLink, 14.0 us for a hop over the network.
 START = 8.4e-6
-#: 450 GB/s on the data sheet. NCCL's maintainers expect 360 GB/s of all_gather_perf on 8 H100 (NVIDIA/nccl-tests issue 326) and call
-#: 370 GB/s the rate without protocol (issue 212).
+#: 450 GB/s on the data sheet. NCCL's maintainers expect 360 GB/s of all_gather_perf on 8 H100 (NVIDIA/nccl-tests issue 326) and
+#: call 370 GB/s the rate without protocol (issue 212).
 NVLINK4 = Link(360e9, 3.4e-6)
-#: 400 Gb/s on the data sheet of a ConnectX-7. Its maintainers expect 46 to 48 GB/s of each card (NVIDIA/nccl-tests issue 290), and no
-#: more than one card for a transfer between two GPUs (issue 267).
+#: 400 Gb/s on the data sheet of a ConnectX-7. Its maintainers expect 46 to 48 GB/s of each card (NVIDIA/nccl-tests issue 290),
+#: and no more than one card for a transfer between two GPUs (issue 267).
 NDR400 = Link(46e9, 14.0e-6)
 #: Eight H100 or H200 with NVSwitch, and a ConnectX-7 for each (NVIDIA, DGX H100 user guide, table of network modules).
 HGX = Cluster(NVLINK4, NDR400)

@@ -1,7 +1,8 @@
-"""Time, memory and bytes of a loss over W ranks, each with N rows and M columns of width D: predicted, to be refuted by measurement.
+"""Time, memory and bytes of a loss over W ranks, each with N rows and M columns of width D: predicted, for others to refute.
 
-Every rank compares its N rows with the W M columns of all ranks; the backward also brings the gradient of each column home. A number
-of a column takes s bytes, one of its gradient g = 4. c(N, M) is the compute of N rows against M columns, forward or backward.
+Every rank compares its N rows with the W M columns of all ranks; the backward also brings the gradient of each column home. A
+number of a column takes s bytes, one of its gradient g = 4. c(N, M) is the compute of N rows against M columns, forward or
+backward.
 
     gather    forward    all-gather of the columns, then c(N, W M)       sent (W - 1) M D s
               backward   c(N, W M), then reduce-scatter                  sent (W - 1) M D g
@@ -18,13 +19,14 @@ With equal batches and x(b) the time in which the slowest hop moves b bytes, a p
     forward   c + (W - 1) max(c, x(part))
     backward  max(c, x(part)) + (W - 2) max(c, x(part + gradient)) + max(c, x(gradient)) + x(gradient)            for W > 1
 
-since a rank waits for its slower neighbour at each step, and the ranks at the slowest hop never wait for anybody else. Else ``events``
-runs it. A ring is hidden where c(N, P) >= x: both sides grow with P D, so what decides is N, the number of rows of a rank:
+since a rank waits for its slower neighbour at each step, and the ranks at the slowest hop never wait for anybody else. Else
+``events`` runs it. A ring is hidden where c(N, P) >= x: both sides grow with P D, so what decides is N, the number of rows of a
+rank:
 
-    2 N P D / rate >= P D s / link      N >= s rate / (2 link)                      forward; backward 3 or 4 times 2 N P D, and s + g
+    2 N P D / rate >= P D s / link      N >= s rate / (2 link)      forward; backward 3 or 4 times 2 N P D, and s + g
 
-``exposed`` is the time of a pass in which the GPU does not compute. A step takes at least ``host``, in which Python asks for its kernels
-and transfers. Imports ``compute``, ``events`` and ``links``.
+``exposed`` is the time of a pass in which the GPU does not compute. A step takes at least ``host``, in which Python asks for its
+kernels and transfers. Imports ``compute``, ``events`` and ``links``.
 """
 
 from dataclasses import dataclass, field, replace
@@ -154,8 +156,8 @@ def memory(problem: Problem, transport: str) -> float:
     """Bytes of a rank above its rows and columns at the peak, in the backward: what the formulas above name. The scratch memory of
     kernels is left out.
 
-    The two directions of a symmetric loss run one after the other; the second holds the gradients of the first, and gathered columns
-    of both are kept for the backward. Gradients are summed in float32, then cast.
+    The two directions of a symmetric loss run one after the other; the second holds the gradients of the first, and gathered
+    columns of both are kept for the backward. Gradients are summed in float32, then cast.
     """
     p = problem
     own = (p.rows + p.m) * p.width * (SUM + (p.itemsize if p.itemsize < SUM else 0) + (p.directions - 1) * p.itemsize)
@@ -242,7 +244,7 @@ def predict(problem: Problem, machine: Machine, transport: str) -> Prediction:
 
 
 def hidden_from(problem: Problem, machine: Machine, transport: str, share: float = 0.05, largest: int = 1 << 18) -> int | None:
-    """The least N, a multiple of 256, from which on ``transport`` exposes at most ``share`` of its compute; None above ``largest``."""
+    """The least N, a multiple of 256, at which ``transport`` exposes at most ``share`` of its compute; None above ``largest``."""
 
     def hidden(rows: int) -> bool:
         found = predict(replace(problem, rows=rows, columns=0), machine, transport)

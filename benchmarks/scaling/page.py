@@ -10,7 +10,17 @@ from pathlib import Path
 from benchmarks.report.tables import markdown, ms_text, number
 from benchmarks.scaling.compute import GPUS, MEMORY, Kernels
 from benchmarks.scaling.links import HGX, NVLINK4
-from benchmarks.scaling.model import PART_BYTES, PIECE_BYTES, Machine, Prediction, Problem, closed_ring, hidden_from, memory, predict
+from benchmarks.scaling.model import (
+    PART_BYTES,
+    PIECE_BYTES,
+    Machine,
+    Prediction,
+    Problem,
+    closed_ring,
+    hidden_from,
+    memory,
+    predict,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, PICTURE = ROOT / "docs" / "scaling.md", ROOT / "docs" / "pictures" / "scaling.png"
@@ -90,9 +100,9 @@ def unsteady(machine: Machine, rows: int = 16384, noise: float = 0.1) -> str:
     calm = Problem(rows, WIDTH, 1024)
     times = [predict(problem, machine, "ring").seconds for problem in (calm, replace(calm, noise=noise))]
     return (
-        f"Where the time of a step varies by {noise:.0%} (standard deviation) from rank to rank and from step to step, the ring of "
-        f"1,024 GPUs with {rows:,} rows each takes {times[1] / times[0]:.2f} times as long, since neighbours wait for each other at "
-        "every step."
+        f"Where the time of a step varies by {noise:.0%} (standard deviation) from rank to rank and from step to step, the ring "
+        f"of 1,024 GPUs with {rows:,} rows each takes {times[1] / times[0]:.2f} times as long, since neighbours wait for each "
+        "other at every step."
     )
 
 
@@ -111,14 +121,22 @@ def published() -> str:
         lines.append((what, f"{together} ms", f"{number(ms)} ms", f"{together / ms:.2f}"))
     moved = 2 * 2**30
     rate = moved * 255 / 256 / HGX.collective(256, moved / 256) / 1e9
-    lines.append(("all-gather of 2 GB on 256 H100 (NVIDIA/nccl issue 1218)", "200 GB/s", f"{number(rate)} GB/s", f"{200 / rate:.2f}"))
+    lines.append(
+        ("all-gather of 2 GB on 256 H100 (NVIDIA/nccl issue 1218)", "200 GB/s", f"{number(rate)} GB/s", f"{200 / rate:.2f}")
+    )
     return markdown(head, lines)
 
 
 def blocks() -> dict[str, str]:
     """Name of a block of the page -> its text."""
     machine = Machine(Kernels.of(GPU))
-    return {"sizes": sizes(machine), "hidden": hidden(machine), "parts": parts(machine), "unsteady": unsteady(machine), "published": published()}
+    return {
+        "sizes": sizes(machine),
+        "hidden": hidden(machine),
+        "parts": parts(machine),
+        "unsteady": unsteady(machine),
+        "published": published(),
+    }
 
 
 def with_blocks(text: str, texts: dict[str, str]) -> str:
@@ -147,7 +165,9 @@ def draw(path: Path = PICTURE) -> Path:
             ratios.append(found.seconds / predict(Problem(rows, WIDTH, 1024), machine, "gather").compute)
         left.plot(counts, ratios, color=colour, marker="o", ms=5, lw=2)
         worst = {"gather": (1, 4), "ring": (3, 4), "rails": (0, -14)}[transport]
-        left.annotate(names[transport], (counts[worst[0]], ratios[worst[0]]), (8, worst[1]), textcoords="offset points", color=colour)
+        left.annotate(
+            names[transport], (counts[worst[0]], ratios[worst[0]]), (8, worst[1]), textcoords="offset points", color=colour
+        )
     left.axhline(1, color="black", lw=1.2, ls=(0, (4, 3)))
     left.set_title(f"time / compute alone: 1,024 {GPU}s, D = {WIDTH}, bfloat16", loc="left", fontsize=10.5)
     left.set_xlabel("rows of a GPU")
@@ -156,10 +176,14 @@ def draw(path: Path = PICTURE) -> Path:
     for transport in ("gather", "ring"):
         held = [memory(Problem(16384, WIDTH, world), transport) / 1e9 for world in worlds]
         right.plot(worlds, held, color=colours[transport], marker="o", ms=5, lw=2)
-        right.annotate(transport, (worlds[-3], held[-3]), (-4, 10), textcoords="offset points", color=colours[transport], ha="right")
+        right.annotate(
+            transport, (worlds[-3], held[-3]), (-4, 10), textcoords="offset points", color=colours[transport], ha="right"
+        )
     for name in GPUS:
         right.axhline(MEMORY[name] / 1e9, color="#666666", lw=1, ls=(0, (4, 3)))
-        right.annotate(f"{name}'s memory", (8, MEMORY[name] / 1e9), (0, -11), textcoords="offset points", color="#666666", fontsize=8)
+        right.annotate(
+            f"{name}'s memory", (8, MEMORY[name] / 1e9), (0, -11), textcoords="offset points", color="#666666", fontsize=8
+        )
     right.set_title(f"memory of a GPU for the loss, 16,384 rows each, D = {WIDTH}, bfloat16", loc="left", fontsize=10.5)
     right.set_xlabel("GPUs (batch of 131,072 to 16.8 million rows)")
     right.set_xticks(worlds, [f"{n:,}" for n in worlds])

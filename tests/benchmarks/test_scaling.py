@@ -1,4 +1,4 @@
-"""The predictions for many GPUs: their closed forms against the ring rank by rank, conservation of bytes, and the page made of them."""
+"""The predictions for many GPUs: closed forms against the ring rank by rank, conservation of bytes, and the page made of them."""
 
 import json
 from dataclasses import replace
@@ -71,9 +71,7 @@ def test_a_ring_is_hidden_from_the_number_of_rows_that_it_says():
     rows = hidden_from(Problem(1, 512, 1024), MACHINE, "ring")
     shares = [predict(Problem(n, 512, 1024), MACHINE, "ring") for n in (rows - 256, rows)]
     assert shares[0].exposed > 0.05 * shares[0].compute and shares[1].exposed <= 0.05 * shares[1].compute
-    for c, x in zip(
-        step_seconds(Problem(4 * rows, 512, 1024), MACHINE.kernels, 1024), (1024 * 1024, 3 * 1024 * 1024), strict=True
-    ):
+    for c, x in zip(step_seconds(Problem(4 * rows, 512, 1024), MACHINE.kernels, 1024), (1024 * 1024, 3 * 1024 * 1024), strict=True):
         assert c > HGX.network.seconds(x)
 
 
