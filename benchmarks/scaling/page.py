@@ -149,53 +149,54 @@ def with_blocks(text: str, texts: dict[str, str]) -> str:
     return text
 
 
+_COLOURS = {"gather": "#0072B2", "ring": "#D55E00", "rails": "#009E73"}
+_NAMES = {"gather": "gather", "ring": "ring", "rails": "ring over all network cards (not built)"}
+
+
+def _frame(axes, title: str, below: str, ticks: list[int], unit: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
+    axes.set_title(title, loc="left", fontsize=10.5)
+    axes.set_xlabel(below)
+    axes.grid(True, axis="y", color="#dddddd", lw=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _line(axes, transport: str, x: list[int], y: list[float]) -> None:
+    axes.plot(x, y, color=_COLOURS[transport], marker="o", ms=5, lw=2, label=_NAMES[transport])
+
+
 def draw(path: Path = PICTURE) -> Path:
     """Left, time against the rows of a GPU; right, memory against the number of GPUs."""
-    from benchmarks.report.plots import _pyplot
+    import matplotlib
 
-    plt = _pyplot()
-    machine, colours = Machine(Kernels.of(GPU)), {"gather": "#0072B2", "ring": "#D55E00", "rails": "#009E73"}
-    names = {"gather": "gather", "ring": "ring", "rails": "ring over all\nnetwork cards\n(not built)"}
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    machine = Machine(Kernels.of(GPU))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.4, 4.5), dpi=150)
     counts = [1 << k for k in range(9, 17)]
-    for transport, colour in colours.items():
-        ratios = []
-        for rows in counts:
-            found = predict(Problem(rows, WIDTH, 1024), machine, transport)
-            ratios.append(found.seconds / predict(Problem(rows, WIDTH, 1024), machine, "gather").compute)
-        left.plot(counts, ratios, color=colour, marker="o", ms=5, lw=2)
-        worst = {"gather": (1, 4), "ring": (3, 4), "rails": (0, -14)}[transport]
-        left.annotate(
-            names[transport], (counts[worst[0]], ratios[worst[0]]), (8, worst[1]), textcoords="offset points", color=colour
-        )
+    _frame(left, f"time / compute of a gather: 1,024 {GPU}, D = {WIDTH}, bfloat16", "rows of a GPU", counts, "x")
+    for transport in _COLOURS:
+        found = [[predict(Problem(rows, WIDTH, 1024), machine, each) for each in (transport, "gather")] for rows in counts]
+        _line(left, transport, counts, [ours.seconds / gather.compute for ours, gather in found])
     left.axhline(1, color="black", lw=1.2, ls=(0, (4, 3)))
-    left.set_title(f"time / compute alone: 1,024 {GPU}s, D = {WIDTH}, bfloat16", loc="left", fontsize=10.5)
-    left.set_xlabel("rows of a GPU")
-    left.set_xticks(counts, [f"{n:,}" for n in counts])
+    left.set_yticks([1, 2, 5, 10, 20])
+    left.legend(frameon=False, fontsize=9)
     worlds = [1 << k for k in range(3, 11)]
+    _frame(right, f"memory of a GPU for the loss: 16,384 rows each, D = {WIDTH}, bfloat16", "GPUs", worlds, " GB")
     for transport in ("gather", "ring"):
-        held = [memory(Problem(16384, WIDTH, world), transport) / 1e9 for world in worlds]
-        right.plot(worlds, held, color=colours[transport], marker="o", ms=5, lw=2)
-        right.annotate(
-            transport, (worlds[-3], held[-3]), (-4, 10), textcoords="offset points", color=colours[transport], ha="right"
-        )
+        _line(right, transport, worlds, [memory(Problem(16384, WIDTH, world), transport) / 1e9 for world in worlds])
     for name in GPUS:
         right.axhline(MEMORY[name] / 1e9, color="#666666", lw=1, ls=(0, (4, 3)))
         right.annotate(
             f"{name}'s memory", (8, MEMORY[name] / 1e9), (0, -11), textcoords="offset points", color="#666666", fontsize=8
         )
-    right.set_title(f"memory of a GPU for the loss, 16,384 rows each, D = {WIDTH}, bfloat16", loc="left", fontsize=10.5)
-    right.set_xlabel("GPUs (batch of 131,072 to 16.8 million rows)")
-    right.set_xticks(worlds, [f"{n:,}" for n in worlds])
-    for axes, unit in ((left, "{:g}x"), (right, "{:g} GB")):
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.minorticks_off()
-        axes.yaxis.set_major_formatter(lambda value, _, unit=unit: unit.format(value))
-        axes.grid(True, axis="y", color="#dddddd", lw=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.set_yticks([1, 2, 5, 10], ["1x", "2x", "5x", "10x"])
-    figure.suptitle("Loss over the rows of many GPUs, one direction, forward and backward", x=0.012, ha="left", fontweight="bold")
+    right.legend(frameon=False, fontsize=9, loc="center left")
+    figure.suptitle("InfoNCE over the rows of many GPUs, forward and backward", x=0.012, ha="left", fontweight="bold")
     note = "Predicted from the kernels' machine code and the links' published rates; nothing here was measured."
     figure.text(0.012, 0.012, note, fontsize=7.5, color="#666666")
     figure.tight_layout(rect=(0, 0.045, 1, 0.99), w_pad=2.0)

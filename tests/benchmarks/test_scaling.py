@@ -1,5 +1,6 @@
 """The predictions for many GPUs: closed forms against the ring rank by rank, conservation of bytes, and the page made of them."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -28,6 +29,36 @@ def test_the_closed_form_is_what_a_ring_of_equal_batches_takes(world):
             ran, closed = run(world, c, 4e6, gradient), closed_ring(c, slowest, world, 4e6, gradient)
             assert ran.seconds == pytest.approx(closed.seconds, rel=1e-12)
             assert ran.busy == pytest.approx(closed.communication, rel=1e-12) and ran.compute == pytest.approx(world * c)
+
+
+def by_definition(hops, compute, chunk, gradient):
+    """When the last rank is done: each step of each rank asks for those that it waits for."""
+    world = len(hops)
+
+    @functools.cache
+    def begins(rank, step):
+        if step == 0:
+            return 0.0
+        computed = begins(rank, step - 1) + (compute[rank, (rank - step + 1) % world] if step <= world else 0.0)
+        return max(computed, arrives(rank, step - 1), arrives((rank - 1) % world, step - 1))
+
+    def arrives(rank, step):
+        """When rank + 1 has what this rank sends in this step: its chunk, and the gradient of the one before."""
+        amount = chunk[(rank - step) % world] if step < world - 1 else 0
+        amount += gradient[(rank - step + 1) % world] if step else 0
+        asked = max(begins(rank, step), begins((rank + 1) % world, step))
+        return asked + hops[rank].seconds(amount) if amount else 0.0
+
+    return max(begins(rank, world + bool(gradient.any())) for rank in range(world))
+
+
+@pytest.mark.parametrize("world", (2, 5, 10))
+def test_an_uneven_ring_takes_what_its_definition_says(world):
+    random = np.random.default_rng(world)
+    for gradient in (0 * random.integers(1, 2, world), random.integers(1, 9, world) * 1_000_000):
+        chunk, compute = random.integers(1, 9, world) * 1_000_000, random.random((world, world)) * 3e-4
+        ran = events.run(HGX.hops(world), compute, chunk, gradient if gradient.any() else None)
+        assert ran.seconds == pytest.approx(by_definition(HGX.hops(world), compute, chunk, gradient), rel=1e-12)
 
 
 def test_every_byte_that_is_sent_belongs_to_a_hop_of_a_chunk():
