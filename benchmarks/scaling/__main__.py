@@ -16,13 +16,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rows", type=int, metavar="N", help="rows of each GPU: predict this size only")
     parser.add_argument("--world", type=int, default=1024, metavar="W", help="number of GPUs")
     parser.add_argument("--width", type=int, default=512, metavar="D", help="width of a row")
-    parser.add_argument("--directions", type=int, default=1, choices=(1, 2), help="2 for a symmetric loss, as CLIP's is")
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of the time of a step, for the ring")
     parser.add_argument("--gpu", choices=tuple(GPUS), default=page.GPU)
     parser.add_argument("--write", action="store_true", help="write docs/scaling.md and its picture")
     args = parser.parse_args(argv)
     if args.rows is not None:
-        problem = Problem(args.rows, args.width, args.world, directions=args.directions, noise=args.noise)
+        problem = Problem(args.rows, args.width, args.world, noise=args.noise)
         print(f"Predicted for {args.world} {args.gpu}, a batch of {problem.batch:,} rows, D = {args.width}, 16 bits:\n")
         print(page.details(problem, Machine(Kernels.of(args.gpu)), TRANSPORTS))
         return 0

@@ -1,8 +1,8 @@
 """Measures losses over 1 to 4 processes on this machine, on gloo:  python -m benchmarks.scaling.measure [--save]
 
 For each number of processes and each transport: peak memory and bytes sent of the process that has most of them, and how long a
-step of the ring takes beside one of the gather. ``--save`` writes one file for each loss under benchmarks/results. Imports
-``model``, ``worker``, and ``benchmarks.core``.
+step of the ring takes beside one of the gather, with half of the rows. ``--save`` writes one file for each loss under
+benchmarks/results. Imports ``model``, ``worker``, and ``benchmarks.core``.
 """
 
 import argparse
@@ -15,13 +15,15 @@ from pathlib import Path
 
 from benchmarks.core import machine, runner
 from benchmarks.core.memory import _GIVE_BACK, ROOT
-from benchmarks.report.tables import RESULTS
+from benchmarks.report.tables import RESULTS, markdown, number
 from benchmarks.scaling.model import Problem, sent
 from benchmarks.scaling.worker import LOSSES
 
 WORLDS, TRANSPORTS = (1, 2, 3, 4), ("gather", "ring")
-#: N and D of the saved measurements: rows and columns of 8 MB in float32, four parts of a ring.
-SHAPE = 4096, 512
+#: Bytes that travel beside a column: its id.
+BESIDE = {"info_nce": 4, "clip": 4, "nt_xent": 4}
+#: N and D of the saved measurements: rows and columns of 4 MB in float32, two parts of a ring.
+SHAPE = 2048, 512
 
 
 def start(loss: str, rows: int, width: int, world: int, what: str, *transports: str, timeout_s: float = 900) -> list[dict]:
@@ -55,7 +57,16 @@ def start(loss: str, rows: int, width: int, world: int, what: str, *transports: 
 def problem(loss: str, rows: int, width: int, world: int) -> Problem:
     """The problem of the model that a loss of B rows is, in float32."""
     views = 2 if loss == "nt_xent" else 1
-    return Problem(views * rows, width, world, directions=2 if loss == "clip" else 1, itemsize=4)
+    return Problem(views * rows, width, world, itemsize=4, beside=BESIDE[loss])
+
+
+def predicted_sent(loss: str, rows: int, width: int, world: int, transport: str) -> float:
+    """The formula's bytes. In CLIP's loss, what each process knows of a column goes home in the forward, 16 bytes, and comes back
+    in the backward with the upstream gradient, 20 bytes."""
+    columns = sent(problem(loss, rows, width, world), transport)
+    if loss != "clip":
+        return columns
+    return columns + rows * (20 * (world - 1) + 16 * (world if transport == "ring" else world - 1))
 
 
 def case(loss: str, rows: int, width: int, world: int, say=print) -> dict:
@@ -70,11 +81,49 @@ def case(loss: str, rows: int, width: int, world: int, say=print) -> dict:
         entries.append(entry)
     if world > 1:
         say(f"{loss} {rows} x {width}, {world} processes: times")
-        found = start(loss, rows, width, world, "time", *TRANSPORTS)
+        found = start(loss, rows // 2, width, world, "time", *TRANSPORTS)
         for entry in entries:
             entry["seconds"] = max(each["seconds"][entry["transport"]] for each in found)
-            entry["predicted_sent"] = sent(problem(loss, rows, width, world), entry["transport"])
+            entry["predicted_sent"] = predicted_sent(loss, rows, width, world, entry["transport"])
     return {"shape": [rows, width], "world": world, "dtype": "float32", "entries": entries}
+
+
+#: What a reader calls the losses.
+_TITLES = {"info_nce": "InfoNCE", "clip": "CLIP", "nt_xent": "NT-Xent"}
+
+
+def _lines(found: dict) -> list[tuple[str, ...]]:
+    alone = next(case["entries"][0] for case in found["cases"] if case["world"] == 1)
+    lines = []
+    for case in found["cases"]:
+        seconds = {entry["transport"]: entry.get("seconds") for entry in case["entries"]}
+        for entry in case["entries"]:
+            name = "" if entry["transport"] == "alone" else f"`{entry['transport']}`"
+            memories = []
+            for kind in ("resident_mb", "allocated_mb"):
+                memories += [f"{number(entry[kind])} MB", f"{entry[kind] / alone[kind]:.2f}x"]
+            bytes_sent = [f"{each / 1e6:.2f} MB" if name else "" for each in (max(entry["sent"]), entry.get("predicted_sent", 0))]
+            ratio = f"{seconds['ring'] / seconds['gather']:.2f}x" if entry["transport"] == "ring" else ""
+            lines.append((_TITLES[found["work"]], str(case["world"]), name, *memories, *bytes_sent, ratio))
+    return lines
+
+
+def measured(folder: Path = RESULTS) -> str:
+    """The table of the result files and where they come from. Files of uncommitted changes are left out."""
+    files = [runner.read(path) for path in sorted(folder.glob("*/processes/*.json"))]
+    files = [found for found in files if not any(case["commit"].endswith("-dirty") for case in found["cases"])]
+    if not files:
+        return "Nothing has been measured yet."
+    head = ("loss", "processes", "transport", "peak memory", "of one process", "torch's tensors", "of one process")
+    head += ("sent", "the formula", "time of the ring / gather")
+    info, cases = files[0]["machine"], [case for found in files for case in found["cases"]]
+    rows, width = cases[0]["shape"]
+    dates, commits = ({case[name][:10] for case in cases} for name in ("date", "commit"))
+    where = (
+        f"{info['name']}, {info['cores']} cores, torch {info['versions']['torch']}, gloo, one thread a process; {rows:,} rows of "
+        f"width {width} a process, float32; measured on {' and '.join(sorted(dates))}, commit {', '.join(sorted(commits))}."
+    )
+    return f"{where}\n\n{markdown(head, [line for found in files for line in _lines(found)])}"
 
 
 def main(argv: list[str]) -> int:

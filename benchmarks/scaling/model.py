@@ -25,8 +25,8 @@ rank:
 
     2 N P D / rate >= P D s / link      N >= s rate / (2 link)      forward; backward 3 or 4 times 2 N P D, and s + g
 
-``exposed`` is the time of a pass in which the GPU does not compute. A step takes at least ``host``, in which Python asks for its
-kernels and transfers. Imports ``compute``, ``events`` and ``links``.
+A step takes at least ``host``, in which Python asks for its kernels. ``waiting`` is the time of a pass in which the GPU computes
+nothing, because of a transfer or of Python. Imports ``compute``, ``events`` and ``links``.
 """
 
 from dataclasses import dataclass, field, replace
@@ -42,26 +42,30 @@ TRANSPORTS = ("gather", "ring", "rails")
 SUM = 4
 #: As in ``fastssl.distributed.travel`` and ``fastssl.distributed.similarity``.
 PART_BYTES, PIECE_BYTES = 1 << 21, 1 << 23
-HOST = 0.0
+#: Seconds of Python in a step of the ring, forward and backward, without those of its transfers: the least that
+#: ``python -m benchmarks.scaling.host`` printed on a Xeon core.
+HOST = 2.0e-4, 1.3e-4
 
 
 @dataclass(frozen=True)
 class Problem:
-    """N rows and M columns of width D on each of W ranks. A symmetric loss, as CLIP's, is two ``directions`` one after the other.
+    """N rows and M columns of width D on each of W ranks, for a loss in one direction. CLIP's loss lets one side travel too, and
+    takes as many sweeps, so that its costs are nearly the same.
 
     ``itemsize`` is s. ``part_bytes`` is the size of a part in the ring, ``piece_bytes`` that of the rows of one call of the ring's
-    backward. ``noise`` is the relative standard deviation of the time of one step, for ``events``.
+    backward, ``beside`` what travels beside each column, such as the bytes of its id. ``noise`` is the relative standard deviation
+    of the time of one step, for ``events``.
     """
 
     rows: int
     width: int
     world: int
     columns: int = 0
-    directions: int = 1
     itemsize: int = 2
     part_bytes: int = PART_BYTES
     piece_bytes: int = PIECE_BYTES
-    host: float = HOST
+    host: tuple[float, float] = HOST
+    beside: int = 0
     noise: float = 0.0
 
     @property
@@ -74,7 +78,7 @@ class Problem:
         return self.rows * self.world
 
     def bytes(self, columns: int) -> float:
-        return columns * self.width * self.itemsize
+        return columns * (self.width * self.itemsize + self.beside)
 
     def gradient(self, columns: int) -> float:
         return columns * self.width * SUM
@@ -95,15 +99,15 @@ def _cut(total: int, size: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of a forward or a backward: all of it, its compute, and its transfers."""
+    """Seconds of a forward or a backward: all of it, its kernels, and its transfers."""
 
     seconds: float
     compute: float
     communication: float
 
     @property
-    def exposed(self) -> float:
-        """The part without compute."""
+    def waiting(self) -> float:
+        """The part in which the GPU computes nothing."""
         return self.seconds - self.compute
 
     def __add__(self, other: "Pass") -> "Pass":
@@ -128,8 +132,8 @@ class Prediction:
         return self.forward.seconds + self.backward.seconds
 
     @property
-    def exposed(self) -> float:
-        return self.forward.exposed + self.backward.exposed
+    def waiting(self) -> float:
+        return self.forward.waiting + self.backward.waiting
 
     @property
     def compute(self) -> float:
@@ -148,25 +152,22 @@ def sent(problem: Problem, transport: str) -> float:
     """Bytes that a rank sends in forward and backward."""
     p, others = problem, problem.world - 1
     if transport == "gather" or not others:
-        return p.directions * others * (p.bytes(p.m) + p.gradient(p.m))
-    return p.directions * (2 * others * p.bytes(p.m) + p.world * p.gradient(p.m))
+        return others * (p.bytes(p.m) + p.gradient(p.m))
+    return 2 * others * p.bytes(p.m) + p.world * p.gradient(p.m)
 
 
 def memory(problem: Problem, transport: str) -> float:
     """Bytes of a rank above its rows and columns at the peak, in the backward: what the formulas above name. The scratch memory of
     kernels is left out.
-
-    The two directions of a symmetric loss run one after the other; the second holds the gradients of the first, and gathered
-    columns of both are kept for the backward. Gradients are summed in float32, then cast.
+    Gradients are summed in float32, then cast.
     """
     p = problem
-    own = (p.rows + p.m) * p.width * (SUM + (p.itemsize if p.itemsize < SUM else 0) + (p.directions - 1) * p.itemsize)
-    own += 12 * p.directions * p.rows
+    own = (p.rows + p.m) * p.width * (SUM + (p.itemsize if p.itemsize < SUM else 0)) + 12 * p.rows
     if p.world == 1:
         return own
     if transport == "gather":
         everyone = p.world * p.m
-        return own + p.directions * p.bytes(everyone) + p.gradient(everyone) + p.bytes(everyone)
+        return own + 2 * p.bytes(everyone) + p.gradient(everyone)
     part = p.parts()[0][0]
     return own + 2 * p.bytes(part) + 4 * p.gradient(part)
 
@@ -181,12 +182,11 @@ def _gather(problem: Problem, machine: Machine) -> tuple[Pass, Pass]:
 
 
 def step_seconds(problem: Problem, kernels: Kernels, part: int) -> tuple[float, float]:
-    """c(N, P) of a step of the ring, forward and backward."""
+    """c(N, P) of a step of the ring, forward and backward: its kernels, without regard to ``host``."""
     p = problem
     backward = sum(count * kernels.backward(rows, part, p.width) for rows, count in p.pieces())
     backward += kernels.sums(p.rows, part, p.width)
-    calls = sum(count for _, count in p.pieces())
-    return max(p.host, kernels.forward(p.rows, part, p.width)), max(calls * p.host, backward)
+    return kernels.forward(p.rows, part, p.width), backward
 
 
 def closed_ring(c: float, hop: Link, world: int, chunk: float, gradient: float = 0.0) -> Pass:
@@ -222,13 +222,14 @@ def _around_rails(p: Problem, machine: Machine, c: float, part: int, gradient: f
 
 def _ring(around, problem: Problem, machine: Machine) -> tuple[Pass, Pass]:
     """All parts, one after the other."""
-    none = Pass(0.0, 0.0, 0.0)
-    forward, backward = none, none
+    passes = [Pass(0.0, 0.0, 0.0), Pass(0.0, 0.0, 0.0)]
+    calls = 1, sum(count for _, count in problem.pieces())
     for part, count in problem.parts():
-        c = step_seconds(problem, machine.kernels, part)
-        forward += around(problem, machine, c[0], part, 0.0).times(count)
-        backward += around(problem, machine, c[1], part, problem.gradient(part)).times(count)
-    return forward, backward
+        kernels = step_seconds(problem, machine.kernels, part)
+        for k, gradient in enumerate((0.0, problem.gradient(part))):
+            took = around(problem, machine, max(kernels[k], calls[k] * problem.host[k]), part, gradient)
+            passes[k] += replace(took, compute=problem.world * kernels[k]).times(count)
+    return passes[0], passes[1]
 
 
 def predict(problem: Problem, machine: Machine, transport: str) -> Prediction:
@@ -239,16 +240,15 @@ def predict(problem: Problem, machine: Machine, transport: str) -> Prediction:
         forward, backward = _gather(problem, machine)
     else:
         forward, backward = _ring(_around if transport == "ring" else _around_rails, problem, machine)
-    count = problem.directions
-    return Prediction(transport, forward.times(count), backward.times(count), memory(problem, transport), sent(problem, transport))
+    return Prediction(transport, forward, backward, memory(problem, transport), sent(problem, transport))
 
 
 def hidden_from(problem: Problem, machine: Machine, transport: str, share: float = 0.05, largest: int = 1 << 18) -> int | None:
-    """The least N, a multiple of 256, at which ``transport`` exposes at most ``share`` of its compute; None above ``largest``."""
+    """The least N, a multiple of 256, at which ``transport`` waits for at most ``share`` of its compute; None above ``largest``."""
 
     def hidden(rows: int) -> bool:
-        found = predict(replace(problem, rows=rows, columns=0), machine, transport)
-        return found.exposed <= share * found.compute
+        found = predict(replace(problem, rows=rows, columns=0, host=(0.0, 0.0)), machine, transport)
+        return found.waiting <= share * found.compute
 
     low, high = 0, largest // 256
     if not hidden(largest):

@@ -1,6 +1,6 @@
 """The tables and the picture of docs/scaling.md, and what the command prints. Each number is predicted, or published by others.
 
-Imports ``compute``, ``events``, ``links``, ``model`` and ``benchmarks.report``.
+Imports ``compute``, ``links``, ``measure``, ``model`` and ``benchmarks.report``.
 """
 
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.report.tables import markdown, ms_text, number
 from benchmarks.scaling.compute import GPUS, MEMORY, Kernels
 from benchmarks.scaling.links import HGX, NVLINK4
+from benchmarks.scaling.measure import measured
 from benchmarks.scaling.model import (
     PART_BYTES,
     PIECE_BYTES,
@@ -40,19 +41,19 @@ def amount(count: float) -> str:
 
 def _cells(found: Prediction) -> tuple[str, ...]:
     forward, backward = found.forward, found.backward
-    times = (ms_text(1e3 * each) for each in (forward.seconds, backward.seconds, found.exposed))
+    times = (ms_text(1e3 * each) for each in (forward.seconds, backward.seconds, found.waiting))
     return (*times, amount(found.memory), amount(found.sent))
 
 
 def details(problem: Problem, machine: Machine, transports: tuple[str, ...]) -> str:
     """Everything that is predicted of one problem."""
-    head = ("transport", "pass", "time", "compute", "transfers", "exposed", "memory of a rank", "sent by a rank")
+    head = ("transport", "pass", "time", "compute", "transfers", "waiting", "memory of a rank", "sent by a rank")
     lines = []
     for transport in transports:
         found = predict(problem, machine, transport)
         for name in ("forward", "backward"):
             part = getattr(found, name)
-            times = (ms_text(1e3 * each) for each in (part.seconds, part.compute, part.communication, part.exposed))
+            times = (ms_text(1e3 * each) for each in (part.seconds, part.compute, part.communication, part.waiting))
             held = ("", "") if name == "forward" else (amount(found.memory), amount(found.sent))
             lines.append((transport, name, *times, *held))
     return markdown(head, lines)
@@ -60,7 +61,7 @@ def details(problem: Problem, machine: Machine, transports: tuple[str, ...]) -> 
 
 def sizes(machine: Machine, width: int = WIDTH) -> str:
     """Both transports from 8 GPUs to a batch of 16 million rows on 1,024 GPUs, one direction."""
-    head = ("GPUs", "rows of a GPU", "batch", "transport", "forward", "backward", "exposed", "memory of a GPU", "sent by a GPU")
+    head = ("GPUs", "rows of a GPU", "batch", "transport", "forward", "backward", "waiting", "memory of a GPU", "sent by a GPU")
     lines = []
     for world, rows in SIZES:
         problem = Problem(rows, width, world)
@@ -85,7 +86,7 @@ def hidden(machine: Machine) -> str:
 
 def parts(machine: Machine, rows: int = 16384, world: int = 1024) -> str:
     """The ring with parts of other sizes."""
-    head = ("size of a part", "columns of a part", "forward", "backward", "exposed", "memory of a GPU")
+    head = ("size of a part", "columns of a part", "forward", "backward", "waiting", "memory of a GPU")
     lines = []
     for size in (1 << 20, 1 << 21, 1 << 22, 1 << 23, 1 << 24):
         problem = Problem(rows, WIDTH, world, part_bytes=size, piece_bytes=max(size, PIECE_BYTES))
@@ -111,8 +112,9 @@ def published() -> str:
     head = ("what", "published", "the model", "published / model")
     lines = []
     for rows, world, gigabytes in ((8192, 8, 0.36), (16384, 8, 0.72), (32768, 8, 1.45), (32768, 32, 1.44)):
-        held = memory(Problem(rows, 768, world, directions=2, itemsize=4, part_bytes=1 << 40), "ring") / 1e9
-        what = f"Inf-CL's ring, {world} A800, {rows:,} rows each, D = 768, float32: memory of the loss"
+        first = 2 * 4 * rows * 768  # the gradients of one direction, while the other is computed
+        held = (first + memory(Problem(rows, 768, world, itemsize=4, part_bytes=1 << 40), "ring")) / 1e9
+        what = f"Inf-CL's ring, {world} A800, {rows:,} rows each, D = 768, float32, two directions: memory"
         lines.append((what, f"{gigabytes} GB", f"{number(held)} GB", f"{gigabytes / held:.2f}"))
     for batch, world, alone, together in ((65536, 4, 46.9, 13.1), (65536, 8, 46.9, 10.1), (131072, 8, 193.4, 31.5)):
         chunk = batch // world * 768
@@ -131,6 +133,7 @@ def blocks() -> dict[str, str]:
     """Name of a block of the page -> its text."""
     machine = Machine(Kernels.of(GPU))
     return {
+        "measured": measured(),
         "sizes": sizes(machine),
         "hidden": hidden(machine),
         "parts": parts(machine),

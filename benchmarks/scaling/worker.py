@@ -21,12 +21,21 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import _functional_collectives as functions
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.core.memory import WARM_ROWS, rise_mb
 
-#: Rows of a step that is timed once more at the least.
+#: How often a step is timed, after one that is not.
 ROUNDS = 3
+#: torch's functional collectives, by their names since 2.13 and before -> what the result file calls them.
+NAMES = {
+    "all_gather_single": "gather",
+    "all_gather_tensor": "gather",
+    "reduce_scatter_single": "reduce-scatter",
+    "reduce_scatter_tensor": "reduce-scatter",
+    "all_to_all_single": "exchange",
+}
 
 
 def rows_of(loss: str, rows: int, width: int, rank: int) -> list[Tensor]:
@@ -86,18 +95,13 @@ def allocated_mb(call: Callable[[], object]) -> float:
 @contextmanager
 def counted(world: int) -> Iterator[Counter]:
     """Counts the bytes that this process sends, by collective."""
-    functions, found = distributed._functional_collectives, Counter()
-    shares = {
-        "all_gather_single": world - 1,
-        "reduce_scatter_single": (world - 1) / world,
-        "all_to_all_single": (world - 1) / world,
-    }
-    kept = {name: getattr(functions, name) for name in shares}
+    found: Counter = Counter()
+    kept = {name: getattr(functions, name) for name in NAMES if hasattr(functions, name)}
     send = distributed.batch_isend_irecv
 
     def counting(name: str):
         def collective(rows: Tensor, *arguments):
-            found[name] += round(shares[name] * rows.nbytes)
+            found[NAMES[name]] += (world - 1) * (rows.nbytes if NAMES[name] == "gather" else rows.nbytes // world)
             return kept[name](rows, *arguments)
 
         return collective

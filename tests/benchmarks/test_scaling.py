@@ -75,10 +75,10 @@ def test_every_byte_that_is_sent_belongs_to_a_hop_of_a_chunk():
 
 
 def test_the_formula_of_bytes_counts_what_the_ring_sends():
-    for problem in (Problem(3000, 512, 16), Problem(5000, 128, 8, directions=2), Problem(300, 96, 3, columns=400)):
+    for problem in (Problem(3000, 512, 16), Problem(5000, 128, 8), Problem(300, 96, 3, columns=400)):
         chunk, gradient = problem.bytes(problem.m), problem.gradient(problem.m)
         ran = [run(problem.world, 1e-3, chunk), run(problem.world, 1e-3, chunk, gradient)]
-        assert sent(problem, "ring") == problem.directions * sum(each.sent[0] for each in ran)
+        assert sent(problem, "ring") == sum(each.sent[0] for each in ran)
         assert sum(part * count for part, count in problem.parts()) == problem.m
         assert sum(piece * count for piece, count in problem.pieces()) == problem.rows
 
@@ -86,7 +86,7 @@ def test_the_formula_of_bytes_counts_what_the_ring_sends():
 def test_one_process_needs_no_transport():
     for transport in ("gather", "ring"):
         alone = predict(Problem(4096, 512, 1), MACHINE, transport)
-        assert alone.exposed == 0 and alone.sent == 0 and alone.memory == memory(Problem(4096, 512, 1), "gather")
+        assert alone.waiting == 0 and alone.sent == 0 and alone.memory == memory(Problem(4096, 512, 1), "gather")
     with pytest.raises(ValueError, match="transport must be one of gather, ring, rails, got 'mail'"):
         predict(Problem(64, 64, 2), MACHINE, "mail")
 
@@ -100,8 +100,8 @@ def test_memory_of_the_ring_is_that_of_the_own_rows_and_of_a_gather_that_of_all(
 
 def test_a_ring_is_hidden_from_the_number_of_rows_that_it_says():
     rows = hidden_from(Problem(1, 512, 1024), MACHINE, "ring")
-    shares = [predict(Problem(n, 512, 1024), MACHINE, "ring") for n in (rows - 256, rows)]
-    assert shares[0].exposed > 0.05 * shares[0].compute and shares[1].exposed <= 0.05 * shares[1].compute
+    shares = [predict(Problem(n, 512, 1024, host=(0, 0)), MACHINE, "ring") for n in (rows - 256, rows)]
+    assert shares[0].waiting > 0.05 * shares[0].compute and shares[1].waiting <= 0.05 * shares[1].compute
     for c, x in zip(step_seconds(Problem(4 * rows, 512, 1024), MACHINE.kernels, 1024), (1024 * 1024, 3 * 1024 * 1024), strict=True):
         assert c > HGX.network.seconds(x)
 
@@ -132,6 +132,6 @@ def test_the_page_has_what_the_program_predicts():
 
 
 def test_the_command_predicts_one_size(capsys):
-    assert command.main(["--rows", "1024", "--world", "16", "--directions", "2"]) == 0
+    assert command.main(["--rows", "1024", "--world", "16"]) == 0
     said = capsys.readouterr().out
     assert "Predicted for 16 H100, a batch of 16,384 rows, D = 512" in said and said.count("| ring |") == 2
