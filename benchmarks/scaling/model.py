@@ -36,12 +36,11 @@ import numpy as np
 from benchmarks.scaling import events
 from benchmarks.scaling.compute import Kernels
 from benchmarks.scaling.links import HGX, Cluster, Link
+from fastssl.distributed.travel import PART_BYTES, PIECE_BYTES
 
 TRANSPORTS = ("gather", "ring", "rails")
 #: Bytes of float32, in which gradients are summed.
 SUM = 4
-#: As in ``fastssl.distributed.travel`` and ``fastssl.distributed.similarity``.
-PART_BYTES, PIECE_BYTES = 1 << 21, 1 << 23
 #: Seconds of Python in a step of the ring, forward and backward, without those of its transfers: the least that
 #: ``python -m benchmarks.scaling.host`` printed on a Xeon core.
 HOST = 2.0e-4, 1.3e-4
