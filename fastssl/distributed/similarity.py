@@ -4,7 +4,8 @@
 
 The columns come as ``travel.py`` brings them, part by part. Each part is one call of the kernels of ``similarity_lse``, and the
 states of the parts are joined as in ``states.py``. The backward goes the same way: it takes each weight from the joined state, adds
-up the gradient of the own rows, and sends the gradients of the columns home.
+up the gradient of the own rows, and sends the gradients of the columns home. With a limit (N,) the kernels are those of
+``similarity_limited``, which leave out the columns whose logit exceeds it.
 
 U = 2 N M D FLOP for the N own rows and the M columns of all: forward U, backward 3U to 4U. Where no column needs a gradient, one
 sweep of 2U also gives the gradient of the rows, and nothing is sent in the backward.
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fastssl.checks import savable
 from fastssl.ops import similarity as local
+from fastssl.ops import similarity_limited as limited
 from fastssl.ops._operands import Similarity, factor_of
 from fastssl.ops._register import define_composite, distinct, first_derivative_only, new_accumulator, refuse_transforms
 
@@ -40,14 +42,15 @@ def _with_columns(operands: Similarity, columns: list[Tensor]) -> Similarity:
 
 
 def _forward(*flat):
-    operands, (keep, counts, transport, name) = Similarity(*flat[:8]), flat[8:]
+    operands, (limit, keep, counts, transport, name) = Similarity(*flat[:8]), flat[8:]
     x, threshold = operands.x, operands.threshold
     joined: State | None = None
     ranks, whole, unit = local.new_rank(x, threshold).zero_(), None, unit_of(x)
 
     def visit(start: int, columns: list[Tensor]) -> None:
         nonlocal joined, whole
-        whole, rank, state, peak = local._fwd(*_with_columns(operands, columns))
+        part = _with_columns(operands, columns)
+        whole, rank, state, peak = local._fwd(*part) if limit is None else limited._fwd(*part, limit)
         ranks.add_(rank)
         seen = State.of(state, peak, start)
         joined = seen if joined is None else joined.joined(seen, unit)
@@ -60,7 +63,7 @@ def _forward(*flat):
 
 
 def _fake_forward(*flat):
-    operands, (keep, counts, transport, _) = Similarity(*flat[:8]), flat[8:]
+    operands, (_, keep, counts, transport, _) = Similarity(*flat[:8]), flat[8:]
     x, n, m = operands.x, operands.x.shape[0], operands.y.shape[0] * counts.shape[0]
     kept = []
     if keep and transport == "gather":
@@ -75,7 +78,7 @@ def _fake_forward(*flat):
 
 
 def _backward(dlse, state, peak, kept, *flat):
-    operands, (need, counts, transport, name) = Similarity(*flat[:7]), flat[7:]
+    operands, (limit, need, counts, transport, name) = Similarity(*flat[:7]), flat[7:]
     x, y, y_bias, of_rows = operands.x, operands.y, operands.y_bias, State(state[0], state[1], peak)
     need_x, need_y, need_bias, need_scale = need
     dx = new_accumulator(x, *x.shape).zero_() if need_x else new_accumulator(x, 0)
@@ -86,7 +89,11 @@ def _backward(dlse, state, peak, kept, *flat):
         peaks, sums = of_rows.peak_in(start, len(part.y)), []
         for piece in pieces(x):
             arguments = part.part(piece, slice(None))[:7]
-            own, other, bias, dots = local._bwd(dlse[piece], state[:, piece].contiguous(), peaks[piece], *arguments, need)
+            of_piece = (dlse[piece], state[:, piece].contiguous(), peaks[piece])
+            if limit is None:
+                own, other, bias, dots = local._bwd(*of_piece, *arguments, need)
+            else:
+                own, other, bias, dots = limited._bwd(*of_piece, *arguments, limit[piece], need)
             if need_x:
                 dx[piece] += own
             if need_scale:
@@ -105,7 +112,7 @@ def _backward(dlse, state, peak, kept, *flat):
 
 
 def _fake_backward(dlse, state, peak, kept, *flat):
-    (x, y, *_, y_bias), need = flat[:7], flat[7]
+    (x, y, *_, y_bias), need = flat[:7], flat[8]
     dbias = y_bias.new_empty(y_bias.shape) if need[2] else new_accumulator(x, 0)
     dx, dy = (t.new_empty(t.shape if wanted else (0,)) for t, wanted in ((x, need[0]), (y, need[1])))
     return dx, dy, dbias, new_accumulator(x) if need[3] else new_accumulator(x, 0)
@@ -136,13 +143,13 @@ def _fake_one_pass(*flat):
 
 _fwd = define_composite(
     "ranks_similarity_fwd",
-    f"({_OPERANDS}, Tensor? threshold, bool keep, {_ROUTE}) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])",
+    f"({_OPERANDS}, Tensor? threshold, Tensor? limit, bool keep, {_ROUTE}) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])",
     _fake_forward,
     _forward,
 )
 _bwd = define_composite(
     "ranks_similarity_bwd",
-    f"(Tensor dlse, Tensor state, Tensor peak, Tensor[] kept, {_OPERANDS}, bool[4] need, {_ROUTE}) "
+    f"(Tensor dlse, Tensor state, Tensor peak, Tensor[] kept, {_OPERANDS}, Tensor? limit, bool[4] need, {_ROUTE}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _fake_backward,
     _backward,
@@ -158,11 +165,11 @@ _pass = define_composite(
 class _TwoSided(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op, keep, counts, transport, name, *flat):
-        x, y, scale, scale_factor, x_id, y_id, y_bias, _ = flat
+        x, y, scale, scale_factor, x_id, y_id, y_bias, _, limit = flat
         lse, rank, state, peak, kept = _fwd(*flat, keep, counts, transport, name)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
-        ctx.save_for_backward(state, peak, x, y, scale_factor, x_id, y_id, y_bias, counts, *kept)
+        ctx.save_for_backward(state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit, counts, *kept)
         ctx.scale, ctx.op, ctx.transport, ctx.name = scale, op, transport, name
         return lse, rank
 
@@ -170,15 +177,15 @@ class _TwoSided(torch.autograd.Function):
     @first_derivative_only("similarity_lse")
     def backward(ctx, dlse, _):
         if dlse is None:
-            return (None,) * 13
-        state, peak, x, y, scale_factor, x_id, y_id, y_bias, counts, *kept = ctx.saved_tensors
-        want_x, want_y, _, want_scale, _, _, want_bias, _ = ctx.needs_input_grad[5:]
+            return (None,) * 14
+        state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit, counts, *kept = ctx.saved_tensors
+        want_x, want_y, _, want_scale, _, _, want_bias, *_ = ctx.needs_input_grad[5:]
         need = (want_x, want_y, want_bias, want_scale)
         operands = (x, y, ctx.scale, scale_factor, x_id, y_id, y_bias)
-        dx, dy, dbias, dscale = _bwd(dlse, state, peak, kept, *operands, need, counts, ctx.transport, ctx.name)
+        dx, dy, dbias, dscale = _bwd(dlse, state, peak, kept, *operands, limit, need, counts, ctx.transport, ctx.name)
         dscale = local.scale_gradient(dscale, ctx.scale, scale_factor) if want_scale else None
-        gradients = (dx if want_x else None, dy if want_y else None, None, dscale, None, None, dbias if want_bias else None, None)
-        return (*(None,) * 5, *gradients)
+        gradients = (dx if want_x else None, dy if want_y else None, None, dscale, None, None, dbias if want_bias else None)
+        return (*(None,) * 5, *gradients, None, None)
 
 
 class _OnePass(torch.autograd.Function):
@@ -218,22 +225,24 @@ def similarity_lse_rank(
     y_id: Tensor | None = None,
     y_bias: Tensor | None = None,
     threshold: Tensor | None = None,
+    limit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``similarity_lse_rank`` of ``ops`` with the columns y of all processes, of which each has ``joined.counts``.
 
-    lse (N,) of the own rows, and the rank (N,) of a threshold. The gradient of y is the sum over processes.
+    lse (N,) of the own rows, and the rank (N,) of a threshold. The gradient of y is the sum over processes. With a limit (N,) it
+    is ``similarity_limited`` of ``ops``.
     """
     op = joined.op
     local.check_sides(op, x, y, scale, x_id, y_id)
     refuse_transforms(op, x, y, scale, y_bias)
-    x_id, y_id, y_bias, threshold = map(savable, (x_id, y_id, y_bias, threshold))
-    threshold = None if threshold is None else threshold.detach()
+    x_id, y_id, y_bias, threshold, limit = map(savable, (x_id, y_id, y_bias, threshold, limit))
+    threshold, limit = (None if t is None else t.detach() for t in (threshold, limit))
     scale_factor, scale = local.split_scalar(scale, x)
     flat = (x, distinct(y, x), scale, scale_factor, x_id, distinct(y_id, x_id), y_bias, threshold)
     column_gradient = y.requires_grad or (y_bias is not None and y_bias.requires_grad)
     row_gradient = x.requires_grad or (scale_factor is not None and scale_factor.requires_grad)
-    if torch.is_grad_enabled() and column_gradient:
-        return _TwoSided.apply(op, joined.keep, *joined.route(), *flat)
+    if torch.is_grad_enabled() and (column_gradient or (limit is not None and row_gradient)):
+        return _TwoSided.apply(op, joined.keep, *joined.route(), *flat, limit)
     if torch.is_grad_enabled() and row_gradient:
         return _OnePass.apply(op, *joined.route(), *flat)
-    return _fwd(*flat, False, *joined.route())[:2]
+    return _fwd(*flat, limit, False, *joined.route())[:2]

@@ -27,7 +27,7 @@ from fastssl.checks import (
     check_views,
 )
 from fastssl.distributed import similarity_cross as of_all
-from fastssl.distributed.ranks import as_ranks, join
+from fastssl.distributed.ranks import join
 from fastssl.ops.similarity_cross import similarity_cross
 
 from .parts.arguments import enter, scalar, together
@@ -131,7 +131,7 @@ def info_nce(
         hard_negative_keys: (M, D), more negatives for every query beside the batch, as in supervised SimCSE.
         hard_negative_weight: added to the logit of query i with hard negative i (needs M = N); SimCSE's argument of this name.
         label_smoothing: in [0, 1), as in ``F.cross_entropy``, over the positive and the row's negatives.
-        target: the positive of each query among the passages: rows (N,), integers; or G, a whole number: row i G, and the G - 1
+        target: the positive of each query among this process's passages: rows (N,), integers; or G, a whole number: row i G, and the G - 1
             rows behind it are its hard negatives; None is G = M / N.
         margin: drops false negatives: passages that are more similar to query i than ``<q_i, p_target_i> + margin`` count neither
             in the loss nor in its gradient. It is in units of the similarity, before the temperature: Qwen3-Embedding and ms-swift
@@ -170,9 +170,7 @@ def info_nce(
     if of_passages(query, positive_key, how):
         others = (negative_keys, hard_negative_keys, symmetric, label_smoothing, hard_negative_weight)
         check_passages(op, query, positive_key, ids, how, others)
-        if as_ranks(op, group) is not None:
-            raise NotImplementedError(f"{op}: group= is not there for passages yet; call it without group")
-        return passage_loss(op, query, positive_key, temperature, reduction, ids, how, normalize, return_stats)
+        return passage_loss(op, query, positive_key, temperature, reduction, ids, how, normalize, return_stats, group)
     check_views(op, ("query", "positive_key"), query, positive_key)
     flags = {"normalize": normalize, "symmetric": symmetric, "return_stats": return_stats}
     _check_numbers(op, query, temperature, label_smoothing, hard_negative_weight, **flags)

@@ -11,13 +11,13 @@ The negatives of query i are the passages of another id than its positive, excep
 
 A similarity above the limit <q_i, p_{t_i}> + margin + relative_margin |<q_i, p_{t_i}>| is taken for a false negative. The limit
 is a constant of the loss. Each of the four sums is one log-sum-exp (``similarity_lse`` or ``similarity_limited``), and they are
-joined by a log-sum-exp of at most five numbers a row.
+joined by a log-sum-exp of at most five numbers a row. In several processes the columns are those of all of them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,16 +37,19 @@ from fastssl.checks import (
     is_whole,
     readable,
 )
-from fastssl.ops.similarity import similarity_lse_rank
-from fastssl.ops.similarity_limited import similarity_limited
+from fastssl.distributed.ranks import join
 
-from .parts.arguments import scalar
+from .parts.arguments import scalar, together
 from .parts.dot_products import dot_rows, matmul, unit_rows
-from .parts.ids import arange_ids, class_sums, compact_ids
-from .parts.local_rows import warn_local_rows
-from .parts.negative_sums import dot_sum
-from .parts.reductions import positive_loss, softplus
+from .parts.ids import arange_ids, row_ids
+from .parts.negative_sums import dot_sum, ids_to_sum_by, sums_by_id
+from .parts.reductions import lse_of, lse_rank_of, positive_loss, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from fastssl.distributed.ranks import Joined, Ranks
 
 
 class Passages(NamedTuple):
@@ -79,7 +82,10 @@ class _Sides(NamedTuple):
     dot: Tensor  # (B,): <query_i, positive_i>
     own: Tensor  # (B,): the id of each query's positive
     ids: Tensor  # (M,): the ids of the passages
-    group: int | None  # passages of each query, where they lie one query after the other
+    at: Tensor | slice  # (B,): which passages these are
+    count: int | None  # passages of each query, where they lie one query after the other
+    of_queries: Joined | None  # the processes that compute the loss together, with their numbers of queries
+    of_all: Joined | None  # the same ones, with their numbers of passages
 
 
 def of_passages(query: Tensor, passages: Tensor, how: Passages) -> bool:
@@ -143,19 +149,26 @@ def _check_target(op: str, query: Tensor, passages: Tensor, target: Tensor | int
         raise TypeError(f"{op}: target must be an integer tensor, a whole number or None, got {type(target).__name__}")
 
 
-def _sides(query: Tensor, passages: Tensor, ids: Tensor | None, normalize: bool, target: Tensor | int | None) -> _Sides:
+def _sides(
+    query: Tensor,
+    passages: Tensor,
+    ids: Tensor | None,
+    how: Passages,
+    normalize: bool,
+    of_queries: Joined | None,
+    of_all: Joined | None,
+) -> _Sides:
     if normalize:
         query, passages = unit_rows(query), unit_rows(passages)
-    rows, group = len(query), None
-    if isinstance(target, Tensor):
-        at = target.long()
-        positive = passages[at]
-        own = at.to(torch.int32) if ids is None else ids[at]
+    at: Tensor | slice
+    if isinstance(how.target, Tensor):
+        at, count = how.target.long(), None
     else:
-        group = len(passages) // rows if target is None else int(target)
-        positive = passages[: rows * group : group]
-        own = (arange_ids(passages) if ids is None else ids)[: rows * group : group]
-    return _Sides(query, passages, positive, dot_rows(query, positive), own, arange_ids(passages) if ids is None else ids, group)
+        count = len(passages) // len(query) if how.target is None else int(how.target)
+        at = slice(0, len(query) * count, count)
+    positive = passages[at]
+    ids = row_ids(passages, of_all) if ids is None else ids
+    return _Sides(query, passages, positive, dot_rows(query, positive), ids[at], ids, at, count, of_queries, of_all)
 
 
 def _limits(sides: _Sides, scale: float | Tensor, how: Passages) -> Tensor | None:
@@ -169,17 +182,14 @@ def _limits(sides: _Sides, scale: float | Tensor, how: Passages) -> Tensor | Non
         return bar + size * (float(how.margin or 0.0) + float(how.relative_margin or 0.0) * dot.abs())
 
 
-def _lse(
-    op: str, x: Tensor, y: Tensor, x_id: Tensor, y_id: Tensor, scale, limit: Tensor | None, threshold: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    if limit is None:
-        return similarity_lse_rank(x, y, scale=scale, x_id=x_id, y_id=y_id, threshold=threshold, op=op)
-    return similarity_limited(x, y, limit, scale=scale, x_id=x_id, y_id=y_id, threshold=threshold, op=op)
-
-
 def _groups(sides: _Sides, count: int) -> tuple[Tensor, Tensor]:
-    """Ids that leave the passages of a query out of its row: of the queries (B,), and of the passages (M,)."""
-    return arange_ids(sides.query), arange_ids(sides.passages) // count
+    """Ids that leave the passages of a query out of its row: of the queries (B,), and of the passages (M,), -1 where they are
+    nobody's."""
+    local = arange_ids(sides.passages) // count
+    nobody = local >= len(sides.query)
+    if sides.of_queries is not None:
+        local = local + sides.of_queries.first.to(torch.int32)
+    return row_ids(sides.query, sides.of_queries), torch.where(nobody, -1, local)
 
 
 def _passage_terms(
@@ -187,16 +197,16 @@ def _passage_terms(
 ) -> tuple[list[Tensor], Tensor]:
     """The log-sum-exps over the passages, (B,) each, and the rank of a threshold. With ``spare`` a query's own hard negatives
     are left out of the sweep and come from products of their own."""
-    if not spare or sides.group is None or limit is None:
-        lse, rank = _lse(op, sides.query, sides.passages, sides.own, sides.ids, scale, limit, threshold)
+    query, passages = sides.query, sides.passages
+    count = sides.count if spare and limit is not None else None
+    x_id, y_id = (sides.own, sides.ids) if count is None else _groups(sides, count)
+    how = {"scale": scale, "threshold": threshold, "limit": limit}
+    lse, rank = lse_rank_of(op, query, passages, sides.of_all, x_id=x_id, y_id=y_id, **how)
+    if count is None or count == 1:
         return [lse], rank
-    rows, group = len(sides.query), sides.group
-    lse, rank = _lse(op, sides.query, sides.passages, *_groups(sides, group), scale, limit, threshold)
-    if group == 1:
-        return [lse], rank
-    wide = accumulator_dtype(sides.query)
-    hard = sides.passages[: rows * group].view(rows, group, -1)[:, 1:].to(wide)
-    logits = scale * matmul(hard, sides.query.to(wide)[:, :, None])[:, :, 0]
+    rows, wide = len(query), accumulator_dtype(query)
+    hard = passages[: rows * count].view(rows, count, -1)[:, 1:].to(wide)
+    logits = scale * matmul(hard, query.to(wide)[:, :, None])[:, :, 0]
     if threshold is not None:
         rank = rank + (logits.detach() > threshold[:, None]).sum(1, dtype=torch.int32)
     return [lse, torch.logsumexp(logits, 1)], rank
@@ -204,15 +214,16 @@ def _passage_terms(
 
 def _more_terms(op: str, sides: _Sides, scale, limit: Tensor | None, how: Passages) -> list[Tensor]:
     """The log-sum-exps (B,) over the columns beside the passages."""
-    query, passages, positive, _, own, ids, group = sides
+    query, passages, positive, own = sides.query, sides.passages, sides.positive, sides.own
     parts = []
     if how.query_query:
-        parts.append(_lse(op, query, query, own, own, scale, limit)[0])
+        parts.append(lse_of(op, query, query, sides.of_queries, scale=scale, x_id=own, y_id=own, limit=limit))
     if how.doc_query:
-        parts.append(_lse(op, positive, query, own, own, scale, None)[0])
+        parts.append(lse_of(op, positive, query, sides.of_queries, scale=scale, x_id=own, y_id=own))
     if how.doc_doc:
-        apart = _groups(sides, group) if how.doc_doc == "other" and group is not None else (own, ids)
-        parts.append(_lse(op, positive, passages, *apart, scale, None)[0])
+        count = sides.count if how.doc_doc == "other" else None
+        x_id, y_id = (own, sides.ids) if count is None else _groups(sides, count)
+        parts.append(lse_of(op, positive, passages, sides.of_all, scale=scale, x_id=x_id, y_id=y_id))
     return parts
 
 
@@ -225,14 +236,20 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def _mean_negative(sides: _Sides) -> Tensor:
     """Mean similarity (B,) of each query with the passages of other ids."""
-    wide = accumulator_dtype(sides.query)
-    every = torch.cat([sides.ids, sides.own])
-    compact = compact_ids(every)
-    ids, own = compact[: len(sides.ids)], compact[len(sides.ids) :]
+    wide, of_all = accumulator_dtype(sides.query), sides.of_all
     values = torch.cat([sides.passages.to(wide), torch.ones_like(sides.passages[:, :1], dtype=wide)], 1)
-    sums = class_sums(values, ids)[own]
-    total = dot_sum(sides.query, sides.passages) - dot_rows(sides.query.to(wide), sums[:, :-1])
-    return total / (len(sides.passages) - sums[:, -1])
+    sums = sums_by_id(values, ids_to_sum_by(sides.ids, of_all), of_all)[sides.at]
+    total = dot_sum(sides.query, sides.passages, of_all) - dot_rows(sides.query.to(wide), sums[:, :-1])
+    return total / ((len(sides.passages) if of_all is None else of_all.total) - sums[:, -1])
+
+
+def _processes(
+    op: str, group, query: Tensor, passages: Tensor, temperature, ids: Tensor | None, how: Passages
+) -> tuple[Joined | None, Joined | None]:
+    """The processes that bring queries, and the same ones as they bring passages, which are of other numbers."""
+    grad = f"{query.requires_grad} {passages.requires_grad}"
+    joined = together(op, group, query, temperature=temperature, ids=ids, grad=grad, **how._asdict())
+    return joined, None if joined is None else join(op, group, passages, role="passages")
 
 
 def passage_loss(
@@ -245,19 +262,20 @@ def passage_loss(
     how: Passages,
     normalize: bool,
     return_stats: bool,
+    group: ProcessGroup | Ranks | None,
 ) -> Tensor | tuple[Tensor, RowStats]:
-    """The loss at the top of this file; ``check_passages`` has seen the arguments but for the last two and the temperature."""
+    """The loss at the top of this file. ``check_passages`` has seen the arguments but for the temperature and the last three."""
     check_scalar(op, "temperature", temperature, query, zero=False)
     check_flag(op, "normalize", normalize)
     check_flag(op, "return_stats", return_stats)
-    warn_local_rows(op)
+    of_queries, of_all = _processes(op, group, query, passages, temperature, ids, how)
     scale = 1.0 / scalar(temperature, query)
-    sides = _sides(query, passages, ids, normalize, how.target)
+    sides = _sides(query, passages, ids, how, normalize, of_queries, of_all)
     limit = _limits(sides, scale, how)
     threshold = rank_bar(sides.query, sides.positive, scale) if return_stats else None
     parts, rank = _passage_terms(op, sides, scale, limit, threshold, how.spare_hard_negatives)
     lse = _joined([*parts, *_more_terms(op, sides, scale, limit, how)])
-    loss = positive_loss(op, lse, sides.dot, scale, reduction)
+    loss = positive_loss(op, lse, sides.dot, scale, reduction, of_queries)
     if not return_stats:
         return loss
     with torch.no_grad():

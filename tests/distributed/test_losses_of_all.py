@@ -90,6 +90,16 @@ CASES = {
     "info_nce symmetric": case(by_temperature(info_nce), symmetric=True),
     "info_nce symmetric, ids, smoothing": case(by_temperature(info_nce), "ids", symmetric=True, label_smoothing=0.1),
     "info_nce symmetric sum": case(by_temperature(info_nce), symmetric=True, reduction="sum"),
+    "passages": case(by_temperature(info_nce), pairs=("a", "passages")),
+    "passages margin, more columns": case(
+        by_temperature(info_nce), pairs=("a", "passages"), margin=0.1, query_query=True, doc_query=True, doc_doc=True
+    ),
+    "passages spared, other": case(
+        by_temperature(info_nce), pairs=("a", "passages"), target=2, margin=-0.1, spare_hard_negatives=True, doc_doc="other"
+    ),
+    "passages target, ids": case(
+        by_temperature(info_nce), "target", pairs=("a", "passages"), ids=lambda _, p: p["passage_ids"], margin=0.2, query_query=True
+    ),
     "clip": case(by_scale(clip_loss), normalize=True),
     "clip ids": case(by_scale(clip_loss), "ids", normalize=True, label_smoothing=0.1),
     "siglip": case(by_scale(siglip_loss), normalize=True),
@@ -115,6 +125,9 @@ def batch(counts, dtype) -> list[dict[str, torch.Tensor]]:
             "hard": draw(n, WIDTH),
             "extra": draw(2 + r, WIDTH),
             "paired": draw(n, 3, WIDTH),
+            "passages": draw(2 * n, WIDTH),
+            "passage_ids": pick(2 * n, 9) + 2**40,
+            "target": pick(n, 2 * n),
             "ids": pick(n, 6) * 2**40 - 2**41,
             "labels": pick(n, 4),
         }
@@ -145,6 +158,7 @@ def mean_of_all(values: list[torch.Tensor], world: int) -> list[torch.Tensor]:
 def check_cases(rank: int, world: int, alone, counts, dtype, names, **how) -> None:
     parts = batch(counts, dtype)
     whole = {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+    whole["target"] = torch.cat([p["target"] + 2 * sum(counts[:r]) for r, p in enumerate(parts)])
     truth = {key: value.double() if value.is_floating_point() else value for key, value in whole.items()}
     for transport in ("gather", "ring"):
         for name in names:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastssl.checks import accumulator_dtype, check_choice
 from fastssl.distributed.similarity import similarity_lse_rank as of_all
 from fastssl.ops.similarity import similarity_lse_rank
+from fastssl.ops.similarity_limited import similarity_limited
 from fastssl.ops.softplus_sum import softplus_sum
 
 if TYPE_CHECKING:
@@ -55,13 +56,15 @@ def positive_loss(op: str, lse: Tensor, dot: Tensor, scale: float | Tensor, redu
 
 
 def lse_rank_of(op: str, x: Tensor, y: Tensor, joined: Joined | None = None, **options) -> tuple[Tensor, Tensor]:
-    """``similarity_lse`` of sides that ``op`` has checked, and the rank of a threshold; errors name ``op``.
+    """``similarity_lse`` of sides that ``op`` has checked, and the rank of a threshold; errors name ``op``. With a ``limit`` (N,)
+    it is ``similarity_limited``.
 
     In several processes the columns are those of all of them, of which each has ``joined.counts``.
     """
-    if joined is None:
-        return similarity_lse_rank(x, y, op=op, **options)
-    return of_all(joined, x, y, **options)
+    if joined is not None:
+        return of_all(joined, x, y, **options)
+    limit = options.pop("limit", None)
+    return similarity_lse_rank(x, y, op=op, **options) if limit is None else similarity_limited(x, y, limit, op=op, **options)
 
 
 def lse_of(op: str, x: Tensor, y: Tensor, joined: Joined | None = None, **options) -> Tensor:
