@@ -1,5 +1,6 @@
 """``info_nce`` of queries and passages: every kind of column against float64, what the margin drops, and what is refused."""
 
+import math
 from functools import partial
 
 import pytest
@@ -75,19 +76,20 @@ def test_one_passage_a_query_is_the_loss_of_pairs():
     torch.testing.assert_close(info_nce(q, p[::G], margin=10.0, ids=IDS[:B]), info_nce(q, p[::G], ids=IDS[:B]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_margin_of_zero_keeps_what_equals_the_positive(dtype):
-    """Products of equal rows may round to different sums; here each of them keeps its share of the loss and of the gradient."""
-    q, p = (t.to(dtype) for t in batch())
+@pytest.mark.parametrize("width", [D, 333])
+def test_a_margin_of_zero_keeps_what_equals_the_positive(width):
+    """Products of equal rows may round to different sums, but each copy of a positive keeps its share of loss and gradient."""
+    q, p = (torch.randn(n, width, generator=torch.Generator().manual_seed(n)) for n in (B, B * G))
+    p[::G] += q
     p[1::G] = p[::G]
-    plain, dropped = ([], [])
-    for found, how in ((plain, {}), (dropped, {"margin": 0.0})):
-        rows = p.clone().requires_grad_()
-        loss = info_nce(q, rows, temperature=1.0, reduction="none", **how)
-        loss.sum().backward()
-        found += [loss.detach(), rows.grad[1::G].norm(dim=1)]
-    assert (dropped[0] >= 0.69).all()  # softplus(0): the duplicate has the logit of the positive
-    assert (dropped[1] > 0).all() and (dropped[0] <= plain[0] + 1e-5).all()
+    found = []
+    for dtype, margin, call in ((torch.float32, 0.0, info_nce), (torch.float64, 1e-9, contrastive.info_nce_passages)):
+        sides = [t.to(dtype).requires_grad_() for t in (q, p)]
+        loss = call(*sides, temperature=0.05, margin=margin)
+        found.append((loss, *torch.autograd.grad(loss, sides)))
+    assert abs(found[1][0] - math.log(2.0)) < 0.2  # nearly all of it is that of two equal logits
+    for got, true in zip(*found, strict=True):  # of equal logits the gradients nearly cancel
+        assert (got - true).norm() < 2e-5 * true.norm() + 1e-6
 
 
 def test_statistics_and_matryoshka():
@@ -107,11 +109,12 @@ def test_statistics_and_matryoshka():
     torch.testing.assert_close(matryoshka(one, q, p, dims=(8, 24)), parts[0] + parts[1])
 
 
-def test_a_row_without_negatives_has_no_loss_and_no_gradient():
-    q, p = (torch.randn(1, 4, requires_grad=True) for _ in range(2))
-    loss = info_nce(q, p, margin=0.1, query_query=True, doc_query=True, doc_doc=True)
-    loss.backward()
-    assert loss == 0 and (q.grad == 0).all() and (p.grad == 0).all()
+@pytest.mark.parametrize("margin", [None, 0.1])
+def test_a_row_without_negatives_has_no_loss_and_no_gradient(margin):
+    q, temperature = torch.randn(1, 4, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    for p in (torch.randn(1, 4), torch.randn(1, 4, requires_grad=True)):
+        loss = info_nce(q, p, temperature=temperature, margin=margin, query_query=True, doc_query=True, doc_doc=True)
+        assert loss == 0 and all((g == 0).all() for g in torch.autograd.grad(loss, (q, temperature)))
 
 
 @pytest.mark.parametrize(
