@@ -91,6 +91,7 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
         },
     },
     "supcon": {"SupConLoss": {"forward": "forward"}},
+    "swift": {"swift.loss.embedding:InfonceLoss": {"__call__": "call"}},
     "tevatron": {"tevatron.retriever.modeling.encoder:EncoderModel": {"forward": "forward"}},
     "transformers": {
         f"{_OF_TRANSFORMERS}.vit_mae.modeling_vit_mae:ViTMAEEmbeddings": {
@@ -113,12 +114,13 @@ LEAVES = {
     "mocov3": ("contrastive_loss",),
     "sentence_transformers": ("compute_loss_from_embeddings", "calculate_loss"),
     "supcon": ("forward",),
+    "swift": ("__call__",),
     "transformers": ("forward_loss", "random_masking"),
 }
 #: Short name -> the library.
 SHORT = {"pml": "pytorch_metric_learning"}
 #: The library -> its module in ``fastssl.compat``, where the names differ.
-MODULES = {"FlagEmbedding": "flag_embedding"}
+MODULES = {"FlagEmbedding": "flag_embedding", "swift": "ms_swift"}
 _LIBRARIES = sorted(NAMES.keys() | METHODS.keys() | SHORT.keys())
 _ABSENT = object()
 
@@ -192,8 +194,8 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
 
     Args:
         library: "contrastors", "FlagEmbedding", "grad_cache", "info_nce", "lightly", "open_clip", "pytorch_metric_learning"
-            ("pml"), "sentence_transformers", "solo", "tevatron", "timm", "transformers" (ViTMAE, CLIP, SigLIP and SigLIP 2),
-            "mae", "moco", "mocov3" or "supcon".
+            ("pml"), "sentence_transformers", "solo", "swift" (ms-swift), "tevatron", "timm", "transformers" (ViTMAE, CLIP,
+            SigLIP and SigLIP 2), "mae", "moco", "mocov3" or "supcon".
         target: for "mae" the class ``MaskedAutoencoderViT``, for "moco" and "mocov3" the class ``MoCo``, for "supcon" the class
             ``SupConLoss``, or the module that holds it under this name.
 

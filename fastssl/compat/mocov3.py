@@ -5,7 +5,7 @@
     MoCo.contrastive_loss = contrastive_loss                        fastssl.patch("mocov3", MoCo)
     MoCo._update_momentum_encoder = update_momentum_encoder
 
-``fastssl.functional.moco_v3_loss`` is the same loss as a function of q and k.
+``fastssl.functional.moco_v3_loss`` with ``group=`` is the same loss as a function of q and k.
 """
 
 from torch import Tensor
@@ -21,7 +21,7 @@ def contrastive_loss(self, q: Tensor, k: Tensor) -> Tensor:
 
     Args:
         self: a module with the temperature ``T``.
-        q: (N, D), the predictions, brought to unit length here; as many rows in every process.
+        q: (N, D), the predictions, brought to unit length here. Unequally many rows in the processes are allowed, unlike there.
         k: (N, D), the keys of the momentum encoder, brought to unit length here. They get no gradient in several processes, as
             there; in one process, where the repository does not run, they get none either.
 

@@ -15,7 +15,7 @@ from torch.nn import Module
 from torch.optim.optimizer import ParamsT
 
 from fastssl.checks import INTEGERS, check_matrix, check_number, check_scalar, check_vector, check_views
-from fastssl.distributed import gather_rows, gather_rows_with_grad, world_size
+from fastssl.distributed import Ranks, gather_rows, gather_rows_with_grad, world_size
 from fastssl.loss.cosine import byol_loss, negative_cosine
 from fastssl.loss.info_nce import info_nce
 from fastssl.loss.moco import moco_loss
@@ -223,7 +223,8 @@ def mocov3_loss_func(query: Tensor, key: Tensor, temperature: float = 0.2) -> Te
     """The loss of MoCo v3: 2 temperature times the cross-entropy of each query's own key among the keys of all processes.
 
     Args:
-        query: (N, D), brought to unit length here; as many rows in every process.
+        query: (N, D), brought to unit length here. Where processes bring unequally many rows, each gets its share of the mean over
+            the joined batch, as from ``info_nce`` with ``group=``.
         key: (N, D), brought to unit length here. It gets a gradient in one process, and none in several.
         temperature: number or one-element float tensor, not 0.
 
@@ -246,7 +247,8 @@ def nnclr_loss_func(nn: Tensor, p: Tensor, temperature: float = 0.1) -> Tensor:
     """The loss of NNCLR: cross-entropy of each neighbour's own prediction among the predictions of all processes.
 
     Args:
-        nn: (N, D), the nearest neighbours, brought to unit length here; as many rows in every process.
+        nn: (N, D), the nearest neighbours, brought to unit length here. Where processes bring unequally many rows, each gets its
+            share of the mean over the joined batch, as from ``info_nce`` with ``group=``.
         p: (N, D), the predictions, brought to unit length here.
         temperature: number or one-element float tensor, not 0.
 
@@ -270,13 +272,8 @@ def of_own_key(op: str, query: Tensor, key: Tensor, temperature, query_name: str
     query, key = enter(op, query, key)
     check_views(op, (query_name, key_name), query, key)
     check_scalar(op, "temperature", temperature, query, zero=False)
-    if world_size() == 1:
-        return cast("Tensor", info_nce(query, key, temperature=temperature))  # without statistics
-    query, key = unit_rows(query), unit_rows(key)
-    keys, first = gather_rows_with_grad(key if gradient else key.detach())
-    own, scale = arange_ids(query, first), 1.0 / temperature
-    lse = similarity_lse(query, keys, scale=scale, x_id=own, y_id=arange_ids(keys))
-    return softplus(lse - scale * dot_rows(query, keys[own])).mean()
+    key = key if gradient or world_size() == 1 else key.detach()
+    return cast("Tensor", info_nce(query, key, temperature=temperature, group=Ranks()))  # without statistics
 
 
 def simsiam_loss_func(p: Tensor, z: Tensor, simplified: bool = True) -> Tensor:

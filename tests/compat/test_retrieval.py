@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 import fastssl
-from fastssl.compat import contrastors, grad_cache, sentence_transformers
+from fastssl.compat import contrastors, grad_cache, ms_swift, sentence_transformers
 from tests.support.compat_nets import library
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,6 +152,47 @@ def test_contrastors():
             contrastors.clip_loss(query, document, module, **refused)
 
 
+@pytest.mark.parametrize("negatives", [None, 1])
+@pytest.mark.parametrize("extra", [(), ("QQ",), ("DD",), ("QQ", "DD")])
+@pytest.mark.parametrize("mask", [False, True])
+def test_ms_swift(monkeypatch, mask, extra, negatives):
+    """Three samples of an anchor, a positive and two negatives; Qwen3-Embedding's denominator."""
+    given = {"TEMPERATURE": "0.2", "MASK_FAKE_NEGATIVE": str(mask)} | {f"INCLUDE_{name}": "1" for name in extra}
+    given |= {} if negatives is None else {"HARD_NEGATIVES": str(negatives)}
+    for name, value in given.items():
+        monkeypatch.setenv(f"INFONCE_{name}", value)
+    (hidden,) = rows(12, seed=4)
+    state = F.normalize(hidden, dim=1)
+    samples = state.unflatten(0, (3, 4))[:, : 4 if negatives is None else negatives + 2]
+    query, docs, group = samples[:, 0], samples[:, 1:].flatten(0, 1), samples.shape[1] - 1
+    own = torch.eye(3, dtype=torch.bool)
+    s, target = query @ docs.T, torch.arange(3) * group
+    limit = s[torch.arange(3), target].detach()[:, None] + 0.1
+    parts = [s, *([(query @ query.T).masked_fill(own, -torch.inf)] if "QQ" in extra else [])]
+    parts = [part.masked_fill(part > limit, -torch.inf) for part in parts] if mask else parts
+    assert not mask or any(part.isinf().sum() > (len(part) if part is not s else 0) for part in parts)  # something is masked
+    if "DD" in extra:
+        itself = F.one_hot(target, len(docs)).bool()
+        parts.append((samples[:, 1] @ docs.T).masked_fill(itself, -torch.inf))
+    want = F.cross_entropy(torch.cat(parts, 1) / 0.2, target)
+    loss, labels = SimpleNamespace(is_megatron=False), torch.tensor([1, 0, 0] * 3)
+    got = ms_swift.call(loss, {"last_hidden_state": F.normalize(hidden, dim=1)}, labels)
+    assert_close(value_and_grads(got, [hidden]), value_and_grads(want, [hidden]))
+
+
+def test_ms_swift_refuses_before_anything_is_computed(monkeypatch):
+    state, labels, loss = {"last_hidden_state": rows(12)[0]}, torch.tensor([1, 0, 0] * 3), SimpleNamespace(is_megatron=False)
+    with pytest.raises(NotImplementedError, match="Megatron"):
+        ms_swift.call(SimpleNamespace(is_megatron=True), state, labels)
+    for other in (torch.tensor([1, 0, 0, 1, 0, 0, 0, 1, 0]), torch.tensor([0, 1, 0, 1, 0, 0, 1, 0, 0]), torch.zeros(9)):
+        with pytest.raises(NotImplementedError, match=r"as many negatives, got \[1, 2, 3\]|labels must be 1"):
+            ms_swift.call(loss, state, other)
+    for name, value in (("USE_BATCH", "false"), ("FAKE_NEG_MARGIN", "-0.1"), ("HARD_NEGATIVES", "3")):
+        with monkeypatch.context() as change, pytest.raises(NotImplementedError):
+            change.setenv(f"INFONCE_{name}", value)
+            ms_swift.call(loss, state, labels)
+
+
 PUBLISHED = {
     "tevatron/retriever/modeling/encoder.py": """
 import torch
@@ -184,6 +225,11 @@ class AbsEmbedderModel:
     def _compute_cross_device_neg_loss(self, q_reps, p_reps, teacher_targets=None, compute_score_func=None, **kwargs):
         return "theirs", "theirs"
 """,
+    "swift/loss/embedding.py": """
+class InfonceLoss:
+    is_megatron = False
+    def __call__(self, outputs, labels, **kwargs): return "theirs"
+""",
     "FlagEmbedding/finetune/models.py": """
 from FlagEmbedding.abc.finetune.embedder.AbsModeling import AbsEmbedderModel
 class Plain(AbsEmbedderModel):
@@ -206,7 +252,7 @@ def published(tmp_path, monkeypatch):
     importlib.invalidate_caches()
     monkeypatch.syspath_prepend(tmp_path)
     yield
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("tevatron", "FlagEmbedding")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tevatron", "FlagEmbedding", "swift")]:
         del sys.modules[name]
 
 
@@ -244,3 +290,12 @@ def test_flag_embedding(published):
         assert models.Plain()._compute_cross_device_neg_loss(query, passage)[1].isfinite()
         assert Other().forward(query, passage) == "theirs"
         assert models.Plain().forward(query, passage, teacher_targets=1) == "theirs"
+
+
+def test_ms_swift_by_patch(published):
+    cls = importlib.import_module("swift.loss.embedding").InfonceLoss
+    state, labels = {"last_hidden_state": rows(12)[0]}, torch.tensor([1, 0, 0] * 3)
+    with fastssl.patch("swift") as patch:
+        assert patch.names == ("InfonceLoss.__call__",)
+        assert cls()(state, labels).isfinite() and cls()(state, torch.zeros(9)) == "theirs"
+    assert cls()(state, labels) == "theirs"

@@ -29,11 +29,14 @@ from fastssl.compat import (
     grad_cache,
     lightly,
     mocov3,
+    ms_swift,
     open_clip,
     sentence_transformers,
     solo,
     tevatron,
 )
+from fastssl.distributed import Ranks
+from fastssl.functional import clip_loss, dcl, info_nce, moco_v3_loss, nt_xent, siglip_loss, sup_con
 from tests.support.processes import run_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -191,12 +194,42 @@ def ours_of_contrastors(q, p, scale, bias):
     return contrastors.clip_loss(q, p, lambda x: x * scale, gather_enabled=True)
 
 
+def ours_of_ms_swift(q, p, scale, bias):
+    rows = torch.cat([q[:, None], p.unflatten(0, (-1, GROUP))], 1).flatten(0, 1)
+    labels = torch.tensor([1, *[0] * (GROUP - 1)]).repeat(QUERIES)
+    return ms_swift.call(SimpleNamespace(is_megatron=False), {"last_hidden_state": rows}, labels)
+
+
+def exact(loss, q, p, scale, bias):
+    """Ours with ``group=``, of pairs and a temperature."""
+    return loss(q, p[::GROUP], temperature=1 / scale, group=Ranks())
+
+
+def ours_of_views_of_samples(q, p, scale, bias):
+    return sup_con(torch.stack([q, p[::GROUP]], 1), temperature=1 / scale, group=Ranks())
+
+
 def ours_of_grad_cache(q, p, scale, bias):
     return grad_cache.DistributedContrastiveLoss(n_hard_negatives=GROUP - 1)(q * scale, p)
 
 
 #: name -> (drop-in, reference, what the row is at W processes: loss, encoder, residual, scale)
 TABLE = {
+    "nt_xent": (partial(exact, nt_xent), two_views, lambda w: (1, 1, 0, 1)),
+    "dcl": (partial(exact, dcl), partial(two_views, decoupled=True), lambda w: (1, 1, 0, 1)),
+    "info_nce": (partial(exact, info_nce), own_key, lambda w: (1, 1, 0, 1)),
+    "moco_v3_loss": (
+        partial(exact, moco_v3_loss),
+        lambda q, p, s, b: 2 / s * own_key(q, p.detach(), s, b),
+        lambda w: (1, 1, 0, 1),
+    ),
+    "clip_loss": (lambda q, p, s, b: clip_loss(q, p[::GROUP], s, group=Ranks()), pairs, lambda w: (1, 1, 0, 1)),
+    "siglip_loss": (
+        lambda q, p, s, b: siglip_loss(q, p[::GROUP], s, b, group=Ranks(transport="ring")),
+        sigmoid_pairs,
+        lambda w: (1, 1, 0, 1),
+    ),
+    "sup_con": (ours_of_views_of_samples, two_views, lambda w: (1, 1, 0, 1)),
     "lightly NTXentLoss": (partial(ours_of_views, lightly.NTXentLoss), two_views, lambda w: (1, 1, 0, None)),
     "lightly DCLLoss": (partial(ours_of_views, lightly.DCLLoss), partial(two_views, decoupled=True), lambda w: (1, 1, 0, None)),
     "lightly, local": (partial(ours_of_views, lightly.NTXentLoss, gather=False), two_views, lambda w: BIASED),
@@ -231,6 +264,7 @@ TABLE = {
     ),
     "tevatron": (ours_of_tevatron, passages, lambda w: (w, 1, 0, w)),
     "FlagEmbedding": (ours_of_flag_embedding, passages, lambda w: (1, 1 / w, 0, 1)),
+    "ms-swift": (ours_of_ms_swift, lambda q, p, s, b: passages(q, p, 10.0, b), lambda w: (1, 1 / w, 0, None)),
     "GradCache": (ours_of_grad_cache, passages, lambda w: (1, 1 / w, 0, 1 / w)),  # its scale can only be a part of x
     "contrastors": (ours_of_contrastors, passages, lambda w: (w, w, 0, w)),
 }

@@ -13,6 +13,7 @@ from tests.support.public_names import home, public_names, source
 WITHOUT = {
     "fastssl.compat.transformers": "methods of the library's classes: docs/compat.md shows them under fastssl.patch",
     "fastssl.compat.flag_embedding": "methods of the class AbsEmbedderModel: tests/compat/test_retrieval.py calls them",
+    "fastssl.compat.ms_swift": "a method of the class InfonceLoss: tests/compat/test_retrieval.py calls it",
     "fastssl.compat.tevatron": "a method of the class EncoderModel: tests/compat/test_retrieval.py calls it",
     "fastssl.compat.mae": "methods of the class MaskedAutoencoderViT: docs/compat.md shows them under fastssl.patch",
     "fastssl.compat.lightly.vit_preprocess": "a method of MaskedVisionTransformerTIMM, which needs lightly and timm",

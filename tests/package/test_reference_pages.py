@@ -47,6 +47,7 @@ SHORT = (
     "fastssl.compat.mae.",
     "fastssl.compat.transformers.",
     "fastssl.compat.flag_embedding.",
+    "fastssl.compat.ms_swift.",
     "fastssl.compat.tevatron.",
     "fastssl.compat.lightly.vit_preprocess",
     "fastssl.graphs.GraphedStep",

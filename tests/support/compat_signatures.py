@@ -61,6 +61,7 @@ PUBLISHED = {
     "sentence_transformers:calculate_loss": "(self, reps, labels=None, *, with_backward=False)",
     "flag_embedding:compute_in_batch_neg_loss": f"{_SCORES}, **kwargs)",
     "flag_embedding:compute_cross_device_neg_loss": f"{_SCORES}, **kwargs)",
+    "ms_swift:call": "(self, outputs, labels, **kwargs)",
     "tevatron:forward": "(self, query=None, passage=None)",
     "contrastors:clip_loss": "(query, document, logit_scale, step=None, gather_enabled=False, tracker=None, dataset='', "
     "bidirectional=False)",
