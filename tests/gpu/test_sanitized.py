@@ -29,7 +29,7 @@ TOKENS = [(3, 23, 19), (2, 9, 130)]
 #: and ops on rows of tokens and patches.
 TILES = ("similarity_symmetric", "similarity_two_sided", "similarity_one_pass", "similarity_cross", "sigmoid_pair")
 OTHERS = ("nt_xent", "info_nce_hard", "siglip_grouped", "gather_tokens", "restore_tokens", "embed_visible", "patch_loss")
-OTHERS += ("patch_loss_normalized", "patch_loss_l1_of_ids")
+OTHERS += ("similarity_limited", "patch_loss_normalized", "patch_loss_l1_of_ids")
 #: Cases that launch no matrix product, whose own kernels are CUDA C++.
 RACES = ("gather_tokens", "restore_tokens", "patch_loss", "patch_loss_normalized", "patch_loss_l1_of_ids")
 KINDS = {"bfloat16": (torch.bfloat16, "highest"), "float32": (torch.float32, "highest"), "tf32": (torch.float32, "high")}

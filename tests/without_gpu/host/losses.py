@@ -24,7 +24,7 @@ from triton.runtime import JITFunction
 
 from fastssl import kernels
 from fastssl.functional import moco_loss, similarity_lse
-from fastssl.kernels import normalize, sigmoid_pair, similarity, similarity_cross, softplus_sum
+from fastssl.kernels import normalize, sigmoid_pair, similarity, similarity_cross, similarity_limited, softplus_sum
 from fastssl.kernels.host import device, launch
 from fastssl.kernels.host.device import DeviceProperties
 from fastssl.kernels.tiles import plan, terms
@@ -89,6 +89,7 @@ def _serve_the_cpu() -> torch.library.Library:
     for module, names in (
         (similarity, ("similarity_fwd", "similarity_one_pass", "similarity_bwd")),
         (similarity_cross, ("similarity_cross_bwd",)),
+        (similarity_limited, ("similarity_limited_fwd", "similarity_limited_bwd")),
         (sigmoid_pair, ("sigmoid_pair",)),
         (normalize, ("normalize_pair_fwd", "normalize_pair_bwd")),
         (softplus_sum, ("softplus_sum_fwd", "softplus_sum_bwd")),
@@ -145,6 +146,8 @@ STEPS = [
     ("clip", (1000, 128), BF16),
     ("similarity_cross", (70, 90, 300), BF16),
     ("similarity_cross", (4500, 1000, 320), BF16),
+    ("similarity_limited", (257, 300, 96), F16),
+    ("info_nce_passages", (300, 768), BF16),
     ("siglip_grouped", (1000, 128), F16),
     ("siglip", (70, 300), BF16),
 ]

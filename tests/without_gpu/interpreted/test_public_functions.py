@@ -10,6 +10,7 @@ import fastssl.ops.normalize as normalize_op
 import fastssl.ops.sigmoid_pair as sigmoid_op
 import fastssl.ops.similarity as similarity_op
 import fastssl.ops.similarity_cross as cross_op
+import fastssl.ops.similarity_limited as limited_op
 import fastssl.ops.softplus_sum as softplus_op
 from fastssl.kernels import normalize as normalize_kernels
 from fastssl.kernels import softplus_sum as softplus_kernels
@@ -31,11 +32,12 @@ def triton_ops(monkeypatch):
         monkeypatch.setattr(normalize_op, op, launcher("normalize", f"normalize_pair{op}"))
         monkeypatch.setattr(softplus_op, op, launcher("softplus_sum", f"softplus_sum{op}"))
         monkeypatch.setattr(cross_op, op, launcher("similarity_cross", f"similarity_cross{op}"))
+        monkeypatch.setattr(limited_op, op, launcher("similarity_limited", f"similarity_limited{op}"))
     monkeypatch.setattr(sigmoid_op, "_op", launcher("sigmoid_pair", "sigmoid_pair"))
 
 
 SMALL = {"similarity_symmetric": (30, 30, 24), "similarity_two_sided": (20, 37, 33), "similarity_one_pass": (21, 37, 24)}
-SMALL |= {"similarity_cross": (20, 37, 33), "sigmoid_pair": (20, 37, 33)}
+SMALL |= {"similarity_cross": (20, 37, 33), "similarity_limited": (20, 37, 33), "sigmoid_pair": (20, 37, 33)}
 NOT_TRITON = ("gather_tokens", "restore_tokens", "embed_visible", "patch_loss")  # CUDA C++
 SMALL |= {name: (17, 20) for name in CASES if name not in SMALL and not name.startswith(NOT_TRITON)} | {"dcl": (9, 12)}
 
