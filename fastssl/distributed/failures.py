@@ -16,6 +16,7 @@ from torch import distributed
 from .collectives import group_called
 
 PATIENCE = 2.0  # seconds in which the others that failed leave their notes
+RECENT = 10.0  # seconds that a note counts
 
 
 class RanksError(RuntimeError):
@@ -56,10 +57,10 @@ def _missing(name: str) -> str:
         group, store = group_called(name), distributed.distributed_c10d._get_default_store()
         rank, world = group.rank(), group.size()
         key = f"fastssl/failed/{name}"
-        store.set(f"{key}/{rank}", b"1")
+        store.set(f"{key}/{rank}", str(time.time()))
         deadline, others = time.monotonic() + PATIENCE, set(range(world)) - {rank}
         while others and time.monotonic() < deadline:
-            others -= {r for r in others if store.check([f"{key}/{r}"])}
+            others -= {r for r in others if store.check([f"{key}/{r}"]) and _is_recent(store.get(f"{key}/{r}"))}
             time.sleep(0.05)
     except Exception as error:
         return f"the store of the processes does not answer ({_first_line(error)}), so the process that holds it has probably ended"
@@ -68,6 +69,11 @@ def _missing(name: str) -> str:
     ranks = ", ".join(map(str, sorted(others)))
     reasons = "it has ended, hangs, or makes other calls (a loss must be called equally often everywhere)"
     return f"rank {ranks} did not take part; {reasons}"
+
+
+def _is_recent(note: bytes) -> bool:
+    """Whether a note is of this failure, not of an earlier one that the processes survived. Clocks differ by seconds at most."""
+    return abs(time.time() - float(note)) < RECENT
 
 
 def _first_line(error: BaseException) -> str:

@@ -141,7 +141,7 @@ def join(op: str, group: ProcessGroup | Ranks | None, rows: Tensor, **arguments)
     else:
         form = {"dtype": str(rows.dtype), "shape": ("N", *rows.shape[1:]), "transport": ranks.transport}
         form |= {key: _shown(value) for key, value in arguments.items()}
-        counts, first, total = _meet(rows, op, ", ".join(f"{key} {value}" for key, value in form.items()), name)
+        counts, first, total = _meet(rows.detach(), op, ", ".join(f"{key} {value}" for key, value in form.items()), name)
     keep = ranks.even or not torch.compiler.is_compiling()
     return Joined(op, name, ranks.transport, world, counts, first, total, keep)
 
@@ -164,7 +164,7 @@ def _ranks_meet(rows: Tensor, op: str, form: str, name: str) -> tuple[Tensor, Te
     with named(op, "the exchange of batch sizes and arguments", name):
         call = f"{op} with {form}".encode()[:CALL_BYTES]
         table = told_by_all(torch.tensor([len(rows), zlib.crc32(call)]), group)
-        counts, codes = table.unbind(1)
+        counts, codes = table[:, 0].contiguous(), table[:, 1]
         if not (codes == codes[0]).all():
             texts = told_by_all(torch.tensor(list(call.ljust(CALL_BYTES)), dtype=torch.uint8), group)
             told = "; ".join(f"rank {r}: {bytes(text.tolist()).decode(errors='replace').strip()}" for r, text in enumerate(texts))
