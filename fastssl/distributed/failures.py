@@ -8,6 +8,7 @@ where the processes met, waits a moment, and names those that left none.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 
@@ -77,5 +78,6 @@ def _is_recent(note: bytes) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+    """What an error says, without the place in torch's sources."""
+    text = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()) or type(error).__name__
+    return text.splitlines()[0].split(". ")[0].rstrip(".")

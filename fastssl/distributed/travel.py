@@ -23,8 +23,9 @@ from .collectives import Shift, exchange, gather, group_called, reduce_scatter
 from .failures import named
 
 TRANSPORTS = ("gather", "ring")
-#: Bytes of a part that travels: few enough that parts in flight are small beside the columns of a process.
-PART_BYTES = 1 << 21
+#: Bytes of a part that travels: few enough that parts in flight are small beside the columns of a process, and so many that on a
+#: GPU the computation with a part should take longer than Python takes to start it (docs/scaling.md).
+PART_BYTES = 1 << 22
 
 Columns = Sequence[Tensor]  # (n, ...) each: rows y, and what else belongs to a column, such as its id
 Visit = Callable[[int, list[Tensor]], None]

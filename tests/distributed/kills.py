@@ -3,8 +3,8 @@
     python -m tests.distributed.kills --kills 50
 
 Each trial starts three processes, kills one of them with SIGKILL within the first steps or later, and looks at how the others end:
-within the timeout of their group, and with an error that says that another process is gone. The program prints a line for each trial,
-and ends with 1 if any process hung, ended without an error, or with an error that does not name the cause.
+within the timeout of their group, and with an error that says that another process is gone. The program prints a line for each
+trial, and ends with 1 if any process hung, ended without an error, or with an error that does not name the cause.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from torch import distributed, multiprocessing, nn
 WORLD, TIMEOUT, GRACE = 3, 15, 8  # processes; seconds of the group; seconds that an error may take beyond
 #: What a process may say: fastssl's own error, or that of torch where the gradients of DistributedDataParallel were exchanged.
 CAUSES = re.compile(
-    r"RanksError: .*(rank [\d, ]+ did not take part|has probably ended|every process failed alike)|losed by peer|reset by peer|Timed out|refused"
+    r"RanksError: .*(rank [\d, ]+ did not take part|has probably ended|every process failed alike)"
+    r"|losed by peer|reset by peer|Timed out|refused"
 )
 
 
