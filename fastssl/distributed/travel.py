@@ -23,9 +23,14 @@ from .collectives import Shift, exchange, gather, group_called, reduce_scatter
 from .failures import named
 
 TRANSPORTS = ("gather", "ring")
-#: Bytes of a part that travels: few enough that parts in flight are small beside the columns of a process, and so many that on a
-#: GPU the computation with a part should take longer than Python takes to start it (docs/scaling.md).
+#: Bytes of a part that travels: so many that on a GPU the computation with a part should take longer than Python takes to start it
+#: (docs/scaling.md).
 PART_BYTES = 1 << 22
+#: Bytes of the rows that one call of a backward takes: its gradient of them is added to that of the parts before.
+PIECE_BYTES = 1 << 23
+#: On a CPU, where kernels start at once, parts and pieces are a sixteenth of a process's own columns and rows, so that what is in
+#: flight is small beside them; but not smaller than this.
+LEAST_BYTES = 1 << 18
 
 Columns = Sequence[Tensor]  # (n, ...) each: rows y, and what else belongs to a column, such as its id
 Visit = Callable[[int, list[Tensor]], None]
@@ -93,7 +98,7 @@ class Route:
     def _part_rows(self, columns: Columns) -> int:
         """The number of columns that travel at a time, the same in every process."""
         width = sum(math.prod(t.shape[1:]) * t.element_size() for t in columns)
-        return max(1, min(max(self.counts), PART_BYTES // max(1, width)))
+        return _rows_at_once(max(self.counts), width, PART_BYTES, columns[0])
 
     def _rounds(self, columns: Columns) -> int:
         rows = self._part_rows(columns)
@@ -147,13 +152,16 @@ class Route:
             t[first : first + count] = piece
 
 
-#: Bytes of the rows that one call of a backward takes: its gradient of them is added to that of the parts before.
-PIECE_BYTES = 1 << 23
+def _rows_at_once(rows: int, width: int, most: int, like: Tensor) -> int:
+    """How many of ``rows`` rows of ``width`` bytes go at once: at most ``most`` bytes of them, on the device of ``like``."""
+    if like.device.type == "cpu":
+        most = min(most, max(LEAST_BYTES, rows * width // 16))
+    return max(1, min(rows, most // max(1, width)))
 
 
 def pieces(rows: Tensor) -> list[slice]:
     """Rows (N, D) in pieces, so that what is added up for all of them needs room for one piece only."""
-    step = max(1, PIECE_BYTES // (rows.shape[1] * rows.element_size()))
+    step = _rows_at_once(len(rows), rows.shape[1] * rows.element_size(), PIECE_BYTES, rows)
     return [slice(first, min(first + step, len(rows))) for first in range(0, len(rows), step)]
 
 

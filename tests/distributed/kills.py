@@ -2,8 +2,8 @@
 
     python -m tests.distributed.kills --kills 50
 
-Each trial starts three processes, kills one of them with SIGKILL within the first steps or later, and looks at how the others end:
-within the timeout of their group, and with an error that says that another process is gone. The program prints a line for each
+Each trial starts three processes, kills one of them with SIGKILL within the first steps or later, and looks at how the others
+end: within the timeout of their group, and with an error that says that another process is gone. The program prints a line for each
 trial, and ends with 1 if any process hung, ended without an error, or with an error that does not name the cause.
 """
 
