@@ -36,6 +36,7 @@ def disagreements(odd: bool, group) -> dict:
 
 
 def check(rank: int, world: int) -> None:
+    failures.PATIENCE = 1.0
     everyone = distributed.group.WORLD
     for said, call in disagreements(rank == 1, everyone).items():
         with pytest.raises(RanksError, match=f"every process must make the same call, got rank 0: .*{said}"):
