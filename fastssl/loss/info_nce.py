@@ -132,7 +132,8 @@ def info_nce(
         hard_negative_weight: added to the logit of query i with hard negative i (needs M = N); SimCSE's argument of this name.
         label_smoothing: in [0, 1), as in ``F.cross_entropy``, over the positive and the row's negatives.
         target: the positive of each query among this process's passages: rows (N,), integers; or G, a whole number: row i G, and
-            the G - 1 rows behind it are its hard negatives; None is G = M / N.
+            the G - 1 rows behind it are its hard negatives; None is G = M / N. Or (N, P), several positives of a query, with -1
+            where there are fewer: the mean over them, of which none is a negative; the largest of them counts for the margin.
         margin: drops false negatives: passages that are more similar to query i than ``<q_i, p_target_i> + margin`` count neither
             in the loss nor in its gradient. It is in units of the similarity, before the temperature: Qwen3-Embedding and ms-swift
             have 0.1; a negative one drops more, -m being ``CachedGISTEmbedLoss``'s absolute m where the model guides itself.

@@ -12,6 +12,9 @@ The negatives of query i are the passages of another id than its positive, excep
 A similarity above the limit <q_i, p_{t_i}> + margin + relative_margin |<q_i, p_{t_i}>| is taken for a false negative. The limit
 is a constant of the loss. Each of the four sums is one log-sum-exp (``similarity_lse`` or ``similarity_limited``), and they are
 joined by a log-sum-exp of at most five numbers a row. In several processes the columns are those of all of them.
+
+A query may have several positives. Its loss is the mean of the above over them, none of them is a negative, and the largest
+<q_i, p_{t_i}> makes the limit.
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ from fastssl.checks import (
     accumulator_dtype,
     as_python,
     check_choice,
+    check_dense,
     check_flag,
     check_like,
     check_matrix,
     check_number,
+    check_same_device,
     check_scalar,
     check_vector,
     check_whole,
@@ -43,7 +48,7 @@ from .parts.arguments import scalar, together
 from .parts.dot_products import dot_rows, matmul, unit_rows
 from .parts.ids import arange_ids, row_ids
 from .parts.negative_sums import dot_sum, ids_to_sum_by, sums_by_id
-from .parts.reductions import lse_of, lse_rank_of, positive_loss, softplus
+from .parts.reductions import lse_of, lse_rank_of, positive_loss, reduce_rows, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
 
 if TYPE_CHECKING:
@@ -78,8 +83,9 @@ class _Sides(NamedTuple):
 
     query: Tensor  # (B, D)
     passages: Tensor  # (M, D)
-    positive: Tensor  # (B, D): of each query its passage
+    positive: Tensor  # (B, D): of each query its passage; of several the most similar one
     dot: Tensor  # (B,): <query_i, positive_i>
+    several: tuple[Tensor, Tensor] | None  # of several positives <query_i, passage> (B, P), and whether there is one, (B, P)
     own: Tensor  # (B,): the id of each query's positive
     ids: Tensor  # (M,): the ids of the passages
     at: Tensor | slice  # (B,): which passages these are
@@ -122,6 +128,10 @@ def check_passages(op: str, query: Tensor, passages: Tensor, ids: Tensor | None,
     if ids is not None:
         check_vector(op, "ids", ids, len(passages), INTEGERS, "positive_key", passages)
     _check_target(op, query, passages, how.target, shapes)
+    if isinstance(how.target, Tensor) and how.target.dim() == 2:
+        for name, given in (("ids", ids is not None), ("doc_query", how.doc_query), ("doc_doc", bool(how.doc_doc))):
+            if given:
+                raise ValueError(f"{op}: {name} cannot be given with several positives for a query")
     for name, given in (("spare_hard_negatives", how.spare_hard_negatives), ('doc_doc="other"', how.doc_doc == "other")):
         if given and (ids is not None or isinstance(how.target, Tensor)):
             other = "a target tensor" if ids is None else "ids"
@@ -141,12 +151,35 @@ def _check_target(op: str, query: Tensor, passages: Tensor, target: Tensor | int
         if rows * int(target) > most:
             raise ValueError(f"{op}: target={target} passages for each of {rows} queries need {rows * int(target)}, got {most}")
     elif isinstance(target, Tensor):
+        if target.dim() == 2:
+            return _check_positives(op, query, most, target)
         check_vector(op, "target", target, rows, INTEGERS, "query", query)
         if readable(target) and not 0 <= int(target.min()) <= int(target.max()) < most:
             low, high = (int(t) for t in target.aminmax())
             raise ValueError(f"{op}: target must be rows of positive_key, from 0 to {most - 1}, got {low} to {high}")
     else:
         raise TypeError(f"{op}: target must be an integer tensor, a whole number or None, got {type(target).__name__}")
+
+
+def _check_positives(op: str, query: Tensor, most: int, target: Tensor) -> None:
+    """Several positives of each query, (N, P) with -1 where there are fewer; a passage belongs to one query."""
+    wanted = f"(N,) or (N, P) with N = {len(query)}"
+    check_dense(op, "target", target, "a tensor")
+    if target.dtype not in INTEGERS:
+        raise TypeError(f"{op}: target must have an integer dtype, got {target.dtype}")
+    if target.shape[0] != len(query) or target.shape[1] == 0:
+        raise ValueError(f"{op}: target must have shape {wanted}, got {tuple(target.shape)}")
+    check_same_device(op, "target", target, "query", query)
+    if not readable(target):
+        return
+    low, high = (int(t) for t in target.aminmax())
+    if low < -1 or high >= most:
+        raise ValueError(f"{op}: target must be rows of positive_key, from 0 to {most - 1}, or -1, got {low} to {high}")
+    if not (target >= 0).any(1).all():
+        raise ValueError(f"{op}: target must have a positive for each query, got a row of -1")
+    found = target[target >= 0]
+    if len(found.unique()) < len(found):
+        raise ValueError(f"{op}: target must name a passage once, as one query's positive; give copies of it to several queries")
 
 
 def _sides(
@@ -161,6 +194,8 @@ def _sides(
     if normalize:
         query, passages = unit_rows(query), unit_rows(passages)
     at: Tensor | slice
+    if isinstance(how.target, Tensor) and how.target.dim() == 2:
+        return _sides_of_several(query, passages, how.target.long(), of_queries, of_all)
     if isinstance(how.target, Tensor):
         at, count = how.target.long(), None
     else:
@@ -168,7 +203,20 @@ def _sides(
         at = slice(0, len(query) * count, count)
     positive = passages[at]
     ids = row_ids(passages, of_all) if ids is None else ids
-    return _Sides(query, passages, positive, dot_rows(query, positive), ids[at], ids, at, count, of_queries, of_all)
+    return _Sides(query, passages, positive, dot_rows(query, positive), None, ids[at], ids, at, count, of_queries, of_all)
+
+
+def _sides_of_several(query: Tensor, passages: Tensor, target: Tensor, of_queries: Joined | None, of_all: Joined | None) -> _Sides:
+    """The id of a passage is the number of the query to which it belongs, or -1."""
+    there, rows, wide = target >= 0, target.clamp_min(0), accumulator_dtype(query)
+    dots = matmul(passages[rows].to(wide), query.to(wide)[:, :, None])[:, :, 0]
+    with torch.no_grad():
+        best = torch.where(there, dots, -math.inf).argmax(1, keepdim=True)
+    at, own = rows.gather(1, best)[:, 0], row_ids(query, of_queries)
+    places = torch.where(there, target, len(passages)).flatten()  # those that are not there write behind the last passage
+    ids = own.new_full((len(passages) + 1,), -1).scatter(0, places, own[:, None].expand_as(target).flatten())[:-1]
+    dot = dots.gather(1, best)[:, 0]
+    return _Sides(query, passages, passages[at], dot, (dots, there), own, ids, at, None, of_queries, of_all)
 
 
 def _limits(sides: _Sides, scale: float | Tensor, how: Passages) -> Tensor | None:
@@ -275,8 +323,14 @@ def passage_loss(
     threshold = rank_bar(sides.query, sides.positive, scale) if return_stats else None
     parts, rank = _passage_terms(op, sides, scale, limit, threshold, how.spare_hard_negatives)
     lse = _joined([*parts, *_more_terms(op, sides, scale, limit, how)])
-    loss = positive_loss(op, lse, sides.dot, scale, reduction, of_queries)
+    if sides.several is None:
+        rows, loss = None, positive_loss(op, lse, sides.dot, scale, reduction, of_queries)
+    else:
+        dots, there = sides.several
+        rows = torch.where(there, softplus(lse[:, None] - scale * dots), 0.0).sum(1) / there.sum(1)
+        loss = reduce_rows(rows, reduction, of_queries)
     if not return_stats:
         return loss
     with torch.no_grad():
-        return loss, row_stats(softplus(lse - scale * sides.dot), rank, sides.dot, _mean_negative(sides))
+        rows = softplus(lse - scale * sides.dot) if rows is None else rows
+        return loss, row_stats(rows, rank, sides.dot, _mean_negative(sides))

@@ -100,6 +100,9 @@ CASES = {
     "passages target, ids": case(
         by_temperature(info_nce), "target", pairs=("a", "passages"), ids=lambda _, p: p["passage_ids"], margin=0.2, query_query=True
     ),
+    "passages, several positives": case(
+        by_temperature(info_nce), pairs=("a", "passages"), target=lambda _, p: p["targets"], margin=0.1, query_query=True
+    ),
     "clip": case(by_scale(clip_loss), normalize=True),
     "clip ids": case(by_scale(clip_loss), "ids", normalize=True, label_smoothing=0.1),
     "siglip": case(by_scale(siglip_loss), normalize=True),
@@ -128,6 +131,7 @@ def batch(counts, dtype) -> list[dict[str, torch.Tensor]]:
             "passages": draw(2 * n, WIDTH),
             "passage_ids": pick(2 * n, 9) + 2**40,
             "target": pick(n, 2 * n),
+            "targets": torch.randperm(2 * n, generator=generator).reshape(n, 2),
             "ids": pick(n, 6) * 2**40 - 2**41,
             "labels": pick(n, 4),
         }
@@ -158,7 +162,8 @@ def mean_of_all(values: list[torch.Tensor], world: int) -> list[torch.Tensor]:
 def check_cases(rank: int, world: int, alone, counts, dtype, names, **how) -> None:
     parts = batch(counts, dtype)
     whole = {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
-    whole["target"] = torch.cat([p["target"] + 2 * sum(counts[:r]) for r, p in enumerate(parts)])
+    for key in ("target", "targets"):
+        whole[key] = torch.cat([p[key] + 2 * sum(counts[:r]) for r, p in enumerate(parts)])
     truth = {key: value.double() if value.is_floating_point() else value for key, value in whole.items()}
     for transport in ("gather", "ring"):
         for name in names:

@@ -170,6 +170,12 @@ def _passages(query, passages, temperature, reduction, normalize, return_stats, 
     n, m = len(q), len(p)
     at = target.long() if isinstance(target, Tensor) else torch.arange(n) * int(target)
     ids = torch.arange(m) if ids is None else ids.long()
+    several = at.reshape(n, -1)  # -1 where there are fewer
+    dots, there = (q @ p.T).gather(1, several.clamp_min(0)), several >= 0
+    if at.dim() == 2:  # ids that no other passage has
+        for i, row in enumerate(several):
+            ids[row[row >= 0]] = m + i
+        at = several.clamp_min(0).gather(1, torch.where(there, dots.detach(), -math.inf).argmax(1, keepdim=True))[:, 0]
     own, positive = ids[at], p[at]
     mine = (
         torch.zeros(n, m, dtype=torch.bool) if isinstance(target, Tensor) else torch.arange(n)[:, None] == torch.arange(m) // target
@@ -188,7 +194,7 @@ def _passages(query, passages, temperature, reduction, normalize, return_stats, 
         blocks.append((positive @ p.T, ~mine if doc_doc == "other" else others))
     scale = 1.0 / number(temperature, q)
     every, keep = torch.cat([scale * block for block, _ in blocks], 1), torch.cat([keep for _, keep in blocks], 1)
-    rows = softplus(lse(every, keep) - scale * dot)
+    rows = torch.where(there, softplus(lse(every, keep)[:, None] - scale * dots), 0.0).sum(1) / there.sum(1)
     loss = reduce(rows, reduction)
     if not return_stats:
         return loss

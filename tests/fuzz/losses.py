@@ -81,6 +81,10 @@ def _passages(m: Maker) -> dict:
     lists = m.random() < 0.6  # one query's passages after the other
     rows = n * count + m.choice((0, 3))
     target = count if lists else m.integers(0, rows, n)
+    several = not lists and rows >= 2 * n and m.random() < 0.4
+    if several:
+        target = torch.arange(rows - 2 * n, rows).flip(0).reshape(n, 2)
+        target[:, 1][m.integers(0, 2, n) == 0] = -1
     return {
         "query": m.leaf(n, d),
         "positive_key": m.leaf(rows, d),
@@ -88,14 +92,14 @@ def _passages(m: Maker) -> dict:
         "reduction": m.choice(REDUCTIONS),
         "normalize": m.random() < 0.7,
         "return_stats": m.random() < 0.3,
-        "ids": None if lists else m.maybe(_ids(m, rows), 0.4),
+        "ids": None if lists or several else m.maybe(_ids(m, rows), 0.4),
         "target": target,
         "margin": m.choice((None, 0.3337, -0.1234)),
         "relative_margin": m.choice((None, None, -0.0537)),
         "spare_hard_negatives": lists and m.random() < 0.3,
         "query_query": m.random() < 0.3,
-        "doc_query": m.random() < 0.3,
-        "doc_doc": m.choice((False, False, True, "other") if lists else (False, True)),
+        "doc_query": not several and m.random() < 0.3,
+        "doc_doc": False if several else m.choice((False, False, True, "other") if lists else (False, True)),
     }
 
 

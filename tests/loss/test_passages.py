@@ -92,6 +92,39 @@ def test_a_margin_of_zero_keeps_what_equals_the_positive(width):
         assert (got - true).norm() < 2e-5 * true.norm() + 1e-6
 
 
+def several(rows, most=3):
+    """Up to ``most`` positives of each of B queries, of the first ``rows`` passages, a passage once."""
+    target = torch.randperm(rows, generator=torch.Generator().manual_seed(3))[: B * most].reshape(B, most)
+    drop = torch.arange(B)[:, None] % 4 < torch.arange(most)  # the first query has 1, the second 2, and so on
+    return target.masked_fill(drop, -1)
+
+
+@pytest.mark.parametrize("how", [{}, {"margin": 0.05}, {"margin": -0.1, "query_query": True}], ids=str)
+def test_several_positives_are_the_mean_over_them(how):
+    target, temperature = several(B * G), 0.1
+    q, p = (t.requires_grad_() for t in batch())
+    a, b = F.normalize(q, dim=1), F.normalize(p, dim=1)
+    s, there = a @ b.T, target >= 0
+    dots = s.gather(1, target.clamp_min(0))
+    bar = torch.where(there, dots, -2.0).max(1, keepdim=True).values.detach() + how.get("margin", math.inf)
+    out = torch.zeros(B, B * G + 1, dtype=torch.bool).scatter(1, torch.where(there, target, B * G), True)[:, :-1]
+    blocks = [s.masked_fill(out | (s > bar), -math.inf)]
+    if how.get("query_query"):
+        among = a @ a.T
+        blocks.append(among.masked_fill((among > bar) | torch.eye(B, dtype=torch.bool), -math.inf))
+    lse = torch.logsumexp(torch.cat(blocks, 1) / temperature, 1, keepdim=True)
+    rows = torch.where(there, F.softplus(lse - dots / temperature), 0.0).sum(1) / there.sum(1)
+    exact = torch.autograd.grad(rows.mean(), (q, p))
+    ours = [t.detach().requires_grad_() for t in (q, p)]
+    loss, stats = info_nce(*ours, temperature=temperature, target=target, return_stats=True, **how)
+    for got, true in zip((loss, *torch.autograd.grad(loss, ours)), (rows.mean(), *exact), strict=True):
+        torch.testing.assert_close(got, true, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(stats.loss, rows.detach())
+    torch.testing.assert_close(stats.negative, torch.where(out, 0.0, s).sum(1).detach() / (~out).sum(1))
+    one = several(B * G, 1)
+    torch.testing.assert_close(info_nce(q, p, target=one, **how), info_nce(q, p, target=one[:, 0], **how))
+
+
 def test_statistics_and_matryoshka():
     q, p = (t.float() for t in batch())
     loss, stats = info_nce(q, p, margin=0.1, return_stats=True, reduction="none")
@@ -124,6 +157,11 @@ def test_a_row_without_negatives_has_no_loss_and_no_gradient(margin):
         ({"target": torch.arange(B) + 3 * B}, ValueError, "target must be rows of positive_key"),
         ({"target": 4}, ValueError, "need 280, got 210"),
         ({"target": 0}, ValueError, "target must be in"),
+        ({"target": torch.full((B, 2), -1)}, ValueError, "a positive for each query"),
+        ({"target": torch.zeros(B, 1, dtype=torch.int64)}, ValueError, "must name a passage once"),
+        ({"target": several(B * G) + 90}, ValueError, "or -1, got"),
+        ({"target": several(B * G)[:9]}, ValueError, r"target must have shape \(N,\) or \(N, P\)"),
+        ({"target": several(B * G), "doc_doc": True}, ValueError, "doc_doc cannot be given with several positives"),
         ({"target": 1.5}, TypeError, "target must be an integer tensor"),
         ({"margin": float("nan")}, ValueError, "margin must be finite"),
         ({"margin": torch.tensor(1.0)}, TypeError, "margin must be a number"),
