@@ -132,7 +132,7 @@ def _seen_stats(found, arguments: dict):
     if not arguments.get("return_stats"):
         return found
     parts = (found[0], found[1].loss, found[1].positive, found[1].negative) if isinstance(found[1], RowStats) else found
-    if any(t.isnan().any() for t in tensors(arguments) if t.is_floating_point()):  # in a column that a row excludes, too
+    if any(not t.isfinite().all() for t in tensors(arguments) if t.is_floating_point()):  # in a column that a row excludes, too
         return parts[:3]
     return (*parts[:3], torch.nan_to_num(parts[3], 0.0, math.inf, -math.inf))
 
