@@ -13,7 +13,6 @@ from benchmarks.scaling.links import HGX, NVLINK4
 from benchmarks.scaling.measure import measured
 from benchmarks.scaling.model import (
     PART_BYTES,
-    PIECE_BYTES,
     Machine,
     Prediction,
     Problem,
@@ -89,7 +88,7 @@ def parts(machine: Machine, rows: int = 16384, world: int = 1024) -> str:
     head = ("size of a part", "columns of a part", "forward", "backward", "waiting", "memory of a GPU")
     lines = []
     for size in (1 << 20, 1 << 21, 1 << 22, 1 << 23, 1 << 24):
-        problem = Problem(rows, WIDTH, world, part_bytes=size, piece_bytes=max(size, PIECE_BYTES))
+        problem = Problem(rows, WIDTH, world, part_bytes=size, piece_bytes=2 * size)
         found = predict(problem, machine, "ring")
         name = f"{size >> 20} MiB" + ", the library's" * (size == PART_BYTES)
         lines.append((name, f"{problem.parts()[0][0]:,}", *_cells(found)[:4]))
@@ -187,7 +186,7 @@ def draw(path: Path = PICTURE) -> Path:
         found = [[predict(Problem(rows, WIDTH, 1024), machine, each) for each in (transport, "gather")] for rows in counts]
         _line(left, transport, counts, [ours.seconds / gather.compute for ours, gather in found])
     left.axhline(1, color="black", lw=1.2, ls=(0, (4, 3)))
-    left.set_yticks([1, 2, 5, 10, 20])
+    left.set_yticks([1, 2, 5, 10, 20, 50, 100])
     left.legend(frameon=False, fontsize=9)
     worlds = [1 << k for k in range(3, 11)]
     _frame(right, f"memory of a GPU for the loss: 16,384 rows each, D = {WIDTH}, bfloat16", "GPUs", worlds, " GB")

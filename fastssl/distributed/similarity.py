@@ -53,6 +53,8 @@ def _forward(*flat):
         whole, rank, state, peak = local._fwd(*part) if limit is None else limited._fwd(*part, limit)
         ranks.add_(rank)
         seen = State.of(state, peak, start)
+        if not single:
+            seen = seen.with_a_top(unit)
         joined = seen if joined is None else joined.joined(seen, unit)
 
     single = transport == "gather"

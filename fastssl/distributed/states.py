@@ -58,12 +58,11 @@ class State(NamedTuple):
         return State(top, total, torch.where(self.peak < 0, NOWHERE, self.peak))
 
     def joined(self, other: State, unit: float) -> State:
-        """The state after the columns of both."""
-        one, two = self.with_a_top(unit), other.with_a_top(unit)
-        top = torch.maximum(one.top, two.top)
+        """The state after the columns of both, which must have a top."""
+        top = torch.maximum(self.top, other.top)
         shift = torch.where(top == -torch.inf, 0.0, top)  # every column is excluded in both
-        total = one.total * torch.exp((one.top - shift) / unit) + two.total * torch.exp((two.top - shift) / unit)
-        return State(top, total, torch.where(two.top > one.top, two.peak, one.peak))
+        total = self.total * torch.exp((self.top - shift) / unit) + other.total * torch.exp((other.top - shift) / unit)
+        return State(top, total, torch.where(other.top > self.top, other.peak, self.peak))
 
     def lse(self, unit: float) -> Tensor:
         """log-sum-exp (N,), -inf where every column is excluded."""

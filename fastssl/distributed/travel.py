@@ -25,9 +25,9 @@ from .failures import named
 TRANSPORTS = ("gather", "ring")
 #: Bytes of a part that travels: so many that on a GPU the computation with a part should take longer than Python takes to start it
 #: (docs/scaling.md).
-PART_BYTES = 1 << 22
+PART_BYTES = 1 << 24
 #: Bytes of the rows that one call of a backward takes: its gradient of them is added to that of the parts before.
-PIECE_BYTES = 1 << 23
+PIECE_BYTES = 1 << 25
 #: On a CPU, where kernels start at once, parts and pieces are a sixteenth of a process's own columns and rows, so that what is in
 #: flight is small beside them; but not smaller than this.
 LEAST_BYTES = 1 << 18
