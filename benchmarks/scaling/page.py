@@ -88,7 +88,7 @@ def parts(machine: Machine, rows: int = 16384, world: int = 1024) -> str:
     head = ("size of a part", "columns of a part", "forward", "backward", "waiting", "memory of a GPU")
     lines = []
     for size in (1 << 20, 1 << 21, 1 << 22, 1 << 23, 1 << 24):
-        problem = Problem(rows, WIDTH, world, part_bytes=size, piece_bytes=2 * size)
+        problem = Problem(rows, WIDTH, world, part_bytes=size)
         found = predict(problem, machine, "ring")
         name = f"{size >> 20} MiB" + ", the library's" * (size == PART_BYTES)
         lines.append((name, f"{problem.parts()[0][0]:,}", *_cells(found)[:4]))
