@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -27,6 +28,7 @@ from typing import Any, TextIO
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 RESTARTED = "FASTSSL_RESTARTED"
 SAME_REQUEST = 0.5  # seconds in which a signal that comes again is the same request: timeout(1) and some wrappers send it twice
+LOST = re.compile(r"gloo/transport|gloo/.*[Tt]imed? ?out|NCCL (communicator|error|operation)")  # how torch.distributed tells a lost process
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
@@ -83,6 +85,14 @@ def first_process() -> bool:
     """Whether this is the process of a run that writes and prints: the only one, or the first of several."""
     names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def process_name() -> str:
+    """``process 3 on HOST: `` in a process of a run that is not its first, else nothing: a line that several processes may say."""
+    if first_process():
+        return ""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return f"process {next(os.environ[name] for name in names if name in os.environ)} on {socket.gethostname()}: "
 
 
 class Place:
@@ -194,6 +204,8 @@ def foreseen(error: Exception, command: str = "train") -> str | None:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else where)
     if "DataLoader worker" in text and "killed by signal" in text:
         return f"--workers: a process that reads the data was killed; fewer --workers need less memory ({first})"
+    if LOST.search(text) or any(kind.__name__ == "DistError" for kind in type(error).__mro__):
+        return f"another process of the run ended, or does not answer any more; its own line says why ({first})"
     return None
 
 
@@ -254,7 +266,7 @@ def failed(command: str, error: Exception) -> int:
             say("".join(traceback.format_exception(error)).rstrip(), error=True)
         where = f"; the traceback is in {kept}" if kept else ""
         words = f"unexpected {type(error).__name__}: {first}{where}"
-    say(f"fastssl {command}: error: {words}", error=True)
+    say(f"fastssl {command}: error: {process_name()}{words}", error=True)
     return 1
 
 
@@ -290,7 +302,7 @@ def outcome(command: str, error: BaseException, resume: bool) -> int:
     if isinstance(error, (Stopped, KeyboardInterrupt)) or STOP.signum is not None:  # lightning makes SystemExit of SIGTERM
         return stopped(command, error, resume)
     if isinstance(error, UsageError):
-        say(f"fastssl {command}: error: {error}", error=True)
+        say(f"fastssl {command}: error: {process_name()}{error}", error=True)
         return 2
     if isinstance(error, BrokenPipeError):
         drop(sys.stdout)

@@ -14,13 +14,14 @@ from fastssl._ending import PLACE, STOP, first_process, foreseen, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.layout import counted, refuse_as_out
 from fastssl.train.options import eval_parser, refuse_unused, refuse_unused_of_eval, train_options
+from fastssl.train.processes import Meeting, launched, met, note_job, requeued, with_processes
 from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.rundir import claimed, set_earlier_run_aside
 from fastssl.train.settings import changed, flag, knn_vote
 
 Found = tuple[Path, dict] | None  # a checkpoint to go on from, with its path
-HARDWARE = ("accelerator", "devices", "strategy", "precision")
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 FREE_ON_RESUME = ("epochs", "knn_every", "knn_k", "knn_t")  # the other settings of a run stay as they were
 
 
@@ -131,25 +132,34 @@ def evaluate(
 
 def check_hardware(given: dict) -> int:
     """Refuses a combination that lightning has no trainer for, before anything of an earlier run is moved -> how many processes."""
-    from fastssl.train.loop import plain_trainer, quiet_lightning
+    from fastssl.train.loop import ParallelStrategy, plain_trainer, quiet_lightning
 
     quiet_lightning()
     try:
         trainer = plain_trainer(**{name: given[name] for name in HARDWARE}, logger=False, enable_checkpointing=False)
-        return max(trainer.world_size, trainer.num_devices * trainer.num_nodes)  # world_size is 1 until the processes are there
+    except UsageError:
+        raise
     except Exception as error:  # a dozen exception types
-        named = [f"--{name} {given[name]}" for name in HARDWARE if given[name] not in ("auto", "32")]
+        named = [f"{flag(name)} {given[name]}" for name in HARDWARE if given[name] not in ("auto", "32", 1)]
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"{' '.join(named) or '--accelerator, --devices, --strategy'}: {reason}") from error
+    processes = max(trainer.world_size, trainer.num_devices * trainer.num_nodes)  # world_size is 1 until the processes are there
+    if processes > 1 and not isinstance(trainer.strategy, ParallelStrategy):
+        raise UsageError(f"--strategy {given['strategy']}: is for one process, and there are {processes}; leave the option out")
+    return processes
 
 
-def fit(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict, workers: int) -> Any:
+def fit(
+    method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict, workers: int, meeting: Meeting | None
+) -> Any:
     """Trains up to ``config.epochs`` -> the Lightning module, or None in a process that is not the first."""
-    from fastssl.train.loop import MethodModule, make_trainer
+    from fastssl.train.loop import MethodModule, join_processes, make_trainer
 
     module = MethodModule(method, config, data, workers)
+    module.done = found[1]["fastssl"]["history"][-1]["epoch"] if found else None
     trainer = make_trainer(config, given["out"], **{name: given[name] for name in HARDWARE})
     try:
+        join_processes(trainer, meeting)
         trainer.fit(module, ckpt_path=found[0] if found else None, weights_only=True)
     except Exception as error:
         if found and not module.begun and not isinstance(error, UsageError) and foreseen(error) is None:
@@ -197,7 +207,10 @@ def train(argv: list[str]) -> int:
 def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
     from fastssl.train.checkpoints import build_method, check_same_data, check_weights, config_of, find_checkpoint
 
-    out, resume = given["out"], given["resume"]
+    given = with_processes(given, launched())
+    out, meeting = given["out"], met()
+    again = (meeting is not None and meeting.began) or requeued(out)
+    resume = given["resume"] = given["resume"] or again
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file, not a directory")
     refuse_among_images(out, settings.get("data", ""))
@@ -220,13 +233,18 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
         if not resume:
             held.enter_context(claimed(out))
             set_earlier_run_aside(out)
+        note_job(out)
+        if meeting is not None:
+            meeting.begin()
+        if again:
+            say(f"the processes were started again, and go on in {out} as with --resume")
         announce(config, data, method, given, found)
         if config.batch_size < wanted:
             of = f" of each of {processes} processes" if processes > 1 else ""
             say(f"--batch-size {config.batch_size}: all training {recipe.unit}{of}, which are fewer than the default {wanted}")
         if unfilled := left_out(config, data, processes):
             warn(unfilled)
-    return train_and_evaluate(method, config, data, found, given)
+    return train_and_evaluate(method, config, data, found, given, meeting)
 
 
 def fitting_batch(config: TrainConfig, data: Any, *, chosen: bool, processes: int = 1) -> TrainConfig:
@@ -260,7 +278,9 @@ def refuse_among_images(out: Path, spec: str) -> None:
         refuse_as_out(out, Path(spec.removeprefix("folder:")).expanduser())
 
 
-def train_and_evaluate(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict) -> int:
+def train_and_evaluate(
+    method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict, meeting: Meeting | None
+) -> int:
     from fastssl.train.checkpoints import LAST, history_of, method_weights
 
     started, workers, out = time.perf_counter(), loader_workers(given["workers"], config.data), given["out"]
@@ -270,7 +290,7 @@ def train_and_evaluate(method: nn.Module, config: TrainConfig, data: Any, found:
         history, device, checkpoint = history_of(found[1]), "cpu", found[0]
         say(f"\ntrained for {counted(done, 'epoch')}")
     else:
-        module = fit(method, config, data, found, given, workers)
+        module = fit(method, config, data, found, given, workers, meeting)
         if module is None:
             return 0
         history, device, checkpoint = module.history, module.device, out / LAST

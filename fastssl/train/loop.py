@@ -7,18 +7,21 @@ that a signal asked for also holds the steps of the epoch that it cut short, the
 Files of a run: ``last.ckpt`` and ``previous.ckpt``, ``csv/``, ``tensorboard/``.
 """
 
+import atexit
 import logging
 import math
 import os
+import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from fastssl._ending import STOP, Failure, Stopped, foreseen
@@ -28,6 +31,7 @@ from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, n
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
 from fastssl.train.options import PRECISIONS
+from fastssl.train.processes import Meeting, launched, refuse_differences
 from fastssl.train.progress import Steps, say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.samples import Samples
@@ -36,10 +40,13 @@ from fastssl.train.settings import knn_vote
 with broken_torchvision_hidden():
     import lightning.pytorch as pl
     from lightning.fabric.plugins import TorchCheckpointIO
+    from lightning.fabric.plugins.environments import SLURMEnvironment
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.strategies import ParallelStrategy
 
 DEFAULT_LR = {"adamw": 2e-3, "sgd": 0.1, "lars": 0.3}  # at batch 256, scaled linearly with the batch
+PATIENCE = timedelta(days=1)  # for which the other processes wait while the first one scores
 ADVICE = "try a smaller one, a smaller --weight-decay, a larger --temperature where there is one, or --precision 32"
 MONITOR_BANK = 20_000  # samples at most that a score during training embeds; the evaluation at the end takes all
 
@@ -111,6 +118,24 @@ class MethodModule(pl.LightningModule):
         self.cut_short: dict | None = None  # of the checkpoint: the epoch that was interrupted
         self.steps: Steps | None = None
         self.begun = False
+        self.done: int | None = None  # finished epochs of the checkpoint that this process goes on from
+        self.waiting: Any = None  # the group in which the processes wait while the first one scores
+        self.heeds = signal.getsignal(signal.SIGTERM) is STOP
+
+    def setup(self, stage: str) -> None:
+        """With several processes: refuses those that were not given the same, before any of them restores a checkpoint."""
+        if self.trainer.world_size == 1:
+            return
+        of_each: list[Any] = [None] * self.trainer.world_size
+        distributed.all_gather_object(of_each, {"done": self.done, **asdict(self.config), "prints": self.prints})
+        refuse_differences(of_each)
+        self.waiting = distributed.new_group(timeout=PATIENCE)
+
+    def end_all(self, signum: int, frame: Any) -> None:
+        """Answers SIGTERM. Lightning's own answer is a collective, in which it would wait for processes that do not know of it."""
+        if self.trainer.strategy.launcher is not None:
+            self.trainer.strategy.launcher.kill(signum)  # those that lightning has started
+        STOP(signum, frame)
 
     def train_dataloader(self) -> DataLoader:
         config, trainer = self.config, self.trainer
@@ -150,6 +175,8 @@ class MethodModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         trainer, self.begun = self.trainer, True
+        if self.heeds and trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self.end_all)
         self.losses = [loss.to(self.device) for loss in self.losses]
         if self.cut_short and trainer.world_size > 1:
             raise UsageError("--devices: the run was stopped in the middle of an epoch on one device; go on with one")
@@ -257,11 +284,14 @@ class MethodModule(pl.LightningModule):
             say("  ".join([f"epoch {row['epoch']:>3}/{self.config.epochs}", *parts]))
 
     def monitor(self, full: bool = False) -> dict[str, float]:
-        """The recipe's scores of the method as it is now, in the first process. ``full`` asks for the slow ones too."""
-        if not self.trainer.is_global_zero:
-            return {}
-        how = {"device": self.device, "workers": self.workers, "most": MONITOR_BANK, "full": full}
-        return self.recipe.monitor(self.method, self.data, self.config, **how)
+        """The recipe's scores of the method as it is now, in the first process; the others wait. ``full`` asks for the slow ones too."""
+        scores = {}
+        if self.trainer.is_global_zero:
+            how = {"device": self.device, "workers": self.workers, "most": MONITOR_BANK, "full": full}
+            scores = self.recipe.monitor(self.method, self.data, self.config, **how)
+        if self.waiting is not None:  # longer than a collective of the training may take
+            distributed.barrier(self.waiting, device_ids=None if self.device.index is None else [self.device.index])
+        return scores
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         size = getattr(self.data, "image_size", None)
@@ -304,12 +334,20 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=r".*(does not have many workers|exists and is not empty|LeafSpec|barrier\(\)).*")
 
 
-def plain_trainer(*, accelerator: str, devices: str, strategy: str, precision: str, **how: Any) -> pl.Trainer:
-    """Lightning's trainer on this hardware, without what it shows and checks of its own accord."""
+def plain_trainer(
+    *, accelerator: str, devices: str, num_nodes: int, strategy: str, precision: str, plugins: Sequence[Any] = (), **how: Any
+) -> pl.Trainer:
+    """Lightning's trainer on this hardware, without what it shows and checks of its own accord.
+
+    Under SLURM it does not put the job back into the queue by itself: a job that is started again goes on from its last checkpoint.
+    """
+    slurm = [SLURMEnvironment(auto_requeue=False)] if launched().by == "srun" else []
     return pl.Trainer(
         accelerator=accelerator,
         devices=int(devices) if devices.isdigit() else devices,
+        num_nodes=num_nodes,
         strategy=strategy,
+        plugins=[*plugins, *slurm],
         precision=cast(Any, PRECISIONS[precision]),  # lightning lists the words that it takes
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -320,7 +358,25 @@ def plain_trainer(*, accelerator: str, devices: str, strategy: str, precision: s
     )
 
 
-def make_trainer(config: TrainConfig, out: Path, **hardware: str) -> pl.Trainer:
+def join_processes(trainer: pl.Trainer, meeting: Meeting | None) -> None:
+    """Makes the process group of processes that have met; lightning makes that of others, and uses this one."""
+    if meeting is None or trainer.world_size == 1:
+        return
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group(
+        distributed.Backend.default_device_backend_map.get(device.type, "gloo"),
+        store=meeting.own_keys(),
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        device_id=None if device.type == "cpu" else device,
+    )
+    if device.type == "cuda":
+        atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())
+
+
+def make_trainer(config: TrainConfig, out: Path, **hardware: Any) -> pl.Trainer:
     """The trainer of ``plain_trainer`` with the run's logs and its atomic checkpoint after each epoch."""
     csv = CSVLogger(out, name="csv", flush_logs_every_n_steps=50)
     tensorboard = TensorBoardLogger(out, name="tensorboard", version=csv.version)

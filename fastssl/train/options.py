@@ -16,6 +16,13 @@ from fastssl.train.settings import Setting, data_name, flag, settings_of
 
 PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # what the evaluation of a run works in too
 MOST_WORKERS = 256
+NO_STRATEGY = {  # beginnings of names that lightning knows, and why they are refused
+    "fsdp": "a method's teacher, queue and scores need whole weights, and FSDP cuts them up",
+    "deepspeed": "a method's teacher, queue and scores need whole weights, and DeepSpeed keeps them to itself",
+    "spawn": "the history of the run would stay in processes that end with the training",
+    "fork": "the history of the run would stay in processes that end with the training",
+    "notebook": "it is for notebooks",
+}
 OF_EVAL = ("pixel_range", "knn_k", "knn_t")  # settings of a run that its evaluation may have otherwise
 
 
@@ -49,6 +56,15 @@ def devices(text: str) -> str:
     named("devices")(text)
     if text.strip() in ("0", "-0", "+0"):
         raise argparse.ArgumentTypeError(f"must be at least 1, or -1 for all, got {text}; '0,' is the list of the first alone")
+    return text
+
+
+def strategy(text: str) -> str:
+    """A strategy of lightning; which of the others there are, lightning checks later."""
+    named("a strategy")(text)
+    for begin, why in NO_STRATEGY.items():
+        if text.startswith(begin) or text.startswith("ddp_") and begin in text:
+            raise argparse.ArgumentTypeError(f"{text} cannot be used: {why}; use ddp")
     return text
 
 
@@ -99,14 +115,11 @@ def _run_options(parser: Parser, method: str) -> None:
     group.add_argument("--out", type=path, default=Path("runs", method), help="directory of the run")
     group.add_argument("--resume", action="store_true", help="go on where the run in --out was left, if there is one")
     group.add_argument("--accelerator", type=named("an accelerator"), default="auto", help="for lightning: auto, cpu, gpu, ...")
-    group.add_argument(
-        "--devices",
-        type=devices,
-        default="auto",
-        help="for lightning: number or list of devices, whose kind --accelerator chooses",
-    )
-    ddp = "for lightning, such as ddp; each process contrasts with its own images only (and moco with a queue of all)"
-    group.add_argument("--strategy", type=named("a strategy"), default="auto", help=ddp)
+    each = "number or list of devices of each machine, whose kind --accelerator chooses, with a process for each; auto: as many as "
+    group.add_argument("--devices", type=devices, default="auto", help=f"{each}torchrun or srun has started, else all, of CPUs one")
+    machines = "number of machines (default: as many as torchrun or srun has started the command on, else 1)"
+    group.add_argument("--num-nodes", type=number(int, 1), default=None, help=machines)
+    group.add_argument("--strategy", type=strategy, default="auto", help="how the processes work together: auto or ddp")
     precise = "precision of the training step: 32 bits, or mixed with bf16 or 16"
     group.add_argument("--precision", type=precision, metavar="{32,bf16,16}", default="32", help=precise)
     _common_options(group)
