@@ -28,7 +28,9 @@ from typing import Any, TextIO
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 RESTARTED = "FASTSSL_RESTARTED"
 SAME_REQUEST = 0.5  # seconds in which a signal that comes again is the same request: timeout(1) and some wrappers send it twice
-LOST = re.compile(r"gloo/transport|gloo/.*[Tt]imed? ?out|NCCL (communicator|error|operation)")  # how torch.distributed tells a lost process
+LOST = re.compile(
+    r"gloo/transport|gloo/.*[Tt]imed? ?out|NCCL (communicator|error|operation)"
+)  # how torch.distributed tells a lost process
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
@@ -204,7 +206,10 @@ def foreseen(error: Exception, command: str = "train") -> str | None:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else where)
     if "DataLoader worker" in text and "killed by signal" in text:
         return f"--workers: a process that reads the data was killed; fewer --workers need less memory ({first})"
-    if LOST.search(text) or any(kind.__name__ == "DistError" for kind in type(error).__mro__):
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "RanksError" in kinds:  # fastssl.distributed's, which names the cause itself
+        return text.replace("\n", " ")
+    if LOST.search(text) or "DistError" in kinds:
         return f"another process of the run ended, or does not answer any more; its own line says why ({first})"
     return None
 

@@ -6,7 +6,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import LARGEST, NUMBERS, as_python, check_dense, check_scalar, check_whole, readable
+from fastssl.checks import LARGEST, NUMBERS, as_python, check_choice, check_dense, check_scalar, check_whole, readable
+from fastssl.distributed import Ranks
 
 from ._encoder import check_encoder, features_of, find_feature_dim
 
@@ -138,6 +139,16 @@ def check_flags(name: str, **values: bool) -> None:
 def check_split(name: str, split: Any) -> None:
     if split is not None and not callable(split):
         raise TypeError(f"{name}: split must be a function, got {type(split).__name__}")
+
+
+def check_negatives(name: str, negatives: str) -> str:
+    check_choice(name, "negatives", negatives, ("global", "local"))
+    return negatives
+
+
+def ranks_of(method: nn.Module) -> Ranks | None:
+    """What a method's losses take as ``group``, by its ``negatives``."""
+    return Ranks() if method.negatives == "global" else None
 
 
 def check_batch(name: str, least: int, **inputs: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastssl.checks import INTEGERS, check_number, check_vector
 from fastssl.functional import clip_loss, siglip_loss
 
-from ._common import check_batch, check_positive, check_widths, width_of
+from ._common import check_batch, check_negatives, check_positive, check_widths, ranks_of, width_of
 from ._encoder import features_of
 
 
@@ -81,6 +81,8 @@ class CLIP(_ImageText):
         embed_dim: width D of the common space.
         image_dim, text_dim: widths of the features. By default probes find them.
         temperature: where the learned scale starts: e^s = 1 / temperature. ``logit_scale`` holds s.
+        negatives: with several processes, "global" compares the rows of all of them, "local" those of each process alone
+            (docs/methods.md, Several processes).
         max_scale: the largest scale. ``logit_scale`` is kept at most at its logarithm, as in the paper (section 2.5).
 
     Raises:
@@ -105,10 +107,11 @@ class CLIP(_ImageText):
         text_dim: int | None = None,
         temperature: float = 0.07,
         max_scale: float = 100.0,
+        negatives: str = "global",
     ):
         check_positive("CLIP", temperature=temperature, max_scale=max_scale)
         super().__init__(image_encoder, text_encoder, embed_dim, image_dim, text_dim, -math.log(temperature))
-        self.max_scale = max_scale
+        self.max_scale, self.negatives = max_scale, check_negatives("CLIP", negatives)
 
     def forward(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
         """The loss of pairs.
@@ -128,7 +131,8 @@ class CLIP(_ImageText):
         self.check_pairs(images, tokens, ids=ids)
         with torch.no_grad():  # the parameter, not its exponential: a scale that was cut off has a gradient to come back by
             self.logit_scale.clamp_(max=math.log(self.max_scale))
-        return clip_loss(self.project_image(images), self.project_text(tokens), self.logit_scale.exp(), normalize=True, ids=ids)
+        how = {"normalize": True, "ids": ids, "group": ranks_of(self)}
+        return clip_loss(self.project_image(images), self.project_text(tokens), self.logit_scale.exp(), **how)
 
 
 class SigLIP(_ImageText):
@@ -141,6 +145,8 @@ class SigLIP(_ImageText):
         embed_dim: width D of the common space.
         image_dim, text_dim: widths of the features. By default probes find them.
         scale: where the learned scale e^s starts. ``logit_scale`` holds s.
+        negatives: with several processes, "global" compares the rows of all of them, "local" those of each process alone
+            (docs/methods.md, Several processes).
         bias: where the learned bias b starts. The paper's -10 (section 3.2) says that at first nearly every pair is a negative.
 
     Raises:
@@ -164,10 +170,12 @@ class SigLIP(_ImageText):
         text_dim: int | None = None,
         scale: float = 10.0,
         bias: float = -10.0,
+        negatives: str = "global",
     ):
         check_positive("SigLIP", scale=scale)
         check_number("SigLIP", "bias", bias)
         super().__init__(image_encoder, text_encoder, embed_dim, image_dim, text_dim, math.log(scale))
+        self.negatives = check_negatives("SigLIP", negatives)
         self.logit_bias = nn.Parameter(torch.tensor(float(bias)))
 
     def forward(self, images: Tensor, tokens: Tensor, image_id: Tensor | None = None, text_id: Tensor | None = None) -> Tensor:
@@ -197,4 +205,5 @@ class SigLIP(_ImageText):
             normalize=True,
             image_id=image_id,
             text_id=text_id,
+            group=ranks_of(self),
         )

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from fastssl.checks import check_choice
 from fastssl.functional import info_nce
 
-from ._common import ProjectionHead, check_batch, check_positive, check_split, check_widths, given, width_of
+from ._common import (
+    ProjectionHead,
+    check_batch,
+    check_negatives,
+    check_positive,
+    check_split,
+    check_widths,
+    given,
+    ranks_of,
+    width_of,
+)
 from ._encoder import features_of
 
 
@@ -31,6 +41,8 @@ class CMC(nn.Module):
         hidden_dim: width of the heads' hidden layer; by default that of the features.
         projection_dim: width D of the embeddings that the loss compares.
         temperature: of InfoNCE, above 0.
+        negatives: with several processes, "global" compares the rows of all of them, "local" those of each process alone
+            (docs/methods.md, Several processes).
         graph: "full" for all pairs of views, or "core" for the first view with each other one.
         split: function from images to a tuple of V views, for ``embed(images)``.
 
@@ -55,6 +67,7 @@ class CMC(nn.Module):
         temperature: float = 0.1,
         graph: str = "full",
         split: Callable[[Tensor], tuple[Tensor, ...]] | None = None,
+        negatives: str = "global",
     ):
         super().__init__()
         check_positive("CMC", temperature=temperature)
@@ -72,6 +85,7 @@ class CMC(nn.Module):
         named = enumerate(zip(backbones, dims, strict=True))
         dims = [width_of(b, dim, "CMC", f"feature_dims[{i}]", f"backbones[{i}]") for i, (b, dim) in named]
         self.feature_dims, self.temperature, self.graph, self.split = dims, temperature, graph, split
+        self.negatives = check_negatives("CMC", negatives)
         self.backbones = nn.ModuleList(backbones)
         self.projection_heads = nn.ModuleList(ProjectionHead(dim, hidden_dim or dim, projection_dim) for dim in dims)
 
@@ -114,5 +128,6 @@ class CMC(nn.Module):
             raise ValueError(f"CMC: the views must have B of at least 2 samples, got {len(views[0])}")
         z = [head(part) for head, part in zip(self.projection_heads, features, strict=True)]
         pairs = combinations(z, 2) if self.graph == "full" else ((z[0], other) for other in z[1:])
-        losses = [cast(Tensor, info_nce(a, b, temperature=self.temperature, symmetric=True)) for a, b in pairs]
+        how = {"temperature": self.temperature, "group": ranks_of(self)}
+        losses = [cast(Tensor, info_nce(a, b, **how, symmetric=True)) for a, b in pairs]
         return sum(losses[1:], start=losses[0])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastssl.checks import check_dense
 from fastssl.functional import info_nce
 
-from ._common import check_flags, check_positive, check_split, check_widths, given, width_of
+from ._common import check_flags, check_negatives, check_positive, check_split, check_widths, given, ranks_of, width_of
 from ._encoder import features_of
 
 
@@ -60,6 +60,8 @@ class CPC(nn.Module):
         steps: how far ahead to predict, each with its own linear map; leave out 1 where neighbouring parts overlap.
         temperature: above 0.
         normalize: whether cosines are compared. False, with temperature 1, is the paper's bilinear form (equation 3).
+        negatives: with several processes, "global" compares the rows of all of them, "local" those of each process alone
+            (docs/methods.md, Several processes).
         split: function from what ``forward`` and ``embed`` get to sequences (B n, T, ...), such as ``patch_columns``.
 
     Raises:
@@ -84,6 +86,7 @@ class CPC(nn.Module):
         temperature: float = 0.1,
         normalize: bool = True,
         split: Callable[[Tensor], Tensor] | None = None,
+        negatives: str = "global",
     ):
         super().__init__()
         check_positive("CPC", temperature=temperature)
@@ -94,6 +97,7 @@ class CPC(nn.Module):
         check_split("CPC", split)
         self.feature_dim = width_of(backbone, feature_dim, "CPC")
         self.steps, self.temperature, self.normalize, self.split = tuple(steps), temperature, normalize, split
+        self.negatives = check_negatives("CPC", negatives)
         context_dim, width = context_dim or self.feature_dim, projection_dim or self.feature_dim
         self.backbone = backbone
         self.target = nn.Linear(self.feature_dim, width, bias=False) if projection_dim else nn.Identity()
@@ -144,5 +148,6 @@ class CPC(nn.Module):
         losses = []
         for k, predict in zip(self.steps, self.predictions, strict=True):
             query, key = predict(context[:, :-k]).flatten(0, 1), target[:, k:].flatten(0, 1)
-            losses.append(cast(Tensor, info_nce(query, key, temperature=self.temperature, normalize=self.normalize)))
+            how = {"temperature": self.temperature, "normalize": self.normalize, "group": ranks_of(self)}
+            losses.append(cast(Tensor, info_nce(query, key, **how)))
         return torch.stack(losses).mean()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastssl.functional import moco_v3_loss
 
-from ._common import check_positive, check_widths, given
+from ._common import check_negatives, check_positive, check_widths, given, ranks_of
 from ._recompute import once
 from ._teacher import TeacherMethod, mlp
 
@@ -27,8 +27,8 @@ class MoCoV3(TeacherMethod):
         final_momentum: share that the momentum reaches over ``total_steps`` along half a cosine.
         total_steps: number of steps of the training. None: the momentum stays.
         temperature: above 0.
-
-    With several processes each contrasts with its own keys only.
+        negatives: with several processes, "global" compares with the keys of all of them, "local" with those of each process alone
+            (docs/methods.md, Several processes).
 
     Raises:
         TypeError: an argument of the wrong type, such as a backbone that is no module.
@@ -53,6 +53,7 @@ class MoCoV3(TeacherMethod):
         final_momentum: float | None = 1.0,
         total_steps: int | None = None,
         temperature: float = 0.2,
+        negatives: str = "global",
     ):
         def projector(width: int) -> nn.Module:
             return mlp(width, hidden_dim or width, projection_dim, last_norm=True)
@@ -60,7 +61,7 @@ class MoCoV3(TeacherMethod):
         check_positive("MoCoV3", temperature=temperature)
         check_widths("MoCoV3", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
         super().__init__(backbone, feature_dim, projector, momentum, final_momentum, total_steps)
-        self.temperature = temperature
+        self.temperature, self.negatives = temperature, check_negatives("MoCoV3", negatives)
         self.prediction_head = mlp(projection_dim, hidden_dim or self.feature_dim, projection_dim, last_norm=True)
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
@@ -79,4 +80,5 @@ class MoCoV3(TeacherMethod):
         self.check_views(view0, view1)
         q0, q1 = (self.prediction_head(self.encoder(view)) for view in (view0, view1))
         k0, k1 = once(self, view0, lambda: self.targets(view0, view1))
-        return moco_v3_loss(q0, k1, self.temperature) + moco_v3_loss(q1, k0, self.temperature)
+        group = ranks_of(self)
+        return moco_v3_loss(q0, k1, self.temperature, group=group) + moco_v3_loss(q1, k0, self.temperature, group=group)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastssl.distributed.gather import gather_rows
 from fastssl.functional import info_nce, nearest_neighbor, queue_push_
 
-from ._common import BackboneMethod, ProjectionHead, check_widths, given, random_unit_rows
+from ._common import BackboneMethod, ProjectionHead, check_negatives, check_widths, given, random_unit_rows, ranks_of
 from ._recompute import once, recomputing
 
 
@@ -33,9 +33,12 @@ class NNCLR(BackboneMethod):
         queue_size: number K of embeddings in the queue, which is float32 and in the state dict. It holds random directions until
             embeddings have replaced them.
         temperature: of InfoNCE, above 0.
+        negatives: with several processes, "global" compares with the predictions of all of them, "local" with those of each
+            process alone (docs/methods.md, Several processes).
 
     With several processes the queue takes the embeddings of all, in the order of the ranks, and so is the same in each;
-    ``MoCoQueue`` says what to tell DDP about its buffers. The softmax runs over the predictions of the process's own batch.
+    ``MoCoQueue`` says what to tell DDP about its buffers. The softmax runs over the predictions of
+    all, or with local negatives over those of the process's own batch.
 
     Raises:
         TypeError: an argument of the wrong type, such as a backbone that is no module.
@@ -59,10 +62,12 @@ class NNCLR(BackboneMethod):
         prediction_hidden_dim: int | None = None,
         queue_size: int = 65536,
         temperature: float = 0.1,
+        negatives: str = "global",
     ):
         optional = given(hidden_dim=hidden_dim, prediction_hidden_dim=prediction_hidden_dim)
         check_widths("NNCLR", queue_size=queue_size, projection_dim=projection_dim, **optional)
         super().__init__(backbone, feature_dim, temperature)
+        self.negatives = check_negatives("NNCLR", negatives)
         hidden = hidden_dim or self.feature_dim
         self.projection_head = ProjectionHead(self.feature_dim, hidden, projection_dim)
         self.prediction_head = ProjectionHead(projection_dim, prediction_hidden_dim or hidden, projection_dim)
@@ -89,7 +94,8 @@ class NNCLR(BackboneMethod):
         p0, p1 = self.prediction_head(z).chunk(2)
         found, new = once(self, view0, lambda: self.neighbours(z.detach()))
         n0, n1 = found.to(p0.dtype).chunk(2)
-        loss0, loss1 = (cast(Tensor, info_nce(n, p, temperature=self.temperature)) for n, p in ((n0, p1), (n1, p0)))
+        how = {"temperature": self.temperature, "group": ranks_of(self)}
+        loss0, loss1 = (cast(Tensor, info_nce(n, p, **how)) for n, p in ((n0, p1), (n1, p0)))
         loss = 0.5 * (loss0 + loss1)
         if self.training and not recomputing():
             queue_push_(self.queue, self.queue_pointer, new, layout="kd")

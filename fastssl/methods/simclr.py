@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastssl.functional import nt_xent
 
-from ._common import BackboneMethod, ProjectionHead, check_widths, given
+from ._common import BackboneMethod, ProjectionHead, check_negatives, check_widths, given, ranks_of
 from ._encoder import find_feature_dim
 
 __all__ = ["ProjectionHead", "SimCLR", "find_feature_dim"]
@@ -29,6 +29,8 @@ class SimCLR(BackboneMethod):
         hidden_dim: width of the head's hidden layer; by default ``feature_dim``.
         projection_dim: width D of the embeddings that the loss compares.
         temperature: of NT-Xent, above 0.
+        negatives: with several processes, "global" compares the rows of all of them, "local" those of each process alone
+            (docs/methods.md, Several processes).
 
     Raises:
         TypeError: an argument of the wrong type, such as a backbone that is no module.
@@ -50,9 +52,11 @@ class SimCLR(BackboneMethod):
         hidden_dim: int | None = None,
         projection_dim: int = 128,
         temperature: float = 0.5,
+        negatives: str = "global",
     ):
         check_widths("SimCLR", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
         super().__init__(backbone, feature_dim, temperature)
+        self.negatives = check_negatives("SimCLR", negatives)
         self.projection_head = ProjectionHead(self.feature_dim, hidden_dim or self.feature_dim, projection_dim)
 
     def forward(self, view0: Tensor, view1: Tensor) -> Tensor:
@@ -70,4 +74,4 @@ class SimCLR(BackboneMethod):
         """
         self.check_views(view0, view1)
         z0, z1 = self.projection_head(self.embed(torch.cat([view0, view1]))).chunk(2)
-        return nt_xent(z0, z1, self.temperature)
+        return nt_xent(z0, z1, self.temperature, group=ranks_of(self))

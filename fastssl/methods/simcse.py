@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastssl.checks import INTEGERS, check_choice, check_dense, check_number, check_vector
 from fastssl.functional import info_nce
 
-from ._common import check_positive, check_widths, given
+from ._common import check_negatives, check_positive, check_widths, given, ranks_of
 from ._encoder import ask, check_encoder, mean_of_tokens, take_tokens
 
 
@@ -30,6 +30,8 @@ class SimCSE(nn.Module):
         pooler: "cls" for the first token, or "mean" for the mean over the real tokens.
         temperature: above 0.
         hard_negative_weight: added to the logit of sentence i with its own hard negative, log a of the paper's appendix.
+        negatives: with several processes, "global" compares the rows of all of them, "local" those of each process alone
+            (docs/methods.md, Several processes).
         hidden_dim: width F of the hidden states, by default ``encoder.config.hidden_size``.
 
     With "cls" a linear layer and tanh follow in training only, as in the paper's unsupervised models; with "mean" nothing does.
@@ -56,6 +58,7 @@ class SimCSE(nn.Module):
         hard_negative_weight: float = 0.0,
         *,
         hidden_dim: int | None = None,
+        negatives: str = "global",
     ):
         super().__init__()
         check_encoder(encoder, "SimCSE", "encoder")
@@ -68,6 +71,7 @@ class SimCSE(nn.Module):
             raise ValueError("SimCSE: the encoder has no config.hidden_size; pass hidden_dim")
         self.pooler, self.temperature, self.hard_negative_weight = pooler, temperature, hard_negative_weight
         self.encoder, self.hidden_dim = encoder, hidden_dim
+        self.negatives = check_negatives("SimCSE", negatives)
         self.head = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.Tanh()) if pooler == "cls" else nn.Identity()
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -114,7 +118,7 @@ class SimCSE(nn.Module):
             input_ids, attention_mask = (t[:, None].expand(-1, 2, -1) for t in (input_ids, attention_mask))
         tokens, mask = (t.transpose(0, 1).flatten(0, 1) for t in (input_ids, attention_mask))
         query, key, *hard = self.head(self.embed(tokens, mask)).chunk(input_ids.shape[1])
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"group": ranks_of(self)}
         if hard:
-            more = {"hard_negative_keys": hard[0], "hard_negative_weight": self.hard_negative_weight}
+            more |= {"hard_negative_keys": hard[0], "hard_negative_weight": self.hard_negative_weight}
         return cast(Tensor, info_nce(query, key, temperature=self.temperature, ids=ids, **more))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastssl.checks import INTEGERS, check_vector
 from fastssl.functional import sup_con
 
-from ._common import BackboneMethod, ProjectionHead, check_positive, check_widths, given
+from ._common import BackboneMethod, ProjectionHead, check_negatives, check_positive, check_widths, given, ranks_of
 
 
 class SupCon(BackboneMethod):
@@ -26,6 +26,8 @@ class SupCon(BackboneMethod):
         hidden_dim: width of the head's hidden layer; by default ``feature_dim``.
         projection_dim: width D of the embeddings that the loss compares.
         temperature: above 0.
+        negatives: with several processes, "global" compares the rows of all of them, "local" those of each process alone
+            (docs/methods.md, Several processes).
         base_temperature: the loss is multiplied by temperature / base_temperature, in the SupContrast repository with 0.07; None
             leaves it as it is.
 
@@ -50,12 +52,13 @@ class SupCon(BackboneMethod):
         projection_dim: int = 128,
         temperature: float = 0.1,
         base_temperature: float | None = None,
+        negatives: str = "global",
     ):
         check_widths("SupCon", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
         if base_temperature is not None:
             check_positive("SupCon", base_temperature=base_temperature)
         super().__init__(backbone, feature_dim, temperature)
-        self.base_temperature = base_temperature
+        self.base_temperature, self.negatives = base_temperature, check_negatives("SupCon", negatives)
         self.projection_head = ProjectionHead(self.feature_dim, hidden_dim or self.feature_dim, projection_dim)
 
     def forward(self, view0: Tensor, view1: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -76,4 +79,5 @@ class SupCon(BackboneMethod):
         if labels is not None:
             check_vector("SupCon", "labels", labels, len(view0), INTEGERS, "view0", view0)
         z = self.projection_head(self.embed(torch.cat([view0, view1]))).unflatten(0, (2, -1)).transpose(0, 1)
-        return sup_con(z, labels, temperature=self.temperature, base_temperature=self.base_temperature, normalize=True)
+        how = {"temperature": self.temperature, "base_temperature": self.base_temperature}
+        return sup_con(z, labels, **how, normalize=True, group=ranks_of(self))

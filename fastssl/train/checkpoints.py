@@ -25,6 +25,7 @@ from fastssl.train.settings import knn_vote
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 ARCHIVE_BYTES = b"PK\x03\x04"
+FORMER_NEGATIVES = "local"  # of methods with that setting, in checkpoints that don't have it
 FORMER_PATCH = 4  # of --backbone vit in checkpoints that don't say it
 
 
@@ -183,6 +184,8 @@ def config_of(checkpoint: dict) -> TrainConfig:
     settings = RECIPES[stored["method"]].settings
     if "patch_size" not in stored and stored.get("backbone") == "vit":
         stored = {**stored, "patch_size": FORMER_PATCH}
+    if "negatives" not in stored:
+        stored = {**stored, "negatives": FORMER_NEGATIVES}
     known = {field.name for field in fields(settings)}
     return settings(**{name: value for name, value in stored.items() if name in known})
 

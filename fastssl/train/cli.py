@@ -14,7 +14,7 @@ from fastssl._ending import PLACE, STOP, first_process, foreseen, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.layout import counted, refuse_as_out
 from fastssl.train.options import eval_parser, refuse_unused, refuse_unused_of_eval, train_options
-from fastssl.train.processes import Meeting, launched, met, note_job, requeued, with_processes
+from fastssl.train.processes import Meeting, join_processes, launched, leave_processes, met, note_job, requeued, with_processes
 from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.rundir import claimed, set_earlier_run_aside
@@ -132,7 +132,7 @@ def evaluate(
 
 def check_hardware(given: dict) -> int:
     """Refuses a combination that lightning has no trainer for, before anything of an earlier run is moved -> how many processes."""
-    from fastssl.train.loop import ParallelStrategy, plain_trainer, quiet_lightning
+    from fastssl.train.loop import plain_trainer, quiet_lightning
 
     quiet_lightning()
     try:
@@ -144,16 +144,14 @@ def check_hardware(given: dict) -> int:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(f"{' '.join(named) or '--accelerator, --devices, --strategy'}: {reason}") from error
     processes = max(trainer.world_size, trainer.num_devices * trainer.num_nodes)  # world_size is 1 until the processes are there
-    if processes > 1 and not isinstance(trainer.strategy, ParallelStrategy):
+    if processes > 1 and not hasattr(trainer.strategy, "cluster_environment"):
         raise UsageError(f"--strategy {given['strategy']}: is for one process, and there are {processes}; leave the option out")
     return processes
 
 
-def fit(
-    method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict, workers: int, meeting: Meeting | None
-) -> Any:
+def fit(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict, workers: int, meeting: Meeting | None) -> Any:
     """Trains up to ``config.epochs`` -> the Lightning module, or None in a process that is not the first."""
-    from fastssl.train.loop import MethodModule, join_processes, make_trainer
+    from fastssl.train.loop import MethodModule, make_trainer
 
     module = MethodModule(method, config, data, workers)
     module.done = found[1]["fastssl"]["history"][-1]["epoch"] if found else None
@@ -169,6 +167,7 @@ def fit(
         STOP.patient = False
         if module.steps is not None:
             module.steps.close()
+    leave_processes()
     STOP.check()
     return module if trainer.is_global_zero else None
 

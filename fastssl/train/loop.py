@@ -7,7 +7,6 @@ that a signal asked for also holds the steps of the epoch that it cut short, the
 Files of a run: ``last.ckpt`` and ``previous.ckpt``, ``csv/``, ``tensorboard/``.
 """
 
-import atexit
 import logging
 import math
 import os
@@ -31,7 +30,7 @@ from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, n
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
 from fastssl.train.options import PRECISIONS
-from fastssl.train.processes import Meeting, launched, refuse_differences
+from fastssl.train.processes import launched, refuse_differences, share_of_rows
 from fastssl.train.progress import Steps, say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.samples import Samples
@@ -43,7 +42,6 @@ with broken_torchvision_hidden():
     from lightning.fabric.plugins.environments import SLURMEnvironment
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-    from lightning.pytorch.strategies import ParallelStrategy
 
 DEFAULT_LR = {"adamw": 2e-3, "sgd": 0.1, "lars": 0.3}  # at batch 256, scaled linearly with the batch
 PATIENCE = timedelta(days=1)  # for which the other processes wait while the first one scores
@@ -120,6 +118,7 @@ class MethodModule(pl.LightningModule):
         self.begun = False
         self.done: int | None = None  # finished epochs of the checkpoint that this process goes on from
         self.waiting: Any = None  # the group in which the processes wait while the first one scores
+        self.share: Tensor | None = None  # what weighs this process's loss, where the method itself does not look at the others
         self.heeds = signal.getsignal(signal.SIGTERM) is STOP
 
     def setup(self, stage: str) -> None:
@@ -207,6 +206,8 @@ class MethodModule(pl.LightningModule):
         if len(batch[0]) < 2:
             some = f"{len(batch[0])} readable {self.recipe.unit}"
             raise UsageError(f"--data {self.config.data}: a batch has {some}, at least 2 are needed")
+        if self.waiting is not None and getattr(self.method, "negatives", None) != "global":
+            self.share = share_of_rows(len(batch[0]), self.device)
         if self.cut_short:
             restore_generators(self.cut_short["generators"], self.device)
             self.cut_short = None
@@ -216,6 +217,8 @@ class MethodModule(pl.LightningModule):
 
     def training_step(self, arguments: tuple[Tensor | None, ...], batch_idx: int) -> Tensor:
         loss = self.method(*arguments)
+        if self.share is not None:
+            loss = loss * self.share.to(loss.dtype)
         self.losses.append(loss.detach())
         self.log("loss_step", loss)
         return loss
@@ -284,7 +287,7 @@ class MethodModule(pl.LightningModule):
             say("  ".join([f"epoch {row['epoch']:>3}/{self.config.epochs}", *parts]))
 
     def monitor(self, full: bool = False) -> dict[str, float]:
-        """The recipe's scores of the method as it is now, in the first process; the others wait. ``full`` asks for the slow ones too."""
+        """The recipe's scores of the method as it is now, in the first process; the others wait. ``full``: the slow ones too."""
         scores = {}
         if self.trainer.is_global_zero:
             how = {"device": self.device, "workers": self.workers, "most": MONITOR_BANK, "full": full}
@@ -356,24 +359,6 @@ def plain_trainer(
         num_sanity_val_steps=0,
         **how,
     )
-
-
-def join_processes(trainer: pl.Trainer, meeting: Meeting | None) -> None:
-    """Makes the process group of processes that have met; lightning makes that of others, and uses this one."""
-    if meeting is None or trainer.world_size == 1:
-        return
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    distributed.init_process_group(
-        distributed.Backend.default_device_backend_map.get(device.type, "gloo"),
-        store=meeting.own_keys(),
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
-        device_id=None if device.type == "cpu" else device,
-    )
-    if device.type == "cuda":
-        atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())
 
 
 def make_trainer(config: TrainConfig, out: Path, **hardware: Any) -> pl.Trainer:

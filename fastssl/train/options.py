@@ -63,7 +63,7 @@ def strategy(text: str) -> str:
     """A strategy of lightning; which of the others there are, lightning checks later."""
     named("a strategy")(text)
     for begin, why in NO_STRATEGY.items():
-        if text.startswith(begin) or text.startswith("ddp_") and begin in text:
+        if text.startswith(begin) or (text.startswith("ddp_") and begin in text):
             raise argparse.ArgumentTypeError(f"{text} cannot be used: {why}; use ddp")
     return text
 
@@ -80,10 +80,20 @@ def all_settings() -> dict[str, Setting]:
     return {name: setting for recipe in RECIPES.values() for name, setting in settings_of(recipe.settings).items()}
 
 
+def negatives_of(method: str) -> str:
+    """Where the negatives of a method come from when several processes train together."""
+    recipe, several = RECIPES[method], "When several processes train together"
+    if "negatives" in settings_of(recipe.settings):
+        return f"{several}, the negatives of {method} are global: those of all processes. --negatives local takes a process's own."
+    if recipe.negatives:
+        return f"{several}, the negatives of {method} are global: {recipe.negatives}."
+    return f"{several}, the loss of {method} is the mean over the {recipe.unit} of all processes; it has no negatives."
+
+
 def train_parser(method: str = "simclr") -> Parser:
     """The options that ``method`` takes. Settings default to SUPPRESS: their dataclass has the defaults, and ``--resume`` has to
     know which ones were given."""
-    parser, recipe = Parser("fastssl train", description="Train an encoder."), RECIPES[method]
+    parser, recipe = Parser("fastssl train", description=f"Train an encoder. {negatives_of(method)}"), RECIPES[method]
     names = f"one of {', '.join(RECIPES)}; METHOD --help lists the options of that method, --help alone those of simclr"
     parser.add_argument("method", type=method_name, metavar="METHOD", help=names)
     own = settings_of(recipe.settings)

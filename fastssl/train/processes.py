@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, distributed
+
 from fastssl._ending import Failure
 from fastssl.train import UsageError
 from fastssl.train.settings import flag
@@ -68,7 +71,9 @@ def with_processes(given: dict[str, Any], launch: Launch) -> dict[str, Any]:
     if not launch.by:
         missing = [name for name in ("MASTER_ADDR", "NODE_RANK") if name not in os.environ]
         if nodes is not None and nodes > 1 and missing:
-            raise UsageError(f"--num-nodes {nodes}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; {STARTERS}")
+            raise UsageError(
+                f"--num-nodes {nodes}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; {STARTERS}"
+            )
         return given | {"num_nodes": nodes or 1}
     if nodes not in (None, launch.nodes):
         raise UsageError(f"--num-nodes {nodes}: {launch.by} has started processes on {launch.nodes}; leave the option out")
@@ -83,7 +88,7 @@ def with_processes(given: dict[str, Any], launch: Launch) -> dict[str, Any]:
 
 
 class Meeting:
-    """The processes that one start of torchrun has made, which find each other in the store that torchrun keeps for the whole launch.
+    """The processes of one start of torchrun find each other in the store that torchrun keeps for the whole launch.
 
     torchrun starts all processes again when one of them fails. The store then still has the keys of those that ended, so that
     torch.distributed would look for these. And torchrun's own count of restarts differs between machines. So the first process
@@ -134,19 +139,47 @@ class Meeting:
 
     def own_keys(self) -> Any:
         """The store with the keys of this start alone, for ``torch.distributed.init_process_group``."""
-        from torch.distributed import PrefixStore
-
-        return PrefixStore(self.name, self.store)
+        return distributed.PrefixStore(self.name, self.store)
 
 
 def met() -> Meeting | None:
     """Meets the other processes of this start of torchrun; None without torchrun, or where it keeps no store."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    from torch.distributed import TCPStore
-
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return Meeting(TCPStore(host, port, is_master=False), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    return Meeting(distributed.TCPStore(host, port, is_master=False), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+def join_processes(trainer: Any, meeting: Meeting | None) -> None:
+    """Makes the process group of processes that have met; lightning makes that of others, and uses this one."""
+    if meeting is None or trainer.world_size == 1:
+        return
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group(
+        distributed.Backend.default_device_backend_map.get(device.type, "gloo"),
+        store=meeting.own_keys(),
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+        device_id=None if device.type == "cpu" else device,
+    )
+
+
+def leave_processes() -> None:
+    """Ends the process group after the training: the first process evaluates alone, and the others are done."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def share_of_rows(rows: int, device: torch.device) -> Tensor:
+    """W N / (N of all W processes together), (): with it the mean over processes is the mean over the rows of all of them.
+
+    A file that cannot be read makes the batch of one process shorter.
+    """
+    total = torch.tensor(rows, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    distributed.all_reduce(total)
+    return distributed.get_world_size() * rows / total
 
 
 def requeued(out: Path) -> bool:
@@ -171,8 +204,8 @@ def refuse_differences(of_each: list[dict[str, Any]]) -> None:
     """Raises UsageError, the same in every process, where the processes of a run were not given the same.
 
     Args:
-        of_each: what each process was given: the settings of the run by name, ``data`` as fingerprints of both halves, and ``done``,
-            the finished epochs of the checkpoint that it goes on from, or None.
+        of_each: what each process was given: the settings by name, ``prints``, the fingerprints of the data's halves, and ``done``, the
+            finished epochs of the checkpoint that it goes on from, or None.
     """
     first = of_each[0]
     for rank, other in enumerate(of_each):
@@ -184,7 +217,9 @@ def refuse_differences(of_each: list[dict[str, Any]]) -> None:
                 what = f"--out: process 0 found {found[0]} there, and process {rank} {found[1]}"
                 raise UsageError(f"{what}; the folder of a run has to lie on a file system that all machines share")
             if name == "prints":
-                what = f"--data: process {rank} found other {' and '.join(differing_halves(value, other[name]))} data than process 0"
+                what = (
+                    f"--data: process {rank} found other {' and '.join(differing_halves(value, other[name]))} data than process 0"
+                )
                 raise UsageError(f"{what}; every machine needs the same files")
             ours, theirs = ("its default" if it is None else it for it in (value, other.get(name)))
             what = f"{flag(name)}: process 0 has {ours}, and process {rank} has {theirs}"

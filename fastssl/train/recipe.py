@@ -33,6 +33,8 @@ class Recipe:
         draw: (method, data, folder, *, device) -> the path of a picture or None, after each ``monitor``.
         loss: name of the loss, for the help texts and the curves.
         heading: of the table of scores.
+        negatives: of a method without the setting ``negatives``: where its negatives come from when several processes train
+            together, or "" where it has none.
         unit: what the samples are, in the plural.
         unscored: the line that says that no score was computed.
     """
@@ -50,5 +52,6 @@ class Recipe:
     draw: Callable[..., Any] | None = None
     loss: str = "NT-Xent"
     heading: str = "accuracy on test images"
+    negatives: str = ""
     unit: str = "images"
     unscored: str = "kNN and linear probe left out: they need test images, and two classes with images that can be read"

@@ -1,4 +1,5 @@
-"""Methods in two processes: shuffled keys, and queues and banks that are the same in both, with and without DDP."""
+"""Methods in two processes: the gradients of one process with the joined batch, shuffled keys, queues and banks that are the same
+in both, with and without DDP."""
 
 import warnings
 from functools import partial
@@ -6,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastssl.loss.parts import local_rows
@@ -27,6 +28,7 @@ from fastssl.methods import (
     SimSiam,
     SupCon,
 )
+from fastssl.train.processes import share_of_rows
 from tests.methods.test_odd_arguments import Text
 from tests.support.formulas import tiny
 from tests.support.processes import run_processes
@@ -41,18 +43,18 @@ MADE = {
 }
 
 
-LOCAL = {
-    "simclr": lambda: SimCLR(tiny()),
-    "supcon": lambda: SupCon(tiny()),
-    "nnclr": MADE["nnclr"],
-    "moco_v3": lambda: MoCoV3(tiny()),
-    "cmc": lambda: CMC([tiny(), tiny()]),
-    "cpc": lambda: CPC(tiny()),
-    "clip": lambda: CLIP(tiny(), Text()),
-    "siglip": lambda: SigLIP(tiny(), Text()),
-    "simcse": lambda: SimCSE(Text(), hidden_dim=8),
+CHOOSE = {  # those with an argument negatives
+    "simclr": lambda **how: SimCLR(tiny(), **how),
+    "supcon": lambda **how: SupCon(tiny(), **how),
+    "nnclr": lambda **how: NNCLR(tiny(), 10, queue_size=32, projection_dim=6, **how),
+    "moco_v3": lambda **how: MoCoV3(tiny(), **how),
+    "cmc": lambda **how: CMC([tiny(), tiny()], **how),
+    "cpc": lambda **how: CPC(tiny(), **how),
+    "clip": lambda **how: CLIP(tiny(), Text(), **how),
+    "siglip": lambda **how: SigLIP(tiny(), Text(), **how),
+    "simcse": lambda **how: SimCSE(Text(), hidden_dim=8, **how),
 }
-EVERY = LOCAL | {
+EVERY = CHOOSE | {
     "moco": MADE["moco"],
     "instdisc": MADE["instdisc"],
     "byol": lambda: BYOL(tiny()),
@@ -62,6 +64,8 @@ EVERY = LOCAL | {
 }
 VIEWS, PARTS = tuple(torch.rand(2, 4, 3, 4, 4)), (torch.rand(3, 5, 3, 4, 4),)
 WORDS = torch.arange(20).view(4, 5), torch.ones(4, 5)
+JOINED = (*CHOOSE, "moco", "byol", "simsiam")  # the last three see no rows of the other process
+LABELS = torch.tensor([0, 1, 0, 2, 1, 3, 0, 2, 4])  # of samples of both processes, 6 and 3
 
 
 def made(name: str) -> nn.Module:
@@ -107,12 +111,43 @@ def trained(rank: int, name: str, how: str) -> list[dict]:
     return seen
 
 
-def warned(rank: int) -> dict[str, list[str]]:
+def joined_batch(name: str, rows: slice) -> tuple[Tensor, ...]:
+    """The arguments of a method, float64: some of nine samples."""
+    torch.manual_seed(20)
+    views = torch.rand(2, 9, 3, 4, 4, dtype=torch.float64)
+    words, sequences = torch.randint(20, (9, 5)), torch.rand(9, 5, 3, 4, 4, dtype=torch.float64)
+    batch = {
+        "cpc": (sequences,),
+        "simcse": (words, torch.ones(9, 5), LABELS),
+        "clip": (views[0], words, LABELS),
+        "siglip": (views[0], words, LABELS),
+        "supcon": (*views, LABELS),
+    }.get(name, tuple(views))
+    return tuple(part[rows] for part in batch)
+
+
+def gradients(name: str, rows: slice) -> dict[str, Tensor]:
+    """Loss and gradients of a method whose batch norms leave the rows as they are, by DDP where there are several processes."""
+    torch.manual_seed(0)
+    method = EVERY[name]().double().train()
+    for module in method.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    several = distributed.is_initialized()
+    outer = nn.parallel.DistributedDataParallel(method, broadcast_buffers=False) if several else method
+    loss = outer(*joined_batch(name, rows))
+    if several and name not in CHOOSE:
+        loss = loss * share_of_rows(rows.stop - rows.start, loss.device)
+    loss.backward()
+    return {"loss": loss.detach()} | {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+
+
+def warned(rank: int, makers: dict, **how: str) -> dict[str, list[str]]:
     """What two forwards of each method say about several processes."""
     said = {}
-    for name, make in EVERY.items():
+    for name, make in makers.items():
         local_rows._WARNED.clear()
-        method = make()
+        method = make(**how)
         given = WORDS if name in ("simcse", "bert") else PARTS if name == "cpc" else VIEWS
         given = (VIEWS[0], WORDS[0]) if name in ("clip", "siglip") else given
         given = (VIEWS[0], torch.arange(4)) if name == "instdisc" else given
@@ -130,7 +165,8 @@ def work(rank: int, world: int, out: str) -> None:
     for name in MADE:
         for how in HOW:
             made[f"{name} {how}"] = trained(rank, name, how)
-    made["warned"] = warned(rank)
+    made["warned"], made["warned of local"] = warned(rank, EVERY), warned(rank, CHOOSE, negatives="local")
+    made["joined"] = {name: gradients(name, slice(0, 6) if rank == 0 else slice(6, 9)) for name in JOINED}
     torch.save(made, f"{out}/{rank}.pt")
 
 
@@ -196,6 +232,20 @@ def test_a_checkpointed_method_is_the_method_in_each_process(name, ranks):
             torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_methods_that_contrast_local_rows_say_so_once_and_no_others(ranks):
+@pytest.mark.parametrize("name", JOINED)
+def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(name, ranks):
+    """Six rows in one process and three in the other, as where a file cannot be read. Labels are compared across processes."""
+    one, (first, second) = gradients(name, slice(0, 9)), (made["joined"][name] for made in ranks)
+    assert one.keys() == first.keys() and len(one) > 1
+    torch.testing.assert_close((first.pop("loss") + second.pop("loss")) / 2, one.pop("loss"), rtol=1e-12, atol=0)
+    largest = max(grad.abs().max() for grad in one.values())
+    for key, grad in one.items():
+        torch.testing.assert_close(first[key], grad, rtol=0, atol=1e-12 * float(largest))
+        assert torch.equal(first[key], second[key])
+
+
+def test_only_local_negatives_are_warned_of(ranks):
+    """By default no method says anything; a method with local negatives says so once."""
     for made in ranks:
-        assert {name: len(said) for name, said in made["warned"].items()} == {name: int(name in LOCAL) for name in EVERY}
+        assert not any(made["warned"].values())
+        assert {name: len(said) for name, said in made["warned of local"].items()} == dict.fromkeys(CHOOSE, 1)

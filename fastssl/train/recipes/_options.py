@@ -20,5 +20,13 @@ Momentum = Annotated[float, Option("share of the teacher that a step keeps, at t
 FinalMomentum = Annotated[
     float, Option("share of the teacher that the last step keeps; half a cosine leads to it", above=0, most=1)
 ]
+Negatives = Annotated[
+    str,
+    Option(
+        "what the loss compares the rows of a process with: global, with the rows of all processes, as one process would with the "
+        "joined batch; local, with its own only",
+        choices=("global", "local"),
+    ),
+]
 MaskRatio = Annotated[float, Option("share of the patches that is removed", above=0, most=1)]
 OWN_DATA = "use fastssl.methods in a loop of your own, see docs/methods.md"  # where the help text refuses data

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastssl.methods import CMC
 from fastssl.train import UsageError
 from fastssl.train.recipes._images import ViewSettings, backbone, image_recipe
-from fastssl.train.recipes._options import HiddenDim, ProjectionDim, Temperature
+from fastssl.train.recipes._options import HiddenDim, Negatives, ProjectionDim, Temperature
 
 if TYPE_CHECKING:
     from fastssl.train.data import ImageData
@@ -19,6 +19,7 @@ class CMCSettings(ViewSettings):
     method: str = "cmc"
     epochs: int = 6
     temperature: Temperature = 0.1
+    negatives: Negatives = "global"
     hidden_dim: HiddenDim = None
     projection_dim: ProjectionDim = 128
 
@@ -32,6 +33,7 @@ def build(config: CMCSettings, data: "ImageData") -> CMC:
         [backbone(config, data), backbone(config, data)],
         split=lab_views,
         temperature=config.temperature,
+        negatives=config.negatives,
         hidden_dim=config.hidden_dim,
         projection_dim=config.projection_dim,
     )

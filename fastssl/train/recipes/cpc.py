@@ -8,7 +8,7 @@ from torch import Tensor
 from fastssl.methods import CPC
 from fastssl.methods.cpc import patch_columns
 from fastssl.train.recipes._images import ViewSettings, image_recipe, single_view
-from fastssl.train.recipes._options import ProjectionDim, Temperature
+from fastssl.train.recipes._options import Negatives, ProjectionDim, Temperature
 from fastssl.train.settings import LearningRate
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class CPCSettings(ViewSettings):
     batch_size: int = 64
     lr: LearningRate = 2e-3
     temperature: Temperature = 0.1
+    negatives: Negatives = "global"
     projection_dim: ProjectionDim = 128
 
 
@@ -37,7 +38,14 @@ def build(config: CPCSettings, data: "ImageData") -> CPC:
 
     encoder = build_backbone(config.backbone, data.image_size // 4, data.channels, patch_size=config.patch_size)
     steps = (2, 3, 4)  # half of the patch that is 1 step on is known already
-    return CPC(encoder, steps=steps, split=patches, projection_dim=config.projection_dim, temperature=config.temperature)
+    return CPC(
+        encoder,
+        steps=steps,
+        split=patches,
+        projection_dim=config.projection_dim,
+        temperature=config.temperature,
+        negatives=config.negatives,
+    )
 
 
 RECIPE = image_recipe(CPCSettings, build, arguments=single_view, loss="InfoNCE")

@@ -56,4 +56,5 @@ RECIPE = image_recipe(
     arguments=view_and_index,
     prepare=fill_bank,
     loss="instance discrimination",
+    negatives="the bank, which is the same in all processes",
 )

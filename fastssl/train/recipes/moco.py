@@ -55,4 +55,10 @@ def view_pair_in_parts(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, 
     return module.views(batch[0])
 
 
-RECIPE = image_recipe(MoCoSettings, build, arguments=view_pair_in_parts, loss="MoCo")
+RECIPE = image_recipe(
+    MoCoSettings,
+    build,
+    arguments=view_pair_in_parts,
+    loss="MoCo",
+    negatives="the queue takes the keys of all processes",
+)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from fastssl.methods import MoCoV3
 from fastssl.train.recipes._images import ViewSettings, backbone, image_recipe, total_steps
-from fastssl.train.recipes._options import FinalMomentum, HiddenDim, Momentum, ProjectionDim, Temperature
+from fastssl.train.recipes._options import FinalMomentum, HiddenDim, Momentum, Negatives, ProjectionDim, Temperature
 
 if TYPE_CHECKING:
     from fastssl.train.data import ImageData
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class MoCoV3Settings(ViewSettings):
     method: str = "moco_v3"
     temperature: Temperature = 0.2
+    negatives: Negatives = "global"
     hidden_dim: HiddenDim = None
     projection_dim: ProjectionDim = 128
     momentum: Momentum = 0.99
@@ -25,6 +26,7 @@ def build(config: MoCoV3Settings, data: "ImageData") -> MoCoV3:
     return MoCoV3(
         backbone(config, data),
         temperature=config.temperature,
+        negatives=config.negatives,
         hidden_dim=config.hidden_dim,
         projection_dim=config.projection_dim,
         momentum=config.momentum,

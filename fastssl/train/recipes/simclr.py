@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from fastssl.methods import SimCLR
 from fastssl.train.recipes._images import ViewSettings, backbone, image_recipe
-from fastssl.train.recipes._options import HiddenDim, ProjectionDim, Temperature
+from fastssl.train.recipes._options import HiddenDim, Negatives, ProjectionDim, Temperature
 
 if TYPE_CHECKING:
     from fastssl.train.data import ImageData
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class SimCLRSettings(ViewSettings):
     method: str = "simclr"
     temperature: Temperature = 0.5
+    negatives: Negatives = "global"
     hidden_dim: HiddenDim = None
     projection_dim: ProjectionDim = 128
 
@@ -23,6 +24,7 @@ def build(config: SimCLRSettings, data: "ImageData") -> SimCLR:
     return SimCLR(
         backbone(config, data),
         temperature=config.temperature,
+        negatives=config.negatives,
         hidden_dim=config.hidden_dim,
         projection_dim=config.projection_dim,
     )

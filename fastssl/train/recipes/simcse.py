@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastssl.methods import SimCSE
 from fastssl.train.recipe import Recipe
-from fastssl.train.recipes._options import OWN_DATA, Temperature
+from fastssl.train.recipes._options import OWN_DATA, Negatives, Temperature
 from fastssl.train.recipes._sentences import embed_sentences, load_sentences, no_views, sentence_points
 from fastssl.train.settings import LearningRate, Option, TrainConfig, data_name
 
@@ -39,13 +39,14 @@ class SimCSESettings(TrainConfig):
     ] = "bert" if find_spec("transformers") else "text"
     pooler: Annotated[str, Option("mean over the tokens, or cls: the first one", choices=("cls", "mean"))] = "mean"
     temperature: Temperature = 0.1
+    negatives: Negatives = "global"
 
 
 def build(config: SimCSESettings, data: "SentenceData") -> SimCSE:
     from fastssl.train.text import TextTransformer, small_bert
 
     make = small_bert if config.backbone == "bert" else TextTransformer
-    return SimCSE(make(data.vocabulary, width=64, depth=1), config.pooler, config.temperature)
+    return SimCSE(make(data.vocabulary, width=64, depth=1), config.pooler, config.temperature, negatives=config.negatives)
 
 
 def sentence_arguments(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from fastssl.methods import SupCon
 from fastssl.train.recipes._images import ViewSettings, backbone, image_recipe, load_labelled, views_and_labels
-from fastssl.train.recipes._options import HiddenDim, ProjectionDim, Temperature
+from fastssl.train.recipes._options import HiddenDim, Negatives, ProjectionDim, Temperature
 
 if TYPE_CHECKING:
     from fastssl.train.data import ImageData
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class SupConSettings(ViewSettings):
     method: str = "supcon"
     temperature: Temperature = 0.1
+    negatives: Negatives = "global"
     hidden_dim: HiddenDim = None
     projection_dim: ProjectionDim = 128
 
@@ -23,6 +24,7 @@ def build(config: SupConSettings, data: "ImageData") -> SupCon:
     return SupCon(
         backbone(config, data),
         temperature=config.temperature,
+        negatives=config.negatives,
         hidden_dim=config.hidden_dim,
         projection_dim=config.projection_dim,
     )
