@@ -204,8 +204,8 @@ def refuse_differences(of_each: list[dict[str, Any]]) -> None:
     """Raises UsageError, the same in every process, where the processes of a run were not given the same.
 
     Args:
-        of_each: what each process was given: the settings by name, ``prints``, the fingerprints of the data's halves, and ``done``, the
-            finished epochs of the checkpoint that it goes on from, or None.
+        of_each: what each process was given: the settings by name, ``prints``, the fingerprints of the data's halves, and ``done``,
+            the finished epochs of the checkpoint that it goes on from, or None.
     """
     first = of_each[0]
     for rank, other in enumerate(of_each):

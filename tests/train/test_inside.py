@@ -79,7 +79,7 @@ def test_the_default_batch_is_what_each_process_has(images, batch_size):
     from fastssl.train.cli import check_hardware, fitting_batch
     from fastssl.train.recipes import RECIPES
 
-    processes = check_hardware({"accelerator": "cpu", "devices": "2", "strategy": "auto", "precision": "32"})
+    processes = check_hardware({"accelerator": "cpu", "devices": "2", "num_nodes": 1, "strategy": "auto", "precision": "32"})
     data, config = SimpleNamespace(train=range(images)), RECIPES["simclr"].settings(data="folder:x", batch_size=9)
     assert processes == 2 and fitting_batch(config, data, chosen=False, processes=2).batch_size == batch_size
     with pytest.raises(UsageError, match=f"--batch-size 9: each of 2 processes has only {batch_size} training images"):

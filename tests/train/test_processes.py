@@ -73,8 +73,8 @@ def test_options_left_out_are_what_the_launch_has(monkeypatch):
     "change, said",
     [
         ({"lr": 0.1}, "--lr: process 0 has its default, and process 1 has 0.1; give every machine the same options"),
-        ({"done": None}, "--out: process 0 found 3 finished epochs there, and process 1 no checkpoint; the folder of a run has to lie"),
-        ({"prints": {"train": 1, "test": 3}}, "--data: process 1 found other test data than process 0; every machine needs the same"),
+        ({"done": None}, "--out: process 0 found 3 finished epochs there, and process 1 no checkpoint; the folder of a run"),
+        ({"prints": {"train": 1, "test": 3}}, "--data: process 1 found other test data than process 0; every machine"),
     ],
 )
 def test_processes_that_were_given_different_things_are_refused(change, said):
