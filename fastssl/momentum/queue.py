@@ -32,7 +32,7 @@ def _check_options(op: str, overflow: str, dtype: torch.dtype, counts: dict[str,
 
 def _random_keys(rows: int, columns: int, dtype: torch.dtype, along: int) -> Tensor:
     """(rows, columns), keys of unit length ``along`` one dimension, uniform on the sphere."""
-    return nn.functional.normalize(torch.randn(rows, columns), dim=along).to(dtype)
+    return nn.functional.normalize(torch.randn(rows, columns).to(torch.promote_types(dtype, torch.float32)), dim=along).to(dtype)
 
 
 def _push(
