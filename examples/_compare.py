@@ -11,7 +11,6 @@ training makes a difference of roundings larger. ``--float64`` shows that it is 
 import argparse
 import contextlib
 import ctypes
-import gc
 import json
 import os
 import statistics
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import distributed
 
 #: Largest relative difference of the first loss in float32, and of every number in float64, that is taken for rounding.
 ROUNDING = {"float32": 1e-5, "float64": 1e-9}
@@ -80,24 +80,23 @@ class Run:
         self._args, self._last, self._before = args, 0.0, 0.0
 
     def __enter__(self) -> "Run":
-        gc.collect()
         self._before = _start_of_peak(self._args.device)
         self._last = time.perf_counter()
         return self
 
     def step(self, loss: torch.Tensor | float) -> None:
         """Notes the loss at the end of a step."""
-        self.losses.append(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
+        self.losses.append(_number(loss))
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
 
     def also(self, name: str, value: torch.Tensor | float) -> None:
         """Notes another number that both runs must agree in."""
-        self.others[name] = float(value)
+        self.others[name] = _number(value)
 
     def __exit__(self, kind, *_) -> None:
-        if kind is not None or int(os.environ.get("RANK", "0")) > 0:
+        if kind is not None or (distributed.is_initialized() and distributed.get_rank() > 0):
             return
         self.peak_mb = max(0.0, _peak(self._args.device) - self._before)
         if self._args.save:
@@ -111,6 +110,10 @@ class Run:
 
     def result(self) -> dict:
         return {"losses": self.losses, "others": self.others, "seconds": self.seconds, "peak_mb": self.peak_mb}
+
+
+def _number(value: torch.Tensor | float) -> float:
+    return value.detach().item() if isinstance(value, torch.Tensor) else value
 
 
 def differences(plain: dict, ours: dict) -> list[float]:

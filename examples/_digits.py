@@ -1,18 +1,25 @@
 """The data and the small encoder of the examples: scikit-learn's handwritten digits, which come with it and need no download."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 
-def digits(count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` digits, from the start again after 1,797: images (count, 3, 32, 32) in [0, 1], labels (count,) int64."""
+@functools.cache
+def _load() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
+    return tuple(map(torch.as_tensor, load_digits(return_X_y=True)))
+
+
+def digits(count: int) -> tuple[Tensor, Tensor]:
+    """The first ``count`` digits, from the start again after 1,797: images (count, 3, 32, 32) in [0, 1], labels (count,) int64."""
+    images, labels = _load()
     chosen = torch.arange(count) % len(labels)
-    images = torch.as_tensor(images, dtype=torch.get_default_dtype())[chosen].view(-1, 1, 8, 8) / 16
-    return nn.functional.interpolate(images.expand(-1, 3, -1, -1), scale_factor=4.0), torch.as_tensor(labels)[chosen].long()
+    images = images.to(torch.get_default_dtype())[chosen].view(-1, 1, 8, 8) / 16
+    return nn.functional.interpolate(images.expand(-1, 3, -1, -1), scale_factor=4.0), labels[chosen].long()
 
 
 def augment(images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from examples._digits import small_backbone, two_views
 
 args = arguments(__doc__, batch=1024, method=("SupCon", "SimCLR"))
 if args.fastssl:
-    from fastssl.loss import SupConLoss  # the one line
+    from fastssl.compat.supcon import SupConLoss  # the one line
 else:
     from examples.supcontrast.losses import SupConLoss
 
