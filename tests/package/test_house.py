@@ -11,8 +11,8 @@ PYTHON = [path for path in house.files(".py") if path.name != "house_exceptions.
 #: (a package, the packages that it may not know)
 LAYERS = [
     ("benchmarks.core", ("benchmarks.tune", "benchmarks.gpu", "benchmarks.steps", "benchmarks.report")),
-    ("fastssl", ("tests",)),
-    ("benchmarks", ("tests",)),
+    ("fastssl", ("tests", "examples")),
+    ("benchmarks", ("tests", "examples")),
     ("fastssl.loss", ("fastssl.momentum", "fastssl.optim", "fastssl.methods", "fastssl.train", "fastssl.compat")),
     ("fastssl.ops", ("fastssl.loss", "fastssl.momentum", "fastssl.masking", "fastssl.methods")),
 ]

@@ -17,7 +17,7 @@ from tests.support.page_needs import GPU, HOLDS, NEEDS
 
 ROOT = Path(__file__).resolve().parents[2]
 _DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
-PAGES = ["README.md", "CONTRIBUTING.md", "tests/without_gpu/README.md", *_DOCS]
+PAGES = ["README.md", "CONTRIBUTING.md", "examples/README.md", "tests/without_gpu/README.md", *_DOCS]
 _BLOCK = re.compile(r"(?:^<!-- needs: (?P<needs>[^>]*) -->\n)?^```python\n(?P<code>.*?)^```", re.M | re.S)
 _SHELL = re.compile(r"^```(?:bash|sh|shell|console|text)?\n(.*?)^```", re.M | re.S)
 
@@ -80,7 +80,7 @@ def commands_of(page: str) -> list[str]:
     lines += re.findall(r"^    (\S.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     lines += re.findall(r"`([^`\n]+)`", text)
     commands = [re.split(r"\s+#\s|\s{3,}", line.strip().removeprefix("$ "))[0] for line in lines]
-    return [command for command in commands if re.match(r"(fastssl|make|pip|python3?|\S*/python|\S*/fastssl) \S", command)]
+    return [command for command in commands if re.match(r"(fastssl|make|pip|torchrun|python3?|\S*/python|\S*/fastssl) \S", command)]
 
 
 @functools.cache
@@ -125,9 +125,12 @@ def fault_of(command: str) -> str | None:
         named = [word for word in words[:2] if re.fullmatch(r"[a-z_0-9]+", word)]
         known = help_of(*named[: 2 if named[:1] == ["train"] else 1])
         return next((f"there is no option {option}" for option in options if option not in known), None)
-    if program.startswith("python") and words[0] == "-m" and words[1].split(".")[0] in ("fastssl", "benchmarks", "tests"):
-        source = source_of(words[1])
-        return next((f"{words[1]} has no option {option}" for option in options if f'"{option}"' not in source), None)
+    if "-m" in words[:3] and (module := words[words.index("-m") + 1]).split(".")[0] in ("fastssl", "benchmarks", "tests", "examples"):
+        source = source_of(module)
+        if module.startswith("examples."):  # whose own options are keywords of a call
+            source += source_of("examples._compare") + "".join(f'"--{name}"' for name in re.findall(r"(\w+)=\(", source))
+        options = [option for option in options if option != "--nproc-per-node"]  # of torchrun
+        return next((f"{module} has no option {option}" for option in options if f'"{option}"' not in source), None)
     if program.startswith("python") and words[0].endswith(".py"):
         return None if (ROOT / words[0]).exists() else f"there is no {words[0]}"
     return None
@@ -143,6 +146,8 @@ def test_a_wrong_command_is_found():
     assert fault_of("make test") is None and "frobnicate" in fault_of("make frobnicate")
     assert "--frobnicate" in fault_of("python -m tests.fuzz --frobnicate") and fault_of("python -m tests.fuzz --only nce") is None
     assert "--frobnicate" in fault_of("fastssl bench nt_xent --frobnicate")
+    example = "torchrun --nproc-per-node 2 -m examples.torchrun.simclr"
+    assert "--frobnicate" in fault_of(f"{example} --frobnicate") and fault_of(f"{example} --wrap fsdp2 --fastssl") is None
 
 
 def test_the_citation_and_the_package_agree():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("fastssl", "benchmarks", "tests")
+PACKAGES = ("fastssl", "benchmarks", "tests", "examples")
 CPP = (".h", ".inl", ".c", ".cpp", ".cu", ".cuh")
 #: Files that name what does not exist.
 ABSENT = ("house_exceptions.py", "test_names.py")
@@ -45,7 +45,7 @@ def nodes(path: Path) -> list[ast.AST]:
 
 @functools.cache
 def modules() -> dict[str, Path]:
-    """Dotted name -> file of every module of the three packages."""
+    """Dotted name -> file of every module of these packages."""
     found = {}
     for path in files(".py", under=PACKAGES):
         parts = path.with_suffix("").parts
