@@ -125,7 +125,8 @@ def fault_of(command: str) -> str | None:
         named = [word for word in words[:2] if re.fullmatch(r"[a-z_0-9]+", word)]
         known = help_of(*named[: 2 if named[:1] == ["train"] else 1])
         return next((f"there is no option {option}" for option in options if option not in known), None)
-    if "-m" in words[:3] and (module := words[words.index("-m") + 1]).split(".")[0] in ("fastssl", "benchmarks", "tests", "examples"):
+    module = words[words.index("-m") + 1] if "-m" in words[:3] else ""
+    if module.split(".")[0] in ("fastssl", "benchmarks", "tests", "examples"):
         source = source_of(module)
         if module.startswith("examples."):  # whose own options are keywords of a call
             source += source_of("examples._compare") + "".join(f'"--{name}"' for name in re.findall(r"(\w+)=\(", source))
