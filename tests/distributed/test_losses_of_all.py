@@ -6,6 +6,7 @@ are uneven, and one process has a single row.
 """
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -178,6 +179,54 @@ def check_cases(rank: int, world: int, alone, counts, dtype, names, **how) -> No
                 assert error <= bound * size, f"{name}, {transport}, {counts}, {dtype}: {what} {mine} instead of {theirs}"
 
 
+def check_stats(rank: int, world: int, alone) -> None:
+    """Ranks and similarities of a process's rows are those that the rows have in the joined batch."""
+    parts = batch(COUNTS[world], torch.float64)
+    a, b = (torch.cat([p[key] for p in parts]) for key in ("a", "b"))
+    first, count = sum(COUNTS[world][:rank]), COUNTS[world][rank]
+    for symmetric in (False, True):
+        for transport in ("gather", "ring"):
+            how = {"symmetric": symmetric, "return_stats": True, "temperature": 0.3}
+            _, mine = info_nce(parts[rank]["a"], parts[rank]["b"], group=Ranks(transport=transport), **how)
+            _, wanted = info_nce(a, b, group=alone, **how)
+            for found, expected in zip(mine[:4], wanted[:4], strict=True):
+                torch.testing.assert_close(found, expected[first : first + count])
+
+
+def check_sixteen_bit(rank: int, world: int, alone) -> None:
+    """bfloat16 rows of all processes against the float64 loss of the same rows: sums are float32, and gradients are rounded."""
+    parts = batch(COUNTS[world], torch.bfloat16)
+    for transport in ("gather", "ring"):
+        for loss in (nt_xent, partial(info_nce, symmetric=True)):
+            sides = [parts[rank][key].clone().requires_grad_() for key in "ab"]
+            found = loss(*sides, temperature=0.5, normalize=False, group=Ranks(transport=transport))
+            grad = torch.autograd.grad(found, sides)[0]
+            whole = [torch.cat([p[key] for p in parts]).double().requires_grad_() for key in "ab"]
+            wanted = loss(*whole, temperature=0.5, normalize=False, group=alone)
+            theirs = torch.autograd.grad(wanted, whole)[0]
+            first = sum(COUNTS[world][:rank])
+            mine = theirs[first : first + COUNTS[world][rank]] * world  # the sum over processes, each of which has a mean
+            assert (grad.double() - mine).norm() <= 2**-6 * mine.norm(), (transport, grad, mine)
+            (total,) = mean_of_all([found.detach().double()], world)
+            assert (total - wanted).abs() <= 1e-5 * wanted.abs()
+
+
+def check_compiled(rank: int, world: int) -> None:
+    """One graph, uneven batches included, has the values and gradients of the loss that is not compiled."""
+    part = batch(COUNTS[world], torch.float32)[rank]
+    for name, transport in (("nt_xent", "gather"), ("clip ids", "ring")):
+        weight, scale, bias = parameters(torch.float32)
+
+        def step(weight, scale):
+            return CASES[name](lambda rows: rows @ weight, part, scale, bias, Ranks(transport=transport))  # noqa: B023
+
+        results = []
+        for call in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+            loss = call(weight, scale)
+            results.append([loss.detach(), *torch.autograd.grad(loss, (weight, scale))])
+        torch.testing.assert_close(*results)
+
+
 def check_all(rank: int, world: int) -> None:
     if world == 3:  # parts of one column and pieces of one row
         travel.PART_BYTES = travel.PIECE_BYTES = travel.LEAST_BYTES = 1
@@ -187,6 +236,9 @@ def check_all(rank: int, world: int) -> None:
     if world == 3:
         check_cases(rank, world, alone, COUNTS[world], torch.float64, CASES)
     if world == 2:
+        check_stats(rank, world, alone)
+        check_sixteen_bit(rank, world, alone)
+        check_compiled(rank, world)
         check_cases(rank, world, alone, (4, 4), torch.float32, ("nt_xent", "clip", "siglip", "info_nce ids"), even=True)
 
 
