@@ -13,7 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
@@ -43,14 +43,22 @@ def world_size(group: ProcessGroup | None = None) -> int:
     return distributed.get_world_size(group) if initialised() else 1
 
 
+def known(group: ProcessGroup | None) -> ProcessGroup:
+    """The group itself, or that of all processes for None."""
+    everyone = distributed.group.WORLD if group is None else group
+    assert everyone is not None  # there are several processes
+    return everyone
+
+
 def group_name(group: ProcessGroup | None) -> str:
     """The name by which torch knows a group; that of all processes for None."""
-    return (distributed.group.WORLD if group is None else group).group_name
+    return known(group).group_name
 
 
 def group_called(name: str) -> ProcessGroup:
     """The group of a name."""
-    return distributed.distributed_c10d._resolve_process_group(name)
+    resolve: Any = distributed.distributed_c10d._resolve_process_group  # which wants a type of its own for names
+    return resolve(name)
 
 
 def _functional(*names: str):
@@ -78,8 +86,7 @@ def gather_even(rows: Tensor, world: int, group: ProcessGroup | None) -> Tensor:
     """The rows (world N, ...) of all processes, N from each; sent as bytes, since backends differ in the dtypes that they know."""
     if rows.numel() == 0:
         return rows.new_empty((world * len(rows), *rows.shape[1:]))
-    group = distributed.group.WORLD if group is None else group
-    return _all_gather(_as_bytes(rows), group).view(rows.dtype).view(world * len(rows), *rows.shape[1:])
+    return _all_gather(_as_bytes(rows), known(group)).view(rows.dtype).view(world * len(rows), *rows.shape[1:])
 
 
 def padded(rows: Tensor, length: int) -> Tensor:
@@ -132,7 +139,7 @@ def _timeout_of(group: ProcessGroup) -> timedelta:
     return next((options._timeout for options in found if options is not None), distributed.constants.default_pg_timeout)
 
 
-def _channel(group: ProcessGroup) -> distributed.ProcessGroupGloo:
+def _channel(group: ProcessGroup) -> Any:
     """A connection of the group's processes over the CPU, for what the host must know. It is made at the first call.
 
     Whatever else the processes exchange over their own group, such as the gradients of DistributedDataParallel, is not mixed up

@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 from fastssl.checks import accumulator_dtype, readable
 
-from .collectives import gather, gather_even, initialised, reduce_scatter, world_size
+from .collectives import gather, gather_even, initialised, known, reduce_scatter, world_size
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -64,8 +64,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        group = distributed.group.WORLD if ctx.group is None else ctx.group
-        sums = reduce_scatter(grad.to(accumulator_dtype(grad)), [ctx.count] * ctx.world, group)
+        sums = reduce_scatter(grad.to(accumulator_dtype(grad)), [ctx.count] * ctx.world, known(ctx.group))
         return sums.to(grad.dtype), None, None
 
 

@@ -112,11 +112,12 @@ def as_ranks(op: str, group: ProcessGroup | Ranks | None) -> Ranks | None:
     """The argument ``group=`` after its checks; None where the rows are those of this process alone."""
     if group is None:
         return None
-    ranks = group if isinstance(group, Ranks) else None
-    if ranks is None:
-        if not _is_group(group):
-            raise TypeError(f"{op}: group must be a process group, fastssl.distributed.Ranks or None, got {type(group).__name__}")
+    if isinstance(group, Ranks):
+        ranks = group
+    elif _is_group(group):
         ranks = Ranks(group)
+    else:
+        raise TypeError(f"{op}: group must be a process group, fastssl.distributed.Ranks or None, got {type(group).__name__}")
     world = world_size(ranks.group)
     if world < 0:
         raise ValueError(f"{op}: group must contain this process, rank {distributed.get_rank()}")

@@ -88,7 +88,8 @@ def _backward(dlse, state, peak, kept, *flat):
 
     def visit(start: int, columns: list[Tensor]) -> list[Tensor]:
         part = _with_columns(operands, columns)
-        peaks, sums = of_rows.peak_in(start, len(part.y)), []
+        peaks = of_rows.peak_in(start, len(part.y))
+        sums: list[Tensor] = []
         for piece in pieces(x):
             arguments = part.part(piece, slice(None))[:7]
             of_piece = (dlse[piece], state[:, piece].contiguous(), peaks[piece])

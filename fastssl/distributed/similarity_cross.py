@@ -86,7 +86,8 @@ def _backward(drow, dcolumn, row_state, row_peak, column_state, column_peak, kep
         part, *ids = columns[:-4]
         g, top, total, peak = columns[-4:]
         part_id, of_columns, m = ids[0] if ids else None, State(top, total, peak), len(part)
-        peaks, sums = of_rows.peak_in(start, m), []
+        peaks = of_rows.peak_in(start, m)
+        sums: list[Tensor] = []
         for piece in pieces(x):
             state = torch.cat([row_state[:, piece], of_columns.stacked()], 1)
             peak = torch.cat([peaks[piece], of_columns.peak_in(first_row + piece.start, piece.stop - piece.start)])

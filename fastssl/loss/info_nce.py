@@ -8,7 +8,7 @@ keeps its digits, where the difference of two large numbers would lose them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from fastssl.ops.similarity_cross import similarity_cross
 from .parts.arguments import enter, scalar, together
 from .parts.dot_products import dot_rows, matmul, paired, unit_rows
 from .parts.ids import arange_ids, compact_ids, row_ids
-from .parts.negative_sums import Sums, negative_sums, smoothed, with_extra
+from .parts.negative_sums import Sums, extra_sums, negative_sums, smoothed, with_extra
 from .parts.reductions import check_reduction, lse_rank_of, positive_loss, reduce_rows, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
 from .passages import Passages, check_passages, of_passages, passage_loss
@@ -196,7 +196,7 @@ def info_nce(
         lse, rank, sums = _paired_terms(query, extra, scale, threshold)
     else:
         lse, rank = lse_rank_of(op, query, extra, of_extra, scale=scale, threshold=threshold)
-        sums = with_extra((0.0, 0.0), query, extra, of_extra) if needs_sums else None
+        sums = extra_sums(query, extra, of_extra) if needs_sums else None
     if not needs_sums or sums is None:
         return positive_loss(op, lse, dot, scale, reduction, joined)
     if label_smoothing:
@@ -237,7 +237,7 @@ def batch_lse(
     joins afterwards with the weight in its logit.
     """
     own = row_ids(query, joined) if ids is None else ids
-    how = {"scale": scale, "threshold": threshold}
+    how: dict[str, Any] = {"scale": scale, "threshold": threshold}
     if extra is None:
         return lse_rank_of(op, query, key, joined, x_id=own, y_id=own, **how)
     if joined is not None:
@@ -275,7 +275,7 @@ def both_directions(
 ) -> tuple[Tensor, Tensor, Sums | None]:
     """Losses (2, N) of x to y and of y to x from one sweep, the ranks of x's rows, and the sums of x's negatives."""
     own = row_ids(x, joined) if ids is None else ids
-    how = {"scale": scale, "x_id": own, "y_id": own, "threshold": threshold}
+    how: dict[str, Any] = {"scale": scale, "x_id": own, "y_id": own, "threshold": threshold}
     row, column, rank = similarity_cross(x, y, op=op, **how) if joined is None else of_all.similarity_cross(joined, x, y, **how)
     losses = softplus(torch.stack([row, column]) - scale * dot)
     if not smoothing and threshold is None:

@@ -89,7 +89,7 @@ class _Sides(NamedTuple):
     own: Tensor  # (B,): the id of each query's positive
     ids: Tensor  # (M,): the ids of the passages
     at: Tensor | slice  # (B,): which passages these are
-    count: int | None  # passages of each query, where they lie one query after the other
+    group: int | None  # passages of each query, where they lie one query after the other
     of_queries: Joined | None  # the processes that compute the loss together, with their numbers of queries
     of_all: Joined | None  # the same ones, with their numbers of passages
 
@@ -246,7 +246,7 @@ def _passage_terms(
     """The log-sum-exps over the passages, (B,) each, and the rank of a threshold. With ``spare`` a query's own hard negatives
     are left out of the sweep and come from products of their own."""
     query, passages = sides.query, sides.passages
-    count = sides.count if spare and limit is not None else None
+    count = sides.group if spare and limit is not None else None
     x_id, y_id = (sides.own, sides.ids) if count is None else _groups(sides, count)
     how = {"scale": scale, "threshold": threshold, "limit": limit}
     lse, rank = lse_rank_of(op, query, passages, sides.of_all, x_id=x_id, y_id=y_id, **how)
@@ -269,7 +269,7 @@ def _more_terms(op: str, sides: _Sides, scale, limit: Tensor | None, how: Passag
     if how.doc_query:
         parts.append(lse_of(op, positive, query, sides.of_queries, scale=scale, x_id=own, y_id=own))
     if how.doc_doc:
-        count = sides.count if how.doc_doc == "other" else None
+        count = sides.group if how.doc_doc == "other" else None
         x_id, y_id = (own, sides.ids) if count is None else _groups(sides, count)
         parts.append(lse_of(op, positive, passages, sides.of_all, scale=scale, x_id=x_id, y_id=y_id))
     return parts

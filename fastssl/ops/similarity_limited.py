@@ -114,9 +114,9 @@ def similarity_limited(
     check_sides(op, x, y, scale, x_id, y_id)
     if y_bias is not None:
         check_vector(op, "y_bias", y_bias, y.shape[0], FLOATS, "y", y)
-    for name, bar in (("limit", limit), ("threshold", threshold)):
-        if bar is not None or name == "limit":
-            check_vector(op, name, bar, x.shape[0], FLOATS, "x", x)
+    check_vector(op, "limit", limit, x.shape[0], FLOATS, "x", x)
+    if threshold is not None:
+        check_vector(op, "threshold", threshold, x.shape[0], FLOATS, "x", x)
     refuse_transforms(op, x, y, scale, y_bias)
     x_id, y_id, y_bias = map(savable, (x_id, y_id, y_bias))
     limit, threshold = savable(limit.detach()), savable(threshold if threshold is None else threshold.detach())

@@ -81,7 +81,8 @@ def _limits(x: Tensor, y: Tensor, y_bias: Tensor, scale: Tensor) -> Tensor:
 
 def ours_limited(x, y, y_bias, scale) -> Tensor:
     """The log-sum-exp of the columns below the limits."""
-    return similarity_limited(x, y, _limits(x, y, y_bias, scale), scale=scale, y_bias=y_bias, **thirds(x, y))[0]
+    x_id, y_id = thirds(x, y).values()
+    return similarity_limited(x, y, _limits(x, y, y_bias, scale), scale=scale, x_id=x_id, y_id=y_id, y_bias=y_bias)[0]
 
 
 def eager_limited(x, y, y_bias, scale) -> Tensor:

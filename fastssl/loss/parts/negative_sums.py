@@ -58,11 +58,17 @@ def negative_sums(query: Tensor, keys: Tensor, ids: Tensor | None, joined: Joine
     return dot_sum(query, keys, joined) - excluded, every - count
 
 
+def extra_sums(query: Tensor, extra: Tensor, joined: Joined | None = None) -> Sums:
+    """Sums over extra (M, D), those of all processes, which are negatives of every row."""
+    return dot_sum(query, extra, joined), float(len(extra)) if joined is None else joined.total
+
+
 def with_extra(sums: Sums, query: Tensor, extra: Tensor | None, joined: Joined | None = None) -> Sums:
-    """The sums with those over extra (M, D), which are negatives of every row."""
+    """The sums with those over extra (M, D), where there are extra negatives."""
     if extra is None:
         return sums
-    return sums[0] + dot_sum(query, extra, joined), sums[1] + (len(extra) if joined is None else joined.total)
+    more, count = extra_sums(query, extra, joined)
+    return sums[0] + more, sums[1] + count
 
 
 def smoothed(
