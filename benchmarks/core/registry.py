@@ -157,7 +157,7 @@ WORKLOADS = {
             CASES["info_nce_passages"],
             "Queries against 3 passages each, with a margin, forward + backward",
             "B x D",
-            {"temperature": 0.02},
+            {"temperature": 0.1},
             shapes=((1024, 768), (4096, 768)),
             rows=_samples,
             product=lambda s: (s[0], 3 * s[0], s[1]),
