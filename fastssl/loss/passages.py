@@ -227,7 +227,8 @@ def _limits(sides: _Sides, scale: float | Tensor, how: Passages) -> Tensor | Non
     with torch.no_grad():
         bar, dot = rank_bar(sides.query, sides.positive, scale), sides.dot
         size = scale.abs().to(bar.dtype) if isinstance(scale, Tensor) else abs(scale)
-        return bar + size * (float(how.margin or 0.0) + float(how.relative_margin or 0.0) * dot.abs())
+        margin, relative = (0.0 if m is None else scalar(m, sides.query) for m in (how.margin, how.relative_margin))
+        return bar + size * (margin + relative * dot.abs())
 
 
 def _groups(sides: _Sides, count: int) -> tuple[Tensor, Tensor]:
