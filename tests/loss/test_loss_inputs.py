@@ -114,6 +114,7 @@ SCHEDULED = {
     "info_nce": lambda a, b, t: info_nce(a, b, temperature=t, label_smoothing=t / 2, return_stats=True)[0],
     "info_nce symmetric": lambda a, b, t: info_nce(a, b, temperature=t, symmetric=True),
     "info_nce weighted": lambda a, b, t: info_nce(a, b, temperature=0.5, hard_negative_keys=b + 1, hard_negative_weight=t),
+    "info_nce passages": lambda a, b, t: info_nce(a, b, temperature=t, margin=4 * t, relative_margin=t),
     "clip": lambda a, b, t: clip_loss(a, b, 10 * t, label_smoothing=t / 2),
     "siglip": lambda a, b, t: siglip_loss(a, b, 10 * t, -t),
     "moco": lambda a, b, t: moco_loss(a, b, b.t(), t),
