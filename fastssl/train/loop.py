@@ -25,10 +25,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from fastssl._ending import STOP, Failure, Stopped, foreseen
 from fastssl.optim import LARS, AdamW
-from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden
+from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden, warn
 from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, not_finite
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
+from fastssl.train.layout import counted
 from fastssl.train.options import PRECISIONS
 from fastssl.train.processes import launched, refuse_differences, share_of_rows
 from fastssl.train.progress import Steps, say
@@ -119,6 +120,7 @@ class MethodModule(pl.LightningModule):
         self.done: int | None = None  # finished epochs of the checkpoint that this process goes on from
         self.waiting: Any = None  # the group in which the processes wait while the first one scores
         self.share: Tensor | None = None  # what weighs this process's loss, where the method itself does not look at the others
+        self.shift = 0  # steps that the schedules are ahead of the optimizer's
         self.heeds = signal.getsignal(signal.SIGTERM) is STOP
 
     def setup(self, stage: str) -> None:
@@ -169,7 +171,7 @@ class MethodModule(pl.LightningModule):
         if getattr(self.method, "total_steps", None) is not None:
             self.method.total_steps = total  # the recipe counted the steps of one process
         warmup = round(config.warmup_epochs * total / config.epochs)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step + self.shift, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -190,9 +192,20 @@ class MethodModule(pl.LightningModule):
                 self.recipe.prepare(self)
         elif self.unscored():
             self.history[-1] |= self.monitor()
+        done = self.history[-1]["epoch"] * int(trainer.num_training_batches) + len(self.losses)
+        if done != trainer.global_step:
+            self.keep_place(done)
         if trainer.is_global_zero:
-            done = self.history[-1]["epoch"] * trainer.num_training_batches + len(self.losses)
-            self.steps = Steps(self.config.epochs, int(trainer.num_training_batches), int(done))
+            self.steps = Steps(self.config.epochs, int(trainer.num_training_batches), done)
+
+    def keep_place(self, done: int) -> None:
+        """Where a run goes on in another number of processes, its schedules go on where its epochs are: after ``done`` steps."""
+        self.shift = done - self.trainer.global_step
+        if getattr(self.method, "total_steps", None) is not None:
+            self.method.step.fill_(done)
+        processes = counted(self.trainer.world_size, "process", "processes")
+        now = f"an epoch has {self.trainer.num_training_batches} steps now, in {processes}"
+        warn(f"{now}; the learning rate keeps its peak and goes on from the same part of the training")
 
     def on_train_epoch_start(self) -> None:
         self.losses.clear()
