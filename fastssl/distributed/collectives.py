@@ -160,24 +160,24 @@ def told_by_all(values: Tensor, group: ProcessGroup) -> Tensor:
 
 
 class Shift:
-    """Tensors on their way to the next process of a ring, while those of the previous one come in.
+    """Tensors on their way to the next process of a ring, or to one further on, while those of another one come in.
 
     The transfer begins at once and goes on beside the computation; ``wait`` returns what came. A tensor without elements is not
     sent, so both sides have to know the shapes.
     """
 
-    def __init__(self, outgoing: Sequence[Tensor], incoming: Sequence[Tensor], group: ProcessGroup):
-        """``outgoing`` are sent; ``incoming`` are empty tensors of the shapes that come."""
+    def __init__(self, outgoing: Sequence[Tensor], incoming: Sequence[Tensor], group: ProcessGroup, distance: int = 1):
+        """``outgoing`` are sent ``distance`` processes ahead; ``incoming`` are empty tensors of the shapes that come."""
         rank, world = group.rank(), group.size()
         self.incoming = list(incoming)
         self.held = [t.contiguous() for t in outgoing]  # they must live until the transfer is done
-        ahead, behind = (rank + 1) % world, (rank - 1) % world
+        ahead, behind = (rank + distance) % world, (rank - distance) % world
         messages = [distributed.P2POp(distributed.isend, t, group=group, group_peer=ahead) for t in self.held if t.numel()]
         messages += [distributed.P2POp(distributed.irecv, t, group=group, group_peer=behind) for t in self.incoming if t.numel()]
         self.transfers = distributed.batch_isend_irecv(messages) if messages else []
 
     def wait(self) -> list[Tensor]:
-        """What came from the previous process."""
+        """What came in."""
         for transfer in self.transfers:
             transfer.wait()
         return self.incoming

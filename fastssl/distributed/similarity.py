@@ -23,6 +23,7 @@ from fastssl.ops._operands import Similarity, factor_of
 from fastssl.ops._register import define_composite, distinct, first_derivative_only, new_accumulator, refuse_transforms
 
 from .ranks import Joined
+from .similarity_symmetric import similarity_lse_symmetric
 from .states import State, unit_of
 from .travel import Route, added, pieces
 
@@ -233,11 +234,13 @@ def similarity_lse_rank(
     """``similarity_lse_rank`` of ``ops`` with the columns y of all processes, of which each has ``joined.counts``.
 
     lse (N,) of the own rows, and the rank (N,) of a threshold. The gradient of y is the sum over processes. With a limit (N,) it
-    is ``similarity_limited`` of ``ops``.
+    is ``similarity_limited`` of ``ops``. Where y is x, and y_id is x_id, each pair of rows is multiplied once.
     """
     op = joined.op
     local.check_sides(op, x, y, scale, x_id, y_id)
     refuse_transforms(op, x, y, scale, y_bias)
+    if y is x and x_id is not None and y_id is x_id and y_bias is None and threshold is None and limit is None:
+        return similarity_lse_symmetric(joined, x, scale, savable(x_id)), local.new_rank(x, None)
     x_id, y_id, y_bias, threshold, limit = map(savable, (x_id, y_id, y_bias, threshold, limit))
     threshold, limit = (None if t is None else t.detach() for t in (threshold, limit))
     scale_factor, scale = local.split_scalar(scale, x)

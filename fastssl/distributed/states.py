@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastssl.checks import accumulator_dtype
 from fastssl.ops._register import OWNERS
 
 NOWHERE = 1 << 40  # a peak beyond every column: the kernel named none
@@ -39,6 +40,16 @@ class State(NamedTuple):
     def of(state: Tensor, peak: Tensor, start: int) -> State:
         """From a kernel's state (2, N) and peak (N,) of columns start, start + 1, ..."""
         return State(state[0], state[1], torch.where(peak < 0, -1, peak.to(torch.int64) + start))
+
+    @staticmethod
+    def of_nothing(x: Tensor, count: int) -> State:
+        """The state of rows that have seen no column yet."""
+        top = torch.full((count,), -torch.inf, dtype=accumulator_dtype(x), device=x.device)
+        return State(top, torch.zeros_like(top), torch.full((count,), NOWHERE, dtype=torch.int64, device=x.device))
+
+    def cut(self, rows: slice) -> State:
+        """The state of some of the rows."""
+        return State(self.top[rows], self.total[rows], self.peak[rows])
 
     def stacked(self) -> Tensor:
         """(2, N), as a kernel takes it."""

@@ -35,12 +35,24 @@ LEAST_BYTES = 1 << 18
 Columns = Sequence[Tensor]  # (n, ...) each: rows y, and what else belongs to a column, such as its id
 Visit = Callable[[int, list[Tensor]], None]
 VisitSums = Callable[[int, list[Tensor]], list[Tensor]]
+VisitPairs = Callable[[int, list[Tensor], slice], list[Tensor]]
 Combine = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 
 
 def add(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
     """The usual way to combine what two processes have for the same columns."""
     return [a.add_(b) for a, b in zip(sums, more, strict=True)]
+
+
+def _filled(row: Tensor, count: int) -> Tensor:
+    """(count, ...) with the row (1, ...) in each place."""
+    return row.repeat(count, *(1,) * (row.dim() - 1))
+
+
+def _arrive(sums: list[Tensor], combine: Combine, home: list[Tensor], where: slice) -> None:
+    """Combines what came from other processes with some of the rows of ``home``, in place."""
+    for t, new in zip(home, combine([t[where] for t in home], sums), strict=True):
+        t[where] = new
 
 
 class Route:
@@ -85,6 +97,76 @@ class Route:
             for part in range(self._rounds(columns)):
                 self._bring_home(part, columns, visit, combine or add, home)
             return home
+
+    def collect_pairs(
+        self,
+        columns: Columns,
+        visit: VisitPairs,
+        home: list[Tensor],
+        nothing: Columns,
+        kept: Columns = (),
+        combine: Combine | None = None,
+    ) -> None:
+        """As ``collect``, of columns that are the rows of the processes: each pair of processes is visited by one of the two.
+
+        ``visit(start, columns, rows)`` is called for columns of other processes and some of the own rows. What other processes make
+        of the own columns is combined with ``home`` (N, ...), in place. ``nothing`` are tensors (1, ...) that change nothing: 0, or
+        the state of a row that has seen no column.
+        """
+        everything = slice(0, self.counts[self.rank])
+        if self.transport == "gather":
+            everyone = [*kept, *self.gathered(columns[len(kept) :])]
+            sums = [_filled(t, sum(self.counts)) for t in nothing]
+            for hop in range(1, self.world // 2 + 1):
+                owner, rows, some = self._block(hop)
+                part = slice(self.starts[owner] + some.start, self.starts[owner] + some.stop)
+                if part.stop > part.start and rows.stop > rows.start:
+                    for t, made in zip(sums, visit(part.start, [t[part] for t in everyone], rows), strict=True):
+                        t[part] = made.to(t.dtype)
+            with named(self.op, "the sum over processes", self.name):
+                _arrive(self._scatter(sums, combine), combine or add, home, everything)
+            return
+        with named(self.op, "the ring of the columns and their sums", self.name):
+            for part in range(self._rounds(columns)):
+                self._half_way(part, columns, visit, home, nothing, combine or add)
+
+    def _block(self, hop: int) -> tuple[int, slice, slice]:
+        """What this process computes with the one ``hop`` before it: that process, own rows, and columns of that process.
+
+        All of both, except where each is W / 2 before the other: then the lower one takes the first half of its rows, and the other
+        one takes the second half of these as columns.
+        """
+        owner = (self.rank - hop) % self.world
+        rows, some = slice(0, self.counts[self.rank]), slice(0, self.counts[owner])
+        if 2 * hop < self.world:
+            return owner, rows, some
+        half = self.counts[min(self.rank, owner)] // 2
+        return (owner, slice(0, half), some) if self.rank < owner else (owner, rows, slice(half, some.stop))
+
+    def _half_way(
+        self, part: int, columns: Columns, visit: VisitPairs, home: list[Tensor], nothing: Columns, combine: Combine
+    ) -> None:
+        """One part goes half around. What each process makes of it goes home at once, while the next process is at it."""
+        rows_at_once = self._part_rows(columns)
+        shift: Shift | None = self._send_on(self._own(part, columns, rows_at_once), self.rank, part, rows_at_once)
+        first, count = self._piece(self.rank, part, rows_at_once)
+        mine, coming = slice(first, first + count), None
+        for hop in range(1, self.world // 2 + 1):
+            assert shift is not None
+            held, (owner, rows, some) = shift.wait(), self._block(hop)
+            shift = self._send_on(held, owner, part, rows_at_once) if hop < self.world // 2 else None
+            start, count = self._piece(owner, part, rows_at_once)
+            inside = slice(max(some.start - start, 0), max(some.stop - start, 0))
+            made = [_filled(t, count) for t in nothing]
+            if len(held[0][inside]) and rows.stop > rows.start:
+                place = self.starts[owner] + start + inside.start
+                for t, found in zip(made, visit(place, [t[inside] for t in held], rows), strict=True):
+                    t[inside] = found.to(t.dtype)
+            if coming is not None:
+                _arrive(coming.wait(), combine, home, mine)
+            coming = Shift(made, [t[mine].new_empty(t[mine].shape) for t in home], self.group, -hop)
+        if coming is not None:
+            _arrive(coming.wait(), combine, home, mine)
 
     def _scatter(self, sums: list[Tensor], combine: Combine | None) -> list[Tensor]:
         if combine is None:

@@ -264,7 +264,8 @@ def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contras
         ids = torch.cat([views * row + view for view in range(views)])
     itself = anchors is contrast and joined is None
     of_all = None if joined is None else joined.times(views)
-    lse = lse_of(_OP, anchors, contrast, of_all, scale=scale, x_id=ids[: len(anchors)], y_id=None if itself else ids)
+    x_id = ids if anchors is contrast else ids[: len(anchors)]
+    lse = lse_of(_OP, anchors, contrast, of_all, scale=scale, x_id=x_id, y_id=None if itself else ids)
     mean = dot_rows(anchors.to(wide), sums).view(used, -1) / count.clamp_min(1e-6)
     rows = lse.view(used, -1) - scale * mean
     if one is not None:
