@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastssl
 from examples._compare import ROUNDING, differences
 from tests.support.processes import run_processes
+from tests.support.rotation import of_today
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,6 +35,7 @@ SCRIPTS = {
     "sentence_transformers.train": ("sentence_transformers",),
     "sentence_transformers.train --loss MultipleNegativesSymmetricRankingLoss": ("sentence_transformers",),
     "grad_cache.train --chunk_size 4": (),
+    "retrieval.train --group_size 2": (),
     "info_nce.train --negatives 32": ("info_nce",),
     "supcontrast.main_supcon": (),
     "supcontrast.main_supcon --method SimCLR": (),
@@ -43,6 +45,7 @@ TOGETHER = (
     "torchrun.simclr",
     "torchrun.simclr --wrap fsdp2 --accumulate 2 --transport ring",
     "grad_cache.train --chunk_size 4",
+    *of_today(["torchrun.lightning_simclr"], 4),  # two imports of Lightning take as long as the others
 )
 
 
@@ -99,6 +102,8 @@ def check_together(rank: int, world: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     distributed.init_process_group = distributed.destroy_process_group = lambda *_: None
     for script in TOGETHER:
+        if "lightning" in script and importlib.util.find_spec("lightning") is None:
+            continue
         check(script, pytest.MonkeyPatch(), "float64")
 
 
