@@ -69,8 +69,8 @@ def predicted_sent(loss: str, rows: int, width: int, world: int, transport: str)
     return columns + rows * (20 * (world - 1) + 16 * (world if transport == "ring" else world - 1))
 
 
-def case(loss: str, rows: int, width: int, world: int, say=print) -> dict:
-    """Everything that is measured of one loss with one number of processes."""
+def case(loss: str, rows: int, width: int, world: int, times: bool = True, say=print) -> dict:
+    """What is measured of one loss with one number of processes."""
     entries = []
     for transport in TRANSPORTS if world > 1 else ("alone",):
         say(f"{loss} {rows} x {width}, {world} processes, {transport}: memory and bytes")
@@ -78,13 +78,14 @@ def case(loss: str, rows: int, width: int, world: int, say=print) -> dict:
         entry = {"transport": transport}
         entry |= {name: max(each[name] for each in found) for name in ("resident_mb", "allocated_mb")}
         entry |= {"sent": [sum(each["sent"].values()) for each in found], "by_collective": found[0]["sent"]}
+        if world > 1:
+            entry["predicted_sent"] = predicted_sent(loss, rows, width, world, transport)
         entries.append(entry)
-    if world > 1:
+    if world > 1 and times:
         say(f"{loss} {rows} x {width}, {world} processes: times")
         found = start(loss, rows // 2, width, world, "time", *TRANSPORTS)
         for entry in entries:
             entry["seconds"] = max(each["seconds"][entry["transport"]] for each in found)
-            entry["predicted_sent"] = predicted_sent(loss, rows, width, world, entry["transport"])
     return {"shape": [rows, width], "world": world, "dtype": "float32", "entries": entries}
 
 
@@ -103,7 +104,7 @@ def _lines(found: dict) -> list[tuple[str, ...]]:
             for kind in ("resident_mb", "allocated_mb"):
                 memories += [f"{number(entry[kind])} MB", f"{entry[kind] / alone[kind]:.2f}x"]
             bytes_sent = [f"{each / 1e6:.2f} MB" if name else "" for each in (max(entry["sent"]), entry.get("predicted_sent", 0))]
-            ratio = f"{seconds['ring'] / seconds['gather']:.2f}x" if entry["transport"] == "ring" else ""
+            ratio = f"{seconds['ring'] / seconds['gather']:.2f}x" if entry["transport"] == "ring" and seconds["ring"] else ""
             lines.append((_TITLES[found["work"]], str(case["world"]), name, *memories, *bytes_sent, ratio))
     return lines
 
@@ -132,11 +133,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rows", type=int, default=SHAPE[0], metavar="N")
     parser.add_argument("--width", type=int, default=SHAPE[1], metavar="D")
     parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS, metavar="W")
+    parser.add_argument("--no-times", action="store_true", help="measure memory and bytes only")
     parser.add_argument("--save", action="store_true", help="write result files")
     args = parser.parse_args(argv)
     for loss in args.losses or LOSSES:
         stamp = machine.run_stamp()
-        cases = [case(loss, args.rows, args.width, world) | stamp for world in args.worlds]
+        cases = [case(loss, args.rows, args.width, world, not args.no_times) | stamp for world in args.worlds]
         found = {"schema": runner.SCHEMA, "work": loss, "machine": machine.describe("cpu") | {"threads": 1}, "cases": cases}
         if args.save:
             path = RESULTS / found["machine"]["slug"] / "processes" / f"{loss}.json"

@@ -6,7 +6,7 @@ backward.
 
     gather    forward    all-gather of the columns, then c(N, W M)       sent (W - 1) M D s
               backward   c(N, W M), then reduce-scatter                  sent (W - 1) M D g
-              memory     gradients of the own rows and columns; all columns, and their gradients twice: made by a kernel, and summed
+              memory     gradients of the own rows and columns; all columns and their gradients, in 16 bits also in float32
     ring      the columns of a rank travel in parts of P <= M columns, one part of every rank at a time
               forward    for each part W steps of c(N, P); it moves on during each but the last       sent (W - 1) M D s
               backward   the same, the gradient one step behind, and one hop more                     sent (W - 1) M D s + W M D g
@@ -158,7 +158,7 @@ def sent(problem: Problem, transport: str) -> float:
 def memory(problem: Problem, transport: str) -> float:
     """Bytes of a rank above its rows and columns at the peak, in the backward: what the formulas above name. The scratch memory of
     kernels is left out.
-    Gradients are summed in float32, then cast.
+    Gradients are summed in float32; what a kernel made in 16 bits is cast before, and the sums after.
     """
     p = problem
     own = (p.rows + p.m) * p.width * (SUM + (p.itemsize if p.itemsize < SUM else 0)) + 12 * p.rows
@@ -166,7 +166,7 @@ def memory(problem: Problem, transport: str) -> float:
         return own
     if transport == "gather":
         everyone = p.world * p.m
-        return own + 2 * p.bytes(everyone) + p.gradient(everyone)
+        return own + 2 * p.bytes(everyone) + (p.gradient(everyone) if p.itemsize < SUM else 0)
     part = p.parts()[0][0]
     return own + 2 * p.bytes(part) + 4 * p.gradient(part)
 

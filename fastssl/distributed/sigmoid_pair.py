@@ -35,7 +35,7 @@ def _forward(*flat):
     def visit(start: int, columns: list[Tensor]) -> list[Tensor]:
         part, part_id, *weight = columns
         sums: list[Tensor] = []
-        for piece in pieces(x):
+        for piece in pieces(x, transport):
             weights = (cut(x_weight, piece), weight[0]) if weight else (None, None)
             sides = (x[piece], part, scale, scale_factor, bias, bias_term, x_id[piece], part_id)
             loss, own, other, dots, ones = local._op(*sides, *weights, need)

@@ -91,7 +91,7 @@ def _backward(dlse, state, peak, kept, *flat):
         part = _with_columns(operands, columns)
         peaks = of_rows.peak_in(start, len(part.y))
         sums: list[Tensor] = []
-        for piece in pieces(x):
+        for piece in pieces(x, transport):
             arguments = part.part(piece, slice(None))[:7]
             of_piece = (dlse[piece], state[:, piece].contiguous(), peaks[piece])
             if limit is None:

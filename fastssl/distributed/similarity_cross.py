@@ -88,7 +88,7 @@ def _backward(drow, dcolumn, row_state, row_peak, column_state, column_peak, kep
         part_id, of_columns, m = ids[0] if ids else None, State(top, total, peak), len(part)
         peaks = of_rows.peak_in(start, m)
         sums: list[Tensor] = []
-        for piece in pieces(x):
+        for piece in pieces(x, transport):
             state = torch.cat([row_state[:, piece], of_columns.stacked()], 1)
             peak = torch.cat([peaks[piece], of_columns.peak_in(first_row + piece.start, piece.stop - piece.start)])
             arguments = (x[piece], part, scale, scale_factor, cut(x_id, piece), part_id, need)

@@ -241,9 +241,14 @@ def _rows_at_once(rows: int, width: int, most: int, like: Tensor) -> int:
     return max(1, min(rows, most // max(1, width)))
 
 
-def pieces(rows: Tensor) -> list[slice]:
-    """Rows (N, D) in pieces, so that what is added up for all of them needs room for one piece only."""
-    step = _rows_at_once(len(rows), rows.shape[1] * rows.element_size(), PIECE_BYTES, rows)
+def pieces(rows: Tensor, transport: str) -> list[slice]:
+    """Rows (N, D) in pieces, so that what is added up for all of them needs room for one piece only.
+
+    A gather visits all columns at once and adds nothing up for its rows. With pieces it would add up for the columns, of which it
+    has many more.
+    """
+    ring = transport == "ring"
+    step = _rows_at_once(len(rows), rows.shape[1] * rows.element_size(), PIECE_BYTES, rows) if ring else max(1, len(rows))
     return [slice(first, min(first + step, len(rows))) for first in range(0, len(rows), step)]
 
 
