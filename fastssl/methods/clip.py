@@ -7,6 +7,7 @@ loss of every pair, positive or not. Scale e^s and bias b are learned.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ class CLIP(_ImageText):
         self.check_pairs(images, tokens, ids=ids)
         with torch.no_grad():  # the parameter, not its exponential: a scale that was cut off has a gradient to come back by
             self.logit_scale.clamp_(max=math.log(self.max_scale))
-        how = {"normalize": True, "ids": ids, "group": ranks_of(self)}
+        how: dict[str, Any] = {"normalize": True, "ids": ids, "group": ranks_of(self)}
         return clip_loss(self.project_image(images), self.project_text(tokens), self.logit_scale.exp(), **how)
 
 

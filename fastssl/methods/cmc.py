@@ -8,7 +8,7 @@ L is symmetric InfoNCE, the mean of i to j and j to i, both from one sweep, over
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,6 @@ class CMC(nn.Module):
             raise ValueError(f"CMC: the views must have B of at least 2 samples, got {len(views[0])}")
         z = [head(part) for head, part in zip(self.projection_heads, features, strict=True)]
         pairs = combinations(z, 2) if self.graph == "full" else ((z[0], other) for other in z[1:])
-        how = {"temperature": self.temperature, "group": ranks_of(self)}
+        how: dict[str, Any] = {"temperature": self.temperature, "group": ranks_of(self)}
         losses = [cast(Tensor, info_nce(a, b, **how, symmetric=True)) for a, b in pairs]
         return sum(losses[1:], start=losses[0])

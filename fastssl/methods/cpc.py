@@ -7,7 +7,7 @@ frames of sound, words, or the patches of a picture from top to bottom (``patch_
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +148,6 @@ class CPC(nn.Module):
         losses = []
         for k, predict in zip(self.steps, self.predictions, strict=True):
             query, key = predict(context[:, :-k]).flatten(0, 1), target[:, k:].flatten(0, 1)
-            how = {"temperature": self.temperature, "normalize": self.normalize, "group": ranks_of(self)}
+            how: dict[str, Any] = {"temperature": self.temperature, "normalize": self.normalize, "group": ranks_of(self)}
             losses.append(cast(Tensor, info_nce(query, key, **how)))
         return torch.stack(losses).mean()

@@ -6,7 +6,7 @@ InfoNCE's softmax runs over the predictions of the batch. No gradient flows to t
 the first views take the place of the oldest ones in the queue.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class NNCLR(BackboneMethod):
         p0, p1 = self.prediction_head(z).chunk(2)
         found, new = once(self, view0, lambda: self.neighbours(z.detach()))
         n0, n1 = found.to(p0.dtype).chunk(2)
-        how = {"temperature": self.temperature, "group": ranks_of(self)}
+        how: dict[str, Any] = {"temperature": self.temperature, "group": ranks_of(self)}
         loss0, loss1 = (cast(Tensor, info_nce(n, p, **how)) for n, p in ((n0, p1), (n1, p0)))
         loss = 0.5 * (loss0 + loss1)
         if self.training and not recomputing():

@@ -5,6 +5,8 @@
 The key is a class, or whatever says that pictures belong together: the patient, the volume, the body region.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -79,5 +81,5 @@ class SupCon(BackboneMethod):
         if labels is not None:
             check_vector("SupCon", "labels", labels, len(view0), INTEGERS, "view0", view0)
         z = self.projection_head(self.embed(torch.cat([view0, view1]))).unflatten(0, (2, -1)).transpose(0, 1)
-        how = {"temperature": self.temperature, "base_temperature": self.base_temperature}
+        how: dict[str, Any] = {"temperature": self.temperature, "base_temperature": self.base_temperature}
         return sup_con(z, labels, **how, normalize=True, group=ranks_of(self))
