@@ -13,6 +13,7 @@ import importlib
 import inspect
 import operator
 import sys
+from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -116,6 +117,11 @@ LEAVES = {
     "supcon": ("forward",),
     "swift": ("__call__",),
     "transformers": ("forward_loss", "random_masking"),
+}
+#: "Class.method" -> whether a class has the version that the drop-in does the same as, where the arguments do not tell.
+VERSIONS: dict[str, Callable[[Any], bool]] = {
+    "EncoderModel.forward": lambda cls: not hasattr(cls, "compute_maxsim_similarity"),  # tevatron with passages in chunks
+    "InfonceLoss.__call__": lambda cls: "gradient_scale" in cls.__call__.__code__.co_varnames,  # ms-swift from 4.6 on
 }
 #: Short name -> the library.
 SHORT = {"pml": "pytorch_metric_learning"}
@@ -258,6 +264,10 @@ def _brought_class(library: str, target: Any) -> ModuleType:
     return holder
 
 
+def _ours(f: Any) -> bool:
+    return str(getattr(_original(f), "__module__", "")).startswith("fastssl.compat.")
+
+
 def _original(f: Any) -> Any:
     """The drop-in that ``_with_way_back`` wrapped, or ``f`` itself."""
     return getattr(f, "_fastssl", f)
@@ -297,6 +307,9 @@ def _methods(library: str, brought: Any = None) -> list[tuple]:
         if cls == "ViTMAEForPreTraining" and hasattr(there, "forward_loss"):
             names = {"forward_loss": "forward_loss"}
         for name, replacement in names.items():
+            known = VERSIONS.get(f"{cls}.{name}")
+            if known is not None and hasattr(there, name) and not _ours(vars(there).get(name)) and not known(there):
+                raise ValueError(f"patch: {cls}.{name} of this version computes something else than the drop-in")
             found.append((there, name, operator.attrgetter(replacement)(ours)))
             _check_arguments(f"{cls}.{name}", getattr(there, name, None), found[-1][2])
     return found

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastssl.checks import check_whole
 from fastssl.distributed import world_size
 
-from ._retrieval import gather_own, passage_loss
+from ._retrieval import check_sides, gather_own, passage_loss
 
 __all__ = ["DistributedContrastiveLoss", "SimpleContrastiveLoss"]
 
@@ -33,7 +33,7 @@ class SimpleContrastiveLoss:
     """
 
     def __init__(self, n_hard_negatives: int = 0):
-        self.n_hn = check_whole(type(self).__name__, "n_hard_negatives", n_hard_negatives, 0)
+        self.target_per_qry = check_whole(type(self).__name__, "n_hard_negatives", n_hard_negatives, 0) + 1
 
     def __call__(self, x: Tensor, y: Tensor, target: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """The loss, float32 (float64 for float64 input).
@@ -47,9 +47,11 @@ class SimpleContrastiveLoss:
         Raises:
             TypeError, ValueError: wrong type, dtype, shape, device or reduction.
         """
-        if target is None:
-            target = torch.arange(0, len(x) * (self.n_hn + 1), self.n_hn + 1, device=x.device)
-        return passage_loss(type(self).__name__, x, y, 1.0, target, reduction, ("x", "y"))
+        op = type(self).__name__
+        check_sides(op, x, y, ("x", "y"))
+        if target is None and len(x) * self.target_per_qry != len(y):
+            raise ValueError(f"{op}: y must have {self.target_per_qry} rows for each of {len(x)} rows of x, got {len(y)}")
+        return passage_loss(op, x, y, 1.0, target, reduction, ("x", "y"))
 
 
 class DistributedContrastiveLoss(SimpleContrastiveLoss):

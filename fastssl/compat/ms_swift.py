@@ -1,4 +1,4 @@
-"""``__call__`` of ms-swift's (``swift.loss.embedding``) ``InfonceLoss``, which needs no matrix of similarities.
+"""``__call__`` of ``InfonceLoss`` of ms-swift 4.6 (``swift.loss.embedding``), which needs no matrix of similarities.
 
     InfonceLoss.__call__ = call             fastssl.patch("swift")
 
@@ -6,8 +6,9 @@
 
 Its options are environment variables, as there: ``INFONCE_TEMPERATURE``, ``INFONCE_USE_BATCH``, ``INFONCE_HARD_NEGATIVES``,
 ``INFONCE_MASK_FAKE_NEGATIVE``, ``INFONCE_FAKE_NEG_MARGIN``, ``INFONCE_INCLUDE_QQ``, ``INFONCE_INCLUDE_DD``. Every process computes
-the mean over the rows of all, of which its own carry a gradient: under DistributedDataParallel's mean the encoder gets 1 / W of
-the gradient of one process, as there.
+the mean over the rows of all, of which its own carry a gradient, and multiplies the gradient, not the loss, by the number W of
+processes: DistributedDataParallel's mean is then the gradient of one process, as there. Versions before 4.6 had 1 / W of it;
+``fastssl.patch`` refuses them.
 """
 
 import os
@@ -43,7 +44,7 @@ def call(self, outputs: dict[str, Tensor], labels: Tensor, **kwargs: Any) -> Ten
     if world_size() > 1:
         rows, labels = _of_all(rows), gather_rows(labels)
     query, passages, group = _samples(rows, labels)
-    loss = info_nce(
+    out = info_nce(
         query,
         passages,
         temperature=float(os.environ.get("INFONCE_TEMPERATURE", "0.1")),
@@ -53,7 +54,9 @@ def call(self, outputs: dict[str, Tensor], labels: Tensor, **kwargs: Any) -> Ten
         query_query=_flag("INFONCE_INCLUDE_QQ"),
         doc_doc=_flag("INFONCE_INCLUDE_DD"),
     )
-    return cast("Tensor", loss)  # without statistics
+    loss = cast("Tensor", out)  # without statistics
+    value, world = loss.detach(), world_size()
+    return value + world * (loss - value) if world > 1 else loss
 
 
 def _flag(variable: str, default: bool = False) -> bool:

@@ -130,10 +130,12 @@ def test_sentence_transformers_refuses_other_similarities():
 def test_grad_cache():
     x, y = rows(4, 12)
     target = torch.tensor([2, 0, 11, 5])
-    for hard, given, reduction in ((2, None, "mean"), (0, None, "sum"), (1, target, "none")):
+    for hard, given, reduction in ((2, None, "mean"), (2, target, "sum"), (1, target, "none")):
         want = F.cross_entropy(x @ y.T, torch.arange(4) * (hard + 1) if given is None else given, reduction=reduction).sum()
         got = grad_cache.SimpleContrastiveLoss(n_hard_negatives=hard)(x, y, target=given, reduction=reduction).sum()
         assert_close(value_and_grads(got, [x, y]), value_and_grads(want, [x, y]))
+    with pytest.raises(ValueError, match="y must have 2 rows for each of 4 rows of x, got 12"):
+        grad_cache.SimpleContrastiveLoss(1)(x, y)
 
 
 def test_contrastors():
@@ -228,7 +230,9 @@ class AbsEmbedderModel:
     "swift/loss/embedding.py": """
 class InfonceLoss:
     is_megatron = False
-    def __call__(self, outputs, labels, **kwargs): return "theirs"
+    def __call__(self, outputs, labels, **kwargs):
+        gradient_scale = 1
+        return "theirs"
 """,
     "FlagEmbedding/finetune/models.py": """
 from FlagEmbedding.abc.finetune.embedder.AbsModeling import AbsEmbedderModel
@@ -298,4 +302,16 @@ def test_ms_swift_by_patch(published):
     with fastssl.patch("swift") as patch:
         assert patch.names == ("InfonceLoss.__call__",)
         assert cls()(state, labels).isfinite() and cls()(state, torch.zeros(9)) == "theirs"
+        assert fastssl.patch("swift").names == ()
     assert cls()(state, labels) == "theirs"
+
+
+def test_versions_that_compute_something_else_are_refused(published, monkeypatch):
+    """ms-swift before 4.6, without its factor of the gradient; tevatron with passages in chunks."""
+    old = importlib.import_module("swift.loss.embedding").InfonceLoss
+    monkeypatch.setattr(old, "__call__", lambda self, outputs, labels, **kwargs: 0)
+    chunked = importlib.import_module("tevatron.retriever.modeling.encoder").EncoderModel
+    chunked.compute_maxsim_similarity = None
+    for name in ("swift", "tevatron"):
+        with pytest.raises(ValueError, match="of this version computes something else"):
+            fastssl.patch(name)

@@ -264,7 +264,7 @@ TABLE = {
     ),
     "tevatron": (ours_of_tevatron, passages, lambda w: (w, 1, 0, w)),
     "FlagEmbedding": (ours_of_flag_embedding, passages, lambda w: (1, 1 / w, 0, 1)),
-    "ms-swift": (ours_of_ms_swift, lambda q, p, s, b: passages(q, p, 10.0, b), lambda w: (1, 1 / w, 0, None)),
+    "ms-swift": (ours_of_ms_swift, lambda q, p, s, b: passages(q, p, 10.0, b), lambda w: (1, 1, 0, None)),
     "GradCache": (ours_of_grad_cache, passages, lambda w: (1, 1 / w, 0, 1 / w)),  # its scale can only be a part of x
     "contrastors": (ours_of_contrastors, passages, lambda w: (w, w, 0, w)),
 }

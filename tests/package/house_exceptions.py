@@ -37,6 +37,7 @@ FILES: dict[str, str] = {
     "tune/tuned/*.py": "written by the tuner",
     "test_dist__gather__losses.py": "a file of lightly",
     "test_modeling_common.py": "a file of transformers",
+    "test_cmnrl.py": "a file of sentence-transformers",
     "val/val_annotations.txt": "a file of Tiny ImageNet",
 }
 
