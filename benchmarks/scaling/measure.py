@@ -62,10 +62,16 @@ def problem(loss: str, rows: int, width: int, world: int) -> Problem:
 
 def predicted_sent(loss: str, rows: int, width: int, world: int, transport: str) -> float:
     """The formula's bytes. In CLIP's loss, what each process knows of a column goes home in the forward, 16 bytes, and comes back
-    in the backward with the upstream gradient, 20 bytes."""
+    in the backward with the upstream gradient, 20 bytes; in NT-Xent it is so for rows."""
     columns = sent(problem(loss, rows, width, world), transport)
-    if loss != "clip":
+    if loss == "info_nce":
         return columns
+    if loss == "nt_xent":  # each pair of processes once: a part of the ring goes half around, and its sums come straight home
+        states = 2 * rows * (16 + 20)
+        if transport == "gather":
+            return columns + (world - 1) * states
+        p = problem(loss, rows, width, world)
+        return world // 2 * (2 * p.bytes(p.m) + p.gradient(p.m) + states)
     return columns + rows * (20 * (world - 1) + 16 * (world if transport == "ring" else world - 1))
 
 
