@@ -111,7 +111,8 @@ def _lines(found: dict) -> list[tuple[str, ...]]:
                 memories += [f"{number(entry[kind])} MB", f"{entry[kind] / alone[kind]:.2f}x"]
             bytes_sent = [f"{each / 1e6:.2f} MB" if name else "" for each in (max(entry["sent"]), entry.get("predicted_sent", 0))]
             ratio = f"{seconds['ring'] / seconds['gather']:.2f}x" if entry["transport"] == "ring" and seconds["ring"] else ""
-            lines.append((_TITLES[found["work"]], str(case["world"]), name, *memories, *bytes_sent, ratio))
+            title = f"{_TITLES[found['work']]}, {case['shape'][0]:,} x {case['shape'][1]}"
+            lines.append((title, str(case["world"]), name, *memories, *bytes_sent, ratio))
     return lines
 
 
@@ -121,16 +122,26 @@ def measured(folder: Path = RESULTS) -> str:
     files = [found for found in files if not any(case["commit"].endswith("-dirty") for case in found["cases"])]
     if not files:
         return "Nothing has been measured yet."
-    head = ("loss", "processes", "transport", "peak memory", "of one process", "torch's tensors", "of one process")
+    head = (
+        "loss, rows of a process x D",
+        "processes",
+        "transport",
+        "peak memory",
+        "of one process",
+        "torch's tensors",
+        "of one process",
+    )
     head += ("sent", "the formula", "time of the ring / gather")
     info, cases = files[0]["machine"], [case for found in files for case in found["cases"]]
-    rows, width = cases[0]["shape"]
     dates, commits = ({case[name][:10] for case in cases} for name in ("date", "commit"))
     where = (
-        f"{info['name']}, {info['cores']} cores, torch {info['versions']['torch']}, gloo, one thread a process; {rows:,} rows of "
-        f"width {width} a process, float32; measured on {' and '.join(sorted(dates))}, commit {', '.join(sorted(commits))}."
+        f"{info['name']}, {info['cores']} cores, torch {info['versions']['torch']}, gloo, one thread a process, float32; "
+        f"measured on {' and '.join(sorted(dates))}, commit {', '.join(sorted(commits))}."
     )
-    return f"{where}\n\n{markdown(head, [line for found in files for line in _lines(found)])}"
+    lines = [line for found in files for line in _lines(found)]
+    if not any(line[-1] for line in lines):
+        head, lines = head[:-1], [line[:-1] for line in lines]
+    return f"{where}\n\n{markdown(head, lines)}"
 
 
 def main(argv: list[str]) -> int:
