@@ -66,7 +66,8 @@ def _backward(dlse, state, peak, kept, x, scale, scale_factor, x_id, need, count
 
     def visit(start: int, columns: list[Tensor], piece: slice) -> list[Tensor]:
         part, part_id, g, *of_part = columns
-        of_columns, sums = State(*of_part), []
+        of_columns = State(*of_part)
+        sums: list[Tensor] = []
         for sub in pieces(x[piece], transport):
             some = slice(piece.start + sub.start, piece.start + sub.stop)
             both = torch.cat([state[:, some], of_columns.stacked()], 1)

@@ -127,8 +127,8 @@ class Route:
                 _arrive(self._scatter(sums, combine), combine or add, home, everything)
             return
         with named(self.op, "the ring of the columns and their sums", self.name):
-            for part in range(self._rounds(columns)):
-                self._half_way(part, columns, visit, home, nothing, combine or add)
+            for turn in range(self._rounds(columns)):
+                self._half_way(turn, columns, visit, home, nothing, combine or add)
 
     def _block(self, hop: int) -> tuple[int, slice, slice]:
         """What this process computes with the one ``hop`` before it: that process, own rows, and columns of that process.
