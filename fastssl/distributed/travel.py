@@ -9,7 +9,8 @@ column the sum of what the rows of all processes make of it.
 
 In both, ``visit(start, columns)`` is called with columns start, start + 1, ... of the joined batch. In the ring a part is on its
 way while the one before it is visited. Every process visits its own part first and then those of lower ranks, so that all of them
-are busy with different parts.
+are busy with different parts. Where the columns are the rows (``collect_pairs``), a process visits the W / 2 processes before it
+alone, and what it makes of their rows goes home at once.
 """
 
 from __future__ import annotations
