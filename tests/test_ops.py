@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastssl.testing.cases import CASES
 from fastssl.testing.compare import assert_no_worse, relative_error
+from tests.support.rotation import of_today
 
 ROWS = [
     pytest.param(case, shape, id=f"{case.name}-{'x'.join(map(str, shape))}") for case in CASES.values() for shape in case.shapes
@@ -170,7 +171,7 @@ def test_compiled_by_inductor(case):
     check_compiled(case, mode="lite")
 
 
-@pytest.mark.parametrize("name", EACH_OP)
+@pytest.mark.parametrize("name", of_today(EACH_OP, 3))
 def test_compiled_by_inductor_with_kernels_of_its_own(name):
     """The same with C++ kernels that inductor writes around our ops and g++ compiles, seconds a case."""
     check_compiled(CASES[name])

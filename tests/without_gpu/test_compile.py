@@ -22,12 +22,12 @@ def environment():
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
 
 
-#: Two a day, since all of them take minutes; what losses launch is compiled by host/losses.py every day. With a kernel's parts
-#: comes, on its day of seven, another generation of GPUs than sm_90.
+#: One a day, since all of them take minutes; a third of what losses launch is compiled by host/losses.py each day. With a kernel's
+#: parts comes, on its day of seven, another generation of GPUs than sm_90.
 PARTS = ("fwd", "one_pass", "bwd", "wide", "cross", "other", "triangle", "sigmoid")
 
 
-@pytest.mark.parametrize("part", of_today(PARTS, 4))
+@pytest.mark.parametrize("part", of_today(PARTS, 8))
 def test_compiles_without_spills(part, environment):
     module = [f"tests.without_gpu.compile_{part}"] if part in ("sigmoid", "wide") else ["tests.without_gpu.compile", part]
     command = [sys.executable, "-m", *module, "--today"]
