@@ -12,13 +12,13 @@ the own rows. The gradient of a scale or a bias is this process's share; Distrib
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
 
-from fastssl.checks import check_choice, check_flag
+from fastssl.checks import accumulator_dtype, check_choice, check_flag
 from fastssl.ops._register import define_composite
 
 from .collectives import group_called, group_name, initialised, told_by_all, world_size
@@ -83,7 +83,7 @@ class Joined:
     counts: Tensor  # (W,) int64 on the CPU, rows of each process
     first: Tensor  # () int64 on the rows' device: the rows before this process's own
     total: Tensor  # () float32 or float64 there: N_total
-    keep: bool = field(default=True)  # whether gathered columns may be saved for the backward: their number is known to a graph
+    keep: bool  # whether gathered columns may be saved for the backward: their number is known to a graph
 
     def route(self) -> tuple[Tensor, str, str]:
         """What the operations over several processes take as their last arguments."""
@@ -91,9 +91,7 @@ class Joined:
 
     def times(self, views: int) -> Joined:
         """The same processes where each row of ``counts`` is ``views`` rows of a side, those of one process behind each other."""
-        return Joined(
-            self.op, self.name, self.transport, self.world, self.counts * views, self.first * views, self.total * views, self.keep
-        )
+        return replace(self, counts=self.counts * views, first=self.first * views, total=self.total * views)
 
     def mean(self, total: Tensor, per_row: int = 1) -> Tensor:
         """What this process returns as its mean: W ``total`` / (``per_row`` N_total), ``total`` being a sum over its own rows."""
@@ -138,17 +136,13 @@ def join(op: str, group: ProcessGroup | Ranks | None, rows: Tensor, **arguments)
     if ranks.even:
         counts = torch.full((world,), len(rows), dtype=torch.int64)
         first = torch.full((), distributed.get_rank(ranks.group) * len(rows), dtype=torch.int64, device=rows.device)
-        total = torch.full((), float(world * len(rows)), dtype=_exact(rows), device=rows.device)
+        total = torch.full((), float(world * len(rows)), dtype=accumulator_dtype(rows), device=rows.device)
     else:
         form = {"dtype": str(rows.dtype), "shape": ("N", *rows.shape[1:]), "transport": ranks.transport}
         form |= {key: _shown(value) for key, value in arguments.items()}
         counts, first, total = _meet(rows.detach(), op, ", ".join(f"{key} {value}" for key, value in form.items()), name)
     keep = ranks.even or not torch.compiler.is_compiling()
     return Joined(op, name, ranks.transport, world, counts, first, total, keep)
-
-
-def _exact(rows: Tensor) -> torch.dtype:
-    return torch.float64 if rows.dtype == torch.float64 else torch.float32
 
 
 def _shown(value: object) -> str:
@@ -171,12 +165,12 @@ def _ranks_meet(rows: Tensor, op: str, form: str, name: str) -> tuple[Tensor, Te
             told = "; ".join(f"rank {r}: {bytes(text.tolist()).decode(errors='replace').strip()}" for r, text in enumerate(texts))
             raise RanksError(f"{op}: every process must make the same call, got {told}")
     before = torch.full((), int(counts[: group.rank()].sum()), dtype=torch.int64, device=rows.device)
-    return counts, before, torch.full((), float(counts.sum()), dtype=_exact(rows), device=rows.device)
+    return counts, before, torch.full((), float(counts.sum()), dtype=accumulator_dtype(rows), device=rows.device)
 
 
 def _fake_meet(rows: Tensor, op: str, form: str, name: str) -> tuple[Tensor, Tensor, Tensor]:
     counts = torch.empty(group_called(name).size(), dtype=torch.int64, device="cpu")
-    return counts, rows.new_empty((), dtype=torch.int64), rows.new_empty((), dtype=_exact(rows))
+    return counts, rows.new_empty((), dtype=torch.int64), rows.new_empty((), dtype=accumulator_dtype(rows))
 
 
 _meet = define_composite(

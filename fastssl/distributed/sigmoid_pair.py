@@ -11,16 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastssl.checks import savable
 from fastssl.ops import sigmoid_pair as local
 from fastssl.ops._operands import SigmoidPair, cut
-from fastssl.ops._register import define_composite, distinct, first_derivative_only, new_accumulator, refuse_transforms
-from fastssl.ops.similarity import check_sides, split_scalar
+from fastssl.ops._register import define_composite, first_derivative_only, new_accumulator
 
 from .ranks import Joined
 from .travel import Route, added, pieces
-
-_NAME = "ranks_sigmoid_pair"
 
 
 def _forward(*flat):
@@ -55,16 +51,12 @@ def _forward(*flat):
     return total, dx, home[0] if need_y else none, dscale if need_scale else none.clone(), dbias if need_bias else none.clone()
 
 
-def _fake(*flat):
-    return local._fake(*flat[:-3])
-
-
 _op = define_composite(
-    _NAME,
+    "ranks_sigmoid_pair",
     "(Tensor x, Tensor y, float scale, Tensor? scale_factor, float bias, Tensor? bias_term, Tensor x_id, Tensor y_id, "
     "Tensor? x_weight, Tensor? y_weight, bool[4] need, Tensor counts, str transport, str name) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _fake,
+    lambda *flat: local._fake(*flat[:-3]),
     _forward,
 )
 
@@ -101,15 +93,7 @@ def sigmoid_pair(
 
     The upstream gradient of the loss must be the same in every process, as it is where each takes its share of the joined mean.
     """
-    op = joined.op
-    check_sides(op, x, y, scale, x_id, y_id)
-    refuse_transforms(op, x, y, scale, bias)
-    x_id, y_id = savable(x_id), savable(y_id)
-    scale_factor, scale = split_scalar(scale, x)
-    bias_term, bias = split_scalar(bias, x)
-    bias = 0.0 if bias_term is not None else bias
-    ids = x_id, distinct(y_id, x_id)
-    flat = (x, distinct(y, x), scale, scale_factor, bias, distinct(bias_term, scale_factor), *ids, x_weight, y_weight)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, scale_factor, bias_term)):
-        return _SigmoidPair.apply(op, *joined.route(), *flat)
-    return _op(*flat, (False,) * 4, *joined.route())[0]
+    operands = local.operands_of(joined.op, x, y, scale, bias, x_id, y_id, x_weight, y_weight)
+    if local.wants_gradient(operands):
+        return _SigmoidPair.apply(joined.op, *joined.route(), *operands)
+    return _op(*operands, (False,) * 4, *joined.route())[0]

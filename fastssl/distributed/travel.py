@@ -71,9 +71,8 @@ class Route:
             everyone = self.gathered(columns)
             visit(0, everyone)
             return everyone
-        with named(self.op, "the ring of the columns", self.name):
-            for part in range(self._rounds(columns)):
-                self._circulate(part, columns, visit)
+        for part in range(self._rounds(columns)):
+            self._circulate(part, columns, visit)
         return []
 
     def gathered(self, columns: Columns) -> list[Tensor]:
@@ -93,11 +92,10 @@ class Route:
             sums = visit(0, [*kept, *self.gathered(columns[len(kept) :])])
             with named(self.op, "the sum over processes", self.name):
                 return self._scatter([t.to(e.dtype) for t, e in zip(sums, like, strict=True)], combine)
-        with named(self.op, "the ring of the columns and their sums", self.name):
-            home = [e.new_empty((self.counts[self.rank], *e.shape[1:])) for e in like]
-            for part in range(self._rounds(columns)):
-                self._bring_home(part, columns, visit, combine or add, home)
-            return home
+        home = [e.new_empty((self.counts[self.rank], *e.shape[1:])) for e in like]
+        for part in range(self._rounds(columns)):
+            self._bring_home(part, columns, visit, combine or add, home)
+        return home
 
     def collect_pairs(
         self,
@@ -127,9 +125,8 @@ class Route:
             with named(self.op, "the sum over processes", self.name):
                 _arrive(self._scatter(sums, combine), combine or add, home, everything)
             return
-        with named(self.op, "the ring of the columns and their sums", self.name):
-            for turn in range(self._rounds(columns)):
-                self._half_way(turn, columns, visit, home, nothing, combine or add)
+        for turn in range(self._rounds(columns)):
+            self._half_way(turn, columns, visit, home, nothing, combine or add)
 
     def _block(self, hop: int) -> tuple[int, slice, slice]:
         """What this process computes with the one ``hop`` before it: that process, own rows, and columns of that process.
@@ -150,11 +147,11 @@ class Route:
         """One part goes half around. What each process makes of it goes home at once, while the next process is at it."""
         rows_at_once = self._part_rows(columns)
         shift: Shift | None = self._send_on(self._own(part, columns, rows_at_once), self.rank, part, rows_at_once)
-        first, count = self._piece(self.rank, part, rows_at_once)
-        mine, coming = slice(first, first + count), None
+        first, count_here = self._piece(self.rank, part, rows_at_once)
+        mine, coming = slice(first, first + count_here), None
         for hop in range(1, self.world // 2 + 1):
             assert shift is not None
-            held, (owner, rows, some) = shift.wait(), self._block(hop)
+            held, (owner, rows, some) = self._came(shift), self._block(hop)
             shift = self._send_on(held, owner, part, rows_at_once) if hop < self.world // 2 else None
             start, count = self._piece(owner, part, rows_at_once)
             inside = slice(max(some.start - start, 0), max(some.stop - start, 0))
@@ -164,10 +161,10 @@ class Route:
                 for t, found in zip(made, visit(place, [t[inside] for t in held], rows), strict=True):
                     t[inside] = found.to(t.dtype)
             if coming is not None:
-                _arrive(coming.wait(), combine, home, mine)
-            coming = Shift(made, [t[mine].new_empty(t[mine].shape) for t in home], self.group, -hop)
+                _arrive(self._came(coming), combine, home, mine)
+            coming = self._shift(made, count_here, -hop)
         if coming is not None:
-            _arrive(coming.wait(), combine, home, mine)
+            _arrive(self._came(coming), combine, home, mine)
 
     def _scatter(self, sums: list[Tensor], combine: Combine | None) -> list[Tensor]:
         if combine is None:
@@ -194,8 +191,17 @@ class Route:
 
     def _send_on(self, held: list[Tensor], owner: int, part: int, rows: int) -> Shift:
         """``held`` goes to the next process; the same part of the process before ``owner`` comes in."""
-        coming = self._piece((owner - 1) % self.world, part, rows)[1]
-        return Shift(held, [t.new_empty((coming, *t.shape[1:])) for t in held], self.group)
+        return self._shift(held, self._piece((owner - 1) % self.world, part, rows)[1], 1)
+
+    def _shift(self, outgoing: list[Tensor], coming: int, distance: int) -> Shift:
+        """Sends ``outgoing`` that many processes ahead; ``coming`` rows of the same kinds come in."""
+        incoming = [t.new_empty((coming, *t.shape[1:])) for t in outgoing]
+        with named(self.op, "the ring of the columns", self.name):
+            return Shift(outgoing, incoming, self.group, distance)
+
+    def _came(self, shift: Shift) -> list[Tensor]:
+        with named(self.op, "the ring of the columns", self.name):
+            return shift.wait()
 
     def _own(self, part: int, columns: Columns, rows: int) -> list[Tensor]:
         first, count = self._piece(self.rank, part, rows)
@@ -211,7 +217,7 @@ class Route:
             if count:
                 visit(self.starts[owner] + first, held)
             if shift is not None:
-                held = shift.wait()
+                held = self._came(shift)
 
     def _bring_home(self, part: int, columns: Columns, visit: VisitSums, combine: Combine, home: list[Tensor]) -> None:
         """One part goes around, into ``home`` at the end. What each process adds follows one visit behind the columns."""
@@ -225,13 +231,13 @@ class Route:
             if count:
                 made = [m.to(t.dtype) for m, t in zip(visit(self.starts[owner] + first, held), home, strict=True)]
             if sums is not None:
-                made = combine(made, sums.wait())
+                made = combine(made, self._came(sums))
             sums = self._send_on(made, owner, part, rows)
             if shift is not None:
-                held = shift.wait()
+                held = self._came(shift)
         assert sums is not None
         first, count = self._piece(self.rank, part, rows)
-        for t, piece in zip(home, sums.wait(), strict=True):
+        for t, piece in zip(home, self._came(sums), strict=True):
             t[first : first + count] = piece
 
 

@@ -97,6 +97,28 @@ def sigmoid_pair(
     Returns:
         Scalar, float32 (float64 for float64 input). Memory O((N + M) D). Differentiable once in x, y, scale and bias.
     """
+    operands = operands_of(op, x, y, scale, bias, x_id, y_id, x_weight, y_weight)
+    return _SigmoidPair.apply(op, *operands) if wants_gradient(operands) else _op(*operands, (False,) * 4)[0]
+
+
+def wants_gradient(operands: SigmoidPair) -> bool:
+    """Whether a gradient of any operand is to be computed."""
+    differentiable = (operands.x, operands.y, operands.scale_factor, operands.bias_term)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
+
+
+def operands_of(
+    op: str,
+    x: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    x_id: Tensor,
+    y_id: Tensor,
+    x_weight: Tensor | None,
+    y_weight: Tensor | None,
+) -> SigmoidPair:
+    """The arguments of ``sigmoid_pair`` after their checks, as the op takes them."""
     check_sides(op, x, y, scale, x_id, y_id)
     check_scalar(op, "bias", bias, x)
     if (x_weight is None) != (y_weight is None):
@@ -111,9 +133,4 @@ def sigmoid_pair(
     bias_term, bias = split_scalar(bias, x)
     bias = 0.0 if bias_term is not None else bias
     ids = x_id, distinct(y_id, x_id)
-    operands = SigmoidPair(
-        x, distinct(y, x), scale, scale_factor, bias, distinct(bias_term, scale_factor), *ids, x_weight, y_weight
-    )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, scale_factor, bias_term)):
-        return _SigmoidPair.apply(op, *operands)
-    return _op(*operands, (False,) * 4)[0]
+    return SigmoidPair(x, distinct(y, x), scale, scale_factor, bias, distinct(bias_term, scale_factor), *ids, x_weight, y_weight)

@@ -10,6 +10,7 @@ from torch import distributed
 
 from fastssl.distributed import Ranks, RanksError, failures
 from fastssl.functional import clip_loss, info_nce, nt_xent, siglip_loss, sup_con
+from fastssl.ops import similarity
 from tests.support.processes import run_processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,6 +43,17 @@ def check(rank: int, world: int) -> None:
         with pytest.raises(RanksError, match=f"every process must make the same call, got rank 0: .*{said}"):
             call()
     assert nt_xent(A, B, group=everyone).isfinite()  # and the processes are still together
+
+    def out_of_memory(*_):
+        raise RuntimeError("out of memory")
+
+    forward, similarity._fwd = similarity._fwd, out_of_memory
+    for transport in ("gather", "ring"):  # an error of a kernel is no failure of another process
+        left = distributed.new_group()  # in which transfers stay unfinished
+        with pytest.raises(RuntimeError, match=r"^out of memory"):
+            info_nce(A.clone().requires_grad_(), B.clone().requires_grad_(), group=Ranks(left, transport))
+    distributed.barrier()
+    similarity._fwd = forward
 
     soon = distributed.new_group(timeout=timedelta(seconds=PATIENCE))
     nt_xent(A, B, group=soon)
