@@ -32,7 +32,7 @@ def stride_of(op: str, query: Tensor, passages: Tensor, names: tuple[str, str]) 
     return len(passages) // len(query)
 
 
-def passage_loss(
+def cross_entropy(
     op: str,
     query: Tensor,
     passages: Tensor,
@@ -55,10 +55,11 @@ def passage_loss(
     return reduce_rows(softplus(lse - scale * dot_rows(query, passages[target])), reduction)
 
 
-def gather_own(rows: Tensor) -> Tensor:
-    """The rows of all processes in rank order, of which only this process's own carry a gradient; as many rows in each."""
-    world = world_size()
-    if world == 1:
+def gather_own(rows: Tensor, *, even: bool = True) -> Tensor:
+    """The rows of all processes in rank order, of which only this process's own carry a gradient; with ``even`` as many in each."""
+    if world_size() == 1:
         return rows
-    everyone, first = gather_rows(rows, even=True), torch.distributed.get_rank() * len(rows)
+    rank = torch.distributed.get_rank()
+    counts = None if even else gather_rows(torch.tensor([len(rows)], device=rows.device), even=True)[:rank]
+    everyone, first = gather_rows(rows, even=even), rank * len(rows) if counts is None else int(counts.sum())
     return torch.cat([everyone[:first], rows, everyone[first + len(rows) :]])

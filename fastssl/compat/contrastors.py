@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastssl.distributed import gather_rows_with_grad, world_size
 
-from ._retrieval import check_sides, passage_loss, stride_of
+from ._retrieval import check_sides, cross_entropy, stride_of
 
 __all__ = ["clip_loss"]
 
@@ -55,19 +55,19 @@ def clip_loss(
     """
     op = "clip_loss"
     if tracker is not None:
-        raise NotImplementedError(f"{op}: a tracker wants the accuracy, which is not computed")
+        raise NotImplementedError(f"{op}: tracker must be None, since it logs an accuracy that needs the similarities")
     if isinstance(document, Tensor) and isinstance(query, Tensor):
         document = document.to(query.dtype)
     check_sides(op, query, document, _NAMES)
     world = world_size()
     if bidirectional and (len(query) != len(document) or (gather_enabled and world > 1)):
-        raise NotImplementedError(f"{op}: bidirectional=True is there for as many documents as queries")
+        raise NotImplementedError(f"{op}: bidirectional=True needs as many documents as queries")
     stride, first = stride_of(op, query, document, _NAMES), 0
     scale = logit_scale(query.new_ones(())) if callable(logit_scale) else logit_scale
     if gather_enabled:
         document, first = gather_rows_with_grad(document)
     target = torch.arange(len(query), device=query.device) * stride + first
-    loss = passage_loss(op, query, document, scale, target, names=_NAMES)
+    loss = cross_entropy(op, query, document, scale, target, names=_NAMES)
     if bidirectional:
-        return loss + passage_loss(op, document, query, scale, target, names=_NAMES)
+        return loss + cross_entropy(op, document, query, scale, target, names=_NAMES)
     return loss * world

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ._retrieval import gather_own, passage_loss
+from ._retrieval import cross_entropy, gather_own
 
 __all__ = ["compute_cross_device_neg_loss", "compute_in_batch_neg_loss"]
 
@@ -55,8 +55,8 @@ def _check(model, teacher_targets: Any, compute_score_func: Any) -> None:
     places = {name: getattr(getattr(type(model), name, None), "__module__", "") for name in PLAIN}
     other = [name for name, place in places.items() if not place.startswith(PLAIN[name])]
     if teacher_targets is not None or compute_score_func is not None or other:
-        raise NotImplementedError(f"FlagEmbedding: teacher_targets, compute_score_func or own {', '.join(other)} are not there")
+        raise NotImplementedError(f"FlagEmbedding: teacher_targets, compute_score_func or own {', '.join(other)} are not supported")
 
 
 def _loss(model, q_reps: Tensor, p_reps: Tensor) -> Tensor:
-    return passage_loss("FlagEmbedding", q_reps, p_reps, 1.0 / model.temperature, names=("q_reps", "p_reps"))
+    return cross_entropy("FlagEmbedding", q_reps, p_reps, 1.0 / model.temperature, names=("q_reps", "p_reps"))

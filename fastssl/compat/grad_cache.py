@@ -11,7 +11,7 @@ from torch import Tensor
 from fastssl.checks import check_whole
 from fastssl.distributed import world_size
 
-from ._retrieval import check_sides, gather_own, passage_loss
+from ._retrieval import check_sides, cross_entropy, gather_own
 
 __all__ = ["DistributedContrastiveLoss", "SimpleContrastiveLoss"]
 
@@ -51,7 +51,7 @@ class SimpleContrastiveLoss:
         check_sides(op, x, y, ("x", "y"))
         if target is None and len(x) * self.target_per_qry != len(y):
             raise ValueError(f"{op}: y must have {self.target_per_qry} rows for each of {len(x)} rows of x, got {len(y)}")
-        return passage_loss(op, x, y, 1.0, target, reduction, ("x", "y"))
+        return cross_entropy(op, x, y, 1.0, target, reduction, ("x", "y"))
 
 
 class DistributedContrastiveLoss(SimpleContrastiveLoss):

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from fastssl.distributed import gather_rows, world_size
 from fastssl.loss.info_nce import info_nce
+from fastssl.loss.parts.local_rows import rows_of_all
+
+from ._retrieval import gather_own
 
 __all__ = ["call"]
 
@@ -39,21 +42,23 @@ def call(self, outputs: dict[str, Tensor], labels: Tensor, **kwargs: Any) -> Ten
     split = getattr(getattr(parallel, "sequence_parallel", None), "dp_group", None) is not None
     margin = float(os.environ.get("INFONCE_FAKE_NEG_MARGIN", "0.1"))
     if not _flag("INFONCE_USE_BATCH", True) or self.is_megatron or split or margin < 0:
-        raise NotImplementedError(f"{_OP}: negatives from the batch, without Megatron or sequence parallelism, are there alone")
+        refused = "a negative margin, Megatron, sequence parallelism, and losses without negatives from the batch"
+        raise NotImplementedError(f"{_OP}: {refused} are not supported")
     rows = outputs["last_hidden_state"]
     if world_size() > 1:
-        rows, labels = _of_all(rows), gather_rows(labels)
+        rows, labels = gather_own(rows, even=False), gather_rows(labels)
     query, passages, group = _samples(rows, labels)
-    out = info_nce(
-        query,
-        passages,
-        temperature=float(os.environ.get("INFONCE_TEMPERATURE", "0.1")),
-        normalize=False,
-        target=group,
-        margin=margin if _flag("INFONCE_MASK_FAKE_NEGATIVE") else None,
-        query_query=_flag("INFONCE_INCLUDE_QQ"),
-        doc_doc=_flag("INFONCE_INCLUDE_DD"),
-    )
+    with rows_of_all():
+        out = info_nce(
+            query,
+            passages,
+            temperature=float(os.environ.get("INFONCE_TEMPERATURE", "0.1")),
+            normalize=False,
+            target=group,
+            margin=margin if _flag("INFONCE_MASK_FAKE_NEGATIVE") else None,
+            query_query=_flag("INFONCE_INCLUDE_QQ"),
+            doc_doc=_flag("INFONCE_INCLUDE_DD"),
+        )
     loss = cast("Tensor", out)  # without statistics
     value, world = loss.detach(), world_size()
     return value + world * (loss - value) if world > 1 else loss
@@ -80,11 +85,3 @@ def _samples(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
     anchors = torch.tensor([start + k for k, start in enumerate(starts)], device=rows.device)
     documents = anchors[:, None] + 1 + torch.arange(group, device=rows.device)
     return rows[anchors], rows[documents.flatten()], group
-
-
-def _of_all(rows: Tensor) -> Tensor:
-    """The rows of all processes, of which this process's own carry a gradient; any number of rows in each."""
-    counts = gather_rows(torch.tensor([len(rows)], device=rows.device), even=True).tolist()
-    first = sum(counts[: torch.distributed.get_rank()])
-    everyone = gather_rows(rows)
-    return torch.cat([everyone[:first], rows, everyone[first + len(rows) :]])

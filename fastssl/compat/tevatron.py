@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ._late import late_output, with_late
-from ._retrieval import passage_loss
+from ._retrieval import cross_entropy
 
 __all__ = ["forward"]
 
@@ -43,7 +43,7 @@ def forward(self, query: dict | None = None, passage: dict | None = None) -> Any
 
     if all(getattr(type(self), name).__module__ == home for name in ("compute_similarity", "compute_loss")):
         try:
-            loss = passage_loss("EncoderModel", q_reps, p_reps, 1.0 / self.temperature, names=("q_reps", "p_reps")) * factor
+            loss = cross_entropy("EncoderModel", q_reps, p_reps, 1.0 / self.temperature, names=("q_reps", "p_reps")) * factor
         except (TypeError, ValueError, NotImplementedError):
             pass
         else:

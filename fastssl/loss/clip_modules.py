@@ -111,7 +111,7 @@ class ClipLoss(nn.Module):
         if world_size > 1 and use_horovod:
             raise NotImplementedError("ClipLoss: use_horovod=True is not there; processes gather with torch.distributed")
         if world_size > 1 and local_loss and not gather_with_grad and label_smoothing:
-            raise NotImplementedError("ClipLoss: label_smoothing with local_loss=True is there only with gather_with_grad=True")
+            raise NotImplementedError("ClipLoss: label_smoothing with local_loss=True needs gather_with_grad=True")
         self.local_loss, self.gather_with_grad, self.cache_labels = local_loss, gather_with_grad, cache_labels
         self.rank, self.world_size, self.use_horovod = rank, world_size, use_horovod
         self.normalize, self.label_smoothing = normalize, label_smoothing

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
+import fastssl
 from fastssl.compat import (
     contrastors,
     flag_embedding,
@@ -197,7 +198,9 @@ def ours_of_contrastors(q, p, scale, bias):
 def ours_of_ms_swift(q, p, scale, bias):
     rows = torch.cat([q[:, None], p.unflatten(0, (-1, GROUP))], 1).flatten(0, 1)
     labels = torch.tensor([1, *[0] * (GROUP - 1)]).repeat(QUERIES)
-    return ms_swift.call(SimpleNamespace(is_megatron=False), {"last_hidden_state": rows}, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fastssl.LocalRowsWarning)  # it has gathered the rows by itself
+        return ms_swift.call(SimpleNamespace(is_megatron=False), {"last_hidden_state": rows}, labels)
 
 
 def exact(loss, q, p, scale, bias):

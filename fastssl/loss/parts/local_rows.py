@@ -1,6 +1,8 @@
 """The warning of a loss that contrasts only the rows of its own process, where several processes train together."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 from fastssl.distributed import world_size
 
@@ -17,12 +19,24 @@ class LocalRowsWarning(UserWarning):
 
 
 _WARNED: set[str] = set()
+_JOINED = False  # whether ``rows_of_all`` holds
+
+
+@contextlib.contextmanager
+def rows_of_all() -> Iterator[None]:
+    """A context for code that has joined the rows of all processes itself: nothing warns that they are local."""
+    global _JOINED
+    before, _JOINED = _JOINED, True
+    try:
+        yield
+    finally:
+        _JOINED = before
 
 
 def warn_local_rows(op: str) -> None:
     """Warns, once for each function in each process, that its negatives are those of one process of several."""
     world = world_size()
-    if world == 1 or op in _WARNED:
+    if world == 1 or op in _WARNED or _JOINED:
         return
     _WARNED.add(op)
     warnings.warn(
