@@ -5,6 +5,7 @@ from .loss.cosine import byol_loss, negative_cosine
 from .loss.geometry import alignment, soft_nearest_neighbor, uniformity
 from .loss.hard import debiased_nt_xent, hard_nt_xent
 from .loss.info_nce import info_nce
+from .loss.koleo import koleo
 from .loss.metric import contrastive, contrastive_pairs, lifted_structured, triplet, triplet_batch
 from .loss.moco import moco_loss, moco_v3_loss
 from .loss.nt_xent import dcl, nt_xent
@@ -48,6 +49,7 @@ __all__ = [
     "grid_mask",
     "hard_nt_xent",
     "info_nce",
+    "koleo",
     "lars_",
     "lifted_structured",
     "mask_ids",

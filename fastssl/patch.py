@@ -39,6 +39,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "lightly.models.modules.nn_memory_bank": ("NNMemoryBankModule",),
         "lightly.loss.ntx_ent_loss": ("NTXentLoss",),
         "lightly.loss.dcl_loss": ("DCLLoss", "DCLWLoss"),
+        "lightly.loss.koleo_loss": ("KoLeoLoss",),
         "lightly.loss.negative_cosine_similarity": ("NegativeCosineSimilarity",),
         "lightly.utils.lars": ("LARS",),
     },

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from fastssl.checks import check_number, check_whole
 from fastssl.loss.cosine import NegativeCosineSimilarity
+from fastssl.loss.koleo import KoLeoLoss
 from fastssl.loss.nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
 
 from ._common import average_parameters
@@ -34,6 +35,7 @@ __all__ = [
     "LARS",
     "DCLLoss",
     "DCLWLoss",
+    "KoLeoLoss",
     "MemoryBankModule",
     "NNMemoryBankModule",
     "NTXentLoss",

@@ -4,6 +4,7 @@ from .clip_modules import ClipLoss, SigLipLoss
 from .cosine import BYOLLoss, NegativeCosineSimilarity
 from .geometry import SoftNearestNeighborLoss
 from .info_nce import InfoNCELoss
+from .koleo import KoLeoLoss
 from .mae import MAELoss
 from .metric import ContrastivePairsLoss, LiftedStructuredLoss, TripletLoss
 from .moco import MoCoLoss
@@ -19,6 +20,7 @@ __all__ = [
     "DCLLoss",
     "DCLWLoss",
     "InfoNCELoss",
+    "KoLeoLoss",
     "LiftedStructuredLoss",
     "LocalRowsWarning",
     "MAELoss",

@@ -18,11 +18,10 @@ from fastssl.checks import (
     readable,
     widest,
 )
+from fastssl.distributed.neighbours import BLOCK_ELEMENTS
 
 from .parts.arguments import scalar
 from .parts.dot_products import in_given_dtype
-
-BLOCK_ELEMENTS = 1 << 22  # similarities that are held at once: 16 MiB of float32
 
 
 def matryoshka(

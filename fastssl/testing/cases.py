@@ -3,7 +3,8 @@
 A call takes the differentiable inputs by name and returns one tensor. An eager form is what a careful user would write. In float64
 its result is the truth; in the dtype of a test its error is what ours is compared with.
 
-``inputs.py`` makes the inputs; ``similarities.py``, ``contrastive.py`` and ``masking.py`` hold calls and eager forms.
+``inputs.py`` makes the inputs; ``similarities.py``, ``contrastive.py``, ``latents.py`` and ``masking.py`` hold calls and eager
+forms.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fastssl import functional
 
-from . import contrastive, inputs, masking, similarities
+from . import contrastive, inputs, latents, masking, similarities
 from .inputs import in_seven_bits
 
 
@@ -150,7 +151,7 @@ def _masking_case(name, inputs, wrap, ours, eager, shapes, flops=lambda s: 0.0, 
     return OpCase(name, inputs, wrap(ours, **how), wrap(eager, **how), flops, moved, shapes)
 
 
-_F, _E, _M, _S = functional, contrastive, masking, similarities
+_F, _E, _L, _M, _S = functional, contrastive, latents, masking, similarities
 _ONE = ((1, 3),)
 #: No similarity of unit rows is above such a limit. One near a limit would count in one dtype and not in another.
 _MARGIN = 2.5
@@ -205,6 +206,15 @@ CASES = {
         *(
             _loss_case(name, inputs.sup_con_inputs, wrap(_F.sup_con), wrap(_E.sup_con), first=_ONE, logits=1 / 0.07)
             for name, wrap in (("sup_con", _sup_con), ("sup_con_masked", _sup_con_masked))
+        ),
+        OpCase(
+            "koleo",
+            _L.rows,
+            _F.koleo,
+            _L.koleo,
+            flops=lambda s: 2 * s[0] ** 2 * s[1],
+            bytes=lambda s, itemsize: 2 * math.prod(s) * itemsize,
+            shapes=((2, 3), (8, 16), (65, 20)),
         ),
         _masking_case("gather_tokens", _M.token_inputs, _M.gather_case, _F.gather_tokens, _M.gather, _TOKENS),
         _masking_case("restore_tokens", _M.restore_inputs, _M.restore_case, _F.restore_tokens, _M.restore_tokens, _TOKENS),

@@ -1,5 +1,5 @@
 """Every public function of ``fastssl.functional`` and ``fastssl.masking``, and the schedules of ``fastssl.momentum``."""
 
-from . import losses, masking, momentum
+from . import latents, losses, masking, momentum
 
-CASES = [*losses.CASES, *masking.CASES, *momentum.CASES]
+CASES = [*latents.CASES, *losses.CASES, *masking.CASES, *momentum.CASES]

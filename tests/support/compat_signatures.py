@@ -97,7 +97,7 @@ def _pairs() -> tuple[Pair, ...]:
     found.append(Pair("fastssl.compat.lightly:vit_preprocess", f"{module}:MaskedVisionTransformerTIMM.preprocess"))
     found.append(Pair("fastssl.compat.lightly:MemoryBankModule", f"{module}.memory_bank:MemoryBankModule", ((8, 4),)))
     found.append(Pair("fastssl.compat.lightly:NNMemoryBankModule", f"{module}.nn_memory_bank:NNMemoryBankModule", ((8, 4),)))
-    for name in ("NTXentLoss", "DCLLoss", "DCLWLoss", "NegativeCosineSimilarity"):
+    for name in ("NTXentLoss", "DCLLoss", "DCLWLoss", "KoLeoLoss", "NegativeCosineSimilarity"):
         found.append(Pair(f"fastssl.loss:{name}", f"lightly.loss:{name}", (0.5, (8, 4)) if name == "NTXentLoss" else ()))
     found.append(Pair("fastssl.compat.lightly:LARS", "lightly.utils.lars:LARS", ("params", 0.1)))
     for name in ("ClipLoss", "SigLipLoss"):
