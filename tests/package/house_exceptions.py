@@ -44,6 +44,7 @@ FILES: dict[str, str] = {
 #: Names in backquotes that no code here has.
 NAMES: dict[str, str] = {
     "_lerp_": "a function of timm",
+    "pairwise_distance": "an attribute of lightly's KoLeoLoss",
     "apply_update_": "a method of timm",
     "apply_update_no_buffers_": "a method of timm",
     "add_contrastive_loss": "a function of google-research/simclr",
