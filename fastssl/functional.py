@@ -11,6 +11,7 @@ from .loss.moco import moco_loss, moco_v3_loss
 from .loss.nt_xent import dcl, nt_xent
 from .loss.parts.row_stats import RowStats
 from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
+from .loss.sinkhorn import sinkhorn
 from .loss.sup_con import sup_con
 from .loss.variants import matryoshka, nearest_neighbor
 from .masking.blocks import grid_mask, multi_block_mask, tube_mask
@@ -30,6 +31,7 @@ from .ops.patch_loss import masked_patch_loss
 from .ops.queue import queue_push_
 from .ops.restore_tokens import restore_tokens
 from .ops.similarity import similarity_lse
+from .ops.soft_cross_entropy import soft_cross_entropy
 
 __all__ = [
     "RowStats",
@@ -74,6 +76,8 @@ __all__ = [
     "restore_tokens",
     "siglip_loss",
     "similarity_lse",
+    "sinkhorn",
+    "soft_cross_entropy",
     "soft_nearest_neighbor",
     "span_lengths",
     "span_mask",

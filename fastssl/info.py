@@ -84,11 +84,11 @@ def report() -> str:
         *_gpu_lines(),
         *([f"Triton kernels  none: {why_not_triton}"] if why_not_triton else []),
         "",
-        f"{'op':24}{'CPU':12}CUDA",
+        f"{'op':28}{'CPU':12}CUDA",
     ]
     for op, owners in OWNERS.items():
         reasons = [f"{key}: {why}" for key, owner in owners.items() if (why := _why(key, owner))]
-        lines.append(f"{op:24}{owners['CPU']:12}{owners['CUDA']:12}{'; '.join(reasons)}".rstrip())
+        lines.append(f"{op:28}{owners['CPU']:12}{owners['CUDA']:12}{'; '.join(reasons)}".rstrip())
     return "\n".join(lines)
 
 

@@ -46,6 +46,21 @@ def sum_of_all(joined: Joined, value: Tensor) -> Tensor:
     return _SumOfAll.apply(value, joined.name)
 
 
+def _largest(value: Tensor, name: str) -> Tensor:
+    with named("largest_of_all", "the maximum over processes", name):
+        return all_reduce(value, group_called(name), "max").clone()
+
+
+_largest_op = define_composite(
+    "ranks_largest", "(Tensor value, str name) -> Tensor", lambda value, _: torch.empty_like(value), _largest
+)
+
+
+def largest_of_all(joined: Joined, value: Tensor) -> Tensor:
+    """The largest over processes of each element of a tensor of one shape, in all of them; a constant."""
+    return _largest_op(value, joined.name)
+
+
 def _class_sums(v: Tensor, v_id: Tensor, own_id: Tensor, counts: Tensor, transport: str, name: str) -> Tensor:
     """One part after the other: its class sums, found by sorting, are looked up by the own ids."""
     ids = own_id.sort()[0]

@@ -116,9 +116,9 @@ def reduce_scatter(rows: Tensor, counts: Sequence[int], group: ProcessGroup) -> 
     return _done(sums)[: counts[rank]]
 
 
-def all_reduce(values: Tensor, group: ProcessGroup) -> Tensor:
-    """The sum over processes of a tensor, in all of them."""
-    return _done(_functional("all_reduce")(values.contiguous(), "sum", group))
+def all_reduce(values: Tensor, group: ProcessGroup, how: str = "sum") -> Tensor:
+    """The sum, or with "max" the largest, over processes of a tensor, in all of them."""
+    return _done(_functional("all_reduce")(values.contiguous(), how, group))
 
 
 def exchange(rows: Tensor, counts: Sequence[int], group: ProcessGroup) -> list[Tensor]:
