@@ -6,6 +6,7 @@ from .loss.geometry import alignment, soft_nearest_neighbor, uniformity
 from .loss.hard import debiased_nt_xent, hard_nt_xent
 from .loss.info_nce import info_nce
 from .loss.koleo import koleo
+from .loss.masked_latent import masked_latent_loss
 from .loss.metric import contrastive, contrastive_pairs, lifted_structured, triplet, triplet_batch
 from .loss.moco import moco_loss, moco_v3_loss
 from .loss.nt_xent import dcl, nt_xent
@@ -56,6 +57,7 @@ __all__ = [
     "lifted_structured",
     "mask_ids",
     "mask_tokens",
+    "masked_latent_loss",
     "masked_patch_loss",
     "matryoshka",
     "moco_loss",

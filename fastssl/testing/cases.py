@@ -143,6 +143,7 @@ def _lse_case(name, inputs, wrap, sweeps) -> OpCase:
 
 #: Shapes of masked image modelling: tokens (N, L, D), and images by (N, width).
 _TOKENS = ((1, 1, 1), (3, 5, 2), (2, 40, 33), (4, 70, 128), (5, 131, 24))
+_LATENTS = ((1, 3), (3, 40), (5, 131))
 _IMAGES = ((1, 2), (3, 5), (8, 16), (33, 20), (70, 48))
 
 
@@ -215,6 +216,14 @@ CASES = {
             flops=lambda s: 2 * s[0] ** 2 * s[1],
             bytes=lambda s, itemsize: 2 * math.prod(s) * itemsize,
             shapes=((2, 3), (8, 16), (65, 20)),
+        ),
+        *(
+            _masking_case(name, _L.predictions, _L.latent_case, _F.masked_latent_loss, _L.masked_latent, _LATENTS, **how)
+            for name, how in (
+                ("masked_latent", {"beta": 0.5}),
+                ("masked_latent_l1", {"loss": "l1", "normalize": False, "reduction": "none"}),
+                ("masked_latent_weighted", {"loss": 1.5, "whole": True}),
+            )
         ),
         _masking_case("gather_tokens", _M.token_inputs, _M.gather_case, _F.gather_tokens, _M.gather, _TOKENS),
         _masking_case("restore_tokens", _M.restore_inputs, _M.restore_case, _F.restore_tokens, _M.restore_tokens, _TOKENS),

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from fastssl.checks import accumulator_dtype
 
+from .masking import shuffled
+
 
 def koleo(z: Tensor, p: float = 2.0, topk: int = 1, eps: float = 1e-8, group_size: int | None = None) -> Tensor:
     """The matrix of cosines, its diagonal filled, and the distances to the largest ones of each row."""
@@ -21,3 +23,58 @@ def koleo(z: Tensor, p: float = 2.0, topk: int = 1, eps: float = 1e-8, group_siz
 def rows(shape, dtype=torch.float32, device="cpu", seed=0) -> dict[str, Tensor]:
     """shape (N, D)."""
     return {"z": torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype).to(device)}
+
+
+def masked_latent(
+    pred, target, ids=None, *, loss="smooth_l1", beta=1.0, normalize=True, eps=1e-5, weight=None, reduction="mean"
+) -> Tensor:  # fmt: skip
+    """The target normalised as a whole, gathered, and compared."""
+    if isinstance(pred, (tuple, list)):
+        how = {"loss": loss, "beta": beta, "normalize": normalize, "eps": eps, "reduction": reduction}
+        losses = torch.stack([masked_latent(p, target, i, **how) for p, i in zip(pred, ids, strict=True)])
+        return losses.mean() if reduction == "mean" else losses.sum()
+    wide = accumulator_dtype(pred)
+    h = F.layer_norm(target.to(wide), target.shape[2:], eps=eps) if normalize else target.to(wide)
+    h = h.repeat(pred.shape[0] // h.shape[0], 1, 1)
+    if isinstance(ids, (tuple, list)):
+        times = pred.shape[0] // (len(ids) * target.shape[0])
+        ids = torch.cat([block for block in ids for _ in range(times)])
+    if ids is not None:
+        h = h.gather(1, ids[:, :, None].expand(-1, -1, h.shape[2]))
+    x = pred.to(wide)
+    if loss == "l1":
+        each = F.l1_loss(x, h, reduction="none")
+    elif loss == "l2":
+        each = F.mse_loss(x, h, reduction="none")
+    elif loss == "smooth_l1":
+        each = F.smooth_l1_loss(x, h, reduction="none", beta=beta)
+    else:
+        each = (x - h).abs() ** loss / loss
+    each = each.mean(2)
+    if weight is not None:
+        weight = weight.to(wide)
+        each = torch.where(weight != 0, each * weight, 0.0)
+        if reduction == "mean":
+            return torch.where(weight.sum() > 0, each.sum() / weight.sum(), 0.0)
+    return each if reduction == "none" else each.mean() if reduction == "mean" else each.sum()
+
+
+def predictions(shape, dtype=torch.float32, device="cpu", seed=0) -> dict[str, Tensor]:
+    """shape (N, D): two blocks of four tokens of each of N samples, (2 N, 4, D)."""
+    return {"pred": rows((2 * shape[0], 4, shape[1]), dtype, device, seed)["z"]}
+
+
+def latent_case(call, whole=False, **how):
+    """Targets (N, 6, D) are a constant: arithmetic on their index. ``whole``: all tokens of one block, with weights."""
+
+    def run(pred):
+        n, tokens, width = pred.shape
+        count = torch.arange(n * 3 * width, device=pred.device, dtype=torch.float64)
+        target = (2.0 * (count * 0.37).sin() + (count**1.5 * 0.01).cos() + 0.5).reshape(n // 2, 6, width).to(pred.dtype)
+        if not whole:
+            ids = shuffled(n, 6, pred)[:, :tokens]
+            return call(pred, target, torch.cat([ids[:, :3], ids[:, :1]], 1), **how)
+        weight = torch.arange(n * tokens, device=pred.device).reshape(n, tokens) % 3 / 2.0
+        return call(pred, target[:, 1:5], weight=weight, **how)
+
+    return run

@@ -1,5 +1,7 @@
 """Rows of the losses of neighbours and of latent targets."""
 
+import torch
+
 from fastssl import functional
 from fastssl.testing import latents as plain
 
@@ -23,4 +25,29 @@ def _koleo_truth(group=None, **arguments):
     return plain.koleo(**arguments)
 
 
-CASES = [Case("koleo", functional.koleo, _koleo, _koleo_truth)]
+def _masked_latent(m: Maker) -> dict:
+    samples, length, width, tokens = m.choice((1, 3)), m.choice((1, 6)), m.choice((1, 5, 16)), m.choice((1, 4))
+    blocks, kind = m.choice((1, 1, 2)), m.choice(("ids", "ids", "none", "list", "lists"))
+    ids = [m.integers(0, length, samples, tokens) for _ in range(blocks)]
+    if kind == "none":
+        tokens = length
+    pred = [m.leaf(samples, tokens, width) for _ in range(blocks)]
+    rows = torch.cat(pred).detach().requires_grad_(pred[0].requires_grad)
+    weight = None if kind == "lists" else m.maybe(m.integers(0, 3, len(rows), tokens).to(torch.float32), 0.3)
+    return {
+        "pred": pred if kind == "lists" else rows,
+        "target": 2.0 * m.rows(samples, length, width) + 0.5,
+        "ids": {"none": None, "ids": torch.cat(ids)}.get(kind, ids),
+        "loss": m.choice(("l1", "l2", "smooth_l1", 2, 1.5)),
+        "beta": m.choice((1.0, 0.5, 0)),
+        "normalize": m.random() < 0.7,
+        "eps": m.choice((1e-5, 1e-2)),
+        "weight": weight,
+        "reduction": m.choice(("mean", "sum") if kind == "lists" else ("mean", "sum", "none")),
+    }
+
+
+CASES = [
+    Case("koleo", functional.koleo, _koleo, _koleo_truth),
+    Case("masked_latent_loss", functional.masked_latent_loss, _masked_latent, plain.masked_latent),
+]
