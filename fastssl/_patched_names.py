@@ -24,7 +24,9 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "lightly.loss.ntx_ent_loss": ("NTXentLoss",),
         "lightly.loss.dcl_loss": ("DCLLoss", "DCLWLoss"),
         "lightly.loss.koleo_loss": ("KoLeoLoss",),
+        "lightly.loss.lejepa_loss": ("LeJEPALoss", "SIGReg"),
         "lightly.loss.negative_cosine_similarity": ("NegativeCosineSimilarity",),
+        "lightly.loss.visreg_loss": ("VISRegLoss",),
         "lightly.utils.lars": ("LARS",),
     },
     "solo": {

@@ -12,9 +12,11 @@ from .loss.moco import moco_loss, moco_v3_loss
 from .loss.nt_xent import dcl, nt_xent
 from .loss.parts.row_stats import RowStats
 from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
+from .loss.sigreg import lejepa_loss, sigreg
 from .loss.sinkhorn import sinkhorn
 from .loss.sup_con import sup_con
 from .loss.variants import matryoshka, nearest_neighbor
+from .loss.visreg import VISRegTerms, visreg
 from .masking.blocks import grid_mask, multi_block_mask, tube_mask
 from .masking.patches import patchify, unpatchify
 from .masking.random import random_masking, random_token_mask
@@ -36,6 +38,7 @@ from .ops.soft_cross_entropy import soft_cross_entropy
 
 __all__ = [
     "RowStats",
+    "VISRegTerms",
     "adamw_",
     "alignment",
     "block_mask",
@@ -54,6 +57,7 @@ __all__ = [
     "info_nce",
     "koleo",
     "lars_",
+    "lejepa_loss",
     "lifted_structured",
     "mask_ids",
     "mask_tokens",
@@ -77,6 +81,7 @@ __all__ = [
     "random_token_mask",
     "restore_tokens",
     "siglip_loss",
+    "sigreg",
     "similarity_lse",
     "sinkhorn",
     "soft_cross_entropy",
@@ -89,4 +94,5 @@ __all__ = [
     "tube_mask",
     "uniformity",
     "unpatchify",
+    "visreg",
 ]

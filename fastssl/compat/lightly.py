@@ -14,6 +14,8 @@ from fastssl.checks import check_number, check_whole
 from fastssl.loss.cosine import NegativeCosineSimilarity
 from fastssl.loss.koleo import KoLeoLoss
 from fastssl.loss.nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
+from fastssl.loss.sigreg_modules import LeJEPALoss, VISRegLoss
+from fastssl.loss.sigreg_modules import SIGRegLoss as SIGReg
 
 from ._common import average_parameters
 from ._lars import Lars
@@ -36,10 +38,13 @@ __all__ = [
     "DCLLoss",
     "DCLWLoss",
     "KoLeoLoss",
+    "LeJEPALoss",
     "MemoryBankModule",
     "NNMemoryBankModule",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SIGReg",
+    "VISRegLoss",
     "cosine_schedule",
     "get_at_index",
     "mask_at_index",

@@ -30,6 +30,11 @@ _sum = define_composite(
 )
 
 
+def sum_without_gradient(value: Tensor, name: str) -> Tensor:
+    """The sum over the processes of the group called ``name``, of a tensor of one shape, as a constant."""
+    return _sum(value, name)
+
+
 class _SumOfAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value, name):

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, distributed
 
 from fastssl.checks import accumulator_dtype, readable
+from fastssl.ops._register import define_composite
 
-from .collectives import gather, gather_even, initialised, known, reduce_scatter, world_size
+from .collectives import gather, gather_even, group_called, initialised, known, reduce_scatter, world_size
+from .failures import named
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from .ranks import Joined
 
 
 def gather_rows(rows: Tensor, group: ProcessGroup | None = None, *, even: bool = False) -> Tensor:
@@ -102,6 +106,47 @@ def gather_rows_with_grad(rows: Tensor, group: ProcessGroup | None = None) -> tu
         if min(counts) != max(counts):
             raise ValueError(f"{op}: every process must bring as many rows, got {counts}")
     return _GatherWithGradient.apply(rows, world, group), distributed.get_rank(group) * len(rows)
+
+
+def _all_rows(rows: Tensor, counts: Tensor, name: str) -> Tensor:
+    with named("rows_of_joined", "the gather of rows", name):
+        return gather(rows, counts.tolist(), group_called(name)).clone()
+
+
+def _own_rows(rows: Tensor, counts: Tensor, count: int, name: str) -> Tensor:
+    with named("rows_of_joined", "the sum of gradients", name):
+        return reduce_scatter(rows, counts.tolist(), group_called(name)).clone()
+
+
+def _fake_rows(rows: Tensor, counts: Tensor, name: str) -> Tensor:
+    return rows.new_empty((torch.library.get_ctx().new_dynamic_size(), *rows.shape[1:]))
+
+
+_all = define_composite("ranks_rows", "(Tensor rows, Tensor counts, str name) -> Tensor", _fake_rows, _all_rows)
+_own = define_composite(
+    "ranks_rows_own",
+    "(Tensor rows, Tensor counts, SymInt count, str name) -> Tensor",
+    lambda rows, counts, count, name: rows.new_empty((count, *rows.shape[1:])),
+    _own_rows,
+)
+
+
+class _RowsOfJoined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, counts, name):
+        ctx.save_for_backward(counts)
+        ctx.count, ctx.name = rows.shape[0], name
+        return _all(rows, counts, name)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _own(grad, ctx.saved_tensors[0], ctx.count, ctx.name), None, None
+
+
+def rows_of_joined(joined: Joined, rows: Tensor) -> Tensor:
+    """The rows (N, ...), float32 or float64, of all processes that compute a loss together, in rank order. The gradient of a row is
+    the sum of what the processes have for it."""
+    return _RowsOfJoined.apply(rows, joined.counts, joined.name)
 
 
 def _check(op: str, rows: Tensor, group: ProcessGroup | None) -> int:

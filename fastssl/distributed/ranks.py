@@ -85,6 +85,11 @@ class Joined:
     total: Tensor  # () float32 or float64 there: N_total
     keep: bool  # whether gathered columns may be saved for the backward: their number is known to a graph
 
+    @property
+    def rank(self) -> int:
+        """This process's number in the group."""
+        return group_called(self.name).rank()
+
     def route(self) -> tuple[Tensor, str, str]:
         """What the operations over several processes take as their last arguments."""
         return self.counts, self.transport, self.name

@@ -11,6 +11,7 @@ from .moco import MoCoLoss
 from .nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
 from .parts.local_rows import LocalRowsWarning
 from .sampled import NPairLoss
+from .sigreg_modules import LeJEPALoss, SIGRegLoss, VISRegLoss
 from .sup_con import SupConLoss
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DCLWLoss",
     "InfoNCELoss",
     "KoLeoLoss",
+    "LeJEPALoss",
     "LiftedStructuredLoss",
     "LocalRowsWarning",
     "MAELoss",
@@ -28,8 +30,10 @@ __all__ = [
     "NPairLoss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "SIGRegLoss",
     "SigLipLoss",
     "SoftNearestNeighborLoss",
     "SupConLoss",
     "TripletLoss",
+    "VISRegLoss",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastssl import functional
 
-from . import contrastive, inputs, latents, masking, similarities
+from . import contrastive, inputs, latents, masking, similarities, sketched
 from .inputs import in_seven_bits
 
 
@@ -153,6 +153,16 @@ def _masking_case(name, inputs, wrap, ours, eager, shapes, flops=lambda s: 0.0, 
 
 
 _F, _E, _L, _M, _S = functional, contrastive, latents, masking, similarities
+
+
+def _sketched_case(name, inputs, ours, eager) -> OpCase:
+    """Of SLICES directions: two products in the forward and four in the backward."""
+    shapes = ((2, 1), (9, 16), (70, 20), (300, 65))
+    flops = lambda s: 6 * s[0] * s[1] * sketched.SLICES  # noqa: E731
+    return OpCase(name, inputs, ours, eager, flops, lambda s, itemsize: 3 * s[0] * s[1] * itemsize, shapes)
+
+
+_F, _E, _M, _S = functional, contrastive, masking, similarities
 _ONE = ((1, 3),)
 #: No similarity of unit rows is above such a limit. One near a limit would count in one dtype and not in another.
 _MARGIN = 2.5
@@ -257,5 +267,14 @@ CASES = {
             compact=True,
             loss="l1",
         ),
+        *(
+            _sketched_case(name, inputs, sketched.with_directions(ours, **how), sketched.with_directions(eager, **how))
+            for name, inputs, ours, eager, how in (
+                ("sigreg", sketched.embeddings, _F.sigreg, sketched.sigreg, {}),
+                ("sigreg_knots", sketched.embeddings, _F.sigreg, sketched.sigreg, {"knots": 6, "t_max": 5.0}),
+                ("lejepa", sketched.views, _F.lejepa_loss, sketched.lejepa, {"global_views": 2}),
+            )
+        ),
+        _sketched_case("sorted_slices", sketched.views, sketched.shape_of, sketched.eager_shape_of),
     )
 }
