@@ -23,6 +23,9 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "lightly.models.modules.nn_memory_bank": ("NNMemoryBankModule",),
         "lightly.loss.ntx_ent_loss": ("NTXentLoss",),
         "lightly.loss.dcl_loss": ("DCLLoss", "DCLWLoss"),
+        "lightly.loss.dino_loss": ("DINOLoss",),
+        "lightly.loss.ibot_loss": ("IBOTPatchLoss", "IBOTPlusPlusPatchLoss"),
+        "lightly.loss.swav_loss": ("SwaVLoss",),
         "lightly.loss.koleo_loss": ("KoLeoLoss",),
         "lightly.loss.lejepa_loss": ("LeJEPALoss", "SIGReg"),
         "lightly.loss.negative_cosine_similarity": ("NegativeCosineSimilarity",),
@@ -31,14 +34,26 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "solo": {
         "solo.losses.byol": ("byol_loss_func",),
+        "solo.losses.dino": ("DINOLoss",),
         "solo.losses.mae": ("mae_loss_func",),
         "solo.losses.mocov2plus": ("mocov2plus_loss_func",),
         "solo.losses.mocov3": ("mocov3_loss_func",),
         "solo.losses.nnclr": ("nnclr_loss_func",),
         "solo.losses.simclr": ("simclr_loss_func",),
         "solo.losses.simsiam": ("simsiam_loss_func",),
+        "solo.losses.swav": ("swav_loss_func",),
         "solo.utils.lars": ("LARS",),
         "solo.utils.momentum": ("MomentumUpdater", "initialize_momentum_params"),
+    },
+    "dinov2": {
+        "dinov2.loss.dino_clstoken_loss": ("DINOLoss",),
+        "dinov2.loss.ibot_patch_loss": ("iBOTPatchLoss",),
+        "dinov2.loss.koleo_loss": ("KoLeoLoss",),
+    },
+    "dinov3": {
+        "dinov3.loss.dino_clstoken_loss": ("DINOLoss",),
+        "dinov3.loss.ibot_patch_loss": ("SinkhornKnoppTeacher", "iBOTPatchLoss"),
+        "dinov3.loss.koleo_loss": ("KoLeoLoss", "KoLeoLossDistributed"),
     },
     "open_clip": {"open_clip.loss": ("ClipLoss", "SigLipLoss")},
     "info_nce": {"info_nce": ("InfoNCE", "info_nce")},
@@ -59,6 +74,7 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
             "_compute_cross_device_neg_loss": "compute_cross_device_neg_loss",
         },
     },
+    "dino": {"DINOLoss": {name: f"DINOLoss.{name}" for name in ("forward", "update_center")}},
     "lightly": {"lightly.models.modules:MaskedVisionTransformerTIMM": {"preprocess": "vit_preprocess"}},
     "mae": {
         "MaskedAutoencoderViT": {
@@ -79,6 +95,7 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
         },
     },
     "supcon": {"SupConLoss": {"forward": "forward"}},
+    "swav": {"main_swav": {"distributed_sinkhorn": "distributed_sinkhorn"}},
     "swift": {"swift.loss.embedding:InfonceLoss": {"__call__": "call"}},
     "tevatron": {"tevatron.retriever.modeling.encoder:EncoderModel": {"forward": "forward"}},
     "transformers": {
@@ -94,14 +111,20 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
     },
 }
 #: Repositories that are no package, and the class that the user passes.
-BROUGHT = {"mae": "MaskedAutoencoderViT", "moco": "MoCo", "mocov3": "MoCo", "supcon": "SupConLoss"}
+BROUGHT = {"dino": "DINOLoss", "mae": "MaskedAutoencoderViT", "moco": "MoCo", "mocov3": "MoCo", "supcon": "SupConLoss"}
+#: Repositories that are no package, and the module whose functions are swapped: the user passes it.
+SCRIPTS = {"swav": "main_swav"}
+#: Names that older versions of a library lack: there they are left out.
+LATER = {"lightly.loss.ibot_loss": ("IBOTPlusPlusPatchLoss",)}
 #: Methods that call no module of the model. Where they refuse a call, nothing ran before.
 LEAVES = {
+    "dino": ("forward", "update_center"),
     "FlagEmbedding": ("_compute_in_batch_neg_loss", "_compute_cross_device_neg_loss"),
     "mae": ("forward_loss", "patchify", "random_masking", "unpatchify"),
     "mocov3": ("contrastive_loss",),
     "sentence_transformers": ("compute_loss_from_embeddings", "calculate_loss"),
     "supcon": ("forward",),
+    "swav": ("distributed_sinkhorn",),
     "swift": ("__call__",),
     "transformers": ("forward_loss", "random_masking"),
 }

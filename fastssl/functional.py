@@ -2,6 +2,7 @@
 
 from .loss.clip import clip_loss, siglip_loss
 from .loss.cosine import byol_loss, negative_cosine
+from .loss.dino import dino_loss, ibot_loss, patch_weights, update_center
 from .loss.geometry import alignment, soft_nearest_neighbor, uniformity
 from .loss.hard import debiased_nt_xent, hard_nt_xent
 from .loss.info_nce import info_nce
@@ -15,6 +16,7 @@ from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
 from .loss.sigreg import lejepa_loss, sigreg
 from .loss.sinkhorn import sinkhorn
 from .loss.sup_con import sup_con
+from .loss.swav import swav_loss
 from .loss.variants import matryoshka, nearest_neighbor
 from .loss.visreg import VISRegTerms, visreg
 from .masking.blocks import grid_mask, multi_block_mask, tube_mask
@@ -49,11 +51,13 @@ __all__ = [
     "corrupt_spans",
     "dcl",
     "debiased_nt_xent",
+    "dino_loss",
     "ema_update_",
     "embed_visible",
     "gather_tokens",
     "grid_mask",
     "hard_nt_xent",
+    "ibot_loss",
     "info_nce",
     "koleo",
     "lars_",
@@ -75,6 +79,7 @@ __all__ = [
     "negative_sampling",
     "nt_xent",
     "num_kept",
+    "patch_weights",
     "patchify",
     "queue_push_",
     "random_masking",
@@ -89,10 +94,12 @@ __all__ = [
     "span_lengths",
     "span_mask",
     "sup_con",
+    "swav_loss",
     "triplet",
     "triplet_batch",
     "tube_mask",
     "uniformity",
     "unpatchify",
+    "update_center",
     "visreg",
 ]

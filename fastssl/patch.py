@@ -16,11 +16,12 @@ import sys
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ._patched_names import BROUGHT, LEAVES, METHODS, MODULES, NAMES, SHORT, VERSIONS
+from ._patched_names import BROUGHT, LATER, LEAVES, METHODS, MODULES, NAMES, SCRIPTS, SHORT, VERSIONS
 
 __all__ = ["Patch", "patch"]
 
 _LIBRARIES = sorted(NAMES.keys() | METHODS.keys() | SHORT.keys())
+_WITH_TARGET = BROUGHT | SCRIPTS
 _ABSENT = object()
 
 
@@ -42,7 +43,7 @@ class Patch:
     """
 
     def __init__(self, library: str, modules: list[tuple], methods: list[tuple]):
-        """modules: (module that defines the name, name, replacement); methods: (class, name, replacement)."""
+        """modules: (module that defines the name, name, replacement); methods: (class or script, name, replacement)."""
         self._library = library
         self._objects: list[tuple[Any, Any]] = []
         self._methods: list[tuple[type, str, Any]] = []
@@ -92,18 +93,19 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     class whose own methods call it by its name (``super(Name, self)``) keeps it in the module that defines it, for their sake.
 
     Args:
-        library: "contrastors", "FlagEmbedding", "grad_cache", "info_nce", "lightly", "open_clip", "pytorch_metric_learning"
-            ("pml"), "sentence_transformers", "solo", "swift" (ms-swift), "tevatron", "timm", "transformers" (ViTMAE, CLIP,
-            SigLIP and SigLIP 2), "mae", "moco", "mocov3" or "supcon".
-        target: for "mae" the class ``MaskedAutoencoderViT``, for "moco" and "mocov3" the class ``MoCo``, for "supcon" the class
-            ``SupConLoss``, or the module that holds it under this name.
+        library: "contrastors", "dinov2", "dinov3", "FlagEmbedding", "grad_cache", "info_nce", "lightly", "open_clip",
+            "pytorch_metric_learning" ("pml"), "sentence_transformers", "solo", "swift" (ms-swift), "tevatron", "timm",
+            "transformers" (ViTMAE, CLIP, SigLIP and SigLIP 2), "dino", "mae", "moco", "mocov3", "supcon" or "swav".
+        target: for "dino" the class ``DINOLoss``, for "mae" the class ``MaskedAutoencoderViT``, for "moco" and "mocov3" the class
+            ``MoCo``, for "supcon" the class ``SupConLoss``, or the module that holds it under this name; for "swav" the module
+            ``main_swav``.
 
     Returns:
         Has ``undo()`` and the swapped ``names``; as a context manager it undoes at the end.
 
     Raises:
         ValueError: unknown library, or a version of it whose functions take other arguments; nothing is swapped then.
-        TypeError: "mae", "moco", "mocov3" or "supcon" without a class, or a class for another library.
+        TypeError: one of those that want a target without it, or a target for another library.
         ImportError: the library is not installed.
 
     Examples:
@@ -118,11 +120,12 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     if library not in _LIBRARIES:
         raise ValueError(f"patch: library must be one of {', '.join(map(repr, _LIBRARIES))}, got {library!r}")
     library = SHORT.get(library, library)
-    if library in BROUGHT:
-        return Patch(library, [], _methods(library, _brought_class(library, target)))
+    if library in _WITH_TARGET:
+        return Patch(library, [], _methods(library, _brought(library, target)))
     if target is not None:
-        raise TypeError(f"patch: target is for {', '.join(map(repr, BROUGHT))} alone, got {target!r} for {library!r}")
+        raise TypeError(f"patch: target is for {', '.join(map(repr, _WITH_TARGET))} alone, got {target!r} for {library!r}")
     theirs = [(_imported(module), name) for module, names in NAMES.get(library, {}).items() for name in names]
+    theirs = [(module, name) for module, name in theirs if hasattr(module, name) or name not in LATER.get(module.__name__, ())]
     for path in METHODS.get(library, {}):
         _imported(path.partition(":")[0])
     ours = _drop_ins(library)
@@ -146,12 +149,17 @@ def _drop_ins(library: str) -> ModuleType:
     return importlib.import_module(f"fastssl.compat.{MODULES.get(library, library)}")
 
 
-def _brought_class(library: str, target: Any) -> ModuleType:
-    """A namespace that holds the user's class under its published name. Raises TypeError where there is no class."""
-    name = BROUGHT[library]
-    cls = getattr(target, name, None) if isinstance(target, ModuleType) else target
-    if not isinstance(cls, type):
-        raise TypeError(f'patch: "{library}" needs the class {name} or the module that holds it, got {target!r}')
+def _brought(library: str, target: Any) -> ModuleType:
+    """A namespace that holds the user's class or module under its published name. Raises TypeError where it is something else."""
+    name = _WITH_TARGET[library]
+    if library in SCRIPTS:
+        cls = target
+        if not isinstance(target, ModuleType):
+            raise TypeError(f'patch: "{library}" needs the module {name}, got {target!r}')
+    else:
+        cls = getattr(target, name, None) if isinstance(target, ModuleType) else target
+        if not isinstance(cls, type):
+            raise TypeError(f'patch: "{library}" needs the class {name} or the module that holds it, got {target!r}')
     holder = ModuleType(library)
     setattr(holder, name, cls)
     return holder

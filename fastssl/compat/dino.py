@@ -1,15 +1,89 @@
-"""For the training script of facebookresearch/dino: the two lines of its teacher update, and the schedule of its momentum."""
+"""For the training script of facebookresearch/dino: its loss, the two lines of its teacher update, the schedule of its momentum."""
 
 import math
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fastssl.checks import check_number, check_whole
+from fastssl.loss.dino import update_center
 
 from ._common import average_parameters
+from ._soft_targets import chunked_loss, everyone, temperature_schedule
 
-__all__ = ["cosine_scheduler", "update_teacher"]
+__all__ = ["DINOLoss", "cosine_scheduler", "update_teacher"]
+
+
+class DINOLoss(nn.Module):
+    """The loss of ``main_dino.py``, with its state: the centre (1, K). It works with and without a process group.
+
+    Args:
+        out_dim: the number K of prototypes.
+        ncrops: the number of the student's crops, the two global ones first.
+        warmup_teacher_temp: the teacher's temperature at the first epoch.
+        teacher_temp: the teacher's temperature after the warm-up.
+        warmup_teacher_temp_epochs: epochs over which it goes from one to the other, linearly.
+        nepochs: epochs of the training.
+        student_temp: the student's temperature.
+        center_momentum: the share of the centre that is kept.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Examples:
+        >>> criterion = DINOLoss(16, 4, 0.04, 0.07, warmup_teacher_temp_epochs=30, nepochs=100)
+        >>> student, teacher = torch.randn(4 * 8, 16, requires_grad=True), torch.randn(2 * 8, 16)
+        >>> criterion(student, teacher, epoch=0).backward()
+        >>> list(criterion.state_dict()), criterion.center.shape
+        (['center'], torch.Size([1, 16]))
+    """
+
+    center: Tensor
+
+    def __init__(
+        self,
+        out_dim: int,
+        ncrops: int,
+        warmup_teacher_temp: float,
+        teacher_temp: float,
+        warmup_teacher_temp_epochs: int,
+        nepochs: int,
+        student_temp: float = 0.1,
+        center_momentum: float = 0.9,
+    ):
+        super().__init__()
+        op = "DINOLoss"
+        self.ncrops = check_whole(op, "ncrops", ncrops, 2)
+        check_number(op, "student_temp", student_temp, 0.0)
+        check_number(op, "center_momentum", center_momentum, 0.0)
+        self.student_temp, self.center_momentum = student_temp, center_momentum
+        self.register_buffer("center", torch.zeros(1, check_whole(op, "out_dim", out_dim, 1)))
+        epochs = (warmup_teacher_temp_epochs, nepochs)
+        self.teacher_temp_schedule = temperature_schedule(op, warmup_teacher_temp, teacher_temp, *epochs)
+
+    def forward(self, student_output: Tensor, teacher_output: Tensor, epoch: int) -> Tensor:
+        """The mean over pairs of different crops and images; the centre is moved afterwards.
+
+        Args:
+            student_output: (ncrops B, K) logits, crop after crop.
+            teacher_output: (2 B, K) logits of the global crops. A constant.
+            epoch: chooses the teacher's temperature.
+
+        Returns:
+            A scalar, float32 (float64 for float64 input).
+
+        Raises:
+            TypeError, ValueError: as ``dino_loss``; the centre is unchanged then.
+        """
+        temperature = self.teacher_temp_schedule[epoch]
+        loss = chunked_loss("DINOLoss", self, student_output, teacher_output, self.ncrops, temperature)
+        self.update_center(teacher_output)
+        return loss
+
+    def update_center(self, teacher_output: Tensor) -> None:
+        """Moves the centre by the mean of logits (N, K), over the rows of all processes, in place."""
+        update_center(self.center, teacher_output, self.center_momentum, everyone())
 
 
 def update_teacher(student: nn.Module, teacher: nn.Module, m: float) -> None:

@@ -1,4 +1,4 @@
-"""Drop-ins for lightly 1.6: memory banks, momentum update, contrastive losses, LARS, a schedule, and functions on tokens.
+"""Drop-ins for lightly 1.6: memory banks, momentum update, losses, LARS, a schedule, and functions on tokens.
 
 lightly 1.6.0 asks nowhere for its own classes (no ``isinstance``), so the classes here derive from none of them, and lightly need
 not be installed.
@@ -6,12 +6,15 @@ not be installed.
 
 import math
 import warnings
+from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from fastssl.checks import check_number, check_whole
 from fastssl.loss.cosine import NegativeCosineSimilarity
+from fastssl.loss.dino_modules import DINOLoss, IBOTPatchLoss, IBOTPlusPlusPatchLoss
+from fastssl.loss.dino_modules import SwaVLoss as _SwaVLoss
 from fastssl.loss.koleo import KoLeoLoss
 from fastssl.loss.nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
 from fastssl.loss.sigreg_modules import LeJEPALoss, VISRegLoss
@@ -37,6 +40,9 @@ __all__ = [
     "LARS",
     "DCLLoss",
     "DCLWLoss",
+    "DINOLoss",
+    "IBOTPatchLoss",
+    "IBOTPlusPlusPatchLoss",
     "KoLeoLoss",
     "LeJEPALoss",
     "MemoryBankModule",
@@ -44,6 +50,7 @@ __all__ = [
     "NTXentLoss",
     "NegativeCosineSimilarity",
     "SIGReg",
+    "SwaVLoss",
     "VISRegLoss",
     "cosine_schedule",
     "get_at_index",
@@ -58,6 +65,25 @@ __all__ = [
     "update_momentum",
     "vit_preprocess",
 ]
+
+
+class SwaVLoss(_SwaVLoss):
+    """``fastssl.loss.SwaVLoss``, whose loss has lightly's shape (1,).
+
+    Examples:
+        >>> import torch
+        >>> SwaVLoss()(list(torch.randn(2, 8, 30)), list(torch.randn(6, 8, 30))).shape
+        torch.Size([1])
+    """
+
+    def forward(
+        self,
+        high_resolution_outputs: Sequence[Tensor],
+        low_resolution_outputs: Sequence[Tensor],
+        queue_outputs: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """As there, in one dimension."""
+        return super().forward(high_resolution_outputs, low_resolution_outputs, queue_outputs).reshape(1)
 
 
 def update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> None:

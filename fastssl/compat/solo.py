@@ -1,6 +1,6 @@
 """Drop-ins for solo-learn 1.0.6: ``solo.utils.momentum``, LARS, and losses at its scales.
 
-The losses are those of MoCo v2+, MoCo v3, SimCLR, NNCLR, BYOL, SimSiam and MAE.
+The losses are those of MoCo v2+, MoCo v3, SimCLR, NNCLR, BYOL, SimSiam, MAE, DINO and SwAV.
 
 The methods of solo-learn bind the names at import: ``solo.methods.mocov2plus.mocov2plus_loss_func = mocov2plus_loss_func``,
 ``solo.methods.base.MomentumUpdater = MomentumUpdater``; ``fastssl.patch("solo")`` finds them all.
@@ -27,10 +27,12 @@ from fastssl.ops.similarity import similarity_lse
 
 from ._common import average_parameters, check_share, copy_parameters
 from ._lars import Lars
+from ._solo_soft import DINOLoss, swav_loss_func
 from .mae import patch_loss
 
 __all__ = [
     "LARS",
+    "DINOLoss",
     "MomentumUpdater",
     "byol_loss_func",
     "initialize_momentum_params",
@@ -40,6 +42,7 @@ __all__ = [
     "nnclr_loss_func",
     "simclr_loss_func",
     "simsiam_loss_func",
+    "swav_loss_func",
 ]
 
 _NETS = ("online_net", "momentum_net")

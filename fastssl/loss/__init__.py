@@ -2,6 +2,8 @@
 
 from .clip_modules import ClipLoss, SigLipLoss
 from .cosine import BYOLLoss, NegativeCosineSimilarity
+from .dino_modules import DINOLoss, IBOTPatchLoss, IBOTPlusPlusPatchLoss, SwaVLoss
+from .dino_modules import SwaVLoss as SwAVLoss
 from .geometry import SoftNearestNeighborLoss
 from .info_nce import InfoNCELoss
 from .koleo import KoLeoLoss
@@ -20,6 +22,9 @@ __all__ = [
     "ContrastivePairsLoss",
     "DCLLoss",
     "DCLWLoss",
+    "DINOLoss",
+    "IBOTPatchLoss",
+    "IBOTPlusPlusPatchLoss",
     "InfoNCELoss",
     "KoLeoLoss",
     "LeJEPALoss",
@@ -34,6 +39,8 @@ __all__ = [
     "SigLipLoss",
     "SoftNearestNeighborLoss",
     "SupConLoss",
+    "SwAVLoss",
+    "SwaVLoss",
     "TripletLoss",
     "VISRegLoss",
 ]

@@ -57,8 +57,8 @@ _scale = define_op(
 class _How:
     """What a call is beside its tensors. ``outer`` and ``inner`` make the number that the sum of the rows' losses is divided by."""
 
-    def __init__(self, student: Tensor, options: tuple, reduction: str, pairs, in_place: bool):
-        self.options, self.reduction, self.in_place = options, reduction, in_place
+    def __init__(self, op: str, student: Tensor, options: tuple, reduction: str, pairs, in_place: bool):
+        self.op, self.options, self.reduction, self.in_place = op, options, reduction, in_place
         #: The 1 / count of a mean: folded into the weights, or applied to loss and upstream gradient of float16 logits.
         folded = reduction == "mean" and student.dtype != torch.float16
         self.pairs = pairs
@@ -85,7 +85,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
     def forward(ctx, student, teacher, bias, weight, temperatures, how):
         weight = how.weights(student, weight)
         loss, dstudent = _fwd(student, teacher, bias, weight, temperatures, *how.options, True)
-        ctx.how = how
+        ctx.how, ctx.op = how, how.op
         if torch.compiler.is_compiling():
             ctx.save_for_backward(dstudent)
         else:
@@ -116,7 +116,7 @@ class _InPlace(torch.autograd.Function):
         loss = _in_place(student.detach(), teacher, bias, how.weights(student, weight), temperatures, *how.options)
         torch.autograd.graph.increment_version(student)
         ctx.save_for_backward(student)
-        ctx.how, ctx.given = how, False
+        ctx.how, ctx.op, ctx.given = how, how.op, False
         return how.reduced(loss)
 
     @staticmethod
@@ -124,7 +124,7 @@ class _InPlace(torch.autograd.Function):
     def backward(ctx, grad):
         if ctx.given:
             raise RuntimeError(
-                "soft_cross_entropy: in_place=True wrote the gradient over the logits, and a first backward has taken it; "
+                f"{ctx.op}: in_place=True wrote the gradient over the logits, and a first backward has taken it; "
                 "call without in_place where a graph is walked twice"
             )
         ctx.given = True
@@ -228,7 +228,38 @@ def soft_cross_entropy(
         >>> soft_cross_entropy(student, teacher, ignore_diagonal=True)  # log 8
         tensor(2.0794)
     """
-    op = "soft_cross_entropy"
+    return cross_entropy_of(
+        "soft_cross_entropy",
+        student,
+        teacher,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+        center=center,
+        potential=potential,
+        weight=weight,
+        ignore_diagonal=ignore_diagonal,
+        heads=heads,
+        reduction=reduction,
+        in_place=in_place,
+    )
+
+
+def cross_entropy_of(
+    op: str,
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    student_temperature: float | Tensor = 0.1,
+    teacher_temperature: float | Tensor | None = 0.04,
+    center: Tensor | None = None,
+    potential: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_diagonal: bool = False,
+    heads: list[int] | None = None,
+    reduction: str = "mean",
+    in_place: bool = False,
+) -> Tensor:
+    """``soft_cross_entropy`` for a loss: errors name ``op``."""
     refuse_transforms(op, student, teacher, center, potential, weight, student_temperature, teacher_temperature)
     s, t, batch = _check_rows(op, student, teacher)
     check_constant(op, "teacher", teacher)
@@ -255,7 +286,7 @@ def soft_cross_entropy(
     if in_place:
         _check_in_place(op, student, teacher)
     options = (heads, batch, inner, bool(ignore_diagonal), given)
-    how = _How(student, options, reduction, pairs, in_place)
+    how = _How(op, student, options, reduction, pairs, in_place)
     rows, teacher_rows = (dense_rows(x.reshape(-1, x.shape[-1])) for x in (student, teacher.detach()))
     if not learns:
         loss = how.reduced(_fwd(rows, teacher_rows, bias, how.weights(rows, weights), temperatures, *options, False)[0])

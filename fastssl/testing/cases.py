@@ -3,8 +3,8 @@
 A call takes the differentiable inputs by name and returns one tensor. An eager form is what a careful user would write. In float64
 its result is the truth; in the dtype of a test its error is what ours is compared with.
 
-``inputs.py`` makes the inputs; ``similarities.py``, ``contrastive.py``, ``latents.py`` and ``masking.py`` hold calls and eager
-forms.
+``inputs.py`` makes the inputs; ``similarities.py``, ``contrastive.py``, ``crops.py``, ``latents.py`` and ``masking.py`` hold calls
+and eager forms.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastssl import functional
 
-from . import contrastive, inputs, latents, masking, similarities, sketched
+from . import contrastive, crops, inputs, latents, masking, similarities, sketched
 from .inputs import in_seven_bits
 
 
@@ -147,6 +147,13 @@ _LATENTS = ((1, 3), (3, 40), (5, 131))
 _IMAGES = ((1, 2), (3, 5), (8, 16), (33, 20), (70, 48))
 
 
+def _crops_case(name, wrap, ours, eager) -> OpCase:
+    """Logits over prototypes: two exponentials of each element and some sums."""
+    moved = lambda s, itemsize: 5 * math.prod(s) * itemsize  # noqa: E731
+    flops = lambda s: 10 * math.prod(s)  # noqa: E731
+    return OpCase(name, crops.student_inputs, wrap(ours), wrap(eager), flops, moved, ((1, 3), (8, 16), (33, 20)), logits=40.0)
+
+
 def _masking_case(name, inputs, wrap, ours, eager, shapes, flops=lambda s: 0.0, **how) -> OpCase:
     moved = lambda s, itemsize: 3 * math.prod(s) * itemsize  # noqa: E731
     return OpCase(name, inputs, wrap(ours, **how), wrap(eager, **how), flops, moved, shapes)
@@ -218,6 +225,9 @@ CASES = {
             _loss_case(name, inputs.sup_con_inputs, wrap(_F.sup_con), wrap(_E.sup_con), first=_ONE, logits=1 / 0.07)
             for name, wrap in (("sup_con", _sup_con), ("sup_con_masked", _sup_con_masked))
         ),
+        _crops_case("dino", crops.dino_case, _F.dino_loss, crops.dino),
+        _crops_case("ibot", crops.ibot_case, _F.ibot_loss, crops.ibot),
+        _crops_case("swav", crops.swav_case, _F.swav_loss, crops.swav),
         OpCase(
             "koleo",
             _L.rows,

@@ -11,14 +11,14 @@ from .table import Case, Maker
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def _temperature(m: Maker, *values: float):
+def temperature_of(m: Maker, *values: float):
     """A number or a tensor of one element."""
     value = m.choice(values)
     shape = m.choice(((), (1,)))
     return m.choice((value, torch.full(shape, value), torch.full(shape, value, dtype=torch.float64)))
 
 
-def _heads(m: Maker, columns: int) -> list[int] | None:
+def heads_of(m: Maker, columns: int) -> list[int] | None:
     return m.choice((None, [1, columns - 1])) if columns > 1 else None
 
 
@@ -36,13 +36,13 @@ def _soft_cross_entropy(m: Maker) -> dict:
     return {
         "student": m.leaf(*students, columns),
         "teacher": teacher.softmax(-1) if given else teacher,
-        "student_temperature": _temperature(m, 0.1, 1.0),
-        "teacher_temperature": None if given else _temperature(m, 0.04, 0.5),
+        "student_temperature": temperature_of(m, 0.1, 1.0),
+        "teacher_temperature": None if given else temperature_of(m, 0.04, 0.5),
         "center": None if given else _bias(m, *teachers, columns),
         "potential": None if given else _bias(m, *teachers, columns),
         "weight": m.maybe((m.rows(*students) * 2).round().abs(), 0.4),
         "ignore_diagonal": crops is not None and m.random() < 0.5,
-        "heads": _heads(m, columns),
+        "heads": heads_of(m, columns),
         "reduction": m.choice(REDUCTIONS),
         "in_place": False,
     }
@@ -53,10 +53,10 @@ def _sinkhorn(m: Maker) -> dict:
     columns = m.choice((1, 3, 16))
     return {
         "logits": m.rows(*shape, columns),
-        "temperature": _temperature(m, 0.05, 0.5),
+        "temperature": temperature_of(m, 0.05, 0.5),
         "iterations": m.choice((1, 2, 3)),
         "separate": m.choice((None, None, 0, len(shape) - 1, -2)),
-        "heads": _heads(m, columns),
+        "heads": heads_of(m, columns),
         "group": None,
     }
 

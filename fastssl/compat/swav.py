@@ -1,0 +1,102 @@
+"""For the training loop of facebookresearch/swav: its Sinkhorn function, and the loss of all its crops in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastssl.checks import check_float_dtype, check_whole
+from fastssl.distributed.ranks import Ranks
+from fastssl.loss.sinkhorn import sinkhorn
+from fastssl.loss.swav import swav_loss as _of_crops
+
+from ._soft_targets import targets
+
+__all__ = ["distributed_sinkhorn", "swav_loss"]
+
+
+@torch.no_grad()
+def distributed_sinkhorn(Q: Tensor, nmb_iters: int) -> Tensor:
+    """Codes (B, K) of ``Q = exp(out / epsilon).t()`` (K, B), balanced over all processes; works alone too.
+
+    ``Q`` is not changed. Entries that are 0 or infinite count as the smallest and the largest number of their dtype, where the
+    original gives NaN. Logits that overflow in the exponential are better left to ``swav_loss``, which takes them as they are.
+
+    Args:
+        Q: (K, B) float, at least 0.
+        nmb_iters: passes, at least 1.
+
+    Returns:
+        Codes (B, K), float32 (float64 for float64 input); each row adds up to 1.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Examples:
+        >>> codes = distributed_sinkhorn(torch.exp(torch.randn(8, 30) / 0.05).t(), 3)
+        >>> codes.shape, bool((codes.sum(1) - 1).abs().max() < 1e-5)
+        (torch.Size([8, 30]), True)
+    """
+    op = "distributed_sinkhorn"
+    if not isinstance(Q, Tensor) or Q.dim() != 2:
+        raise TypeError(f"{op}: Q must be a tensor (K, B), got {tuple(Q.shape) if isinstance(Q, Tensor) else type(Q).__name__}")
+    check_float_dtype(op, "Q", Q)
+    limits = torch.finfo(Q.dtype)
+    logits = Q.t().clamp(limits.tiny, limits.max)
+    logits = logits.to(torch.promote_types(Q.dtype, torch.float32)).log_().contiguous()
+    return targets(logits, sinkhorn(logits, 1.0, nmb_iters, group=Ranks(even=True)), 1.0)
+
+
+def swav_loss(
+    output: Tensor,
+    nmb_crops: Sequence[int],
+    crops_for_assign: Sequence[int] = (0, 1),
+    queue_output: Sequence[Tensor] | Tensor | None = None,
+    temperature: float = 0.1,
+    epsilon: float = 0.05,
+    sinkhorn_iterations: int = 3,
+) -> Tensor:
+    """What the loop of main_swav.py computes between ``model(inputs)`` and ``loss.backward()``, balanced over all processes.
+
+    The queue itself stays the loop's: ``queue_output`` are its products with the prototypes, from before this batch is pushed.
+
+    Args:
+        output: (sum(nmb_crops) B, K) the model's second output, crop after crop.
+        nmb_crops: the number of crops of each size, as ``args.nmb_crops``.
+        crops_for_assign: the crops that get codes.
+        queue_output: (Q, K) for each of them: ``queue[i] @ prototypes.weight.t()``.
+        temperature, epsilon, sinkhorn_iterations: of predictions, of codes, and the passes of Sinkhorn's algorithm.
+
+    Returns:
+        The mean loss, float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Examples:
+        >>> output = torch.randn((2 + 6) * 4, 30, requires_grad=True)  # 2 crops of 224 and 6 of 96 pixels of 4 images
+        >>> swav_loss(output, nmb_crops=[2, 6]).backward()
+    """
+    op = "swav_loss"
+    crops = sum(check_whole(op, "nmb_crops", count, 0) for count in nmb_crops)
+    if not isinstance(output, Tensor) or output.dim() != 2 or crops == 0 or len(output) % crops:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"{op}: output must be a tensor (crops B, K) of {crops} crops, got {got}")
+    chosen = [check_whole(op, "crops_for_assign", crop, 0, crops) for crop in crops_for_assign]
+    if len({*chosen}) != len(chosen) or not chosen:
+        raise ValueError(f"{op}: crops_for_assign must be different crops, at least one, got {chosen}")
+    logits = output.unflatten(0, (crops, -1))
+    if chosen != list(range(len(chosen))):
+        logits = logits[chosen + [crop for crop in range(crops) if crop not in chosen]]
+    queue = queue_output if queue_output is None or isinstance(queue_output, Tensor) else torch.stack(tuple(queue_output))
+    return _of_crops(
+        logits,
+        None if queue is None else queue.detach().to(logits.dtype),
+        assigned=len(chosen),
+        student_temperature=temperature,
+        teacher_temperature=epsilon,
+        iterations=sinkhorn_iterations,
+        group=Ranks(),
+    )

@@ -1,0 +1,90 @@
+"""SwAV's swapped prediction (Caron et al. 2020, eq. 2): the codes of one crop are predicted from the other crops of its image.
+
+    q_i = Sinkhorn codes of crop i, balanced over [its logits; the queue's logits]
+    loss = 1/H sum over global crops i  1/(S-1) sum over crops v != i  mean over images of CE(q_i, softmax(z_v / T_s))
+
+The codes are softmax((z_i + a_i) / T_t) with the potentials a_i of ``sinkhorn``, so neither codes nor plan are stored, and only
+the crop's own rows are read again. All pairs of crops are one call of ``soft_cross_entropy``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastssl.checks import check_dense, check_like, check_whole
+from fastssl.distributed.ranks import Ranks, join
+from fastssl.ops._register import refuse_transforms
+from fastssl.ops._targets import check_temperature
+
+from .dino import check_crops, crop_pairs, mean_of_crops
+from .parts.arguments import enter
+from .sinkhorn import sinkhorn
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def swav_loss(
+    logits: Tensor,
+    queue: Tensor | None = None,
+    *,
+    assigned: int = 2,
+    student_temperature: float | Tensor = 0.1,
+    teacher_temperature: float | Tensor = 0.05,
+    iterations: int = 3,
+    group: ProcessGroup | Ranks | None = None,
+) -> Tensor:
+    """SwAV's loss of all crops (Caron et al. 2020, eq. 2), with the codes of the first ``assigned`` crops.
+
+    Args:
+        logits: (S, B, K) products of the crops' embeddings with K prototypes, the global crops first; float32, bfloat16, float16
+            or float64. Codes are constants; the gradient is that of the predictions.
+        queue: (assigned, Q, K) products of earlier embeddings with the same prototypes, which help to balance the codes of each
+            crop; same dtype. A constant.
+        assigned: how many crops get codes: the global ones.
+        student_temperature: divides the logits of a prediction; a number or a one-element tensor.
+        teacher_temperature: divides the logits of a code, epsilon of the paper; the same.
+        iterations: passes of Sinkhorn's algorithm, at least 1.
+        group: a process group or ``fastssl.distributed.Ranks``: codes are balanced, and the mean is taken, over the images of all
+            its processes, uneven batches included. Each process gets its share; the mean of the shares, and of their gradients,
+            is that of one process. None: the images of this process alone are balanced.
+
+    Returns:
+        The mean over pairs of crops and images, float32 (float64 for float64 input). Differentiable once.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, temperature or number.
+        RanksError: the processes of ``group`` make different calls, or one of them is gone.
+
+    Examples:
+        >>> logits = torch.randn(4, 8, 30, requires_grad=True)  # 2 global and 2 local crops of 8 images, 30 prototypes
+        >>> swav_loss(logits).backward()
+        >>> loss = swav_loss(logits, torch.randn(2, 64, 30))  # with a queue
+    """
+    op = "swav_loss"
+    logits, queue = enter(op, logits, queue)
+    refuse_transforms(op, student_temperature, teacher_temperature)
+    check_crops(op, "logits", logits)
+    assigned = check_whole(op, "assigned", assigned, 1, logits.shape[0] + 1)
+    teacher = logits.detach()[:assigned]
+    if queue is not None:
+        check_dense(op, "queue", queue, "a tensor (assigned, Q, K)")
+        if queue.dim() != 3 or queue.shape[::2] != teacher.shape[::2]:
+            wanted = f"({assigned}, Q, {logits.shape[2]})"
+            raise ValueError(f"{op}: queue must have shape {wanted}, got {tuple(queue.shape)}")
+        check_like(op, "queue", queue, "logits", logits)
+    pairs = crop_pairs(op, "logits", logits, teacher, True)
+    temperatures: dict[str, Any] = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
+    for name, value in temperatures.items():
+        check_temperature(op, name, value, logits)
+    iterations = check_whole(op, "iterations", iterations, 1)
+    joined = None
+    if group is not None:
+        how = temperatures | {"iterations": iterations, "assigned": assigned, "queue": queue is not None}
+        joined = join(op, group, logits.transpose(0, 1), grad=logits.requires_grad, **how)
+    balanced = teacher if queue is None else torch.cat([teacher, queue.detach()], 1)
+    potential = sinkhorn(balanced, teacher_temperature, iterations, separate=0, group=group)
+    return mean_of_crops(op, logits, teacher, pairs, joined, potential=potential, ignore_diagonal=True, **temperatures)
