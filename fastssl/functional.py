@@ -4,6 +4,7 @@ from .loss.clip import clip_loss, siglip_loss
 from .loss.cosine import byol_loss, negative_cosine
 from .loss.dino import dino_loss, ibot_loss, patch_weights, update_center
 from .loss.geometry import alignment, soft_nearest_neighbor, uniformity
+from .loss.gram import cka, gram_loss
 from .loss.hard import debiased_nt_xent, hard_nt_xent
 from .loss.info_nce import info_nce
 from .loss.koleo import koleo
@@ -12,6 +13,7 @@ from .loss.metric import contrastive, contrastive_pairs, lifted_structured, trip
 from .loss.moco import moco_loss, moco_v3_loss
 from .loss.nt_xent import dcl, nt_xent
 from .loss.parts.row_stats import RowStats
+from .loss.redundancy import barlow_twins, vicreg
 from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
 from .loss.sigreg import lejepa_loss, sigreg
 from .loss.sinkhorn import sinkhorn
@@ -43,8 +45,10 @@ __all__ = [
     "VISRegTerms",
     "adamw_",
     "alignment",
+    "barlow_twins",
     "block_mask",
     "byol_loss",
+    "cka",
     "clip_loss",
     "contrastive",
     "contrastive_pairs",
@@ -55,6 +59,7 @@ __all__ = [
     "ema_update_",
     "embed_visible",
     "gather_tokens",
+    "gram_loss",
     "grid_mask",
     "hard_nt_xent",
     "ibot_loss",
@@ -101,5 +106,6 @@ __all__ = [
     "uniformity",
     "unpatchify",
     "update_center",
+    "vicreg",
     "visreg",
 ]

@@ -12,12 +12,14 @@ from .metric import ContrastivePairsLoss, LiftedStructuredLoss, TripletLoss
 from .moco import MoCoLoss
 from .nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
 from .parts.local_rows import LocalRowsWarning
+from .redundancy import BarlowTwinsLoss, VICRegLoss
 from .sampled import NPairLoss
 from .sigreg_modules import LeJEPALoss, SIGRegLoss, VISRegLoss
 from .sup_con import SupConLoss
 
 __all__ = [
     "BYOLLoss",
+    "BarlowTwinsLoss",
     "ClipLoss",
     "ContrastivePairsLoss",
     "DCLLoss",
@@ -42,5 +44,6 @@ __all__ = [
     "SwAVLoss",
     "SwaVLoss",
     "TripletLoss",
+    "VICRegLoss",
     "VISRegLoss",
 ]

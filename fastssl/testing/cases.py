@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastssl import functional
 
-from . import contrastive, crops, inputs, latents, masking, similarities, sketched
+from . import contrastive, crops, inputs, latents, masking, redundancy, similarities, sketched
 from .inputs import in_seven_bits
 
 
@@ -159,9 +159,6 @@ def _masking_case(name, inputs, wrap, ours, eager, shapes, flops=lambda s: 0.0, 
     return OpCase(name, inputs, wrap(ours, **how), wrap(eager, **how), flops, moved, shapes)
 
 
-_F, _E, _L, _M, _S = functional, contrastive, latents, masking, similarities
-
-
 def _sketched_case(name, inputs, ours, eager) -> OpCase:
     """Of SLICES directions: two products in the forward and four in the backward."""
     shapes = ((2, 1), (9, 16), (70, 20), (300, 65))
@@ -169,7 +166,16 @@ def _sketched_case(name, inputs, ours, eager) -> OpCase:
     return OpCase(name, inputs, ours, eager, flops, lambda s, itemsize: 3 * s[0] * s[1] * itemsize, shapes)
 
 
-_F, _E, _M, _S = functional, contrastive, masking, similarities
+#: Fewer rows than columns, and more: N x N and D x D forms.
+_FEW_AND_MANY = ((3, 9), (7, 40), (24, 9))
+
+
+def _statistic_case(name, inputs, ours, eager, sweeps) -> OpCase:
+    """A loss of the statistics of a batch; ``sweeps``: the least FLOPs of forward and backward, in units of 2 N^2 D."""
+    return OpCase(name, inputs, ours, eager, lambda s: sweeps * 2 * s[0] ** 2 * s[1], _pair_bytes, _FEW_AND_MANY)
+
+
+_F, _E, _L, _M, _R, _S = functional, contrastive, latents, masking, redundancy, similarities
 _ONE = ((1, 3),)
 #: No similarity of unit rows is above such a limit. One near a limit would count in one dtype and not in another.
 _MARGIN = 2.5
@@ -225,6 +231,10 @@ CASES = {
             _loss_case(name, inputs.sup_con_inputs, wrap(_F.sup_con), wrap(_E.sup_con), first=_ONE, logits=1 / 0.07)
             for name, wrap in (("sup_con", _sup_con), ("sup_con_masked", _sup_con_masked))
         ),
+        _statistic_case("barlow_twins", inputs.two_views, _F.barlow_twins, _R.barlow_twins, 4),
+        _statistic_case("vicreg", inputs.two_views, partial(_F.vicreg, form="gram"), _R.vicreg, 4),
+        _statistic_case("gram_loss", _R.images, _R.with_teacher(_F.gram_loss), _R.with_teacher(_R.gram_loss), 9),
+        _statistic_case("cka", _R.one_image, _R.with_teacher(_F.cka), _R.with_teacher(_R.cka), 3),
         _crops_case("dino", crops.dino_case, _F.dino_loss, crops.dino),
         _crops_case("ibot", crops.ibot_case, _F.ibot_loss, crops.ibot),
         _crops_case("swav", crops.swav_case, _F.swav_loss, crops.swav),

@@ -1,5 +1,14 @@
 """Every public function of ``fastssl.functional`` and ``fastssl.masking``, and the schedules of ``fastssl.momentum``."""
 
-from . import crops, distillation, latents, losses, masking, momentum, sketched
+from . import crops, distillation, latents, losses, masking, momentum, redundancy, sketched
 
-CASES = [*crops.CASES, *distillation.CASES, *latents.CASES, *losses.CASES, *masking.CASES, *momentum.CASES, *sketched.CASES]
+CASES = [
+    *crops.CASES,
+    *distillation.CASES,
+    *latents.CASES,
+    *losses.CASES,
+    *masking.CASES,
+    *momentum.CASES,
+    *redundancy.CASES,
+    *sketched.CASES,
+]
