@@ -18,6 +18,7 @@ from fastssl.functional import embed_visible, num_kept, patchify, unpatchify
 
 from ._common import check_flags, check_positive, check_widths
 from ._encoder import check_encoder
+from ._positions import resized_positions
 
 #: A module with timm's attributes, which differ from model to model: no type says which of them it has, ``check_backbone`` does.
 TimmLike: TypeAlias = Any
@@ -156,6 +157,7 @@ class VisionTransformer(nn.Module):
         channels: number C of channels.
         class_token: whether a class token stands in front. Its output is the feature, which is otherwise the mean over the patches.
         positions: "learned", or "sine" for the fixed ones of MAE.
+        dynamic_img_size: whether images of other sizes, such as small crops, are taken too, with interpolated positions.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -179,6 +181,7 @@ class VisionTransformer(nn.Module):
         channels: int = 3,
         class_token: bool = False,
         positions: str = "learned",
+        dynamic_img_size: bool = False,
     ):
         super().__init__()
         name = type(self).__name__
@@ -186,13 +189,13 @@ class VisionTransformer(nn.Module):
         check_heads(name, "width", width, "heads", heads)
         check_positive(name, mlp_ratio=mlp_ratio)
         check_whole(name, "mlp_ratio times width", int(width * mlp_ratio), 1)
-        check_flags(name, class_token=class_token)
+        check_flags(name, class_token=class_token, dynamic_img_size=dynamic_img_size)
         check_choice(name, "positions", positions, ("learned", "sine"))
         size = pair_of(name, "image_size", image_size)
         if any(side % patch_size for side in size):
             raise ValueError(f"{name}: image_size must be multiples of patch_size {patch_size}, got {image_size}")
         self.num_features = self.embed_dim = width
-        self.num_prefix_tokens = int(class_token)
+        self.num_prefix_tokens, self.dynamic_img_size = int(class_token), bool(dynamic_img_size)
         self.patch_embed = PatchEmbed(size, patch_size, channels, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + self.patch_embed.num_patches, width))
@@ -210,22 +213,26 @@ class VisionTransformer(nn.Module):
         """The tokens of images.
 
         Args:
-            images: (N, C, H, W) float, of the size that the transformer was made for.
+            images: (N, C, H, W) float, of the transformer's size; with ``dynamic_img_size`` of any size in whole patches.
 
         Returns:
             (N, P + L, width): P = 1 class token first, or P = 0, then L patches row by row.
         """
-        check_images(type(self).__name__, images, image_shape(self), self.pos_embed)
+        patch, grid = self.patch_embed.patch_size[0], self.patch_embed.grid_size
+        if self.dynamic_img_size and isinstance(images, Tensor) and images.ndim == 4:
+            grid = (max(1, images.shape[2] // patch), max(1, images.shape[3] // patch))
+        check_images(type(self).__name__, images, (image_shape(self)[0], grid[0] * patch, grid[1] * patch), self.pos_embed)
         tokens = self.patch_embed(images)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], 1)
-        return run_blocks(self, tokens + self.pos_embed)
+        positions = resized_positions(self.pos_embed, self.num_prefix_tokens, self.patch_embed.grid_size, grid)
+        return run_blocks(self, tokens + positions)
 
     def forward(self, images: Tensor) -> Tensor:
         """The features of images.
 
         Args:
-            images: (N, C, H, W) float, of the size that the transformer was made for.
+            images: (N, C, H, W) float, as ``forward_features`` takes them.
 
         Returns:
             (N, width): the class token, or the mean over the patches.
@@ -323,13 +330,23 @@ def embed_patches(backbone: TimmLike, images: Tensor, ids: Tensor, *, positions:
     return x + F.embedding(torch.cat([front, ids + before], 1), pos[0])
 
 
-def run_blocks(backbone: TimmLike, x: Tensor) -> Tensor:
-    """Embedded tokens (N, T, E) -> the encoder's output (N, T, E), normalised, by ``fc_norm`` where there is no other norm."""
+def blocks_of(backbone: TimmLike, x: Tensor) -> Tensor:
+    """Embedded tokens (N, T, E) -> what the last block gives (N, T, E)."""
     for name in ("pos_drop", "norm_pre"):
         x = getattr(backbone, name, nn.Identity())(x)
     for block in backbone.blocks:
         x = block(x)
-    return getattr(backbone, "fc_norm", backbone.norm)(x) if is_identity(backbone.norm) else backbone.norm(x)
+    return x
+
+
+def last_norm(backbone: TimmLike) -> nn.Module:
+    """The norm of the last block's tokens: ``fc_norm`` where there is no other norm."""
+    return getattr(backbone, "fc_norm", backbone.norm) if is_identity(backbone.norm) else backbone.norm
+
+
+def run_blocks(backbone: TimmLike, x: Tensor) -> Tensor:
+    """Embedded tokens (N, T, E) -> the encoder's output (N, T, E), normalised."""
+    return last_norm(backbone)(blocks_of(backbone, x))
 
 
 def pooled_features(backbone: TimmLike, images: Tensor) -> Tensor:

@@ -13,6 +13,39 @@ from torch import Tensor, nn
 BLUR_FROM = 64  # views smaller than this have no detail to spare; the paper, too, leaves blur out on 32 x 32
 
 
+def view_steps(
+    size: int,
+    scale: tuple[float, float],
+    *,
+    strength: float,
+    mirror: bool,
+    colour: bool,
+    hue: bool,
+    blur: float,
+    solarize: float = 0.0,
+) -> list[nn.Module]:
+    """The augmentations that make one view of side ``size`` in their order, as ``TwoViews`` describes them.
+
+    ``scale``: the smallest and the largest share of the image's area that a crop keeps. ``blur`` and ``solarize``: the shares of
+    the views that are blurred, where they are of ``BLUR_FROM`` pixels at least, and whose bright pixels are inverted.
+    """
+    steps: list[nn.Module] = [K.RandomResizedCrop((size, size), scale=scale, cropping_mode="resample")]
+    if mirror:
+        steps.append(K.RandomHorizontalFlip())
+    if strength > 0:
+        tone = 0.8 * strength
+        turn = min(0.5, 0.2 * strength) if colour and hue else 0.0
+        steps.append(K.ColorJitter(tone, tone, tone if colour else 0.0, turn, p=0.8))
+    if colour:
+        steps.append(K.RandomGrayscale(p=0.2))
+    if size >= BLUR_FROM and blur > 0:
+        side = 2 * math.ceil(0.05 * size) + 1
+        steps.append(K.RandomGaussianBlur((side, side), (0.1, 2.0), p=blur))
+    if solarize > 0:
+        steps.append(K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=solarize))
+    return steps
+
+
 class TwoViews(nn.Module):
     """images (B, C, H, W), uint8 or float in [0, 1] -> two independent views (B, C, S, S) float32, values in [0, 1].
 
@@ -42,19 +75,9 @@ class TwoViews(nn.Module):
         hue: bool = True,
     ):
         super().__init__()
-        steps: list[nn.Module] = [K.RandomResizedCrop((size, size), scale=(min_scale, 1.0), cropping_mode="resample")]
-        if mirror:
-            steps.append(K.RandomHorizontalFlip())
-        if strength > 0:
-            tone = 0.8 * strength
-            turn = min(0.5, 0.2 * strength) if colour and hue else 0.0
-            steps.append(K.ColorJitter(tone, tone, tone if colour else 0.0, turn, p=0.8))
-        if colour:
-            steps.append(K.RandomGrayscale(p=0.2))
-        if size >= BLUR_FROM:
-            side = 2 * math.ceil(0.05 * size) + 1
-            steps.append(K.RandomGaussianBlur((side, side), (0.1, 2.0), p=0.5))
-        self.steps = nn.Sequential(*steps)
+        self.steps = nn.Sequential(
+            *view_steps(size, (min_scale, 1.0), strength=strength, mirror=mirror, colour=colour, hue=hue, blur=0.5)
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         images = as_float(images)

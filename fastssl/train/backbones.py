@@ -77,15 +77,19 @@ def tokens_line(method: nn.Module) -> str | None:
     return None
 
 
-def _timm_backbone(timm: ModuleType, name: str, image_size: int, channels: int) -> nn.Module:
-    """A timm model without its classifier; transformers are made for ``image_size``."""
-    try:
-        return timm.create_model(name, num_classes=0, in_chans=channels, img_size=image_size)
-    except TypeError:  # convolutional models take no img_size
-        return timm.create_model(name, num_classes=0, in_chans=channels)
+def _timm_backbone(timm: ModuleType, name: str, image_size: int, channels: int, all_sizes: bool) -> nn.Module:
+    """A timm model without its classifier; transformers are made for ``image_size``, with ``all_sizes`` also for other sizes."""
+    options: dict[str, Any] = {"img_size": image_size, "dynamic_img_size": True} if all_sizes else {"img_size": image_size}
+    while True:
+        try:
+            return timm.create_model(name, num_classes=0, in_chans=channels, **options)
+        except TypeError:  # convolutional models take no img_size, and some transformers no dynamic_img_size
+            if not options:
+                raise
+            options.popitem()
 
 
-def _torchvision_backbone(models: ModuleType, name: str, image_size: int, channels: int) -> nn.Module:
+def _torchvision_backbone(models: ModuleType, name: str, image_size: int, channels: int, all_sizes: bool) -> nn.Module:
     """A torchvision classifier whose last module is replaced by the identity, and its first filters where they take 3 channels."""
     model = models.get_model(name, weights=None, **({"image_size": image_size} if name.startswith("vit_") else {}))
     head = next((head for head in ("fc", "classifier", "heads", "head") if hasattr(model, head)), None)
@@ -112,11 +116,11 @@ def _library(name: str) -> tuple[ModuleType | None, str]:
         return None, reason if reason and name == "torchvision" else own + (f" ({reason})" if reason else "")
 
 
-def _library_backbone(library: str, module: ModuleType, name: str, image_size: int, channels: int) -> nn.Module:
+def _library_backbone(library: str, module: ModuleType, name: str, image_size: int, channels: int, all_sizes: bool) -> nn.Module:
     """A model of timm or torchvision that is known to take images of this size."""
     what = f"--backbone {library}:{name}"
     try:
-        encoder = (_timm_backbone if library == "timm" else _torchvision_backbone)(module, name, image_size, channels)
+        encoder = (_timm_backbone if library == "timm" else _torchvision_backbone)(module, name, image_size, channels, all_sizes)
         training = encoder.training
         with torch.no_grad():
             encoder.eval()(torch.zeros(1, channels, image_size, image_size))
@@ -125,7 +129,9 @@ def _library_backbone(library: str, module: ModuleType, name: str, image_size: i
         raise UsageError(f"{what}: takes no images of --image-size {image_size}: {str(error).splitlines()[0]}") from error
 
 
-def build_backbone(name: str, image_size: int = 32, channels: int = 3, *, patch_size: int | None = None) -> nn.Module:
+def build_backbone(
+    name: str, image_size: int = 32, channels: int = 3, *, patch_size: int | None = None, all_sizes: bool = False
+) -> nn.Module:
     """The encoder called ``name``: a built-in one, then timm's, then torchvision's.
 
     Args:
@@ -133,6 +139,7 @@ def build_backbone(name: str, image_size: int = 32, channels: int = 3, *, patch_
         image_size: side S of the images in pixels.
         channels: number C of their channels.
         patch_size: side of the patches of "vit"; other transformers have theirs in their name.
+        all_sizes: whether a transformer also takes images of other sizes, as small crops are; its positions are interpolated.
 
     Returns:
         A module with fresh weights from images (B, C, S, S) to features (B, D).
@@ -145,7 +152,7 @@ def build_backbone(name: str, image_size: int = 32, channels: int = 3, *, patch_
         torch.Size([5, 128])
     """
     if name == "vit":
-        return build_vit(image_size, patch_size, channels=channels)
+        return build_vit(image_size, patch_size, channels=channels, dynamic_img_size=all_sizes)
     if patch_size is not None:
         raise UsageError(f"--patch-size {patch_size}: only --backbone vit takes it, got --backbone {name}")
     if name == "conv":
@@ -162,7 +169,7 @@ def build_backbone(name: str, image_size: int = 32, channels: int = 3, *, patch_
         names = module.list_models() if library == "timm" else module.list_models(module=module)  # classifiers only
         known += names
         if bare.split(".")[0] in names:
-            return _library_backbone(library, module, bare, image_size, channels)
+            return _library_backbone(library, module, bare, image_size, channels, all_sizes)
     close = ", ".join(difflib.get_close_matches(bare, dict.fromkeys(known), 3, 0.5))
     hint = f"close: {close}" if close else f"built in: {', '.join(BUILT_IN)}; others are models of timm and torchvision"
     raise UsageError(f"--backbone: unknown encoder '{name}'; {'; '.join([hint, *reasons])}")
