@@ -122,7 +122,10 @@ def sinkhorn(
     iterations = check_whole(_OP, "iterations", iterations, 1)
     inner, groups, shape = _layout(logits, separate)
     heads = check_heads(_OP, heads, "logits", logits.shape[-1])
-    rows = logits if logits.dim() == 2 or groups < 2 or inner * groups < logits.shape[:-1].numel() else logits.movedim(0, -2)
+    if separate is None:
+        rows = logits.flatten(0, -2)  # of any shape in each process
+    else:
+        rows = logits if inner * groups < logits.shape[:-1].numel() else logits.movedim(0, -2)
     joined = join(_OP, group, rows.detach(), iterations=iterations, separate=separate, heads=heads)
     if joined is None and 0 in logits.shape:
         raise ValueError(f"{_OP}: logits must have at least one row, got shape {tuple(logits.shape)}")
