@@ -7,7 +7,8 @@
 
 The constants 1 / K, 1 / rows and the first division by the sum of everything cancel, so SwAV, DINOv2, DINOv3 and lightly, whose
 code differs in them, all have this result. Each head's largest potential is made 0, which changes no softmax and saves digits. The
-ops are those of ``ops/sinkhorn.py``; what is of size (G, K) is computed here, in float64.
+ops are those of ``ops/sinkhorn.py``; what is of size (G, K) is computed here. The first potentials are differences from the largest
+logit of a head, so that float32 holds them to the digits of their spread.
 """
 
 from __future__ import annotations
@@ -33,22 +34,18 @@ if TYPE_CHECKING:
 _OP = "sinkhorn"
 
 
-def _first(top: Tensor, total: Tensor, temperature: Tensor, joined: Joined | None) -> tuple[Tensor, Tensor]:
-    """The first potential (G, K) in float64, and which prototypes have no logit above -inf."""
-    top, total, temperature = top.double(), total.double(), temperature.double()
-    if joined is not None:
-        everywhere = largest_of_all(joined, top)
-        own = torch.where(top == -torch.inf, 0.0, total * ((top - everywhere) / temperature).exp())
-        top, total = everywhere, sum_of_all(joined, own)
-    return -(top + temperature * total.log()), total == 0
+def _largest(values: Tensor, heads: list[int]) -> Tensor:
+    """The largest value of each head (G, K) or (G, 1)."""
+    if len(heads) == 1:
+        return values.amax(1, keepdim=True)
+    return torch.cat([part.amax(1, keepdim=True).expand_as(part) for part in values.split(heads, 1)], 1)
 
 
-def _shifted(potential: Tensor, empty: Tensor, heads: list[int]) -> Tensor:
-    """The potentials (G, K) less the largest of their head; 0 where a prototype is ``empty``."""
-    parts = potential.masked_fill(empty, -torch.inf).split(heads, 1)
-    tops = [part.amax(1, keepdim=True) for part in parts]
-    shifted = torch.cat([part - torch.where(top == -torch.inf, 0.0, top) for part, top in zip(parts, tops, strict=True)], 1)
-    return shifted.masked_fill(empty, 0.0)
+def _everywhere(top: Tensor, total: Tensor, scale: Tensor, joined: Joined) -> tuple[Tensor, Tensor]:
+    """Largest logits and sums over the rows of all processes."""
+    largest = largest_of_all(joined, top)
+    own = torch.where(top == -torch.inf, 0.0, total * ((top - largest) / scale).exp())
+    return largest, sum_of_all(joined, own)
 
 
 def _layout(logits: Tensor, separate) -> tuple[int, int, tuple[int, ...]]:
@@ -132,11 +129,14 @@ def sinkhorn(
     logits = dense_rows(logits.detach().reshape(-1, logits.shape[-1]))
     scale = on_device((temperature,), logits)
     top, total = sinkhorn_start(logits, scale, inner, groups)
-    potential, empty = _first(top, total, scale, joined)
-    potential = _shifted(potential, empty, heads)
+    if joined is not None:
+        top, total = _everywhere(top, total, scale, joined)
+    empty = total == 0  # prototypes whose logits are all -inf
+    potential = (_largest(top, heads) - top - scale * total.log()).masked_fill(empty, 0.0)
     for _ in range(iterations - 1):
-        sums = sinkhorn_step(logits, potential.to(scale.dtype), scale, heads, inner).double()
+        sums = sinkhorn_step(logits, potential, scale, heads, inner)
         if joined is not None:
             sums = sum_of_all(joined, sums)
-        potential = _shifted(potential - scale.double() * sums.log(), empty | (sums == 0), heads)
-    return potential.to(scale.dtype).reshape(shape)
+        potential = potential - scale * (sums + empty).log()
+    potential = potential - _largest(potential.masked_fill(empty, -torch.inf), heads)
+    return potential.masked_fill(empty, 0.0).reshape(shape)

@@ -34,7 +34,7 @@ def check_temperature(op: str, name: str, value, like: Tensor) -> None:
 def on_device(values: tuple, like: Tensor) -> Tensor:
     """Checked numbers and one-element tensors as one tensor (n,) in the ``accumulator_dtype`` of ``like``; no host waits for it."""
     dtype = accumulator_dtype(like)
-    if like.device.type == "cpu" and not any(isinstance(v, Tensor) for v in values) and not torch.compiler.is_compiling():
+    if readable(like) and not any(isinstance(v, Tensor) for v in values):
         return torch.tensor([float(v) for v in values], dtype=dtype)
 
     def scalar(value: float | Tensor) -> Tensor:

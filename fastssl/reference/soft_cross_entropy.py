@@ -33,7 +33,8 @@ def biased(x: Tensor, bias: Tensor | None, inner: int) -> tuple[Tensor, Tensor |
     b = bias.to(x.dtype)[torch.arange(x.shape[0], device=x.device) // inner % bias.shape[0]]
     total = x + b
     of_b = total - x
-    return total, (x - (total - of_b)) + (b - of_b)
+    rest = (x - (total - of_b)) + (b - of_b)
+    return total, torch.where(rest.isfinite(), rest, 0.0)
 
 
 def exponents(x: Tensor, temperature: Tensor, bias: Tensor | None = None, inner: int = 1) -> Tensor:
