@@ -7,8 +7,8 @@
 
 The constants 1 / K, 1 / rows and the first division by the sum of everything cancel, so SwAV, DINOv2, DINOv3 and lightly, whose
 code differs in them, all have this result. Each head's largest potential is made 0, which changes no softmax and saves digits. The
-ops are those of ``ops/sinkhorn.py``; what is of size (G, K) is computed here. The first potentials are differences from the largest
-logit of a head, so that float32 holds them to the digits of their spread.
+ops are those of ``ops/sinkhorn.py``; what is of size (G, K) is computed here, in float64. The first potentials are differences
+from the largest logit of a head, so that float32 holds them to 6e-8 of their spread.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def sinkhorn(
 
     Returns:
         The potentials, float32 (float64 for float64 logits): (K,), or with ``separate`` a shape that broadcasts to ``logits``. The
-        largest of a head is 0. A prototype whose logits are all -inf has 0.
+        largest of a head is 0. A prototype whose logits are all -inf has 0. Where the potentials of a head are up to S apart, their
+        rounding to float32 moves an assignment by at most 3e-8 S / temperature: less than 1e-5 up to S / temperature = 300.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.
@@ -131,12 +132,14 @@ def sinkhorn(
     top, total = sinkhorn_start(logits, scale, inner, groups)
     if joined is not None:
         top, total = _everywhere(top, total, scale, joined)
-    empty = total == 0  # prototypes whose logits are all -inf
-    potential = (_largest(top, heads) - top - scale * total.log()).masked_fill(empty, 0.0)
+    wide, empty = scale.double(), total == 0  # prototypes whose logits are all -inf
+    top = top.double()
+    potential = (_largest(top, heads) - top - wide * total.double().log()).masked_fill(empty, 0.0)
     for _ in range(iterations - 1):
-        sums = sinkhorn_step(logits, potential, scale, heads, inner)
+        used = potential.to(scale.dtype)  # what the next sums belong to
+        sums = sinkhorn_step(logits, used, scale, heads, inner)
         if joined is not None:
             sums = sum_of_all(joined, sums)
-        potential = potential - scale * (sums + empty).log()
+        potential = used.double() - wide * (sums + empty).double().log()
     potential = potential - _largest(potential.masked_fill(empty, -torch.inf), heads)
-    return potential.masked_fill(empty, 0.0).reshape(shape)
+    return potential.masked_fill(empty, 0.0).to(scale.dtype).reshape(shape)
