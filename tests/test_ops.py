@@ -152,7 +152,7 @@ def test_compiled_whole_with_dynamic_shapes(case):
 EACH_OP = (
     "nt_xent", "info_nce_unpaired", "info_nce_passages", "moco", "clip", "siglip", "gather_tokens", "restore_tokens",
     "embed_visible", "barlow_twins", "cka", "gram_loss", "koleo", "masked_latent", "masked_latent_l1", "patch_loss", "sigreg",
-    "sorted_slices",
+    "soft_cross_entropy", "sorted_slices", "swav",
 )  # fmt: skip
 
 

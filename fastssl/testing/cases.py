@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastssl import functional
 
-from . import contrastive, crops, inputs, latents, masking, redundancy, similarities, sketched
+from . import contrastive, crops, distillation, inputs, latents, masking, redundancy, similarities, sketched
 from .inputs import in_seven_bits
 
 
@@ -175,7 +175,7 @@ def _statistic_case(name, inputs, ours, eager, sweeps) -> OpCase:
     return OpCase(name, inputs, ours, eager, lambda s: sweeps * 2 * s[0] ** 2 * s[1], _pair_bytes, _FEW_AND_MANY)
 
 
-_F, _E, _L, _M, _R, _S = functional, contrastive, latents, masking, redundancy, similarities
+_D, _F, _E, _L, _M, _R, _S = distillation, functional, contrastive, latents, masking, redundancy, similarities
 _ONE = ((1, 3),)
 #: No similarity of unit rows is above such a limit. One near a limit would count in one dtype and not in another.
 _MARGIN = 2.5
@@ -235,6 +235,8 @@ CASES = {
         _statistic_case("vicreg", inputs.two_views, partial(_F.vicreg, form="gram"), _R.vicreg, 4),
         _statistic_case("gram_loss", _R.images, _R.with_teacher(_F.gram_loss), _R.with_teacher(_R.gram_loss), 9),
         _statistic_case("cka", _R.one_image, _R.with_teacher(_F.cka), _R.with_teacher(_R.cka), 3),
+        _crops_case("soft_cross_entropy", _D.heads_case, _D.heads_loss(_F.soft_cross_entropy), _D.of_heads),
+        _crops_case("soft_cross_entropy_given", _D.given_case, _D.given_loss(_F.soft_cross_entropy), _D.of_given),
         _crops_case("dino", crops.dino_case, _F.dino_loss, crops.dino),
         _crops_case("ibot", crops.ibot_case, _F.ibot_loss, crops.ibot),
         _crops_case("swav", crops.swav_case, _F.swav_loss, crops.swav),

@@ -17,7 +17,7 @@ def student_inputs(shape, dtype=torch.float32, device="cpu", seed=0) -> dict[str
     return {"student": randn(shape, dtype, device, seed)}
 
 
-def _constant(like: Tensor, crops: int) -> Tensor:
+def constant(like: Tensor, crops: int) -> Tensor:
     """(crops, N, K) logits that every dtype holds, from arithmetic that a compiled graph can trace."""
     angles = torch.arange(crops * like.shape[0] * like.shape[1], device=like.device, dtype=torch.float64) ** 2
     return in_seven_bits(angles.sin()).to(like.dtype).view(crops, *like.shape)
@@ -27,7 +27,7 @@ def dino_case(call):
     """Two crops, of which the teacher has one, and a centre."""
 
     def run(student):
-        teacher = _constant(student, 2)
+        teacher = constant(student, 2)
         return call(torch.stack([student, student.flip(0)]), teacher[:1], 0.25 * teacher[1, 0].float())
 
     return run
@@ -37,7 +37,7 @@ def ibot_case(call):
     """Patches of two images, weighted."""
 
     def run(student):
-        teacher = _constant(student, 2)
+        teacher = constant(student, 2)
         weight = (torch.arange(len(student), device=student.device) % 3 + 1) / 8
         return call(student, teacher[0], 0.25 * teacher[1, 0].float(), weight=weight, images=2)
 
@@ -48,7 +48,7 @@ def swav_case(call):
     """Two crops that get codes and are constants, since a code has no gradient, and two that are predicted; a queue."""
 
     def run(student):
-        fixed = _constant(student, 4)
+        fixed = constant(student, 4)
         return call(torch.cat([fixed[:2], torch.stack([student, student.flip(0)])]), fixed[2:])
 
     return run
