@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastssl.kernels import (
+    masked_latent,
     normalize,
     similarity_backward,
     similarity_chunked,
@@ -246,6 +247,21 @@ def _sums_and_pairs() -> list[tuple]:
     return cases
 
 
+def _latents() -> list[tuple]:
+    """The same of ``masked_latent``: rows that share a program, one row, and one that is wider than a program."""
+    whole = dict.fromkeys(("R", "K", "N", "L", "s_grad"), ("i32", False))
+    whole |= dict.fromkeys(("D", "s_p", "s_k", "s_n", "s_l"), ("i32", True))
+    whole |= dict.fromkeys(("share", "value", "eps"), ("fp32", False))
+    pointers = {f"{name}_ptr": "*fp32" for name in ("weight", "grad", "row")} | {"ids_ptr": "*i64"}
+    pointers |= dict.fromkeys(("pred_ptr", "target_ptr", "dpred_ptr"), "*bf16")
+    cases = [(masked_latent.latent_sum_kernel, {"row_ptr": "*fp32", "total_ptr": "*fp32"}, whole, {"BLOCK": 4096}, 16)]
+    for width, loss in ((192, "l1"), (1024, "smooth_l1"), (8192, "power")):
+        br, bd, warps = masked_latent.tile_shape(width)
+        constants = {"LOSS": masked_latent.LOSSES[loss], "NORMALIZE": True, "BR": br, "BD": bd}
+        cases.append((masked_latent.masked_latent_kernel, pointers, whole, constants, warps))
+    return cases
+
+
 def small_cases() -> list[bool]:
     """The kernels around the tiles, and normalize_pair; memory-bound, no matrix instructions."""
     good = [
@@ -255,7 +271,7 @@ def small_cases() -> list[bool]:
         for kernel, family, arithmetic, width, config in ALL_CONFIGS
         if (family, arithmetic, width) == (90, "16-bit", 128) and kernel in VARIANTS
     ]
-    for kernel, pointers, numbers, constants, warps in [*_around_the_tiles(), *_sums_and_pairs()]:
+    for kernel, pointers, numbers, constants, warps in [*_around_the_tiles(), *_sums_and_pairs(), *_latents()]:
         ones = {k: 1 for k in numbers if numbers[k][0] == "i32" and k in kernel.arg_names}
         compiled = compile_one(kernel, pointers, numbers, constants | ones, 90, warps, 3)
         good.append(verdict(f"{kernel.fn.__name__} of ones", compiled, 90, False))

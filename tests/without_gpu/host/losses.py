@@ -24,7 +24,7 @@ from triton.runtime import JITFunction
 
 from fastssl import kernels
 from fastssl.functional import moco_loss, similarity_lse
-from fastssl.kernels import normalize, sigmoid_pair, similarity, similarity_cross, similarity_limited, softplus_sum
+from fastssl.kernels import masked_latent, normalize, sigmoid_pair, similarity, similarity_cross, similarity_limited, softplus_sum
 from fastssl.kernels.host import device, launch
 from fastssl.kernels.host.device import DeviceProperties
 from fastssl.kernels.tiles import plan, terms
@@ -94,6 +94,7 @@ def _serve_the_cpu() -> torch.library.Library:
         (sigmoid_pair, ("sigmoid_pair",)),
         (normalize, ("normalize_pair_fwd", "normalize_pair_bwd")),
         (softplus_sum, ("softplus_sum_fwd", "softplus_sum_bwd")),
+        (masked_latent, tuple(f"masked_latent_{way}" for way in ("fwd", "one_pass", "bwd"))),
     ):
         for name in names:
             library.impl(name, getattr(module, name), "CPU", allow_override=True)
@@ -151,6 +152,8 @@ STEPS = [
     ("info_nce_passages", (300, 768), BF16),
     ("siglip_grouped", (1000, 128), F16),
     ("siglip", (70, 300), BF16),
+    ("masked_latent", (64, 768), BF16),
+    ("masked_latent_weighted", (9, 5000), F16),
 ]
 
 

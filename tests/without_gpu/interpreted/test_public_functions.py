@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import fastssl.functional as functional
+import fastssl.ops.masked_latent as latent_op
 import fastssl.ops.normalize as normalize_op
 import fastssl.ops.sigmoid_pair as sigmoid_op
 import fastssl.ops.similarity as similarity_op
@@ -28,6 +29,7 @@ def triton_ops(monkeypatch):
     """The public functions on CPU tensors, through the Triton launchers."""
     for op in ("_fwd", "_one_pass", "_bwd"):
         monkeypatch.setattr(similarity_op, op, launcher("similarity", f"similarity{op}"))
+        monkeypatch.setattr(latent_op, op, launcher("masked_latent", f"masked_latent{op}"))
     for op in ("_fwd", "_bwd"):
         monkeypatch.setattr(normalize_op, op, launcher("normalize", f"normalize_pair{op}"))
         monkeypatch.setattr(softplus_op, op, launcher("softplus_sum", f"softplus_sum{op}"))
@@ -38,7 +40,7 @@ def triton_ops(monkeypatch):
 
 SMALL = {"similarity_symmetric": (30, 30, 24), "similarity_two_sided": (20, 37, 33), "similarity_one_pass": (21, 37, 24)}
 SMALL |= {"similarity_cross": (20, 37, 33), "similarity_limited": (20, 37, 33), "sigmoid_pair": (20, 37, 33)}
-NOT_TRITON = ("gather_tokens", "restore_tokens", "embed_visible", "patch_loss")  # CUDA C++
+NOT_TRITON = ("gather_tokens", "restore_tokens", "embed_visible", "patch_loss", "koleo")  # CUDA C++, or plain PyTorch
 SMALL |= {name: (17, 20) for name in CASES if name not in SMALL and not name.startswith(NOT_TRITON)} | {"dcl": (9, 12)}
 
 
