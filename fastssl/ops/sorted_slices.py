@@ -17,16 +17,16 @@ from ._register import define_op, first_derivative_only, refuse_transforms
 
 _sorted_slices = define_op(
     "sorted_slices",
-    "(Tensor z, Tensor directions, bool gradient) -> (Tensor, Tensor)",
-    lambda z, directions, gradient: (z.new_empty(()), z.new_empty(z.shape if gradient else (0,))),
+    "(Tensor z, Tensor directions, Tensor quantiles, bool gradient) -> (Tensor, Tensor)",
+    lambda z, directions, quantiles, gradient: (z.new_empty(()), z.new_empty(z.shape if gradient else (0,))),
     "sorted_slices",
 )
 
 
 class _SortedSlices(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, directions, op):
-        loss, dz = _sorted_slices(z, directions, True)
+    def forward(ctx, z, directions, quantiles, op):
+        loss, dz = _sorted_slices(z, directions, quantiles, True)
         ctx.save_for_backward(z, dz)
         ctx.op = op
         return loss
@@ -34,12 +34,14 @@ class _SortedSlices(torch.autograd.Function):
     @staticmethod
     @first_derivative_only("visreg")
     def backward(ctx, upstream):
-        return ctx.saved_tensors[1] * upstream, None, None
+        return ctx.saved_tensors[1] * upstream, None, None, None
 
 
 def sorted_slices(op: str, z: Tensor, directions: Tensor) -> Tensor:
     """z (V, N, D) and directions (D, S), of one dtype, float32 or float64, already checked -> the loss, a scalar."""
     refuse_transforms(op, z)
+    ranks = torch.arange(1, z.shape[1] + 1, dtype=torch.float64, device=z.device)
+    quantiles = torch.special.ndtri(ranks / (z.shape[1] + 1)).to(z.dtype)  # (N,)
     if z.requires_grad and torch.is_grad_enabled():
-        return _SortedSlices.apply(z.contiguous(), directions, op)
-    return _sorted_slices(z.contiguous(), directions, False)[0]
+        return _SortedSlices.apply(z.contiguous(), directions, quantiles, op)
+    return _sorted_slices(z.contiguous(), directions, quantiles, False)[0]

@@ -6,22 +6,15 @@ from torch import Tensor
 BLOCK = 1 << 22  # projections that are sorted together
 
 
-def quantiles(count: int, like: Tensor) -> Tensor:
-    """q (count,) in the dtype and on the device of ``like``, rounded once."""
-    ranks = torch.arange(1, count + 1, dtype=torch.float64, device=like.device)
-    return torch.special.ndtri(ranks / (count + 1)).to(like.dtype)
-
-
-def sorted_slices(z: Tensor, directions: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
-    """z (V, N, D), directions (D, S) -> the loss, and dz or nothing (0,)."""
+def sorted_slices(z: Tensor, directions: Tensor, quantiles: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+    """z (V, N, D), directions (D, S), quantiles (N,) -> the loss, and dz or nothing (0,)."""
     with torch.autocast(z.device.type, enabled=False):
-        return _by_blocks(z, directions, gradient)
+        return _by_blocks(z, directions, quantiles[:, None], gradient)
 
 
-def _by_blocks(z: Tensor, directions: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+def _by_blocks(z: Tensor, directions: Tensor, q: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
     views, count, _ = z.shape
     block = max(1, BLOCK // (views * count))
-    q = quantiles(count, z)[:, None]
     loss, dz = z.new_zeros((), dtype=torch.float64), torch.zeros_like(z) if gradient else z.new_empty(0)
     factor = 1.0 / (views * count * directions.shape[1])
     for some in directions.split(block, 1):

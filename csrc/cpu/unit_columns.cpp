@@ -1,0 +1,48 @@
+// Unit columns from a seed: standard normal numbers by Philox4x32-10, divided by the length of their column.      out (D, S)
+//   Four rows of a column come from the four words of the counter (row / 4, column, "dirs", 0).
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <vector>
+
+#include "cpu/projections.h"
+#include "cpu/tokens.h"
+
+namespace fastssl::unit_columns {
+namespace {
+
+using at::Tensor;
+
+constexpr uint32_t kStream = 0x64697273;
+
+Tensor unit_columns(const Tensor& seed, int64_t D, int64_t S, at::ScalarType dtype) {
+  TORCH_CHECK(seed.numel() == 1 && seed.scalar_type() == at::kLong && D > 0 && S > 0,
+              "unit_columns: expected an int64 seed and a shape");
+  Tensor out = at::empty({D, S}, seed.options().dtype(accumulator(dtype)));
+  const uint64_t key = uint64_t(seed.item<int64_t>());
+  with_accumulator(dtype, [&]<class T>(T) {
+    const Sketches<T>& f = sketches<T>();
+    T* to = out.mutable_data_ptr<T>();
+    parallel_for((S + kSlices - 1) / kSlices, 8 * D * kSlices, [&](int64_t begin, int64_t end) {
+      std::vector<T> g((D + 3) / 4 * 4 * kSlices), squares(kSlices);
+      for (int64_t block = begin; block < end; block++) {
+        const int64_t j0 = block * kSlices;
+        const int n = int(std::min<int64_t>(kSlices, S - j0));
+        std::fill(squares.begin(), squares.end(), T(0));
+        for (int64_t d = 0; d < D; d += 4)
+          f.normal(uint32_t(d / 4), uint32_t(j0), kStream, key, int(std::min<int64_t>(4, D - d)), padded(n, f.width), kSlices,
+                   g.data() + d * kSlices, squares.data());
+        for (int j = 0; j < n; j++) squares[j] = T(1) / std::max(std::sqrt(squares[j]), T(1e-30));
+        for (int64_t d = 0; d < D; d++)
+          for (int j = 0; j < n; j++) to[d * S + j0 + j] = g[d * kSlices + j] * squares[j];
+      }
+    });
+  });
+  return out.to(dtype);
+}
+
+}  // namespace
+}  // namespace fastssl::unit_columns
+
+TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("unit_columns", &fastssl::unit_columns::unit_columns); }
