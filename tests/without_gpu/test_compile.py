@@ -1,6 +1,6 @@
 """Every Triton configuration compiled offline, without a GPU: no spills, shared memory within the limit, matrix instructions.
 
-``compile.py``, ``compile_sigmoid.py`` and ``compile_wide.py`` run in processes of their own, where TRITON_INTERPRET is not set.
+``compile.py`` and the files beside it, ``compile_*.py``, run in processes of their own, where TRITON_INTERPRET is not set.
 """
 
 import os
@@ -23,13 +23,14 @@ def environment():
 
 
 #: One a day, since all of them take minutes; a third of what losses launch is compiled by host/losses.py each day. With a kernel's
-#: parts comes, on its day of seven, another generation of GPUs than sm_90.
-PARTS = ("fwd", "one_pass", "bwd", "wide", "cross", "other", "triangle", "sigmoid")
+#: parts comes, on its day of eight, another generation of GPUs than sm_90.
+PARTS = ("fwd", "one_pass", "bwd", "wide", "cross", "other", "triangle", "sigmoid", "launched")
+OF_THEIR_OWN = ("sigmoid", "wide", "launched")
 
 
-@pytest.mark.parametrize("part", of_today(PARTS, 8))
+@pytest.mark.parametrize("part", of_today(PARTS, 9))
 def test_compiles_without_spills(part, environment):
-    module = [f"tests.without_gpu.compile_{part}"] if part in ("sigmoid", "wide") else ["tests.without_gpu.compile", part]
+    module = [f"tests.without_gpu.compile_{part}"] if part in OF_THEIR_OWN else ["tests.without_gpu.compile", part]
     command = [sys.executable, "-m", *module, "--today"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-4000:]}"

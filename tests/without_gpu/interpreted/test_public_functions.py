@@ -12,6 +12,7 @@ import fastssl.ops.sigmoid_pair as sigmoid_op
 import fastssl.ops.similarity as similarity_op
 import fastssl.ops.similarity_cross as cross_op
 import fastssl.ops.similarity_limited as limited_op
+import fastssl.ops.soft_cross_entropy as soft_op
 import fastssl.ops.softplus_sum as softplus_op
 from fastssl.kernels import normalize as normalize_kernels
 from fastssl.kernels import softplus_sum as softplus_kernels
@@ -35,6 +36,8 @@ def triton_ops(monkeypatch):
         monkeypatch.setattr(softplus_op, op, launcher("softplus_sum", f"softplus_sum{op}"))
         monkeypatch.setattr(cross_op, op, launcher("similarity_cross", f"similarity_cross{op}"))
         monkeypatch.setattr(limited_op, op, launcher("similarity_limited", f"similarity_limited{op}"))
+    for op in ("_fwd", "_in_place", "_scale"):
+        monkeypatch.setattr(soft_op, op, launcher("soft_cross_entropy", f"soft_cross_entropy{op}"))
     monkeypatch.setattr(sigmoid_op, "_op", launcher("sigmoid_pair", "sigmoid_pair"))
 
 

@@ -1,0 +1,117 @@
+"""Compile memory-bound kernels for sm_80, sm_90, sm_100 and sm_120 through their launchers, at shapes of real training. What the
+assembler says of them is judged as in ``compile.py``; besides, elements that lie side by side are read 16 bytes at a time.
+``test_compile.py`` runs it.
+
+python -m tests.without_gpu.compile_launched [--today | --all]      as in compile
+"""
+
+import sys
+
+import torch
+from triton.runtime import JITFunction
+
+from fastssl.kernels import sinkhorn, soft_cross_entropy
+from fastssl.testing.compile import offline
+
+from .compile import TARGET, families, verdict
+
+F32, BF16 = torch.float32, torch.bfloat16
+NUM_SMS = 132
+
+
+def new(*shape, dtype=BF16):
+    return torch.empty(shape, dtype=dtype)
+
+
+def rows(n, k, dtype=BF16, bias=0, weight=False, heads=None, probabilities=False, gradient=True):
+    """Row against row; bias: rows of it."""
+    student, teacher = new(n, k, dtype=dtype), new(n, k, dtype=dtype)
+    biases, weights = new(bias, k, dtype=F32) if bias else None, new(n, dtype=F32) if weight else None
+    args = teacher, biases, weights, torch.ones(2), heads or [k], n, 1, False, probabilities, gradient
+    return lambda: soft_cross_entropy.soft_cross_entropy_fwd(student, *args)
+
+
+def crops(s, t, batch, k, bias=0, inner=1, dtype=BF16, probabilities=False):
+    student, teacher = new(s * batch, k, dtype=dtype), new(t * batch, k, dtype=dtype)
+    biases = new(bias, k, dtype=F32) if bias else None
+    args = teacher, biases, None, torch.ones(2), [k], batch, inner, True, probabilities, True
+    return lambda: soft_cross_entropy.soft_cross_entropy_fwd(student, *args)
+
+
+def balanced(n, k, groups=1, dtype=BF16):
+    x, temperature = new(n, k, dtype=dtype), torch.ones(1)
+
+    def call():
+        sinkhorn.sinkhorn_start(x, temperature, 1, groups)
+        sinkhorn.sinkhorn_step(x, new(groups, k, dtype=F32), temperature, [k], 1)
+
+    return call
+
+
+def scaled(n, k, dtype=BF16):
+    return lambda: soft_cross_entropy.soft_cross_entropy_scale(new(n, k, dtype=dtype), torch.ones(n))
+
+
+#: Calls whose launches are compiled, and those that are compiled with --all alone.
+CALLS = {
+    "iBOT": rows(4915, 65536, bias=1, weight=True),
+    "plain": rows(4915, 65536),
+    "given": rows(4096, 32000, probabilities=True),
+    "float32": rows(4096, 32000, F32, bias=1),
+    "few": rows(128, 65536, bias=1),
+    "DINO": crops(10, 2, 64, 65536, bias=1),
+    "DINO without centre": crops(10, 2, 64, 65536),
+    "Sinkhorn": balanced(4915, 65536),
+    "Sinkhorn by position": balanced(4096, 16384, groups=16, dtype=F32),
+    "scale": scaled(4096, 32000),
+    "odd": rows(4915, 3001, bias=1),
+    "ones": rows(1, 1, F32, bias=1),
+}
+MORE = {
+    "loss": rows(4915, 65536, bias=1, gradient=False),
+    "groups": rows(4096, 16384, bias=16),
+    "heads": rows(4096, 3072, heads=[1024, 2048]),
+    "few given": rows(64, 65536, F32, probabilities=True),
+    "SwAV": crops(8, 2, 64, 3000),
+    "crops of 3": crops(3, 3, 64, 65536, bias=2, inner=64),
+    "crops of given": crops(4, 4, 64, 65536, probabilities=True),
+    "float32 crops": crops(10, 2, 64, 65536, bias=1, dtype=F32),
+    "one crop": crops(1, 6, 64, 65536),
+    "Sinkhorn of few": balanced(128, 65536),
+    "odd Sinkhorn": balanced(130, 3001, dtype=F32),
+    "scale float32": scaled(5, 77, F32),
+}
+#: Calls whose rows do not begin at multiples of 16 bytes.
+UNEVEN = {"odd", "ones", "odd Sinkhorn", "scale float32"}
+
+
+def cases(everything: bool) -> list[bool]:
+    good = []
+    for family in families("launched", sys.argv):
+        seen: set[str] = set()
+        with offline(TARGET[family], NUM_SMS) as found:
+            for name, call in (CALLS | MORE if everything else CALLS).items():
+                found.clear()
+                call()
+                for kernel, compiled in found:
+                    if compiled.hash not in seen:
+                        good.append(verdict(f"{name}: {kernel}", compiled, TARGET[family], False))
+                    seen.add(compiled.hash)
+                if name not in UNEVEN and not any("ld.global.v4" in compiled.asm["ptx"] for _, compiled in found):
+                    print(f"{name}: no thread reads 16 bytes at a time")
+                    good.append(False)
+        forget()
+    return good
+
+
+def forget() -> None:
+    """Functions keep what was compiled for one architecture until their caches are emptied."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("fastssl.kernels"):
+            for function in vars(module).values():
+                if isinstance(function, JITFunction):
+                    function.device_caches.clear()
+
+
+if __name__ == "__main__":
+    sys.exit(not all(cases("--all" in sys.argv)))
