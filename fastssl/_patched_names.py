@@ -52,6 +52,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "dinov3": {
         "dinov3.loss.dino_clstoken_loss": ("DINOLoss",),
+        "dinov3.loss.gram_loss": ("GramLoss",),
         "dinov3.loss.ibot_patch_loss": ("SinkhornKnoppTeacher", "iBOTPatchLoss"),
         "dinov3.loss.koleo_loss": ("KoLeoLoss", "KoLeoLossDistributed"),
     },

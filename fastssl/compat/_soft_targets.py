@@ -66,11 +66,13 @@ def crops_of(op: str, name: str, crops: Sequence[Tensor] | Tensor) -> Tensor:
 
 
 def _is_part(crop: Tensor, like: Tensor, base: Tensor, place: int) -> bool:
-    """Whether ``crop`` is number ``place`` of equal chunks of the rows of ``base``, and nobody watches it."""
+    """Whether ``crop`` is number ``place`` of equal chunks of the rows of ``base``, in the graph too, and nobody watches it."""
     if crop.dim() != 2 or crop.shape != like.shape or crop._base is not base or base.dim() < 2 or base.shape[-1] != crop.shape[1]:
         return False
-    plain = base.is_contiguous() and crop.is_contiguous() and not crop._backward_hooks and not crop.retains_grad
-    return plain and crop.storage_offset() == like.storage_offset() + place * crop.numel()
+    in_graph = crop.requires_grad == base.requires_grad and (crop.grad_fn is not None or not crop.requires_grad)
+    unseen = not crop._backward_hooks and not crop.retains_grad
+    plain = base.is_contiguous() and crop.is_contiguous()
+    return in_graph and unseen and plain and crop.storage_offset() == like.storage_offset() + place * crop.numel()
 
 
 @torch.no_grad()
@@ -137,18 +139,68 @@ def listed_loss(op: str, student: Sequence[Tensor] | Tensor, teacher: Sequence[T
     return pairs * soft_cross_entropy(student, teacher.detach(), student_temperature=temperature, teacher_temperature=None)
 
 
-def patches_loss(student: Tensor, teacher: Tensor, masks: Tensor, temperature: float) -> Tensor:
-    """iBOT's loss of all patches (B, N, K) under masks (B, N), which are bool or weights; a row of weight 0 is not read."""
-    weight = masks.to(torch.float32) / masks.sum(-1, keepdim=True).clamp(min=1.0)
-    how: dict[str, Any] = {"student_temperature": temperature, "teacher_temperature": None}
-    return ibot_loss(student.flatten(0, 1), teacher.detach().flatten(0, 1), weight=weight.flatten(), images=len(masks), **how)
+class PatchLoss(LateCenter):
+    """What the patch losses of DINOv2 and DINOv3 share: logits of the student, probabilities of the teacher."""
 
+    def __init__(self, op: str, shape: tuple[int, ...], student_temp: float, center_momentum: float, value: float = 0.0):
+        super().__init__(op, shape, student_temp, center_momentum, value)
+        self.len_teacher_patch_tokens = None
 
-def masked_patches_loss(student, teacher, masks, n_masked_patches, masks_weight, temperature: float) -> Tensor:
-    """iBOT's loss of masked patches (M, K), of which the first ``n_masked_patches`` count, under masks (B, N)."""
-    if masks_weight is None:
-        masks_weight = patch_weights(masks, rows=len(student) if n_masked_patches is None else n_masked_patches)
-    if n_masked_patches is not None:
-        student, teacher = student[:n_masked_patches], teacher[:n_masked_patches]
-    how: dict[str, Any] = {"student_temperature": temperature, "teacher_temperature": None}
-    return ibot_loss(student, teacher.detach(), weight=masks_weight.detach(), images=len(masks), **how)
+    def forward(self, student_patch_tokens: Tensor, teacher_patch_tokens: Tensor, student_masks_flat: Tensor) -> Tensor:
+        """The mean over images of the mean over their masked patches.
+
+        Args:
+            student_patch_tokens: (B, N, K) logits.
+            teacher_patch_tokens: (B, N, K) probabilities.
+            student_masks_flat: (B, N) bool, True where masked.
+
+        Returns:
+            A scalar, float32 (float64 for float64 input).
+
+        Raises:
+            TypeError, ValueError: as ``ibot_loss``.
+        """
+        weight = student_masks_flat.to(torch.float32) / student_masks_flat.sum(-1, keepdim=True).clamp(min=1.0)
+        student, teacher = student_patch_tokens.flatten(0, 1), teacher_patch_tokens.flatten(0, 1)
+        return self._weighted(student, teacher, weight.flatten(), len(student_masks_flat))
+
+    def forward_masked(
+        self,
+        student_patch_tokens_masked: Tensor,
+        teacher_patch_tokens_masked: Tensor,
+        student_masks_flat: Tensor,
+        n_masked_patches: int | None = None,
+        masks_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted sum over masked patches, divided by all images; the weight is 1 / (masked patches of the image).
+
+        Args:
+            student_patch_tokens_masked: (M, K) logits.
+            teacher_patch_tokens_masked: (M, K) probabilities.
+            student_masks_flat: (B, N) bool, True where masked.
+            n_masked_patches: how many of the M rows count, the first ones.
+            masks_weight: the weights, in place of those of the masks.
+
+        Returns:
+            A scalar, float32 (float64 for float64 input).
+
+        Raises:
+            TypeError, ValueError: as ``ibot_loss``.
+        """
+        student, teacher = student_patch_tokens_masked, teacher_patch_tokens_masked
+        if n_masked_patches is not None:
+            student, teacher = student[:n_masked_patches], teacher[:n_masked_patches]
+        if masks_weight is None:
+            masks_weight = patch_weights(student_masks_flat, rows=len(student))
+        return self._weighted(student, teacher, masks_weight.detach(), len(student_masks_flat))
+
+    def _weighted(self, student: Tensor, teacher: Tensor, weight: Tensor, images: int) -> Tensor:
+        """Logits and probabilities (M, K) and a weight (M,); a row of weight 0 is not read."""
+        return ibot_loss(
+            student,
+            teacher.detach(),
+            student_temperature=self.student_temp,
+            teacher_temperature=None,
+            weight=weight,
+            images=images,
+        )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastssl.loss.koleo import koleo
 from fastssl.loss.parts.local_rows import rows_of_all
 
-from ._soft_targets import LateCenter, balanced_targets, listed_loss, masked_patches_loss, patches_loss
+from ._soft_targets import LateCenter, PatchLoss, balanced_targets, listed_loss
 
 __all__ = ["DINOLoss", "KoLeoLoss", "iBOTPatchLoss"]
 
@@ -73,7 +73,7 @@ class DINOLoss(LateCenter):
         return listed_loss("DINOLoss", student_output_list, teacher_out_softmaxed_centered_list, self.student_temp)
 
 
-class iBOTPatchLoss(LateCenter):
+class iBOTPatchLoss(PatchLoss):
     """The loss of patches. The teacher's logits become probabilities first, centred or balanced.
 
     Args:
@@ -95,7 +95,6 @@ class iBOTPatchLoss(LateCenter):
 
     def __init__(self, patch_out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9):
         super().__init__("iBOTPatchLoss", (1, 1, patch_out_dim), student_temp, center_momentum)
-        self.len_teacher_patch_tokens = None
 
     @torch.no_grad()
     def softmax_center_teacher(self, teacher_patch_tokens: Tensor, teacher_temp: float) -> Tensor:
@@ -113,54 +112,6 @@ class iBOTPatchLoss(LateCenter):
         processes, in place.
         """
         return balanced_targets(teacher_output, teacher_temp, n_iterations, self._module)
-
-    def forward(self, student_patch_tokens: Tensor, teacher_patch_tokens: Tensor, student_masks_flat: Tensor) -> Tensor:
-        """The mean over images of the mean over their masked patches.
-
-        Args:
-            student_patch_tokens: (B, N, K) logits.
-            teacher_patch_tokens: (B, N, K) probabilities.
-            student_masks_flat: (B, N) bool, True where masked.
-
-        Returns:
-            A scalar, float32 (float64 for float64 input).
-
-        Raises:
-            TypeError, ValueError: as ``ibot_loss``.
-        """
-        return patches_loss(student_patch_tokens, teacher_patch_tokens, student_masks_flat, self.student_temp)
-
-    def forward_masked(
-        self,
-        student_patch_tokens_masked: Tensor,
-        teacher_patch_tokens_masked: Tensor,
-        student_masks_flat: Tensor,
-        n_masked_patches: int | None = None,
-        masks_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The weighted sum over masked patches, divided by all images; the weight is 1 / (masked patches of the image).
-
-        Args:
-            student_patch_tokens_masked: (M, K) logits.
-            teacher_patch_tokens_masked: (M, K) probabilities.
-            student_masks_flat: (B, N) bool, True where masked.
-            n_masked_patches: how many of the M rows count, the first ones.
-            masks_weight: the weights, in place of those of the masks.
-
-        Returns:
-            A scalar, float32 (float64 for float64 input).
-
-        Raises:
-            TypeError, ValueError: as ``ibot_loss``.
-        """
-        return masked_patches_loss(
-            student_patch_tokens_masked,
-            teacher_patch_tokens_masked,
-            student_masks_flat,
-            n_masked_patches,
-            masks_weight,
-            self.student_temp,
-        )
 
 
 class KoLeoLoss(nn.Module):

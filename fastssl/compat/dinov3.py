@@ -11,16 +11,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_whole
+from fastssl.checks import check_flag, check_whole
 from fastssl.distributed.ranks import Ranks
+from fastssl.loss.gram import gram_loss
 from fastssl.loss.koleo import koleo
 from fastssl.ops.soft_cross_entropy import soft_cross_entropy
 
-from ._soft_targets import LateCenter, balanced_targets
+from ._soft_targets import LateCenter, PatchLoss, balanced_targets
 from .dinov2 import KoLeoLoss
-from .dinov2 import iBOTPatchLoss as _OfPatches
 
-__all__ = ["DINOLoss", "KoLeoLoss", "KoLeoLossDistributed", "SinkhornKnoppTeacher", "iBOTPatchLoss"]
+__all__ = ["DINOLoss", "GramLoss", "KoLeoLoss", "KoLeoLossDistributed", "SinkhornKnoppTeacher", "iBOTPatchLoss"]
 
 _PROCESSES = "dinov3.distributed"
 
@@ -111,7 +111,7 @@ class SinkhornKnoppTeacher(nn.Module):
         return balanced_targets(teacher_output, teacher_temp, n_iterations, _PROCESSES)
 
 
-class iBOTPatchLoss(_OfPatches):
+class iBOTPatchLoss(PatchLoss):
     """The loss of patches, as that of DINOv2; the centre is NaN until ``init_weights``.
 
     Args:
@@ -133,11 +133,9 @@ class iBOTPatchLoss(_OfPatches):
     """
 
     _module = _PROCESSES
-    sinkhorn_knopp_teacher: SinkhornKnoppTeacher
 
     def __init__(self, patch_out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9):
-        super().__init__(patch_out_dim, student_temp, center_momentum)
-        self.center.fill_(math.nan)
+        super().__init__("iBOTPatchLoss", (1, 1, patch_out_dim), student_temp, center_momentum, math.nan)
         self.sinkhorn_knopp_teacher = SinkhornKnoppTeacher()
 
     def init_weights(self) -> None:
@@ -174,3 +172,59 @@ class KoLeoLossDistributed(nn.Module):
     def forward(self, student_output: Tensor, eps: float = 1e-8) -> Tensor:
         """The mean loss of the own rows (B, D); arguments and errors as those of ``koleo``."""
         return koleo(student_output, topk=self.topk, eps=eps, group_size=self.loss_group_size, group=Ranks())
+
+
+class GramLoss(nn.Module):
+    """Gram anchoring: the mean squared difference of the cosines of patches with each other, student's and teacher's.
+
+    Args:
+        apply_norm: bring rows to unit length first.
+        img_level: without effect, as there: ``forward`` has an argument of this name.
+        remove_neg: negative entries of both matrices count as 0.
+        remove_only_teacher_neg: negative entries of the teacher count as 0, and those of the student where both are negative.
+
+    Raises:
+        TypeError, ValueError: something else than True or False, or both ways to remove negative entries.
+
+    Examples:
+        >>> round(GramLoss()(torch.eye(2)[None], torch.ones(1, 2, 2)).item(), 4)  # cosines 0 and 1 beside the diagonal
+        0.5
+    """
+
+    def __init__(
+        self, apply_norm: bool = True, img_level: bool = True, remove_neg: bool = True, remove_only_teacher_neg: bool = False
+    ):
+        super().__init__()
+        flags = {"apply_norm": apply_norm, "img_level": img_level, "remove_neg": remove_neg}
+        for name, value in (flags | {"remove_only_teacher_neg": remove_only_teacher_neg}).items():
+            check_flag("GramLoss", name, value)
+        if remove_neg and remove_only_teacher_neg:
+            raise ValueError("GramLoss: remove_neg and remove_only_teacher_neg must not both be True")
+        self.apply_norm, self.remove_neg, self.remove_only_teacher_neg = apply_norm, remove_neg, remove_only_teacher_neg
+
+    def forward(self, output_feats: Tensor, target_feats: Tensor, img_level: bool = True) -> Tensor:
+        """The mean over all entries of the matrices.
+
+        Args:
+            output_feats: (B, N, D) of the student; (N, D) for one matrix of all.
+            target_feats: the teacher's, of as many rows. A constant.
+            img_level: a matrix for each image; False: one of all B N rows.
+
+        Returns:
+            A scalar, float32 (float64 for float64 input).
+
+        Raises:
+            TypeError, ValueError: as ``gram_loss``.
+        """
+        target_feats = target_feats.detach()
+        if output_feats.dtype != target_feats.dtype:
+            dtype = torch.promote_types(output_feats.dtype, target_feats.dtype)
+            output_feats, target_feats = output_feats.to(dtype), target_feats.to(dtype)
+        return gram_loss(
+            output_feats,
+            target_feats,
+            normalize=self.apply_norm,
+            image_level=img_level,
+            remove_negative=self.remove_neg,
+            remove_only_teacher_negative=self.remove_only_teacher_neg,
+        )

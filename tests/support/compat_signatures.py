@@ -17,6 +17,8 @@ from torch import nn
 
 PAGE = Path(__file__).parents[2] / "docs" / "compat.md"
 START, END = "<!-- signatures:start -->\n", "<!-- signatures:end -->\n"
+_OF_LIGHTLY = ("NTXentLoss", "DCLLoss", "DCLWLoss", "DINOLoss", "IBOTPatchLoss", "IBOTPlusPlusPatchLoss", "KoLeoLoss")
+_OF_LIGHTLY += ("NegativeCosineSimilarity",)
 _INHERITED = {name for base in (nn.Module, torch.optim.Optimizer) for name in dir(base)}
 
 
@@ -34,6 +36,10 @@ class Pair:
 
 _RATES = "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, eta=1e-3, eps=1e-8, clip_lr=False"
 _SCORES = "(self, q_reps, p_reps, teacher_targets=None, compute_score_func=None"
+_LATE = "student_temp=0.1, center_momentum=0.9"
+_OF_PATCHES = "teacher_output, teacher_temp, n_masked_patches_tensor, n_iterations=3"
+_MASKED = "(self, student_patch_tokens_masked, teacher_patch_tokens_masked, student_masks_flat, n_masked_patches=None, "
+_MASKED += "masks_weight=None)"
 #: Drop-in -> the signature that its original was published with.
 PUBLISHED = {
     "solo:simclr_loss_func": "(z, indexes, temperature=0.1)",
@@ -79,6 +85,42 @@ PUBLISHED = {
     "byol:update_moving_average": "(ema_updater, ma_model, current_model)",
     "byol:EMA.__init__": "(self, beta)",
     "byol:EMA.update_average": "(self, old, new)",
+    "dino:DINOLoss.__init__": "(self, out_dim, ncrops, warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs, nepochs, "
+    "student_temp=0.1, center_momentum=0.9)",
+    "dino:DINOLoss.forward": "(self, student_output, teacher_output, epoch)",
+    "dino:DINOLoss.update_center": "(self, teacher_output)",
+    "dinov2:DINOLoss.__init__": f"(self, out_dim, {_LATE})",
+    "dinov2:DINOLoss.softmax_center_teacher": "(self, teacher_output, teacher_temp)",
+    "dinov2:DINOLoss.sinkhorn_knopp_teacher": "(self, teacher_output, teacher_temp, n_iterations=3)",
+    "dinov2:DINOLoss.forward": "(self, student_output_list, teacher_out_softmaxed_centered_list)",
+    "dinov2:DINOLoss.update_center": "(self, teacher_output)",
+    "dinov2:DINOLoss.reduce_center_update": "(self, teacher_output)",
+    "dinov2:DINOLoss.apply_center_update": "(self)",
+    "dinov2:iBOTPatchLoss.__init__": f"(self, patch_out_dim, {_LATE})",
+    "dinov2:iBOTPatchLoss.softmax_center_teacher": "(self, teacher_patch_tokens, teacher_temp)",
+    "dinov2:iBOTPatchLoss.sinkhorn_knopp_teacher": f"(self, {_OF_PATCHES})",
+    "dinov2:iBOTPatchLoss.forward": "(self, student_patch_tokens, teacher_patch_tokens, student_masks_flat)",
+    "dinov2:iBOTPatchLoss.forward_masked": _MASKED,
+    "dinov2:KoLeoLoss.forward": "(self, student_output, eps=1e-8)",
+    "dinov3:DINOLoss.__init__": f"(self, out_dim, {_LATE})",
+    "dinov3:DINOLoss.init_weights": "(self)",
+    "dinov3:DINOLoss.softmax_center_teacher": "(self, teacher_output, teacher_temp, update_centers=True)",
+    "dinov3:DINOLoss.sinkhorn_knopp_teacher": "(self, teacher_output, teacher_temp, n_iterations=3)",
+    "dinov3:DINOLoss.forward": "(self, student_logits, teacher_probs, ignore_diagonal=False)",
+    "dinov3:SinkhornKnoppTeacher.forward": f"(self, {_OF_PATCHES})",
+    "dinov3:iBOTPatchLoss.__init__": f"(self, patch_out_dim, {_LATE})",
+    "dinov3:iBOTPatchLoss.softmax_center_teacher": "(self, teacher_patch_tokens, teacher_temp, update_centers=True)",
+    "dinov3:iBOTPatchLoss.forward_masked": _MASKED,
+    "dinov3:KoLeoLossDistributed.__init__": "(self, topk=1, loss_group_size=None)",
+    "dinov3:KoLeoLossDistributed.forward": "(self, student_output, eps=1e-8)",
+    "dinov3:GramLoss.__init__": "(self, apply_norm=True, img_level=True, remove_neg=True, remove_only_teacher_neg=False)",
+    "dinov3:GramLoss.forward": "(self, output_feats, target_feats, img_level=True)",
+    "swav:distributed_sinkhorn": "(Q, nmb_iters)",
+    "solo:DINOLoss.__init__": "(self, num_prototypes, warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs, num_epochs, "
+    "student_temp=0.1, num_large_crops=2, center_momentum=0.9)",
+    "solo:DINOLoss.forward": "(self, student_output, teacher_output)",
+    "solo:DINOLoss.update_center": "(self, teacher_output)",
+    "solo:swav_loss_func": "(preds, assignments, temperature=0.1)",
     "dino:cosine_scheduler": "(base_value, final_value, epochs, niter_per_ep, warmup_epochs=0, start_warmup_value=0)",
 }
 
@@ -97,8 +139,9 @@ def _pairs() -> tuple[Pair, ...]:
     found.append(Pair("fastssl.compat.lightly:vit_preprocess", f"{module}:MaskedVisionTransformerTIMM.preprocess"))
     found.append(Pair("fastssl.compat.lightly:MemoryBankModule", f"{module}.memory_bank:MemoryBankModule", ((8, 4),)))
     found.append(Pair("fastssl.compat.lightly:NNMemoryBankModule", f"{module}.nn_memory_bank:NNMemoryBankModule", ((8, 4),)))
-    for name in ("NTXentLoss", "DCLLoss", "DCLWLoss", "KoLeoLoss", "NegativeCosineSimilarity"):
+    for name in _OF_LIGHTLY:
         found.append(Pair(f"fastssl.loss:{name}", f"lightly.loss:{name}", (0.5, (8, 4)) if name == "NTXentLoss" else ()))
+    found.append(Pair("fastssl.compat.lightly:SwaVLoss", "lightly.loss:SwaVLoss", ()))
     found.append(Pair("fastssl.compat.lightly:LARS", "lightly.utils.lars:LARS", ("params", 0.1)))
     for name in ("ClipLoss", "SigLipLoss"):
         found.append(Pair(f"fastssl.loss:{name}", f"open_clip.loss:{name}", ()))
