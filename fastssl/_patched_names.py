@@ -27,6 +27,8 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "lightly.loss.ibot_loss": ("IBOTPatchLoss", "IBOTPlusPlusPatchLoss"),
         "lightly.loss.swav_loss": ("SwaVLoss",),
         "lightly.loss.koleo_loss": ("KoLeoLoss",),
+        "lightly.loss.mmcr_loss": ("MMCRLoss",),
+        "lightly.loss.tico_loss": ("TiCoLoss",),
         "lightly.loss.lejepa_loss": ("LeJEPALoss", "SIGReg"),
         "lightly.loss.negative_cosine_similarity": ("NegativeCosineSimilarity",),
         "lightly.loss.visreg_loss": ("VISRegLoss",),

@@ -10,6 +10,7 @@ from .loss.info_nce import info_nce
 from .loss.koleo import koleo
 from .loss.masked_latent import masked_latent_loss
 from .loss.metric import contrastive, contrastive_pairs, lifted_structured, triplet, triplet_batch
+from .loss.mmcr import mmcr
 from .loss.moco import moco_loss, moco_v3_loss
 from .loss.nt_xent import dcl, nt_xent
 from .loss.parts.row_stats import RowStats
@@ -19,6 +20,7 @@ from .loss.sigreg import lejepa_loss, sigreg
 from .loss.sinkhorn import sinkhorn
 from .loss.sup_con import sup_con
 from .loss.swav import swav_loss
+from .loss.tico import tico
 from .loss.variants import matryoshka, nearest_neighbor
 from .loss.visreg import VISRegTerms, visreg
 from .masking.blocks import grid_mask, multi_block_mask, tube_mask
@@ -73,6 +75,7 @@ __all__ = [
     "masked_latent_loss",
     "masked_patch_loss",
     "matryoshka",
+    "mmcr",
     "moco_loss",
     "moco_v3_loss",
     "multi_block_mask",
@@ -100,6 +103,7 @@ __all__ = [
     "span_mask",
     "sup_con",
     "swav_loss",
+    "tico",
     "triplet",
     "triplet_batch",
     "tube_mask",

@@ -16,9 +16,11 @@ from fastssl.loss.cosine import NegativeCosineSimilarity
 from fastssl.loss.dino_modules import DINOLoss, IBOTPatchLoss, IBOTPlusPlusPatchLoss
 from fastssl.loss.dino_modules import SwaVLoss as _SwaVLoss
 from fastssl.loss.koleo import KoLeoLoss
+from fastssl.loss.mmcr import MMCRLoss
 from fastssl.loss.nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
 from fastssl.loss.sigreg_modules import LeJEPALoss, VISRegLoss
 from fastssl.loss.sigreg_modules import SIGRegLoss as SIGReg
+from fastssl.loss.tico import TiCoLoss
 
 from ._common import average_parameters
 from ._lars import Lars
@@ -45,12 +47,14 @@ __all__ = [
     "IBOTPlusPlusPatchLoss",
     "KoLeoLoss",
     "LeJEPALoss",
+    "MMCRLoss",
     "MemoryBankModule",
     "NNMemoryBankModule",
     "NTXentLoss",
     "NegativeCosineSimilarity",
     "SIGReg",
     "SwaVLoss",
+    "TiCoLoss",
     "VISRegLoss",
     "cosine_schedule",
     "get_at_index",

@@ -9,6 +9,7 @@ from .info_nce import InfoNCELoss
 from .koleo import KoLeoLoss
 from .mae import MAELoss
 from .metric import ContrastivePairsLoss, LiftedStructuredLoss, TripletLoss
+from .mmcr import MMCRLoss
 from .moco import MoCoLoss
 from .nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
 from .parts.local_rows import LocalRowsWarning
@@ -16,6 +17,7 @@ from .redundancy import BarlowTwinsLoss, VICRegLoss
 from .sampled import NPairLoss
 from .sigreg_modules import LeJEPALoss, SIGRegLoss, VISRegLoss
 from .sup_con import SupConLoss
+from .tico import TiCoLoss
 
 __all__ = [
     "BYOLLoss",
@@ -33,6 +35,7 @@ __all__ = [
     "LiftedStructuredLoss",
     "LocalRowsWarning",
     "MAELoss",
+    "MMCRLoss",
     "MoCoLoss",
     "NPairLoss",
     "NTXentLoss",
@@ -43,6 +46,7 @@ __all__ = [
     "SupConLoss",
     "SwAVLoss",
     "SwaVLoss",
+    "TiCoLoss",
     "TripletLoss",
     "VICRegLoss",
     "VISRegLoss",

@@ -25,6 +25,22 @@ def rows(shape, dtype=torch.float32, device="cpu", seed=0) -> dict[str, Tensor]:
     return {"z": torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype).to(device)}
 
 
+def mmcr(online: Tensor, momentum: Tensor, lambda_param: float = 5e-3, group=None) -> Tensor:
+    """By whole decompositions."""
+    z = torch.cat([online, momentum], 1).to(accumulator_dtype(online))
+    if not z.isfinite().all():
+        return z.sum() * torch.nan
+    sums = [torch.linalg.svd(a, full_matrices=False).S.sum() for a in (z.mean(1), z)]
+    return lambda_param * sums[1] / len(z) - sums[0]
+
+
+def tico(z_a: Tensor, z_b: Tensor, covariance=None, beta: float = 0.9, rho: float = 8.0, group=None) -> tuple[Tensor, Tensor]:
+    x, y = (F.normalize(z.to(accumulator_dtype(z)), dim=1) for z in (z_a, z_b))
+    now = (x.T @ x).detach() / len(x)
+    c = (1 - beta) * now + (0.0 if covariance is None else beta * covariance.to(now.dtype))
+    return (1 - (x * y).sum(1) + rho * ((x @ c) * x).sum(1)).mean(), c
+
+
 def masked_latent(
     pred, target, ids=None, *, loss="smooth_l1", beta=1.0, normalize=True, eps=1e-5, weight=None, reduction="mean"
 ) -> Tensor:  # fmt: skip

@@ -1,12 +1,12 @@
-"""``koleo`` over several processes: neighbours among the rows of all, and the loss and gradients of one process with the joined
-batch. Batches are uneven, and one process may have a single row."""
+"""``koleo``, ``mmcr`` and ``tico`` over several processes: the loss and gradients of one process with the joined batch. Batches are
+uneven, and one process may have a single row."""
 
 import pytest
 import torch
 from torch import distributed
 
 from fastssl.distributed import Ranks, travel
-from fastssl.functional import koleo
+from fastssl.functional import koleo, mmcr, tico
 from fastssl.loss import KoLeoLoss
 from tests.support.processes import run_processes
 
@@ -15,6 +15,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, DIM = 7, 5
 COUNTS = {1: (12,), 2: (11, 1), 3: (4, 1, 7)}
 FORMS = ({}, {"topk": 3}, {"topk": 2, "group_size": 4}, {"group_size": 6, "p": 1.5, "eps": 1e-3})
+
+OTHERS = {
+    "mmcr": lambda a, b, group: mmcr(a[:, None], b[:, None], 0.5, group=group),
+    "tico": lambda a, b, group: tico(a, b, torch.ones(DIM, DIM), beta=0.7, group=group)[0],
+}
 
 
 def _rows(count: int, dtype=torch.float32) -> torch.Tensor:
@@ -50,6 +55,15 @@ def _check(rank: int, world: int) -> None:
             (own,) = torch.autograd.grad(loss, mine)
             _close(_mean(loss.detach(), world), wanted, (form, transport, "loss"))
             _close(_mean(own, world), gradient, (form, transport, "gradient"))
+    views = everyone @ weight, everyone.flip(1) @ weight
+    for name, call in OTHERS.items():
+        wanted = call(*views, None)
+        (gradient,) = torch.autograd.grad(wanted, weight, retain_graph=True)
+        mine, rows = _weight(), _rows(12)[first : first + counts[rank]]
+        loss = call(rows @ mine, rows.flip(1) @ mine, Ranks())
+        (own,) = torch.autograd.grad(loss, mine)
+        _close(_mean(loss.detach(), world), wanted, (name, "loss"))
+        _close(_mean(own, world), gradient, (name, "gradient"))
     if world > 1:
         _check_refusals(rank, counts)
         _check_compiled(counts[rank])

@@ -47,7 +47,20 @@ def _masked_latent(m: Maker) -> dict:
     }
 
 
+def _mmcr(m: Maker) -> dict:
+    shape = m.choice((1, 3, 8)), m.choice((1, 2)), m.choice((4, 9))
+    return {"online": m.leaf(*shape), "momentum": m.leaf(*shape), "lambda_param": m.choice((0, 5e-3, 0.5)), "group": None}
+
+
+def _tico(m: Maker) -> dict:
+    n, d = m.choice((2, 3, 17)), m.choice((1, 4, 9))
+    numbers = {"beta": m.choice((0, 0.9, 1)), "rho": m.choice((0.5, 8, -1.0))}
+    return {"z_a": m.leaf(n, d), "z_b": m.leaf(n, d), "covariance": m.maybe(m.rows(d, d))} | numbers | {"group": None}
+
+
 CASES = [
     Case("koleo", functional.koleo, _koleo, _koleo_truth),
     Case("masked_latent_loss", functional.masked_latent_loss, _masked_latent, plain.masked_latent),
+    Case("mmcr", functional.mmcr, _mmcr, plain.mmcr),
+    Case("tico", functional.tico, _tico, plain.tico),
 ]
