@@ -73,8 +73,8 @@ def mmcr(online: Tensor, momentum: Tensor, lambda_param: float = 5e-3, *, group:
 
 
 def _nuclear(a: Tensor) -> Tensor:
-    """The sum of the singular values of matrices (..., M, D); NaN, with a gradient of 0, where an element is not finite: LAPACK would
-    refuse them."""
+    """The sum of the singular values of matrices (..., M, D). Where an element is not finite, which LAPACK refuses, it is NaN, and
+    its gradient 0."""
     finite = a.isfinite().all()
     return torch.linalg.matrix_norm(torch.where(finite, a, 0.0), "nuc") * torch.where(finite, 1.0, torch.nan).to(a.dtype)
 

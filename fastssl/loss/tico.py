@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastssl.checks import FLOATS, accumulator_dtype, check_dense, check_flag, check_number, check_views
 from fastssl.distributed.class_sums import sum_of_all
 from fastssl.distributed.collectives import known, world_size
+from fastssl.ops._register import refuse_transforms
 
 from .parts.arguments import enter, together
 from .parts.dot_products import in_given_dtype, matmul
@@ -63,6 +64,7 @@ def tico(
     """
     op = "tico"
     z_a, z_b = enter(op, z_a, z_b)
+    refuse_transforms(op, covariance)
     check_views(op, ("z_a", "z_b"), z_a, z_b)
     check_number(op, "beta", beta, 0.0)
     check_number(op, "rho", rho)

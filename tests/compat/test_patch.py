@@ -75,6 +75,7 @@ def test_lightly_is_swapped_wherever_it_is_bound_and_put_back(theirs):
     assert "MaskedVisionTransformerTIMM.preprocess" in patch.names
     left = {id(before[tuple(name.rpartition(".")[::2])]) for name in patch.names if name.startswith("lightly.")}
     name_themselves = {("lightly.models.modules.nn_memory_bank", "NNMemoryBankModule"), ("lightly.loss.swav_loss", "SwaVLoss")}
+    name_themselves |= {("lightly.loss.tico_loss", "TiCoLoss")}
     assert {key for key, value in bindings("lightly").items() if len(key) == 2 and id(value) in left} == name_themselves
     patch.undo()
     assert_same_bindings(bindings("lightly"), before)
