@@ -56,3 +56,19 @@ def average_parameters(op: str, names: tuple[str, str], student: nn.Module, teac
     """
     params, averages = parameter_pairs(op, names, student, teacher)
     average_lists(op, (names[1], names[0], SHARE), averages, params, kept, "mul_add")
+
+
+class _GradientTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.factor * grad, None
+
+
+def gradient_times(factor: float, x: Tensor) -> Tensor:
+    """``x``, whose gradient is multiplied: for libraries whose gradient over several processes has a factor of its own."""
+    return _GradientTimes.apply(x, factor)

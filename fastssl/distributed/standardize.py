@@ -44,8 +44,8 @@ _joined_dots = define_composite(
 
 class _StandardizePair(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b, total, eps, scaled, name, op):
-        x, y, stats, apart = local._fwd(a, b, eps, scaled, _joined_moments(a, b, total, name))
+    def forward(ctx, a, b, moments, total, eps, scaled, name, op):
+        x, y, stats, apart = local._fwd(a, b, eps, scaled, moments)
         ctx.save_for_backward(x, y, stats, total)
         ctx.scaled, ctx.dtype, ctx.name, ctx.op = scaled, a.dtype, name, op
         return x, y, apart
@@ -57,9 +57,17 @@ class _StandardizePair(torch.autograd.Function):
         dots = _joined_dots(dx, dy, x, y, total, ctx.name) if ctx.scaled else None
         da, db = local._bwd(dx, dy, dapart, x, y, stats, dots, ctx.scaled, ctx.dtype)
         wants = ctx.needs_input_grad
-        return da if wants[0] else None, db if wants[1] else None, *(None,) * 5
+        return da if wants[0] else None, db if wants[1] else None, *(None,) * 6
 
 
-def standardize_pair(joined: Joined, a: Tensor, b: Tensor, eps: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def moments_of_all(joined: Joined, a: Tensor, b: Tensor) -> Tensor:
+    """``moments_of`` of ``ops`` over the rows of all processes, without gradient."""
+    return _joined_moments(a.detach(), b.detach(), joined.total, joined.name)
+
+
+def standardize_pair(
+    joined: Joined, a: Tensor, b: Tensor, eps: float | None, moments: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """``standardize_pair`` of ``ops`` for the own rows a and b (N, C), by the moments of all rows; ``apart`` is of the own rows."""
-    return _StandardizePair.apply(a, distinct(b, a), joined.total, eps or 0.0, eps is not None, joined.name, joined.op)
+    moments = moments_of_all(joined, a, b) if moments is None else moments
+    return _StandardizePair.apply(a, distinct(b, a), moments, joined.total, eps or 0.0, eps is not None, joined.name, joined.op)

@@ -67,7 +67,7 @@ def _rows(op: str, z0: Tensor, joined: Joined | None) -> int | Tensor:
     return count
 
 
-def _by_gram(form: str, rows: int | Tensor, width: int) -> bool:
+def by_gram(form: str, rows: int | Tensor, width: int) -> bool:
     """Whether N x N matrices are taken. Where a graph does not know the number of rows, ``auto`` takes D x D ones; so does any form
     where D is 1, since nothing is then outside the diagonal, and N x N matrices would give the rounding of what cancels."""
     if width == 1:
@@ -123,15 +123,27 @@ def barlow_twins(
     how = {"lambda_param": lambda_param, "form": form, "eps": eps, "grad": (z0.requires_grad, z1.requires_grad)}
     joined = together(op, group, z0, **how)
     rows = _rows(op, z0, joined)
-    x, y, _ = _standardized(op, z0, z1, float(eps), joined)
-    off, diagonal = _squares(op, x[:, None], y[:, None], _by_gram(form, rows, x.shape[1]), joined)
-    scale = 1.0 / rows
+    x, y, _ = standardized(op, z0, z1, float(eps), joined)
+    return correlation_loss(op, x, y, lambda_param, rows, by_gram(form, rows, x.shape[1]), joined)
+
+
+def standardized(
+    op: str, a: Tensor, b: Tensor, eps: float | None, joined: Joined | None, moments: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``standardize_pair`` over the rows of one process or of all."""
+    if joined is None:
+        return standardize_pair(op, a, b, eps, moments)
+    return standardize_pair_of_all(joined, a, b, eps, moments)
+
+
+def correlation_loss(
+    op: str, x: Tensor, y: Tensor, lambda_param: float, rows: int | Tensor, gram: bool, joined: Joined | None
+) -> Tensor:
+    """Barlow Twins' loss of standardised columns x and y (N, D), whose products are divided by ``rows``."""
+    off, diagonal = _squares(op, x[:, None], y[:, None], gram, joined)
+    scale: Any = 1.0 / rows
     weight: Any = traced(float(lambda_param), x)
     return (diagonal * scale - 1.0).square().sum() + weight * (off * scale * scale).sum()
-
-
-def _standardized(op: str, a: Tensor, b: Tensor, eps: float | None, joined: Joined | None) -> tuple[Tensor, Tensor, Tensor]:
-    return standardize_pair(op, a, b, eps) if joined is None else standardize_pair_of_all(joined, a, b, eps)
 
 
 def _squares(op: str, x: Tensor, y: Tensor | None, gram: bool, joined: Joined | None) -> tuple[Tensor, Tensor]:
@@ -186,10 +198,10 @@ def vicreg(
         check_number(op, name, value)
     joined = together(op, group, z0, **weights, form=form, eps=eps, grad=(z0.requires_grad, z1.requires_grad))
     rows, width = _rows(op, z0, joined), z0.shape[-1]
-    x, y, apart = _standardized(op, z0.flatten(1), z1.flatten(1), None, joined)
+    x, y, apart = standardized(op, z0.flatten(1), z1.flatten(1), None, joined)
     apart = apart.sum() if joined is None else sum_of_all(joined, apart.sum())
     positions = x.shape[1] // width
-    gram = _by_gram(form, rows, width)
+    gram = by_gram(form, rows, width)
     scale: Any = 1.0 / (rows - 1)
     invariance = apart / rows / x.shape[1]
     variance: Any = 0.0

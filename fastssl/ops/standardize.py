@@ -34,6 +34,13 @@ def centred(t: Tensor, mean: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.sub_((mean - high).to(x.dtype))
 
 
+def moments_of(a: Tensor, b: Tensor) -> Tensor:
+    """Means and variances (4, C) of the columns of a and b (N, C), float64: mean of a, mean of b, variance of a, variance of b."""
+    mean = torch.stack([means_of(a), means_of(b)])
+    squares = [centred(t, m).square().mean(0).double() for t, m in zip((a, b), mean, strict=True)]
+    return torch.cat([mean, torch.stack(squares)])
+
+
 def _forward(a, b, eps, scaled, moments):
     wide = accumulator_dtype(a)
     mean = torch.stack([means_of(a), means_of(b)]) if moments is None else moments[:2]
@@ -91,8 +98,8 @@ _bwd = define_composite(
 
 class _StandardizePair(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b, eps, scaled, op):
-        x, y, stats, apart = _fwd(a, b, eps, scaled, None)
+    def forward(ctx, a, b, moments, eps, scaled, op):
+        x, y, stats, apart = _fwd(a, b, eps, scaled, moments)
         ctx.save_for_backward(x, y, stats)
         ctx.scaled, ctx.dtype, ctx.op = scaled, a.dtype, op
         return x, y, apart
@@ -103,11 +110,13 @@ class _StandardizePair(torch.autograd.Function):
         x, y, stats = ctx.saved_tensors
         da, db = _bwd(dx, dy, dapart, x, y, stats, None, ctx.scaled, ctx.dtype)
         wants = ctx.needs_input_grad
-        return da if wants[0] else None, db if wants[1] else None, None, None, None
+        return da if wants[0] else None, db if wants[1] else None, *(None,) * 4
 
 
-def standardize_pair(op: str, a: Tensor, b: Tensor, eps: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def standardize_pair(
+    op: str, a: Tensor, b: Tensor, eps: float | None, moments: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """a, b (N, C), already checked -> x, y (N, C) in the accumulator dtype, and apart (C,); (0,) unless ``eps`` is None, for which
-    columns are centred only. What is made of x and y must not change where a number is added to a column."""
+    columns are centred only. ``moments`` are those of ``moments_of``, where they are known. What is made of x and y must not change where a number is added to a column."""
     refuse_transforms(op, a, b)
-    return _StandardizePair.apply(a, distinct(b, a), eps or 0.0, eps is not None, op)
+    return _StandardizePair.apply(a, distinct(b, a), moments, eps or 0.0, eps is not None, op)
