@@ -26,6 +26,8 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "lightly.loss.dino_loss": ("DINOLoss",),
         "lightly.loss.ibot_loss": ("IBOTPatchLoss", "IBOTPlusPlusPatchLoss"),
         "lightly.loss.swav_loss": ("SwaVLoss",),
+        "lightly.loss.barlow_twins_loss": ("BarlowTwinsLoss",),
+        "lightly.loss.vicreg_loss": ("VICRegLoss",),
         "lightly.loss.koleo_loss": ("KoLeoLoss",),
         "lightly.loss.mmcr_loss": ("MMCRLoss",),
         "lightly.loss.tico_loss": ("TiCoLoss",),
@@ -35,6 +37,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "lightly.utils.lars": ("LARS",),
     },
     "solo": {
+        "solo.losses.barlow": ("barlow_loss_func",),
         "solo.losses.byol": ("byol_loss_func",),
         "solo.losses.dino": ("DINOLoss",),
         "solo.losses.mae": ("mae_loss_func",),
@@ -44,6 +47,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "solo.losses.simclr": ("simclr_loss_func",),
         "solo.losses.simsiam": ("simsiam_loss_func",),
         "solo.losses.swav": ("swav_loss_func",),
+        "solo.losses.vicreg": ("vicreg_loss_func",),
         "solo.utils.lars": ("LARS",),
         "solo.utils.momentum": ("MomentumUpdater", "initialize_momentum_params"),
     },
@@ -77,6 +81,7 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
             "_compute_cross_device_neg_loss": "compute_cross_device_neg_loss",
         },
     },
+    "barlow": {"BarlowTwins": {"forward": "forward"}},
     "dino": {"DINOLoss": {name: f"DINOLoss.{name}" for name in ("forward", "update_center")}},
     "lightly": {"lightly.models.modules:MaskedVisionTransformerTIMM": {"preprocess": "vit_preprocess"}},
     "mae": {
@@ -112,9 +117,18 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
         f"{_OF_TRANSFORMERS}.siglip.modeling_siglip:SiglipModel": {"forward": "siglip_forward"},
         f"{_OF_TRANSFORMERS}.siglip2.modeling_siglip2:Siglip2Model": {"forward": "siglip2_forward"},
     },
+    "vicreg": {"VICReg": {"forward": "forward"}},
 }
 #: Repositories that are no package, and the class that the user passes.
-BROUGHT = {"dino": "DINOLoss", "mae": "MaskedAutoencoderViT", "moco": "MoCo", "mocov3": "MoCo", "supcon": "SupConLoss"}
+BROUGHT = {
+    "barlow": "BarlowTwins",
+    "dino": "DINOLoss",
+    "mae": "MaskedAutoencoderViT",
+    "moco": "MoCo",
+    "mocov3": "MoCo",
+    "supcon": "SupConLoss",
+    "vicreg": "VICReg",
+}
 #: Repositories that are no package, and the module whose functions are swapped: the user passes it.
 SCRIPTS = {"swav": "main_swav"}
 #: Names that older versions of a library lack: there they are left out.

@@ -15,6 +15,9 @@ from .ops import normalize, similarity  # noqa: F401  declare their ops
 from .ops._compiled import CUDA_LIBRARY
 from .ops._register import _C, OWNERS, why_not_cpp, why_not_cuda, why_not_triton
 
+#: How losses of the statistics of a batch are computed, which torch's matrix products serve on every device.
+FORMS = "barlow_twins, vicreg: N x N matrices where N < 3/4 D, D x D matrices otherwise (form=); of float32, by torch's products"
+
 
 def _version(package: str) -> str:
     try:
@@ -89,6 +92,7 @@ def report() -> str:
     for op, owners in OWNERS.items():
         reasons = [f"{key}: {why}" for key, owner in owners.items() if (why := _why(key, owner))]
         lines.append(f"{op:28}{owners['CPU']:12}{owners['CUDA']:12}{'; '.join(reasons)}".rstrip())
+    lines += ["", FORMS]
     return "\n".join(lines)
 
 

@@ -95,10 +95,11 @@ def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     Args:
         library: "contrastors", "dinov2", "dinov3", "FlagEmbedding", "grad_cache", "info_nce", "lightly", "open_clip",
             "pytorch_metric_learning" ("pml"), "sentence_transformers", "solo", "swift" (ms-swift), "tevatron", "timm",
-            "transformers" (ViTMAE, CLIP, SigLIP and SigLIP 2), "dino", "mae", "moco", "mocov3", "supcon" or "swav".
-        target: for "dino" the class ``DINOLoss``, for "mae" the class ``MaskedAutoencoderViT``, for "moco" and "mocov3" the class
-            ``MoCo``, for "supcon" the class ``SupConLoss``, or the module that holds it under this name; for "swav" the module
-            ``main_swav``.
+            "transformers" (ViTMAE, CLIP, SigLIP and SigLIP 2), "barlow", "dino", "mae", "moco", "mocov3", "supcon", "swav" or
+            "vicreg".
+        target: for "barlow" the class ``BarlowTwins``, for "vicreg" the class ``VICReg``, for "dino" the class ``DINOLoss``, for
+            "mae" the class ``MaskedAutoencoderViT``, for "moco" and "mocov3" the class ``MoCo``, for "supcon" the class
+            ``SupConLoss``, or the module that holds it under this name; for "swav" the module ``main_swav``.
 
     Returns:
         Has ``undo()`` and the swapped ``names``; as a context manager it undoes at the end.

@@ -1,8 +1,8 @@
 """For the Barlow Twins repository: its loss behind the projector, as a module and as the forward of its ``BarlowTwins``.
 
 With several processes the loss is that of the joined batch, where statistics are those of all processes too: where the batch
-normalisation is a SyncBatchNorm, which the repository's script makes of it. The gradient keeps the repository's scale, 1 / W of that
-of one process, since its all-reduce passes no gradient on: a learning rate that was found with it stays right.
+normalisation is a SyncBatchNorm, which the repository's script makes of it. The gradient keeps the repository's scale, 1 / W of
+that of one process, since its all-reduce passes no gradient on: a learning rate that was found with it stays right.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastssl.checks import check_number, check_views, check_whole
+from fastssl.checks import accumulator_dtype, check_number, check_views, check_whole
 from fastssl.distributed import Ranks
 from fastssl.distributed.ranks import join
 from fastssl.distributed.standardize import moments_of_all
@@ -25,9 +25,9 @@ __all__ = ["BarlowTwinsLoss", "forward"]
 
 
 @torch.no_grad()
-def _update_running(bn: _BatchNorm, moments: Tensor, rows: int | Tensor) -> None:
+def _update_running(bn: _BatchNorm, moments: Tensor, rows: int) -> None:
     """The running statistics of ``bn`` after it has seen the first and then the second view."""
-    if not bn.track_running_stats or bn.running_mean is None or bn.running_var is None:
+    if not bn.training or bn.running_mean is None or bn.running_var is None:
         return
     for mean, var in zip(moments[:2], moments[2:], strict=True):
         share = bn.momentum
@@ -44,17 +44,19 @@ def _loss(op: str, bn: _BatchNorm, z1: Tensor, z2: Tensor, lambd: float, batch_s
     z1, z2 = enter(op, z1, z2)
     check_views(op, ("z1", "z2"), z1, z2)
     joined = join(op, Ranks(), z1, lambd=lambd, batch_size=batch_size)
-    if not bn.training and bn.track_running_stats:
-        raise NotImplementedError(f"{op}: bn must be in training mode; with its running statistics there is no drop-in")
+    rows = len(z1) if joined is None else int(joined.counts.sum())
+    gram = by_gram("auto", rows, z1.shape[1])
+    if joined is not None:
+        z1, z2 = gradient_times(1.0 / joined.world, z1), gradient_times(1.0 / joined.world, z2)
+    if not bn.training and bn.running_mean is not None:
+        x, y = (bn(z.to(accumulator_dtype(z))) for z in (z1, z2))
+        return correlation_loss(op, x, y, lambd, batch_size, gram, joined)
     everywhere = joined if isinstance(bn, nn.SyncBatchNorm) else None
     if len(z1) < 2 and everywhere is None:
         raise ValueError(f"{op}: z1 and z2 must have at least 2 rows, got {len(z1)}")
     moments = moments_of(z1.detach(), z2.detach()) if everywhere is None else moments_of_all(everywhere, z1.detach(), z2.detach())
-    _update_running(bn, moments, len(z1) if everywhere is None else everywhere.total)
-    if joined is not None:
-        z1, z2 = gradient_times(1.0 / joined.world, z1), gradient_times(1.0 / joined.world, z2)
+    _update_running(bn, moments, len(z1) if everywhere is None else rows)
     x, y, _ = standardized(op, z1, z2, bn.eps, everywhere, moments)
-    gram = by_gram("auto", len(z1) if joined is None else int(joined.counts.sum()), z1.shape[1])
     return correlation_loss(op, x, y, lambd, batch_size, gram, joined)
 
 

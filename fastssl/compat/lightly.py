@@ -18,6 +18,7 @@ from fastssl.loss.dino_modules import SwaVLoss as _SwaVLoss
 from fastssl.loss.koleo import KoLeoLoss
 from fastssl.loss.mmcr import MMCRLoss
 from fastssl.loss.nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
+from fastssl.loss.redundancy import BarlowTwinsLoss, VICRegLoss
 from fastssl.loss.sigreg_modules import LeJEPALoss, VISRegLoss
 from fastssl.loss.sigreg_modules import SIGRegLoss as SIGReg
 from fastssl.loss.tico import TiCoLoss
@@ -40,6 +41,7 @@ from ._lightly_tokens import (
 
 __all__ = [
     "LARS",
+    "BarlowTwinsLoss",
     "DCLLoss",
     "DCLWLoss",
     "DINOLoss",
@@ -55,6 +57,7 @@ __all__ = [
     "SIGReg",
     "SwaVLoss",
     "TiCoLoss",
+    "VICRegLoss",
     "VISRegLoss",
     "cosine_schedule",
     "get_at_index",

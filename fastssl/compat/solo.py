@@ -27,6 +27,7 @@ from fastssl.ops.similarity import similarity_lse
 
 from ._common import average_parameters, check_share, copy_parameters
 from ._lars import Lars
+from ._solo_redundancy import barlow_loss_func, vicreg_loss_func
 from ._solo_soft import DINOLoss, swav_loss_func
 from .mae import patch_loss
 
@@ -34,6 +35,7 @@ __all__ = [
     "LARS",
     "DINOLoss",
     "MomentumUpdater",
+    "barlow_loss_func",
     "byol_loss_func",
     "initialize_momentum_params",
     "mae_loss_func",
@@ -43,6 +45,7 @@ __all__ = [
     "simclr_loss_func",
     "simsiam_loss_func",
     "swav_loss_func",
+    "vicreg_loss_func",
 ]
 
 _NETS = ("online_net", "momentum_net")

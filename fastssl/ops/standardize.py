@@ -116,7 +116,10 @@ class _StandardizePair(torch.autograd.Function):
 def standardize_pair(
     op: str, a: Tensor, b: Tensor, eps: float | None, moments: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """a, b (N, C), already checked -> x, y (N, C) in the accumulator dtype, and apart (C,); (0,) unless ``eps`` is None, for which
-    columns are centred only. ``moments`` are those of ``moments_of``, where they are known. What is made of x and y must not change where a number is added to a column."""
+    """a, b (N, C), already checked -> x, y (N, C) in the accumulator dtype, and apart (C,).
+
+    For an ``eps`` of None columns are centred only; otherwise apart is (0,). ``moments`` are those of ``moments_of``, where they
+    are known. What is made of x and y must not change where a number is added to a column.
+    """
     refuse_transforms(op, a, b)
     return _StandardizePair.apply(a, distinct(b, a), moments, eps or 0.0, eps is not None, op)
