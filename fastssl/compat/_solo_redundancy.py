@@ -91,5 +91,5 @@ def vicreg_loss_func(
     weights = {"sim_loss_weight": sim_loss_weight, "var_loss_weight": var_loss_weight, "cov_loss_weight": cov_loss_weight}
     for name, value in weights.items():
         check_number(op, name, value)
-    how = {"lambda_param": sim_loss_weight, "mu_param": 2.0 * var_loss_weight, "nu_param": cov_loss_weight}
-    return vicreg(z1, z2, **how, group=Ranks())
+    sim, var, cov = weights.values()
+    return vicreg(z1, z2, lambda_param=sim, mu_param=2.0 * var, nu_param=cov, group=Ranks())

@@ -74,8 +74,13 @@ def test_lightly_is_swapped_wherever_it_is_bound_and_put_back(theirs):
     assert theirs.models.modules.NNMemoryBankModule is ours.NNMemoryBankModule
     assert "MaskedVisionTransformerTIMM.preprocess" in patch.names
     left = {id(before[tuple(name.rpartition(".")[::2])]) for name in patch.names if name.startswith("lightly.")}
-    name_themselves = {("lightly.models.modules.nn_memory_bank", "NNMemoryBankModule"), ("lightly.loss.swav_loss", "SwaVLoss")}
-    name_themselves |= {("lightly.loss.tico_loss", "TiCoLoss")}
+    name_themselves = {
+        ("lightly.models.modules.nn_memory_bank", "NNMemoryBankModule"),
+        ("lightly.loss.barlow_twins_loss", "BarlowTwinsLoss"),
+        ("lightly.loss.swav_loss", "SwaVLoss"),
+        ("lightly.loss.tico_loss", "TiCoLoss"),
+        ("lightly.loss.vicreg_loss", "VICRegLoss"),
+    }
     assert {key for key, value in bindings("lightly").items() if len(key) == 2 and id(value) in left} == name_themselves
     patch.undo()
     assert_same_bindings(bindings("lightly"), before)

@@ -19,6 +19,7 @@ DINO = "num_prototypes, warmup_teacher_temp, teacher_temp, warmup_teacher_temp_e
 DINO += ", num_large_crops=2, center_momentum=0.9"
 LOSSES = {
     "dino": f"class DINOLoss:\n    def __init__(self, {DINO}): ...",
+    "barlow": "def barlow_loss_func(z1, z2, lamb=5e-3, scale_loss=0.025): ...",
     "byol": "def byol_loss_func(p, z, simplified=True): ...",
     "mae": "def mae_loss_func(imgs, pred, mask, patch_size, norm_pix_loss=True): ...",
     "mocov2plus": "def mocov2plus_loss_func(query, key, queue, temperature=0.1): ...",
@@ -27,6 +28,7 @@ LOSSES = {
     "simclr": "def simclr_loss_func(z, indexes, temperature=0.1): return 'theirs'",
     "simsiam": "def simsiam_loss_func(p, z, simplified=True): ...",
     "swav": "def swav_loss_func(preds, assignments, temperature=0.1): ...",
+    "vicreg": "def vicreg_loss_func(z1, z2, sim_loss_weight=25.0, var_loss_weight=25.0, cov_loss_weight=1.0): ...",
 }
 RATES = "lr, momentum=0, dampening=0, weight_decay=0, nesterov=False, eta=1e-3, eps=1e-8, clip_lr=False, exclude_bias_n_norm=False"
 LARS = f"class LARS:\n    def __init__(self, params, {RATES}): ..."
@@ -125,13 +127,13 @@ def test_a_library_that_is_not_installed(monkeypatch, name):
 
 def test_refusals():
     for args, error, match in (
-        (("mmselfsup",), ValueError, "'FlagEmbedding', 'contrastors', 'dino', 'dinov2', .*'swav', .*, got 'mmselfsup'"),
+        (("mmselfsup",), ValueError, "'FlagEmbedding', 'barlow', 'contrastors', 'dino', 'dinov2', .*'swav', .*, got 'mmselfsup'"),
         ((None,), ValueError, "got None"),
         (("mae",), TypeError, "needs the class"),
         (("mae", MaskedAutoencoderViT()), TypeError, "needs the class"),
         (("mae", ModuleType("empty")), TypeError, "needs the class"),
         (("mae", nn.Linear), ValueError, "MaskedAutoencoderViT.forward_decoder is missing"),
-        (("timm", nn.Linear), TypeError, "target is for 'dino', 'mae', 'moco', 'mocov3', 'supcon', 'swav' alone"),
+        (("timm", nn.Linear), TypeError, "target is for 'barlow', 'dino', .*, 'supcon', 'vicreg', 'swav' alone"),
         (("moco", nn.Linear), ValueError, "MoCo._dequeue_and_enqueue is missing"),
         (("moco",), TypeError, "needs the class MoCo"),
         (("mocov3", nn.Linear), ValueError, "MoCo.contrastive_loss is missing"),

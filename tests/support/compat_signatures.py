@@ -18,7 +18,7 @@ from torch import nn
 PAGE = Path(__file__).parents[2] / "docs" / "compat.md"
 START, END = "<!-- signatures:start -->\n", "<!-- signatures:end -->\n"
 _OF_LIGHTLY = ("NTXentLoss", "DCLLoss", "DCLWLoss", "DINOLoss", "IBOTPatchLoss", "IBOTPlusPlusPatchLoss", "KoLeoLoss")
-_OF_LIGHTLY += ("MMCRLoss", "NegativeCosineSimilarity", "TiCoLoss")
+_OF_LIGHTLY += ("BarlowTwinsLoss", "MMCRLoss", "NegativeCosineSimilarity", "TiCoLoss", "VICRegLoss")
 _INHERITED = {name for base in (nn.Module, torch.optim.Optimizer) for name in dir(base)}
 
 
@@ -120,6 +120,11 @@ PUBLISHED = {
     "student_temp=0.1, num_large_crops=2, center_momentum=0.9)",
     "solo:DINOLoss.forward": "(self, student_output, teacher_output)",
     "solo:DINOLoss.update_center": "(self, teacher_output)",
+    "solo:barlow_loss_func": "(z1, z2, lamb=0.005, scale_loss=0.025)",
+    "solo:vicreg_loss_func": "(z1, z2, sim_loss_weight=25.0, var_loss_weight=25.0, cov_loss_weight=1.0)",
+    "barlow:forward": "(self, y1, y2)",
+    "vicreg:forward": "(self, x, y)",
+    "vicreg:batch_all_gather": "(x)",
     "solo:swav_loss_func": "(preds, assignments, temperature=0.1)",
     "dino:cosine_scheduler": "(base_value, final_value, epochs, niter_per_ep, warmup_epochs=0, start_warmup_value=0)",
 }
