@@ -136,7 +136,7 @@ class _Sweep(NamedTuple):
             columns_kernel, (triton.cdiv(width, lanes_ * columns) * self.groups, total.shape[0]), self.logits, bias,
             self.temperature, *rows, top, total, self.members, self.inner, self.groups, self.part,
             *(size // unit for size in sizes), GROUPED=self.groups > 1, UNIT=unit, R=_ROWS, L=lanes_, V=columns,
-            num_warps=lanes_ // 32,
+            num_warps=max(1, lanes_ // 32),
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from fastssl import kernels
 from fastssl.kernels.sigmoid_pair_terms import Sums
+from fastssl.kernels.soft_rows import RowTile
 from fastssl.kernels.tiles import plan
 from fastssl.kernels.tiles.config import TileConfig
 from fastssl.kernels.tiles.merge import Results
@@ -103,6 +104,20 @@ def _sigmoid_chunks(monkeypatch, chunked: ModuleType):
     return loss, dbias
 
 
+def _targets(monkeypatch, module: ModuleType):
+    """Five rows of 37 columns, in splits of two blocks or fewer."""
+    monkeypatch.setattr(module, "_fills", lambda *_: False)
+    monkeypatch.setattr(module, "row_tile", lambda rows, *_: RowTile(rows, 4, 2, 1))
+    gen = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 5, 37, generator=gen)
+    return module.soft_cross_entropy_fwd(student, teacher, teacher[:1], None, torch.ones(2), [37], 5, 1, False, False, True)
+
+
+def _columns(monkeypatch, module: ModuleType):
+    monkeypatch.setattr(module, "rows_of_a_part", lambda *_: 8)
+    return module.sinkhorn_start(torch.randn(19, 40), torch.ones(1), 1, 1)
+
+
 class Fault(NamedTuple):
     module: str
     call: Callable
@@ -148,6 +163,18 @@ FAULTS = {
     "programs that add to the same place": Fault(
         "sigmoid_pair_chunked", _sigmoid_chunks, "at = tl.program_id(1).to(tl.int64) * stride + row", "at = row",
         "race", "sigmoid_chunk_kernel", "_ptr + at) + tl.sum(",
+    ),
+    "splits of a row that store their losses to the same place": Fault(
+        "soft_cross_entropy", _targets, "(slot + split).to(tl.int64) * N + rows", "(slot + 0 * split).to(tl.int64) * N + rows",
+        "race", "soft_cross_entropy_kernel", "tl.store(loss_ptr",
+    ),
+    "a gradient whose last columns have no mask": Fault(
+        "soft_cross_entropy", _targets, "mask=of_rows(inside) & (columns < hi))", "mask=of_rows(inside))",
+        "oob_write", "soft_cross_entropy_kernel", "tl.store(gradient_ptr + at",
+    ),
+    "parts of rows that store to the same place": Fault(
+        "sinkhorn", _columns, "(tl.program_id(1).to(tl.int64) * groups + group)", "(0 * tl.program_id(1).to(tl.int64) + group)",
+        "race", "columns_kernel", "tl.store(",
     ),
     "a grid with one program too many, which reads": Fault(
         "similarity_chunked", _chunks, "chunk_rows_kernel[(s.shape[0],)]", "chunk_rows_kernel[(s.shape[0] + 1,)]",

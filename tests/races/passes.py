@@ -20,7 +20,7 @@ from ttsem import harness, mlir, validate
 from tests.races import judge
 
 PROGRAM = Path(__file__).with_name("passes_launches.py")
-MAIN = ("similarity_", "sigmoid_")  # not the small kernels between them
+MAIN = ("similarity_", "sigmoid_", "soft_cross_entropy_kernel", "columns")  # not the small kernels between them
 RIGHT = ("match", "approx")  # "approx" is within the rounding of sums in another order
 
 

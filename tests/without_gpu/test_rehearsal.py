@@ -14,6 +14,7 @@ HERE = Path(__file__).resolve().parents[1] / "gpu"
 #: A few tests of each file; all of them:  python tests/gpu/rehearse.py
 CHOSEN = {
     "test_cuda.py": "(nt_xent-65x20 and float32 and high) or graph_and_replayed[moco] or host[sup_con]",
+    "test_distillation_gpu.py": "(DINO and float16) or waits or 3000-16 or beyond",
     "test_graphs_gpu.py": "test",
     "test_large.py": "queue or a_step or lse or ids_beyond",
     "test_layouts_gpu.py": "mixed",
