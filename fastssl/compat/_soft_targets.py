@@ -79,7 +79,6 @@ def _is_part(crop: Tensor, like: Tensor, base: Tensor, place: int) -> bool:
 def targets(teacher: Tensor, bias: Tensor, temperature: float | Tensor) -> Tensor:
     """softmax((teacher + bias) / temperature), float32 (float64 for float64 logits)."""
     shifted = teacher.detach() + bias
-    shifted -= shifted.amax(-1, keepdim=True)
     return torch.softmax(shifted.div_(temperature), -1)
 
 
