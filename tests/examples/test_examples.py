@@ -28,6 +28,8 @@ SCRIPTS = {
     "open_clip.train --loss siglip": ("open_clip", "ftfy"),
     "moco.main_moco --queue 128": (),
     "moco.main_moco --queue 128 --swap patch": (),
+    "dino.main_dino --out_dim 256 --local_crops 2": (),
+    "dino.main_dino --out_dim 256 --local_crops 2 --swap patch": (),
     "mae.main_pretrain --accum_iter 2": ("timm",),
     "timm.train --model test_vit": ("timm",),
     "transformers.vit_mae": ("transformers", "accelerate"),
