@@ -38,7 +38,6 @@ FILES: dict[str, str] = {
     "test_dist__gather__losses.py": "a file of lightly",
     "test_modeling_common.py": "a file of transformers",
     "test_cmnrl.py": "a file of sentence-transformers",
-    "main_dino.py": "a file of facebookresearch/dino",
     "main_swav.py": "a file of facebookresearch/swav",
     "val/val_annotations.txt": "a file of Tiny ImageNet",
 }
