@@ -59,7 +59,6 @@ NAMES: dict[str, str] = {
     "s_ij": "a name of an equation",
     "mask_prob": "an argument of fairseq",
     "once_differentiable": "a decorator of torch.autograd.function",
-    "param_k.data.mul_": "a line of the MoCo repository",
     "seg_test": "a folder of a data set",
     "index_add": "an operation of torch, without its underscore",
 }
