@@ -17,7 +17,7 @@ written over the logits. With ``heads`` the launches are made for each segment o
 
 Bytes, K columns of e bytes: 2 e (N + M) K read, of which L2 serves the second reading where rows are few or short; e N K written; a
 bias adds 4 / R a teacher's element, out of L2. Expected on an H200 (4.3 TB/s, of L2 5.5): 4,096 x 32,000 given probabilities in
-bfloat16, 0.79 GB and 0.52 GB out of L2: 0.20 ms. 4,915 x 65,536 with a potential (iBOT), 3.2 GB of which 0.4 GB out of L2: 0.68 ms.
+bfloat16, 0.79 GB and 0.52 GB out of L2: 0.2 ms. 4,915 x 65,536 with a potential (iBOT), 3.2 GB of which 0.3 GB out of L2: 0.7 ms.
 640 and 128 rows of 65,536 (DINO): 0.29 GB, 0.07 ms.
 """
 
