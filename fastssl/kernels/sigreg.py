@@ -210,13 +210,23 @@ def part_length(programs: int, items: int, block: int, num_sms: int) -> tuple[in
 @functools.lru_cache(maxsize=64)
 def tiles_of(dtype: torch.dtype, precision: str, width: int) -> tuple[dict, dict]:
     """Constants of both sweeps. Products without matrix units keep their operands in registers, so they take less at a time."""
-    free = dtype == torch.float32 and precision == "ieee"
-    inner = min(16 if free else 64, max(16, triton.next_power_of_2(width)))
-    shared = {"PRECISION": precision, "BD": inner, "num_warps": 8 if free else 4, "num_stages": 2}
-    forward = {"BM": 16, "BS": 32, **shared}
-    columns = min(128, max(16, triton.next_power_of_2(width)))
-    backward = {"BM": 32, "BS": 16 if free else 32, "BO": columns, **shared}
-    return forward, backward | ({"num_warps": 4} if columns < 128 else {})
+    wide = dtype == torch.float32
+    free = wide and precision == "ieee"
+    inner, columns = min(16 if free else 64, _power(width)), min(128, _power(width))
+    shared = {"PRECISION": precision, "BD": inner, "num_stages": 1 if free else 2}
+    return (
+        {"BM": 16, "BS": 32, **shared, **_threads(8 if free else 4)},
+        {"BM": 32, "BS": 16 if free else 32, "BO": columns, **shared, **_threads(8 if wide else 4)},
+    )
+
+
+def _power(width: int) -> int:
+    return max(16, triton.next_power_of_2(width))
+
+
+def _threads(warps: int) -> dict:
+    """Warps, and a limit of registers: where ptxas chooses one, it spills for the sake of more programs."""
+    return {"num_warps": warps, "maxnreg": 168 if warps == 8 else 248}
 
 
 def sigreg_sums(z: Tensor, directions: Tensor, t_max: float, knots: int) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastssl.checks import accumulator_dtype
 from fastssl.ops.sorted_slices import sorted_slices
+from fastssl.reference.unit_columns import unit_columns
 
 from .inputs import Inputs, in_seven_bits, randn
 
@@ -32,6 +33,21 @@ def directions(z: Tensor, slices: int = SLICES) -> Tensor:
 def with_directions(call, **how):
     """The call with given directions."""
     return lambda z: call(z, directions=directions(z), **how)
+
+
+def with_seed(call, seed: int = 3, **how):
+    """The call with directions that the op makes from a seed."""
+    return lambda z: call(z, seed=seed, slices=SLICES, **how)
+
+
+def eager_with_seed(call, seed: int = 3, **how):
+    """The same with these directions made in plain PyTorch."""
+
+    def run(z):
+        made = unit_columns(torch.full((), seed, dtype=torch.int64, device=z.device), z.shape[-1], SLICES, torch.float64)
+        return call(z, directions=made.to(z.dtype), **how)
+
+    return run
 
 
 def projections(z: Tensor, directions: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def families(kernel: str, words: list[str]) -> tuple[int, ...]:
     """Those whose configurations of ``kernel`` are compiled. With --today another generation's on the kernel's day of eight."""
     if "--today" not in words:
         return tuple(TARGET)
-    kernels, others = (*VARIANTS, "sigmoid", "wide", "launched"), [family for family in TARGET if family != 90]
+    kernels, others = (*VARIANTS, "sigmoid", "wide", "launched", "sketches"), [family for family in TARGET if family != 90]
     rounds, day = divmod(datetime.date.today().toordinal(), len(kernels))
     return (90, others[rounds % len(others)]) if kernels[day] == kernel else (90,)
 

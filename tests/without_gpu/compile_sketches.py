@@ -26,7 +26,7 @@ def _pointers(data: str) -> dict:
 
 
 def _compiled(kernel, name: str, pointers: dict, even: bool, tile: dict, target: int) -> bool:
-    options = {option: tile[option] for option in ("num_warps", "num_stages")}
+    options = {option: tile.get(option) for option in ("num_warps", "num_stages", "maxnreg")}
     constants = {constant: value for constant, value in tile.items() if constant not in options}
     return verdict(name, compile_one(kernel, pointers, _numbers(even), constants, target, *options.values()), target, None)
 

@@ -24,8 +24,8 @@ def environment():
 
 #: One a day, since all of them take minutes; a third of what losses launch is compiled by host/losses.py each day. With a kernel's
 #: parts comes, on its day of eight, another generation of GPUs than sm_90.
-PARTS = ("fwd", "one_pass", "bwd", "wide", "cross", "other", "triangle", "sigmoid", "launched")
-OF_THEIR_OWN = ("sigmoid", "wide", "launched")
+PARTS = ("fwd", "one_pass", "bwd", "wide", "cross", "other", "triangle", "sigmoid", "launched", "sketches")
+OF_THEIR_OWN = ("sigmoid", "wide", "launched", "sketches")
 
 
 @pytest.mark.parametrize("part", of_today(PARTS, 9))

@@ -24,7 +24,17 @@ from triton.runtime import JITFunction
 
 from fastssl import kernels
 from fastssl.functional import moco_loss, similarity_lse
-from fastssl.kernels import masked_latent, normalize, sigmoid_pair, similarity, similarity_cross, similarity_limited, softplus_sum
+from fastssl.kernels import (
+    masked_latent,
+    normalize,
+    sigmoid_pair,
+    sigreg,
+    similarity,
+    similarity_cross,
+    similarity_limited,
+    softplus_sum,
+    unit_columns,
+)
 from fastssl.kernels.host import device, launch
 from fastssl.kernels.host.device import DeviceProperties
 from fastssl.kernels.tiles import plan, terms
@@ -98,6 +108,8 @@ def _serve_the_cpu() -> torch.library.Library:
         (normalize, ("normalize_pair_fwd", "normalize_pair_bwd")),
         (softplus_sum, ("softplus_sum_fwd", "softplus_sum_bwd")),
         (masked_latent, tuple(f"masked_latent_{way}" for way in ("fwd", "one_pass", "bwd"))),
+        (sigreg, ("sigreg_sums", "sigreg_loss", "sigreg_bwd")),
+        (unit_columns, ("unit_columns",)),
     ):
         for name in names:
             library.impl(name, getattr(module, name), "CPU", allow_override=True)
@@ -157,6 +169,8 @@ STEPS = [
     ("siglip", (70, 300), BF16),
     ("masked_latent", (64, 768), BF16),
     ("masked_latent_weighted", (9, 5000), F16),
+    ("sigreg", (600, 128), F16),
+    ("lejepa", (60, 40), F32),
 ]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import fastssl.functional as functional
+import fastssl.loss.sigreg as sigreg_loss
 import fastssl.ops.masked_latent as latent_op
 import fastssl.ops.normalize as normalize_op
 import fastssl.ops.sigmoid_pair as sigmoid_op
@@ -14,6 +15,7 @@ import fastssl.ops.similarity_cross as cross_op
 import fastssl.ops.similarity_limited as limited_op
 import fastssl.ops.soft_cross_entropy as soft_op
 import fastssl.ops.softplus_sum as softplus_op
+import fastssl.ops.unit_columns as columns_op
 from fastssl.kernels import normalize as normalize_kernels
 from fastssl.kernels import softplus_sum as softplus_kernels
 from fastssl.ops._register import launcher
@@ -38,12 +40,22 @@ def triton_ops(monkeypatch):
         monkeypatch.setattr(limited_op, op, launcher("similarity_limited", f"similarity_limited{op}"))
     for op in ("_fwd", "_in_place", "_scale"):
         monkeypatch.setattr(soft_op, op, launcher("soft_cross_entropy", f"soft_cross_entropy{op}"))
+    for op in ("sums", "loss", "bwd"):
+        monkeypatch.setattr(sigreg_loss, f"sigreg_{op}", launcher("sigreg", f"sigreg_{op}"))
+    monkeypatch.setattr(columns_op, "_unit_columns", launcher("unit_columns", "unit_columns"))
     monkeypatch.setattr(sigmoid_op, "_op", launcher("sigmoid_pair", "sigmoid_pair"))
 
 
 SMALL = {"similarity_symmetric": (30, 30, 24), "similarity_two_sided": (20, 37, 33), "similarity_one_pass": (21, 37, 24)}
 SMALL |= {"similarity_cross": (20, 37, 33), "similarity_limited": (20, 37, 33), "sigmoid_pair": (20, 37, 33)}
-NOT_TRITON = ("gather_tokens", "restore_tokens", "embed_visible", "patch_loss", "koleo")  # CUDA C++, or plain PyTorch
+NOT_TRITON = (
+    "gather_tokens",
+    "restore_tokens",
+    "embed_visible",
+    "patch_loss",
+    "koleo",
+    "sorted_slices",
+)  # CUDA C++, or plain PyTorch
 SMALL |= {name: (17, 20) for name in CASES if name not in SMALL and not name.startswith(NOT_TRITON)} | {"dcl": (9, 12)}
 
 
