@@ -7,6 +7,8 @@ from .byol import BYOL
 from .clip import CLIP, SigLIP
 from .cmc import CMC
 from .cpc import CPC
+from .dino import DINO
+from .ibot import IBOT
 from .inpainting import Inpainting
 from .instdisc import InstDisc
 from .mae import MAE
@@ -19,6 +21,7 @@ from .simcse import SimCSE
 from .simmim import SimMIM
 from .simsiam import SimSiam
 from .supcon import SupCon
+from .swav import SwAV
 
 __all__ = [
     "BERT",
@@ -26,6 +29,8 @@ __all__ = [
     "CLIP",
     "CMC",
     "CPC",
+    "DINO",
+    "IBOT",
     "MAE",
     "NNCLR",
     "Inpainting",
@@ -39,6 +44,7 @@ __all__ = [
     "SimMIM",
     "SimSiam",
     "SupCon",
+    "SwAV",
     "VisionTransformer",
     "return_dict",
 ]

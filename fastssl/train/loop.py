@@ -214,12 +214,12 @@ class MethodModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         STOP.patient = self.trainer.world_size == 1  # several processes would have to agree on the step
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor | None, ...]:
+    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Any, ...]:
         """A collated batch -> the method's arguments, such as images (B, 3, H, W) uint8 and labels -> two views."""
         if len(batch[0]) < 2:
             some = f"{len(batch[0])} readable {self.recipe.unit}"
             raise UsageError(f"--data {self.config.data}: a batch has {some}, at least 2 are needed")
-        if self.waiting is not None and getattr(self.method, "negatives", None) != "global":
+        if self.waiting is not None and not joins_processes(self.method):
             self.share = share_of_rows(len(batch[0]), self.device)
         if self.cut_short:
             restore_generators(self.cut_short["generators"], self.device)
@@ -228,7 +228,7 @@ class MethodModule(pl.LightningModule):
             torch.manual_seed(step_seed(self.config.seed, self.current_epoch, self.global_rank))
         return self.recipe.arguments(self, batch)
 
-    def training_step(self, arguments: tuple[Tensor | None, ...], batch_idx: int) -> Tensor:
+    def training_step(self, arguments: tuple[Any, ...], batch_idx: int) -> Tensor:
         loss = self.method(*arguments)
         if self.share is not None:
             loss = loss * self.share.to(loss.dtype)
@@ -322,6 +322,11 @@ class MethodModule(pl.LightningModule):
         self.history = history_of(checkpoint)
         self.cut_short = own.get("cut_short")
         self.losses = list(self.cut_short["losses"].unbind()) if self.cut_short else []
+
+
+def joins_processes(method: Any) -> bool:
+    """Whether a method's own loss is, in the mean over processes, that of one process with the joined batch."""
+    return getattr(method, "joins_processes", False) or getattr(method, "negatives", None) == "global"
 
 
 def step_seed(seed: int, epoch: int, rank: int) -> int:

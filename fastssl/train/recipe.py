@@ -23,7 +23,8 @@ class Recipe:
         build: (config, data) -> the method, a module whose ``forward(*arguments)`` is the loss. Torch is seeded before the call.
             Banks and queues are buffers of the method, so that a checkpoint holds them.
         augment: (config, data) -> a module, which the loop keeps as ``module.views``, or None.
-        arguments: (module, batch on the device) -> the arguments of the method. Torch is seeded at the first batch of an epoch.
+        arguments: (module, batch on the device) -> the arguments of the method, tensors or lists of them. Torch is seeded at the
+            first batch of an epoch.
         monitor: (method, data, config, *, device, workers, most, full) -> scores by name, {} where nothing can be scored.
         points: (method, data, *, device, workers) -> features (N, D), labels (N,) and class names for the map, or None.
         scores: names of ``monitor``'s scores -> how the line of an epoch and how the table calls them. The first one is drawn, and
@@ -43,7 +44,7 @@ class Recipe:
     load: Callable[[Any], Any]
     build: Callable[[Any, Any], nn.Module]
     augment: Callable[[Any, Any], nn.Module | None]
-    arguments: Callable[[Any, tuple[Tensor, ...]], tuple[Tensor | None, ...]]
+    arguments: Callable[[Any, tuple[Tensor, ...]], tuple[Any, ...]]
     monitor: Callable[..., dict[str, float]]
     points: Callable[..., tuple[Tensor, Tensor, tuple[str, ...]] | None]
     scores: dict[str, tuple[str, str]]

@@ -39,6 +39,16 @@ class Text(nn.Module):
         return hidden.mean(1) if attention_mask is None else hidden
 
 
+class AnySize(nn.Conv2d):
+    """Images (B, 3, H, W) -> (B, 8), whatever H and W are."""
+
+    def __init__(self):
+        super().__init__(3, 8, 3, padding=1)
+
+    def forward(self, images):
+        return super().forward(images).mean((2, 3))
+
+
 TWO_VIEWS = ("SimCLR", "SupCon", "NNCLR", "MoCo", "MoCoV3", "BYOL", "SimSiam", "MeanTeacher", "InstDisc")
 MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS} | {
     "CMC": (CMC, {"backbones": lambda: [tiny(), tiny()]}),
@@ -49,6 +59,9 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     "MAE": (MAE, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2)}),
     "SimMIM": (SimMIM, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2)}),
     "Inpainting": (Inpainting, {"backbone": Maps}),
+    "DINO": (methods.DINO, {"backbone": AnySize}),
+    "IBOT": (methods.IBOT, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2, dynamic_img_size=True)}),
+    "SwAV": (methods.SwAV, {"backbone": AnySize}),
     "BERT": (methods.BERT, {"vocab_size": lambda: 50, "mask_id": lambda: 49}),
     "VisionTransformer": (VisionTransformer, {}),
 }
@@ -65,6 +78,9 @@ SMALL = {
     "width": 16,
     "depth": 1,
     "heads": 2,
+    "out_dim": 8,
+    "bottleneck_dim": 4,
+    "prototypes": 6,
 }
 VIEW, IMAGE, TOKENS = torch.rand(4, 3, 4, 4), torch.rand(4, 3, 8, 8), torch.randint(1, 29, (4, 5))
 GIVEN = {
@@ -72,6 +88,8 @@ GIVEN = {
     "view1": VIEW.flip(3),
     "labels": torch.arange(4) % 2,
     "index": torch.arange(4),
+    "global_crops": [IMAGE, IMAGE.flip(3)],
+    "local_crops": [VIEW],
     "x": torch.rand(4, 5, 3, 4, 4),
     "tokens": TOKENS,
     "input_ids": TOKENS,

@@ -14,6 +14,7 @@ MANY_PARAMETERS: dict[str, str] = {
     "fastssl/loss/info_nce.py: info_nce": "a drop-in for info-nce-pytorch, with keywords of SimCSE and CLIP",
     "tests/fuzz/loss_truths.py: info_nce": "the arguments of the function that it checks",
     "fastssl/compat/timm.py: ModelEmaV3.__init__": "a drop-in for the class of timm, with its arguments",
+    "fastssl/methods/dino.py: DINO.__init__": "the settings of the paper and of its code, which callers give by keyword",
     "fastssl/methods/moco.py: MoCo.__init__": "the settings of the paper and of the MoCo repository, which callers give by keyword",
 }
 

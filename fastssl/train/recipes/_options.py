@@ -28,5 +28,14 @@ Negatives = Annotated[
         choices=("global", "local"),
     ),
 ]
+Frozen = Annotated[float, Option("share of the training in which the prototypes stay as they are", least=0, most=1)]
+Centering = Annotated[
+    str,
+    Option(
+        "what keeps all images from having one prototype: center, a moving mean of the teacher's outputs, or sinkhorn, balanced "
+        "batches as in DINOv2",
+        choices=("center", "sinkhorn"),
+    ),
+]
 MaskRatio = Annotated[float, Option("share of the patches that is removed", above=0, most=1)]
 OWN_DATA = "use fastssl.methods in a loop of your own, see docs/methods.md"  # where the help text refuses data
