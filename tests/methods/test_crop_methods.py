@@ -149,7 +149,7 @@ def test_ibot_is_its_equation(name):
     for part in features.chunk(2):
         unit = F.normalize(part, dim=1)
         near = (unit @ unit.T).detach().fill_diagonal_(-2).argmax(1)
-        expected = expected - 0.3 * (F.pairwise_distance(unit, unit[near], eps=1e-8) + 1e-8).log().mean()
+        expected = expected - 0.3 * ((unit - unit[near] + 1e-8).norm(dim=1) + 1e-8).log().mean()
     gradients_agree(method, method(large, small, blocks=(rows, ids)), expected)
     torch.testing.assert_close(method.embed(large[0]), encoder.backbone(large[0]))
 

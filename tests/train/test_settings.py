@@ -12,6 +12,7 @@ pytestmark = needs_train
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 #: What versions before each method had settings of its own stored with a run of ``inpainting``: the settings of all methods.
+LATER = {"dino", "ibot", "swav"}  # methods of which no checkpoint holds the settings of all methods
 OF_ALL_METHODS = {
     "method": "inpainting",
     "data": "digits",
@@ -108,7 +109,8 @@ def test_settings_stored_for_all_methods_are_read_as_those_of_the_one():
     from fastssl.train.options import refused_setting
     from fastssl.train.recipes import RECIPES
 
-    for name, recipe in RECIPES.items():
+    for name in set(RECIPES) - LATER:
+        recipe = RECIPES[name]
         stored = {**OF_ALL_METHODS, "method": name}
         read = {**stored, "negatives": "local"}  # which was all that there was
         config, own = config_of({"fastssl": {"config": stored}}), {field.name for field in fields(recipe.settings)}
