@@ -9,7 +9,7 @@ MAE, all patches are embedded, the kept tokens are written over mask tokens befo
 targets of the removed patches.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,11 @@ from fastssl.testing.updates import as_module, with_gradients
 from . import Peer, after_torchvision, masked, ready_torchvision
 
 
-def _loss(name: str, temperature: float):
+def _loss(name: str, **constants: float):
     ready_torchvision()
     from lightly import loss
 
-    module = getattr(loss, name)(temperature=temperature)
+    module = getattr(loss, name)(**constants)
     return lambda z0, z1: module(z0, z1)
 
 
@@ -158,8 +158,10 @@ _MASKED = {
 PEER = Peer(
     "lightly",
     {
-        "nt_xent": lambda temperature: _loss("NTXentLoss", temperature),
-        "dcl": lambda temperature: _loss("DCLLoss", temperature),
+        "nt_xent": partial(_loss, "NTXentLoss"),
+        "dcl": partial(_loss, "DCLLoss"),
+        "barlow_twins": partial(_loss, "BarlowTwinsLoss"),
+        "vicreg": partial(_loss, "VICRegLoss"),
         "ema": _ema,
         "queue_push": _push,
         "moco_step": _moco_step,
