@@ -10,7 +10,7 @@ import sys
 import torch
 from triton.runtime import JITFunction
 
-from fastssl.kernels import sinkhorn, soft_cross_entropy
+from fastssl.kernels import masked_latent, sinkhorn, soft_cross_entropy
 from fastssl.testing.compile import offline
 
 from .compile import TARGET, families, verdict
@@ -52,6 +52,23 @@ def scaled(n, k, dtype=BF16):
     return lambda: soft_cross_entropy.soft_cross_entropy_scale(new(n, k, dtype=dtype), torch.ones(n))
 
 
+def latents(p, tokens, width, loss, dtype=BF16, weight=False, normalize=True):
+    """Half of the tokens of as many samples, with the gradient in the same pass, of the rows and of the mean."""
+    pred, target, ids = (
+        new(p, tokens // 2, width, dtype=dtype),
+        new(p, tokens, width, dtype=dtype),
+        torch.zeros(p, tokens // 2).long(),
+    )
+    args = pred, target, ids, new(p, tokens // 2, dtype=F32) if weight else None, loss, 0.5, normalize, 1e-5, True
+
+    def call():
+        masked_latent.masked_latent_one_pass(*args)
+        for grad in (torch.ones(()), torch.ones(p, tokens // 2)):
+            masked_latent.masked_latent_bwd(grad, *args)
+
+    return call
+
+
 #: Calls whose launches are compiled, and those that are compiled with --all alone.
 CALLS = {
     "iBOT": rows(4915, 65536, bias=1, weight=True),
@@ -66,6 +83,8 @@ CALLS = {
     "scale": scaled(4096, 32000),
     "odd": rows(4915, 3001, bias=1),
     "ones": rows(1, 1, F32, bias=1),
+    "V-JEPA": latents(24, 2048, 1024, "smooth_l1", weight=True),
+    "I-JEPA": latents(128, 196, 1280, "l1"),
 }
 MORE = {
     "loss": rows(4915, 65536, bias=1, gradient=False),
@@ -80,9 +99,15 @@ MORE = {
     "Sinkhorn of few": balanced(128, 65536),
     "odd Sinkhorn": balanced(130, 3001, dtype=F32),
     "scale float32": scaled(5, 77, F32),
+    "narrow latents": latents(24, 196, 192, "l2", weight=True),
+    "wide latents": latents(24, 196, 8192, "power", weight=True),
+    "float32 latents": latents(24, 196, 768, "power", F32, normalize=False),
+    "odd latents": latents(24, 196, 1001, "smooth_l1", weight=True),
+    "odd wide latents": latents(3, 9, 5001, "power", F32, weight=True),
+    "one latent": latents(1, 2, 1, "l1", F32),
 }
 #: Calls whose rows do not begin at multiples of 16 bytes.
-UNEVEN = {"odd", "ones", "odd Sinkhorn", "scale float32"}
+UNEVEN = {"odd", "ones", "odd Sinkhorn", "scale float32", "odd latents", "odd wide latents", "one latent"}
 
 
 def cases(everything: bool) -> list[bool]:
