@@ -50,38 +50,49 @@ def _pair(first, second, high, low):
 
 
 @triton.jit
-def _normal(seed, block, columns, STREAM: tl.constexpr, high, low):
-    """Rows 4 block, ..., 4 block + 3 of the columns (BS,)."""
-    zero = columns * 0
-    w0, w1, w2, w3 = tl.philox(seed, zero + block, columns, zero + STREAM, zero)
+def _normal(seed, blocks, columns, STREAM: tl.constexpr, high, low):
+    """Rows 4 b, ..., 4 b + 3 of the columns (BS,) for the blocks b (BB,); four tensors (BB, BS)."""
+    block = blocks[:, None] + columns[None, :] * 0
+    column = columns[None, :] + blocks[:, None] * 0
+    zero = block * 0
+    w0, w1, w2, w3 = tl.philox(seed, block, column, zero + STREAM, zero)
     g0, g1 = _pair(w0, w1, high, low)
     g2, g3 = _pair(w2, w3, high, low)
     return g0, g1, g2, g3
 
 
 @triton.jit
-def unit_columns_kernel(seed_ptr, out_ptr, D, S, high, low, STREAM: tl.constexpr, BS: tl.constexpr):
-    """Columns program_id * BS ... of out (D, S). grid (S / BS,)"""
+def unit_columns_kernel(seed_ptr, out_ptr, D, S, high, low, STREAM: tl.constexpr, BB: tl.constexpr, BS: tl.constexpr):
+    """Columns program_id * BS ... of out (D, S), 4 BB rows at a time. grid (S / BS,)"""
     columns = tl.program_id(0) * BS + tl.arange(0, BS)
-    there = columns < S
+    there = (columns < S)[None, :]
     seed = tl.load(seed_ptr)
-    squares = tl.zeros((BS,), tl.float32)
-    for block in range(tl.cdiv(D, 4)):
-        g0, g1, g2, g3 = _normal(seed, block, columns, STREAM, high, low)
-        squares += g0 * g0
-        squares += tl.where(4 * block + 1 < D, g1 * g1, 0.0)
-        squares += tl.where(4 * block + 2 < D, g2 * g2, 0.0)
-        squares += tl.where(4 * block + 3 < D, g3 * g3, 0.0)
-    scale = 1.0 / tl.maximum(tl.sqrt(squares), 1e-30)
+    squares = tl.zeros((BB, BS), tl.float32)
+    for start in range(0, tl.cdiv(D, 4), BB):
+        blocks = start + tl.arange(0, BB)
+        left = (D - 4 * blocks)[:, None]
+        g0, g1, g2, g3 = _normal(seed, blocks, columns, STREAM, high, low)
+        squares += tl.where(left > 0, g0 * g0, 0.0)
+        squares += tl.where(left > 1, g1 * g1, 0.0)
+        squares += tl.where(left > 2, g2 * g2, 0.0)
+        squares += tl.where(left > 3, g3 * g3, 0.0)
+    scale = (1.0 / tl.maximum(tl.sqrt(tl.sum(squares, 0)), 1e-30))[None, :]
     dtype = out_ptr.dtype.element_ty
-    to = out_ptr + columns
-    for block in range(tl.cdiv(D, 4)):
-        g0, g1, g2, g3 = _normal(seed, block, columns, STREAM, high, low)
-        tl.store(to, (g0 * scale).to(dtype), mask=there)
-        tl.store(to + S, (g1 * scale).to(dtype), mask=there & (4 * block + 1 < D))
-        tl.store(to + 2 * S, (g2 * scale).to(dtype), mask=there & (4 * block + 2 < D))
-        tl.store(to + 3 * S, (g3 * scale).to(dtype), mask=there & (4 * block + 3 < D))
-        to += 4 * S
+    for start in range(0, tl.cdiv(D, 4), BB):
+        blocks = start + tl.arange(0, BB)
+        left = (D - 4 * blocks)[:, None]
+        g0, g1, g2, g3 = _normal(seed, blocks, columns, STREAM, high, low)
+        to = out_ptr + (4 * blocks).to(tl.int64)[:, None] * S + columns[None, :]
+        tl.store(to, (g0 * scale).to(dtype), mask=there & (left > 0))
+        tl.store(to + S, (g1 * scale).to(dtype), mask=there & (left > 1))
+        tl.store(to + 2 * S, (g2 * scale).to(dtype), mask=there & (left > 2))
+        tl.store(to + 3 * S, (g3 * scale).to(dtype), mask=there & (left > 3))
+
+
+def tile_of(width: int) -> dict[str, int]:
+    """Constants of the kernel. Many threads share a column, since one alone would wait for round after round of Philox."""
+    blocks = min(max(4, triton.next_power_of_2(triton.cdiv(width, 4))), 64)
+    return {"BB": blocks, "BS": 8, "num_warps": max(1, blocks // 16)}
 
 
 def unit_columns(seed: Tensor, width: int, count: int, dtype: torch.dtype) -> Tensor:
@@ -89,9 +100,10 @@ def unit_columns(seed: Tensor, width: int, count: int, dtype: torch.dtype) -> Te
     if dtype == torch.float64:
         return torch.nn.functional.normalize(unit_columns(seed, width, count, torch.float32).double(), dim=0)
     (out,) = new(seed, dtype, (width, count))
+    tile = tile_of(width)
     with on_device(seed):
         launch(
-            unit_columns_kernel, (triton.cdiv(count, 32),), seed, out, width, count, *quarter_turns(2.0 * math.pi), STREAM=STREAM,
-            BS=32, num_warps=1,
+            unit_columns_kernel, (triton.cdiv(count, tile["BS"]),), seed, out, width, count, *quarter_turns(2.0 * math.pi),
+            STREAM=STREAM, **tile,
         )  # fmt: skip
     return out

@@ -57,8 +57,12 @@ def small_cases(target: int) -> list[bool]:
         (sigreg.sigreg_loss_kernel, _pointers("*fp32"), {"BS": 128}, 4),
         (sigreg.sigreg_total_kernel, _pointers("*fp32"), {"BLOCK": 1024}, 4),
         (sigreg.add_parts_kernel, _pointers("*bf16"), {"BLOCK": 1024}, 4),
-        (unit_columns.unit_columns_kernel, {"seed_ptr": "*i64", "out_ptr": "*bf16"}, {"BS": 32, "STREAM": unit_columns.STREAM}, 1),
     ]
+    for width in (128, 2048):
+        tile = unit_columns.tile_of(width)
+        constants = {"STREAM": unit_columns.STREAM, "BB": tile["BB"], "BS": tile["BS"]}
+        pointers = {"seed_ptr": "*i64", "out_ptr": "*bf16"}
+        cases.append((unit_columns.unit_columns_kernel, pointers, constants, tile["num_warps"]))
     good = []
     for kernel, pointers, constants, warps in cases:
         compiled = compile_one(kernel, pointers, _numbers(True), constants, target, warps, 2)

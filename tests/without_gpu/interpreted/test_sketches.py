@@ -78,7 +78,7 @@ def test_what_is_not_finite_stays_so():
     assert kernels.sigreg_loss(kernels.sigreg_sums(z, directions, 3.0, 17), None, 20, 3.0).isnan()
 
 
-@pytest.mark.parametrize("seed, width, count", [(5, 6, 35), (-7, 4, 3), (2**60 + 5, 1, 40)])
+@pytest.mark.parametrize("seed, width, count", [(5, 6, 35), (-7, 4, 3), (2**60 + 5, 1, 40), (9, 299, 9)])
 def test_unit_columns(seed, width, count):
     made = torch.tensor(seed)
     truth = columns_reference.unit_columns(made, width, count, torch.float64)
