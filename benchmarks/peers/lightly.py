@@ -147,7 +147,14 @@ def _patch_loss(given):
     return {"loss": nn.MSELoss()(get_at_index(given["pred"], ids), target)}
 
 
+def _koleo(given):
+    from lightly.loss import KoLeoLoss
+
+    return {"loss": KoLeoLoss()(given["z"])}
+
+
 _MASKED = {
+    "koleo": _koleo,
     "random_masking": _random_masking,
     "embed_visible": _embed,
     "restore_tokens": _restore,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastssl.checks import accumulator_dtype
 
-from .masking import shuffled
+from .masking import gather, shuffled
 
 
 def koleo(z: Tensor, p: float = 2.0, topk: int = 1, eps: float = 1e-8, group_size: int | None = None) -> Tensor:
@@ -56,7 +56,7 @@ def masked_latent(
         times = pred.shape[0] // (len(ids) * target.shape[0])
         ids = torch.cat([block for block in ids for _ in range(times)])
     if ids is not None:
-        h = h.gather(1, ids[:, :, None].expand(-1, -1, h.shape[2]))
+        h = gather(h, ids)
     x = pred.to(wide)
     if loss == "l1":
         each = F.l1_loss(x, h, reduction="none")

@@ -34,6 +34,8 @@ LEAVES = {
     "patch_loss": ("pred",),
     "patch_loss_norm": ("pred",),
     "mae_bundle": ("weight", "bias", "cls", "x", "mask_token", "pred"),
+    "koleo": ("z",),
+    "masked_latent": ("pred",),
 }
 
 

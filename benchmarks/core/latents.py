@@ -1,0 +1,42 @@
+"""The losses of neighbours and of latent targets that are measured, forward and backward: shapes and targets of each.
+
+    KoLeo: N rows of width D.     Masked latents: K of the L tokens of each of N samples, width D, smooth L1, normalised target
+
+The limit of masked latents is that of the updates: their bytes at the rate of this machine's memory. That of KoLeo is the time of
+the one product N x N x D. "eager" is the plain PyTorch form of ``fastssl/testing/latent_updates.py``. Imports ``workloads``.
+"""
+
+import torch
+
+from benchmarks.core.workloads import Update, faster
+from fastssl.testing.latent_updates import LATENT_CASES
+
+_BOTH = (torch.float32, torch.bfloat16)
+_LATENT = (8, 1024, 512, 768)
+
+LATENTS = {
+    workload.name: workload
+    for workload in (
+        Update(
+            LATENT_CASES["koleo"],
+            "KoLeo (forward + backward; eager: the matrix of cosines)",
+            "N x D",
+            {},
+            shapes=((256, 1024),),
+            quick=((64, 32),),
+            gpu=((256, 1024), (4096, 1024)),
+            product=lambda s: (s[0], s[0], s[1]),
+        ),
+        Update(
+            LATENT_CASES["masked_latent"],
+            "Loss of predicted latents (forward + backward; eager: normalise all tokens, gather, smooth L1)",
+            "N x L x K x D",
+            {},
+            shapes=(_LATENT,),
+            quick=((2, 20, 7, 24),),
+            gpu=((24, 2048, 1024, 1024),),
+            targets=faster(_LATENT, eager=3),
+            dtypes=_BOTH,
+        ),
+    )
+}
