@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ._register import define_op, first_derivative_only, new_accumulator
+from .soft_cross_entropy import _scale as scale_rows
 
 COMMON = "Tensor pred, Tensor target, Tensor? ids, Tensor? weight, str loss, float value, bool normalize, float eps, bool mean"
 
@@ -59,8 +60,7 @@ class _OnePass(torch.autograd.Function):
         dpred, ctx.dpred = ctx.dpred, None
         if dpred is None or (grad.device.type == "cpu" and not math.isfinite(grad.item())):  # 0 where the weight is 0, not NaN
             return _bwd(grad, *ctx.saved_tensors, *ctx.how), *(None,) * 4
-        if grad.device.type != "cpu" or grad.item() != 1:
-            dpred.mul_(grad)
+        scale_rows(dpred.view(-1, dpred.shape[2]), grad)  # on a GPU, too, nothing is read where it is 1
         return dpred, *(None,) * 4
 
 

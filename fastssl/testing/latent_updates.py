@@ -55,8 +55,8 @@ FORMS = {"koleo": eager_koleo, "masked_latent": eager_latent}
 
 
 def _case(name: str, state, ours, shared: tuple[str, ...], **work) -> UpdateCase:
-    steps = (partial(forward_backward, form, LEAVES[name]) for form in (ours, FORMS[name]))
-    return UpdateCase(name, state, *steps, ("loss", f"{LEAVES[name][0]}_grad"), shared, steps=1, **work)
+    mine, eager = (partial(forward_backward, form, LEAVES[name]) for form in (ours, FORMS[name]))
+    return UpdateCase(name, state, mine, eager, ("loss", f"{LEAVES[name][0]}_grad"), shared, steps=1, **work)
 
 
 LATENT_CASES = {

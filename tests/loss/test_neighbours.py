@@ -42,7 +42,7 @@ def test_float32_under_autocast_where_lightly_finds_other_neighbours(lightly):
 
 
 def test_opposite_rows_are_each_others_neighbours():
-    """Where the diagonal is set to -1, as in DINOv2 and DINOv3, each of two opposite rows may find itself, at distance 0."""
+    """Where the diagonal is set to -1, as in DINOv2 and DINOv3, the first of two opposite rows finds itself, at distance 0."""
     z = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     assert koleo(z).item() == pytest.approx(-torch.tensor(2.0).log().item())
     cosines = (z @ z.T).fill_diagonal_(-1.0)
