@@ -46,7 +46,36 @@ def _sigmoid(x, y, *rest, out_shape=None) -> int:
     return (1 + need[0] + need[1]) * _sweep(x, y)
 
 
+def _squares(x, y, gram) -> int:
+    n, p, d = x
+    return p * 2 * n * d * (n * (1 if y is None else 2) if gram else d)
+
+
+def _squares_forward(x, y, gram, *_, out_shape=None) -> int:
+    return _squares(x, y, gram)
+
+
+def _squares_backward(dtotal, ddiagonal, x, y, diagonal, a, b, gram, *_, out_shape=None) -> int:
+    return _squares(x, y, gram) * (1 if gram or y is None else 2)
+
+
+def _gram_difference(x, y, normalize, negatives, gradient, *_, out_shape=None) -> int:
+    b, n, d = x
+    return 2 * b * n * n * ((2 if gradient else 1) * d + y[2])
+
+
+def _cka(x, y, valid, eps, gram, gradient, *_, out_shape=None) -> int:
+    (b, n, d), e = x, y[2]
+    if gram:
+        return 2 * b * n * n * ((2 if gradient else 1) * d + e)
+    return 2 * b * n * ((2 if gradient else 1) * d * (d + e) + e * e)
+
+
 FORMULAS = {
+    "cka": _cka,
+    "gram_difference": _gram_difference,
+    "squared_products_fwd": _squares_forward,
+    "squared_products_bwd": _squares_backward,
     "similarity_fwd": _forward,
     "similarity_one_pass": _one_pass,
     "similarity_bwd": _backward,

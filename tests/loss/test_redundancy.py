@@ -108,6 +108,26 @@ def test_info_states_the_rule():
     assert "N x N matrices where N < 3/4 D" in report()
 
 
+def test_flops_are_counted():
+    """In products of 2 x 8 x 8 x 16 for N = 8 rows of width 16: Barlow Twins has two sides and two products of each."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    z, y = torch.randn(8, 16), torch.randn(8, 16)
+    calls = {
+        "barlow": (4, lambda x: barlow_twins(x, y, form="gram")),
+        "barlow, D x D": (6, lambda x: barlow_twins(x, y, form="covariance")),
+        "vicreg": (4, lambda x: vicreg(x, y, form="gram")),
+        "vicreg, D x D": (8, lambda x: vicreg(x, y, form="covariance")),
+        "gram_loss": (3, lambda x: gram_loss(x, y)),
+        "cka": (3, lambda x: cka(x, y, form="gram")),
+        "cka, D x D": (10, lambda x: cka(x, y, form="covariance")),
+    }
+    for name, (products, call) in calls.items():
+        with FlopCounterMode(display=False) as counter:
+            call(z.clone().requires_grad_()).backward()
+        assert counter.get_total_flops() == products * 2 * 8 * 8 * 16, (name, counter.get_total_flops() / 2048)
+
+
 @pytest.mark.parametrize("removed", ["neither", "remove_negative", "remove_only_teacher_negative"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gram_loss_by_squares_and_by_tiles(removed, normalize, monkeypatch):
