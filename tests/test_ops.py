@@ -151,7 +151,7 @@ def test_compiled_whole_with_dynamic_shapes(case):
 #: Between them these cases call every op that is differentiable (a test below says so).
 EACH_OP = (
     "nt_xent", "info_nce_unpaired", "info_nce_passages", "moco", "clip", "siglip", "gather_tokens", "restore_tokens",
-    "embed_visible", "barlow_twins", "cka", "gram_loss", "koleo", "lejepa", "masked_latent", "masked_latent_l1",
+    "embed_visible", "barlow_twins", "cka", "gram_loss", "koleo", "lejepa", "masked_latent", "masked_latent_weighted",
     "patch_loss", "soft_cross_entropy", "sorted_slices", "swav",
 )  # fmt: skip
 

@@ -45,7 +45,8 @@ def koleo(
 
     Args:
         z: (N, D) float32, bfloat16, float16 or float64. Computed in float32 (float64 for float64), under autocast too.
-        p: the norm of the distance, at least 1. Neighbours are those of largest cosine whatever p is.
+        p: the norm of the distance, at least 1. Neighbours are those of largest cosine whatever p is, in a product of float32 (on
+            a GPU in TF32 where ``torch.set_float32_matmul_precision`` allows it).
         topk: how many neighbours of each row count.
         eps: number of at least 0: the smallest norm that rows are divided by; added to each entry of a difference, as
             ``nn.PairwiseDistance`` does, and to the distance. With 0, rows that are equal give an infinite loss.

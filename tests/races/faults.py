@@ -84,6 +84,12 @@ def softplus(monkeypatch, module: ModuleType):
     return module.softplus_sum_bwd(torch.ones(()), torch.randn(1200), torch.randn(600), 3.0, True)
 
 
+def _latents(monkeypatch, module: ModuleType):
+    pred, target = torch.randn(3, 5, 24), torch.randn(3, 4, 24)
+    ids = torch.tensor([[0, 1, 2, 3, 400]] * 3)  # the last one names no token
+    return module.masked_latent_one_pass(pred, target, ids, None, "l1", 1.0, True, 1e-5, True)
+
+
 def _chunks(monkeypatch, chunked: ModuleType):
     n, ids = 5, torch.arange(5)
     new = lambda *shape: torch.empty(*shape)  # noqa: E731
@@ -175,6 +181,14 @@ FAULTS = {
     "parts of rows that store to the same place": Fault(
         "sinkhorn", _columns, "(tl.program_id(1).to(tl.int64) * groups + group)", "(0 * tl.program_id(1).to(tl.int64) + group)",
         "race", "columns_kernel", "tl.store(",
+    ),
+    "an id that names no token": Fault(
+        "masked_latent", _latents, "read = inside & (ids >= 0) & (ids < L)", "read = inside & (ids >= 0)",
+        "oob_read", "masked_latent_kernel", "tl.load(ptr + places",
+    ),
+    "a gradient whose last rows have no mask": Fault(
+        "masked_latent", _latents, "mask=inside[:, None] & there)", "mask=there)",
+        "oob_write", "masked_latent_kernel", "tl.store(dpred_ptr",
     ),
     "a grid with one program too many, which reads": Fault(
         "similarity_chunked", _chunks, "chunk_rows_kernel[(s.shape[0],)]", "chunk_rows_kernel[(s.shape[0] + 1,)]",
