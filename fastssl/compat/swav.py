@@ -90,10 +90,9 @@ def swav_loss(
     logits = output.unflatten(0, (crops, -1))
     if chosen != list(range(len(chosen))):
         logits = logits[chosen + [crop for crop in range(crops) if crop not in chosen]]
-    queue = queue_output if queue_output is None or isinstance(queue_output, Tensor) else torch.stack(tuple(queue_output))
     return _of_crops(
         logits,
-        None if queue is None else queue.detach().to(logits.dtype),
+        None if queue_output is None else [rows.detach().to(logits.dtype) for rows in queue_output],
         assigned=len(chosen),
         student_temperature=temperature,
         teacher_temperature=epsilon,

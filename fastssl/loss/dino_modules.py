@@ -369,7 +369,7 @@ class SwaVLoss(nn.Module):
         )
         return swav_loss(
             logits,
-            None if queue_outputs is None else stacked(op, "queue_outputs", queue_outputs).detach().to(logits.dtype),
+            None if queue_outputs is None else [rows.detach().to(logits.dtype) for rows in queue_outputs],
             assigned=len(high_resolution_outputs),
             student_temperature=self.temperature,
             teacher_temperature=self.sinkhorn_epsilon,

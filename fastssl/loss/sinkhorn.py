@@ -44,8 +44,15 @@ def _largest(values: Tensor, heads: list[int]) -> Tensor:
 def _everywhere(top: Tensor, total: Tensor, scale: Tensor, joined: Joined) -> tuple[Tensor, Tensor]:
     """Largest logits and sums over the rows of all processes."""
     largest = largest_of_all(joined, top)
-    own = torch.where(top == -torch.inf, 0.0, total * ((top - largest) / scale).exp())
+    own = torch.where(total == 0, 0.0, total * ((top - largest) / scale).exp())
     return largest, sum_of_all(joined, own)
+
+
+def _of_parts(starts: list[tuple[Tensor, Tensor]], scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest logits and sums (G, K) of parts as those of all their rows."""
+    top = torch.stack([part for part, _ in starts]).amax(0)
+    shifted = [torch.where(total == 0, 0.0, total * ((part - top) / scale).exp()) for part, total in starts]
+    return top, torch.stack(shifted).sum(0)
 
 
 def _layout(logits: Tensor, separate) -> tuple[int, int, tuple[int, ...]]:
@@ -129,7 +136,15 @@ def sinkhorn(
         raise ValueError(f"{_OP}: logits must have at least one row, got shape {tuple(logits.shape)}")
     logits = dense_rows(logits.detach().reshape(-1, logits.shape[-1]))
     scale = on_device((temperature,), logits)
-    top, total = sinkhorn_start(logits, scale, inner, groups)
+    return potentials([(logits, inner)], groups, scale, iterations, heads, joined).reshape(shape)
+
+
+def potentials(
+    parts: list[tuple[Tensor, int]], groups: int, scale: Tensor, iterations: int, heads: list[int], joined: Joined | None
+) -> Tensor:
+    """The potentials (G, K) of checked rows in one or more parts, each with its ``inner``: row m is of group (m // inner) % G."""
+    starts = [sinkhorn_start(rows, scale, inner, groups) for rows, inner in parts]
+    top, total = starts[0] if len(starts) == 1 else _of_parts(starts, scale)
     if joined is not None:
         top, total = _everywhere(top, total, scale, joined)
     wide, empty = scale.double(), total == 0  # prototypes whose logits are all -inf
@@ -137,9 +152,10 @@ def sinkhorn(
     potential = (_largest(top, heads) - top - wide * total.double().log()).masked_fill(empty, 0.0)
     for _ in range(iterations - 1):
         used = potential.to(scale.dtype)  # what the next sums belong to
-        sums = sinkhorn_step(logits, used, scale, heads, inner)
+        each = [sinkhorn_step(rows, used, scale, heads, inner) for rows, inner in parts]
+        sums = each[0] if len(each) == 1 else torch.stack(each).sum(0)
         if joined is not None:
             sums = sum_of_all(joined, sums)
         potential = used.double() - wide * (sums + empty).double().log()
     potential = potential - _largest(potential.masked_fill(empty, -torch.inf), heads)
-    return potential.masked_fill(empty, 0.0).to(scale.dtype).reshape(shape)
+    return potential.masked_fill(empty, 0.0).to(scale.dtype)

@@ -62,9 +62,10 @@ def _ibot_truth(weight=None, images=None, group=None, **arguments):
 def _swav(m: Maker) -> dict:
     batch, columns = m.choice((1, 3)), m.choice((1, 3, 16))
     crops, assigned = m.choice(((2, 1), (2, 2), (5, 2)))
+    queue = m.rows(assigned, m.choice((1, 5)), columns)
     return {
         "logits": m.leaf(crops, batch, columns),
-        "queue": m.maybe(m.rows(assigned, m.choice((1, 5)), columns)),
+        "queue": m.maybe(m.choice((queue, list(queue)))),
         "assigned": assigned,
         "student_temperature": temperature_of(m, 0.1, 1.0),
         "teacher_temperature": temperature_of(m, 0.05, 0.5),
@@ -75,7 +76,7 @@ def _swav(m: Maker) -> dict:
 
 def _swav_truth(logits, queue=None, assigned=2, student_temperature=0.1, teacher_temperature=0.05, iterations=3, group=None):
     teacher = logits.detach()[:assigned]
-    rows = teacher if queue is None else torch.cat([teacher, queue], 1)
+    rows = teacher if queue is None else torch.cat([teacher, torch.stack(tuple(queue))], 1)
     potential = truths.sinkhorn(rows, teacher_temperature, iterations, separate=0)
     temperatures = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
     return truths.soft_cross_entropy(logits, teacher, potential=potential, ignore_diagonal=True, **temperatures)
@@ -117,7 +118,7 @@ def _center_truth(center, teacher, momentum=0.9, group=None):
 CASES = [
     Case("dino_loss", functional.dino_loss, _dino, _dino_truth),
     Case("ibot_loss", functional.ibot_loss, _ibot, _ibot_truth),
-    Case("swav_loss", functional.swav_loss, _swav, _swav_truth),
+    Case("swav_loss", functional.swav_loss, _swav, _swav_truth, rough=("huge",)),
     Case("patch_weights", functional.patch_weights, _weights, _weights_truth),
     Case("update_center", functional.update_center, _center, _center_truth, writes=("center",)),
 ]
