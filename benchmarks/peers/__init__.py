@@ -38,6 +38,7 @@ NAMES = (
     "loop",
     "moco_repository",
     "mae_repository",
+    "dinov2_style",
     "transformers",
     "timm",
     "averaged_model",
@@ -146,6 +147,15 @@ def masked(forwards: dict[str, Forward], prepare: Callable[[Forward], Forward] =
 
     def form(workload: str, **constants) -> Callable:
         return partial(forward_backward, prepare(forwards[workload]), LEAVES[workload], **constants)
+
+    return {workload: partial(form, workload) for workload in forwards}
+
+
+def distilled(forwards: dict[str, Forward], prepare: Callable[[Forward], Forward] = lambda forward: forward) -> dict[str, Callable]:
+    """The same of soft targets, whose one leaf is the student."""
+
+    def form(workload: str) -> Callable:
+        return partial(forward_backward, prepare(forwards[workload]), ("student",))
 
     return {workload: partial(form, workload) for workload in forwards}
 

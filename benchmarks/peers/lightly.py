@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from fastssl.testing.distilled_updates import ITERATIONS, STUDENT_TEMPERATURE, TEACHER_TEMPERATURE
 from fastssl.testing.masked_updates import patch_side, sequence
 from fastssl.testing.updates import as_module, with_gradients
 
-from . import Peer, after_torchvision, masked, ready_torchvision
+from . import Peer, after_torchvision, distilled, masked, ready_torchvision
 
 
 def _loss(name: str, **constants: float):
@@ -137,6 +138,28 @@ def _restore(given):
     return {"restored": set_at_index(tokens, given["idx_keep"], x.type_as(tokens)) + pos}
 
 
+def _balanced(given):
+    from lightly.loss.swav_loss import sinkhorn
+
+    with torch.no_grad():
+        targets = sinkhorn(given["teacher"].float(), ITERATIONS, TEACHER_TEMPERATURE)
+    return {"loss": -torch.mean(torch.sum(targets * F.log_softmax(given["student"] / STUDENT_TEMPERATURE, dim=1), dim=1))}
+
+
+@lru_cache
+def _dino_loss(columns: int):
+    from lightly.loss import DINOLoss
+
+    temperatures = {"warmup_teacher_temp": TEACHER_TEMPERATURE, "teacher_temp": TEACHER_TEMPERATURE}
+    return DINOLoss(columns, student_temp=STUDENT_TEMPERATURE, **temperatures)
+
+
+def _crops(given):
+    module = _dino_loss(given["center"].shape[0]).to(given["center"].device)
+    module.center = given["center"].view(1, 1, -1)  # which the module replaces after the loss
+    return {"loss": module([*given["teacher"]], [*given["student"]], epoch=0)}
+
+
 def _patch_loss(given):
     from lightly.models.utils import get_at_index, normalize_mean_var, patchify
 
@@ -153,6 +176,7 @@ def _koleo(given):
     return {"loss": KoLeoLoss()(given["z"])}
 
 
+_DISTILLED = {"soft_targets_sinkhorn": _balanced, "soft_targets_crops": _crops}
 _MASKED = {
     "koleo": _koleo,
     "random_masking": _random_masking,
@@ -174,6 +198,7 @@ PEER = Peer(
         "moco_step": _moco_step,
         "larc": _larc,
         **masked(_MASKED, after_torchvision),
+        **distilled(_DISTILLED, after_torchvision),
     },
     distribution="lightly",
     differs={
