@@ -33,8 +33,10 @@ struct PrototypeRows {
   void (*add)(T* out, const T* other, int n);
   // Returns sum q (top - s); unless `out` is nothing, out <- share exp(z) - slope q.
   T (*student)(Array s, int64_t i, int n, const T* q, T scale, T top, T share, T slope, Array out, int64_t j);
-  // sums += exp(z) / sum
-  void (*add_softmax)(Array x, int64_t i, int64_t n, const T* bias, T scale, RowSum<T> row, T* sums);
+  // As `join` of a whole row, which keeps the exponentials of its blocks of kColumns, and what they are relative to.
+  void (*join_and_keep)(Array x, int64_t i, int64_t n, const T* bias, T scale, RowSum<T>* row, T* kept, T* tops);
+  // sums += exp(z) / sum, from what was kept
+  void (*add_kept)(const T* kept, const T* tops, int64_t n, T scale, RowSum<T> row, T* sums);
   // Joins a row to the largest entry of each column and to its sum of exp((x - top) scale).
   void (*join_columns)(Array x, int64_t i, int64_t n, T scale, T* top, T* sum);
   // x <- factor x

@@ -54,8 +54,9 @@ struct PrototypeFunctions {
     else return L::all(0);
   }
 
+  // With `kept`, the exponentials of a block of kColumns go there, and the largest entry that they are relative to into `tops`.
   template <bool kBias>
-  static void join_as(Array x, int64_t i, int64_t n, const T* bias, T scale, RowSum<T>* row) {
+  static void join_as(Array x, int64_t i, int64_t n, const T* bias, T scale, RowSum<T>* row, T* kept, T* tops) {
     const V in_units = L::all(in_base(scale));
     for_each_block(n, [&](int64_t first, int count) {
       T buffer[kBlock];
@@ -73,14 +74,33 @@ struct PrototypeFunctions {
       }
       const V base = L::all(base_of(row->top));
       V total = L::all(0);
+      T unused[W];
+      T* e = kept ? kept + first : unused;
+      const int step = kept ? 1 : 0;
       for_each_vector(count, [&](int j, auto some_count) __attribute__((always_inline)) {
-        total = total + power(below<kBias>(some(v + j, some_count, -kInf), bias_of<kBias>(b, j, some_count), base) * in_units);
+        const V each = power(below<kBias>(some(v + j, some_count, -kInf), bias_of<kBias>(b, j, some_count), base) * in_units);
+        put(e + step * j, some_count, each);
+        total = total + each;
       });
+      if (kept) tops[first / kBlock] = row->top;
       row->sum += L::sum(total);
     });
   }
   static void join(Array x, int64_t i, int64_t n, const T* bias, T scale, RowSum<T>* row) {
-    (bias ? join_as<true> : join_as<false>)(x, i, n, bias, scale, row);
+    (bias ? join_as<true> : join_as<false>)(x, i, n, bias, scale, row, nullptr, nullptr);
+  }
+  static void join_and_keep(Array x, int64_t i, int64_t n, const T* bias, T scale, RowSum<T>* row, T* kept, T* tops) {
+    (bias ? join_as<true> : join_as<false>)(x, i, n, bias, scale, row, kept, tops);
+  }
+  static void add_kept(const T* kept, const T* tops, int64_t n, T scale, RowSum<T> row, T* sums) {
+    for_each_block(n, [&](int64_t first, int count) {
+      const V share = L::all(std::exp((tops[first / kBlock] - row.top) * scale) / row.sum);
+      T* sum = sums + first;
+      const T* e = kept + first;
+      for_each_vector(count, [&](int j, auto some_count) __attribute__((always_inline)) {
+        put(sum + j, some_count, some(sum + j, some_count, T(0)) + some(e + j, some_count, T(0)) * share);
+      });
+    });
   }
 
   static T total(Array x, int64_t i, int64_t n) {
@@ -111,11 +131,6 @@ struct PrototypeFunctions {
     if (bias) softmax<true, false>(x, i, n, bias, scale, row, out);
     else softmax<false, false>(x, i, n, nullptr, scale, row, out);
   }
-  static void add_softmax(Array x, int64_t i, int64_t n, const T* bias, T scale, RowSum<T> row, T* sums) {
-    for_each_block(
-        n, [&](int64_t first, int count) { softmax<true, true>(x, i + first, count, bias + first, scale, row, sums + first); });
-  }
-
   static void values(Array x, int64_t i, int n, T* out) {
     const T* v = values_of(x, i, n, out);
     if (v != out) __builtin_memcpy(out, v, n * sizeof(T));
@@ -175,7 +190,8 @@ struct PrototypeFunctions {
     });
   }
 
-  static constexpr PrototypeRows<T> table = {join, total, target, values, add, student, add_softmax, join_columns, multiply};
+  static_assert(kBlock == kColumns);
+  static constexpr PrototypeRows<T> table = {join, total, target, values, add, student, join_and_keep, add_kept, join_columns, multiply};
 };
 
 static const PrototypeRows<float>& float_rows = PrototypeFunctions<FloatLane>::table;

@@ -1,6 +1,6 @@
 // The two passes of Sinkhorn's iteration over logits x (M, K), which read each logit once from memory and store no plan.
 //   start:  top_gk = max_m x_mk,  sum_gk = sum_m exp((x_mk - top_gk) / T)       over the rows m of group g = (m // inner) mod G
-//   step:   c_gk = sum_m softmax((x_m + b_g) / T)_k                             a row's second reading comes from a cache
+//   step:   c_gk = sum_m softmax((x_m + b_g) / T)_k         the exponentials of a row are kept in a cache until their sum is known
 // The rows of a group are cut into parts, as many whatever the number of threads is, whose sums are joined in their order.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -103,14 +103,16 @@ std::tuple<Tensor, Tensor> sinkhorn_start(const Tensor& given, const Tensor& tem
   return {top, sum};
 }
 
-// Adds the softmaxes of a row's heads to `sums`.
+// Adds the softmaxes of a row's heads to `sums`. The exponentials of a head stay in `kept` until their sum is known.
 template <class T>
-void add_row(Array logits, int64_t i, IntArrayRef heads, const T* bias, T scale, T* sums) {
+void add_row(Array logits, int64_t i, IntArrayRef heads, const T* bias, T scale, std::vector<T>& kept, T* sums) {
+  const PrototypeRows<T>& f = prototype_rows<T>();
   int64_t start = 0;
   for (int64_t size : heads) {
     RowSum<T> row{-std::numeric_limits<T>::infinity(), T(0)};
-    prototype_rows<T>().join(logits, i + start, size, bias + start, scale, &row);
-    if (row.sum != T(0)) prototype_rows<T>().add_softmax(logits, i + start, size, bias + start, scale, row, sums + start);
+    T* tops = kept.data() + size;
+    f.join_and_keep(logits, i + start, size, bias + start, scale, &row, kept.data(), tops);
+    if (row.sum != T(0)) f.add_kept(kept.data(), tops, size, scale, row, sums + start);
     start += size;
   }
 }
@@ -132,13 +134,14 @@ Tensor sinkhorn_step(const Tensor& given, const Tensor& bias_given, const Tensor
     T* sums = sum.mutable_data_ptr<T>();
     if (rows.parts > 1) some.resize(groups * rows.parts * columns), sums = some.data();
     parallel_for(groups * rows.parts, 8 * columns * (rows.of_each / rows.parts + 1), [&](int64_t first, int64_t last) {
+      std::vector<T> kept(columns + columns / kColumns + 1);
       for (int64_t task = first; task < last; task++) {
         const int64_t group = task / rows.parts, part = task % rows.parts;
         T* own = sums + task * columns;
         std::fill_n(own, columns, T(0));
         for (int64_t r = rows.begin(part); r < rows.begin(part + 1); r++)
           add_row(array_of(logits), rows.row(group, r) * logits.stride(0), heads, bias.const_data_ptr<T>() + group * columns, scale,
-                  own);
+                  kept, own);
       }
     });
     if (rows.parts == 1) return;
