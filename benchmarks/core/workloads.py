@@ -166,6 +166,7 @@ class Update:
     The limit of an update is the time of ``case.bytes`` at the rate of this machine's memory; of one with a ``product``, that of
     ``case.flops`` at the rate of that matrix product, as for losses. It is measured in ``dtypes`` only: in the first of them where
     another dtype is asked for.
+    ``gpu_times``: the time that is predicted for a GPU, in times of the limit; more than 1 where a kernel reads something twice.
     """
 
     case: UpdateCase
@@ -180,6 +181,7 @@ class Update:
     product: Callable[[Shape], tuple[int, int, int]] | None = None
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     scale: tuple[Shape, ...] = ()
+    gpu_times: float = 1.0
     kind = "update"
 
     @property
@@ -204,8 +206,8 @@ class Update:
         return _least_ms(self, shape, rates)
 
     def predicted_ms(self, shape: Shape, rates: Rates = H200) -> float:
-        """Milliseconds on a GPU of these rates: the step's least, since updates are predicted to reach it."""
-        return self.least_ms(shape, rates)
+        """Milliseconds on a GPU of these rates: the step's least, which most updates are predicted to reach."""
+        return self.gpu_times * self.least_ms(shape, rates)
 
     def own(self, state: State) -> State:
         """A state for one implementation: copies of what its steps may change; the rest is shared."""
