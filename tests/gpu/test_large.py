@@ -13,6 +13,7 @@ from fastssl.functional import (
     ema_update_,
     gather_tokens,
     mask_ids,
+    masked_latent_loss,
     masked_patch_loss,
     nt_xent,
     queue_push_,
@@ -324,3 +325,16 @@ def test_the_loss_of_images_beyond_two_to_the_31_elements(beyond):
     removed = mask[-1] != 0
     assert relative_error(dpred[-1][removed], expected[removed]) < FLOOR[HALF]
     assert not dpred[-1][~removed].any()
+
+
+def test_latents_beyond_two_to_the_31_elements(beyond):
+    length, hidden, width = 1024, 1024, 1024
+    n = beyond // (length * width) + 3
+    target = torch.empty(n, length, width, dtype=HALF, device="cuda").normal_()
+    ids = mask_ids((n, length), seed=1, device="cuda").ids_restore
+    pred = torch.zeros(n, hidden, width, dtype=HALF, device="cuda", requires_grad=True)
+    loss = masked_latent_loss(pred, target, ids, loss="l2")
+    (dpred,) = torch.autograd.grad(loss, pred)
+    torch.testing.assert_close(loss, torch.ones_like(loss), rtol=1e-4, atol=0)  # the mean square of normalised rows
+    expected = -2 * F.layer_norm(target[-1].double(), (width,))[ids[-1]] / pred.numel()
+    assert relative_error(dpred[-1], expected) < FLOOR[HALF]
