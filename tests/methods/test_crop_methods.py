@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastssl.methods import DINO, IBOT, SwAV, VisionTransformer
 from tests.support.formulas import gradients_agree, tiny
+from tests.support.rotation import of_today
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"out_dim": 12, "bottleneck_dim": 5}
@@ -270,14 +271,18 @@ def test_a_checkpointed_method_is_the_method(name):
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot", "swav"])
-def test_autocast_and_a_whole_graph(name):
-    method = made(name, total_steps=10, frozen=0.2)
-    given = crops()
+def test_under_autocast_the_loss_is_wide_and_every_parameter_learns(name):
+    method, given = made(name, total_steps=10), crops()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = method(*given)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", of_today(["dino", "ibot", "swav"], 3))
+def test_a_whole_graph_moves_what_the_method_moves(name):
+    method, given = made(name, total_steps=10, frozen=0.2), crops()
     more = {"blocks": method.draw_blocks(12)} if name == "ibot" else {}
     compiled = copy.deepcopy(method)
     expected, got = method(*given, **more), torch.compile(compiled, fullgraph=True, backend="eager")(*given, **more)

@@ -60,7 +60,10 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     "SimMIM": (SimMIM, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2)}),
     "Inpainting": (Inpainting, {"backbone": Maps}),
     "DINO": (methods.DINO, {"backbone": AnySize}),
-    "IBOT": (methods.IBOT, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2, dynamic_img_size=True)}),
+    "IBOT": (
+        methods.IBOT,
+        {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2, dynamic_img_size=True), "out_dim": lambda: 8},
+    ),
     "SwAV": (methods.SwAV, {"backbone": AnySize}),
     "BERT": (methods.BERT, {"vocab_size": lambda: 50, "mask_id": lambda: 49}),
     "VisionTransformer": (VisionTransformer, {}),
