@@ -55,8 +55,8 @@ def class_attention(backbone: Any, images: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def draw_attention(backbone: Any, data: Any, path: Path, *, device: torch.device | str) -> Path | None:
-    """Test images (of training where there are none), and under each what the heads look at, white most -> ``path``, or None where
-    no image can be read or the encoder has no class token."""
+    """Test images (of training where there are none), and under each what the heads look at, white most and black least
+    -> ``path``, or None where no image can be read or the encoder has no class token."""
     from fastssl.train.pictures import STYLE, plt, save
 
     half = data.test if len(data.test) else data.train
@@ -65,7 +65,9 @@ def draw_attention(backbone: Any, data: Any, path: Path, *, device: torch.device
     shares = class_attention(backbone, images) if len(images) and hasattr(backbone, "blocks") else None
     if shares is None:
         return None
-    maps = F.interpolate(shares[:, :MOST_HEADS], size=images.shape[2:], mode="nearest").cpu()
+    shares = shares[:, :MOST_HEADS] - shares[:, :MOST_HEADS].amin((2, 3), keepdim=True)
+    shares = shares / shares.amax((2, 3), keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
+    maps = F.interpolate(shares, size=images.shape[2:], mode="nearest").cpu()
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     rows = [shown.clamp(0, 1).float().cpu(), *(maps[:, head, None].expand(-1, 3, -1, -1) for head in range(maps.shape[1]))]
     gap = max(1, images.shape[3] // 10)
