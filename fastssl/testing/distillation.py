@@ -47,7 +47,7 @@ def given_loss(loss):
 def of_heads(student: Tensor, teacher: Tensor, center: Tensor, heads: list[int]) -> Tensor:
     wide = accumulator_dtype(student)
     parts = zip(student.to(wide).split(heads, 2), (teacher.to(wide) - center).split(heads, 2), strict=True)
-    pairs = sum(cross_entropy((s / 0.1).log_softmax(2), (t / 0.04).softmax(2)) for s, t in parts)
+    pairs = torch.stack([cross_entropy((s / 0.1).log_softmax(2), (t / 0.04).softmax(2)) for s, t in parts]).sum(0)
     itself = torch.eye(*pairs.shape[:2], dtype=torch.bool, device=student.device)
     return pairs.masked_fill(itself[:, :, None], 0.0).sum(0)
 

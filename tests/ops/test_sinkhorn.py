@@ -1,11 +1,14 @@
 """Sinkhorn's potentials against the forms of SwAV, DINOv2 and DINOv3, and lightly's function; extreme logits; layouts of rows."""
 
+import sys
+
 import pytest
 import torch
 
 from benchmarks.peers import ready_torchvision
 from fastssl.functional import sinkhorn
 from fastssl.ops import sinkhorn as contract
+from fastssl.ops._register import _C
 from fastssl.reference import sinkhorn as reference
 from fastssl.testing.compare import relative_error
 from tests.ops.common import at_thread_counts
@@ -163,6 +166,15 @@ def test_opcheck():
     logits, scale = torch.randn(6, 5), torch.tensor([0.1])
     torch.library.opcheck(contract.sinkhorn_start, (logits, scale, 1, 2))
     torch.library.opcheck(contract._step, (logits, torch.randn(2, 5), scale, [2, 3], 1))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or _C is None, reason="needs the C++ kernels and Linux's /proc")
+def test_nothing_of_the_size_of_the_logits_is_stored_beside_their_gradient():
+    from benchmarks.core import memory
+    from benchmarks.core.registry import WORKLOADS
+
+    peak, reason = memory.measure(WORKLOADS["soft_targets_sinkhorn"], (128, 65536), torch.float32, "fastssl")
+    assert reason == "" and peak < 1.25 * 128 * 65536 * 4 / 1e6
 
 
 X = torch.zeros(4, 6)
