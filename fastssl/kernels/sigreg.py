@@ -77,8 +77,8 @@ def sigreg_sums_kernel(
         more_c = ()
         more_s = ()
         for k in tl.static_range(KNOTS):
-            more_c = more_c + (cosines[k] + c,)
-            more_s = more_s + (sines[k] + s,)
+            more_c = more_c + (cosines[k] + c,)  # type: ignore[assignment]
+            more_s = more_s + (sines[k] + s,)  # type: ignore[assignment]
             c, s = c * c1 - s * s1, s * c1 + c * s1
         cosines = more_c
         sines = more_s

@@ -19,7 +19,7 @@ from fastssl.ops._register import first_derivative_only
 from fastssl.ops.sigreg import MOST_KNOTS, MOST_T, sigreg_bwd, sigreg_loss, sigreg_sums
 
 from .parts.arguments import enter, scalar, together
-from .parts.directions import check_directions, same_directions
+from .parts.directions import check_directions, check_slices, same_directions
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -67,7 +67,7 @@ class Sketch:
 
     def __init__(self, op: str, slices, knots, t_max):
         self.op = op
-        self.slices = check_whole(op, "slices", slices, 1)
+        self.slices = check_slices(op, "slices", slices)
         self.knots = check_whole(op, "knots", knots, 2, MOST_KNOTS + 1)
         check_number(op, "t_max", t_max, 0.0)
         if not 0 < t_max <= MOST_T:
@@ -108,7 +108,7 @@ def sigreg(
     Args:
         z: (V, N, D) embeddings of N samples in V views, each view a batch of its own, or (N, D); float32, bfloat16, float16 or
             float64.
-        slices: S, the number of random directions.
+        slices: S, the number of random directions, at most 2^20.
         knots: K, from 2 to 1024.
         t_max: the last knot, above 0 and at most 1024.
         directions: (D, S) of the dtype and on the device of z, columns of unit length, in place of random ones; taken as they are.

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_flag, check_number, check_whole
+from fastssl.checks import check_flag, check_number
 from fastssl.distributed import world_size
 from fastssl.distributed.ranks import Ranks
 
+from .parts.directions import check_slices
 from .sigreg import Sketch, check_share, lejepa_loss, sigreg
 from .visreg import VISRegTerms, check_eps, visreg
 
@@ -172,7 +173,7 @@ class VISRegLoss(nn.Module):
         check_eps(op, eps)
         check_flag(op, "gather_distributed", gather_distributed)
         self.lambda_param, self.eps, self.gather_distributed = lambda_param, eps, bool(gather_distributed)
-        self.num_slices = check_whole(op, "num_slices", num_slices, 1)
+        self.num_slices = check_slices(op, "num_slices", num_slices)
         self.lambda_scale, self.lambda_shape, self.lambda_center = lambda_scale, lambda_shape, lambda_center
 
     def forward(self, *, local_proj: Tensor, global_proj: Tensor) -> Tensor:

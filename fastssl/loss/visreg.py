@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastssl.checks import accumulator_dtype, check_flag, check_number, check_whole
+from fastssl.checks import accumulator_dtype, check_flag, check_number
 from fastssl.distributed.gather import rows_of_joined
 from fastssl.ops.sorted_slices import sorted_slices
 
 from .parts.arguments import enter, scalar, together
-from .parts.directions import check_directions, same_directions
+from .parts.directions import check_directions, check_slices, same_directions
 from .sigreg import check_global, check_share, check_views, invariance
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def visreg(
     check_share(op, lambda_param)
     _check_weights(op, weights)
     share, (to_scale, to_shape, to_center) = scalar(lambda_param, z), [scalar(weight, z) for weight in weights]
-    slices = check_whole(op, "slices", slices, 1)
+    slices = check_slices(op, "slices", slices)
     check_eps(op, eps)
     check_flag(op, "return_terms", return_terms)
     check_directions(op, z, directions, generator, seed)

@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastssl.checks import check_like, check_matrix
+from fastssl.checks import check_like, check_matrix, check_whole
 from fastssl.distributed.class_sums import sum_without_gradient
 from fastssl.ops._random import check_generator, seed_of, seed_tensor
 from fastssl.ops.unit_columns import unit_columns
 
 if TYPE_CHECKING:
     from fastssl.distributed.ranks import Joined
+
+
+#: New directions of a call.
+MOST_SLICES = 1 << 20
+
+
+def check_slices(op: str, name: str, slices) -> int:
+    """How many new directions are wanted, if none are given."""
+    return check_whole(op, name, slices, 1, MOST_SLICES + 1)
 
 
 def check_directions(op: str, z: Tensor, directions, generator, seed) -> None:
