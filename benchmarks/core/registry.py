@@ -1,8 +1,8 @@
 """What is measured: each workload is a case of the shared tables with the shapes, constants and targets of a benchmark.
 
-The losses stand here and in ``redundancy.py``, the updates in ``updates.py``, masked image modelling in ``masking.py``, neighbours
-and latent targets in ``latents.py``, soft targets in ``distillation.py``; ``WORKLOADS`` has all of them. Imports those five,
-``accuracy`` and ``workloads``.
+The losses stand here, in ``redundancy.py`` and in ``distributions.py``, the updates in ``updates.py``, masked image modelling in
+``masking.py``, neighbours and latent targets in ``latents.py``, soft targets in ``distillation.py``; ``WORKLOADS`` has all of them.
+Imports those six, ``accuracy`` and ``workloads``.
 
     U = 2 N M D FLOP, one sweep over all similarities.       NT-Xent over B pairs: N = M = 2B
     limit = time of ``case.flops(shape)`` in the machine's own matrix product of ``product(shape)``
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from benchmarks.core.accuracy import clip_truth, pair_truth, siglip_truth
 from benchmarks.core.distillation import DISTILLATION
+from benchmarks.core.distributions import DISTRIBUTIONS
 from benchmarks.core.latents import LATENTS
 from benchmarks.core.masking import MASKING
 from benchmarks.core.redundancy import REDUNDANCY
@@ -239,4 +240,4 @@ WORKLOADS = {
             largest={"cpu": 8192, "cuda": 32768},
         ),
     )
-} | (REDUNDANCY | UPDATES | MASKING | LATENTS | DISTILLATION)
+} | (REDUNDANCY | DISTRIBUTIONS | UPDATES | MASKING | LATENTS | DISTILLATION)

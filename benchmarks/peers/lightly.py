@@ -31,6 +31,19 @@ def _loss(name: str, **constants: float):
     return lambda z0, z1: module(z0, z1)
 
 
+def _sketch():
+    """SIGReg with the directions of the call in place of random ones."""
+    ready_torchvision()
+    from lightly.loss.lejepa_loss import SIGReg
+
+    def call(z, directions):
+        module = SIGReg()
+        module._generate_unit_vectors = lambda *_: directions
+        return module(z)
+
+    return call
+
+
 def _ema(momentum: float):
     ready_torchvision()
     from lightly.models.utils import update_momentum
@@ -193,6 +206,7 @@ PEER = Peer(
         "dcl": partial(_loss, "DCLLoss"),
         "barlow_twins": partial(_loss, "BarlowTwinsLoss"),
         "vicreg": partial(_loss, "VICRegLoss"),
+        "sigreg": _sketch,
         "ema": _ema,
         "queue_push": _push,
         "moco_step": _moco_step,
