@@ -27,6 +27,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "lightly.loss.ibot_loss": ("IBOTPatchLoss", "IBOTPlusPlusPatchLoss"),
         "lightly.loss.swav_loss": ("SwaVLoss",),
         "lightly.loss.barlow_twins_loss": ("BarlowTwinsLoss",),
+        "lightly.loss.patch_kernel_alignment_loss": ("PatchKernelAlignmentLoss",),
         "lightly.loss.vicreg_loss": ("VICRegLoss",),
         "lightly.loss.koleo_loss": ("KoLeoLoss",),
         "lightly.loss.mmcr_loss": ("MMCRLoss",),

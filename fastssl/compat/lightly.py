@@ -15,6 +15,7 @@ from fastssl.checks import check_number, check_whole
 from fastssl.loss.cosine import NegativeCosineSimilarity
 from fastssl.loss.dino_modules import DINOLoss, IBOTPatchLoss, IBOTPlusPlusPatchLoss
 from fastssl.loss.dino_modules import SwaVLoss as _SwaVLoss
+from fastssl.loss.gram import PatchKernelAlignmentLoss
 from fastssl.loss.koleo import KoLeoLoss
 from fastssl.loss.mmcr import MMCRLoss
 from fastssl.loss.nt_xent_modules import DCLLoss, DCLWLoss, NTXentLoss
@@ -54,6 +55,7 @@ __all__ = [
     "NNMemoryBankModule",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "PatchKernelAlignmentLoss",
     "SIGReg",
     "SwaVLoss",
     "TiCoLoss",

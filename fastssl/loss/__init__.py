@@ -5,6 +5,7 @@ from .cosine import BYOLLoss, NegativeCosineSimilarity
 from .dino_modules import DINOLoss, IBOTPatchLoss, IBOTPlusPlusPatchLoss, SwaVLoss
 from .dino_modules import SwaVLoss as SwAVLoss
 from .geometry import SoftNearestNeighborLoss
+from .gram import PatchKernelAlignmentLoss
 from .info_nce import InfoNCELoss
 from .koleo import KoLeoLoss
 from .mae import MAELoss
@@ -40,6 +41,7 @@ __all__ = [
     "NPairLoss",
     "NTXentLoss",
     "NegativeCosineSimilarity",
+    "PatchKernelAlignmentLoss",
     "SIGRegLoss",
     "SigLipLoss",
     "SoftNearestNeighborLoss",

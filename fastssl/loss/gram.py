@@ -7,7 +7,7 @@ The teacher is a constant. ``ops/gram.py`` makes loss and gradient in one sweep.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastssl.checks import (
     accumulator_dtype,
@@ -19,6 +19,7 @@ from fastssl.checks import (
     check_number,
     check_same_device,
     check_scalar,
+    check_whole,
 )
 from fastssl.ops import gram as ops
 
@@ -145,3 +146,50 @@ def cka(
         return losses.mean() if rows > 1 else 0.0 * losses.sum()
     counted = valid.sum((1, 2)) >= 2
     return torch.where(counted, losses, 0.0).sum() / counted.sum().clamp_min(1)
+
+
+class PatchKernelAlignmentLoss(nn.Module):
+    """``cka`` with the arguments of lightly's: ``PatchKernelAlignmentLoss(max_tokens=None)(student_features, teacher_features)``.
+
+    Args:
+        max_tokens: of more patches than that, so many are drawn for each image, those that are not masked first; at least 2.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Examples:
+        >>> criterion = PatchKernelAlignmentLoss(max_tokens=16)
+        >>> student, teacher = torch.randn(2, 49, 8, requires_grad=True), torch.randn(2, 49, 8)
+        >>> criterion(student, teacher).backward()
+        >>> int((student.grad != 0).any(2).sum())  # of each of 2 images
+        32
+    """
+
+    def __init__(self, max_tokens: int | None = None):
+        super().__init__()
+        self.max_tokens = None if max_tokens is None else check_whole("PatchKernelAlignmentLoss", "max_tokens", max_tokens, 2)
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The mean loss of the images.
+
+        Args:
+            student_features: (B, N, D) patches.
+            teacher_features: (B, N, E) patches, a constant.
+            mask: (B, N) bool, True for patches that are left out.
+
+        Returns:
+            A scalar, float32 (float64 for float64 input).
+
+        Raises:
+            TypeError, ValueError: as ``cka``.
+        """
+        several = isinstance(student_features, Tensor) and student_features.dim() == 3
+        if self.max_tokens is None or not several or student_features.shape[1] <= self.max_tokens:
+            return cka(student_features, teacher_features, mask=mask)
+        _sides("cka", student_features, teacher_features)
+        score = torch.rand(student_features.shape[:2], device=student_features.device)
+        if mask is not None:
+            score = score.masked_fill(mask, torch.inf)
+        drawn = score.topk(self.max_tokens, dim=1, largest=False).indices
+        student, teacher = (t.gather(1, drawn[..., None].expand(-1, -1, t.shape[2])) for t in (student_features, teacher_features))
+        return cka(student, teacher, mask=None if mask is None else mask.gather(1, drawn))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from benchmarks.peers import ready_torchvision
 from fastssl.functional import barlow_twins, cka, gram_loss, vicreg
-from fastssl.loss import BarlowTwinsLoss, VICRegLoss
+from fastssl.loss import BarlowTwinsLoss, PatchKernelAlignmentLoss, VICRegLoss
 from fastssl.ops import gram, squared_products
 from fastssl.testing import redundancy as plain
 from fastssl.testing.compare import assert_no_worse, relative_error
@@ -60,6 +60,21 @@ def test_cka_is_lightlys_patch_kernel_alignment(lightly):
         for form in ("auto", *FORMS):
             found = run(lambda s: cka(s, teacher, mask=mask, form=form), student)  # noqa: B023
             assert worst(found, wanted) < 1e-6, form  # theirs is float32 whatever it is given
+
+
+def test_the_module_draws_the_patches_that_lightlys_draws(lightly):
+    student, teacher = (t.float() for t in views(4, 9, 5, seed=9))
+    mask = torch.rand(4, 9, generator=torch.Generator().manual_seed(2)) < 0.4
+    for given in (None, mask):
+        found = []
+        for module in (PatchKernelAlignmentLoss(4), lightly.PatchKernelAlignmentLoss(4)):
+            torch.manual_seed(3)
+            found.append(run(lambda s: module(s, teacher, mask=given), student))  # noqa: B023
+        assert worst(*found) < 2e-6
+    with pytest.raises(ValueError, match="max_tokens must be in"):
+        PatchKernelAlignmentLoss(1)
+    with pytest.raises(ValueError, match="cka: student and teacher must have the same shape"):
+        PatchKernelAlignmentLoss(4)(student, teacher[:2])
 
 
 @BOTH

@@ -18,7 +18,7 @@ from torch import nn
 PAGE = Path(__file__).parents[2] / "docs" / "compat.md"
 START, END = "<!-- signatures:start -->\n", "<!-- signatures:end -->\n"
 _OF_LIGHTLY = ("NTXentLoss", "DCLLoss", "DCLWLoss", "DINOLoss", "IBOTPatchLoss", "IBOTPlusPlusPatchLoss", "KoLeoLoss")
-_OF_LIGHTLY += ("BarlowTwinsLoss", "MMCRLoss", "NegativeCosineSimilarity", "TiCoLoss", "VICRegLoss")
+_OF_LIGHTLY += ("BarlowTwinsLoss", "MMCRLoss", "NegativeCosineSimilarity", "PatchKernelAlignmentLoss", "TiCoLoss", "VICRegLoss")
 _INHERITED = {name for base in (nn.Module, torch.optim.Optimizer) for name in dir(base)}
 
 
