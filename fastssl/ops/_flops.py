@@ -71,6 +71,23 @@ def _cka(x, y, valid, eps, gram, gradient, *_, out_shape=None) -> int:
     return 2 * b * n * ((2 if gradient else 1) * d * (d + e) + e * e)
 
 
+def _projected(z, directions) -> int:
+    """One product of z (V, N, D) with directions (D, S)."""
+    return 2 * z[0] * z[1] * z[2] * directions[1]
+
+
+def _sigreg_sums(z, directions, *_, out_shape=None) -> int:
+    return _projected(z, directions)
+
+
+def _sigreg_backward(grad, sums, total, z, directions, *_, out_shape=None) -> int:
+    return 2 * _projected(z, directions)
+
+
+def _sorted_slices(z, directions, quantiles, gradient, out_shape=None) -> int:
+    return (2 if gradient else 1) * _projected(z, directions)
+
+
 FORMULAS = {
     "cka": _cka,
     "gram_difference": _gram_difference,
@@ -84,6 +101,9 @@ FORMULAS = {
     "similarity_cross_fwd": _cross_forward,
     "similarity_cross_bwd": _cross_backward,
     "sigmoid_pair": _sigmoid,
+    "sigreg_sums": _sigreg_sums,
+    "sigreg_bwd": _sigreg_backward,
+    "sorted_slices": _sorted_slices,
 }
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastssl
 from fastssl.functional import lejepa_loss, sigreg, visreg
@@ -140,3 +141,11 @@ def test_refusals(error, words, call):
     with pytest.raises(error, match=words):
         call(torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_flops_are_counted():
+    z = torch.randn(2, 8, 4, requires_grad=True)
+    for call, products in ((sigreg, 3), (visreg, 2)):
+        with FlopCounterMode(display=False) as counter:
+            call(z, slices=16, seed=1).backward()
+        assert counter.get_total_flops() == products * 2 * z.numel() * 16
