@@ -35,7 +35,7 @@ def stacked(op: str, name: str, crops: Sequence[Tensor] | Tensor) -> Tensor:
     shapes = [tuple(crop.shape) for crop in crops]
     if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"{op}: {name} must hold tensors of one shape (B, K), got {shapes}")
-    return torch.stack(tuple(crops))
+    return crops[0][None] if len(crops) == 1 else torch.stack(tuple(crops))
 
 
 def check_temperatures(op: str, **values: float) -> None:
