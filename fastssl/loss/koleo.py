@@ -72,12 +72,12 @@ def koleo(
     check_matrix(op, "z", z, "N, D")
     check_number(op, "p", p, 1.0)
     check_number(op, "eps", eps, 0.0)
-    topk = check_whole(op, "topk", topk, 1)
+    p, eps, topk = float(p), float(eps), check_whole(op, "topk", topk, 1)
     if group_size is not None:
         group_size = check_whole(op, "group_size", group_size, 1)
         if group_size <= topk:
             raise ValueError(f"{op}: group_size must be above topk = {topk}, got {group_size}")
-    joined = together(op, group, z, p=float(p), topk=topk, eps=float(eps), group_size=group_size)
+    joined = together(op, group, z, p=p, topk=topk, eps=eps, group_size=group_size)
     wide = z.to(accumulator_dtype(z))
     x = wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(eps)
     if joined is None:

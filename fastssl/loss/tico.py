@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import FLOATS, accumulator_dtype, check_dense, check_flag, check_number, check_views
+from fastssl.checks import FLOATS, accumulator_dtype, check_dense, check_flag, check_number, check_same_device, check_views
 from fastssl.distributed.class_sums import sum_of_all
 from fastssl.distributed.collectives import known, world_size
 from fastssl.ops._register import refuse_transforms
@@ -97,8 +97,7 @@ def _check_covariance(op: str, covariance: Tensor | None, z_a: Tensor) -> None:
     if covariance.shape != (z_a.shape[1], z_a.shape[1]):
         wanted = (z_a.shape[1], z_a.shape[1])
         raise ValueError(f"{op}: covariance must have shape {wanted}, got {tuple(covariance.shape)} (follows from z_a)")
-    if covariance.device != z_a.device:
-        raise ValueError(f"{op}: covariance must be on the device of z_a, {z_a.device}, got {covariance.device}")
+    check_same_device(op, "covariance", covariance, "z_a", z_a)
 
 
 class TiCoLoss(nn.Module):
