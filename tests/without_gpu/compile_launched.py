@@ -5,6 +5,7 @@ assembler says of them is judged as in ``compile.py``; besides, elements that li
 python -m tests.without_gpu.compile_launched [--today | --all]      as in compile
 """
 
+import re
 import sys
 
 import torch
@@ -126,6 +127,26 @@ def cases(everything: bool) -> list[bool]:
                     print(f"{name}: no thread reads 16 bytes at a time")
                     good.append(False)
         forget()
+        good += in_place(family)
+    return good
+
+
+def in_place(family: int) -> list[bool]:
+    """The gradient may be written over the logits because each reading loads an element in one place of the code: student and
+    teacher, twice. Triton repeats a load where threads outnumber the elements of a tile."""
+    good = []
+    with offline(TARGET[family], NUM_SMS) as found:
+        for n, k in ((1, 1), (300, 37), (300, 3000), (4915, 65536)):
+            found.clear()
+            student, teacher = new(n, k), new(n, k)
+            args = teacher, None, None, torch.ones(2), [k], n, 1, False, False
+            soft_cross_entropy.soft_cross_entropy_in_place(student, *args)
+            ((name, compiled),) = found
+            loads = re.findall(r"tt\.load.*tensor<\d+x\d+x\d+x!tt\.ptr<bf16>", compiled.asm["ttgir"])
+            if len(loads) != 4:
+                print(f"{name} of {n} x {k} sm_{TARGET[family]}: {len(loads)} loads of elements, not 4")
+            good.append(len(loads) == 4)
+    forget()
     return good
 
 
