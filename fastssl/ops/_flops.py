@@ -88,9 +88,14 @@ def _sorted_slices(z, directions, quantiles, gradient, out_shape=None) -> int:
     return (2 if gradient else 1) * _projected(z, directions)
 
 
+def _nearest(rows, count, size, *_, out_shape=None) -> int:
+    return 2 * rows[0] * size * rows[1]
+
+
 FORMULAS = {
     "cka": _cka,
     "gram_difference": _gram_difference,
+    "nearest_in_groups": _nearest,
     "squared_products_fwd": _squares_forward,
     "squared_products_bwd": _squares_backward,
     "similarity_fwd": _forward,

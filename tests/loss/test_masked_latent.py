@@ -136,10 +136,12 @@ def test_constant_rows_and_what_is_not_a_number():
 def test_numbers_of_threads_change_no_bit():
     pred, h, ids = normal(6, 500, D), normal(3, 700, D), torch.randint(700, (6, 500), generator=torch.Generator().manual_seed(0))
     threads, found = torch.get_num_threads(), []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        found.append(value_and_gradient(lambda p: masked_latent_loss(p, h, ids), pred))
-    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(value_and_gradient(lambda p: masked_latent_loss(p, h, ids), pred))
+    finally:
+        torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for more in found[1:] for a, b in zip(more, found[0], strict=True))
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import ready_torchvision
 from fastssl.distributed import neighbours as limits
@@ -57,6 +58,12 @@ def test_neighbours_in_blocks_and_groups(topk, size, elements, monkeypatch):
     z = rows((12, 5), torch.float64)["z"]
     how = {"topk": topk, "group_size": size}
     torch.testing.assert_close(value_and_gradient(lambda t: koleo(t, **how), z), value_and_gradient(lambda t: eager(t, **how), z))
+
+
+def test_flops_are_counted():
+    with FlopCounterMode(display=False) as counter:
+        koleo(rows((12, 5))["z"], group_size=4)
+    assert counter.get_total_flops() == 2 * 12 * 4 * 5
 
 
 def test_equal_rows_have_a_finite_loss_and_gradient():
