@@ -3,6 +3,9 @@
 Batches are uneven, one process has a single image, and one has no masked patch.
 """
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from torch import distributed
@@ -162,6 +165,19 @@ def check_drop_ins(part: Part, whole: Part, dtype: torch.dtype) -> None:
         close(ours.center.flatten(), 0.1 * whole.teacher.flatten(0, 1).mean(0), "centre of DINO v1")
 
 
+def check_subgroup(part: Part) -> None:
+    """DINOv3's own processes are asked for their subgroup: here each is in one by itself."""
+    module = ModuleType("dinov3.distributed")
+    module.get_process_subgroup = lambda: ALONE[0]
+    sys.modules[module.__name__] = module
+    criterion, rows = dinov3.DINOLoss(COLUMNS), part.teacher.flatten(0, 1)
+    criterion.init_weights()
+    criterion.update_center(rows)
+    criterion.apply_center_update()
+    close(criterion.center[0], 0.1 * rows.double().mean(0), "centre of a subgroup")
+    close(criterion.sinkhorn_knopp_teacher(rows, 0.2), assignment(rows, rows.double()), "assignment of a subgroup", 3e-6)
+
+
 def check_compiled(part: Part) -> None:
     weight = encoder(torch.float32)
 
@@ -189,6 +205,8 @@ def check_all(rank: int, world: int) -> None:
     check_centers(part, whole, world)
     check_modules(part, whole, world, torch.float32)
     check_drop_ins(part, whole, torch.float32)
+    if world > 1:
+        check_subgroup(part)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
