@@ -2,15 +2,19 @@
 
 from ._common import return_dict
 from ._vit import VisionTransformer
+from .barlow_twins import BarlowTwins
 from .bert import BERT
 from .byol import BYOL
 from .clip import CLIP, SigLIP
 from .cmc import CMC
 from .cpc import CPC
+from .deepcluster import DeepCluster
 from .dino import DINO
 from .ibot import IBOT
+from .ijepa import IJEPA
 from .inpainting import Inpainting
 from .instdisc import InstDisc
+from .lejepa import LeJEPA
 from .mae import MAE
 from .mean_teacher import MeanTeacher
 from .moco import MoCo
@@ -22,6 +26,7 @@ from .simmim import SimMIM
 from .simsiam import SimSiam
 from .supcon import SupCon
 from .swav import SwAV
+from .vicreg import VICReg
 
 __all__ = [
     "BERT",
@@ -31,10 +36,14 @@ __all__ = [
     "CPC",
     "DINO",
     "IBOT",
+    "IJEPA",
     "MAE",
     "NNCLR",
+    "BarlowTwins",
+    "DeepCluster",
     "Inpainting",
     "InstDisc",
+    "LeJEPA",
     "MeanTeacher",
     "MoCo",
     "MoCoV3",
@@ -45,6 +54,7 @@ __all__ = [
     "SimSiam",
     "SupCon",
     "SwAV",
+    "VICReg",
     "VisionTransformer",
     "return_dict",
 ]

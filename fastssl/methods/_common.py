@@ -6,7 +6,18 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import LARGEST, NUMBERS, as_python, check_choice, check_dense, check_scalar, check_whole, readable
+from fastssl.checks import (
+    INTEGERS,
+    LARGEST,
+    NUMBERS,
+    as_python,
+    check_choice,
+    check_dense,
+    check_scalar,
+    check_vector,
+    check_whole,
+    readable,
+)
 from fastssl.distributed import Ranks
 
 from ._encoder import check_encoder, features_of, find_feature_dim
@@ -146,9 +157,19 @@ def check_negatives(name: str, negatives: str) -> str:
     return negatives
 
 
+def check_statistics(name: str, statistics: str) -> str:
+    check_choice(name, "statistics", statistics, ("global", "local"))
+    return statistics
+
+
+def sees_all_rows(method: nn.Module) -> bool:
+    """Whether a method's loss is over the rows of all processes: by its ``negatives``, or its ``statistics`` where it has none."""
+    return "global" in (getattr(method, "negatives", None), getattr(method, "statistics", None))
+
+
 def ranks_of(method: nn.Module) -> Ranks | None:
-    """What a method's losses take as ``group``, by its ``negatives``."""
-    return Ranks() if method.negatives == "global" else None
+    """What a method's losses take as ``group``."""
+    return Ranks() if sees_all_rows(method) else None
 
 
 def check_batch(name: str, least: int, **inputs: Tensor) -> None:
@@ -157,6 +178,28 @@ def check_batch(name: str, least: int, **inputs: Tensor) -> None:
         check_dense(name, argument, value, "a tensor (B, ...)")
         if value.ndim < 2 or 0 in value.shape or len(value) < least:
             raise ValueError(f"{name}: {argument} must have shape (B, ...) with B of at least {least}, got {tuple(value.shape)}")
+
+
+def samples_of(name: str, index: Tensor, images: Tensor, num_samples: int) -> Tensor:
+    """index (B,) as int64: which of ``num_samples`` samples the images (B, ...) are of. Refused where it does not fit them."""
+    check_vector(name, "index", index, len(images), INTEGERS, "images", images)
+    if readable(index) and not 0 <= int(index.min()) <= int(index.max()) < num_samples:
+        bounds = f"{int(index.min())} to {int(index.max())}"
+        raise ValueError(f"{name}: index must lie in 0 to {num_samples - 1} (num_samples), got {bounds}")
+    return index.long()
+
+
+def check_like_first(name: str, **views: Tensor) -> None:
+    """Refuses views (B, ...) of which one has another B, dtype or device than the first."""
+    first_name, first = next(iter(views.items()))
+    for argument, view in views.items():
+        if len(view) != len(first):
+            raise ValueError(f"{name}: {argument} must have as many rows as {first_name}, {len(first)}, got {len(view)}")
+        if view.device != first.device or (view.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type)):
+            raise TypeError(
+                f"{name}: {argument} must have dtype and device of {first_name}, {first.dtype} on {first.device}, "
+                f"got {view.dtype} on {view.device}"
+            )
 
 
 def return_dict(method: nn.Module) -> nn.Module:

@@ -15,14 +15,14 @@ embeddings that are still alike would flee from each other towards positives tha
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import INTEGERS, check_number, check_vector, check_whole, readable
+from fastssl.checks import check_number, check_whole
 from fastssl.distributed.gather import gather_rows
 from fastssl.functional import similarity_lse
 from fastssl.loss.parts.dot_products import dot_rows
 from fastssl.loss.parts.ids import arange_ids, class_sums, compact_ids
 from fastssl.loss.parts.reductions import softplus
 
-from ._common import BackboneMethod, check_batch, check_widths, random_unit_rows
+from ._common import BackboneMethod, check_batch, check_widths, random_unit_rows, samples_of
 from ._recompute import once, recomputing
 
 
@@ -112,11 +112,7 @@ class InstDisc(BackboneMethod):
     def checked(self, images: Tensor, index: Tensor) -> Tensor:
         """index (B,) as int64, refused where it does not fit images (B, ...) or the bank."""
         check_batch("InstDisc", 1, images=images)
-        check_vector("InstDisc", "index", index, len(images), INTEGERS, "images", images)
-        if readable(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self.bank):
-            bounds = f"{int(index.min())} to {int(index.max())}"
-            raise ValueError(f"InstDisc: index must lie in 0 to {len(self.bank) - 1} (num_samples), got {bounds}")
-        return index.long()
+        return samples_of("InstDisc", index, images, len(self.bank))
 
     def rows_now(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """index (B,) -> its rows of the bank (B, D), which rows will change (M,), in training of all processes, these (M, D)."""

@@ -12,18 +12,18 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from fastssl._ending import STOP, Failure, Stopped, foreseen
+from fastssl.methods._common import sees_all_rows
 from fastssl.optim import LARS, AdamW
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden, warn
 from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, not_finite
@@ -31,10 +31,10 @@ from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
 from fastssl.train.layout import counted
 from fastssl.train.options import PRECISIONS
+from fastssl.train.order import Shuffled
 from fastssl.train.processes import launched, refuse_differences, share_of_rows
 from fastssl.train.progress import Steps, say
 from fastssl.train.recipes import RECIPES
-from fastssl.train.samples import Samples
 from fastssl.train.settings import knn_vote
 
 with broken_torchvision_hidden():
@@ -80,19 +80,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return torch.load(path, map_location=map_location, weights_only=True)
-
-
-class Shuffled(DistributedSampler):
-    """A sampler with another order for each epoch. The first pass leaves out the ``skip`` samples that an interrupted epoch had."""
-
-    def __init__(self, dataset: Samples, *, replicas: int, rank: int, seed: int, epoch: int, skip: int):
-        super().__init__(dataset, replicas, rank, seed=seed, drop_last=True)
-        self.set_epoch(epoch)
-        self.skip = skip
-
-    def __iter__(self) -> Iterator[int]:
-        skip, self.skip = self.skip, 0
-        return islice(super().__iter__(), skip, None)
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
@@ -147,19 +134,27 @@ class MethodModule(pl.LightningModule):
             seed=config.seed,
             epoch=self.history[-1]["epoch"] if self.history else 0,
             skip=len(self.losses) * config.batch_size,
+            order=self.order_of,
         )
         if (share := sampler.num_samples) < config.batch_size:
             each = f"each of {trainer.world_size} processes has only {share} training {self.recipe.unit}"
             raise UsageError(f"--batch-size {config.batch_size}: {each}; pass --batch-size {share} or less")
         return batches(self.data.train, config.batch_size, sampler=sampler, workers=self.workers, drop_last=True)
 
+    def order_of(self, epoch: int) -> Tensor | None:
+        """What the recipe says of the samples of an epoch, which it prepares by that."""
+        return None if self.recipe.each_round is None else self.recipe.each_round(self, epoch)
+
     def configure_optimizers(self) -> Any:
         """Weight decay on matrices and filters only, not on biases and norms."""
         config = self.config
-        parameters = [p for p in self.method.parameters() if p.requires_grad]
+        steady = [p for name in self.recipe.steady for p in self.method.get_submodule(name).parameters()]
+        others = {id(p) for p in steady}
+        parameters = [p for p in self.method.parameters() if p.requires_grad and id(p) not in others]
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            *([{"params": steady, "weight_decay": 0.0}] if steady else []),
         ]
         lr = config.lr or DEFAULT_LR[config.optimizer] * config.batch_size * self.trainer.world_size / 256
         optimizer: torch.optim.Optimizer
@@ -171,7 +166,9 @@ class MethodModule(pl.LightningModule):
         if getattr(self.method, "total_steps", None) is not None:
             self.method.total_steps = total  # the recipe counted the steps of one process
         warmup = round(config.warmup_epochs * total / config.epochs)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step + self.shift, warmup, total))
+        falls: list[Callable[[int], float]] = [lambda step: warmup_cosine(step + self.shift, warmup, total)] * 2
+        stays = [lambda step: warmup_cosine(min(step + self.shift, warmup), warmup, total)] * bool(steady)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [*falls, *stays])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -326,7 +323,7 @@ class MethodModule(pl.LightningModule):
 
 def joins_processes(method: Any) -> bool:
     """Whether a method's own loss is, in the mean over processes, that of one process with the joined batch."""
-    return getattr(method, "joins_processes", False) or getattr(method, "negatives", None) == "global"
+    return getattr(method, "joins_processes", False) or sees_all_rows(method)
 
 
 def step_seed(seed: int, epoch: int, rank: int) -> int:

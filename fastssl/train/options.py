@@ -85,6 +85,8 @@ def negatives_of(method: str) -> str:
     recipe, several = RECIPES[method], "When several processes train together"
     if "negatives" in settings_of(recipe.settings):
         return f"{several}, the negatives of {method} are global: those of all processes. --negatives local takes a process's own."
+    if "statistics" in settings_of(recipe.settings):
+        return f"{several}, the statistics of the loss are over the rows of all of them. --statistics local takes a process's own."
     if recipe.negatives:
         return f"{several}, the negatives of {method} are global: {recipe.negatives}."
     return f"{several}, the loss of {method} is the mean over the {recipe.unit} of all processes; it has no negatives."

@@ -31,6 +31,10 @@ class Recipe:
             may come without the others.
         watch: other names of ``monitor``'s -> the same two, and the format of the number.
         prepare: (module) -> None, once before the first epoch: fills a bank.
+        each_round: (module, epoch) -> the training samples (N,) that the epoch takes, in their order, or None for each of them once
+            in random order. It is called before the first step of each epoch, which it may prepare, such as by new pseudo-labels,
+            and again where a run goes on in the middle of the epoch: what the method's buffers hold of the epoch then stays.
+        steady: parts of the method whose learning rate stays at its peak after the warm-up, because each round they start anew.
         draw: (method, data, folder, *, device) -> the path of a picture or None, after each ``monitor``.
         loss: name of the loss, for the help texts and the curves.
         heading: of the table of scores.
@@ -50,6 +54,8 @@ class Recipe:
     scores: dict[str, tuple[str, str]]
     watch: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     prepare: Callable[[Any], None] | None = None
+    each_round: Callable[[Any, int], Tensor | None] | None = None
+    steady: tuple[str, ...] = ()
     draw: Callable[..., Any] | None = None
     loss: str = "NT-Xent"
     heading: str = "accuracy on test images"

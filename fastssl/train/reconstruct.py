@@ -78,9 +78,15 @@ def reconstruction_errors(
     return {"error": error / count, "fill": fill / count} if count else {}
 
 
-def mosaic(rows: list[Tensor], gap: int) -> Tensor:
-    """Rows of images (N, C, H, W), the first the longest -> one image (H', W', C), white between them."""
-    columns = len(rows[0])
+def as_colours(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) -> (N, 3, H, W): as they are, the first three bands, or one band in grey."""
+    if images.shape[1] == 3:
+        return images
+    return images[:, :3] if images.shape[1] > 3 else images[:, :1].expand(-1, 3, -1, -1)
+
+
+def mosaic(rows: list[Tensor], gap: int, columns: int) -> Tensor:
+    """Rows of at most ``columns`` images (N, C, H, W) -> one image (H', W', C), white between them and after the last of a row."""
     lines = [F.pad(torch.cat([row, row.new_ones(columns - len(row), *row.shape[1:])]), (0, gap, 0, gap), value=1.0) for row in rows]
     return torch.cat([line.permute(2, 0, 3, 1).flatten(1, 2) for line in lines])
 
@@ -102,13 +108,11 @@ def draw_reconstruction(method: Any, data: Any, path: Path, *, device: torch.dev
     if not noisy:
         corrupted = corrupted + 0.5 * pixel_mask(mask, images, method.patch_size)
     parts = [part.clamp(0, 1).float().cpu().split(COLUMNS) for part in (images, corrupted, painted)]
-    if images.shape[1] != 3:  # one band, or the first three
-        parts = [[row[:, :3] if row.shape[1] > 3 else row[:, :1].expand(-1, 3, -1, -1) for row in part] for part in parts]
-    rows = [part for block in zip(*parts, strict=True) for part in block]
+    rows = [as_colours(part) for block in zip(*parts, strict=True) for part in block]
     gap = max(1, images.shape[3] // 10)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(0.9 * len(rows[0]) + 1, 0.9 * len(rows)))
-        axis.imshow(mosaic(rows, gap).numpy(), interpolation="nearest")
+        axis.imshow(mosaic(rows, gap, len(rows[0])).numpy(), interpolation="nearest")
         axis.axis("off")
         for i in range(len(rows)):
             name = ("original", "noisy" if noisy else "masked", "reconstructed")[i % 3]

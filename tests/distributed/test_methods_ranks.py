@@ -18,7 +18,9 @@ from fastssl.methods import (
     CMC,
     CPC,
     NNCLR,
+    BarlowTwins,
     InstDisc,
+    LeJEPA,
     MeanTeacher,
     MoCo,
     MoCoV3,
@@ -27,6 +29,7 @@ from fastssl.methods import (
     SimCSE,
     SimSiam,
     SupCon,
+    VICReg,
 )
 from fastssl.train.processes import share_of_rows
 from tests.methods.test_odd_arguments import Text
@@ -54,17 +57,26 @@ CHOOSE = {  # those with an argument negatives
     "siglip": lambda **how: SigLIP(tiny(), Text(), **how),
     "simcse": lambda **how: SimCSE(Text(), hidden_dim=8, **how),
 }
-EVERY = CHOOSE | {
-    "moco": MADE["moco"],
-    "instdisc": MADE["instdisc"],
-    "byol": lambda: BYOL(tiny()),
-    "simsiam": lambda: SimSiam(tiny(), projection_dim=8),
-    "mean_teacher": lambda: MeanTeacher(tiny(), 4),
-    "bert": lambda: BERT(30, mask_id=29, width=8, depth=1, heads=2),
+STATISTICS = {  # those with an argument statistics
+    "barlow_twins": lambda **how: BarlowTwins(tiny(), projection_dim=16, **how),
+    "vicreg": lambda **how: VICReg(tiny(), projection_dim=16, **how),
+    "lejepa": lambda **how: LeJEPA(tiny(), projection_dim=6, slices=8, **how),
 }
+EVERY = (
+    CHOOSE
+    | STATISTICS
+    | {
+        "moco": MADE["moco"],
+        "instdisc": MADE["instdisc"],
+        "byol": lambda: BYOL(tiny()),
+        "simsiam": lambda: SimSiam(tiny(), projection_dim=8),
+        "mean_teacher": lambda: MeanTeacher(tiny(), 4),
+        "bert": lambda: BERT(30, mask_id=29, width=8, depth=1, heads=2),
+    }
+)
 VIEWS, PARTS = tuple(torch.rand(2, 4, 3, 4, 4)), (torch.rand(3, 5, 3, 4, 4),)
 WORDS = torch.arange(20).view(4, 5), torch.ones(4, 5)
-JOINED = (*CHOOSE, "moco", "byol", "simsiam")  # the last three see no rows of the other process
+JOINED = (*CHOOSE, *STATISTICS, "moco", "byol", "simsiam")  # the last three see no rows of the other process
 LABELS = torch.tensor([0, 1, 0, 2, 1, 3, 0, 2, 4])  # of samples of both processes, 6 and 3
 
 
@@ -136,7 +148,7 @@ def gradients(name: str, rows: slice) -> dict[str, Tensor]:
     several = distributed.is_initialized()
     outer = nn.parallel.DistributedDataParallel(method, broadcast_buffers=False) if several else method
     loss = outer(*joined_batch(name, rows))
-    if several and name not in CHOOSE:
+    if several and name not in CHOOSE | STATISTICS:
         loss = loss * share_of_rows(rows.stop - rows.start, loss.device)
     loss.backward()
     return {"loss": loss.detach()} | {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
@@ -166,6 +178,7 @@ def work(rank: int, world: int, out: str) -> None:
         for how in HOW:
             made[f"{name} {how}"] = trained(rank, name, how)
     made["warned"], made["warned of local"] = warned(rank, EVERY), warned(rank, CHOOSE, negatives="local")
+    made["warned of local"] |= warned(rank, STATISTICS, statistics="local")
     made["joined"] = {name: gradients(name, slice(0, 6) if rank == 0 else slice(6, 9)) for name in JOINED}
     torch.save(made, f"{out}/{rank}.pt")
 
@@ -245,7 +258,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(name, ran
 
 
 def test_only_local_negatives_are_warned_of(ranks):
-    """By default no method says anything; a method with local negatives says so once."""
+    """By default no method says anything; a method with local negatives or statistics says so once."""
     for made in ranks:
         assert not any(made["warned"].values())
-        assert {name: len(said) for name, said in made["warned of local"].items()} == dict.fromkeys(CHOOSE, 1)
+        assert {name: len(said) for name, said in made["warned of local"].items()} == dict.fromkeys(CHOOSE | STATISTICS, 1)

@@ -15,13 +15,16 @@ from fastssl.methods import (
     CMC,
     CPC,
     NNCLR,
+    BarlowTwins,
     InstDisc,
+    LeJEPA,
     MeanTeacher,
     MoCo,
     MoCoV3,
     SimCLR,
     SimSiam,
     SupCon,
+    VICReg,
     VisionTransformer,
     return_dict,
 )
@@ -134,6 +137,9 @@ METHODS = {
     "simsiam": lambda e: SimSiam(e, projection_dim=8),
     "mean_teacher": lambda e: MeanTeacher(e, 3),
     "instdisc": lambda e: InstDisc(e, 9),
+    "barlow_twins": lambda e: BarlowTwins(e, projection_dim=8),
+    "vicreg": lambda e: VICReg(e, projection_dim=8),
+    "lejepa": lambda e: LeJEPA(e, projection_dim=8, slices=8),
     "cmc": lambda e: CMC([e, copy.deepcopy(e)]),
 }
 

@@ -50,6 +50,7 @@ class AnySize(nn.Conv2d):
 
 
 TWO_VIEWS = ("SimCLR", "SupCon", "NNCLR", "MoCo", "MoCoV3", "BYOL", "SimSiam", "MeanTeacher", "InstDisc")
+TWO_VIEWS += ("BarlowTwins", "VICReg", "DeepCluster")
 MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS} | {
     "CMC": (CMC, {"backbones": lambda: [tiny(), tiny()]}),
     "CPC": (CPC, {"backbone": tiny}),
@@ -57,6 +58,8 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     "SigLIP": (SigLIP, {"image_encoder": tiny, "text_encoder": Text}),
     "SimCSE": (SimCSE, {"encoder": Text, "hidden_dim": lambda: 8}),
     "MAE": (MAE, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2)}),
+    "LeJEPA": (methods.LeJEPA, {"backbone": tiny}),
+    "IJEPA": (methods.IJEPA, {"backbone": lambda: VisionTransformer(8, 2, 16, 1, 2)}),
     "SimMIM": (SimMIM, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2)}),
     "Inpainting": (Inpainting, {"backbone": Maps}),
     "DINO": (methods.DINO, {"backbone": AnySize}),
@@ -77,6 +80,11 @@ SMALL = {
     "decoder_depth": 1,
     "decoder_heads": 2,
     "mask_size": 4,
+    "num_clusters": 3,
+    "predictor_dim": 8,
+    "predictor_depth": 1,
+    "predictor_heads": 2,
+    "slices": 8,
     "image_size": 8,
     "width": 16,
     "depth": 1,
@@ -125,8 +133,8 @@ CHANGES = (
 
 
 def call_of(name: str, method: nn.Module) -> dict:
-    images = IMAGE if name in ("MAE", "SimMIM", "Inpainting", "VisionTransformer") else VIEW
-    if name == "CMC":
+    images = IMAGE if name in ("MAE", "SimMIM", "IJEPA", "Inpainting", "VisionTransformer") else VIEW
+    if name in ("CMC", "LeJEPA"):
         return {"view0": VIEW, "view1": VIEW.flip(3)}
     every = GIVEN | OPTIONAL | {"images": images, "generator": torch.Generator().manual_seed(0), "seed": 3}
     names = [key for key in inspect.signature(method.forward).parameters if key in every]
@@ -163,6 +171,8 @@ def test_odd_arguments(name):
     method = kind(**arguments())
     if name == "MoCo":
         method.bn_splits = 2
+    if name == "DeepCluster":
+        method.take_round(torch.arange(9) % 3, 0)
     for _ in range(TRIES):
         given = call_of(name, method)
         argument = rng.choice(list(given))
@@ -171,5 +181,5 @@ def test_odd_arguments(name):
         given[argument] = rng.choice(CHANGES)(given[argument]) if fits else rng.choice(ODD)
         words = {"view0": "view", "view1": "view", "x": "sequences", "images": "images"}.get(argument, argument)
         method.train(rng.random() < 0.5)
-        positional = list(given.values()) if name == "CMC" else []
+        positional = list(given.values()) if name in ("CMC", "LeJEPA") else []
         serve(name, words, lambda p=positional, g=given: method(*p, **({} if p else g)), method)

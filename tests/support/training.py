@@ -30,9 +30,10 @@ def train(module, recipe, epochs: int, batch: int) -> list[float]:
     means = []
     optimizer = torch.optim.AdamW(module.method.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(module.data.train) // batch))
-    for _ in range(epochs):
+    for epoch in range(epochs):
         losses = []
-        for indices in torch.randperm(len(module.data.train)).split(batch):
+        order = None if recipe.each_round is None else recipe.each_round(module, epoch)
+        for indices in (torch.randperm(len(module.data.train)) if order is None else order).split(batch):
             if len(indices) == batch:
                 optimizer.zero_grad()
                 loss = module.method(*recipe.arguments(module, module.data.train.__getitems__(indices.tolist())))

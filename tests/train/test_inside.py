@@ -66,7 +66,7 @@ def test_no_whole_batch_for_each_of_several_processes():
         trainer, data = SimpleNamespace(world_size=2, global_rank=1), SimpleNamespace(train=range(24))
         config = RECIPES["simclr"].settings(batch_size=batch_size)
         return SimpleNamespace(
-            config=config, trainer=trainer, data=data, recipe=RECIPES["simclr"], history=[], losses=[], workers=0
+            config=config, trainer=trainer, data=data, recipe=RECIPES["simclr"], history=[], losses=[], workers=0, order_of=None
         )
 
     assert len(MethodModule.train_dataloader(module(12))) == 1
@@ -106,7 +106,7 @@ def test_the_rest_that_fills_no_batch_is_said(total, batch, processes, rest):
     for epoch in (0, 1, 2):
         seen = set()
         for rank in range(processes):
-            sampler = Shuffled(range(total), replicas=processes, rank=rank, seed=3, epoch=epoch, skip=0)
+            sampler = Shuffled(range(total), replicas=processes, rank=rank, seed=3, epoch=epoch, skip=0, order=lambda _: None)
             seen |= {i for part in torch.utils.data.BatchSampler(sampler, batch, drop_last=True) for i in part}
         missing.append(frozenset(range(total)) - seen)
     assert {len(left) for left in missing} == {rest} and len(set(missing)) == 3

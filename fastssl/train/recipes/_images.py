@@ -87,6 +87,13 @@ def load_images(config: FolderSettings) -> "ImageData":
     return load_data(config.data, config.image_size, config.channels, config.pixel_range)
 
 
+def load_indexed(config: FolderSettings) -> "ImageData":
+    """Images whose training batches also say which samples they hold."""
+    data = load_images(config)
+    data.train.gives_index = True
+    return data
+
+
 def load_labelled(config: FolderSettings) -> "ImageData":
     """Images of two classes at least, for a method that learns from them."""
     data = load_images(config)
@@ -124,6 +131,11 @@ def view_pair(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 def single_view(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor]:
     """One view of each image."""
     return (module.views.one(batch[0]),)
+
+
+def view_and_index(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """One view of each image, and which sample it is."""
+    return module.views.one(batch[0]), batch[2]
 
 
 def views_and_labels(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,13 +43,13 @@ def refused_in_options(make: Callable[..., T], *arguments: Any, **options: Any) 
         raise UsageError(f"--{name}: {error}") from None
 
 
-def transformer(config: PatchSettings, data: "ImageData") -> nn.Module:
-    """The encoder of MAE and SimMIM. The built-in one has fixed positions here: learned ones cost it the first epochs."""
+def transformer(config: PatchSettings, data: "ImageData", positions: str = "sine") -> nn.Module:
+    """The encoder of a masked method. MAE and SimMIM have fixed positions in the built-in one: learned ones cost epochs."""
     from fastssl.train.backbones import build_vit
 
     encoder = backbone(config, data)
     if config.backbone == "vit":
-        encoder = build_vit(data.image_size, config.patch_size, channels=data.channels, positions="sine")
+        encoder = build_vit(data.image_size, config.patch_size, channels=data.channels, positions=positions)
     if tuple(getattr(getattr(encoder, "patch_embed", None), "grid_size", ())) == (1, 1):
         option = f"--image-size {data.image_size}" if config.patch_size is None else f"--patch-size {config.patch_size}"
         made = f"makes one patch of an image of {data.image_size} x {data.image_size} pixels"

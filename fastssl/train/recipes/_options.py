@@ -14,6 +14,7 @@ PatchSize = Annotated[
 ]
 Temperature = Annotated[float, Option("temperature of {loss}", above=0)]
 HiddenDim = Annotated[int | None, Option("hidden width of the projection head", least=1, default="the encoder's width")]
+ProjectorDim = Annotated[int | None, Option("hidden width of the projector", least=1, default="the width of the embeddings")]
 ProjectionDim = Annotated[int, Option("width of the embeddings that the loss compares", least=1)]
 QueueSize = Annotated[int | None, Option("embeddings in the queue", least=1, default="half of the training images, at most 65536")]
 Momentum = Annotated[float, Option("share of the teacher that a step keeps, at the first step", above=0, most=1)]
@@ -35,6 +36,14 @@ Centering = Annotated[
         "what keeps all images from having one prototype: center, a moving mean of the teacher's outputs, or sinkhorn, balanced "
         "batches as in DINOv2",
         choices=("center", "sinkhorn"),
+    ),
+]
+Statistics = Annotated[
+    str,
+    Option(
+        "which rows the statistics of the loss are over: global, those of all processes, as in one process with the joined batch; "
+        "local, those of a process alone",
+        choices=("global", "local"),
     ),
 ]
 MaskRatio = Annotated[float, Option("share of the patches that is removed", above=0, most=1)]

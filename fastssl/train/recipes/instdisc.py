@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from fastssl.methods import InstDisc
-from fastssl.train.recipes._images import ViewSettings, backbone, image_recipe, load_images
+from fastssl.train.recipes._images import ViewSettings, backbone, image_recipe, load_indexed, view_and_index
 from fastssl.train.recipes._options import ProjectionDim, Temperature
 
 if TYPE_CHECKING:
@@ -21,20 +19,9 @@ class InstDiscSettings(ViewSettings):
     projection_dim: ProjectionDim = 128
 
 
-def load_indexed(config: InstDiscSettings) -> "ImageData":
-    """Images whose training batches also say which samples they hold."""
-    data = load_images(config)
-    data.train.gives_index = True
-    return data
-
-
 def build(config: InstDiscSettings, data: "ImageData") -> InstDisc:
     encoder = backbone(config, data)
     return InstDisc(encoder, len(data.train), projection_dim=config.projection_dim, temperature=config.temperature)
-
-
-def view_and_index(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    return module.views.one(batch[0]), batch[2]
 
 
 def fill_bank(module: Any) -> None:

@@ -1,0 +1,87 @@
+"""How ``fastssl train ijepa`` runs I-JEPA with a light predictor."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+
+from fastssl.methods import IJEPA
+from fastssl.train import UsageError
+from fastssl.train.recipes._images import (
+    WATCH,
+    FolderSettings,
+    PatchSettings,
+    image_recipe,
+    image_scores,
+    one_view,
+    single_view,
+    total_steps,
+)
+from fastssl.train.recipes._masked import PIXEL_MEAN, PIXEL_STD, Transformer, refused_in_options, transformer
+from fastssl.train.recipes._options import FinalMomentum, Momentum
+from fastssl.train.settings import LearningRate, Option
+
+if TYPE_CHECKING:
+    from fastssl.train.data import ImageData
+
+
+@dataclass(frozen=True, kw_only=True)
+class IJEPASettings(PatchSettings):
+    method: str = "ijepa"
+    backbone: Transformer = "vit"
+    epochs: int = 5
+    batch_size: int = 64
+    lr: LearningRate = 1e-3
+    knn_every: int = 2
+    min_scale: float = 0.5
+    momentum: Momentum = 0.99
+    final_momentum: FinalMomentum = 1.0
+    num_targets: Annotated[int, Option("blocks of an image that are predicted", least=1)] = 4
+    predictor_dim: Annotated[int, Option("width of the predictor", least=4)] = 64
+    predictor_depth: Annotated[int, Option("blocks of the predictor", least=1)] = 2
+
+
+def build(config: IJEPASettings, data: "ImageData") -> IJEPA:
+    if config.predictor_dim % 4:
+        raise UsageError(f"--predictor-dim {config.predictor_dim}: must be a multiple of 4, the predictor's heads")
+    return refused_in_options(
+        IJEPA,
+        transformer(config, data, positions="learned"),
+        predictor_dim=config.predictor_dim,
+        predictor_depth=config.predictor_depth,
+        predictor_heads=4,
+        blocks={"num_targets": config.num_targets},
+        momentum=config.momentum,
+        final_momentum=config.final_momentum,
+        total_steps=total_steps(config, data),
+        pixel_mean=PIXEL_MEAN,
+        pixel_std=PIXEL_STD,
+    )
+
+
+def latent_scores(
+    method: IJEPA,
+    data: "ImageData",
+    config: FolderSettings,
+    *,
+    device: torch.device | str,
+    workers: int,
+    most: int | None,
+    full: bool,
+) -> dict[str, float]:
+    """``image_scores``, and the share of hidden patches of test images that predictions find."""
+    from fastssl.train.latents import found_patches
+
+    scores = image_scores(method, data, config, device=device, workers=workers, most=most, full=full)
+    return scores | found_patches(method, data, device=device, workers=workers, most=most)
+
+
+RECIPE = image_recipe(
+    IJEPASettings,
+    build,
+    augment=one_view,
+    arguments=single_view,
+    monitor=latent_scores,
+    watch={**WATCH, "found": ("found", "hidden patches found of 100", ".3f")},
+    loss="I-JEPA",
+)
