@@ -16,7 +16,7 @@ WRONG = {
     "train simclr --dat photos": "unknown option --dat; did you mean --data?",
     "train simclr --batchsize 8": "did you mean --batch-size?",
     "train simclr --device cuda": "--accelerator gpu",
-    "train simclr --momentum 0.9": "only moco, moco_v3, byol, mean_teacher, dino, ibot take it",
+    "train simclr --momentum 0.9": "only moco, moco_v3, byol, mean_teacher, dino, ibot, ijepa take it",
     "train --out moco simclr --bn-splits 2": "--bn-splits: only moco takes it",
     "train simclr moco": "one argument too many: 'moco'",
     "train simclr --data photo": "did you mean photos?",

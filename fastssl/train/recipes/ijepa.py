@@ -1,6 +1,6 @@
 """How ``fastssl train ijepa`` runs I-JEPA with a light predictor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 class IJEPASettings(PatchSettings):
     method: str = "ijepa"
     backbone: Transformer = "vit"
-    epochs: int = 5
+    epochs: int = 4
     batch_size: int = 64
     lr: LearningRate = 1e-3
     knn_every: int = 2
     min_scale: float = 0.5
+    patch_size: Annotated[
+        int | None,
+        Option("side in pixels of the patches of --backbone vit", least=1, default="8 for images of 32 to 128 pixels, else as for mae"),
+    ] = None
     momentum: Momentum = 0.99
     final_momentum: FinalMomentum = 1.0
     num_targets: Annotated[int, Option("blocks of an image that are predicted", least=1)] = 4
@@ -42,6 +46,8 @@ class IJEPASettings(PatchSettings):
 
 
 def build(config: IJEPASettings, data: "ImageData") -> IJEPA:
+    if config.backbone == "vit" and config.patch_size is None and data.image_size % 8 == 0 and 32 <= data.image_size <= 128:
+        config = replace(config, patch_size=8)
     if config.predictor_dim % 4:
         raise UsageError(f"--predictor-dim {config.predictor_dim}: must be a multiple of 4, the predictor's heads")
     return refused_in_options(
