@@ -36,7 +36,9 @@ class IJEPASettings(PatchSettings):
     min_scale: float = 0.5
     patch_size: Annotated[
         int | None,
-        Option("side in pixels of the patches of --backbone vit", least=1, default="8 for images of 32 to 128 pixels, else as for mae"),
+        Option(
+            "side in pixels of the patches of --backbone vit", least=1, default="8 for images of 32 to 128 pixels, else as for mae"
+        ),
     ] = None
     momentum: Momentum = 0.99
     final_momentum: FinalMomentum = 1.0
