@@ -12,16 +12,8 @@ pytestmark = needs_train
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 #: What versions before each method had settings of its own stored with a run of ``inpainting``: the settings of all methods.
-LATER = {
-    "dino",
-    "ibot",
-    "swav",
-    "barlow_twins",
-    "vicreg",
-    "lejepa",
-    "deepcluster",
-    "ijepa",
-}  # methods of which no checkpoint holds the settings of all methods
+# Methods of which no checkpoint holds the settings of all methods.
+LATER = {"dino", "ibot", "swav", "barlow_twins", "vicreg", "lejepa", "deepcluster", "ijepa"}
 OF_ALL_METHODS = {
     "method": "inpainting",
     "data": "digits",
