@@ -34,9 +34,7 @@ class IJEPASettings(PatchSettings):
     lr: LearningRate = 1e-3
     knn_every: int = 2
     min_scale: float = 0.5
-    patch_size: Annotated[
-        int | None, Option("side in pixels of the patches of --backbone vit", least=1, only_with=("backbone", "vit"))
-    ] = 8
+    patch_size: Annotated[int | None, Option("side in pixels of the patches of --backbone vit", least=1)] = 8
     momentum: Momentum = 0.99
     final_momentum: FinalMomentum = 1.0
     num_targets: Annotated[int, Option("blocks of an image that are predicted", least=1)] = 4
@@ -45,8 +43,8 @@ class IJEPASettings(PatchSettings):
 
 
 def build(config: IJEPASettings, data: "ImageData") -> IJEPA:
-    if config.backbone != "vit":
-        config = replace(config, patch_size=None)  # which was not given: other transformers have theirs in their name
+    if config.backbone != "vit" and config.patch_size == 8:
+        config = replace(config, patch_size=None)  # the default: other transformers have theirs in their name
     if config.predictor_dim % 4:
         raise UsageError(f"--predictor-dim {config.predictor_dim}: must be a multiple of 4, the predictor's heads")
     return refused_in_options(
