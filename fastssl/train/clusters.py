@@ -43,7 +43,7 @@ def draw_clusters(labels: Tensor, data: Any, path: Path) -> Path | None:
     gap = max(1, side // 10)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(0.9 * columns + 1, 0.9 * len(rows)))
-        axis.imshow(mosaic(rows, gap, columns).numpy(), interpolation="nearest")
+        axis.imshow(mosaic(rows, gap).numpy(), interpolation="nearest")
         axis.axis("off")
         for i, name in enumerate(names):
             axis.text(-gap, i * (side + gap) + side / 2, name, ha="right", va="center")

@@ -85,8 +85,9 @@ def as_colours(images: Tensor) -> Tensor:
     return images[:, :3] if images.shape[1] > 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
-def mosaic(rows: list[Tensor], gap: int, columns: int) -> Tensor:
-    """Rows of at most ``columns`` images (N, C, H, W) -> one image (H', W', C), white between them and after the last of a row."""
+def mosaic(rows: list[Tensor], gap: int) -> Tensor:
+    """Rows of images (N, C, H, W) -> one image (H', W', C), white between them and behind shorter rows."""
+    columns = max(map(len, rows))
     lines = [F.pad(torch.cat([row, row.new_ones(columns - len(row), *row.shape[1:])]), (0, gap, 0, gap), value=1.0) for row in rows]
     return torch.cat([line.permute(2, 0, 3, 1).flatten(1, 2) for line in lines])
 
@@ -112,7 +113,7 @@ def draw_reconstruction(method: Any, data: Any, path: Path, *, device: torch.dev
     gap = max(1, images.shape[3] // 10)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(0.9 * len(rows[0]) + 1, 0.9 * len(rows)))
-        axis.imshow(mosaic(rows, gap, len(rows[0])).numpy(), interpolation="nearest")
+        axis.imshow(mosaic(rows, gap).numpy(), interpolation="nearest")
         axis.axis("off")
         for i in range(len(rows)):
             name = ("original", "noisy" if noisy else "masked", "reconstructed")[i % 3]

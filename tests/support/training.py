@@ -28,7 +28,9 @@ def part_of(data, share: int, test_share: int):
 def train(module, recipe, epochs: int, batch: int) -> list[float]:
     """The mean loss of each epoch."""
     means = []
-    optimizer = torch.optim.AdamW(module.method.parameters())
+    steady = {p for name in recipe.steady for p in module.method.get_submodule(name).parameters()}
+    optimizer = torch.optim.AdamW([p for p in module.method.parameters() if p not in steady])
+    fresh = torch.optim.AdamW([*steady, torch.zeros(1)], 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(module.data.train) // batch))
     for epoch in range(epochs):
         losses = []
@@ -36,9 +38,11 @@ def train(module, recipe, epochs: int, batch: int) -> list[float]:
         for indices in (torch.randperm(len(module.data.train)) if order is None else order).split(batch):
             if len(indices) == batch:
                 optimizer.zero_grad()
+                fresh.zero_grad()
                 loss = module.method(*recipe.arguments(module, module.data.train.__getitems__(indices.tolist())))
                 loss.backward()
                 optimizer.step()
+                fresh.step()
                 schedule.step()
                 losses.append(loss.item())
         means.append(sum(losses) / len(losses))
