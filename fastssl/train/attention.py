@@ -73,7 +73,7 @@ def draw_attention(backbone: Any, data: Any, path: Path, *, device: torch.device
     gap = max(1, images.shape[3] // 10)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(0.9 * len(images) + 1, 0.9 * len(rows)))
-        axis.imshow(mosaic(rows, gap, len(images)).numpy(), interpolation="nearest")
+        axis.imshow(mosaic(rows, gap).numpy(), interpolation="nearest")
         axis.axis("off")
         for i in range(len(rows)):
             name = "image" if i == 0 else f"head {i}"
