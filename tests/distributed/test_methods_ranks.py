@@ -3,6 +3,7 @@ in both, with and without DDP."""
 
 import warnings
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fastssl.methods import (
     CPC,
     NNCLR,
     BarlowTwins,
+    DeepCluster,
     InstDisc,
     LeJEPA,
     MeanTeacher,
@@ -35,6 +37,7 @@ from fastssl.train.processes import share_of_rows
 from tests.methods.test_odd_arguments import Text
 from tests.support.formulas import tiny
 from tests.support.processes import run_processes
+from tests.support.training import needs_train
 
 SIZES = (6, 3)  # images a batch in each process
 HOW = ("plain", "ddp", "checkpointed")
@@ -172,6 +175,17 @@ def warned(rank: int, makers: dict, **how: str) -> dict[str, list[str]]:
     return said
 
 
+def shared_round(rank: int) -> dict[str, Tensor]:
+    """DeepCluster's state after a round of ``fastssl train``, for which each process has other features."""
+    from fastssl.train.recipes import deepcluster
+
+    torch.manual_seed(rank)
+    method = DeepCluster(tiny(), 12, num_clusters=3)
+    deepcluster.features_and_index = lambda module: (torch.randn(12, 10), torch.arange(12))
+    deepcluster.share_round(method, None, distributed.new_group(), 3)
+    return {key: value for key, value in method.state_dict().items() if "backbone" not in key}
+
+
 def work(rank: int, world: int, out: str) -> None:
     made = {f"shuffled {counts}": shuffled(rank, counts) for counts in ((6, 6), (7, 3))}
     for name in MADE:
@@ -179,6 +193,8 @@ def work(rank: int, world: int, out: str) -> None:
             made[f"{name} {how}"] = trained(rank, name, how)
     made["warned"], made["warned of local"] = warned(rank, EVERY), warned(rank, CHOOSE, negatives="local")
     made["warned of local"] |= warned(rank, STATISTICS, statistics="local")
+    if find_spec("sklearn"):
+        made["shared round"] = shared_round(rank)
     made["joined"] = {name: gradients(name, slice(0, 6) if rank == 0 else slice(6, 9)) for name in JOINED}
     torch.save(made, f"{out}/{rank}.pt")
 
@@ -255,6 +271,13 @@ def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(name, ran
     for key, grad in one.items():
         torch.testing.assert_close(first[key], grad, rtol=0, atol=1e-12 * float(largest))
         assert torch.equal(first[key], second[key])
+
+
+@needs_train
+def test_processes_share_the_clusters_of_the_first_one(ranks):
+    first, second = (made["shared round"] for made in ranks)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert first["round"] == 1 and first["labels"].unique().tolist() == [0, 1, 2] and first["classifier.weight"].std() < 0.1
 
 
 def test_only_local_negatives_are_warned_of(ranks):

@@ -12,6 +12,7 @@ from fastssl.functional import multi_block_mask, sigreg
 from fastssl.methods import IJEPA, BarlowTwins, DeepCluster, LeJEPA, VICReg, VisionTransformer
 from fastssl.methods._clusters import agreement, fill_empty, whitened
 from tests.support.formulas import gradients_agree, tiny
+from tests.support.rotation import of_today
 from tests.support.training import needs_train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,6 +163,18 @@ def test_a_checkpointed_method_is_the_method(name):
     torch.testing.assert_close(again, plain, rtol=1e-9, atol=1e-12)
     ours, theirs = ({k: v for k, v in m.state_dict().items() if "running" not in k and "num_b" not in k} for m in (other, method))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", of_today(MADE, 2))
+def test_a_whole_graph_is_the_method(name):
+    torch._dynamo.reset()
+    method = MADE[name]()
+    other = copy.deepcopy(method)
+    blocks = {"blocks": multi_block_mask(4, (6, 6), seed=3)} if name == "ijepa" else {}
+    graph = torch.compile(lambda m, *given: m(*given, **blocks), backend="aot_eager", fullgraph=True)
+    compiled, plain = steps(method, graph, 1), steps(other, lambda m, *given: m(*given, **blocks), 1)
+    torch.testing.assert_close(compiled, plain, rtol=1e-9, atol=1e-12)
+    assert method.step == other.step == 3
 
 
 def test_the_directions_of_lejepa_follow_its_step():
