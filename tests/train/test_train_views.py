@@ -60,7 +60,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", of_today(NEW, 2))
+@pytest.mark.parametrize("name", of_today(NEW, 5))
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     """Weights, teacher, step, pseudo-labels of a run that was not interrupted."""
     from fastssl.__main__ import main
