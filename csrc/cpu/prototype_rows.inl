@@ -191,7 +191,8 @@ struct PrototypeFunctions {
   }
 
   static_assert(kBlock == kColumns);
-  static constexpr PrototypeRows<T> table = {join, total, target, values, add, student, join_and_keep, add_kept, join_columns, multiply};
+  static constexpr PrototypeRows<T> table = {join,    total,         target,   values,       add,
+                                             student, join_and_keep, add_kept, join_columns, multiply};
 };
 
 static const PrototypeRows<float>& float_rows = PrototypeFunctions<FloatLane>::table;

@@ -1,6 +1,7 @@
 """What tests of real training share: whether the packages for it are here, small data, a plain loop."""
 
 import dataclasses
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,3 +58,39 @@ def write_grey_classes(folder: Path) -> None:
         for i in range(15):
             noise = torch.randint(0, 80, (20, 20, 3), dtype=torch.uint8)
             Image.fromarray((noise + level).numpy()).save(folder / name / f"{i}.png")
+
+
+def train_until(step: int, options: list[str], **replaced: Callable) -> None:
+    """``fastssl train`` with these options, broken off before its optimizer's step number ``step``.
+
+    ``replaced``: functions of the recipe's module that another one stands for meanwhile.
+    """
+    from fastssl.train import cli, loop
+
+    class Stop(loop.pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == step:
+                raise RuntimeError("stopped")
+
+    make_trainer = loop.make_trainer
+
+    def stopped(*arguments, **how):
+        trainer = make_trainer(*arguments, **how)
+        trainer.callbacks.insert(0, Stop())
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_trainer", stopped)
+        for name, function in replaced.items():
+            patch.setattr(f"fastssl.train.recipes.{options[0]}.{name}", function)
+        with pytest.raises(RuntimeError, match="stopped"):
+            cli.train(options)
+
+
+def assert_same_runs(first: Path, second: Path) -> dict[str, torch.Tensor]:
+    """Two runs ended with the same scores and the same bits of weights and buffers, which are returned."""
+    ours, theirs = (torch.load(run / "last.ckpt", weights_only=True) for run in (first, second))
+    assert ours["fastssl"]["history"] == theirs["fastssl"]["history"]
+    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
+    assert all(torch.equal(ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
+    return ours["state_dict"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.rotation import of_today
-from tests.support.training import needs_train, part_of, train, write_grey_classes
+from tests.support.training import assert_same_runs, needs_train, part_of, train, train_until, write_grey_classes
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 NEW = ("dino", "ibot", "swav")
@@ -55,7 +55,6 @@ OPTIONS = {
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     """Weights, teacher, step, centres, queue and pointer of a run that was not interrupted; schedules have the trainer's steps."""
     from fastssl.__main__ import main
-    from fastssl.train import cli, loop
 
     write_grey_classes(tmp_path / "images")
     where = ["--data", f"folder:{tmp_path / 'images'}", "--image-size", "16", "--batch-size", "8", "--accelerator", "cpu"]
@@ -66,32 +65,13 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     assert "kNN" in said.out and "std" in said.out and "collapsing" not in said.err
     assert (whole / "attention.png").exists() == (name == "dino") == ("attention.png" in said.out)
     stop = random.Random(name).randrange(3, 9)
-
-    class Stop(loop.pl.Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == stop:
-                raise RuntimeError("stopped")
-
-    make_trainer = loop.make_trainer
-
-    def stopped(*arguments, **how):
-        trainer = make_trainer(*arguments, **how)
-        trainer.callbacks.insert(0, Stop())
-        return trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_trainer", stopped)
-        with pytest.raises(RuntimeError, match="stopped"):
-            cli.train([*options, "--out", str(parted)])
+    train_until(stop, [*options, "--out", str(parted)])
     assert main(["train", *options, "--out", str(parted), "--resume"]) == 0
     assert f"resume: {stop // 3} of 3 epochs" in capsys.readouterr().out
-    ours, theirs = (torch.load(run / "last.ckpt", weights_only=True) for run in (parted, whole))
-    assert ours["fastssl"]["history"] == theirs["fastssl"]["history"]
-    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
-    assert all(torch.equal(ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
-    assert int(ours["state_dict"]["method.step"]) == 9
+    state = assert_same_runs(parted, whole)
+    assert int(state["method.step"]) == 9
     if name == "swav":
-        assert int(ours["state_dict"]["method.queue_seen"]) == 72 and int(ours["state_dict"]["method.queue_pointer"]) == 0
+        assert int(state["method.queue_seen"]) == 72 and int(state["method.queue_pointer"]) == 0
 
 
 def test_attention_is_that_of_the_last_block():

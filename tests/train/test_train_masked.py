@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.rotation import of_today
-from tests.support.training import needs_train, part_of, train, write_grey_classes
+from tests.support.training import assert_same_runs, needs_train, part_of, train, train_until, write_grey_classes
 
 NEW = ("mae", "simmim", "inpainting", "bert")
 IMAGES = NEW[:3]
@@ -210,7 +210,6 @@ def arguments(name: str, folder) -> list[str]:
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     from fastssl.__main__ import main
-    from fastssl.train import cli, loop
 
     write_grey_classes(tmp_path / "images")
     options, whole, parted = arguments(name, tmp_path / "images"), tmp_path / "whole", tmp_path / "parted"
@@ -221,31 +220,14 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     assert "squared error of removed" in said and "mean of neighbours" in said
     assert (whole / "reconstruction.png").stat().st_size > 2000
     stop = random.Random(name).randrange(6, 9)  # in the last epoch, behind a picture
-
-    class Stop(loop.pl.Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == stop:
-                raise RuntimeError("stopped")
-
-    make_trainer = loop.make_trainer
-
-    def stopped(*given, **how):
-        trainer = make_trainer(*given, **how)
-        trainer.callbacks.insert(0, Stop())
-        return trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_trainer", stopped)
-        with pytest.raises(RuntimeError, match="stopped"):
-            cli.train([*options, "--out", str(parted)])
+    train_until(stop, [*options, "--out", str(parted)])
     assert (parted / "reconstruction.png").exists()
     (parted / "reconstruction.png").unlink()
     assert main(["train", *options, "--out", str(parted), "--resume"]) == 0
     assert "resume: 2 of 3 epochs" in capsys.readouterr().out and (parted / "reconstruction.png").exists()
-    ours, theirs = (torch.load(run / "last.ckpt", weights_only=True) for run in (parted, whole))
-    assert ours["fastssl"]["history"] == theirs["fastssl"]["history"]
-    assert all("error" in row and "fill" in row for row in theirs["fastssl"]["history"] if row["epoch"] != 1)
-    assert all(torch.equal(ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
+    assert_same_runs(parted, whole)
+    history = torch.load(whole / "last.ckpt", weights_only=True)["fastssl"]["history"]
+    assert all("error" in row and "fill" in row for row in history if row["epoch"] != 1)
     (whole / "reconstruction.png").unlink()
     assert main(["eval", str(whole), "--map", "none"]) == 0
     assert (whole / "reconstruction.png").exists() and "squared error of removed" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import torch
 from fastssl.functional import negative_cosine
 from fastssl.methods import SimSiam
 from tests.support.rotation import of_today
-from tests.support.training import needs_train, part_of, train, write_grey_classes
+from tests.support.training import assert_same_runs, needs_train, part_of, train, train_until, write_grey_classes
 
 NEW = ("moco", "moco_v3", "byol", "simsiam", "mean_teacher")
 
@@ -156,7 +156,6 @@ OPTIONS = {
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     """Weights, teacher, step, queue and pointer of a run that was not interrupted; the schedule has the trainer's steps."""
     from fastssl.__main__ import main
-    from fastssl.train import cli, loop
 
     write_grey_classes(tmp_path / "images")
     where = ["--data", f"folder:{tmp_path / 'images'}", "--image-size", "16", "--batch-size", "8", "--accelerator", "cpu"]
@@ -166,36 +165,16 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     said = capsys.readouterr()
     assert f"{name}, conv, on folder:" in said.out and "kNN" in said.out and "std" in said.out and "collapsing" not in said.err
     stop = random.Random(name).randrange(3, 9)
-
-    class Stop(loop.pl.Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == stop:
-                raise RuntimeError("stopped")
-
-    make_trainer = loop.make_trainer
-
-    def stopped(*arguments, **how):
-        trainer = make_trainer(*arguments, **how)
-        trainer.callbacks.insert(0, Stop())
-        return trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_trainer", stopped)
-        if name in ("moco_v3", "byol", "mean_teacher"):  # the trainer knows better
-            patch.setattr(f"fastssl.train.recipes.{name}.total_steps", lambda *_: 1000)
-        with pytest.raises(RuntimeError, match="stopped"):
-            cli.train([*options, "--out", str(parted)])
+    replaced = {"total_steps": lambda *_: 1000} if name in ("moco_v3", "byol", "mean_teacher") else {}  # the trainer knows better
+    train_until(stop, [*options, "--out", str(parted)], **replaced)
     assert main(["train", *options, "--out", str(parted), "--resume"]) == 0
     assert f"resume: {stop // 3} of 3 epochs" in capsys.readouterr().out
-    ours, theirs = (torch.load(run / "last.ckpt", weights_only=True) for run in (parted, whole))
-    assert ours["fastssl"]["history"] == theirs["fastssl"]["history"]
-    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
-    assert all(torch.equal(ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
+    state = assert_same_runs(parted, whole)
     if name != "simsiam":
-        assert int(ours["state_dict"]["method.step"]) == 9
-        assert any(key.startswith("method.teacher.module.") for key in ours["state_dict"])
+        assert int(state["method.step"]) == 9
+        assert any(key.startswith("method.teacher.module.") for key in state)
     if name == "moco":
-        assert ours["state_dict"]["method.queue.queue_ptr"].tolist() == [9 * 16 % 12]
+        assert state["method.queue.queue_ptr"].tolist() == [9 * 16 % 12]
     assert main(["eval", str(whole), "--data", "digits", "--map", "none"]) == 0
     assert "accuracy" not in capsys.readouterr().out.replace("accuracy on test images", "")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.rotation import of_today
-from tests.support.training import needs_train, part_of, train, write_grey_classes
+from tests.support.training import assert_same_runs, needs_train, part_of, train, train_until, write_grey_classes
 
 NEW = ("barlow_twins", "vicreg", "lejepa", "deepcluster", "ijepa")
 
@@ -64,7 +64,6 @@ OPTIONS = {
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     """Weights, teacher, step, pseudo-labels of a run that was not interrupted."""
     from fastssl.__main__ import main
-    from fastssl.train import cli, loop
 
     write_grey_classes(tmp_path / "images")
     where = ["--data", f"folder:{tmp_path / 'images'}", "--image-size", "12", "--batch-size", "8", "--accelerator", "cpu"]
@@ -74,37 +73,13 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     said = capsys.readouterr()
     assert f"{name}, " in said.out and "kNN" in said.out and "std" in said.out and "collapsing" not in said.err
     stop = random.Random(name).randrange(4, 9)
-
-    class Stop(loop.pl.Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == stop:
-                raise RuntimeError("stopped")
-
-    make_trainer = loop.make_trainer
-
-    def stopped(*arguments, **how):
-        trainer = make_trainer(*arguments, **how)
-        trainer.callbacks.insert(0, Stop())
-        return trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_trainer", stopped)
-        with pytest.raises(RuntimeError, match="stopped"):
-            cli.train([*options, "--out", str(parted)])
+    train_until(stop, [*options, "--out", str(parted)])
     assert main(["train", *options, "--out", str(parted), "--resume"]) == 0
     assert f"resume: {stop // 3} of 3 epochs" in capsys.readouterr().out
-    same_runs(parted, whole)
+    state = assert_same_runs(parted, whole)
     if name == "deepcluster":
-        state = torch.load(whole / "last.ckpt", weights_only=True)["state_dict"]
         assert state["method.round"] == 3 and sorted(state["method.labels"].unique().tolist()) == [0, 1, 2, 3]
         assert (whole / "clusters.png").exists()
-
-
-def same_runs(first, second) -> None:
-    ours, theirs = (torch.load(run / "last.ckpt", weights_only=True) for run in (first, second))
-    assert ours["fastssl"]["history"] == theirs["fastssl"]["history"]
-    assert ours["state_dict"].keys() == theirs["state_dict"].keys()
-    assert all(torch.equal(ours["state_dict"][key], value) for key, value in theirs["state_dict"].items())
 
 
 def test_deepcluster_goes_on_in_the_middle_of_a_round_and_is_evaluated_on_other_data(tmp_path, capsys, monkeypatch):
@@ -134,7 +109,7 @@ def test_deepcluster_goes_on_in_the_middle_of_a_round_and_is_evaluated_on_other_
     assert main([*options, "--out", str(parted), "--resume"]) == 0
     assert "1 of 2 epochs and 1 of the next one's steps" in capsys.readouterr().out
     assert rounds == ["resumed"]
-    same_runs(parted, whole)
+    assert_same_runs(parted, whole)
     assert main(["eval", str(whole), "--data", "digits", "--map", "none"]) == 0
     assert "clusters.png" not in capsys.readouterr().out
     few = [*options, "--num-clusters", "400", "--out", str(tmp_path / "few")]
