@@ -12,12 +12,13 @@ from tests.support.training import assert_same_runs, needs_train, part_of, train
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 NEW = ("dino", "ibot", "swav")
-LEAST = 0.15  # gain in kNN accuracy with a quarter of the data; docs/results.md has that of whole runs, which is at least 0.25
+LEAST = 0.25  # gain in kNN accuracy over the untrained encoder, as `fastssl train` prints it
+CALIBRATED = 0.15  # and over the untrained encoder whose batch norms have seen the data
 
 
 @pytest.mark.parametrize("name", of_today(NEW, 3))
 def test_training_beats_the_untrained_encoder(name):
-    """A quarter of the photographs' crops; kNN on held-out ones. The untrained encoder's batch norms are calibrated."""
+    """A quarter of the photographs' crops; kNN on held-out ones."""
     from fastssl.train.recipes import RECIPES
 
     recipe, epochs = RECIPES[name], 4
@@ -31,17 +32,19 @@ def test_training_beats_the_untrained_encoder(name):
     def scores():
         return recipe.monitor(method, data, config, device="cpu", workers=0, most=None, full=False)
 
+    untrained = scores()
     with torch.no_grad():
         for indices in torch.randperm(len(data.train)).split(256):
             method.embed(data.train.__getitems__(indices.tolist())[0].float() / 255)
-    untrained, started = scores(), time.process_time()
+    calibrated, started = scores(), time.process_time()
     means = train(module, recipe, epochs, config.batch_size)
     trained, seconds = scores(), time.process_time() - started
     shown = "  ".join(f"{key} {untrained[key]:.3f} -> {trained[key]:.3f}" for key in trained)
+    shown += f" (kNN calibrated {calibrated['knn']:.3f})"
     print(f"\n{name}: loss {' '.join(f'{mean:.3f}' for mean in means)}; {shown}, {seconds:.0f} s of CPU")
     assert means[-1] < means[0] - 0.05
-    assert trained["knn"] > untrained["knn"] + LEAST
-    assert trained["std"] > untrained["std"] and trained["rank"] > untrained["rank"]
+    assert trained["knn"] > max(untrained["knn"] + LEAST, calibrated["knn"] + CALIBRATED)
+    assert trained["std"] > calibrated["std"] and trained["rank"] > calibrated["rank"]
 
 
 OPTIONS = {
