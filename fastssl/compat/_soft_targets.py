@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_number, check_whole
+from fastssl.checks import accumulator_dtype, check_number, check_whole
 from fastssl.distributed.ranks import Ranks
 from fastssl.loss.dino import dino_loss, ibot_loss, move_center, patch_weights, row_sums
 from fastssl.loss.dino_modules import stacked
@@ -58,11 +58,20 @@ def crops_of(op: str, name: str, crops: Sequence[Tensor] | Tensor) -> Tensor:
     """Crops (B, K) as (crops, B, K), without a copy where they are the chunks of one tensor, as DINOv2 has them."""
     if isinstance(crops, (list, tuple)) and len(crops) > 1 and not torch.compiler.is_compiling():
         base = getattr(crops[0], "_base", None)
-        if base is not None and all(_is_part(crop, crops[0], base, i) for i, crop in enumerate(crops)):
+        if (
+            base is not None
+            and _starts_a_row(crops[0], base)
+            and all(_is_part(crop, crops[0], base, i) for i, crop in enumerate(crops))
+        ):
             first = (crops[0].storage_offset() - base.storage_offset()) // crops[0].shape[1]
             rows = base.flatten(0, -2)[first : first + len(crops) * crops[0].shape[0]]
             return rows.view(len(crops), *crops[0].shape)
     return stacked(op, name, crops)
+
+
+def _starts_a_row(crop: Tensor, base: Tensor) -> bool:
+    """Whether ``crop`` (B, K) begins where a row of ``base`` (..., K) does."""
+    return crop.dim() == 2 and (crop.storage_offset() - base.storage_offset()) % crop.shape[1] == 0
 
 
 def _is_part(crop: Tensor, like: Tensor, base: Tensor, place: int) -> bool:
@@ -78,7 +87,7 @@ def _is_part(crop: Tensor, like: Tensor, base: Tensor, place: int) -> bool:
 @torch.no_grad()
 def targets(teacher: Tensor, bias: Tensor, temperature: float | Tensor) -> Tensor:
     """softmax((teacher + bias) / temperature), float32 (float64 for float64 logits)."""
-    shifted = teacher.detach() + bias
+    shifted = teacher.detach() + bias.to(accumulator_dtype(teacher))
     return torch.softmax(shifted.div_(temperature), -1)
 
 

@@ -26,7 +26,7 @@ def distributed_sinkhorn(Q: Tensor, nmb_iters: int) -> Tensor:
 
     Args:
         Q: (K, B) float, at least 0.
-        nmb_iters: passes, at least 1.
+        nmb_iters: passes, from 1 to 65,536.
 
     Returns:
         Codes (B, K), float32 (float64 for float64 input); each row adds up to 1.

@@ -12,6 +12,7 @@ The teacher is a constant. Nothing of the logits' size is made besides the stude
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,7 +148,7 @@ def ibot_loss(
         student: (M, K) logits of patches; float32, bfloat16, float16 or float64. M may be 0: the loss is 0.
         teacher: (M, K) the teacher's logits of the same patches. A constant: no gradient goes there.
         center, student_temperature, teacher_temperature, potential, heads, in_place: as in ``dino_loss``.
-        weight: (M,) float, what each patch counts; all 1 unless given.
+        weight: (M,) float, what each patch counts, finite and at least 0 (looked at on a CPU alone); all 1 unless given.
         images: what the weighted sum is divided by; unless given, by the sum of the weights.
         group: a process group or ``fastssl.distributed.Ranks``: patches and ``images`` are those of all its processes, as many in
             each as it has. Each process gets its share; the mean of the shares, and of their gradients, is that of one process.
@@ -198,6 +199,12 @@ def _check_patches(op: str, student: Tensor, teacher: Tensor, weight, images) ->
         raise ValueError(f"{op}: student and teacher must have the same shape (M, K), got {shapes}")
     if weight is not None:
         check_dense(op, "weight", weight, "a tensor (M,)")
+        check_float_dtype(op, "weight", weight)
+        if weight.shape == student.shape[:1] and weight.numel() and readable(weight):
+            low, high = (float(t) for t in weight.detach().aminmax())
+            if not (low >= 0 and high < math.inf):
+                got = high if low >= 0 else low
+                raise ValueError(f"{op}: weight must hold numbers that are at least 0 and finite, got {got}")
     if images is not None:
         if not is_whole(images):
             raise TypeError(f"{op}: images must be a whole number, got {type(images).__name__}")

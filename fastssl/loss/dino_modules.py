@@ -13,7 +13,7 @@ from fastssl.distributed.ranks import Ranks
 from fastssl.ops.soft_cross_entropy import soft_cross_entropy
 
 from .dino import dino_loss, ibot_loss, patch_weights, update_center
-from .sinkhorn import sinkhorn
+from .sinkhorn import MOST_ITERATIONS, sinkhorn
 from .swav import swav_loss
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ class DINOLoss(nn.Module):
         check_number(op, "center_momentum", center_momentum, 0.0)
         check_choice(op, "center_mode", center_mode, CENTER_MODES)
         self.teacher_temp, self.student_temp, self.center_momentum = teacher_temp, student_temp, center_momentum
+        self.warmup_teacher_temp = warmup_teacher_temp
         self.center_mode, self.heads, self.group = center_mode, heads, group
-        self.sinkhorn_iterations = check_whole(op, "sinkhorn_iterations", sinkhorn_iterations, 1)
+        self.sinkhorn_iterations = check_whole(op, "sinkhorn_iterations", sinkhorn_iterations, 1, MOST_ITERATIONS + 1)
         self.register_buffer("center", torch.zeros(1, 1, output_dim))
         self.warmup_teacher_temp_epochs = epochs
         self.teacher_temp_schedule = torch.linspace(float(warmup_teacher_temp), float(teacher_temp), epochs, device="cpu")
@@ -145,7 +146,11 @@ class DINOLoss(nn.Module):
             return teacher_temp
         if epoch is None or epoch >= self.warmup_teacher_temp_epochs:
             return self.teacher_temp
-        return float(self.teacher_temp_schedule[check_whole("DINOLoss", "epoch", epoch, 0)])
+        epoch = check_whole("DINOLoss", "epoch", epoch, 0)
+        if not torch.compiler.is_compiling():
+            return float(self.teacher_temp_schedule[epoch])
+        warmup = self.warmup_teacher_temp  # a graph does not read a tensor
+        return warmup + (self.teacher_temp - warmup) * epoch / max(1, self.warmup_teacher_temp_epochs - 1)
 
     def update_center(self, teacher_out: Tensor) -> None:
         """Moves the centre by the mean of logits (T, B, K), over the rows of all processes."""
@@ -221,7 +226,7 @@ class IBOTPatchLoss(nn.Module):
         check_choice(op, "center_mode", center_mode, CENTER_MODES)
         self.teacher_temp, self.student_temp = teacher_temp, student_temp
         self.center_mode, self.heads, self.group = center_mode, heads, group
-        self.sinkhorn_iterations = check_whole(op, "sinkhorn_iterations", sinkhorn_iterations, 1)
+        self.sinkhorn_iterations = check_whole(op, "sinkhorn_iterations", sinkhorn_iterations, 1, MOST_ITERATIONS + 1)
         self.center = Center((1, output_dim), center_mode, center_momentum)
 
     def forward(self, teacher_out: Tensor, student_out: Tensor, mask: Tensor, teacher_temp: float | None = None) -> Tensor:
@@ -337,7 +342,7 @@ class SwaVLoss(nn.Module):
         if sinkhorn_gather_distributed and not torch.distributed.is_available():
             raise ValueError(f"{op}: sinkhorn_gather_distributed=True needs torch.distributed, which this torch build lacks")
         self.temperature, self.sinkhorn_epsilon = temperature, sinkhorn_epsilon
-        self.sinkhorn_iterations = check_whole(op, "sinkhorn_iterations", sinkhorn_iterations, 1)
+        self.sinkhorn_iterations = check_whole(op, "sinkhorn_iterations", sinkhorn_iterations, 1, MOST_ITERATIONS + 1)
         self.sinkhorn_gather_distributed = sinkhorn_gather_distributed
 
     def subloss(self, z: Tensor, q: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from fastssl.distributed.ranks import Joined, Ranks
 
 _OP = "sinkhorn"
+#: Passes of a call at most: a slip such as 2^31 - 1 would take for ever.
+MOST_ITERATIONS = 1 << 16
 
 
 def _largest(values: Tensor, heads: list[int]) -> Tensor:
@@ -91,7 +93,7 @@ def sinkhorn(
             float64. It is a constant.
         temperature: Above 0 (epsilon in SwAV and lightly, the teacher's temperature in DINOv2); a number or a one-element tensor on
             the device of ``logits``.
-        iterations: How often prototypes and rows are normalised, at least 1.
+        iterations: How often prototypes and rows are normalised, from 1 to 65,536.
         separate: A dimension of ``logits`` each index of which is balanced by itself, such as the positions of CAPI or crops. None:
             all rows are one set.
         heads: Sizes of consecutive segments of the K columns, each balanced by itself (nested prototypes). None: one head.
@@ -124,7 +126,7 @@ def sinkhorn(
         raise ValueError(f"{_OP}: logits must have shape (..., K), at least 2-D and with K at least 1, got {tuple(logits.shape)}")
     check_constant(_OP, "logits", logits)
     check_temperature(_OP, "temperature", temperature, logits)
-    iterations = check_whole(_OP, "iterations", iterations, 1)
+    iterations = check_whole(_OP, "iterations", iterations, 1, MOST_ITERATIONS + 1)
     inner, groups, shape = _layout(logits, separate)
     heads = check_heads(_OP, heads, "logits", logits.shape[-1])
     if separate is None:

@@ -23,7 +23,7 @@ from fastssl.ops._targets import check_constant, check_temperature, on_device
 
 from .dino import check_crops, crop_pairs, mean_of_crops
 from .parts.arguments import enter
-from .sinkhorn import potentials
+from .sinkhorn import MOST_ITERATIONS, potentials
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,7 +51,7 @@ def swav_loss(
         assigned: how many crops get codes: the global ones.
         student_temperature: divides the logits of a prediction; a number or a one-element tensor.
         teacher_temperature: divides the logits of a code, epsilon of the paper; the same.
-        iterations: passes of Sinkhorn's algorithm, at least 1.
+        iterations: passes of Sinkhorn's algorithm, from 1 to 65,536.
         group: a process group or ``fastssl.distributed.Ranks``: codes are balanced, and the mean is taken, over the images of all
             its processes, uneven batches included. Each process gets its share; the mean of the shares, and of their gradients,
             is that of one process. None: the images of this process alone are balanced.
@@ -79,7 +79,7 @@ def swav_loss(
     temperatures: dict[str, Any] = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
     for name, value in temperatures.items():
         check_temperature(op, name, value, logits)
-    iterations = check_whole(op, "iterations", iterations, 1)
+    iterations = check_whole(op, "iterations", iterations, 1, MOST_ITERATIONS + 1)
     joined = None
     if group is not None:
         how = temperatures | {"iterations": iterations, "assigned": assigned, "queue": queue is not None}

@@ -17,8 +17,9 @@ Targets of a student row are summed before they meet it, because the loss is lin
 for its largest entry and sum, and once for loss and gradient. Bytes, for elements of e bytes: 2 e (N + M) K read, e N K written,
 and nothing of that size beside logits and gradient. FLOPs: about 2 exponentials and 8 others of each element.
 
-Rows of weight 0 are not read; their loss and gradient are 0. Of float16 logits the gradient holds only w and 1 / Ts, and the caller
-multiplies it by the 1 / count of a mean together with the upstream gradient, so that it does not vanish.
+Rows of weight 0 are not read; their loss and gradient are 0. Of float16 logits the gradient holds, in place of w, a power of two
+that brings it into the range of normal numbers. w, the 1 / count of a mean, and the upstream gradient with a scaler's factor then
+multiply it at once, so that it does not vanish.
 """
 
 import torch
@@ -55,27 +56,25 @@ _scale = define_op(
 
 
 class _How:
-    """What a call is beside its tensors. ``outer`` and ``inner`` make the number that the sum of the rows' losses is divided by."""
+    """What a call is beside its tensors."""
 
-    def __init__(self, op: str, student: Tensor, options: tuple, reduction: str, pairs, in_place: bool):
-        self.op, self.options, self.reduction, self.in_place = op, options, reduction, in_place
-        #: The 1 / count of a mean: folded into the weights, or applied to loss and upstream gradient of float16 logits.
-        folded = reduction == "mean" and student.dtype != torch.float16
-        self.pairs = pairs
-        self.folded = folded
-
-    def weights(self, student: Tensor, weight: Tensor | None) -> Tensor | None:
-        if not self.folded:
-            return weight
-        return new_accumulator(student, student.shape[0]).fill_(1.0) / self.pairs if weight is None else weight / self.pairs
+    def __init__(self, op: str, options: tuple, reduction: str):
+        self.op, self.options, self.reduction = op, options, reduction
 
     def reduced(self, rows: Tensor) -> Tensor:
-        if self.reduction == "none":
-            return rows
-        return rows.sum() if self.folded or self.reduction == "sum" else rows.sum() / self.pairs
+        return rows if self.reduction == "none" else rows.sum()
 
-    def upstream(self, grad: Tensor) -> Tensor:
-        return grad if self.folded or self.reduction != "mean" else grad / self.pairs
+
+#: What the gradient of float16 logits may be at most, of targets that add up to 1: unusual ones have room above it.
+_FLOAT16_GRADIENT = 4096.0
+
+
+def _in_range(weight: Tensor | None, temperature: Tensor, most: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Weights (N,) for the op on float16 logits, a power of two or 0, and what the rows' losses are multiplied by afterwards."""
+    power = torch.exp2(torch.floor(torch.log2(_FLOAT16_GRADIENT / most * temperature))).clamp(2.0**-24, 2.0**24)
+    if weight is None:
+        return power.expand(rows).contiguous(), (1.0 / power).expand(rows)
+    return torch.where(weight == 0, 0.0, power), weight / power
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
@@ -83,7 +82,6 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student, teacher, bias, weight, temperatures, how):
-        weight = how.weights(student, weight)
         loss, dstudent = _fwd(student, teacher, bias, weight, temperatures, *how.options, True)
         ctx.how, ctx.op = how, how.op
         if torch.compiler.is_compiling():
@@ -96,15 +94,14 @@ class _SoftCrossEntropy(torch.autograd.Function):
     @staticmethod
     @first_derivative_only("soft_cross_entropy")
     def backward(ctx, grad):
-        upstream = ctx.how.upstream(grad)
         if torch.compiler.is_compiling():
             (dstudent,) = ctx.saved_tensors
-            return (dstudent * upstream.reshape(-1, 1)).to(dstudent.dtype), *(None,) * 5
+            return (dstudent * grad.reshape(-1, 1)).to(dstudent.dtype), *(None,) * 5
         tensors = ctx.saved_tensors
         dstudent, ctx.dstudent = ctx.dstudent, None
         if dstudent is None:
             dstudent = _fwd(*tensors, *ctx.how.options, True)[1]
-        _scale(dstudent, upstream)
+        _scale(dstudent, grad)
         return dstudent, *(None,) * 5
 
 
@@ -113,7 +110,7 @@ class _InPlace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student, teacher, bias, weight, temperatures, how):
-        loss = _in_place(student.detach(), teacher, bias, how.weights(student, weight), temperatures, *how.options)
+        loss = _in_place(student.detach(), teacher, bias, weight, temperatures, *how.options)
         torch.autograd.graph.increment_version(student)
         ctx.save_for_backward(student)
         ctx.how, ctx.op, ctx.given = how, how.op, False
@@ -129,7 +126,7 @@ class _InPlace(torch.autograd.Function):
             )
         ctx.given = True
         dstudent = ctx.saved_tensors[0].detach()
-        _scale(dstudent, ctx.how.upstream(grad))
+        _scale(dstudent, grad)
         return dstudent, *(None,) * 5
 
 
@@ -167,6 +164,8 @@ def _check_weight(op: str, weight, student: Tensor) -> Tensor | None:
 def _check_in_place(op: str, student: Tensor, teacher: Tensor) -> None:
     if student.is_leaf:
         raise ValueError(f"{op}: in_place=True needs student logits that were computed, not a leaf that requires grad")
+    if student._base is not None and student._base.is_leaf and student._base.requires_grad:
+        raise ValueError(f"{op}: in_place=True needs student logits that were computed, not a view of a leaf that requires grad")
     if not student.is_contiguous():
         raise ValueError(f"{op}: in_place=True needs contiguous student logits, got strides {tuple(student.stride())}")
     if student.untyped_storage()._cdata == teacher.untyped_storage()._cdata:
@@ -285,12 +284,21 @@ def cross_entropy_of(
     in_place = bool(in_place) and learns and not torch.compiler.is_compiling()
     if in_place:
         _check_in_place(op, student, teacher)
-    options = (heads, batch, inner, bool(ignore_diagonal), given)
-    how = _How(op, student, options, reduction, pairs, in_place)
     rows, teacher_rows = (dense_rows(x.reshape(-1, x.shape[-1])) for x in (student, teacher.detach()))
+    after: Tensor | None = None
+    if student.dtype == torch.float16:
+        weights, after = _in_range(weights, temperatures[0], t, rows.shape[0])
+        if reduction == "mean":
+            after = after / pairs
+    elif reduction == "mean":
+        ones = new_accumulator(rows, rows.shape[0]).fill_(1.0) if weights is None else weights
+        weights = ones / pairs
+    how = _How(op, (heads, batch, inner, bool(ignore_diagonal), given), "none" if after is not None else reduction)
     if not learns:
-        loss = how.reduced(_fwd(rows, teacher_rows, bias, how.weights(rows, weights), temperatures, *options, False)[0])
+        loss = how.reduced(_fwd(rows, teacher_rows, bias, weights, temperatures, *how.options, False)[0])
     else:
         node = _InPlace if in_place else _SoftCrossEntropy
         loss = node.apply(rows, trackable(teacher_rows), bias, weights, temperatures, how)
+    if after is not None:
+        loss = loss * after if reduction == "none" else (loss * after).sum()
     return loss.reshape(student.shape[:-1]) if reduction == "none" else loss

@@ -257,6 +257,9 @@ def test_dino_centres_wait_for_the_next_call(module):
     assert criterion.updated
     assert_close(criterion.center[0], center)
     assert_close(criterion.sinkhorn_knopp_teacher(teacher, 0.07), assigned(teacher, 0.07))
+    half, rows = criterion.to(torch.float16), teacher.half()  # probabilities are float32 whatever the module is
+    assert_close(half.softmax_center_teacher(rows, 0.07), torch.softmax((rows.float() - half.center.float()) / 0.07, 1))
+    criterion.to(torch.float32)
     far = criterion.sinkhorn_knopp_teacher(100 * teacher, 0.04)  # theirs has exp(2500)
     assert (far - plan_in_float64(100 * teacher, 0.04)).abs().sum(1).max() < 1e-2 and (far.sum(1) - 1).abs().max() < 1e-5
 
@@ -275,6 +278,9 @@ def test_dinov2_sums_and_dinov3_averages():
     assert not constant.requires_grad
     alone = [crop.detach().requires_grad_() for crop in crops]  # leaves that share memory
     assert all(g is not None for g in torch.autograd.grad(crops_of("", "", alone).sum(), alone))
+    base = draw(16, K)  # crops that begin within a row of the tensor that they are parts of
+    within = [base.view(-1)[K // 2 + i * 5 * K :][: 5 * K].view(5, K) for i in range(2)]
+    assert torch.equal(crops_of("", "", within), torch.stack(within))
     for diagonal in (False, True):
         found = value_and_grads(dinov3.DINOLoss(K)(logits.view(4, 5, K), targets, diagonal), [logits])
         kept = pairs[~torch.eye(4, 2, dtype=torch.bool)] if diagonal else pairs

@@ -76,8 +76,8 @@ def _swav(m: Maker) -> dict:
 
 def _swav_truth(logits, queue=None, assigned=2, student_temperature=0.1, teacher_temperature=0.05, iterations=3, group=None):
     teacher = logits.detach()[:assigned]
-    rows = teacher if queue is None else torch.cat([teacher, torch.stack(tuple(queue))], 1)
-    potential = truths.sinkhorn(rows, teacher_temperature, iterations, separate=0)
+    each = [crop if queue is None else torch.cat([crop, queue[i]]) for i, crop in enumerate(teacher)]
+    potential = torch.stack([truths.sinkhorn(rows[None], teacher_temperature, iterations, separate=0)[0] for rows in each])
     temperatures = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
     return truths.soft_cross_entropy(logits, teacher, potential=potential, ignore_diagonal=True, **temperatures)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from fastssl.functional import dino_loss, ibot_loss, patch_weights, sinkhorn, swav_loss, update_center
@@ -174,6 +175,13 @@ def test_temperatures_of_a_warm_up():
     numpys = DINOLoss(np.int64(K), np.float32(0.02), 0.05, np.int8(4), center_momentum=np.float64(0.9))
     student, teacher = draw(3, 4, K), draw(2, 4, K, seed=1)
     assert numpys(teacher, student, epoch=np.int64(1)) == criterion(list(teacher), list(student), epoch=1)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(DINOLoss(K, 0.02, 0.05, 4), backend="eager", fullgraph=True)
+    plain = DINOLoss(K, 0.02, 0.05, 4)
+    for epoch in range(6):
+        assert_close(compiled(teacher, student, epoch=epoch), plain(teacher, student, epoch=epoch))
+    assert counters["stats"]["unique_graphs"] <= 3  # a constant epoch, any epoch of the warm-up, any after it
 
 
 CALLS = {
@@ -183,9 +191,18 @@ CALLS = {
     "dino_loss: heads must": lambda: dino_loss(draw(2, 3, K), draw(2, 3, K), heads=[K, 1]),
     "ibot_loss: student and teacher must have the same shape": lambda: ibot_loss(draw(3, K), draw(4, K)),
     "ibot_loss: images must be in": lambda: ibot_loss(draw(3, K), draw(3, K), images=0),
+    "ibot_loss: weight must hold numbers that are at least 0 and finite, got -2": lambda: ibot_loss(
+        draw(2, K), draw(2, K), weight=torch.tensor([1.0, -2.0])
+    ),
+    "ibot_loss: weight must hold numbers that are at least 0 and finite, got inf": lambda: ibot_loss(
+        draw(2, K), draw(2, K), weight=torch.tensor([1.0, torch.inf]), images=2
+    ),
     "ibot_loss: weight must have shape": lambda: ibot_loss(draw(3, K), draw(3, K), weight=draw(2)),
     "swav_loss: queue must have shape": lambda: swav_loss(draw(2, 3, K), draw(1, 3, K)),
     "swav_loss: logits must have at least two crops": lambda: swav_loss(draw(1, 3, K), assigned=1),
+    "swav_loss: iterations must be in": lambda: swav_loss(draw(2, 3, K), iterations=2**31 - 1),
+    "sinkhorn: iterations must be in": lambda: sinkhorn(draw(3, K), iterations=2**31 - 1),
+    "SwaVLoss: sinkhorn_iterations must be in": lambda: SwaVLoss(sinkhorn_iterations=2**31 - 1),
     "swav_loss: assigned must be in": lambda: swav_loss(draw(2, 3, K), assigned=3),
     "swav_loss: teacher_temperature must be": lambda: swav_loss(draw(2, 3, K), teacher_temperature=-1.0),
     "patch_weights: mask must have rows = 3": lambda: patch_weights(torch.ones(2, 2, dtype=torch.bool), rows=3),

@@ -41,6 +41,10 @@ CALLS = {
         lambda x, noise: masking.random_masking(x, 0.75, noise=noise),
         lambda n: (z(4 * n).view(n, 4, 6), torch.rand(n, 4)),
     ),
+    "soft_cross_entropy of float16": (
+        functional.soft_cross_entropy,
+        lambda n: (torch.randn(n, 6).half().requires_grad_(), torch.randn(n, 6).half()),
+    ),
     "mask_ids": (lambda noise: functional.mask_ids(noise.shape, 0.5, noise=noise), lambda n: (torch.rand(n, 8),)),
 }
 

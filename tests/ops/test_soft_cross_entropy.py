@@ -144,6 +144,30 @@ def test_a_mean_over_many_float16_rows_does_not_vanish():
     assert (ours.grad == 0).sum() < 0.8 * (right.half() == 0).sum()
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_small_weights_of_float16_rows_do_not_vanish(in_place):
+    """1 / 200 of a probability of 1 / 20,000, divided by 0.1, is a subnormal float16, of which the scaler makes a normal one."""
+    student, teacher = torch.randn(3, 20000).half() * 0.3, torch.randn(3, 20000).half()
+    weight = torch.tensor([1e-2, -5e-3, 0.0])
+    exact = student.double().requires_grad_()
+    losses = -((teacher.double() / 0.04).softmax(1) * (exact / 0.1).log_softmax(1)).sum(1)
+    (right,) = torch.autograd.grad((losses * weight.double()).sum() * 65536, exact)
+    leaf = student.clone().requires_grad_()
+    loss = soft_cross_entropy(leaf * 1, teacher, weight=weight, reduction="sum", in_place=in_place)
+    (found,) = torch.autograd.grad(loss * 65536, leaf)
+    assert not found[2].any()
+    assert ((found - right).abs()[:2] / right.abs()[:2]).median() < 2.0**-11
+
+
+@pytest.mark.parametrize("of", [lambda leaf: leaf[:3], lambda leaf: leaf.view(2, 3, 40)[1]], ids=["slice", "view of a view"])
+def test_in_place_no_leaf_is_written(of):
+    leaf = torch.randn(6, 40).requires_grad_()
+    before = leaf.detach().clone()
+    with pytest.raises(ValueError, match="needs student logits that were computed, not a view of a leaf"):
+        soft_cross_entropy(of(leaf), torch.randn(3, 40), in_place=True)
+    assert torch.equal(leaf, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_in_place_the_gradient_takes_the_place_of_the_logits(dtype):
     leaf, teacher = torch.randn(3, 5, 40).to(dtype).requires_grad_(), torch.randn(2, 5, 40).to(dtype)
