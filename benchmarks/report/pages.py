@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.core import runner
 from benchmarks.core.masking import MASKING
+from benchmarks.core.registry import WORKLOADS
 from benchmarks.report.tables import RESULTS, machine_line, markdown, ms_text, number, peer_table, shape_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +122,14 @@ def _missing(results: list[dict]) -> str:
     return f"These rows are missing, because the code that was measured was not committed as it was: {'; '.join(left_out)}."
 
 
+def _unmeasured(results: dict[str, list[dict]]) -> str:
+    """One sentence about the workloads that no machine has a result of, or ""."""
+    measured = {found["work"] for held in results.values() for found in held}
+    names = ", ".join(f"`{name}`" for name in WORKLOADS if name not in measured)
+    told = "[The decisions](decisions/index.md) tell what was measured while they were written."
+    return f"These workloads have no result file yet: {names}. {told}" if names else ""
+
+
 def _machine(slug: str, results: list[dict]) -> str:
     parts = [f"## {slug}", f"{machine_line(results[0]['machine'])} Result files: `benchmarks/results/{slug}/`.", _missing(results)]
     shown = [repeatable(found) for found in results]
@@ -139,7 +148,8 @@ def page(folder: Path = RESULTS) -> str:
         for file, name in (("nt_xent.png", "NT-Xent"), ("clip.png", "CLIP"))
     ]
     gpu = [] if _has_gpu(results) else ["No GPU has been measured. [The plan for the first GPU run](gpu.md) is ready."]
-    return "\n\n".join([_HEAD, *gpu, *pictures, *(_machine(slug, found) for slug, found in results.items())]) + "\n"
+    parts = [_HEAD, _unmeasured(results), *gpu, *pictures, *(_machine(slug, found) for slug, found in results.items())]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _has_gpu(results: dict[str, list[dict]]) -> bool:

@@ -29,6 +29,7 @@ from fastssl.checks import (
     check_whole,
     is_whole,
     readable,
+    type_name,
 )
 from fastssl.distributed.class_sums import sum_of_all
 from fastssl.distributed.ranks import Joined, Ranks, join
@@ -43,10 +44,13 @@ if TYPE_CHECKING:
 
 def check_crops(op: str, name: str, crops: Tensor) -> None:
     """Logits (S, B, K) with at least one crop, image and prototype."""
+    if isinstance(crops, list | tuple):
+        raise TypeError(f"{op}: {name} must be a tensor (crops, B, K), got {type_name(crops)}; torch.stack joins crops (B, K)")
     check_dense(op, name, crops, "a tensor (crops, B, K)")
     check_float_dtype(op, name, crops)
     if crops.dim() != 3 or 0 in crops.shape:
-        raise ValueError(f"{op}: {name} must be (crops, B, K) with at least one of each, got shape {tuple(crops.shape)}")
+        hint = "; rows crop after crop become that by .unflatten(0, (crops, B))" if crops.dim() == 2 else ""
+        raise ValueError(f"{op}: {name} must be (crops, B, K) with at least one of each, got shape {tuple(crops.shape)}{hint}")
 
 
 def crop_pairs(op: str, name: str, student: Tensor, teacher: Tensor, ignore_diagonal: bool) -> int:

@@ -38,6 +38,12 @@ def stacked(op: str, name: str, crops: Sequence[Tensor] | Tensor) -> Tensor:
     return crops[0][None] if len(crops) == 1 else torch.stack(tuple(crops))
 
 
+def check_columns(op: str, teacher: Tensor, output_dim: int) -> None:
+    """Refuses logits (..., K) of another number of prototypes than the centre was made for."""
+    if teacher.dim() and teacher.shape[-1] != output_dim:
+        raise ValueError(f"{op}: teacher_out must have output_dim = {output_dim} columns, got shape {tuple(teacher.shape)}")
+
+
 def check_temperatures(op: str, **values: float) -> None:
     """Numbers above 0."""
     for name, value in values.items():
@@ -134,6 +140,7 @@ class DINOLoss(nn.Module):
         teacher, temperature = teacher.detach(), self._temperature(teacher_temp, epoch)
         how: dict[str, Any] = {"student_temperature": self.student_temp, "teacher_temperature": temperature, "heads": self.heads}
         if self.center_mode == "mean":
+            check_columns("DINOLoss", teacher, self.center.shape[-1])
             loss = dino_loss(student, teacher, self.center, group=self.group, **how)
             self.update_center(teacher)
             return loss
@@ -256,6 +263,7 @@ class IBOTPatchLoss(nn.Module):
             group = self.group or _EVERYONE
             potential = sinkhorn(teacher, temperature, self.sinkhorn_iterations, heads=self.heads, group=group)
             return ibot_loss(student, teacher, potential=potential, **how)
+        check_columns(type(self).__name__, teacher, self.center.value.shape[-1])
         loss = ibot_loss(student, teacher, self.center.value, **how)
         self.center.update(teacher, self.group)
         return loss

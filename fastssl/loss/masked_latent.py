@@ -153,7 +153,7 @@ def _checked(pred: Tensor, target: Tensor, ids) -> tuple[Tensor, Tensor | None]:
         ids = ids.contiguous()
     tokens = length if ids is None else ids.shape[1]
     if pred.shape[1] != tokens:
-        by = "target" if ids is None else "ids"
+        by = "target, since no ids were given" if ids is None else "ids"
         raise ValueError(
             f"{_OP}: pred must have shape {(pred.shape[0], tokens, width)}, got {tuple(pred.shape)} (follows from {by})"
         )

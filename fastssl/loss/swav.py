@@ -102,7 +102,8 @@ def _queues(op: str, queue: Sequence[Tensor] | Tensor, teacher: Tensor) -> list[
         shapes = [tuple(rows.shape) for rows in queue]
     if len(shapes) != assigned or any(len(shape) != 2 or shape[1] != columns or shape[0] == 0 for shape in shapes):
         got = tuple(queue.shape) if isinstance(queue, Tensor) else shapes
-        raise ValueError(f"{op}: queue must have shape ({assigned}, Q, {columns}) or be {assigned} times (Q, {columns}), got {got}")
+        wanted = f"shape ({assigned}, Q, {columns}), or be a list of {assigned} tensors (Q, {columns})"
+        raise ValueError(f"{op}: queue must have {wanted}, got {got}")
     refuse_transforms(op, *([queue] if isinstance(queue, Tensor) else queue))
     rows = [savable(rows) for rows in (queue.unbind() if isinstance(queue, Tensor) else queue)]
     for each in rows:

@@ -116,7 +116,9 @@ class LeJEPA(EncoderMethod):
         """Refuses views that are not (B, ...) of one B, dtype and device, or too few of them."""
         least = max(2, self.global_views)
         if len(views) < least:
-            raise ValueError(f"LeJEPA: at least {least} views are needed, got {len(views)}")
+            listed = any(isinstance(view, list | tuple) for view in views)
+            hint = " list; each view is an argument of its own: method(*views)" if listed else ""
+            raise ValueError(f"LeJEPA: at least {least} views are needed, got {len(views)}{hint}")
         names = {f"view{i}": view for i, view in enumerate(views)}
         check_batch("LeJEPA", 2, **names)
         check_like_first("LeJEPA", **names)

@@ -157,7 +157,7 @@ of = masked_latent_loss
         (TypeError, "ids must be int64", lambda: of(PRED, H, IDS.int())),
         (ValueError, "ids must have shape .* 4 rows", lambda: of(PRED, H, IDS[:2])),
         (ValueError, r"pred must have shape \(4, 2, 5\), got \(4, 3, 5\) \(follows from ids\)", lambda: of(PRED, H, IDS[:, :2])),
-        (ValueError, r"pred must have shape \(4, 6, 5\), got \(4, 3, 5\) \(follows from target\)", lambda: of(PRED, H)),
+        (ValueError, r"pred must have shape \(4, 6, 5\), got \(4, 3, 5\) \(follows from target, since no ids", lambda: of(PRED, H)),
         (ValueError, r"pred must have shape \(2 or a multiple of it, K, 5\)", lambda: of(PRED[:3], H, IDS[:3])),
         (ValueError, r"pred must have shape .* no side of it 0", lambda: of(PRED[:, :0], H, IDS[:, :0])),
         (ValueError, r"target must have shape .* no side of it 0", lambda: of(PRED, H[:, :0], IDS)),

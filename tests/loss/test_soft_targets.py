@@ -185,7 +185,8 @@ def test_temperatures_of_a_warm_up():
 
 
 CALLS = {
-    "dino_loss: student must be": lambda: dino_loss(draw(3, K), draw(2, 3, K)),
+    "dino_loss: student must be .*; rows crop after crop": lambda: dino_loss(draw(3, K), draw(2, 3, K)),
+    "dino_loss: teacher must be .*, got list; torch.stack": lambda: dino_loss(draw(2, 3, K), list(draw(2, 3, K))),
     "dino_loss: student must have at least two crops": lambda: dino_loss(draw(1, 3, K), draw(1, 3, K)),
     "dino_loss: center must have": lambda: dino_loss(draw(2, 3, K), draw(2, 3, K), draw(K + 1)),
     "dino_loss: heads must": lambda: dino_loss(draw(2, 3, K), draw(2, 3, K), heads=[K, 1]),
@@ -211,6 +212,8 @@ CALLS = {
     "update_center: center must not be expanded": lambda: update_center(draw(1).expand(K), draw(2, K)),
     "DINOLoss: center_mode must be one of": lambda: DINOLoss(K, center_mode="median"),
     "DINOLoss: teacher_out must": lambda: DINOLoss(K)([], [draw(3, K)]),
+    "DINOLoss: teacher_out must have output_dim = 9 columns": lambda: DINOLoss(9)(draw(2, 3, K), draw(2, 3, K)),
+    "IBOTPatchLoss: teacher_out must have output_dim = 9": lambda: IBOTPatchLoss(9)(draw(2, K), draw(2, K), torch.ones(1, 2) > 0),
     "DINOLoss: student_out must hold": lambda: DINOLoss(K)([draw(3, K)], [draw(3, K), draw(2, K)]),
     "IBOTPatchLoss: student_temp must be above 0": lambda: IBOTPatchLoss(K, student_temp=0),
     "IBOTPlusPlusPatchLoss: mask must be given": lambda: IBOTPlusPlusPatchLoss(K)(draw(6, K), draw(6, K)),

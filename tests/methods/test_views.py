@@ -265,6 +265,7 @@ def test_agreement_is_that_of_scikit_learn():
         (lambda: VICReg(tiny())(*[view[:1] for view in views()]), ValueError, "VICReg: view0 must have shape .* at least 2"),
         (lambda: LeJEPA(tiny(), lambda_param=1.5), ValueError, r"LeJEPA: lambda_param must be in \[0, 1\]"),
         (lambda: LeJEPA(tiny())(views()[0]), ValueError, "LeJEPA: at least 2 views are needed, got 1"),
+        (lambda: LeJEPA(tiny())(list(views())), ValueError, r"got 1 list; each view is an argument of its own: method\(\*views\)"),
         (lambda: LeJEPA(tiny())(views()[0], views(1, 5)[0]), ValueError, "LeJEPA: view1 must have as many rows as view0, 6, got 5"),
         (lambda: LeJEPA(tiny())(views()[0], views()[0].float()), TypeError, "LeJEPA: view1 must have dtype and device of view0"),
         (lambda: DeepCluster(tiny(), 9, num_clusters=10), ValueError, "DeepCluster: num_clusters must be at most num_samples 9"),

@@ -111,6 +111,8 @@ def test_the_options_of_the_methods_with_crops(capsys):
     for line, words in (
         ("swav --momentum 0.9", "--momentum"),
         ("dino --data digits --backbone vit --local-size 6", "--local-size 6: --backbone vit takes no such crops"),
+        ("dino --data digits --local-size 64", "--local-size: must be at most 32, the side of the large crops, got 64"),
+        ("swav --data digits --local-min-scale 0.9", "--local-min-scale: must be at most --min-scale 0.4, got 0.9"),
         ("ibot --data digits --backbone vit --patch-size 32 --image-size 32", "--image-size"),
         ("dino --centering mean", "--centering"),
     ):

@@ -72,6 +72,7 @@ def crop_backbone(config: CropSettings, data: "ImageData") -> nn.Module:
     """The encoder that ``--backbone`` names, for crops of both sizes. The built-in transformer has a class token here."""
     from fastssl.train.backbones import build_backbone, build_vit
 
+    refuse_crops(config, data)
     if config.backbone != "vit":
         encoder = build_backbone(config.backbone, data.image_size, data.channels, patch_size=config.patch_size, all_sizes=True)
     else:
@@ -87,6 +88,14 @@ def crop_backbone(config: CropSettings, data: "ImageData") -> nn.Module:
                 raise UsageError(f"--local-size {side}: --backbone {config.backbone} takes no such crops: {reason}") from error
         encoder.train(training)
     return encoder
+
+
+def refuse_crops(config: CropSettings, data: "ImageData") -> None:
+    """Raises UsageError where small crops were asked for that are larger, or show more, than the large ones."""
+    if config.local_crops and (config.local_size or 0) > data.image_size:
+        raise UsageError(f"--local-size: must be at most {data.image_size}, the side of the large crops, got {config.local_size}")
+    if config.min_scale < config.local_min_scale != CropSettings.local_min_scale:
+        raise UsageError(f"--local-min-scale: must be at most --min-scale {config.min_scale}, got {config.local_min_scale}")
 
 
 def local_side(config: CropSettings, data: "ImageData") -> int:
