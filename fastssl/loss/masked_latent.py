@@ -182,8 +182,9 @@ def _of_rows(pred: Tensor, target: Tensor, ids: Tensor | None, weight, how: tupl
     if weight is not None:
         weight = _check_weight(weight, pred)
         if reduction == "mean":
-            total = weight.sum()
-            weight = torch.where(total > 0, weight / total, 0.0)
+            top = weight.amax()  # their sum may be beyond the largest number
+            share = weight / torch.where(top > 0, top, 1.0)
+            weight = torch.where(top > 0, share / share.sum(), 0.0)
             reduction = "sum"
     given = (savable(t) for t in (dense_rows(pred), dense_rows(target), ids, weight))
     return masked_latent(*given, how=how, reduction=reduction)

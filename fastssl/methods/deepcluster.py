@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.checks import check_dense, readable
+from fastssl.checks import check_dense, check_float_dtype, readable
 
 from ._clusters import agreement, fill_empty, k_means, whitened
 from ._common import ImageMethod, check_batch, check_widths, samples_of
@@ -91,7 +91,7 @@ class DeepCluster(ImageMethod):
             index: (B,) integers in [0, num_samples), which samples the images are of.
 
         Returns:
-            Scalar float32, the mean over those of the samples that are in a cluster.
+            Scalar float32, the mean over those of the samples that are in a cluster; 0 where none is.
 
         Raises:
             TypeError: an ``index`` that is no integers.
@@ -102,7 +102,10 @@ class DeepCluster(ImageMethod):
         if readable(self.round) and self.round == 0:
             raise ValueError("DeepCluster: no round has been started; call start_round with the features of all samples")
         logits = self.classifier(self.embed(images))
-        return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, self.labels[index], ignore_index=-1)
+        labels = self.labels[index]
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+        return total / (labels >= 0).sum().clamp_min(1)
 
     @torch.no_grad()
     def start_round(self, features: Tensor, index: Tensor | None = None, *, seed: int = 0) -> None:
@@ -110,17 +113,17 @@ class DeepCluster(ImageMethod):
 
         Args:
             features: (M, D) float, the backbone's features of samples, M at least ``num_clusters``.
-            index: (M,) int64, which samples they are; the others are in no cluster. By default all of them in their order.
+            index: (M,) int64, which samples they are, each once; the others are in no cluster. By default all in their order.
             seed: of k-means and of the classifier's weights. Processes that train together need the same features and seed, or one
                 of them starts the round and sends ``labels`` and ``nmi`` to the others.
 
         Raises:
             TypeError: ``index`` of another dtype.
-            ValueError: shapes that do not fit, features that are not finite, or too few of them.
+            ValueError: shapes that do not fit, an index beyond the samples or twice, features that are not finite, or too few.
         """
         check_dense("DeepCluster.start_round", "features", features, "a tensor (M, D)")
-        if index is None:
-            index = torch.arange(len(self.labels))
+        check_float_dtype("DeepCluster.start_round", "features", features)
+        index = torch.arange(len(self.labels)) if index is None else self._places(index)
         if features.ndim != 2 or len(features) != len(index) or len(features) < self.num_clusters:
             wanted = f"({len(index)}, D) with at least num_clusters {self.num_clusters} rows"
             raise ValueError(f"DeepCluster.start_round: features must have shape {wanted}, got {tuple(features.shape)}")
@@ -128,11 +131,27 @@ class DeepCluster(ImageMethod):
             raise ValueError("DeepCluster.start_round: features must be finite, got NaN or infinite ones")
         rows = whitened(features, self.components)
         found = fill_empty(k_means(rows, self.num_clusters, seed), rows, self.num_clusters, seed)
-        labels = torch.full((len(self.labels),), -1, dtype=torch.int64).index_put_((index.cpu(),), found)
+        labels = torch.full((len(self.labels),), -1, dtype=torch.int64).index_put_((index,), found)
         before = self.labels.cpu()
         both = (labels >= 0) & (before >= 0)
         self.nmi.fill_(agreement(before[both], labels[both]) if both.any() else 0.0)
         self.take_round(labels, seed)
+
+    def _places(self, index: Tensor) -> Tensor:
+        """``index`` of ``start_round`` on the CPU, after its checks."""
+        op, count = "DeepCluster.start_round", len(self.labels)
+        check_dense(op, "index", index, "an int64 tensor (M,)")
+        if index.dtype != torch.int64:
+            raise TypeError(f"{op}: index must be int64, got {index.dtype}")
+        index = index.cpu()
+        if index.ndim != 1 or not len(index):
+            raise ValueError(f"{op}: index must have shape (M,), M at least 1, got {tuple(index.shape)}")
+        low, high = (int(end) for end in index.aminmax())
+        if low < 0 or high >= count:
+            raise ValueError(f"{op}: index must be in [0, {count}), got {low if low < 0 else high}")
+        if int(index.bincount().max()) > 1:
+            raise ValueError(f"{op}: index must hold each sample once, got {int(index.bincount().argmax())} more often")
+        return index
 
     @torch.no_grad()
     def take_round(self, labels: Tensor, seed: int) -> None:
@@ -151,11 +170,19 @@ class DeepCluster(ImageMethod):
 
         Returns:
             (num_samples,) int64 on the CPU, places of samples.
+
+        Raises:
+            ValueError: no sample is in a cluster, as before the first round.
         """
         labels, count = self.labels.cpu(), len(self.labels)
-        share = -(-count // self.num_clusters)
+        clusters = labels[labels >= 0].unique().tolist()  # all of them, unless ``take_round`` was given fewer
+        if not clusters:
+            raise ValueError(
+                "DeepCluster.sample_order: no sample is in a cluster; call start_round with the features of all samples"
+            )
+        share = -(-count // len(clusters))
         drawn = []
-        for cluster in range(self.num_clusters):
+        for cluster in clusters:
             members = (labels == cluster).nonzero().flatten()
             rounds = [members[torch.randperm(len(members), generator=generator)] for _ in range(-(-share // len(members)))]
             drawn.append(torch.cat(rounds)[:share])

@@ -121,6 +121,7 @@ def test_rows_of_weight_0_are_not_read_and_no_weight_gives_0():
     _, infinite = value_and_gradient(lambda p: torch.inf * masked_latent_loss(p, h, ids, weight=weight), pred)
     assert not infinite[1, 2].any() and infinite[0, 0].isinf().all()
     assert masked_latent_loss(pred, h, ids, weight=torch.zeros(N, 4)).item() == 0.0
+    torch.testing.assert_close(masked_latent_loss(pred, h, ids, weight=3e38 * weight), loss)  # whose sum is no float
 
 
 def test_constant_rows_and_what_is_not_a_number():

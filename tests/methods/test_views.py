@@ -226,6 +226,33 @@ def test_samples_are_drawn_evenly_from_the_clusters():
     assert not torch.equal(order, method.sample_order(torch.Generator().manual_seed(2)))
 
 
+def test_samples_and_clusters_that_a_round_leaves_out():
+    method = DeepCluster(tiny(), 8, num_clusters=3)
+    method.take_round(torch.tensor([0, 0, 0, 2, 2, -1, -1, -1]), 0)  # no sample in cluster 1
+    assert method.labels[method.sample_order(torch.Generator().manual_seed(1))].bincount().tolist() == [4, 0, 4]
+    images = views(1, 3)[0].float()
+    of_one = method(images, torch.tensor([3, 5, 6]))
+    torch.testing.assert_close(of_one, method(images[:2], torch.tensor([3, 7])))
+    assert method(images, torch.tensor([5, 6, 7])).item() == 0.0  # a mean of nothing is NaN
+
+
+@pytest.mark.parametrize(
+    "index, error, said",
+    [
+        ([0, 1, 2], TypeError, "index must be an int64 tensor"),
+        (torch.tensor([0.0, 1.0, 2.0]), TypeError, "index must be int64, got torch.float32"),
+        (torch.tensor([0, 1, 4]), ValueError, r"index must be in \[0, 4\), got 4"),
+        (torch.tensor([0, -1, 2]), ValueError, r"index must be in \[0, 4\), got -1"),
+        (torch.tensor([0, 2, 2]), ValueError, "index must hold each sample once, got 2 more often"),
+    ],
+)
+def test_an_index_of_a_round_that_does_not_fit(index, error, said):
+    method = DeepCluster(tiny(), 4, num_clusters=2)
+    with pytest.raises(error, match=f"^DeepCluster.start_round: {said}"):
+        method.start_round(torch.rand(3, 3), index)
+    assert method.round == 0 and method.labels.tolist() == [-1] * 4
+
+
 def test_no_cluster_stays_empty():
     rows = torch.zeros(10, 3)  # k-means finds one cluster in equal rows
     labels = fill_empty(torch.tensor([1] * 9 + [3]), rows, 5, 0)
@@ -272,6 +299,7 @@ def test_agreement_is_that_of_scikit_learn():
         (lambda: DeepCluster(tiny(), 9, num_clusters=2)(views()[0], torch.arange(5)), ValueError, "DeepCluster: index must have"),
         (lambda: DeepCluster(tiny(), 9, num_clusters=2)(views()[0], torch.ones(6)), TypeError, "DeepCluster: index must"),
         (lambda: DeepCluster(tiny(), 9, num_clusters=2)(views()[0], torch.arange(6)), ValueError, "no round has been started"),
+        (lambda: DeepCluster(tiny(), 9, num_clusters=2).sample_order(), ValueError, "sample_order: no sample is in a cluster"),
         (lambda: DeepCluster(tiny(), 9, num_clusters=5).start_round(torch.rand(4, 3)), ValueError, "features must have shape"),
         (lambda: DeepCluster(tiny(), 4, num_clusters=2).start_round(torch.full((4, 3), torch.nan)), ValueError, "must be finite"),
         (lambda: jepa(blocks={"min_keep": 30}), ValueError, "IJEPA: min_keep"),
