@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.rotation import of_today
+
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("file", ["losses.py", "launches.py", "distillation.py"])
+@pytest.mark.parametrize("file", of_today(["losses.py", "launches.py", "distillation.py"], 3))
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the stub would stand in for the driver of a real GPU; tests/gpu runs there")
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="Triton builds its launchers with gcc")
 def test_every_launch_of_the_cases_compiles_packs_its_arguments_and_fits(file):

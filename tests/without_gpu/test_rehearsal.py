@@ -22,6 +22,7 @@ CHOSEN = {
     "test_masks_gpu.py": "graph and tokens",
     "test_optim_cuda.py": "graph or mixed",
     "test_sanitized.py": "two_sided or update",
+    "test_sketches_gpu.py": "waits or 17-1.0",
     "test_specialised.py": "8192-64",
     "test_stand_in.py": "test",
     "test_steps_gpu.py": "test",

@@ -175,7 +175,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize(
-    "name, shape, dtype", of_today(STEPS, 3), ids=lambda p: "x".join(map(str, p)) if isinstance(p, tuple) else str(p)
+    "name, shape, dtype", of_today(STEPS, 4), ids=lambda p: "x".join(map(str, p)) if isinstance(p, tuple) else str(p)
 )
 def test_a_step_compiles_without_faults_and_other_values_compile_nothing(name, shape, dtype):
     before = len(BUILT)
@@ -241,7 +241,7 @@ def _kernels_of(module: ModuleType) -> set[str]:
     return {name for name in mine if name.endswith("_kernel")}
 
 
-@pytest.mark.skipif(not of_today([1], 3), reason="launches all steps, every third day")
+@pytest.mark.skipif(not of_today([1], 4), reason="launches all steps, every fourth day")
 def test_every_kernel_is_launched_by_some_step(tf32):
     steps = [*STEPS, ("nt_xent", (16, 8), F32)]
     launched = {name for case, shape, dtype in steps for name, _ in train(CASES[case], shape, dtype)}
