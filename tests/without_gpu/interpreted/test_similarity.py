@@ -12,6 +12,7 @@ from fastssl.kernels.tiles import layout
 from fastssl.kernels.tiles.config import WIDEST
 from fastssl.kernels.tiles.row_bounds import row_bounds
 from fastssl.reference import similarity as reference
+from fastssl.testing.compare import relative_error
 from tests.without_gpu.interpreted.common import BF16, F16, F32, call, check, make, random_threshold, registered, wide
 
 SHAPES = [(1, 1, 1), (1, 70, 3), (70, 1, 33), (33, 50, 16), (70, 45, 130), (5, 3, 2)]
@@ -58,7 +59,7 @@ def test_bounds_of_the_columns_change_nothing(tiles, scale, ids):
         tiles(splits=2, bounds=bounds)
         found += check(args, g, scale).values()
     for ours, other in zip(with_bounds, without, strict=True):
-        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)
+        assert relative_error(ours, other) < 1e-5  # of a whole: an entry may be what larger terms leave
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
