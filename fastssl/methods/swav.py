@@ -138,7 +138,7 @@ class SwAV(EncoderMethod):
         if self.queue is not None:
             full = self.queue_seen >= len(self.queue)
             own = self.queue.tensor_split(world_size())[rank()].to(z.dtype)
-            old = own.view(len(own), GLOBAL, -1).transpose(0, 1)
+            old = own.view(len(own), GLOBAL, z.shape[2]).transpose(0, 1)  # of no rows, too, where processes are more
             use = full if uses is None else full & uses.bool()
             potential = torch.where(use, self.balanced(torch.cat([old, z], 1)), potential)
             if self.training:
