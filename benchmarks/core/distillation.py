@@ -40,7 +40,7 @@ DISTILLATION = {
     for workload in (
         _work(
             "soft_targets_sinkhorn",
-            "Sinkhorn and soft cross-entropy (iBOT, SwAV; forward + backward)",
+            "Sinkhorn and soft cross-entropy (as in iBOT and SwAV; forward + backward)",
             "N x K",
             _ROWS,
             (4096, 65536),
