@@ -181,6 +181,12 @@ def check_scalar(op: str, name: str, value: Any, like: Tensor, *, zero: bool = T
         raise ValueError(f"{op}: {name} must be at least {limits.tiny:.3g} in size, so that {dtype} holds its inverse, got {value}")
 
 
+def check_constant(op: str, name: str, value: Any) -> None:
+    """Refuses a tensor that wants a gradient, such as a target: it is a constant of the loss. Other values pass."""
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(f"{op}: {name} must not require a gradient, it is a constant of the loss; pass {name}.detach()")
+
+
 def check_choice(op: str, name: str, value: Any, choices: tuple) -> None:
     """One of ``choices``, which are strings, None, True or False."""
     wanted = ", ".join(map(repr, choices))

@@ -13,6 +13,7 @@ from fastssl.checks import (
     LARGEST,
     NUMBERS,
     accumulator_dtype,
+    check_constant,
     check_dense,
     check_flag,
     check_number,
@@ -84,7 +85,7 @@ def masked_latent_loss(
     """
     refuse_transforms(_OP, *_several(pred), target, weight)
     check_floats(_OP, "target", target, "N, L, D")
-    _refuse_gradient("target", target)
+    check_constant(_OP, "target", target)
     check_flag(_OP, "normalize", normalize)
     check_number(_OP, "eps", eps, 0.0)
     check_reduction(_OP, reduction)
@@ -101,11 +102,6 @@ def masked_latent_loss(
 
 def _several(pred) -> tuple:
     return tuple(pred) if isinstance(pred, (tuple, list)) else (pred,)
-
-
-def _refuse_gradient(name: str, value: Tensor) -> None:
-    if value.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(f"{_OP}: {name} must not require a gradient, it is a constant of the loss; pass {name}.detach()")
 
 
 def _kind(loss: str | float, beta: float) -> tuple[str, float]:
@@ -199,7 +195,7 @@ def _check_weight(weight, pred: Tensor) -> Tensor:
     if weight.shape != shape:
         raise ValueError(f"{_OP}: weight must have shape {tuple(shape)}, got {tuple(weight.shape)} (follows from pred)")
     check_device(_OP, "weight", weight, "pred", pred)
-    _refuse_gradient("weight", weight)
+    check_constant(_OP, "weight", weight)
     weight = weight.detach().to(accumulator_dtype(pred)).contiguous()
     if readable(weight):
         low, high = (cast(float, t.item()) for t in weight.aminmax())

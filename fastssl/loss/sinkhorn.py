@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastssl.checks import check_dense, check_float_dtype, check_whole
+from fastssl.checks import check_constant, check_dense, check_float_dtype, check_whole
 from fastssl.distributed.class_sums import largest_of_all, sum_of_all
 from fastssl.distributed.ranks import join
 from fastssl.ops._patches import dense_rows
 from fastssl.ops._register import refuse_transforms
-from fastssl.ops._targets import check_constant, check_heads, check_temperature, on_device
+from fastssl.ops._targets import check_heads, check_temperature, on_device
 from fastssl.ops.sinkhorn import sinkhorn_start, sinkhorn_step
 
 if TYPE_CHECKING:

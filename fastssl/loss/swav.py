@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastssl.checks import check_dense, check_like, check_whole, savable
+from fastssl.checks import check_constant, check_dense, check_like, check_whole, savable
 from fastssl.distributed.ranks import Ranks, join
 from fastssl.ops._patches import dense_rows
 from fastssl.ops._register import refuse_transforms
-from fastssl.ops._targets import check_constant, check_temperature, on_device
+from fastssl.ops._targets import check_temperature, on_device
 
 from .dino import check_crops, crop_pairs, mean_of_crops
 from .parts.arguments import enter

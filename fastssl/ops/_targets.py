@@ -8,15 +8,19 @@ import math
 import torch
 from torch import Tensor
 
-from fastssl.checks import accumulator_dtype, as_python, check_dense, check_float_dtype, check_scalar, is_whole, readable, traced
+from fastssl.checks import (
+    accumulator_dtype,
+    as_python,
+    check_constant,
+    check_dense,
+    check_float_dtype,
+    check_scalar,
+    is_whole,
+    readable,
+    traced,
+)
 
 from ._patches import check_device
-
-
-def check_constant(op: str, name: str, value) -> None:
-    """Refuses a tensor that wants a gradient: targets are constants of a loss."""
-    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(f"{op}: {name} must not require a gradient, it is a constant of the loss; pass {name}.detach()")
 
 
 def check_temperature(op: str, name: str, value, like: Tensor) -> None:

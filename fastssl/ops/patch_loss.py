@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastssl.checks import FLOATS, check_choice, check_dense, check_flag, check_number, readable
+from fastssl.checks import FLOATS, check_choice, check_constant, check_dense, check_flag, check_number, readable
 
 from ._patches import check_device, check_floats, check_ids, dense_rows, patch_grid, side_pair, trackable
 from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
@@ -153,7 +153,7 @@ def masked_patch_loss(
     height, width = side_pair(op, "patch_size", patch_size)
     down, across = patch_grid(op, images, (height, width))
     n, length, entries = images.shape[0], down * across, images.shape[1] * height * width
-    _refuse_gradient(op, "images", images)
+    check_constant(op, "images", images)
     if norm_pix_loss and entries < 2:
         got = f"patch_size {patch_size!r} and images of 1 channel"
         raise ValueError(f"{op}: norm_pix_loss needs patches of at least 2 entries, got {got}")
@@ -174,11 +174,6 @@ def masked_patch_loss(
     return (_OnePass if one_pass else _PatchLoss).apply(trackable(dense_rows(pred)), trackable(dense_rows(images)), mask, ids, how)
 
 
-def _refuse_gradient(op: str, name: str, value: Tensor) -> None:
-    if value.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(f"{op}: {name} must not require a gradient, it is a constant of the loss; pass {name}.detach()")
-
-
 def _check_mask(op: str, mask, images: Tensor, shape: tuple[int, int], empty: str) -> Tensor:
     """The mask as contiguous float32."""
     check_dense(op, "mask", mask, "a tensor {}", shape)
@@ -187,7 +182,7 @@ def _check_mask(op: str, mask, images: Tensor, shape: tuple[int, int], empty: st
     if tuple(mask.shape) != shape:
         raise ValueError(f"{op}: mask must have shape {shape}, got {tuple(mask.shape)} (follows from images and patch_size)")
     check_device(op, "mask", mask, "images", images)
-    _refuse_gradient(op, "mask", mask)
+    check_constant(op, "mask", mask)
     mask = mask.detach().float().contiguous()
     if not readable(mask):
         return mask

@@ -25,11 +25,11 @@ multiply it at once, so that it does not vanish.
 import torch
 from torch import Tensor
 
-from fastssl.checks import check_choice, check_dense, check_flag, check_float_dtype
+from fastssl.checks import check_choice, check_constant, check_dense, check_flag, check_float_dtype
 
 from ._patches import check_device, dense_rows, trackable
 from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
-from ._targets import check_constant, check_heads, check_temperature, column_biases, on_device
+from ._targets import check_heads, check_temperature, column_biases, on_device
 
 _REST = (
     "Tensor teacher, Tensor? bias, Tensor? weight, Tensor temperatures, SymInt[] heads, SymInt batch, SymInt inner, "

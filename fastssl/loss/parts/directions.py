@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastssl.checks import check_like, check_matrix, check_whole
+from fastssl.checks import check_constant, check_like, check_matrix, check_whole
 from fastssl.distributed.class_sums import sum_without_gradient
 from fastssl.ops._random import check_generator, seed_of, seed_tensor
 from fastssl.ops.unit_columns import unit_columns
@@ -39,8 +39,7 @@ def check_directions(op: str, z: Tensor, directions, generator, seed) -> None:
     check_like(op, "directions", directions, "z", z)
     if directions.shape[0] != z.shape[-1]:
         raise ValueError(f"{op}: directions must be (D, S) with D = {z.shape[-1]} of z, got {tuple(directions.shape)}")
-    if directions.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(f"{op}: directions must not require a gradient, they are constants; pass directions.detach()")
+    check_constant(op, "directions", directions)
 
 
 def same_directions(op: str, z: Tensor, count: int, directions, generator, seed, joined: Joined | None) -> Tensor:
