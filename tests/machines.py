@@ -39,6 +39,9 @@ NUMERIC = (
     "masking/test_mask_ids.py", "masking/test_masking_ops.py", "masking/test_token_masks.py", "masking/test_masks.py",
     "compat/test_compat.py",
     "compat/test_compat_masked.py", "compat/test_compat_moco.py", "compat/test_compat_timm.py",
+    "ops/test_soft_cross_entropy.py", "ops/test_sinkhorn.py", "loss/test_soft_targets.py", "loss/test_redundancy.py",
+    "loss/test_sketched.py", "loss/test_masked_latent.py", "loss/test_neighbours.py", "loss/test_mmcr_tico.py",
+    "compat/test_soft_targets.py", "compat/test_redundancy_drop_ins.py",
 )  # fmt: skip
 #: A run of its own, since Triton's interpreter is chosen when Triton is first imported.
 INTERPRETED = ("without_gpu/interpreted",)

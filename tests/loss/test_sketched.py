@@ -69,6 +69,7 @@ def test_what_visreg_returns_of_its_terms_is_what_a_user_writes():
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e6, 1e8])
+@pytest.mark.lucky
 def test_a_large_projection_has_the_right_phase(size, isa):
     """One column and one direction of length 1, so the projections are exact: sines of large angles are those of float64."""
     z = (size * torch.linspace(0.1, 1.0, 257))[:, None]
@@ -81,7 +82,7 @@ def test_a_large_projection_has_the_right_phase(size, isa):
 
 def test_float32_gradients_are_as_exact_as_those_with_a_sine_for_each_knot():
     z = sketched.embeddings((2, 256, 64))["z"]
-    z, A = z, sketched.directions(z, 128)
+    A = sketched.directions(z, 128)
     truth, ours, eager = (
         value_and_gradient(lambda z, call=call: call(z, directions=A.to(z.dtype)), given)
         for call, given in ((sketched.sigreg, z.double()), (sigreg, z), (sketched.sigreg, z))

@@ -86,10 +86,11 @@ def test_extreme_logits(name, dtype):
     student, teacher, center = dict(extremes())[name]
     (loss, gradient), (truth, right) = both(student.to(dtype), teacher.to(dtype), center)
     assert abs(loss - truth) <= EXACT * max(1.0, truth.abs())
-    if dtype == torch.float32:
-        assert (gradient - right).norm() <= EXACT * max(right.norm(), 0.01)
-    else:
-        assert (gradient - right).norm() <= 2 * (right.to(dtype) - right).norm() + EXACT * right.norm() + 2.0**-24
+    # A gradient is a difference of two probabilities, whose rounding stays where they cancel, times 1 / (temperature rows).
+    noise = 2.0**-22 * len(student) ** 0.5 / (0.1 * len(student))
+    if dtype != torch.float32:  # rounded once before it is multiplied by 1 / rows and once after, or to a multiple of 2^-24
+        noise += torch.finfo(dtype).eps * right.norm() + 2.0**-25 * right.numel() ** 0.5
+    assert (gradient - right).norm() <= EXACT * right.norm() + noise
 
 
 def test_what_the_rounding_of_a_sum_leaves_over_is_kept():
