@@ -1,6 +1,7 @@
 """The one way to declare an op: its schema, its fake, and one implementation for each dispatch key. This file names no op."""
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -23,6 +24,17 @@ why_not_cuda = load_cuda()
 why_not_triton = None if importlib.util.find_spec("triton") else "triton is not installed"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def contracts_digest(package: Path) -> str:
+    """A digest of all that the fakes of the ops are made of: the files of ``package``'s ops, and the checks that these import."""
+    files = [*sorted((package / "ops").glob("*.py")), package / "checks.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+# torch keeps compiled graphs on disk. Its key holds the names and the arguments of our ops, not the shapes that their fakes give: a
+# graph that another version of fastssl left there would be called with the ops of this one, which may give other shapes.
+torch.compiler.config.cache_key_tag += f" fastssl {contracts_digest(_PACKAGE)}"
 
 #: op name -> dispatch key -> "C++" | "CUDA C++" | "Triton" | "reference"; what ``fastssl info`` prints.
 OWNERS: dict[str, dict[str, str]] = {}

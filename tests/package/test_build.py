@@ -1,6 +1,9 @@
-"""The build: what serves each op, the fallback, what an import loads, the machine code of the CUDA kernels."""
+"""The build: what serves each op, the fallback, what an import loads, what compiled graphs are kept under, the machine code of the
+CUDA kernels."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +12,17 @@ import pytest
 import torch
 
 from fastssl.info import report
-from fastssl.ops._register import _C, OWNERS
+from fastssl.ops._register import _C, OWNERS, contracts_digest
 from tests.support import machine_code
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+def python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | environment
+    )
+    return done.stdout
 
 
 def test_info_names_the_owner_of_every_op_and_why():
@@ -39,6 +45,27 @@ def test_importing_loads_no_triton_no_training_and_no_gpu():
     heavy = ("triton", "lightning", "kornia", "sklearn", "matplotlib")
     out = python(f"import sys, torch, fastssl; print([m for m in {heavy!r} if m in sys.modules], torch.cuda.is_initialized())")
     assert out.strip() == "[] False"
+
+
+def test_compiled_graphs_on_disk_are_those_of_these_ops(tmp_path):
+    """torch's key of such a graph holds no shapes of our ops' results: where another version of fastssl left the graph, it would be
+    called with this version's ops. So the contracts' digest is part of every key, beside the user's own tag."""
+    sources = "".join(file.read_text() for file in [*(ROOT / "fastssl/ops").glob("*.py"), ROOT / "fastssl/checks.py"])
+    assert set(re.findall(r"^ *(?:from|import) (fastssl[.\w]*)", sources, re.M)) == {"fastssl.checks"}, "beyond the digest"
+    shutil.copytree(ROOT / "fastssl/ops", tmp_path / "ops")
+    shutil.copy(ROOT / "fastssl/checks.py", tmp_path)
+    assert contracts_digest(tmp_path) == contracts_digest(ROOT / "fastssl")
+    tag = python(
+        "import torch, fastssl\n"
+        "from torch._inductor.codecache import FxGraphHashDetails\n"
+        "print(FxGraphHashDetails(None, [], {}, []).cache_key_tag)",
+        TORCH_COMPILE_CACHE_KEY_TAG="mine",
+    )
+    assert tag.strip() == f"mine fastssl {contracts_digest(tmp_path)}"
+    for file in ("ops/standardize.py", "checks.py"):
+        before = contracts_digest(tmp_path)
+        (tmp_path / file).write_text((tmp_path / file).read_text().replace("return", "return ", 1))
+        assert contracts_digest(tmp_path) != before
 
 
 def test_without_the_extension_the_reference_serves_the_cpu():
