@@ -70,6 +70,8 @@ class Prototypes(nn.Module):
     """Scores of rows against K prototypes: (N, D) -> (N, K), without a bias.
 
     ``unit``: whether the forward divides each prototype by its length, so that the gradient does not change its length (DINO).
+    Either way the backward keeps a copy of the prototypes, since SwAV writes to them before each forward: several forwards may come
+    before one backward.
     """
 
     def __init__(self, width: int, count: int, *, unit: bool):
@@ -81,7 +83,7 @@ class Prototypes(nn.Module):
     def forward(self, z: Tensor, learns: Tensor | None = None) -> Tensor:
         """z (N, D); ``learns`` () is 0 while the prototypes' gradient is cancelled and 1 afterwards."""
         weight = scaled_gradient(self.weight, learns)
-        return F.linear(z, F.normalize(weight, dim=1) if self.unit else weight)
+        return F.linear(z, F.normalize(weight, dim=1) if self.unit else weight.clone())
 
 
 class DINOHead(nn.Module):
