@@ -222,6 +222,24 @@ def check_number(op: str, name: str, value: Any, low: float = -math.inf, below: 
         raise ValueError(f"{op}: {name} must be {wanted}, got {shown(value)}")
 
 
+def check_weight(op: str, name: str, value: Any, like: Tensor | None = None) -> None:
+    """The weight of a term of a loss: a finite number of at least 0, in the ``accumulator_dtype`` of ``like`` where that is given.
+
+    With a weight below 0 the loss would seek what the term is there to avoid, without a bound.
+    """
+    check_number(op, name, value)
+    check_number(op, name, value, 0.0)
+    if like is not None:
+        check_scalar(op, name, value, like)
+
+
+def check_share(op: str, name: str, value: Any, of: str = "") -> None:
+    """A number in [0, 1]; ``of`` says in the message what it is a share of."""
+    check_number(op, name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{op}: {name} must be in [0, 1]{of}, got {value}")
+
+
 def device_scalar(op: str, name: str, value: Tensor, device: torch.device) -> Tensor | None:
     """A one-element tensor as a 0-d tensor on ``device``, float32 or float64; None where the host may read its value instead."""
     if value.device.type != "cpu" and value.device != device:

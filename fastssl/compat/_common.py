@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_number
+from fastssl import checks
 from fastssl.momentum._tensors import average_lists, check_match, check_module, find
 
 SHARE = "the share that is kept"  # these libraries have many names for it
@@ -11,9 +11,7 @@ SHARE = "the share that is kept"  # these libraries have many names for it
 
 def check_share(op: str, name: str, value: float) -> None:
     """Raises TypeError or ValueError unless ``value`` is a number in [0, 1]."""
-    check_number(op, name, value, 0.0)
-    if value > 1:
-        raise ValueError(f"{op}: {name} must be in [0, 1], the share that is kept, got {value}")
+    checks.check_share(op, name, value, f", {SHARE}")
 
 
 def parameter_pairs(op: str, names: tuple[str, str], student: nn.Module, teacher: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

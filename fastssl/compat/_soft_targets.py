@@ -17,6 +17,8 @@ from fastssl.loss.dino_modules import stacked
 from fastssl.loss.sinkhorn import sinkhorn
 from fastssl.ops.soft_cross_entropy import soft_cross_entropy
 
+from ._common import check_share
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -113,7 +115,7 @@ class LateCenter(nn.Module):
         super().__init__()
         check_whole(op, "the number of prototypes", shape[-1], 1)
         check_number(op, "student_temp", student_temp, 0.0)
-        check_number(op, "center_momentum", center_momentum, 0.0)
+        check_share(op, "center_momentum", center_momentum)
         self.student_temp, self.center_momentum = student_temp, center_momentum
         self.register_buffer("center", torch.full(shape, value))
         self.updated = True

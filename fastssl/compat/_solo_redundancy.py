@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastssl.checks import check_number, check_views
+from fastssl.checks import check_views, check_weight
 from fastssl.distributed import Ranks
 from fastssl.distributed.ranks import join
 from fastssl.loss.parts.arguments import enter
@@ -45,7 +45,7 @@ def barlow_loss_func(z1: Tensor, z2: Tensor, lamb: float = 5e-3, scale_loss: flo
     if len(z1) < 2:
         raise ValueError(f"{op}: z1 and z2 must have at least 2 rows, got {len(z1)}")
     for name, value in (("lamb", lamb), ("scale_loss", scale_loss)):
-        check_number(op, name, value)
+        check_weight(op, name, value, z1)
     joined = join(op, Ranks(), z1, lamb=lamb)
     rows = len(z1)
     if joined is not None:
@@ -90,6 +90,6 @@ def vicreg_loss_func(
     check_views(op, ("z1", "z2"), z1, z2)
     weights = {"sim_loss_weight": sim_loss_weight, "var_loss_weight": var_loss_weight, "cov_loss_weight": cov_loss_weight}
     for name, value in weights.items():
-        check_number(op, name, value)
+        check_weight(op, name, value, z1)
     sim, var, cov = weights.values()
     return vicreg(z1, z2, lambda_param=sim, mu_param=2.0 * var, nu_param=cov, group=Ranks())

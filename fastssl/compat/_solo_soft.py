@@ -12,6 +12,7 @@ from fastssl.checks import check_number, check_whole
 from fastssl.loss.dino import update_center
 from fastssl.ops.soft_cross_entropy import soft_cross_entropy
 
+from ._common import check_share
 from ._soft_targets import chunked_loss, crops_of, everyone, temperature_schedule
 
 
@@ -56,7 +57,7 @@ class DINOLoss(nn.Module):
         self.epoch = 0
         self.num_large_crops = check_whole(op, "num_large_crops", num_large_crops, 2)
         check_number(op, "student_temp", student_temp, 0.0)
-        check_number(op, "center_momentum", center_momentum, 0.0)
+        check_share(op, "center_momentum", center_momentum)
         self.student_temp, self.center_momentum = student_temp, center_momentum
         self.register_buffer("center", torch.zeros(1, check_whole(op, "num_prototypes", num_prototypes, 1)))
         epochs = (warmup_teacher_temp_epochs, num_epochs)

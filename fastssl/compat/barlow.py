@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastssl.checks import accumulator_dtype, check_number, check_views, check_whole
+from fastssl.checks import accumulator_dtype, check_views, check_weight, check_whole
 from fastssl.distributed import Ranks
 from fastssl.distributed.ranks import join
 from fastssl.distributed.standardize import moments_of_all
@@ -43,6 +43,7 @@ def _update_running(bn: _BatchNorm, moments: Tensor, rows: int) -> None:
 def _loss(op: str, bn: _BatchNorm, z1: Tensor, z2: Tensor, lambd: float, batch_size: int) -> Tensor:
     z1, z2 = enter(op, z1, z2)
     check_views(op, ("z1", "z2"), z1, z2)
+    check_weight(op, "lambd", lambd, z1)
     joined = join(op, Ranks(), z1, lambd=lambd, batch_size=batch_size)
     rows = len(z1) if joined is None else int(joined.counts.sum())
     gram = by_gram("auto", rows, z1.shape[1])
@@ -81,7 +82,7 @@ class BarlowTwinsLoss(nn.Module):
     def __init__(self, features: int, lambd: float = 0.0051, batch_size: int = 2048):
         super().__init__()
         op = "BarlowTwinsLoss"
-        check_number(op, "lambd", lambd)
+        check_weight(op, "lambd", lambd)
         self.lambd, self.batch_size = lambd, check_whole(op, "batch_size", batch_size, 1)
         self.bn = nn.BatchNorm1d(check_whole(op, "features", features, 1), affine=False)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastssl.checks import check_number, check_whole
 from fastssl.loss.dino import update_center
 
-from ._common import average_parameters
+from ._common import average_parameters, check_share
 from ._soft_targets import chunked_loss, everyone, temperature_schedule
 
 __all__ = ["DINOLoss", "cosine_scheduler", "update_teacher"]
@@ -56,7 +56,7 @@ class DINOLoss(nn.Module):
         op = "DINOLoss"
         self.ncrops = check_whole(op, "ncrops", ncrops, 2)
         check_number(op, "student_temp", student_temp, 0.0)
-        check_number(op, "center_momentum", center_momentum, 0.0)
+        check_share(op, "center_momentum", center_momentum)
         self.student_temp, self.center_momentum = student_temp, center_momentum
         self.register_buffer("center", torch.zeros(1, check_whole(op, "out_dim", out_dim, 1)))
         epochs = (warmup_teacher_temp_epochs, nepochs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastssl.checks import check_views, check_whole
+from fastssl.checks import check_views, check_weight, check_whole
 from fastssl.distributed import Ranks, gather_rows_with_grad
 from fastssl.distributed.collectives import world_size
 from fastssl.loss.parts.arguments import enter
@@ -48,6 +48,8 @@ def vicreg_loss(
     op = "vicreg_loss"
     x, y = enter(op, x, y)
     check_views(op, ("x", "y"), x, y)
+    for name, value in (("sim_coeff", sim_coeff), ("std_coeff", std_coeff), ("cov_coeff", cov_coeff)):
+        check_weight(op, name, value, x)
     if batch_size is not None:
         rows = check_whole(op, "batch_size", batch_size, 2) - 1
         cov_coeff = cov_coeff * ((len(x) * world_size() - 1) / rows) ** 2  # equally many rows in each process, as there

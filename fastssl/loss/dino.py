@@ -26,6 +26,7 @@ from fastssl.checks import (
     check_float_dtype,
     check_number,
     check_same_device,
+    check_share,
     check_whole,
     is_whole,
     readable,
@@ -303,9 +304,7 @@ def _check_center(op: str, center: Tensor, teacher: Tensor, momentum: float) -> 
     check_same_device(op, "center", center, "teacher", teacher)
     check_writable(op, "center", center)
     check_stored(op, "center", center)
-    check_number(op, "momentum", momentum, 0.0)
-    if momentum > 1:
-        raise ValueError(f"{op}: momentum must be in [0, 1], the share that is kept, got {momentum}")
+    check_share(op, "momentum", momentum, ", the share that is kept")
 
 
 @torch.no_grad()

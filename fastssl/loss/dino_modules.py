@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_choice, check_flag, check_number, check_whole
+from fastssl.checks import check_choice, check_flag, check_number, check_share, check_whole
 from fastssl.distributed.ranks import Ranks
 from fastssl.ops.soft_cross_entropy import soft_cross_entropy
 
@@ -45,9 +45,9 @@ def check_columns(op: str, teacher: Tensor, output_dim: int) -> None:
 
 
 def check_temperatures(op: str, **values: float) -> None:
-    """Numbers above 0."""
+    """Numbers above 0 that float32 holds."""
     for name, value in values.items():
-        check_number(op, name, value, 0.0)
+        check_number(op, name, value, 0.0, torch.finfo(torch.float32).max)
         if value == 0:
             raise ValueError(f"{op}: {name} must be above 0, got {value}")
 
@@ -105,7 +105,7 @@ class DINOLoss(nn.Module):
         output_dim = check_whole(op, "output_dim", output_dim, 1)
         check_temperatures(op, warmup_teacher_temp=warmup_teacher_temp, teacher_temp=teacher_temp, student_temp=student_temp)
         epochs = check_whole(op, "warmup_teacher_temp_epochs", warmup_teacher_temp_epochs, 0)
-        check_number(op, "center_momentum", center_momentum, 0.0)
+        check_share(op, "center_momentum", center_momentum, ", the share that is kept")
         check_choice(op, "center_mode", center_mode, CENTER_MODES)
         self.teacher_temp, self.student_temp, self.center_momentum = teacher_temp, student_temp, center_momentum
         self.warmup_teacher_temp = warmup_teacher_temp
@@ -178,7 +178,7 @@ class Center(nn.Module):
     def __init__(self, size: tuple[int, ...], mode: str = "mean", momentum: float = 0.9):
         super().__init__()
         check_choice("Center", "mode", mode, CENTER_MODES)
-        check_number("Center", "momentum", momentum, 0.0)
+        check_share("Center", "momentum", momentum, ", the share that is kept")
         self.size, self.mode, self.momentum = size, mode, momentum
         self.dim = tuple(d for d, extent in enumerate(size) if extent == 1)
         self.register_buffer("center", torch.zeros(size))

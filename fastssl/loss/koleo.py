@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import accumulator_dtype, check_flag, check_matrix, check_number, check_whole
+from fastssl.checks import accumulator_dtype, check_flag, check_matrix, check_number, check_scalar, check_whole
 from fastssl.distributed.collectives import known, world_size
 from fastssl.distributed.neighbours import neighbours_of_all
 from fastssl.ops.gather_tokens import gather_tokens
@@ -72,6 +72,7 @@ def koleo(
     check_matrix(op, "z", z, "N, D")
     check_number(op, "p", p, 1.0)
     check_number(op, "eps", eps, 0.0)
+    check_scalar(op, "eps", eps, z)
     p, eps, topk = float(p), float(eps), check_whole(op, "topk", topk, 1)
     if group_size is not None:
         group_size = check_whole(op, "group_size", group_size, 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import accumulator_dtype, check_dense, check_float_dtype, check_like, check_number
+from fastssl.checks import accumulator_dtype, check_dense, check_float_dtype, check_like, check_weight
 from fastssl.distributed.gather import rows_of_joined
 
 from .parts.arguments import enter, together
@@ -63,7 +63,7 @@ def mmcr(online: Tensor, momentum: Tensor, lambda_param: float = 5e-3, *, group:
         shapes = f"{tuple(online.shape)} and {tuple(momentum.shape)}"
         raise ValueError(f"{op}: online and momentum must have the same shape (B, K, D), got {shapes}")
     check_like(op, "momentum", momentum, "online", online)
-    check_number(op, "lambda_param", lambda_param, 0.0)
+    check_weight(op, "lambda_param", lambda_param, online)
     joined = together(op, group, online, lambda_param=float(lambda_param))
     z = torch.cat([online, momentum], 1).to(accumulator_dtype(online))
     views, centroids = float(lambda_param) * _nuclear(z).sum(), z.mean(1)
@@ -96,7 +96,7 @@ class MMCRLoss(nn.Module):
 
     def __init__(self, lmda: float = 5e-3):
         super().__init__()
-        check_number("MMCRLoss", "lmda", lmda, 0.0)
+        check_weight("MMCRLoss", "lmda", lmda)
         self.lmda = lmda
 
     def forward(self, online: Tensor, momentum: Tensor) -> Tensor:

@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_choice, check_dense, check_flag, check_float_dtype, check_like, check_number, check_scalar, traced
+from fastssl.checks import (
+    check_choice,
+    check_dense,
+    check_flag,
+    check_float_dtype,
+    check_like,
+    check_number,
+    check_scalar,
+    check_weight,
+    traced,
+)
 from fastssl.distributed import Ranks
 from fastssl.distributed.class_sums import sum_of_all
 from fastssl.distributed.squared_products import squared_products as squared_products_of_all
@@ -94,7 +104,7 @@ def barlow_twins(
     Args:
         z0: (N, D) embeddings of the first view, N >= 2; float32, bfloat16, float16 or float64. They are standardised here.
         z1: (N, D) embeddings of the second view, same dtype and device.
-        lambda_param: the weight of the terms outside the diagonal.
+        lambda_param: the weight of the terms outside the diagonal, at least 0.
         group: a process group, or ``fastssl.distributed.Ranks``: mean, variance and correlation are those of the rows of all its
             processes, uneven batches included. Every process gets the loss of the joined batch; DistributedDataParallel's mean of
             the gradients is that of one process with the joined batch. None: this process's rows alone.
@@ -117,7 +127,7 @@ def barlow_twins(
     op = "barlow_twins"
     z0, z1 = enter(op, z0, z1)
     _check(op, z0, z1, form, eps, False)
-    check_number(op, "lambda_param", lambda_param)
+    check_weight(op, "lambda_param", lambda_param, z0)
     if eps == 0:
         raise ValueError(f"{op}: eps must be above 0, got {eps}")
     how = {"lambda_param": lambda_param, "form": form, "eps": eps, "grad": (z0.requires_grad, z1.requires_grad)}
@@ -170,9 +180,9 @@ def vicreg(
         z0: (N, ..., D) embeddings of the first view, N >= 2; float32, bfloat16, float16 or float64. With further dimensions, as in
             (N, H, W, D), standard deviations and covariances are those over N at each position, averaged over the positions.
         z1: (N, ..., D) embeddings of the second view, same dtype and device.
-        lambda_param: the weight of the invariance term.
-        mu_param: the weight of the variance term.
-        nu_param: the weight of the covariance term.
+        lambda_param: the weight of the invariance term, at least 0.
+        mu_param: the weight of the variance term, at least 0.
+        nu_param: the weight of the covariance term, at least 0.
         eps: added to each variance before the square root.
         group: a process group, or ``fastssl.distributed.Ranks``: all three terms are those of the rows of all its processes, as in
             ``barlow_twins``. None: this process's rows alone.
@@ -197,7 +207,7 @@ def vicreg(
     _check(op, z0, z1, form, eps, True)
     weights = {"lambda_param": lambda_param, "mu_param": mu_param, "nu_param": nu_param}
     for name, value in weights.items():
-        check_number(op, name, value)
+        check_weight(op, name, value, z0)
     joined = together(op, group, z0, **weights, form=form, eps=eps, grad=(z0.requires_grad, z1.requires_grad))
     rows, width = _rows(op, z0, joined), z0.shape[-1]
     x, y, apart = standardized(op, z0.flatten(1), z1.flatten(1), None, joined)
@@ -220,7 +230,7 @@ class BarlowTwinsLoss(nn.Module):
     """``barlow_twins`` with the arguments of lightly's: ``BarlowTwinsLoss(lambda_param=5e-3, gather_distributed=False)``.
 
     Args:
-        lambda_param: the weight of the terms outside the diagonal.
+        lambda_param: the weight of the terms outside the diagonal, at least 0.
         gather_distributed: whether mean, variance and correlation are those of the rows of all processes. (lightly's module
             averages correlations that each process has standardised by its own mean and variance, which is another loss.)
 
@@ -237,7 +247,7 @@ class BarlowTwinsLoss(nn.Module):
 
     def __init__(self, lambda_param: float = 5e-3, gather_distributed: bool = False):
         super().__init__()
-        check_number("BarlowTwinsLoss", "lambda_param", lambda_param)
+        check_weight("BarlowTwinsLoss", "lambda_param", lambda_param)
         check_flag("BarlowTwinsLoss", "gather_distributed", gather_distributed)
         self.lambda_param, self.gather_distributed = lambda_param, gather_distributed
 
@@ -261,9 +271,9 @@ class VICRegLoss(nn.Module):
     """``vicreg`` with the arguments of lightly's ``VICRegLoss``.
 
     Args:
-        lambda_param: the weight of the invariance term.
-        mu_param: the weight of the variance term.
-        nu_param: the weight of the covariance term.
+        lambda_param: the weight of the invariance term, at least 0.
+        mu_param: the weight of the variance term, at least 0.
+        nu_param: the weight of the covariance term, at least 0.
         gather_distributed: whether all three terms are those of the rows of all processes.
         eps: added to each variance before the square root.
 
@@ -288,7 +298,7 @@ class VICRegLoss(nn.Module):
     ):
         super().__init__()
         for name, value in (("lambda_param", lambda_param), ("mu_param", mu_param), ("nu_param", nu_param)):
-            check_number("VICRegLoss", name, value)
+            check_weight("VICRegLoss", name, value)
         check_number("VICRegLoss", "eps", eps, 0.0)
         check_flag("VICRegLoss", "gather_distributed", gather_distributed)
         self.lambda_param, self.mu_param, self.nu_param = lambda_param, mu_param, nu_param

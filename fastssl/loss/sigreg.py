@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastssl.checks import accumulator_dtype, check_dense, check_float_dtype, check_number, check_whole
+from fastssl.checks import accumulator_dtype, check_dense, check_float_dtype, check_number, check_share, check_whole
 from fastssl.distributed.class_sums import sum_without_gradient
 from fastssl.ops._register import first_derivative_only
 from fastssl.ops.sigreg import MOST_KNOTS, MOST_T, sigreg_bwd, sigreg_loss, sigreg_sums
@@ -185,7 +185,7 @@ def lejepa_loss(
     z, directions = enter(op, z, directions)
     check_views(op, z)
     global_views = check_global(op, global_views, z)
-    check_share(op, lambda_param)
+    check_share(op, "lambda_param", lambda_param)
     share = scalar(lambda_param, z)
     call = Sketch(op, slices, knots, t_max)
     known = call.meet(z, directions, generator, seed, group)
@@ -203,13 +203,6 @@ def check_views(op: str, z: Tensor, least: int = 1) -> None:
 def check_global(op: str, global_views: int | None, z: Tensor) -> int:
     """The number of global views, all by default."""
     return z.shape[0] if global_views is None else check_whole(op, "global_views", global_views, 1, z.shape[0] + 1)
-
-
-def check_share(op: str, lambda_param: float) -> None:
-    """A number in [0, 1]."""
-    check_number(op, "lambda_param", lambda_param, 0.0)
-    if lambda_param > 1:
-        raise ValueError(f"{op}: lambda_param must be in [0, 1], got {lambda_param}")
 
 
 def invariance(z: Tensor, global_views: int, joined: Joined | None) -> Tensor:

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_flag, check_number
+from fastssl.checks import check_flag, check_share, check_weight
 from fastssl.distributed import world_size
 from fastssl.distributed.ranks import Ranks
 
 from .parts.directions import check_slices
-from .sigreg import Sketch, check_share, lejepa_loss, sigreg
+from .sigreg import Sketch, lejepa_loss, sigreg
 from .visreg import VISRegTerms, check_eps, visreg
 
 
@@ -118,7 +118,7 @@ class LeJEPALoss(nn.Module):
         sigreg_num_vectors: int = 1024,
     ):
         super().__init__()
-        check_share("LeJEPALoss", lambda_param)
+        check_share("LeJEPALoss", "lambda_param", lambda_param)
         self.lambda_param = lambda_param
         self.sigreg = SIGRegLoss(
             knots=sigreg_knots, t_max=sigreg_t_max, num_vectors=sigreg_num_vectors, gather_distributed=gather_distributed
@@ -167,9 +167,9 @@ class VISRegLoss(nn.Module):
     ):
         super().__init__()
         op = "VISRegLoss"
-        check_share(op, lambda_param)
+        check_share(op, "lambda_param", lambda_param)
         for name, value in (("lambda_scale", lambda_scale), ("lambda_shape", lambda_shape), ("lambda_center", lambda_center)):
-            check_number(op, name, value, 0.0)
+            check_weight(op, name, value)
         check_eps(op, eps)
         check_flag(op, "gather_distributed", gather_distributed)
         self.lambda_param, self.eps, self.gather_distributed = lambda_param, eps, bool(gather_distributed)

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import FLOATS, accumulator_dtype, check_dense, check_flag, check_number, check_same_device, check_views
+from fastssl.checks import (
+    FLOATS,
+    accumulator_dtype,
+    check_dense,
+    check_flag,
+    check_same_device,
+    check_share,
+    check_views,
+    check_weight,
+)
 from fastssl.distributed.class_sums import sum_of_all
 from fastssl.distributed.collectives import known, world_size
 from fastssl.ops._register import refuse_transforms
@@ -45,7 +54,7 @@ def tico(
         z_b: (N, D), dtype and device of ``z_a``: the other view, often by a momentum encoder.
         covariance: (D, D) float, C of the step before, which is not written; None: zeros.
         beta: the share of it that is kept, in [0, 1].
-        rho: the weight of the second term.
+        rho: the weight of the second term, at least 0.
         group: processes that compute the loss together (``fastssl.distributed.Ranks``): C is that of the rows of all of them, and
             the mean over processes, of losses and of gradients, is that of one process with the joined batch.
 
@@ -66,10 +75,8 @@ def tico(
     z_a, z_b = enter(op, z_a, z_b)
     refuse_transforms(op, covariance)
     check_views(op, ("z_a", "z_b"), z_a, z_b)
-    check_number(op, "beta", beta, 0.0)
-    check_number(op, "rho", rho)
-    if beta > 1:
-        raise ValueError(f"{op}: beta must be in [0, 1], got {beta}")
+    check_share(op, "beta", beta)
+    check_weight(op, "rho", rho, z_a)
     _check_covariance(op, covariance, z_a)
     joined = together(op, group, z_a, beta=float(beta), rho=float(rho))
     if joined is None and z_a.shape[0] < 2:
@@ -108,7 +115,7 @@ class TiCoLoss(nn.Module):
 
     Args:
         beta: the share of the covariance that is kept at each step, in [0, 1].
-        rho: the weight of the covariance term.
+        rho: the weight of the covariance term, at least 0.
         gather_distributed: whether the rows of all processes count, where there are several.
 
     Raises:
@@ -125,11 +132,9 @@ class TiCoLoss(nn.Module):
 
     def __init__(self, beta: float = 0.9, rho: float = 8.0, gather_distributed: bool = False):
         super().__init__()
-        check_number("TiCoLoss", "beta", beta, 0.0)
-        check_number("TiCoLoss", "rho", rho)
+        check_share("TiCoLoss", "beta", beta)
+        check_weight("TiCoLoss", "rho", rho)
         check_flag("TiCoLoss", "gather_distributed", gather_distributed)
-        if beta > 1:
-            raise ValueError(f"TiCoLoss: beta must be in [0, 1], got {beta}")
         self.beta, self.rho, self.gather_distributed = beta, rho, gather_distributed
         self.register_buffer("C", None)
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastssl.checks import accumulator_dtype, check_flag, check_number
+from fastssl.checks import accumulator_dtype, check_flag, check_number, check_share, check_weight
 from fastssl.distributed.gather import rows_of_joined
 from fastssl.ops.sorted_slices import sorted_slices
 
 from .parts.arguments import enter, scalar, together
 from .parts.directions import check_directions, check_slices, same_directions
-from .sigreg import check_global, check_share, check_views, invariance
+from .sigreg import check_global, check_views, invariance
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -103,8 +103,8 @@ def visreg(
     z, directions = enter(op, z, directions)
     check_views(op, z, 2 if group is None else 1)
     global_views = check_global(op, global_views, z)
-    check_share(op, lambda_param)
-    _check_weights(op, weights)
+    check_share(op, "lambda_param", lambda_param)
+    _check_weights(op, weights, z)
     share, (to_scale, to_shape, to_center) = scalar(lambda_param, z), [scalar(weight, z) for weight in weights]
     slices = check_slices(op, "slices", slices)
     check_eps(op, eps)
@@ -126,11 +126,11 @@ def check_eps(op: str, eps) -> None:
         raise ValueError(f"{op}: eps must be above 0, got {eps}")
 
 
-def _check_weights(op: str, weights) -> None:
+def _check_weights(op: str, weights, z: Tensor) -> None:
     if not isinstance(weights, (tuple, list)) or len(weights) != 3:
         raise TypeError(f"{op}: weights must be three numbers, of scale, shape and center, got {weights!r}")
     for weight in weights:
-        check_number(op, "weights", weight, 0.0)
+        check_weight(op, "weights", weight, z)
 
 
 def _regularisers(op: str, z: Tensor, directions: Tensor, eps: float, joined: Joined | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import check_number
+from fastssl.checks import check_share
 from fastssl.functional import lejepa_loss
 
 from ._common import check_batch, check_like_first, check_statistics, check_widths, given, ranks_of
@@ -69,9 +69,7 @@ class LeJEPA(EncoderMethod):
 
         widths = {"projection_dim": projection_dim, "slices": slices, "global_views": global_views}
         check_widths("LeJEPA", **widths, **given(hidden_dim=hidden_dim))
-        check_number("LeJEPA", "lambda_param", lambda_param, 0.0)
-        if lambda_param > 1:
-            raise ValueError(f"LeJEPA: lambda_param must be in [0, 1], got {lambda_param}")
+        check_share("LeJEPA", "lambda_param", lambda_param)
         super().__init__(backbone, feature_dim, projector)
         self.lambda_param, self.slices, self.global_views = lambda_param, slices, global_views
         self.statistics = check_statistics("LeJEPA", statistics)

@@ -54,7 +54,7 @@ def _mmcr(m: Maker) -> dict:
 
 def _tico(m: Maker) -> dict:
     n, d = m.choice((2, 3, 17)), m.choice((1, 4, 9))
-    numbers = {"beta": m.choice((0, 0.9, 1)), "rho": m.choice((0.5, 8, -1.0))}
+    numbers = {"beta": m.choice((0, 0.9, 1)), "rho": m.choice((0.5, 8, 0))}
     return {"z_a": m.leaf(n, d), "z_b": m.leaf(n, d), "covariance": m.maybe(m.rows(d, d))} | numbers | {"group": None}
 
 
