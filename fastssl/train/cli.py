@@ -225,6 +225,8 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
         check_same_data(found[1], data, recipe.unit)
     wanted, processes = config.batch_size, check_hardware(given)
     config = fitting_batch(config, data, chosen="batch_size" in settings or found is not None, processes=processes)
+    if not found and recipe.refuse is not None:
+        recipe.refuse(config, data, settings)
     method = build_method(config, data)
     if found:
         check_weights(method, found[1], found[0])

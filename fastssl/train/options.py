@@ -5,7 +5,7 @@ command runs.
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +150,20 @@ def train_options(argv: list[str]) -> dict[str, Any]:
     return vars(train_parser(_method_of(argv)).parse_args(argv))
 
 
-def refuse_unused(given: Iterable[str], config: TrainConfig) -> None:
-    """Raises UsageError for a setting that the command line gives and the run would not use."""
+def refuse_unused(given: Collection[str], config: TrainConfig) -> None:
+    """Raises UsageError for a setting that the command line gives and the run would not use, or not to its end."""
     settings = settings_of(type(config))
-    for name in given:
-        if name in settings and (needed := settings[name].option.only_with) is not None:
-            other, value = needed
-            if (found := getattr(config, other)) != value:
-                raise UsageError(f"{flag(name)}: only {flag(other)} {value} uses it, and {flag(other)} is {found}")
+    for option, name in ((settings[name].option, name) for name in given if name in settings):
+        if option.only_with is not None:
+            other, wanted = option.only_with
+            if (found := getattr(config, other)) != wanted:
+                raise UsageError(f"{flag(name)}: only {flag(other)} {wanted} uses it, and {flag(other)} is {found}")
+        if option.unused_at is not None:
+            other, value = option.unused_at
+            if getattr(config, other) == value:
+                raise UsageError(f"{flag(name)}: a run with {flag(other)} {value:g} does not use it")
+    if "warmup_epochs" in given and config.warmup_epochs > config.epochs:
+        raise UsageError(f"--warmup-epochs {config.warmup_epochs:g}: must be at most the {config.epochs} of --epochs")
 
 
 def refuse_unused_of_eval(given: argparse.Namespace, method: str) -> None:

@@ -37,6 +37,7 @@ class Option:
         metavar: what stands for the value in the help text, for a ``parse`` that takes more than a word.
         default: what the help text says of the default in place of its value, such as "the encoder's width" where that is ``None``.
         only_with: another option and the value of it without which a run does not use this option.
+        unused_at: another option and the value of it at which a run does not use this option.
     """
 
     help: str
@@ -48,6 +49,7 @@ class Option:
     metavar: str | None = None
     default: str = ""
     only_with: tuple[str, str] | None = None
+    unused_at: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,10 @@ def test_every_method_takes_its_own_defaults():
             assert not setting.option.default or setting.default is None or machine
             if setting.option.only_with is not None:
                 other, value = setting.option.only_with
-                assert value in settings_of(recipe.settings)[other].option.choices
+                assert value in (settings_of(recipe.settings)[other].option.choices or ("vit",))
+            if setting.option.unused_at is not None:
+                other, value = setting.option.unused_at
+                assert settings_of(recipe.settings)[other].refusal(value) is None and value is not None
         with pytest.raises(FrozenInstanceError):
             config.seed = 1
 

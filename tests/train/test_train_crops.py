@@ -114,6 +114,24 @@ def test_the_options_of_the_methods_with_crops(capsys):
         ("dino --data digits --local-size 64", "--local-size: must be at most 32, the side of the large crops, got 64"),
         ("swav --data digits --local-min-scale 0.9", "--local-min-scale: must be at most --min-scale 0.4, got 0.9"),
         ("ibot --data digits --backbone vit --patch-size 32 --image-size 32", "--image-size"),
+        ("dino --local-crops 0 --local-size 16", "--local-size: a run with --local-crops 0 does not use it"),
+        ("ibot --local-crops 0 --local-min-scale 0.1", "--local-min-scale: a run with --local-crops 0 does not use it"),
+        ("swav --local-crops 0 --local-size 16", "--local-size: a run with --local-crops 0 does not use it"),
+        ("swav --queue-start 0.3", "--queue-start: a run with --queue-size 0 does not use it"),
+        (
+            "swav --data digits --epochs 2 --queue-size 2689",
+            "--queue-size 2689: is never full, with 2688 images before the last of 22 ",
+        ),
+        ("swav --data digits --queue-size 9 --queue-start 1", "--queue-start 1: the queue is not used, since none of 88 steps"),
+        ("ibot --patch-weight 0 --separate-heads", "--separate-heads: a run with --patch-weight 0 does not use it"),
+        (
+            "dino --temperature-warmup 0 --warmup-teacher-temperature 0.02",
+            "--warmup-teacher-temperature: a run with --temperature-warmup 0 does not use it",
+        ),
+        (
+            "ibot --data digits --temperature-warmup 0.5",
+            "--temperature-warmup: a run does not use it without a difference between --warmup-teacher-temperature and",
+        ),
         ("dino --centering mean", "--centering"),
     ):
         assert main(["train", *line.split()]) == 2 and words in capsys.readouterr().err

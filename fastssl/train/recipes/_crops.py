@@ -1,7 +1,7 @@
 """What the recipes of methods share that learn from several crops of an image: settings, crops, an encoder for crops of two sizes,
 and a picture of what a transformer's class token looks at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from fastssl.train.data import ImageData
 
 
+NO_CROPS = ("local_crops", 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropSettings(ViewSettings):
     """Of every method that learns from large and small crops."""
@@ -31,9 +34,17 @@ class CropSettings(ViewSettings):
     local_crops: Annotated[int, Option("small crops of an image, beside two large ones", least=0)] = 4
     local_size: Annotated[
         int | None,
-        Option("side of the small crops in pixels", least=4, most=MOST_PIXELS, default="half of that of the large ones"),
+        Option(
+            "side of the small crops in pixels",
+            least=4,
+            most=MOST_PIXELS,
+            default="half of that of the large ones",
+            unused_at=NO_CROPS,
+        ),
     ] = None
-    local_min_scale: Annotated[float, Option("smallest share of an image that a small crop keeps", above=0, most=1)] = 0.05
+    local_min_scale: Annotated[
+        float, Option("smallest share of an image that a small crop keeps", above=0, most=1, unused_at=NO_CROPS)
+    ] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +56,9 @@ class DistillationSettings(CropSettings):
     bottleneck_dim: Annotated[int, Option("width of what is compared with the prototypes", least=1)] = 128
     student_temperature: Annotated[float, Option("temperature of the student", above=0)] = 0.1
     teacher_temperature: Annotated[float, Option("temperature of the teacher, after its warm-up", above=0)] = 0.04
-    warmup_teacher_temperature: Annotated[float, Option("temperature of the teacher at the first step", above=0)] = 0.04
+    warmup_teacher_temperature: Annotated[
+        float, Option("temperature of the teacher at the first step", above=0, unused_at=("temperature_warmup", 0))
+    ] = 0.04
     temperature_warmup: Annotated[float, Option("share of the training over which it changes", least=0, most=1)] = 0.3
     frozen: Frozen = 0.03
     momentum: Momentum = 0.99
@@ -66,6 +79,13 @@ def distillation(config: DistillationSettings, data: "ImageData") -> dict[str, A
         "final_momentum": config.final_momentum,
         "total_steps": total_steps(config, data),
     }
+
+
+def refuse_warmup(config: DistillationSettings, data: "ImageData", given: Collection[str]) -> None:
+    """Raises UsageError for a warm-up that leads from a temperature to the same one."""
+    if "temperature_warmup" in given and config.warmup_teacher_temperature == config.teacher_temperature:
+        both = f"--warmup-teacher-temperature and --teacher-temperature, which are both {config.teacher_temperature:g}"
+        raise UsageError(f"--temperature-warmup: a run does not use it without a difference between {both}")
 
 
 def crop_backbone(config: CropSettings, data: "ImageData") -> nn.Module:

@@ -1,5 +1,6 @@
 """How ``fastssl train deepcluster`` runs DeepCluster: each epoch is a round, with clusters of the features that it starts with."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +41,12 @@ def build(config: DeepClusterSettings, data: "ImageData") -> DeepCluster:
     count = len(data.train)
     clusters = min(count, config.num_clusters or min(10000, max(2, count // 50)))
     return DeepCluster(backbone(config, data), count, num_clusters=clusters, components=config.components)
+
+
+def refuse_clusters(config: DeepClusterSettings, data: "ImageData", given: Collection[str]) -> None:
+    """Raises UsageError for more clusters than training images; those that cannot be read are found by the first round."""
+    if (wanted := config.num_clusters or 0) > (count := len(data.train)):
+        raise UsageError(f"--num-clusters {wanted}: must be at most {count}, the number of training images")
 
 
 def start_round(module: Any, epoch: int) -> Tensor:
@@ -118,6 +125,7 @@ RECIPE = image_recipe(
     load=load_indexed,
     arguments=view_and_index,
     monitor=cluster_scores,
+    refuse=refuse_clusters,
     each_round=start_round,
     steady=("classifier",),
     draw=draw,

@@ -34,7 +34,9 @@ class IJEPASettings(PatchSettings):
     lr: LearningRate = 1e-3
     knn_every: int = 2
     min_scale: float = 0.5
-    patch_size: Annotated[int | None, Option("side in pixels of the patches of --backbone vit", least=1)] = 8
+    patch_size: Annotated[
+        int | None, Option("side in pixels of the patches of --backbone vit", least=1, only_with=("backbone", "vit"))
+    ] = 8
     momentum: Momentum = 0.99
     final_momentum: FinalMomentum = 1.0
     num_targets: Annotated[int, Option("blocks of an image that are predicted", least=1)] = 4

@@ -20,7 +20,7 @@ class LeJEPASettings(ViewSettings):
     hidden_dim: HiddenDim = None
     projection_dim: ProjectionDim = 64
     lambda_param: Annotated[float, Option("weight of SIGReg; the rest is that of the views' agreement", least=0, most=1)] = 0.05
-    slices: Annotated[int, Option("directions that SIGReg looks along in each step", least=1)] = 256
+    slices: Annotated[int, Option("directions that SIGReg looks along in each step", least=1, unused_at=("lambda_param", 0))] = 256
     num_views: Annotated[int, Option("views of each image", least=2)] = 2
     statistics: Statistics = "global"
 
