@@ -10,7 +10,7 @@ from tests.methods.test_crop_methods import SMALL, Maps, transformer
 from tests.support.processes import run_processes
 
 PARTS, WHOLE = (slice(0, 6), slice(6, 9)), slice(0, 9)
-WHERE = (([0, 3, 7, 10], [0, 3, 10, 13]), ([2, 4], [8, 16]))  # masked crops of each part: their places there, and among all
+MASKED = ((0, 0), (0, 3), (1, 1), (1, 4), (0, 8), (1, 7))  # large crops that are masked: which crop of which image
 IDS = torch.arange(18).view(6, 3) % 16
 MADE = {
     "dino": lambda: DINO(Maps(), total_steps=9, **SMALL),
@@ -24,14 +24,13 @@ MADE = {
 
 def blocks(rows: slice) -> tuple[Tensor, Tensor]:
     """Which crops of a part are masked and where: those that are masked in the joined batch."""
-    if rows == WHOLE:
-        return torch.tensor([place for _, places in WHERE for place in places]), IDS
-    part = PARTS.index(rows)
-    return torch.tensor(WHERE[part][0]), IDS[:4] if part == 0 else IDS[4:]
+    own = [at for at, (_, image) in enumerate(MASKED) if rows.start <= image < rows.stop]
+    places = [MASKED[at][0] * (rows.stop - rows.start) + MASKED[at][1] - rows.start for at in own]
+    return torch.tensor(places), IDS[own]
 
 
 def trained(name: str, rows: slice) -> dict[str, Tensor]:
-    """Losses of four steps, and the parameters and buffers after them, by DDP where there are several processes."""
+    """Losses and gradients of four steps, and the parameters and buffers after them, by DDP where there are several processes."""
     torch.manual_seed(0)
     method = MADE[name]().double()
     large, local = torch.rand(2, 9, 3, 8, 8, dtype=torch.float64), torch.rand(3, 9, 3, 4, 4, dtype=torch.float64)
@@ -48,11 +47,23 @@ def trained(name: str, rows: slice) -> dict[str, Tensor]:
         loss.backward()
         seen[f"loss {step}"] = loss.detach()
         with torch.no_grad():
-            for p in method.parameters():
+            for key, p in method.named_parameters():
                 if p.grad is not None:
+                    seen[f"gradient {step} {key}"] = p.grad
                     p.sub_(p.grad, alpha=0.1)
                     p.grad = None
     return seen | {key: value.clone() for key, value in method.state_dict().items()}
+
+
+def assert_as_one(one: dict[str, Tensor], several: list[dict[str, Tensor]]) -> None:
+    """Each process has the gradients and the state of one with the joined batch, and the mean of the losses is its loss."""
+    for key, value in one.items():
+        first, *others = (made[key] for made in several)
+        if key.startswith("loss"):
+            first, others = torch.stack([first, *others]).mean(0), []
+        assert all(torch.equal(first, other) for other in others), key
+        torch.testing.assert_close(first, value, rtol=1e-6, atol=1e-9, msg=lambda said, key=key: f"{key}: {said}")
+    assert all(made.keys() == one.keys() for made in several) and sum(key.startswith("gradient") for key in one) > 7
 
 
 def work(rank: int, world: int, out: str) -> None:
@@ -70,11 +81,4 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("name", MADE)
 def test_two_processes_train_as_one_with_the_joined_batch(name, ranks):
-    one, (first, second) = trained(name, WHOLE), (made[name] for made in ranks)
-    assert one.keys() == first.keys()
-    for key, value in one.items():
-        ours, theirs = first[key], second[key]
-        if key.startswith("loss"):
-            ours = theirs = (ours + theirs) / 2
-        assert torch.equal(ours, theirs), key
-        torch.testing.assert_close(ours, value, rtol=1e-6, atol=1e-9, msg=lambda said, key=key: f"{key}: {said}")
+    assert_as_one(trained(name, WHOLE), [made[name] for made in ranks])
