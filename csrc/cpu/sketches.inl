@@ -3,7 +3,8 @@
 #include "cpu/lanes.h"
 
 // Quarter turns of step x: the whole ones, and what is left in [-1/2, 1/2]. They are counted in float64, so a large x keeps all its
-// digits: the phase is right to float32 while |step x| < 2^29. Beyond 2^51 adding kRound has no effect, and the phase is 0.
+// digits: the phase is right to float32 while |step x| < 2^29. From 2^51 on adding kRound rounds to more than whole numbers: what
+// is left may then be any number, and wave_of makes it one of [-1/2, 1/2]. Of infinity it is NaN.
 template <class L>
 static inline void quarters(const typename L::T* x, double scale, typename L::T* rest, int32_t* whole) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: adding it leaves the whole number in the low bits
@@ -16,11 +17,12 @@ static inline void quarters(const typename L::T* x, double scale, typename L::T*
   }
 }
 
-// Cosine and sine of (whole + rest) quarter turns; minimax polynomials with errors of 3e-9.
+// Cosine and sine of (whole + rest) quarter turns; minimax polynomials with errors of 3e-9. NaN stays NaN.
 template <class L>
-static inline void wave_of(typename L::V f, typename L::I whole, typename L::V& c, typename L::V& s) {
+static inline void wave_of(typename L::V rest, typename L::I whole, typename L::V& c, typename L::V& s) {
   using V = typename L::V;
   using I = typename L::I;
+  const V half = L::all(0.5f), below = half < rest ? half : rest, f = -half > below ? -half : below;
   const V t = f * f;
   V p = L::all(-0x1.2d9302p-8f);
   p = p * t + L::all(0x1.465e92p-4f);

@@ -187,8 +187,8 @@ def vicreg(
         group: a process group, or ``fastssl.distributed.Ranks``: all three terms are those of the rows of all its processes, as in
             ``barlow_twins``. None: this process's rows alone.
         form: "auto": N x N matrices where N < 3/4 D; or "gram" for N x N, "covariance" for D x D matrices whatever the shape. The
-            rounding of N x N matrices is that of the largest variance: where a column varies 1000 times as much as all others, the
-            covariance term is right to 1 %, its gradient to 1e-4. "covariance" has no such limit.
+            rounding of N x N matrices is that of the largest variance: where one column has a standard deviation 1000 times that of
+            all others, the covariance term is right to 1 %, its gradient to 1e-4. "covariance" has no such limit.
 
     Returns:
         The loss, a float32 scalar (float64 for float64 input). Differentiable once.

@@ -121,7 +121,8 @@ def sigreg(
 
     Returns:
         The loss, a float32 scalar (float64 for float64 input), the same in every process of ``group``. It can be differentiated
-        once, in z. Phases t x are right to float32 where ``|t x|`` is below 2^29.
+        once, in z. Phases t x are right to float32 where ``|t x|`` is below 2^29. From there on they lose digits until they
+        are arbitrary; loss and gradient are finite for all embeddings whose projections are.
 
     Raises:
         TypeError, ValueError: An argument is wrong; the message names it.

@@ -80,6 +80,18 @@ def test_a_large_projection_has_the_right_phase(size, isa):
         assert relative_error(found[0], truth[0]) < 1e-6 and relative_error(found[1], truth[1]) < 5e-6
 
 
+@pytest.mark.parametrize("size", [1e12, 1e15, 1e16, 1e18, 1e24, 3e37])
+def test_projections_without_phases_give_a_finite_loss(size, isa):
+    """The means of cosines and sines lie in [-1, 1] whatever the phases."""
+    z = size * torch.linspace(1.0, 2.0, 40).view(10, 4)
+    most = 10 * sum(2 * 3.0 / 16 * math.exp(-0.5 * t * t) * 5.0 for t in torch.linspace(0, 3, 17))  # (1 + 1)^2 + 1
+    found = value_and_gradient(lambda z: sigreg(z, directions=torch.eye(4)), z)
+    assert 0 <= found[0] <= most and found[1].isfinite().all()
+    infinite = z.clone()
+    infinite[3, 1] = torch.inf
+    assert sigreg(infinite, directions=torch.eye(4)).isnan()
+
+
 def test_float32_gradients_are_as_exact_as_those_with_a_sine_for_each_knot():
     z = sketched.embeddings((2, 256, 64))["z"]
     A = sketched.directions(z, 128)

@@ -3,7 +3,8 @@
     u = scale x quarter turns,    r = u - rint(u) in [-1/2, 1/2],    (cos, sin)(pi r / 2) by minimax polynomials, errors 3e-9,
     and the quadrant, rint(u) mod 4, exchanges them and sets their signs
 
-u is a float64, so the phase is right to float32 while |u| < 2^29. That is three float64 operations an element.
+u is a float64, so the phase is right to float32 while |u| < 2^29. That is three float64 operations an element. From |u| = 2^51 on
+r may come out as any number, and is made one of [-1/2, 1/2]: cosine and sine are then those of some angle.
 """
 
 import math
@@ -29,6 +30,7 @@ def wave(x, high, low):
     shifted = u + shift
     whole = shifted.to(tl.int64, bitcast=True).to(tl.int32)
     f = (u - (shifted - shift)).to(tl.float32)
+    f = tl.clamp(f, -0.5, 0.5, propagate_nan=tl.PropagateNan.ALL)
     t = f * f
     p = -0.00460165786 * t + 0.079680033
     p = p * t - 0.64596349

@@ -72,6 +72,13 @@ def test_a_large_projection_has_the_right_phase(size):
         assert relative_error(sums, reference.sigreg_sums(z.double(), one.double(), 3.0, knots)) < 3e-6
 
 
+@pytest.mark.parametrize("size", [1e15, 1e18, 3e37])
+def test_a_projection_without_a_phase_has_finite_sums(size):
+    z = size * torch.linspace(1.0, 2.0, 40).view(1, 40, 1)
+    sums = kernels.sigreg_sums(z, torch.ones(1, 1), 3.0, 17)
+    assert sums.abs().max() <= 40 * (1 + 1e-5)
+
+
 def test_what_is_not_finite_stays_so():
     z, directions = make((1, 20, 4), 5)
     z[0, 3, 1] = torch.inf
