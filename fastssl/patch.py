@@ -8,6 +8,7 @@ A program that ran without the patch must run with it. So where a drop-in refuse
 gets the call.
 """
 
+import dis
 import functools
 import importlib
 import inspect
@@ -53,7 +54,10 @@ class Patch:
             if _original(old) is new:
                 continue
             new = _with_way_back(new, old)
+            renamed = _call_itself(old, old.__name__, _own_name(old))
             bound = _rebind(library, old, new)
+            if renamed:
+                setattr(sys.modules[old.__module__], _own_name(old), old)
             if bound:
                 self._objects.append((old, new))
                 names += bound
@@ -69,6 +73,8 @@ class Patch:
         """Puts the originals back, also in modules that were imported in the meantime. A second call does nothing."""
         for old, new in self._objects:
             _rebind(self._library, new, old)
+            if _call_itself(old, _own_name(old), old.__name__):
+                delattr(sys.modules[old.__module__], _own_name(old))
         for cls, name, old in self._methods:
             if old is _ABSENT:
                 delattr(cls, name)
@@ -89,8 +95,8 @@ class Patch:
 def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     """Swaps a library's functions, classes and methods for the drop-ins, at once; also for the length of a ``with`` block.
 
-    What is swapped already stays so: an inner patch swaps nothing and puts nothing back. Objects that exist keep their class. A
-    class whose own methods call it by its name (``super(Name, self)``) keeps it in the module that defines it, for their sake.
+    What is swapped already stays so: an inner patch swaps nothing and puts nothing back. Objects that exist keep their class. Where
+    its methods call it by its name (``super(Name, self)``), they find it under another one until ``undo()``.
 
     Args:
         library: "contrastors", "dinov2", "dinov3", "FlagEmbedding", "grad_cache", "info_nce", "lightly", "open_clip",
@@ -212,9 +218,17 @@ def _methods(library: str, brought: Any = None) -> list[tuple]:
             known = VERSIONS.get(f"{cls}.{name}")
             if known is not None and hasattr(there, name) and not _ours(vars(there).get(name)) and not known(there):
                 raise ValueError(f"patch: {cls}.{name} of this version computes something else than the drop-in")
-            found.append((there, name, operator.attrgetter(replacement)(ours)))
+            found.append((there, name, _of_this_version(library, there, name, operator.attrgetter(replacement)(ours))))
             _check_arguments(f"{cls}.{name}", getattr(there, name, None), found[-1][2])
     return found
+
+
+def _of_this_version(library: str, there: Any, name: str, ours: Any) -> Any:
+    """The drop-in for the version that the user has, where other versions take other arguments."""
+    theirs = getattr(there, name, None)
+    if library != "swav" or not isinstance(theirs, FunctionType) or [*inspect.signature(theirs).parameters] != ["out"]:
+        return ours
+    return _original(theirs) if _ours(theirs) else _drop_ins(library)._of_script(there)
 
 
 def _check_arguments(where: str, theirs: Any, ours: Any) -> None:
@@ -262,6 +276,27 @@ def _tables(path: str, module: ModuleType) -> list[tuple[str, dict]]:
 
 def _names_itself(cls: Any) -> bool:
     """Whether a method of the class looks the class up by its name, as ``super(Name, self)`` does."""
-    if not isinstance(cls, type):
+    return any(cls.__name__ in f.__code__.co_names for f in _functions(cls))
+
+
+def _functions(cls: Any) -> list[FunctionType]:
+    return [f for f in vars(cls).values() if isinstance(f, FunctionType)] if isinstance(cls, type) else []
+
+
+def _own_name(cls: Any) -> str:
+    """What the methods of a class call it in its module while its name there is that of the drop-in."""
+    return f"_{cls.__name__}_before_the_patch"
+
+
+def _call_itself(cls: Any, old: str, new: str) -> bool:
+    """Makes the methods of a class that call it ``old`` call it ``new``, so that the module may bind ``old`` to something else.
+
+    Returns False, and changes nothing, where no method does so, and where ``old`` is the name of an attribute too.
+    """
+    named = [f for f in _functions(cls) if old in f.__code__.co_names]
+    uses = {step.opname for f in named for step in dis.get_instructions(f) if step.opcode in dis.hasname and step.argval == old}
+    if uses != {"LOAD_GLOBAL"}:
         return False
-    return any(isinstance(f, FunctionType) and cls.__name__ in f.__code__.co_names for f in vars(cls).values())
+    for f in named:
+        f.__code__ = f.__code__.replace(co_names=tuple(new if name == old else name for name in f.__code__.co_names))
+    return True

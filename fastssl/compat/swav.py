@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from fastssl.checks import check_float_dtype, check_whole
 from fastssl.distributed.ranks import Ranks
+from fastssl.loss.dino_modules import check_temperatures
 from fastssl.loss.sinkhorn import sinkhorn
 from fastssl.loss.swav import swav_loss as _of_crops
 
-from ._soft_targets import targets
+from ._soft_targets import balanced_targets, targets
 
-__all__ = ["distributed_sinkhorn", "swav_loss"]
+__all__ = ["distributed_sinkhorn", "sinkhorn_codes", "swav_loss"]
+
+
+def _check_matrix(op: str, name: str, rows: Tensor, shape: str) -> None:
+    if not isinstance(rows, Tensor) or rows.dim() != 2:
+        got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"{op}: {name} must be a tensor {shape}, got {got}")
+    check_float_dtype(op, name, rows)
 
 
 @torch.no_grad()
 def distributed_sinkhorn(Q: Tensor, nmb_iters: int) -> Tensor:
     """Codes (B, K) of ``Q = exp(out / epsilon).t()`` (K, B), balanced over all processes; works alone too.
 
+    The script had this function until April 2021; ``distributed_sinkhorn(out)``, which it has now, is ``sinkhorn_codes`` here.
     ``Q`` is not changed. Entries that are 0 or infinite count as the smallest and the largest number of their dtype, where the
     original gives NaN. Logits that overflow in the exponential are better left to ``swav_loss``, which takes them as they are.
 
@@ -40,13 +50,49 @@ def distributed_sinkhorn(Q: Tensor, nmb_iters: int) -> Tensor:
         (torch.Size([8, 30]), True)
     """
     op = "distributed_sinkhorn"
-    if not isinstance(Q, Tensor) or Q.dim() != 2:
-        raise TypeError(f"{op}: Q must be a tensor (K, B), got {tuple(Q.shape) if isinstance(Q, Tensor) else type(Q).__name__}")
-    check_float_dtype(op, "Q", Q)
+    _check_matrix(op, "Q", Q, "(K, B)")
     limits = torch.finfo(Q.dtype)
     logits = Q.t().clamp(limits.tiny, limits.max)
     logits = logits.to(torch.promote_types(Q.dtype, torch.float32)).log_().contiguous()
     return targets(logits, sinkhorn(logits, 1.0, nmb_iters, group=Ranks(even=True)), 1.0)
+
+
+def sinkhorn_codes(out: Tensor, epsilon: float, sinkhorn_iterations: int) -> Tensor:
+    """Codes (B, K) of logits, balanced over all processes: ``distributed_sinkhorn(out)`` of the script as it is now.
+
+    There ``epsilon`` and ``sinkhorn_iterations`` are read from the global ``args``, as ``fastssl.patch("swav", main_swav)`` does.
+    Logits may have any size, and ``out`` is not changed.
+
+    Args:
+        out: (B, K) float, products of embeddings with prototypes; of a queue too. A constant.
+        epsilon: the temperature, above 0: ``args.epsilon``.
+        sinkhorn_iterations: passes, from 1 to 65,536: ``args.sinkhorn_iterations``.
+
+    Returns:
+        Codes (B, K), float32 (float64 for float64 input); each row adds up to 1.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Examples:
+        >>> codes = sinkhorn_codes(torch.randn(8, 30), 0.05, 3)
+        >>> codes.shape, bool((codes.sum(1) - 1).abs().max() < 1e-5)
+        (torch.Size([8, 30]), True)
+    """
+    op = "sinkhorn_codes"
+    _check_matrix(op, "out", out, "(B, K)")
+    check_temperatures(op, epsilon=epsilon)
+    passes = check_whole(op, "sinkhorn_iterations", sinkhorn_iterations, 1, 65536)
+    return balanced_targets(out, epsilon, passes, None)
+
+
+def _of_script(script: ModuleType) -> Callable[[Tensor], Tensor]:
+    """``distributed_sinkhorn(out)`` of a module, whose global ``args`` is read at each call."""
+
+    def distributed_sinkhorn(out: Tensor) -> Tensor:
+        return sinkhorn_codes(out, script.args.epsilon, script.args.sinkhorn_iterations)
+
+    return distributed_sinkhorn
 
 
 def swav_loss(

@@ -1,6 +1,7 @@
 """``fastssl.patch`` on what is on no index: modules of the tests' own with the names of DINOv2, DINOv3 and of SwAV's script."""
 
 import sys
+from argparse import Namespace
 from types import ModuleType
 
 import pytest
@@ -61,3 +62,28 @@ def test_patch_of_the_script_of_swav():
         assert_close(script.distributed_sinkhorn(Q, 3), swav.distributed_sinkhorn(Q, 3))
         assert script.distributed_sinkhorn(Q.bool(), 3) == "theirs"  # ours refuses it
     assert script.distributed_sinkhorn(Q, 3) == "theirs"
+
+
+def test_patch_of_the_script_of_swav_as_it_is_now():
+    """Its function takes logits, and reads the rest from the global ``args``, which ``main`` sets after the patch."""
+    script = ModuleType("main_swav")
+    exec("import torch\n@torch.no_grad()\ndef distributed_sinkhorn(out):\n    return 'theirs'", vars(script))
+    before = script.distributed_sinkhorn
+    out = torch.randn(40, 6, requires_grad=True)
+    with fastssl.patch("swav", script) as patch:
+        assert patch.names == ("main_swav.distributed_sinkhorn",)
+        assert fastssl.patch("swav", script).names == ()
+        for epsilon, passes in ((0.05, 3), (0.3, 1)):
+            script.args = Namespace(epsilon=epsilon, sinkhorn_iterations=passes)
+            found, Q = script.distributed_sinkhorn(out), torch.exp(out.detach() / epsilon).t()
+            assert_close(found, swav.distributed_sinkhorn(Q, passes))
+            assert not found.requires_grad
+        assert script.distributed_sinkhorn(out > 0) == "theirs"  # ours refuses it
+    assert script.distributed_sinkhorn is before
+    for arguments, error, match in (
+        ((out[0], 0.05, 3), TypeError, "sinkhorn_codes: out must be a tensor \\(B, K\\), got \\(6,\\)"),
+        ((out, 0.0, 3), ValueError, "epsilon must be above 0"),
+        ((out, 0.05, 0), ValueError, "sinkhorn_iterations must be"),
+    ):
+        with pytest.raises(error, match=match):
+            swav.sinkhorn_codes(*arguments)
