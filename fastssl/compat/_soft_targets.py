@@ -65,9 +65,10 @@ def crops_of(op: str, name: str, crops: Sequence[Tensor] | Tensor) -> Tensor:
             and _starts_a_row(crops[0], base)
             and all(_is_part(crop, crops[0], base, i) for i, crop in enumerate(crops))
         ):
-            first = (crops[0].storage_offset() - base.storage_offset()) // crops[0].shape[1]
-            rows = base.flatten(0, -2)[first : first + len(crops) * crops[0].shape[0]]
-            return rows.view(len(crops), *crops[0].shape)
+            first, count = (crops[0].storage_offset() - base.storage_offset()) // crops[0].shape[1], len(crops) * len(crops[0])
+            rows = base.flatten(0, -2)
+            if count == len(rows) or not base.requires_grad:  # the gradient of a part would be as large as the whole, zeros around
+                return rows[first : first + count].view(len(crops), *crops[0].shape)
     return stacked(op, name, crops)
 
 
@@ -198,7 +199,7 @@ class PatchLoss(LateCenter):
             TypeError, ValueError: as ``ibot_loss``.
         """
         student, teacher = student_patch_tokens_masked, teacher_patch_tokens_masked
-        if n_masked_patches is not None:
+        if n_masked_patches is not None and n_masked_patches < len(student):  # a slice would copy the gradient
             student, teacher = student[:n_masked_patches], teacher[:n_masked_patches]
         if masks_weight is None:
             masks_weight = patch_weights(student_masks_flat, rows=len(student))

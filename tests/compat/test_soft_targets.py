@@ -287,6 +287,33 @@ def test_dinov2_sums_and_dinov3_averages():
         assert_close(found, value_and_grads(kept.mean(), [logits]))
 
 
+def test_dinov2_gives_a_part_of_the_logits_a_gradient_of_its_size():
+    """Its trainer splits what one head makes of local crops, global crops and patches; zeros around a part would be as large."""
+    rows = draw(20 + 10 + 7, K).requires_grad_()
+    crops, both, patches = (rows * 1.0).split([20, 10, 7])
+    targets = torch.softmax(draw(2, 5, K, seed=1), -1)
+    loss = dinov2.DINOLoss(K)(crops.chunk(4), targets) + dinov2.DINOLoss(K)([both], [targets.flatten(0, 1)])
+    mask = torch.ones(7, 1, dtype=torch.bool)
+    loss = loss + dinov2.iBOTPatchLoss(K).forward_masked(patches, targets.flatten(0, 1)[:7], mask, n_masked_patches=7)
+    assert "SplitWithSizesBackward0" in nodes(loss.grad_fn) and "SliceBackward0" not in nodes(loss.grad_fn)
+    (found,) = torch.autograd.grad(loss, rows)
+    wanted = [softmax_gradient(rows[:20].view(4, 1, 5, K), targets, 5), softmax_gradient(rows[20:30], targets.flatten(0, 1), 10)]
+    wanted = [wanted[0].sum(1).flatten(0, 1), wanted[1], softmax_gradient(rows[30:], targets.flatten(0, 1)[:7], 7)]
+    assert_close(found, torch.cat(wanted))
+    (found,) = torch.autograd.grad(crops_of("", "", (2.0 * rows).chunk(37)).sum(), rows)  # all of a tensor
+    assert_close(found, torch.full_like(rows, 2.0))
+
+
+def softmax_gradient(logits, targets, count: int) -> torch.Tensor:
+    """That of the mean over ``count`` rows of the cross-entropy at a temperature of 0.1, where targets add up to 1."""
+    return (torch.softmax(logits.detach() / 0.1, -1) - targets) / (0.1 * count)
+
+
+def nodes(node) -> set[str]:
+    """The names in the graph behind a node."""
+    return {node.name()}.union(*(nodes(earlier) for earlier, _ in node.next_functions if earlier is not None))
+
+
 @pytest.mark.parametrize("module", [dinov2, dinov3], ids=["v2", "v3"])
 def test_patches_of_dinov2_and_dinov3(module):
     criterion, mask = module.iBOTPatchLoss(K), masks()
