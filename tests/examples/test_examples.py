@@ -42,6 +42,18 @@ SCRIPTS = {
     "supcontrast.main_supcon": (),
     "supcontrast.main_supcon --method SimCLR": (),
 }
+#: one of each pair a day
+PAIRS = {
+    "lightly.barlow_vicreg --width 256": ("lightly", "torchvision"),
+    "lightly.barlow_vicreg --width 256 --loss VICRegLoss": ("lightly", "torchvision"),
+    "lightly.multi_crop --prototypes 64 --local_crops 2": ("lightly", "torchvision"),
+    "lightly.multi_crop --prototypes 64 --local_crops 2 --loss SwaVLoss": ("lightly", "torchvision"),
+    "dinov2.train --head_n_prototypes 256 --local_crops_number 2": (),
+    "dinov2.train --head_n_prototypes 256 --local_crops_number 2 --centering centering": (),
+    "swav.main_swav --nmb_prototypes 64 --local_crops 2 --queue_batches 1": (),
+    "swav.main_swav --nmb_prototypes 64 --local_crops 2 --queue_batches 1 --swap patch": (),
+}
+SCRIPTS |= {script: PAIRS[script] for script in of_today(PAIRS, 2)}
 #: scripts of several processes
 TOGETHER = (
     "torchrun.simclr",

@@ -39,14 +39,12 @@ FILES: dict[str, str] = {
     "test_dist__gather__losses.py": "a file of lightly",
     "test_modeling_common.py": "a file of transformers",
     "test_cmnrl.py": "a file of sentence-transformers",
-    "main_swav.py": "a file of facebookresearch/swav",
     "val/val_annotations.txt": "a file of Tiny ImageNet",
 }
 
 #: Names in backquotes that no code here has.
 NAMES: dict[str, str] = {
     "_lerp_": "a function of timm",
-    "pairwise_distance": "an attribute of lightly's KoLeoLoss",
     "apply_update_": "a method of timm",
     "apply_update_no_buffers_": "a method of timm",
     "add_contrastive_loss": "a function of google-research/simclr",
