@@ -2,8 +2,9 @@
 
     KoLeo: N rows of width D.     Masked latents: K of the L tokens of each of N samples, width D, smooth L1, normalised target
 
-The limit of masked latents is that of the updates: their bytes at the rate of this machine's memory. That of KoLeo is the time of
-the one product N x N x D. "eager" is the plain PyTorch form of ``fastssl/testing/latent_updates.py``. Imports ``workloads``.
+The limit of masked latents is that of the updates: their bytes at the rate of this machine's memory. That of KoLeo is half the
+time of the product N x N x D, of which a triangle is enough. "eager" is the plain PyTorch form of
+``fastssl/testing/latent_updates.py``. Imports ``workloads``.
 """
 
 import torch

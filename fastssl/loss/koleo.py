@@ -18,9 +18,10 @@ from fastssl.checks import accumulator_dtype, check_flag, check_matrix, check_nu
 from fastssl.distributed.collectives import known, world_size
 from fastssl.distributed.neighbours import neighbours_of_all
 from fastssl.ops.gather_tokens import gather_tokens
+from fastssl.ops.koleo import koleo_terms, koleo_terms_of
+from fastssl.ops.nearest_in_groups import nearest_in_groups
 
 from .parts.arguments import enter, together
-from .parts.neighbours import nearest_in_groups
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -79,16 +80,29 @@ def koleo(
         if group_size <= topk:
             raise ValueError(f"{op}: group_size must be above topk = {topk}, got {group_size}")
     joined = together(op, group, z, p=p, topk=topk, eps=eps, group_size=group_size)
-    wide = z.to(accumulator_dtype(z))
-    x = wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(eps)
     if joined is None:
         size = _checked_size(op, z.shape[0], topk, group_size)
-        near = gather_tokens(x[None], nearest_in_groups(x, topk, size).view(1, -1)).view(-1, topk, z.shape[1])
-    else:
-        near = neighbours_of_all(joined, x, topk, group_size)
-    distance = torch.linalg.vector_norm(x[:, None] - near + eps, p, dim=2)
-    losses = -(distance + eps).log()  # (N, topk)
-    return losses.mean() if joined is None else joined.mean(losses.sum(), topk)
+        return (koleo_terms(z, topk, size, eps) if p == 2.0 else _terms(z, topk, size, p, eps)).mean()
+    x = _unit(z, eps)
+    near = neighbours_of_all(joined, x, topk, group_size)
+    return joined.mean((koleo_terms_of(x, near, eps) if p == 2.0 else _terms_of(x, near, p, eps)).sum(), topk)
+
+
+def _unit(z: Tensor, eps: float) -> Tensor:
+    wide = z.to(accumulator_dtype(z))
+    return wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(eps)
+
+
+def _terms(z: Tensor, topk: int, size: int, p: float, eps: float) -> Tensor:
+    """``koleo_terms`` for any p."""
+    x = _unit(z, eps)
+    near = gather_tokens(x[None], nearest_in_groups(x, topk, size).view(1, -1))
+    return _terms_of(x, near.view(-1, topk, z.shape[1]), p, eps)
+
+
+def _terms_of(x: Tensor, near: Tensor, p: float, eps: float) -> Tensor:
+    """``koleo_terms_of`` for any p."""
+    return -(torch.linalg.vector_norm(x[:, None] - near + eps, p, dim=2) + eps).log()
 
 
 def _checked_size(op: str, rows: int, topk: int, group_size: int | None) -> int:

@@ -89,7 +89,7 @@ def _sorted_slices(z, directions, quantiles, gradient, out_shape=None) -> int:
 
 
 def _nearest(rows, count, size, *_, out_shape=None) -> int:
-    return 2 * rows[0] * size * rows[1]
+    return rows[0] * size * rows[1]
 
 
 FORMULAS = {

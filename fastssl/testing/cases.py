@@ -245,7 +245,7 @@ CASES = {
             _L.rows,
             _F.koleo,
             _L.koleo,
-            flops=lambda s: 2 * s[0] ** 2 * s[1],
+            flops=lambda s: s[0] ** 2 * s[1],
             bytes=lambda s, itemsize: 2 * math.prod(s) * itemsize,
             shapes=((2, 3), (8, 16), (65, 20)),
         ),

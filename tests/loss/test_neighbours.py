@@ -5,12 +5,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import ready_torchvision
-from fastssl.distributed import neighbours as limits
 from fastssl.functional import koleo
 from fastssl.loss import KoLeoLoss
-from fastssl.loss.parts import neighbours
+from fastssl.ops._register import OWNERS
+from fastssl.ops.nearest_in_groups import nearest_in_groups
+from fastssl.reference import nearest_in_groups as search
+from fastssl.reference.koleo import koleo_bwd
 from fastssl.testing.latents import koleo as eager
 from fastssl.testing.latents import rows
+
+
+of_cpp = pytest.mark.skipif(OWNERS["koleo_bwd"]["CPU"] != "C++", reason="what the C++ kernels promise")
 
 
 def value_and_gradient(call, z):
@@ -50,20 +55,92 @@ def test_opposite_rows_are_each_others_neighbours():
     assert cosines.argmax(1).tolist() == [0, 0]  # the first row finds itself
 
 
-@pytest.mark.parametrize("elements", [1, 40, 1 << 22])
+@pytest.mark.parametrize("p", [2.0, 1.5])
 @pytest.mark.parametrize("topk, size", [(1, None), (3, None), (1, 6), (2, 3)])
-def test_neighbours_in_blocks_and_groups(topk, size, elements, monkeypatch):
-    for module in (neighbours, limits):
-        monkeypatch.setattr(module, "BLOCK_ELEMENTS", elements)
+def test_several_neighbours_and_groups(topk, size, p):
     z = rows((12, 5), torch.float64)["z"]
-    how = {"topk": topk, "group_size": size}
+    how = {"topk": topk, "group_size": size, "p": p}
     torch.testing.assert_close(value_and_gradient(lambda t: koleo(t, **how), z), value_and_gradient(lambda t: eager(t, **how), z))
+
+
+def by_hand(x, topk, size):
+    """Of all similarities."""
+    similarity = x @ x.T
+    group = torch.arange(len(x)) // size
+    similarity[group[:, None] != group] = -torch.inf
+    return similarity.fill_diagonal_(-torch.inf).topk(topk, 1).indices
+
+
+@pytest.mark.parametrize("elements", [1, 40, 1 << 22])
+@pytest.mark.parametrize("topk, size", [(1, 12), (3, 12), (1, 6), (2, 3)])
+def test_the_search_in_plain_pytorch_by_blocks(topk, size, elements, monkeypatch):
+    monkeypatch.setattr(search, "BLOCK_ELEMENTS", elements)
+    x = rows((12, 5), torch.float64)["z"]
+    assert torch.equal(search.nearest_in_groups(x, topk, size), by_hand(x, topk, size))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("count, size", [(7, 7), (65, 65), (260, 130), (1200, 1200), (96, 3)])
+@pytest.mark.parametrize("topk", [1, 2])
+def test_the_search_by_tiles(count, size, topk, threads):
+    """One tile, a ragged one, tiles of several groups, and rows wider than a tile."""
+    x = torch.nn.functional.normalize(rows((count, 40), torch.float64)["z"], dim=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, narrow = nearest_in_groups(x, topk, size), nearest_in_groups(x.float(), topk, size)
+    finally:
+        torch.set_num_threads(before)
+    wanted = by_hand(x, topk, size)
+    assert torch.equal(found, wanted)
+    similarity = x @ x.T
+    assert (narrow // size == wanted // size).all() and (narrow != torch.arange(count)[:, None]).all()
+    torch.testing.assert_close(similarity.gather(1, narrow), similarity.gather(1, wanted), rtol=0, atol=1e-6)
+
+
+@of_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equally_similar_rows_the_first_is_found(dtype):
+    """Entries of 1 / 2 make all products exact: four different rows, each of them many times."""
+    x = (0.5 * torch.tensor([[1, 1, 1, 1], [1, -1, 1, 1], [1, 1, -1, 1], [-1, -1, 1, 1]], dtype=dtype)).repeat(600, 1)
+    found = nearest_in_groups(x, 2, len(x))
+    first = torch.arange(4).repeat(600)
+    assert torch.equal(found[8:], torch.stack([first, first + 4], 1)[8:])
+    assert found[:4].tolist() == [[4, 8], [5, 9], [6, 10], [7, 11]] and found[4:8, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_shows_in_its_group(value):
+    z = rows((8, 5))["z"]
+    z[5, 2] = value
+    for topk in (1, 2):
+        loss, gradient = value_and_gradient(lambda t: koleo(t, topk=topk, group_size=4), z)  # noqa: B023
+        assert loss.isnan() and gradient[4:].isnan().all() and gradient[:4].isfinite().all()
+        assert value_and_gradient(lambda t: eager(t, topk=topk, group_size=4), z)[1][4:].isnan().all()  # noqa: B023
+
+
+@of_cpp
+def test_the_gradient_has_the_same_bits_with_any_number_of_threads():
+    z = rows((300, 70))["z"]
+    x, norm = torch.ops.fastssl.koleo_rows(z, 1e-8)
+    place = torch.arange(300)
+    shared = torch.stack([place % 7 * 9, place % 5 * 11 + 100], 1)  # rows that are neighbours of many
+    ids = torch.where(shared == place[:, None], shared + 1, shared)
+    terms, distance = torch.ops.fastssl.koleo_fwd(x, ids, 1e-8)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(torch.ops.fastssl.koleo_bwd(terms, x, ids, distance, norm, 1e-8, 300, torch.float32))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    plain = koleo_bwd(terms.double(), x.double(), ids, distance.double(), norm.double(), 1e-8, 300, torch.float64)
+    torch.testing.assert_close(found[0].double(), plain, rtol=1e-4, atol=1e-5)
 
 
 def test_flops_are_counted():
     with FlopCounterMode(display=False) as counter:
         koleo(rows((12, 5))["z"], group_size=4)
-    assert counter.get_total_flops() == 2 * 12 * 4 * 5
+    assert counter.get_total_flops() == 12 * 4 * 5
 
 
 def test_equal_rows_have_a_finite_loss_and_gradient():

@@ -90,6 +90,13 @@ def _latents(monkeypatch, module: ModuleType):
     return module.masked_latent_one_pass(pred, target, ids, None, "l1", 1.0, True, 1e-5, True)
 
 
+def _neighbours(monkeypatch, module: ModuleType):
+    x = torch.randn(5, 24)
+    ids = torch.tensor([[1], [0], [1], [4], [700]])  # the last one names no row
+    distance = module.koleo_fwd(x, ids, 1e-3)[1]
+    return module.koleo_bwd(torch.ones(5, 1), x, ids, distance, torch.ones(5), 1e-3, 5, torch.float32)
+
+
 def _chunks(monkeypatch, chunked: ModuleType):
     n, ids = 5, torch.arange(5)
     new = lambda *shape: torch.empty(*shape)  # noqa: E731
@@ -189,6 +196,14 @@ FAULTS = {
     "a gradient whose last rows have no mask": Fault(
         "masked_latent", _latents, "mask=inside[:, None] & there)", "mask=there)",
         "oob_write", "masked_latent_kernel", "tl.store(dpred_ptr",
+    ),
+    "a neighbour that is no row": Fault(
+        "koleo", _neighbours, "known = (ids >= 0) & (ids < M)", "known = ids >= 0",
+        "oob_read", "koleo_fwd_kernel", "tl.load(ptr + places",
+    ),
+    "a grid with one row too many": Fault(
+        "koleo", _neighbours, "koleo_bwd_kernel, (count,)", "koleo_bwd_kernel, (count + 1,)",
+        "oob_read", "koleo_bwd_kernel", "tl.load(x_ptr + row",
     ),
     "a grid with one program too many, which reads": Fault(
         "similarity_chunked", _chunks, "chunk_rows_kernel[(s.shape[0],)]", "chunk_rows_kernel[(s.shape[0] + 1,)]",

@@ -11,7 +11,7 @@ import sys
 import torch
 from triton.runtime import JITFunction
 
-from fastssl.kernels import masked_latent, sinkhorn, soft_cross_entropy
+from fastssl.kernels import koleo, masked_latent, sinkhorn, soft_cross_entropy
 from fastssl.testing.compile import offline
 
 from .compile import TARGET, families, verdict
@@ -70,6 +70,19 @@ def latents(p, tokens, width, loss, dtype=BF16, weight=False, normalize=True):
     return call
 
 
+def neighbours(n, width, topk=1, dtype=BF16):
+    """Rows at unit length, their terms, and the gradients of the rows before and after."""
+    ids = torch.zeros(n, topk).long()
+
+    def call():
+        x, norm = koleo.koleo_rows(new(n, width, dtype=dtype), 1e-8)
+        terms, distance = koleo.koleo_fwd(x, ids, 1e-8)
+        koleo.koleo_bwd(terms, x, ids, distance, norm, 1e-8, n, dtype)
+        koleo.koleo_bwd(torch.ones(1, 1).expand(n, topk), x, ids, distance, None, 1e-8, n, F32)
+
+    return call
+
+
 #: Calls whose launches are compiled, and those that are compiled with --all alone.
 CALLS = {
     "iBOT": rows(4915, 65536, bias=1, weight=True),
@@ -86,6 +99,7 @@ CALLS = {
     "ones": rows(1, 1, F32, bias=1),
     "V-JEPA": latents(24, 2048, 1024, "smooth_l1", weight=True),
     "I-JEPA": latents(128, 196, 1280, "l1"),
+    "KoLeo": neighbours(256, 1024),
 }
 MORE = {
     "loss": rows(4915, 65536, bias=1, gradient=False),
@@ -106,9 +120,14 @@ MORE = {
     "odd latents": latents(24, 196, 1001, "smooth_l1", weight=True),
     "odd wide latents": latents(3, 9, 5001, "power", F32, weight=True),
     "one latent": latents(1, 2, 1, "l1", F32),
+    "narrow KoLeo": neighbours(4096, 128, topk=3),
+    "wide KoLeo": neighbours(64, 8192),
+    "odd KoLeo": neighbours(33, 1001, topk=2, dtype=F32),
+    "odd wide KoLeo": neighbours(9, 5001),
 }
 #: Calls whose rows do not begin at multiples of 16 bytes.
 UNEVEN = {"odd", "ones", "odd Sinkhorn", "scale float32", "odd latents", "odd wide latents", "one latent"}
+UNEVEN |= {"odd KoLeo", "odd wide KoLeo"}
 
 
 def cases(everything: bool) -> list[bool]:

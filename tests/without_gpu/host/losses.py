@@ -25,6 +25,7 @@ from triton.runtime import JITFunction
 from fastssl import kernels
 from fastssl.functional import moco_loss, similarity_lse
 from fastssl.kernels import (
+    koleo,
     masked_latent,
     normalize,
     sigmoid_pair,
@@ -108,6 +109,7 @@ def _serve_the_cpu() -> torch.library.Library:
         (normalize, ("normalize_pair_fwd", "normalize_pair_bwd")),
         (softplus_sum, ("softplus_sum_fwd", "softplus_sum_bwd")),
         (masked_latent, tuple(f"masked_latent_{way}" for way in ("fwd", "one_pass", "bwd"))),
+        (koleo, ("koleo_rows", "koleo_fwd", "koleo_bwd")),
         (sigreg, ("sigreg_sums", "sigreg_loss", "sigreg_bwd")),
         (unit_columns, ("unit_columns",)),
     ):
@@ -169,6 +171,8 @@ STEPS = [
     ("siglip", (70, 300), BF16),
     ("masked_latent", (64, 768), BF16),
     ("masked_latent_weighted", (9, 5000), F16),
+    ("koleo", (256, 1024), BF16),
+    ("koleo", (9, 5000), F16),
     ("sigreg", (600, 128), F16),
     ("lejepa", (60, 40), F32),
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import fastssl.functional as functional
 import fastssl.loss.sigreg as sigreg_loss
+import fastssl.ops.koleo as koleo_op
 import fastssl.ops.masked_latent as latent_op
 import fastssl.ops.normalize as normalize_op
 import fastssl.ops.sigmoid_pair as sigmoid_op
@@ -40,6 +41,8 @@ def triton_ops(monkeypatch):
         monkeypatch.setattr(limited_op, op, launcher("similarity_limited", f"similarity_limited{op}"))
     for op in ("_fwd", "_in_place", "_scale"):
         monkeypatch.setattr(soft_op, op, launcher("soft_cross_entropy", f"soft_cross_entropy{op}"))
+    for op in ("_rows", "_fwd", "_bwd"):
+        monkeypatch.setattr(koleo_op, op, launcher("koleo", f"koleo{op}"))
     for op in ("sums", "loss", "bwd"):
         monkeypatch.setattr(sigreg_loss, f"sigreg_{op}", launcher("sigreg", f"sigreg_{op}"))
     monkeypatch.setattr(columns_op, "_unit_columns", launcher("unit_columns", "unit_columns"))
@@ -48,14 +51,7 @@ def triton_ops(monkeypatch):
 
 SMALL = {"similarity_symmetric": (30, 30, 24), "similarity_two_sided": (20, 37, 33), "similarity_one_pass": (21, 37, 24)}
 SMALL |= {"similarity_cross": (20, 37, 33), "similarity_limited": (20, 37, 33), "sigmoid_pair": (20, 37, 33)}
-NOT_TRITON = (
-    "gather_tokens",
-    "restore_tokens",
-    "embed_visible",
-    "patch_loss",
-    "koleo",
-    "sorted_slices",
-)  # CUDA C++, or plain PyTorch
+NOT_TRITON = ("gather_tokens", "restore_tokens", "embed_visible", "patch_loss", "sorted_slices")  # CUDA C++, or plain PyTorch
 SMALL |= {name: (17, 20) for name in CASES if name not in SMALL and not name.startswith(NOT_TRITON)} | {"dcl": (9, 12)}
 
 
