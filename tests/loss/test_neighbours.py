@@ -14,7 +14,6 @@ from fastssl.reference.koleo import koleo_bwd
 from fastssl.testing.latents import koleo as eager
 from fastssl.testing.latents import rows
 
-
 of_cpp = pytest.mark.skipif(OWNERS["koleo_bwd"]["CPU"] != "C++", reason="what the C++ kernels promise")
 
 
