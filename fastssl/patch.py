@@ -8,7 +8,6 @@ A program that ran without the patch must run with it. So where a drop-in refuse
 gets the call.
 """
 
-import dis
 import functools
 import importlib
 import inspect
@@ -54,10 +53,7 @@ class Patch:
             if _original(old) is new:
                 continue
             new = _with_way_back(new, old)
-            renamed = _call_itself(old, old.__name__, _own_name(old))
             bound = _rebind(library, old, new)
-            if renamed:
-                setattr(sys.modules[old.__module__], _own_name(old), old)
             if bound:
                 self._objects.append((old, new))
                 names += bound
@@ -73,8 +69,7 @@ class Patch:
         """Puts the originals back, also in modules that were imported in the meantime. A second call does nothing."""
         for old, new in self._objects:
             _rebind(self._library, new, old)
-            if _call_itself(old, _own_name(old), old.__name__):
-                delattr(sys.modules[old.__module__], _own_name(old))
+            _answer_no_more(sys.modules[old.__module__], new)
         for cls, name, old in self._methods:
             if old is _ABSENT:
                 delattr(cls, name)
@@ -95,8 +90,8 @@ class Patch:
 def patch(library: str, target: type | ModuleType | None = None) -> Patch:
     """Swaps a library's functions, classes and methods for the drop-ins, at once; also for the length of a ``with`` block.
 
-    What is swapped already stays so: an inner patch swaps nothing and puts nothing back. Objects that exist keep their class. Where
-    its methods call it by its name (``super(Name, self)``), they find it under another one until ``undo()``.
+    What is swapped already stays so: an inner patch swaps nothing and puts nothing back. Objects that exist keep their class, and
+    methods that call it by its name (``super(Name, self)``) still find it.
 
     Args:
         library: "contrastors", "dinov2", "dinov3", "FlagEmbedding", "grad_cache", "info_nce", "lightly", "open_clip",
@@ -257,9 +252,11 @@ def _rebind(library: str, old: Any, new: Any) -> list[str]:
         if path.partition(".")[0] != library or not isinstance(module, ModuleType):
             continue
         for name in [name for name, value in vars(module).items() if value is old]:
-            if not (path == getattr(old, "__module__", None) and _names_itself(old)):
+            if path == getattr(old, "__module__", None) and _names_itself(old):
+                _answer(module, name, new)
+            else:
                 setattr(module, name, new)
-                names.append(f"{path}.{name}")
+            names.append(f"{path}.{name}")
         for where, table in _tables(path, module):
             for key in [key for key, value in table.items() if value is old]:
                 table[key] = new
@@ -276,27 +273,24 @@ def _tables(path: str, module: ModuleType) -> list[tuple[str, dict]]:
 
 def _names_itself(cls: Any) -> bool:
     """Whether a method of the class looks the class up by its name, as ``super(Name, self)`` does."""
-    return any(cls.__name__ in f.__code__.co_names for f in _functions(cls))
-
-
-def _functions(cls: Any) -> list[FunctionType]:
-    return [f for f in vars(cls).values() if isinstance(f, FunctionType)] if isinstance(cls, type) else []
-
-
-def _own_name(cls: Any) -> str:
-    """What the methods of a class call it in its module while its name there is that of the drop-in."""
-    return f"_{cls.__name__}_before_the_patch"
-
-
-def _call_itself(cls: Any, old: str, new: str) -> bool:
-    """Makes the methods of a class that call it ``old`` call it ``new``, so that the module may bind ``old`` to something else.
-
-    Returns False, and changes nothing, where no method does so, and where ``old`` is the name of an attribute too.
-    """
-    named = [f for f in _functions(cls) if old in f.__code__.co_names]
-    uses = {step.opname for f in named for step in dis.get_instructions(f) if step.opcode in dis.hasname and step.argval == old}
-    if uses != {"LOAD_GLOBAL"}:
+    if not isinstance(cls, type):
         return False
-    for f in named:
-        f.__code__ = f.__code__.replace(co_names=tuple(new if name == old else name for name in f.__code__.co_names))
-    return True
+    return any(isinstance(f, FunctionType) and cls.__name__ in f.__code__.co_names for f in vars(cls).values())
+
+
+class _Answering(ModuleType):
+    """A module that answers with a drop-in where its own functions, which read its globals, still find the original."""
+
+
+def _answer(module: ModuleType, name: str, new: Any) -> None:
+    """Whoever asks the module for ``name``, or imports it from there, gets ``new``."""
+    if not isinstance(module, _Answering):
+        module.__class__ = type("AnsweringModule", (_Answering, type(module)), {})
+    setattr(type(module), name, property(lambda _: new))
+
+
+def _answer_no_more(module: ModuleType, new: Any) -> None:
+    """Undoes ``_answer``."""
+    answers = vars(type(module)).items() if isinstance(module, _Answering) else ()
+    for name in [name for name, value in answers if isinstance(value, property) and getattr(module, name) is new]:
+        delattr(type(module), name)

@@ -136,11 +136,19 @@ def options(images: Path, out: Path) -> list[str]:
     return ["train", "simclr", *where, *size]
 
 
-def by_torchrun(argv: list[str]) -> None:
+def write_into(said: Path) -> None:
+    """Appends what this process prints to a file: a server that forks processes may have been started with other streams."""
+    with said.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+
+def by_torchrun(said: Path, argv: list[str]) -> None:
     """A process of torchrun. In the first start the second process is killed in its second epoch."""
     from fastssl.__main__ import main
     from fastssl.train import loop
 
+    write_into(said)
     torch.set_num_threads(1)
     step = loop.MethodModule.training_step
 
@@ -154,10 +162,11 @@ def by_torchrun(argv: list[str]) -> None:
         raise SystemExit(code)
 
 
-def by_srun(rank: int, port: int, argv: list[str]) -> None:
+def by_srun(rank: int, port: int, said: Path, argv: list[str]) -> None:
     """A process as srun starts it."""
     from fastssl.__main__ import main
 
+    write_into(said)
     torch.set_num_threads(1)
     own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
     os.environ.update(SRUN | {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "MASTER_PORT": str(port)} | own)
@@ -177,16 +186,17 @@ def test_a_killed_process_is_started_again_and_the_run_is_the_one_that_was_not_k
     write_grey_classes(tmp_path / "grey")
     (tmp_path / "grey" / "dark" / "3.png").write_bytes(b"no image")
     killed, whole = options(tmp_path / "grey", tmp_path / "killed"), options(tmp_path / "grey", tmp_path / "whole")
+    file = tmp_path / "said"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "fastssl", "fastssl.functional", "fastssl.train.cli", "fastssl.train.loop"])
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    both = multiprocessing.start_processes(by_srun, (port, whole), 2, join=False, daemon=True, start_method="forkserver")
+    both = multiprocessing.start_processes(by_srun, (port, file, whole), 2, join=False, daemon=True, start_method="forkserver")
     heeded = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     how = {"max_restarts": 1, "monitor_interval": 0.1, "start_method": "forkserver", "run_id": uuid.uuid4().hex}
     try:
-        elastic_launch(LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", **how), by_torchrun)(killed)
+        elastic_launch(LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", **how), by_torchrun)(file, killed)
         while not both.join(timeout=5):
             pass
     finally:
@@ -194,10 +204,10 @@ def test_a_killed_process_is_started_again_and_the_run_is_the_one_that_was_not_k
             signal.signal(signum, handler)
         for process in both.processes:
             process.kill()
-    said = capfd.readouterr()
-    assert "the processes were started again" in said.out and "resume: 1 of 4 epochs were finished" in said.out
-    assert said.out.count("scores of the untrained encoder") == 2 and said.out.count("trained for 4 epochs") == 2
-    assert "1 of 30 files cannot be used and is skipped" in said.err
+    said = file.read_text()
+    assert "the processes were started again" in said and "resume: 1 of 4 epochs were finished" in said
+    assert said.count("scores of the untrained encoder") == 2 and said.count("trained for 4 epochs") == 2
+    assert "1 of 30 files cannot be used and is skipped" in said
     ours, theirs = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("killed", "whole"))
     assert ours["fastssl"] == theirs["fastssl"] and ours["global_step"] == theirs["global_step"] == 12
     assert all(torch.equal(ours["state_dict"][name], value) for name, value in theirs["state_dict"].items())
