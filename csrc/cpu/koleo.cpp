@@ -1,13 +1,16 @@
 // KoLeo on the CPU but for the search of neighbours: rows at unit length, the terms of a row and its neighbours, and the gradient.
 //   x_i = z_i / max(|z_i|, eps);   term_{i,t} = -log(d_{i,t} + eps),   d_{i,t} = |x_i - x_{ids[i, t]} + eps|
 //   c_{i,t} = -dterm_{i,t} / ((d_{i,t} + eps) d_{i,t})
-//   G_r = sum_t c_{r,t} (x_r - x_{ids[r, t]} + eps) - sum over (i, t) with ids[i, t] = r of c_{i,t} (x_i - x_r + eps)
+//   G_r = sum_t c_{r,t} (x_r - x_{ids[r, t]}) - sum over (i, t) with ids[i, t] = r of c_{i,t} (x_i - x_r) + eps b_r,
+//   b_r = sum_t c_{r,t} - sum over the same (i, t) of c_{i,t}, in double: of rows that are equal, these are what cancels
 //   dz_r = (G_r - x_r <x_r, G_r>) / |z_r|, without the second term where |z_r| was clamped
 // Each row of the gradient is summed by one thread, in the order of t and then of (i, t): the same bits for any number of threads.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/neighbour_rows.h"
 #include "cpu/tokens.h"
@@ -84,16 +87,21 @@ Tensor koleo_bwd(const Tensor& dterms_given, const Tensor& x_given, const Tensor
     const T *row = x.const_data_ptr<T>(), *g = dterms.const_data_ptr<T>(), *d = distance.const_data_ptr<T>();
     const T* length = norm.defined() ? norm.const_data_ptr<T>() : nullptr;
     const int64_t* id = ids.const_data_ptr<int64_t>();
-    const auto factor = [&](int64_t e) { return d[e] == T(0) ? T(0) : -g[e] / (d[e] + T(eps)) / d[e]; };
+    const auto factor = [&](int64_t e) { return d[e] == T(0) ? 0.0 : -double(g[e]) / (double(d[e]) + eps) / d[e]; };
+    static constexpr double most = std::numeric_limits<T>::max();  // beyond it 0 times a factor would be NaN
+    const auto finite = [](double c) { return T(std::clamp(c, -most, most)); };
     parallel_for(M, 3 * D, [&](int64_t begin, int64_t end) {
       std::vector<T> sum(D);
       for (int64_t r = begin; r < end; r++) {
         const T* own = row + r * D;
-        std::fill(sum.begin(), sum.end(), T(0));
-        for (int64_t e = r * k; e < std::min(r * k + k, count); e++)
-          f.add_difference(own, row + id[e] * D, D, T(eps), factor(e), sum.data());
+        const int64_t end = std::min(r * k + k, count);
+        double balance = 0;
+        for (int64_t e = r * k; e < end; e++) balance += factor(e);
+        for (int64_t e = matches.first(0, r); e >= 0; e = matches.next(0, e)) balance -= factor(e);
+        std::fill(sum.begin(), sum.end(), T(eps * balance));
+        for (int64_t e = r * k; e < end; e++) f.add_difference(own, row + id[e] * D, D, finite(factor(e)), sum.data());
         for (int64_t e = matches.first(0, r); e >= 0; e = matches.next(0, e))
-          f.add_difference(row + e / k * D, own, D, T(eps), -factor(e), sum.data());
+          f.add_difference(row + e / k * D, own, D, finite(-factor(e)), sum.data());
         const bool clamped = length && length[r] < T(eps);
         const T scale = length ? T(1) / (clamped ? T(eps) : length[r]) : T(1);
         f.write(own, sum.data(), D, length && !clamped, scale, to, r * D);

@@ -12,8 +12,8 @@ struct NeighbourRows {
   T (*unit)(Array z, int64_t i, int64_t n, T eps, T* x);
   // |a - b + eps|
   T (*distance)(const T* a, const T* b, int64_t n, T eps);
-  // sum += factor (a - b + eps)
-  void (*add_difference)(const T* a, const T* b, int64_t n, T eps, T factor, T* sum);
+  // sum += factor (a - b)
+  void (*add_difference)(const T* a, const T* b, int64_t n, T factor, T* sum);
   // to <- (sum - x <x, sum>) scale where `project`, else sum scale
   void (*write)(const T* x, const T* sum, int64_t n, bool project, T scale, Array to, int64_t i);
   // largest_i = max_j S_ij of S (m, n), row-major with leading dimension ld; -inf where n = 0

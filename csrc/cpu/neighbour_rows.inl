@@ -54,12 +54,12 @@ static T distance(const T* a, const T* b, int64_t n, T eps) {
 }
 
 template <class T>
-static void add_difference(const T* a, const T* b, int64_t n, T eps, T factor, T* sum) {
+static void add_difference(const T* a, const T* b, int64_t n, T factor, T* sum) {
   using L = LaneOf<T>;
-  const auto all_eps = L::all(eps), all_factor = L::all(factor);
+  const auto all_factor = L::all(factor);
   over_lanes<T>(
-      n, [&](int64_t e) { L::store(sum + e, L::load(sum + e) + (L::load(a + e) - L::load(b + e) + all_eps) * all_factor); },
-      [&](int64_t e) { sum[e] += (a[e] - b[e] + eps) * factor; });
+      n, [&](int64_t e) { L::store(sum + e, L::load(sum + e) + (L::load(a + e) - L::load(b + e)) * all_factor); },
+      [&](int64_t e) { sum[e] += (a[e] - b[e]) * factor; });
 }
 
 template <class T>

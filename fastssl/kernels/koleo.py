@@ -1,7 +1,8 @@
 """KoLeo in Triton but for the search of neighbours, which torch's product serves: unit rows, terms, and the gradient in one launch.
 
     x_i = z_i / max(|z_i|, eps),   term_e = -log(d_e + eps),   d_e = |x_i - x_j + eps|,   e = i k + t,  j = ids_e
-    G_r = sum of c_e (x_r - x_j + eps) over the own e - sum of c_e (x_i - x_r + eps) over the e with ids_e = r
+    G_r = sum of c_e (x_r - x_j) over the own e - sum of c_e (x_i - x_r) over the e with ids_e = r + eps b_r
+    b_r = sum of c_e over the own e - sum of c_e over the e with ids_e = r, in float64
     dz_r = (G_r - x_r <x_r, G_r>) / max(|z_r|, eps),   c_e = -dterm_e / ((d_e + eps) d_e)
 
 A program of the backward owns a row. It looks for its row among the ids of its group, a block at a time, and adds up what it finds
@@ -86,9 +87,11 @@ def _row(x_ptr, row, start, D, BD: tl.constexpr):
 
 @triton.jit
 def _factor(dterm_ptr, distance_ptr, entry, eps, s_row, s_t, k):
-    distance = tl.load(distance_ptr + entry)
-    dterm = tl.load(dterm_ptr + (entry // k).to(tl.int64) * s_row + entry % k * s_t)
-    return tl.where(distance == 0.0, 0.0, -dterm / (distance + eps) / distance)
+    """c of an entry in float64, and in float32 as the largest number where it overflows: 0 times it is 0."""
+    distance = tl.load(distance_ptr + entry).to(tl.float64)
+    dterm = tl.load(dterm_ptr + (entry // k).to(tl.int64) * s_row + entry % k * s_t).to(tl.float64)
+    factor = tl.where(distance == 0.0, 0.0, -dterm / (distance + eps) / distance)
+    return factor, tl.clamp(factor, -3.4028234e38, 3.4028234e38, propagate_nan=tl.PropagateNan.ALL).to(tl.float32)
 
 
 @triton.jit
@@ -98,10 +101,13 @@ def _gradient(
     """x_r and G_r, columns start ... (BD,), zeros outside."""
     own = _row(x_ptr, r, start, D, BD)
     total = tl.zeros((BD,), tl.float32)
+    balance = tl.full((), 0.0, tl.float64)
     for entry in range(tl.minimum(r * k, E), tl.minimum(r * k + k, E)):
         other = tl.load(ids_ptr + entry)
         if (other >= 0) & (other < M):
-            total += _factor(dterm_ptr, distance_ptr, entry, eps, s_row, s_t, k) * (own - _row(x_ptr, other, start, D, BD) + eps)
+            factor, narrow = _factor(dterm_ptr, distance_ptr, entry, eps, s_row, s_t, k)
+            total += narrow * (own - _row(x_ptr, other, start, D, BD))
+            balance += factor
     group = r // size * size * k
     end = tl.minimum(group + size * k, E)
     for first in range(group, end, IDS):
@@ -111,8 +117,10 @@ def _gradient(
         for _ in range(0, tl.sum(found.to(tl.int32), 0)):
             entry = tl.min(left, 0)
             left = tl.where(left == entry, 2147483647, left)
-            factor = _factor(dterm_ptr, distance_ptr, entry, eps, s_row, s_t, k)
-            total -= factor * (_row(x_ptr, entry // k, start, D, BD) - own + eps)
+            factor, narrow = _factor(dterm_ptr, distance_ptr, entry, eps, s_row, s_t, k)
+            total -= narrow * (_row(x_ptr, entry // k, start, D, BD) - own)
+            balance -= factor
+    total += (eps * balance).to(tl.float32)
     return own, tl.where(start + tl.arange(0, BD) < D, total, 0.0)
 
 

@@ -4,13 +4,16 @@
     ids_{i,t}  = the neighbours of row i                                       (N, k); ``nearest_in_groups`` finds them
     term_{i,t} = -log(d_{i,t} + eps),    d_{i,t} = |x_i - x_{ids_{i,t}} + eps|_2
     c_{i,t}    = -dterm_{i,t} / ((d_{i,t} + eps) d_{i,t}),    0 where d = 0
-    G_r        = sum_t c_{r,t} (x_r - x_{ids_{r,t}} + eps) - sum_{(i,t): ids_{i,t} = r} c_{i,t} (x_i - x_r + eps)
+    b_r        = sum_t c_{r,t} - sum_{(i,t): ids_{i,t} = r} c_{i,t}
+    G_r        = sum_t c_{r,t} (x_r - x_{ids_{r,t}}) - sum_{(i,t): ids_{i,t} = r} c_{i,t} (x_i - x_r) + eps b_r
     dz_r       = (G_r - x_r <x_r, G_r>) / |z_r|,    without the second term where |z_r| < eps
 
-The difference is taken entry by entry, not from inner products, since near neighbours would cancel there. A row of the gradient is
-one sum, its own terms first and then those of the rows that it is a neighbour of, in their order: no atomics, same bits each time.
+The difference is taken entry by entry, not from inner products, since near neighbours would cancel there. The factors c of two rows
+that are equal are as large as 1 / (D eps^2), and cancel only in b, which is therefore a sum of its own, in float64. A row of the
+gradient is one sum, its own terms first and then those of the rows that it is a neighbour of, in their order: no atomics, same bits
+each time.
 Bytes, in elements: forward N D read and N D written, then (1 + k) N D read; backward (1 + 2 k) N D read, N D written. FLOP: 3 N D,
-4 k N D, and (10 k + 4) N D, so the memory decides. The eager form makes some fifteen passes forward and backward.
+4 k N D, and (6 k + 6) N D, so the memory decides. The eager form makes some fifteen passes forward and backward.
 """
 
 import torch

@@ -25,14 +25,24 @@ def koleo_fwd(x: Tensor, ids: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return -(distance + eps).log(), distance
 
 
+def _collected(each: Tensor, ids: Tensor, rows: int) -> Tensor:
+    """each (N, k, ...) and ids (N, k) -> the sums (rows, ...) of those with the same id."""
+    return gather_tokens_bwd(each.flatten(0, 1)[None], ids.view(1, -1), rows)[0]
+
+
 def koleo_bwd(
     dterms: Tensor, x: Tensor, ids: Tensor, distance: Tensor, norm: Tensor | None, eps: float, size: int, dtype: torch.dtype
 ) -> Tensor:
     """dterms (N, k) -> the gradient (M, D) of the rows that x was made of, whose lengths are norm (M,); of x without norm."""
-    factor = torch.where(distance == 0, 0.0, -dterms.to(x.dtype) / (distance + eps) / distance)
-    each = factor[:, :, None] * _differences(x, ids, eps)
-    gradient = -gather_tokens_bwd(each.view(1, -1, x.shape[1]), ids.view(1, -1), len(x))[0]
+    wide = distance.double()
+    factor = torch.where(wide == 0, 0.0, -dterms.double() / (wide + eps) / wide)
+    most = torch.finfo(x.dtype).max  # beyond it 0 times a factor would be NaN
+    each = factor.clamp(-most, most).to(x.dtype)[:, :, None] * _differences(x, ids, 0.0)
+    gradient = -_collected(each, ids, len(x))
     gradient[: len(ids)] += each.sum(1)
+    balance = -_collected(factor[:, :, None], ids, len(x))
+    balance[: len(ids)] += factor.sum(1, keepdim=True)
+    gradient += eps * balance
     if norm is not None:
         along = torch.where(norm < eps, 0.0, (x * gradient).sum(1))
         gradient = (gradient - x * along[:, None]) / norm.clamp_min(eps)[:, None]

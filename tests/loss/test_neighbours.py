@@ -148,6 +148,30 @@ def test_equal_rows_have_a_finite_loss_and_gradient():
     assert loss.isfinite() and gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("eps", [1e-6, 1e-8, 1e-12, 1e-20])
+def test_what_two_equal_rows_give_each_other_cancels_and_leaves_all_digits_of_the_rest(eps):
+    """The terms of the pair have gradients of 1 / (D eps), which cancel, beside those of size 1 of the rows next to the pair."""
+    z = rows((40, 16))["z"]
+    z[5] = z[6]
+    z[7] = z[6] + 0.5 * z[7]  # whose neighbour is one of the pair
+
+    def rest(wide):
+        x = torch.nn.functional.normalize(wide, dim=1)
+        near = by_hand(x.detach(), 1, len(x))[:, 0]
+        assert near[5] == 6 and near[6] == 5 and near[7] in (5, 6)
+        others = [i for i in range(len(x)) if i not in (5, 6)]
+        return -torch.linalg.vector_norm(x[others] - x[near[others]], dim=1).log().sum() / len(x)
+
+    def of_the_pair_together(gradient):
+        """Which of the two is the neighbour of row 7 is a matter of rounding."""
+        return torch.cat([gradient[:5], gradient[5:7].sum(0, keepdim=True), gradient[7:]]).double()
+
+    wanted = of_the_pair_together(value_and_gradient(rest, z.double())[1])
+    found = of_the_pair_together(value_and_gradient(lambda t: koleo(t, eps=eps), z)[1])
+    assert wanted[5].norm() > 1e-3
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "error, said, call",
     [

@@ -87,6 +87,20 @@ def test_equal_rows_without_eps_have_a_gradient_of_0():
     assert terms.isposinf().all() and not kernels.koleo_bwd(torch.ones(2, 1), x, ids, distance, None, 0.0, 2, F32).any()
 
 
+@pytest.mark.parametrize("eps", [1e-8, 1e-20])
+def test_what_two_equal_rows_give_each_other_cancels_and_leaves_all_digits_of_the_rest(eps):
+    gen = torch.Generator().manual_seed(0)
+    x, _ = reference.koleo_rows(torch.randn(4, 9, generator=gen), eps)
+    x[1] = x[0]
+    ids, dterms = torch.tensor([[1], [0], [0], [2]]), torch.tensor([[1.0], [1.0], [0.5], [0.25]])
+    distance = reference.koleo_fwd(x, ids, eps)[1]
+    without = dterms * torch.tensor([[0.0], [0.0], [1.0], [1.0]])  # the terms of the two, which cancel
+    wanted = reference.koleo_bwd(*wide(without, x, ids, distance), None, eps, 4, torch.float64)
+    for backward in (kernels.koleo_bwd, reference.koleo_bwd):
+        found = backward(dterms, x, ids, distance, None, eps, 4, F32)
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-7)
+
+
 def test_an_id_out_of_range_gives_nan_and_reads_nothing():
     x, ids = torch.ones(3, 3), torch.tensor([[1], [3], [-1]])
     terms, distance = kernels.koleo_fwd(x, ids, 1.0)
