@@ -253,7 +253,7 @@ def _rebind(library: str, old: Any, new: Any) -> list[str]:
             continue
         for name in [name for name, value in vars(module).items() if value is old]:
             if path == getattr(old, "__module__", None) and _names_itself(old):
-                _answer(module, name, new)
+                _answer(module, name, old, new)
             else:
                 setattr(module, name, new)
             names.append(f"{path}.{name}")
@@ -282,15 +282,40 @@ class _Answering(ModuleType):
     """A module that answers with a drop-in where its own functions, which read its globals, still find the original."""
 
 
-def _answer(module: ModuleType, name: str, new: Any) -> None:
+class _Answer:
+    """One such name: it gives the drop-in while its module holds the original, and anything else that the module holds as it is."""
+
+    def __init__(self, name: str, old: Any, new: Any):
+        self.name, self.old, self.new = name, old, new
+
+    def _missing(self, module: ModuleType) -> str:
+        return f"module {module.__name__!r} has no attribute {self.name!r}"
+
+    def __get__(self, module: Any, _: type) -> Any:
+        if module is None:
+            return self
+        held = vars(module).get(self.name, _ABSENT)
+        if held is _ABSENT:
+            raise AttributeError(self._missing(module))
+        return self.new if held is self.old else held
+
+    def __set__(self, module: ModuleType, value: Any) -> None:
+        vars(module)[self.name] = self.old if value is self.new else value
+
+    def __delete__(self, module: ModuleType) -> None:
+        if vars(module).pop(self.name, _ABSENT) is _ABSENT:
+            raise AttributeError(self._missing(module))
+
+
+def _answer(module: ModuleType, name: str, old: Any, new: Any) -> None:
     """Whoever asks the module for ``name``, or imports it from there, gets ``new``."""
     if not isinstance(module, _Answering):
         module.__class__ = type("AnsweringModule", (_Answering, type(module)), {})
-    setattr(type(module), name, property(lambda _: new))
+    setattr(type(module), name, _Answer(name, old, new))
 
 
 def _answer_no_more(module: ModuleType, new: Any) -> None:
     """Undoes ``_answer``."""
-    answers = vars(type(module)).items() if isinstance(module, _Answering) else ()
-    for name in [name for name, value in answers if isinstance(value, property) and getattr(module, name) is new]:
-        delattr(type(module), name)
+    for name, value in list(vars(type(module)).items()):
+        if isinstance(value, _Answer) and value.new is new:
+            delattr(type(module), name)

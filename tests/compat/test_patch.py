@@ -4,6 +4,7 @@ import importlib
 import sys
 from contextlib import nullcontext
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -152,6 +153,26 @@ def test_a_class_that_calls_itself_by_its_name_lives_on(theirs):
         assert scope["VICRegLoss"] is fastssl.loss.VICRegLoss
     assert module.VICRegLoss is before
     assert_close(Own()(*z), wanted)
+
+
+def test_a_name_that_answers_with_the_drop_in_can_be_bound_to_something_else(theirs):
+    """As tests do with ``mock.patch`` and ``monkeypatch``, which put back what they found in the module or were answered."""
+    module = theirs.loss.vicreg_loss
+    before = module.VICRegLoss
+    with fastssl.patch("lightly"):
+        with mock.patch.object(module, "VICRegLoss", int):
+            assert module.VICRegLoss is vars(module)["VICRegLoss"] is int
+        assert module.VICRegLoss is fastssl.loss.VICRegLoss and vars(module)["VICRegLoss"] is before
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.delattr(module, "VICRegLoss")
+            assert not hasattr(module, "VICRegLoss")
+            with pytest.raises(AttributeError, match=r"module 'lightly\.loss\.vicreg_loss' has no attribute 'VICRegLoss'"):
+                del module.VICRegLoss
+        assert module.VICRegLoss is fastssl.loss.VICRegLoss and vars(module)["VICRegLoss"] is before
+        module.VICRegLoss = int
+    assert module.VICRegLoss is int  # what somebody else has bound stays
+    module.VICRegLoss = before
+    assert module.VICRegLoss is before
 
 
 @pytest.mark.parametrize("bank", [0, (16, 8)])
