@@ -27,8 +27,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def contracts_digest(package: Path) -> str:
-    """A digest of all that the fakes of the ops are made of: the files of ``package``'s ops, and the checks that these import."""
-    files = [*sorted((package / "ops").glob("*.py")), package / "checks.py"]
+    """A digest of all that the fakes of the ops are made of: the files of ``package``'s ops, and the checks that these import.
+
+    Where only bytecode was installed, that of the bytecode.
+    """
+    files = [*sorted((package / "ops").glob("*.py*")), *sorted(package.glob("checks.py*"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -1,6 +1,7 @@
 """The build: what serves each op, the fallback, what an import loads, what compiled graphs are kept under, the machine code of the
 CUDA kernels."""
 
+import compileall
 import os
 import re
 import shutil
@@ -66,6 +67,17 @@ def test_compiled_graphs_on_disk_are_those_of_these_ops(tmp_path):
         before = contracts_digest(tmp_path)
         (tmp_path / file).write_text((tmp_path / file).read_text().replace("return", "return ", 1))
         assert contracts_digest(tmp_path) != before
+
+
+def test_an_installation_of_bytecode_alone_has_a_digest_too(tmp_path):
+    shutil.copytree(ROOT / "fastssl/ops", tmp_path / "ops")
+    shutil.copy(ROOT / "fastssl/checks.py", tmp_path)
+    compileall.compile_dir(tmp_path, quiet=1, legacy=True)
+    for file in [*tmp_path.rglob("*.py")]:
+        file.unlink()
+    digest = contracts_digest(tmp_path)
+    (tmp_path / "checks.pyc").write_bytes(b"")
+    assert contracts_digest(tmp_path) != digest
 
 
 def test_without_the_extension_the_reference_serves_the_cpu():
