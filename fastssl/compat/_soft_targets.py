@@ -199,8 +199,10 @@ class PatchLoss(LateCenter):
             TypeError, ValueError: as ``ibot_loss``.
         """
         student, teacher = student_patch_tokens_masked, teacher_patch_tokens_masked
-        if n_masked_patches is not None and n_masked_patches < len(student):  # a slice would copy the gradient
-            student, teacher = student[:n_masked_patches], teacher[:n_masked_patches]
+        if n_masked_patches is not None:
+            teacher = teacher[:n_masked_patches]
+            if n_masked_patches < len(student):  # a slice of all rows would copy the gradient
+                student = student[:n_masked_patches]
         if masks_weight is None:
             masks_weight = patch_weights(student_masks_flat, rows=len(student))
         return self._weighted(student, teacher, masks_weight.detach(), len(student_masks_flat))

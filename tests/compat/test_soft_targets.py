@@ -304,6 +304,13 @@ def test_dinov2_gives_a_part_of_the_logits_a_gradient_of_its_size():
     assert_close(found, torch.full_like(rows, 2.0))
 
 
+def test_dinov2_takes_the_first_rows_of_targets_that_are_more():
+    """Targets of a buffer of fixed size, where the student's rows are already those that count."""
+    student, targets, mask = draw(5, K), torch.softmax(draw(9, K, seed=1), -1), torch.ones(5, 1, dtype=torch.bool)
+    found = dinov2.iBOTPatchLoss(K).forward_masked(student, targets, mask, n_masked_patches=5)
+    assert_close(found, dinov2.iBOTPatchLoss(K).forward_masked(student, targets[:5], mask))
+
+
 def softmax_gradient(logits, targets, count: int) -> torch.Tensor:
     """That of the mean over ``count`` rows of the cross-entropy at a temperature of 0.1, where targets add up to 1."""
     return (torch.softmax(logits.detach() / 0.1, -1) - targets) / (0.1 * count)
