@@ -87,24 +87,29 @@ Tensor koleo_bwd(const Tensor& dterms_given, const Tensor& x_given, const Tensor
     const T *row = x.const_data_ptr<T>(), *g = dterms.const_data_ptr<T>(), *d = distance.const_data_ptr<T>();
     const T* length = norm.defined() ? norm.const_data_ptr<T>() : nullptr;
     const int64_t* id = ids.const_data_ptr<int64_t>();
-    const auto factor = [&](int64_t e) { return d[e] == T(0) ? 0.0 : -double(g[e]) / (double(d[e]) + eps) / d[e]; };
+    std::vector<double> factor(count);
+    parallel_for(count, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t e = begin; e < end; e++) factor[e] = d[e] == T(0) ? 0.0 : -double(g[e]) / (double(d[e]) + eps) / d[e];
+    });
     static constexpr double most = std::numeric_limits<T>::max();  // beyond it 0 times a factor would be NaN
     const auto finite = [](double c) { return T(std::clamp(c, -most, most)); };
     parallel_for(M, 3 * D, [&](int64_t begin, int64_t end) {
       std::vector<T> sum(D);
       for (int64_t r = begin; r < end; r++) {
         const T* own = row + r * D;
-        const int64_t end = std::min(r * k + k, count);
         double balance = 0;
-        for (int64_t e = r * k; e < end; e++) balance += factor(e);
-        for (int64_t e = matches.first(0, r); e >= 0; e = matches.next(0, e)) balance -= factor(e);
-        std::fill(sum.begin(), sum.end(), T(eps * balance));
-        for (int64_t e = r * k; e < end; e++) f.add_difference(own, row + id[e] * D, D, finite(factor(e)), sum.data());
-        for (int64_t e = matches.first(0, r); e >= 0; e = matches.next(0, e))
-          f.add_difference(row + e / k * D, own, D, finite(-factor(e)), sum.data());
+        std::fill(sum.begin(), sum.end(), T(0));
+        for (int64_t e = r * k; e < std::min(r * k + k, count); e++) {
+          f.add_difference(own, row + id[e] * D, D, finite(factor[e]), sum.data());
+          balance += factor[e];
+        }
+        for (int64_t e = matches.first(0, r); e >= 0; e = matches.next(0, e)) {
+          f.add_difference(row + e / k * D, own, D, finite(-factor[e]), sum.data());
+          balance -= factor[e];
+        }
         const bool clamped = length && length[r] < T(eps);
         const T scale = length ? T(1) / (clamped ? T(eps) : length[r]) : T(1);
-        f.write(own, sum.data(), D, length && !clamped, scale, to, r * D);
+        f.write(own, sum.data(), D, T(eps * balance), length && !clamped, scale, to, r * D);
       }
     });
   });

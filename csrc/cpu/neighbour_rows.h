@@ -14,8 +14,8 @@ struct NeighbourRows {
   T (*distance)(const T* a, const T* b, int64_t n, T eps);
   // sum += factor (a - b)
   void (*add_difference)(const T* a, const T* b, int64_t n, T factor, T* sum);
-  // to <- (sum - x <x, sum>) scale where `project`, else sum scale
-  void (*write)(const T* x, const T* sum, int64_t n, bool project, T scale, Array to, int64_t i);
+  // to <- (g - x <x, g>) scale where `project`, else g scale, with g = sum + shift
+  void (*write)(const T* x, const T* sum, int64_t n, T shift, bool project, T scale, Array to, int64_t i);
   // largest_i = max_j S_ij of S (m, n), row-major with leading dimension ld; -inf where n = 0
   void (*row_maxima)(const T* S, int m, int n, int ld, T* largest);
   // largest_j = max_i S_ij

@@ -12,10 +12,11 @@ struct Squares {
   T one(int64_t e) const { return x[e] * x[e]; }
 };
 template <class T>
-struct Products {
+struct ShiftedProducts {
   const T *x, *y;
-  auto many(int64_t e) const { return LaneOf<T>::load(x + e) * LaneOf<T>::load(y + e); }
-  T one(int64_t e) const { return x[e] * y[e]; }
+  T shift;
+  auto many(int64_t e) const { return LaneOf<T>::load(x + e) * (LaneOf<T>::load(y + e) + LaneOf<T>::all(shift)); }
+  T one(int64_t e) const { return x[e] * (y[e] + shift); }
 };
 template <class T>
 struct SquaredDifferences {
@@ -63,22 +64,23 @@ static void add_difference(const T* a, const T* b, int64_t n, T factor, T* sum) 
 }
 
 template <class T>
-static void write(const T* x, const T* sum, int64_t n, bool project, T scale, Array to, int64_t i) {
+static void write(const T* x, const T* sum, int64_t n, T shift, bool project, T scale, Array to, int64_t i) {
   using L = LaneOf<T>;
   constexpr Dtype dtype_of_sums = std::is_same_v<T, float> ? kFloat32 : kFloat64;
-  const T along = project ? sum_over<T>(n, Products<T>{x, sum}) : T(0);
-  const auto all_along = L::all(along), all_scale = L::all(scale);
+  const T along = project ? sum_over<T>(n, ShiftedProducts<T>{x, sum, shift}) : T(0);
+  const auto all_along = L::all(along), all_scale = L::all(scale), all_shift = L::all(shift);
   for_each_block(n, [&](int64_t first, int count) {
     T buffer[kBlock];
     T* out = to.dtype == dtype_of_sums ? static_cast<T*>(at(to, i + first)) : buffer;
     const T *row = x + first, *g = sum + first;
     if (project)
       over_lanes<T>(
-          count, [&](int64_t e) { L::store(out + e, (L::load(g + e) - L::load(row + e) * all_along) * all_scale); },
-          [&](int64_t e) { out[e] = (g[e] - row[e] * along) * scale; });
+          count, [&](int64_t e) { L::store(out + e, (L::load(g + e) + all_shift - L::load(row + e) * all_along) * all_scale); },
+          [&](int64_t e) { out[e] = (g[e] + shift - row[e] * along) * scale; });
     else
       over_lanes<T>(
-          count, [&](int64_t e) { L::store(out + e, L::load(g + e) * all_scale); }, [&](int64_t e) { out[e] = g[e] * scale; });
+          count, [&](int64_t e) { L::store(out + e, (L::load(g + e) + all_shift) * all_scale); },
+          [&](int64_t e) { out[e] = (g[e] + shift) * scale; });
     store_values(out, to, i + first, count);
   });
 }
