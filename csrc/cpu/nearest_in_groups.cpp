@@ -1,7 +1,8 @@
 // The k rows that are most similar to each row, among the `size` consecutive rows of its group.          rows (N, D), N D size FLOP
 // A tile of similarities is multiplied by torch's BLAS and looked through while it is in the cache: by rows, and by columns where
 // it lies below the diagonal, since s_ij = s_ji serves both rows. Only tiles of one triangle are made. A more similar row comes
-// first, and of equally similar ones that with the smaller place: an order in which tiles may come in any order, from any thread.
+// first, and of equally similar ones that with the smaller place. The result is thus the same in whatever order the threads take
+// the tiles.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 

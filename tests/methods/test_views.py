@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from fastssl.functional import multi_block_mask, sigreg
 from fastssl.methods import IJEPA, BarlowTwins, DeepCluster, LeJEPA, VICReg, VisionTransformer
 from fastssl.methods._clusters import agreement, fill_empty, whitened
-from tests.support.formulas import gradients_agree, tiny
+from tests.support.formulas import assert_one_backward_serves_all, gradients_agree, tiny
 from tests.support.rotation import of_today
 from tests.support.training import needs_train
 
@@ -168,18 +168,7 @@ def test_a_checkpointed_method_is_the_method(name):
 @pytest.mark.parametrize("name", MADE)
 def test_two_forwards_before_one_backward_have_the_gradients_of_two_backwards(name):
     first, given = MADE[name](), [views(1, 4, 12) if name == "ijepa" else views(3, 4) for _ in range(2)]
-    seen = []
-    for at_once in (False, True):
-        method = copy.deepcopy(first)
-        torch.manual_seed(4)
-        if at_once:
-            sum(method(*each) for each in given).backward()
-        else:
-            for each in given:
-                method(*each).backward()
-        seen.append([p.grad for p in method.parameters() if p.grad is not None])
-    assert len(seen[0]) > 3
-    torch.testing.assert_close(*seen, rtol=1e-9, atol=1e-12)
+    assert_one_backward_serves_all(first, given)
 
 
 @pytest.mark.parametrize("name", of_today(MADE, 2))

@@ -1,5 +1,7 @@
 """A tiny encoder, and formulas in float64 that methods are compared with."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -29,3 +31,22 @@ def gradients_agree(method: nn.Module, loss, expected) -> None:
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def assert_one_backward_serves_all(method: nn.Module, given: list[tuple]) -> None:
+    """Several forwards and one backward of the sum of their losses give the same gradients as a backward after each forward.
+
+    ``given`` holds the arguments of each forward. A forward's graph must therefore outlive what later forwards move.
+    """
+    seen = []
+    for at_once in (False, True):
+        own = copy.deepcopy(method)
+        torch.manual_seed(4)
+        if at_once:
+            sum(own(*each) for each in given).backward()
+        else:
+            for each in given:
+                own(*each).backward()
+        seen.append([p.grad for p in own.parameters() if p.grad is not None])
+    assert len(seen[0]) > 3
+    torch.testing.assert_close(*seen, rtol=1e-9, atol=1e-12)
