@@ -1,9 +1,13 @@
-"""What tests of real training share: whether the packages for it are here, small data, a plain loop."""
+"""What tests of real training share: whether the packages for it are here, small data, a plain loop, a run that is broken off."""
 
 import dataclasses
+import os
+import random
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +52,83 @@ def train(module, recipe, epochs: int, batch: int) -> list[float]:
                 losses.append(loss.item())
         means.append(sum(losses) / len(losses))
     return means
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A short training: scores of held-out data before and after it, and the mean loss of each epoch."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    losses: list[float]
+    method: torch.nn.Module
+    data: object
+
+
+def train_briefly(
+    name: str, *, epochs: int, share: int = 4, test_share: int = 2, part: Callable = part_of, full: bool = False, **options
+) -> Training:
+    """Trains a method of ``fastssl train`` on a part of its data and prints what it reached.
+
+    FASTSSL_TEST_SEED chooses other weights, orders and views. Batch norms see training images before the first score, so that it
+    is that of an untrained encoder and not of one whose statistics are wrong.
+
+    Args:
+        name: the method.
+        epochs: passes over the part.
+        share, test_share: every which training sample and test sample is taken.
+        part: (data, share, test_share) -> the part of the data.
+        full: whether the scores hold those that are slow, such as the linear probe.
+        options: settings of the method.
+    """
+    from fastssl.train.recipes import RECIPES
+
+    recipe, seed = RECIPES[name], int(os.environ.get("FASTSSL_TEST_SEED", "0"))
+    config = recipe.settings(epochs=epochs, seed=seed, **options)
+    data = part(recipe.load(config), share, test_share)
+    torch.manual_seed(seed)
+    method = recipe.build(config, data)
+    views, device = recipe.augment(config, data), torch.device("cpu")
+    module = SimpleNamespace(method=method, views=views, config=config, data=data, workers=0, device=device)
+
+    def scores():
+        return recipe.monitor(method, data, config, device="cpu", workers=0, most=None, full=full)
+
+    images = getattr(getattr(data, "stills", data).train, "images", None)
+    if images is not None:
+        with torch.no_grad():
+            for indices in torch.randperm(len(images)).split(256):
+                method.embed(images[indices].float() / 255)
+    before, started = scores(), time.process_time()
+    if recipe.prepare is not None:
+        recipe.prepare(module)
+    losses = train(module, recipe, epochs, config.batch_size)
+    seconds, after = time.process_time() - started, scores()
+    shown = "  ".join(f"{key} {before.get(key, float('nan')):.3f} -> {after[key]:.3f}" for key in after)
+    print(f"\n{name}, seed {seed}: loss {' '.join(f'{mean:.3f}' for mean in losses)}; {shown}, {seconds:.0f} s of CPU")
+    return Training(before, after, losses, method, data)
+
+
+def assert_resumes_bit_for_bit(
+    options: list[str], folder: Path, capsys: pytest.CaptureFixture[str], *, said: tuple[str, ...] = ()
+) -> dict[str, torch.Tensor]:
+    """``fastssl train`` broken off at a step after the first epoch and resumed ends as if it had not been -> the last state.
+
+    ``options``: the method and its options, three epochs of three steps among them. ``folder`` then holds the runs ``whole`` and
+    ``parted``. ``said``: what the whole run must print.
+    """
+    from fastssl.__main__ import main
+
+    options = [*options, "--accelerator", "cpu", "--workers", "0", "--map", "none", "--epochs", "3", "--knn-every", "2"]
+    whole, parted = folder / "whole", folder / "parted"
+    assert main(["train", *options, "--out", str(whole)]) == 0
+    printed = capsys.readouterr()
+    assert all(words in printed.out for words in said) and "collapsing" not in printed.err
+    stop = random.Random(options[0]).randrange(4, 9)
+    train_until(stop, [*options, "--out", str(parted)])
+    assert main(["train", *options, "--out", str(parted), "--resume"]) == 0
+    assert f"resume: {stop // 3} of 3 epochs" in capsys.readouterr().out
+    return assert_same_runs(parted, whole)
 
 
 def write_grey_classes(folder: Path) -> None:

@@ -1,14 +1,16 @@
 """Barlow Twins, VICReg, LeJEPA, DeepCluster and I-JEPA in ``fastssl train``: training for real, resume, clusters, options."""
 
-import random
-import time
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from tests.support.rotation import of_today
-from tests.support.training import assert_same_runs, needs_train, part_of, train, train_until, write_grey_classes
+from tests.support.training import (
+    assert_resumes_bit_for_bit,
+    assert_same_runs,
+    needs_train,
+    train_briefly,
+    write_grey_classes,
+)
 
 NEW = ("barlow_twins", "vicreg", "lejepa", "deepcluster", "ijepa")
 
@@ -27,28 +29,12 @@ TRAINING = {
 @pytest.mark.parametrize("name", of_today(NEW, 5))
 def test_training_beats_the_untrained_encoder(name):
     """A quarter of the photographs' crops; kNN on held-out ones. The untrained encoder's batch norms have seen no data."""
-    from fastssl.train.recipes import RECIPES
-
     epochs, batch, gain, share, options = TRAINING[name]
-    recipe = RECIPES[name]
-    config = recipe.settings(image_size=32 if name == "ijepa" else 24, batch_size=batch, epochs=epochs, **options)
-    data = part_of(recipe.load(config), 4, 2)
-    torch.manual_seed(0)
-    method = recipe.build(config, data)
-    module = SimpleNamespace(method=method, views=recipe.augment(config, data), config=config, data=data, workers=0)
-
-    def scores():
-        return recipe.monitor(method, data, config, device="cpu", workers=0, most=None, full=False)
-
-    untrained, started = scores(), time.process_time()
-    means = train(module, recipe, epochs, batch)
-    trained, seconds = scores(), time.process_time() - started
-    shown = "  ".join(f"{key} {untrained[key]:.3f} -> {trained[key]:.3f}" for key in trained if key in untrained)
-    print(f"\n{name}: loss {' '.join(f'{mean:.3f}' for mean in means)}; {shown}, {seconds:.0f} s of CPU")
-    assert means[-1] < share * means[0]
-    assert trained["knn"] > untrained["knn"] + gain
-    assert trained.get("found", 1.0) > untrained.get("found", 0.0) + 0.15
-    assert trained["std"] > 0.5 * untrained["std"] and trained["rank"] > 0.5 * untrained["rank"]
+    found = train_briefly(name, epochs=epochs, batch_size=batch, image_size=32 if name == "ijepa" else 24, **options)
+    assert found.losses[-1] < share * found.losses[0]
+    assert found.after["knn"] > found.before["knn"] + gain
+    assert found.after.get("found", 1.0) > found.before.get("found", 0.0) + 0.15
+    assert found.after["std"] > 0.5 * found.before["std"] and found.after["rank"] > 0.5 * found.before["rank"]
 
 
 OPTIONS = {
@@ -63,23 +49,13 @@ OPTIONS = {
 @pytest.mark.parametrize("name", of_today(NEW, 5))
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     """Weights, teacher, step, pseudo-labels of a run that was not interrupted."""
-    from fastssl.__main__ import main
-
     write_grey_classes(tmp_path / "images")
-    where = ["--data", f"folder:{tmp_path / 'images'}", "--image-size", "12", "--batch-size", "8", "--accelerator", "cpu"]
-    options = [name, *where, *OPTIONS[name], "--workers", "0", "--map", "none", "--epochs", "3", "--knn-every", "2"]
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    assert main(["train", *options, "--out", str(whole)]) == 0
-    said = capsys.readouterr()
-    assert f"{name}, " in said.out and "kNN" in said.out and "std" in said.out and "collapsing" not in said.err
-    stop = random.Random(name).randrange(4, 9)
-    train_until(stop, [*options, "--out", str(parted)])
-    assert main(["train", *options, "--out", str(parted), "--resume"]) == 0
-    assert f"resume: {stop // 3} of 3 epochs" in capsys.readouterr().out
-    state = assert_same_runs(parted, whole)
+    where = ["--data", f"folder:{tmp_path / 'images'}", "--image-size", "12", "--batch-size", "8"]
+    said = (f"{name}, ", "kNN", "std")
+    state = assert_resumes_bit_for_bit([name, *where, *OPTIONS[name]], tmp_path, capsys, said=said)
     if name == "deepcluster":
         assert state["method.round"] == 3 and sorted(state["method.labels"].unique().tolist()) == [0, 1, 2, 3]
-        assert (whole / "clusters.png").exists()
+        assert (tmp_path / "whole" / "clusters.png").exists()
 
 
 def test_deepcluster_goes_on_in_the_middle_of_a_round_and_is_evaluated_on_other_data(tmp_path, capsys, monkeypatch):
