@@ -16,19 +16,20 @@ NEW = ("barlow_twins", "vicreg", "lejepa", "deepcluster", "ijepa")
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 
-# method: epochs, batch, least gain in kNN accuracy over the untrained encoder, share of the first loss, options of the recipe
+# method: epochs, batch, least gain in kNN accuracy over the untrained encoder, share of the first loss, options of the recipe; the
+# gain is at most half of what was seen, since training on another CPU is another seed
 TRAINING = {
-    "barlow_twins": (4, 64, 0.25, 0.8, {"projection_dim": 128}),
-    "vicreg": (4, 64, 0.25, 0.97, {"projection_dim": 128}),
-    "lejepa": (4, 64, 0.25, 0.8, {"slices": 64}),
-    "deepcluster": (4, 64, 0.25, 0.97, {"num_clusters": 40}),
+    "barlow_twins": (4, 64, 0.1, 0.8, {"projection_dim": 128}),
+    "vicreg": (4, 64, 0.1, 0.97, {"projection_dim": 128}),
+    "lejepa": (4, 64, 0.1, 0.8, {"slices": 64}),
+    "deepcluster": (4, 64, 0.1, 0.97, {"num_clusters": 40}),
     "ijepa": (3, 64, 0.0, 0.9, {"patch_size": 8}),
 }
 
 
 @pytest.mark.parametrize("name", of_today(NEW, 5))
 def test_training_beats_the_untrained_encoder(name):
-    """A quarter of the photographs' crops; kNN on held-out ones. The untrained encoder's batch norms have seen no data."""
+    """A quarter of the photographs' crops; kNN on held-out ones."""
     epochs, batch, gain, share, options = TRAINING[name]
     found = train_briefly(name, epochs=epochs, batch_size=batch, image_size=32 if name == "ijepa" else 24, **options)
     assert found.losses[-1] < share * found.losses[0]
