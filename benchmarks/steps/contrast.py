@@ -31,7 +31,7 @@ from benchmarks.steps.common import (
 )
 from fastssl.functional import clip_loss, moco_loss, nt_xent, queue_push_
 from fastssl.methods import VisionTransformer
-from fastssl.methods.simclr import ProjectionHead
+from fastssl.methods._common import ProjectionHead
 from fastssl.momentum import EMA
 from fastssl.testing import contrastive
 

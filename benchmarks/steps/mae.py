@@ -17,7 +17,7 @@ from benchmarks.peers.mae_repository import FORMS
 from benchmarks.steps.clock import Clock
 from benchmarks.steps.common import AFTER, BEFORE, Checked, Pair, Setting, Side, finish_step, judged, pictures
 from fastssl.methods import MAE, VisionTransformer
-from fastssl.methods._vit import run_blocks
+from fastssl.methods._timm import run_blocks
 from fastssl.optim import AdamW
 from fastssl.testing.compare import relative_error
 

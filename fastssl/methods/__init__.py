@@ -5,7 +5,7 @@ from ._vit import VisionTransformer
 from .barlow_twins import BarlowTwins
 from .bert import BERT
 from .byol import BYOL
-from .clip import CLIP, SigLIP
+from .clip import CLIP
 from .cmc import CMC
 from .cpc import CPC
 from .deepcluster import DeepCluster
@@ -20,6 +20,7 @@ from .mean_teacher import MeanTeacher
 from .moco import MoCo
 from .moco_v3 import MoCoV3
 from .nnclr import NNCLR
+from .siglip import SigLIP
 from .simclr import SimCLR
 from .simcse import SimCSE
 from .simmim import SimMIM

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastssl.checks import check_choice, check_number
 from fastssl.momentum import linear_schedule
 
-from ._common import check_batch, check_positive
+from ._checks import check_batch, check_positive
 
 CENTERINGS = ("center", "sinkhorn")
 

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from fastssl.momentum import EMA, cosine_schedule
 
-from ._common import ImageMethod, check_share, check_widths, given
-from ._encoder import check_encoder, features_of, refuse_lazy
+from ._checks import check_share, check_widths, given
+from ._common import ImageMethod
+from ._encoder import features_of
+from ._layers import check_encoder, refuse_lazy
 
 
 def mlp(*widths: int, last_norm: bool = False, last_bias: bool = True) -> nn.Sequential:

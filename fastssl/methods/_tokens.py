@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ._encoder import first_layer, refuse_lazy, undisturbed
-from ._vit import TimmLike, blocks_of, check_backbone, full_positions, image_shape, is_identity, last_norm, prefix_tokens
+from ._layers import first_layer, refuse_lazy
+from ._probe import undisturbed
+from ._timm import TimmLike, blocks_of, check_backbone, full_positions, image_shape, is_identity, last_norm, prefix_tokens
 
 
 def is_transformer(backbone: Any) -> bool:

@@ -17,9 +17,9 @@ from fastssl.checks import accumulator_dtype, check_dense, check_number, check_w
 from fastssl.masking import mask_tokens
 from fastssl.ops._random import seed_of
 
-from ._common import check_widths
+from ._block import Block, check_heads, init_linear
+from ._checks import check_widths
 from ._encoder import mean_of_tokens
-from ._vit import Block, check_heads, init_linear
 
 IGNORED = -100
 

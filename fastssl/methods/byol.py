@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from fastssl.functional import byol_loss
 
-from ._common import ProjectionHead, check_widths, given
+from ._checks import check_widths, given
+from ._common import ProjectionHead
 from ._recompute import once
 from ._teacher import TeacherMethod
 

@@ -16,17 +16,8 @@ from torch import Tensor, nn
 from fastssl.checks import check_choice
 from fastssl.functional import info_nce
 
-from ._common import (
-    ProjectionHead,
-    check_batch,
-    check_negatives,
-    check_positive,
-    check_split,
-    check_widths,
-    given,
-    ranks_of,
-    width_of,
-)
+from ._checks import check_batch, check_negatives, check_positive, check_split, check_widths, given
+from ._common import ProjectionHead, ranks_of, width_of
 from ._encoder import features_of
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fastssl.checks import check_dense, check_float_dtype, readable
 
+from ._checks import check_batch, check_widths, samples_of
 from ._clusters import agreement, fill_empty, k_means, whitened
-from ._common import ImageMethod, check_batch, check_widths, samples_of
+from ._common import ImageMethod
 from ._encoder import features_of
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastssl.distributed import Ranks
 from fastssl.functional import dino_loss, sinkhorn, update_center
 
-from ._common import check_positive, check_share, check_widths, given
+from ._checks import check_positive, check_share, check_widths, given
 from ._crops import DINOHead, began, check_centering, check_crops, check_part, first_and_last, through, warmed
 from ._recompute import once
 from ._teacher import Encoder, TeacherMethod

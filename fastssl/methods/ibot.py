@@ -19,7 +19,7 @@ from fastssl.checks import check_number, check_range, check_whole
 from fastssl.distributed import Ranks
 from fastssl.functional import ibot_loss, koleo, multi_block_mask
 
-from ._common import check_flags
+from ._checks import check_flags
 from ._crops import DINOHead, check_crops, check_part, through
 from ._recompute import once
 from ._teacher import Encoder

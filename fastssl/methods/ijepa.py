@@ -21,20 +21,13 @@ from fastssl.functional import gather_tokens, masked_latent_loss, multi_block_ma
 from fastssl.masking import ContextAndTargets
 from fastssl.ops._random import check_generator
 
-from ._common import check_positive, check_widths
+from ._block import Block, check_heads, init_linear
+from ._checks import check_positive, check_widths
+from ._masked import MaskedImages, pooled_features
+from ._positions import sine_positions
 from ._recompute import once
 from ._teacher import MovingTeacher, check_schedule
-from ._vit import (
-    Block,
-    MaskedImages,
-    TimmLike,
-    check_heads,
-    embed_patches,
-    init_linear,
-    pooled_features,
-    run_blocks,
-    sine_positions,
-)
+from ._timm import TimmLike, embed_patches, run_blocks
 
 EPS = 1e-6
 BLOCKS = ("num_targets", "target_scale", "target_aspect", "context_scale", "min_keep", "context_keep")

@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from fastssl.checks import accumulator_dtype, check_choice
 from fastssl.functional import mask_ids, masked_patch_loss, patchify
 
-from ._common import check_batch, check_positive, check_widths
-from ._encoder import ask, check_encoder, pooled, refuse_lazy, undisturbed
-from ._vit import check_images, check_random, check_ratio, pasted
+from ._ask import ask
+from ._checks import check_batch, check_positive, check_widths
+from ._encoder import pooled
+from ._image_checks import check_images, check_random, check_ratio
+from ._layers import check_encoder, refuse_lazy
+from ._masked import pasted
+from ._probe import undisturbed
 
 
 def map_shape(backbone: Any, shape: tuple[int, int, int]) -> tuple[int, int, int]:

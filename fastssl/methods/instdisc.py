@@ -22,7 +22,8 @@ from fastssl.loss.parts.dot_products import dot_rows
 from fastssl.loss.parts.ids import arange_ids, class_sums, compact_ids
 from fastssl.loss.parts.reductions import softplus
 
-from ._common import BackboneMethod, check_batch, check_widths, random_unit_rows, samples_of
+from ._checks import check_batch, check_widths, samples_of
+from ._common import BackboneMethod, random_unit_rows
 from ._recompute import once, recomputing
 
 

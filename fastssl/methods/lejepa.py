@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fastssl.checks import check_share
 from fastssl.functional import lejepa_loss
 
-from ._common import check_batch, check_like_first, check_statistics, check_widths, given, ranks_of
+from ._checks import check_batch, check_like_first, check_statistics, check_widths, given
+from ._common import ranks_of
 from ._recompute import once
 from ._teacher import EncoderMethod, mlp
 

@@ -14,19 +14,12 @@ from torch import Tensor, nn
 from fastssl.functional import gather_tokens, mask_ids, masked_patch_loss, patchify, restore_tokens
 from fastssl.masking import MaskIds
 
-from ._common import check_flags, check_widths
-from ._vit import (
-    Block,
-    MaskedImages,
-    check_heads,
-    check_random,
-    check_ratio,
-    embed_patches,
-    init_linear,
-    pasted,
-    run_blocks,
-    sine_positions,
-)
+from ._block import Block, check_heads, init_linear
+from ._checks import check_flags, check_widths
+from ._image_checks import check_random, check_ratio
+from ._masked import MaskedImages, pasted
+from ._positions import sine_positions
+from ._timm import embed_patches, run_blocks
 
 EPS = 1e-6
 

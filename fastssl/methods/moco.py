@@ -16,8 +16,9 @@ from fastssl.distributed import gather_rows, world_size
 from fastssl.functional import moco_loss, queue_push_
 from fastssl.momentum import MoCoQueue
 
-from ._common import check_flags, check_positive, check_widths, given
+from ._checks import check_flags, check_positive, check_widths, given
 from ._recompute import once, recomputing
+from ._shuffle import shuffled
 from ._teacher import TeacherMethod
 
 
@@ -157,19 +158,3 @@ class MoCo(TeacherMethod):
         """``encoder(images)``, in training with batch statistics of each of ``bn_splits`` parts of the batch."""
         parts = self.bn_splits if self.training else 1
         return torch.cat([encoder(part) for part in images.tensor_split(parts)]) if parts > 1 else encoder(images)
-
-
-def shuffled(images: Tensor) -> tuple[Tensor, Tensor]:
-    """images (B, ...) -> this process's share of all processes' images in one random order, and the places of its own images.
-
-    The order is rank 0's. The share has B rows where all batches are as large; after ``gather_rows`` of what becomes of the shares,
-    row ``places[i]`` is that of ``images[i]``.
-    """
-    everyone, world = gather_rows(images), world_size()
-    order = torch.randperm(len(everyone), device=images.device)
-    rank, first = 0, 0
-    if world > 1:
-        rank = distributed.get_rank()
-        distributed.broadcast(order, 0)
-        first = sum(gather_rows(torch.tensor([len(images)], device=images.device))[:rank].tolist())
-    return everyone[order.tensor_split(world)[rank]], order.argsort()[first : first + len(images)]

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from fastssl.functional import moco_v3_loss
 
-from ._common import check_negatives, check_positive, check_widths, given, ranks_of
+from ._checks import check_negatives, check_positive, check_widths, given
+from ._common import ranks_of
 from ._recompute import once
 from ._teacher import TeacherMethod, mlp
 

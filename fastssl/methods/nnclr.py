@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fastssl.distributed.gather import gather_rows
 from fastssl.functional import info_nce, nearest_neighbor, queue_push_
 
-from ._common import BackboneMethod, ProjectionHead, check_negatives, check_widths, given, random_unit_rows, ranks_of
+from ._checks import check_negatives, check_widths, given
+from ._common import BackboneMethod, ProjectionHead, random_unit_rows, ranks_of
 from ._recompute import once, recomputing
 
 

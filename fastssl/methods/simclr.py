@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fastssl.functional import nt_xent
 
-from ._common import BackboneMethod, ProjectionHead, check_negatives, check_widths, given, ranks_of
-from ._encoder import find_feature_dim
+from ._checks import check_negatives, check_widths, given
+from ._common import BackboneMethod, ProjectionHead, ranks_of
+from ._probe import find_feature_dim
 
 __all__ = ["ProjectionHead", "SimCLR", "find_feature_dim"]
 

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from fastssl.checks import INTEGERS, check_choice, check_dense, check_number, check_vector
 from fastssl.functional import info_nce
 
-from ._common import check_negatives, check_positive, check_widths, given, ranks_of
-from ._encoder import ask, check_encoder, mean_of_tokens, take_tokens
+from ._ask import ask
+from ._checks import check_negatives, check_positive, check_widths, given
+from ._common import ranks_of
+from ._encoder import mean_of_tokens, take_tokens
+from ._layers import check_encoder
 
 
 class SimCSE(nn.Module):

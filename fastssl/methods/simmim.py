@@ -13,16 +13,10 @@ from fastssl.checks import check_whole
 from fastssl.functional import gather_tokens, mask_ids, masked_patch_loss, restore_tokens
 from fastssl.masking import MaskIds, grid_mask
 
-from ._vit import (
-    MaskedImages,
-    check_random,
-    check_ratio,
-    embed_patches,
-    full_positions,
-    init_linear,
-    pasted,
-    run_blocks,
-)
+from ._block import init_linear
+from ._image_checks import check_random, check_ratio
+from ._masked import MaskedImages, pasted
+from ._timm import embed_patches, full_positions, run_blocks
 
 
 class SimMIM(MaskedImages):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastssl.functional import negative_cosine
 
-from ._common import check_widths, given
+from ._checks import check_widths, given
 from ._teacher import EncoderMethod, mlp
 
 

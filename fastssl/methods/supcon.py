@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fastssl.checks import INTEGERS, check_vector
 from fastssl.functional import sup_con
 
-from ._common import BackboneMethod, ProjectionHead, check_negatives, check_positive, check_widths, given, ranks_of
+from ._checks import check_negatives, check_positive, check_widths, given
+from ._common import BackboneMethod, ProjectionHead, ranks_of
 
 
 class SupCon(BackboneMethod):

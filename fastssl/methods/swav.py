@@ -19,7 +19,8 @@ from fastssl.distributed import Ranks, world_size
 from fastssl.distributed.gather import gather_rows
 from fastssl.functional import dino_loss, queue_push_, sinkhorn
 
-from ._common import ProjectionHead, check_positive, check_widths, given
+from ._checks import check_positive, check_widths, given
+from ._common import ProjectionHead
 from ._crops import Prototypes, began, check_crops, check_part, through
 from ._recompute import once
 from ._teacher import EncoderMethod

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fastssl.functional import vicreg
 
-from ._common import check_positive, check_statistics, check_widths, given, ranks_of
+from ._checks import check_positive, check_statistics, check_widths, given
+from ._common import ranks_of
 from ._teacher import EncoderMethod, mlp
 
 

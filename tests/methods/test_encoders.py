@@ -28,7 +28,7 @@ from fastssl.methods import (
     VisionTransformer,
     return_dict,
 )
-from fastssl.methods._encoder import find_feature_dim
+from fastssl.methods._probe import find_feature_dim
 from tests.support.compat_nets import library
 from tests.support.formulas import tiny
 

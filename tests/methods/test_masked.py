@@ -11,7 +11,8 @@ from torch import nn
 from fastssl.functional import patchify
 from fastssl.masking import grid_mask, mask_tokens
 from fastssl.methods import BERT, MAE, Inpainting, SimMIM, VisionTransformer
-from fastssl.methods._vit import embed_patches, image_shape, run_blocks, sine_positions
+from fastssl.methods._positions import sine_positions
+from fastssl.methods._timm import embed_patches, image_shape, run_blocks
 from fastssl.testing import masking as eager
 from fastssl.testing.compare import assert_no_worse
 from tests.support.compat_nets import library
