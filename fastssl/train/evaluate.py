@@ -6,7 +6,7 @@ vote would be left.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -169,7 +169,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-@torch.no_grad()
 def embed(
     encoder: nn.Module, dataset: Samples | Subset, size: int, *, device: torch.device | str = "cpu", workers: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -178,18 +177,32 @@ def embed(
     ``encoder`` is a method, whose ``embed`` is called, or any module from images to features. Images larger than ``size`` are
     reduced to their centre square of that side. Undecodable files are left out.
     """
+    return embed_all(encoder, dataset, lambda images: centre(as_float(images), size), "images", device=device, workers=workers)
+
+
+@torch.no_grad()
+def embed_all(
+    encoder: nn.Module,
+    dataset: Samples | Subset,
+    prepare: Callable[[Tensor], Tensor],
+    unit: str,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """``embed`` of any samples, ``unit`` in the plural; ``prepare`` makes what the encoder takes of a batch of them."""
     encode, features, labels = getattr(encoder, "embed", encoder), [], []
     loader = batches(dataset, 512, workers=workers)
     with evaluating(encoder):
-        for images, classes, *_ in watched(loader, len(loader), f"embedding {len(dataset)} images"):
-            if len(images):
-                features.append(encode(centre(as_float(images.to(device)), size)).flatten(1).float())
+        for inputs, classes, *_ in watched(loader, len(loader), f"embedding {len(dataset)} {unit}"):
+            if len(inputs):
+                features.append(encode(prepare(inputs.to(device))).flatten(1).float())
                 labels.append(classes.to(device))
     if not features:
         return torch.empty(0, 0, device=device), torch.empty(0, dtype=torch.int64, device=device)
     rows = torch.cat(features)
     if bad := int((~rows.isfinite().all(1)).sum()):
-        which = f"the encoder's features of {bad} of {len(rows)} images are NaN or infinite"
+        which = f"the encoder's features of {bad} of {len(rows)} {unit} are NaN or infinite"
         raise UsageError(f"{which}; train with a smaller --lr or --weight-decay")
     return rows, torch.cat(labels)
 

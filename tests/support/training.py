@@ -30,6 +30,16 @@ def part_of(data, share: int, test_share: int):
     return dataclasses.replace(data, train=every(data.train, share), test=every(data.test, test_share))
 
 
+def part_of_sounds(data, share: int, test_share: int):
+    """Every ``share``-th training sound and every ``test_share``-th test sound of SoundData."""
+    from fastssl.train.sounds import TensorSounds
+
+    def every(half, step):
+        return TensorSounds(half.waveforms[::step], half.labels[::step], half.class_names)
+
+    return dataclasses.replace(data, train=every(data.train, share), test=every(data.test, test_share))
+
+
 def train(module, recipe, epochs: int, batch: int) -> list[float]:
     """The mean loss of each epoch."""
     means = []
@@ -94,11 +104,12 @@ def train_briefly(
     def scores():
         return recipe.monitor(method, data, config, device="cpu", workers=0, most=None, full=full)
 
-    images = getattr(getattr(data, "stills", data).train, "images", None)
-    if images is not None:
+    seen = getattr(data, "stills", data).train
+    inputs = getattr(seen, "images", getattr(seen, "waveforms", None))
+    if inputs is not None:
         with torch.no_grad():
-            for indices in torch.randperm(len(images)).split(256):
-                method.embed(images[indices].float() / 255)
+            for indices in torch.randperm(len(inputs)).split(256):
+                method.embed(inputs[indices].float() / (255 if inputs.dtype == torch.uint8 else 1))
     before, started = scores(), time.process_time()
     if recipe.prepare is not None:
         recipe.prepare(module)

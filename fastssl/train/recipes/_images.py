@@ -6,7 +6,7 @@ The scores are a weighted kNN and a linear probe. Data, augmentation and evaluat
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,11 +180,26 @@ def image_scores(
         full: also the accuracy of a linear probe, which is slow.
     """
     from fastssl.train.data import limited
-    from fastssl.train.evaluate import collapse_watch, embed, knn_accuracy, linear_probe_accuracy
+    from fastssl.train.evaluate import embed
 
     halves = [half if most is None else limited(half, most) for half in (data.train, data.test) if len(half)]
     kept = halves if data.labelled else halves[-1:]
-    *train, test = (embed(method, half, data.image_size, device=device, workers=workers) for half in kept)
+    features = [embed(method, half, data.image_size, device=device, workers=workers) for half in kept]
+    return scores_of_features(features, data, config, full)
+
+
+def scores_of_features(features: Sequence[tuple[Tensor, Tensor]], data: Any, config: Any, full: bool) -> dict[str, float]:
+    """The scores of the features (N, D) and labels (N,) of a training and a test half, or of one half without classes.
+
+    Args:
+        features: of each half.
+        data: with ``labelled`` and ``class_names``.
+        config: with ``knn_k`` and ``knn_t``.
+        full: also the accuracy of a linear probe, which is slow.
+    """
+    from fastssl.train.evaluate import collapse_watch, knn_accuracy, linear_probe_accuracy
+
+    *train, test = features
     watch = collapse_watch(test[0])
     if not (data.labelled and len(train[0][1].unique()) > 1 and len(test[1])):
         return watch

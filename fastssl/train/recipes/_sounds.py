@@ -1,0 +1,104 @@
+"""What the recipes of sound share: settings, data, random segments, the encoders, and scores on ``method.embed(waveforms)``.
+
+The scores are a weighted kNN and a linear probe of the class, on ``speech`` the word, of test sounds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.train.recipe import Recipe
+from fastssl.train.recipes._images import SCORES, WATCH, scores_of_features
+from fastssl.train.settings import Option, TrainConfig, data_name
+
+if TYPE_CHECKING:
+    from fastssl.train.sounds import SoundData
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundSettings(TrainConfig):
+    """Of every method that learns from sound."""
+
+    data: Annotated[str, Option("speech (synthesised words)", parse=data_name)] = "speech"
+    backbone: str = "conv"  # the only one there is
+    rate: Annotated[int, Option("samples a second", least=1000, most=384_000)] = 8000
+    seconds: Annotated[float, Option("length of the sounds: their middle, or the whole between silence", least=0.1, most=3600)] = (
+        0.8
+    )
+    batch_size: int = 64
+    knn_k: Annotated[int, Option("neighbours that vote", least=1)] = 20
+    knn_t: Annotated[float, Option("temperature of the kNN vote", above=0)] = 0.1
+
+
+def load_sound(config: SoundSettings) -> "SoundData":
+    from fastssl.train.sounds import load_sounds
+
+    return load_sounds(config.data, config.rate, config.seconds)
+
+
+def no_views(config: Any, data: Any) -> None:
+    """The method takes whole sounds."""
+
+
+def whole_sounds(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor]:
+    return (batch[0],)
+
+
+def random_segments(waveforms: Tensor, samples: int) -> Tensor:
+    """A segment of each of the waveforms (B, S), at a place that torch's generator draws -> (B, samples), samples at most S."""
+    last = waveforms.shape[1] - samples
+    start = torch.randint(0, last + 1, (len(waveforms), 1), device=waveforms.device)
+    return waveforms.gather(1, start + torch.arange(samples, device=waveforms.device))
+
+
+def sound_scores(
+    method: nn.Module,
+    data: "SoundData",
+    config: SoundSettings,
+    *,
+    device: torch.device | str,
+    workers: int,
+    most: int | None,
+    full: bool,
+) -> dict[str, float]:
+    """The accuracy of a kNN vote on test sounds, with ``full`` also that of a linear probe, and the collapse watch."""
+    from fastssl.train.data import limited
+
+    halves = [half if most is None else limited(half, most) for half in (data.train, data.test) if len(half)]
+    kept = halves if data.labelled else halves[-1:]
+    return scores_of_features([embed_sounds(method, half, device=device, workers=workers) for half in kept], data, config, full)
+
+
+def embed_sounds(method: nn.Module, half: Any, *, device: torch.device | str, workers: int) -> tuple[Tensor, Tensor]:
+    """features (N, D) and labels (N,) of the sounds of a half."""
+    from fastssl.train.evaluate import embed_all
+
+    return embed_all(method, half, lambda waveforms: waveforms, "sounds", device=device, workers=workers)
+
+
+def sound_points(
+    method: nn.Module, data: "SoundData", *, device: torch.device | str, workers: int
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """features (N, D), labels (N,) of the test sounds (of the training sounds where there are none), and the class names."""
+    half = data.test if len(data.test) else data.train
+    return *embed_sounds(method, half, device=device, workers=workers), data.class_names
+
+
+def sound_recipe(settings: type[SoundSettings], build: Callable[[Any, Any], nn.Module], **more: Any) -> Recipe:
+    """The recipe of a method that learns from whole sounds. ``more`` holds the fields of ``Recipe`` that differ."""
+    usual: dict[str, Any] = {
+        "load": load_sound,
+        "augment": no_views,
+        "arguments": whole_sounds,
+        "monitor": sound_scores,
+        "points": sound_points,
+        "scores": SCORES,
+        "watch": WATCH,
+        "heading": "accuracy on test sounds",
+        "unit": "sounds",
+        "unscored": "kNN and linear probe left out: they need test sounds, and two classes with sounds that can be read",
+    }
+    return Recipe(settings=settings, build=build, **(usual | more))
