@@ -61,13 +61,11 @@ class ImageMethod(nn.Module):
             )
 
 
-class BackboneMethod(ImageMethod):
-    """An ``ImageMethod`` with a temperature, whose backbone stands alone and not in one module with a head."""
+class PlainMethod(ImageMethod):
+    """An ``ImageMethod`` whose backbone stands alone and not in one module with a head."""
 
-    def __init__(self, backbone: nn.Module, feature_dim: int | None, temperature: float):
-        check_positive(type(self).__name__, temperature=temperature)
+    def __init__(self, backbone: nn.Module, feature_dim: int | None):
         super().__init__(backbone, feature_dim)
-        self.temperature = temperature
         self.backbone = backbone
 
     def embed(self, images: Tensor) -> Tensor:
@@ -80,6 +78,15 @@ class BackboneMethod(ImageMethod):
             (B, feature_dim), before any head.
         """
         return features_of(self.backbone, images, self.feature_dim, type(self).__name__)
+
+
+class BackboneMethod(PlainMethod):
+    """A ``PlainMethod`` with a temperature."""
+
+    def __init__(self, backbone: nn.Module, feature_dim: int | None, temperature: float):
+        check_positive(type(self).__name__, temperature=temperature)
+        super().__init__(backbone, feature_dim)
+        self.temperature = temperature
 
 
 def width_of(encoder: nn.Module, width: int | None, name: str, argument: str = "feature_dim", of: str = "backbone") -> int:

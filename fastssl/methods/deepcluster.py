@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.checks import check_dense, check_float_dtype, readable
+from fastssl.checks import readable
 
 from ._checks import check_batch, check_widths, samples_of
-from ._clusters import agreement, fill_empty, k_means, whitened
-from ._common import ImageMethod
-from ._encoder import features_of
+from ._clusters import agreement, balanced_order, checked_round, clustered
+from ._common import PlainMethod
 
 
-class DeepCluster(ImageMethod):
+class DeepCluster(PlainMethod):
     """DeepCluster around any encoder: ``DeepCluster(backbone, num_samples)(images, index)`` is the loss to call ``backward`` on.
 
     Caron et al. 2018, https://arxiv.org/abs/1807.05520, equation 2 for the steps and 1 for the rounds.
@@ -64,7 +63,7 @@ class DeepCluster(ImageMethod):
         if num_clusters > num_samples:
             raise ValueError(f"DeepCluster: num_clusters must be at most num_samples {num_samples}, got {num_clusters}")
         super().__init__(backbone, feature_dim)
-        self.backbone, self.num_clusters, self.components = backbone, num_clusters, components
+        self.num_clusters, self.components = num_clusters, components
         self.classifier = nn.Linear(self.feature_dim, num_clusters)
         self.labels: Tensor
         self.round: Tensor
@@ -72,17 +71,6 @@ class DeepCluster(ImageMethod):
         self.register_buffer("labels", torch.full((num_samples,), -1, dtype=torch.int64))
         self.register_buffer("round", torch.zeros((), dtype=torch.int64))
         self.register_buffer("nmi", torch.zeros((), dtype=torch.float32))
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Features of the backbone: what evaluation and later tasks use.
-
-        Args:
-            images: (B, ...), what the backbone takes.
-
-        Returns:
-            (B, feature_dim), before the classifier.
-        """
-        return features_of(self.backbone, images, self.feature_dim, "DeepCluster")
 
     def forward(self, images: Tensor, index: Tensor) -> Tensor:
         """The loss of a view of some samples.
@@ -122,37 +110,13 @@ class DeepCluster(ImageMethod):
             TypeError: ``index`` of another dtype.
             ValueError: shapes that do not fit, an index beyond the samples or twice, features that are not finite, or too few.
         """
-        check_dense("DeepCluster.start_round", "features", features, "a tensor (M, D)")
-        check_float_dtype("DeepCluster.start_round", "features", features)
-        index = torch.arange(len(self.labels)) if index is None else self._places(index)
-        if features.ndim != 2 or len(features) != len(index) or len(features) < self.num_clusters:
-            wanted = f"({len(index)}, D) with at least num_clusters {self.num_clusters} rows"
-            raise ValueError(f"DeepCluster.start_round: features must have shape {wanted}, got {tuple(features.shape)}")
-        if not features.isfinite().all():
-            raise ValueError("DeepCluster.start_round: features must be finite, got NaN or infinite ones")
-        rows = whitened(features, self.components)
-        found = fill_empty(k_means(rows, self.num_clusters, seed), rows, self.num_clusters, seed)
+        index = checked_round(features, index, len(self.labels), self.num_clusters)
+        found = clustered(features, self.num_clusters, self.components, seed)
         labels = torch.full((len(self.labels),), -1, dtype=torch.int64).index_put_((index,), found)
         before = self.labels.cpu()
         both = (labels >= 0) & (before >= 0)
         self.nmi.fill_(agreement(before[both], labels[both]) if both.any() else 0.0)
         self.take_round(labels, seed)
-
-    def _places(self, index: Tensor) -> Tensor:
-        """``index`` of ``start_round`` on the CPU, after its checks."""
-        op, count = "DeepCluster.start_round", len(self.labels)
-        check_dense(op, "index", index, "an int64 tensor (M,)")
-        if index.dtype != torch.int64:
-            raise TypeError(f"{op}: index must be int64, got {index.dtype}")
-        index = index.cpu()
-        if index.ndim != 1 or not len(index):
-            raise ValueError(f"{op}: index must have shape (M,), M at least 1, got {tuple(index.shape)}")
-        low, high = (int(end) for end in index.aminmax())
-        if low < 0 or high >= count:
-            raise ValueError(f"{op}: index must be in [0, {count}), got {low if low < 0 else high}")
-        if int(index.bincount().max()) > 1:
-            raise ValueError(f"{op}: index must hold each sample once, got {int(index.bincount().argmax())} more often")
-        return index
 
     @torch.no_grad()
     def take_round(self, labels: Tensor, seed: int) -> None:
@@ -175,17 +139,4 @@ class DeepCluster(ImageMethod):
         Raises:
             ValueError: no sample is in a cluster, as before the first round.
         """
-        labels, count = self.labels.cpu(), len(self.labels)
-        clusters = labels[labels >= 0].unique().tolist()  # all of them, unless ``take_round`` was given fewer
-        if not clusters:
-            raise ValueError(
-                "DeepCluster.sample_order: no sample is in a cluster; call start_round with the features of all samples"
-            )
-        share = -(-count // len(clusters))
-        drawn = []
-        for cluster in clusters:
-            members = (labels == cluster).nonzero().flatten()
-            rounds = [members[torch.randperm(len(members), generator=generator)] for _ in range(-(-share // len(members)))]
-            drawn.append(torch.cat(rounds)[:share])
-        order = torch.cat(drawn)
-        return order[torch.randperm(len(order), generator=generator)[:count]]
+        return balanced_order(self.labels.cpu(), generator)

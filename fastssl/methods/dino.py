@@ -9,21 +9,17 @@ prototype, and the low temperature T from having all of them.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from fastssl.distributed import Ranks
-from fastssl.functional import dino_loss, sinkhorn, update_center
-
 from ._checks import check_positive, check_share, check_widths, given
-from ._crops import DINOHead, began, check_centering, check_crops, check_part, first_and_last, through, warmed
+from ._crops import check_centering, check_crops, check_part, first_and_last, through
+from ._distillation import PrototypeTeacher
 from ._recompute import once
-from ._teacher import Encoder, TeacherMethod
 
 
-class DINO(TeacherMethod):
+class DINO(PrototypeTeacher):
     """DINO around any encoder: ``DINO(backbone)(global_crops, local_crops)`` is the loss to call ``backward`` on.
 
     Caron et al. 2021, https://arxiv.org/abs/2104.14294, section 3.1 and algorithm 1.
@@ -99,18 +95,6 @@ class DINO(TeacherMethod):
         self.center: Tensor
         self.register_buffer("center", torch.zeros(out_dim))
 
-    def make_head(self, width: int, hidden_dim: int, bottleneck_dim: int, out_dim: int) -> DINOHead:
-        return DINOHead(width, hidden_dim, bottleneck_dim, out_dim)
-
-    @property
-    def head(self) -> DINOHead:
-        return cast(DINOHead, self.encoder.head)
-
-    def schedules(self) -> tuple[float | Tensor, Tensor | None]:
-        """The teacher's temperature at ``step``, and 0 or 1 for frozen or learning prototypes (None: they learn)."""
-        temperature = warmed(self.step, self.total_steps, self.teacher_temperatures, self.warmup)
-        return temperature, began(self.step, self.total_steps, self.frozen)
-
     def forward(self, global_crops: Sequence[Tensor], local_crops: Sequence[Tensor] = ()) -> Tensor:
         """The loss of several crops of the same samples. In training mode the teacher moves before, and the centre after.
 
@@ -130,36 +114,3 @@ class DINO(TeacherMethod):
         teacher, balance, temperature, learns = once(self, crops[0], lambda: self.teach(global_crops))
         student = self.head.prototypes(z, learns)
         return self.class_loss(student, teacher, balance, temperature, len(crops))
-
-    def class_loss(self, student: Tensor, teacher: Tensor, balance: Tensor, temperature: float | Tensor, crops: int) -> Tensor:
-        """student (S B, K), teacher (T B, K), balance (K,) of ``balanced`` -> the mean over all pairs of different crops."""
-        batch = len(student) // crops
-        student, teacher = (rows.view(-1, batch, rows.shape[1]) for rows in (student, teacher))
-        center, potential = (balance, None) if self.centering == "center" else (None, balance)
-        return dino_loss(
-            student,
-            teacher,
-            center,
-            student_temperature=self.student_temperature,
-            teacher_temperature=temperature,
-            potential=potential,
-            group=Ranks(),
-        )
-
-    @torch.no_grad()
-    def teach(self, global_crops: Sequence[Tensor]) -> tuple[Tensor, Tensor, float | Tensor, Tensor | None]:
-        """Moves the teacher and asks it -> its scores (T B, K), what balances them (K,), its temperature, and 0 or 1 for frozen
-        or learning prototypes."""
-        temperature, learns = self.schedules()
-        self.move_teacher()
-        teacher = through(cast(Encoder, self.teacher), global_crops)
-        return teacher, self.balanced(teacher, temperature, self.center), temperature, learns
-
-    def balanced(self, teacher: Tensor, temperature: float | Tensor, center: Tensor) -> Tensor:
-        """The centre for the teacher's scores (N, K), which moves afterwards in training mode, or Sinkhorn's potentials; (K,)."""
-        if self.centering == "sinkhorn":
-            return sinkhorn(teacher, temperature, 3, group=Ranks())
-        before = center.clone()
-        if self.training:
-            update_center(center, teacher, self.center_momentum, group=Ranks())
-        return before

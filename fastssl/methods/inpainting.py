@@ -7,47 +7,23 @@
 The encoder gives maps (N, D, h, w); the decoder doubles them up to the images' size. No connection goes around the maps.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastssl.checks import accumulator_dtype, check_choice
-from fastssl.functional import mask_ids, masked_patch_loss, patchify
+from fastssl.functional import masked_patch_loss, patchify
 
 from ._ask import ask
 from ._checks import check_batch, check_positive, check_widths
+from ._corruption import CorruptedImages, map_shape, upsampling
 from ._encoder import pooled
-from ._image_checks import check_images, check_random, check_ratio
-from ._layers import check_encoder, refuse_lazy
+from ._image_checks import check_ratio
+from ._layers import check_encoder
 from ._masked import pasted
-from ._probe import undisturbed
 
 
-def map_shape(backbone: Any, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(D, h, w) of ``backbone.forward_features`` for images of ``shape`` (C, H, W)."""
-    name = "Inpainting: backbone must be a convolutional encoder with forward_features -> (N, D, h, w)"
-    kind = type(backbone).__name__
-    if not hasattr(backbone, "forward_features"):
-        raise ValueError(f"{name}, got {kind} without forward_features")
-    refuse_lazy(backbone, "Inpainting")
-    like = next(backbone.parameters(), torch.empty(0))
-    images = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
-    with undisturbed(backbone):
-        try:
-            maps = backbone.forward_features(images)
-        except Exception as error:
-            raise ValueError(f"{name}, got {kind}, which fails on images (1, {', '.join(map(str, shape))}): {error}") from error
-    if not isinstance(maps, Tensor) or maps.ndim != 4:
-        raise ValueError(f"{name}, got {kind}, whose features have shape {tuple(getattr(maps, 'shape', ()))}")
-    scale = shape[1] // maps.shape[2]
-    if scale & (scale - 1) or (maps.shape[2] * scale, maps.shape[3] * scale) != shape[1:]:
-        raise ValueError(f"{name}, h and w those of the images {shape[1:]} over a power of 2, got {tuple(maps.shape[2:])}")
-    return maps.shape[1], maps.shape[2], maps.shape[3]
-
-
-class Inpainting(nn.Module):
+class Inpainting(CorruptedImages):
     """Fills removed blocks, or removes noise: ``Inpainting(backbone)(images)`` is the loss to call ``backward`` on.
 
     Pathak et al. 2016, https://arxiv.org/abs/1604.07379, equation 1, without the adversary; Vincent et al. 2008 for noise.
@@ -104,33 +80,8 @@ class Inpainting(nn.Module):
         self.shape = (channels, image_size, image_size)
         self.corruption, self.mask_ratio, self.sigma = corruption, mask_ratio, sigma
         self.patch_size = (mask_size, mask_size)
-        self.backbone: Any = backbone  # with forward_features, which no type of torch has
-        before, height, _ = map_shape(backbone, self.shape)
-        layers: list[nn.Module] = []
-        for _ in range((image_size // height).bit_length() - 1):
-            width = max(32, before // 2)
-            layers += [nn.ConvTranspose2d(before, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            before = width
-        self.decoder = nn.Sequential(*layers, nn.Conv2d(before, channels, 3, 1, 1))
-
-    def corrupt(self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """images -> corrupted images (N, C, H, W), mask (N, cells) float32, 1 = removed (all of them where it is noise)."""
-        n = len(images)
-        check_random("Inpainting", noise, generator, images.shape if self.corruption == "noise" else (n, self.cells), images)
-        if self.corruption == "noise":
-            if noise is None:
-                noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-            return images + self.sigma * noise, torch.ones(n, self.cells, device=images.device)
-        mask = mask_ids((n, self.cells), self.mask_ratio, noise=noise, generator=generator, device=images.device).mask
-        side = round(self.cells**0.5)
-        removed = mask.view(n, 1, side, side).repeat_interleave(self.patch_size[0], 2).repeat_interleave(self.patch_size[1], 3)
-        seen = 1 - removed.to(images.dtype)
-        mean = (images * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
-        return torch.where(removed > 0, mean, images), mask
-
-    def paint(self, corrupted: Tensor) -> Tensor:
-        """Corrupted images (N, C, H, W) -> whole ones."""
-        return self.decoder(self.backbone.forward_features(corrupted))
+        self.backbone = backbone
+        self.decoder = upsampling(*map_shape(backbone, self.shape)[:2], image_size, channels)
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a batch of images.
@@ -188,9 +139,3 @@ class Inpainting(nn.Module):
         """
         check_batch("Inpainting", 1, images=images)
         return pooled(ask(self.backbone, "Inpainting: the backbone", "images", images), len(images), "Inpainting")
-
-    def check(self, images: Tensor) -> None:
-        """Refuses images that are not of the size, dtype and device of the method."""
-        last = self.decoder[-1]
-        assert isinstance(last, nn.Conv2d)
-        check_images("Inpainting", images, self.shape, last.weight)

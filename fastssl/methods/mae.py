@@ -11,20 +11,17 @@ only the rows of removed patches are predicted and compared (``masked_patch_loss
 import torch
 from torch import Tensor, nn
 
-from fastssl.functional import gather_tokens, mask_ids, masked_patch_loss, patchify, restore_tokens
+from fastssl.functional import gather_tokens, mask_ids, masked_patch_loss, patchify
 from fastssl.masking import MaskIds
 
-from ._block import Block, check_heads, init_linear
+from ._block import check_heads
 from ._checks import check_flags, check_widths
 from ._image_checks import check_random, check_ratio
-from ._masked import MaskedImages, pasted
-from ._positions import sine_positions
-from ._timm import embed_patches, run_blocks
-
-EPS = 1e-6
+from ._masked import pasted
+from ._painting import EPS, PaintingDecoder
 
 
-class MAE(MaskedImages):
+class MAE(PaintingDecoder):
     """MAE around a vision transformer: ``MAE(backbone)(images)`` is the loss to call ``backward`` on.
 
     He et al. 2022, https://arxiv.org/abs/2111.06377, section 3.
@@ -72,22 +69,10 @@ class MAE(MaskedImages):
         if decoder_dim % 4:
             raise ValueError(f"MAE: decoder_dim must be a multiple of 4, for its sine positions, got {decoder_dim}")
         super().__init__(backbone, pixel_mean, pixel_std)
-        before, proj = self.backbone.num_prefix_tokens, self.backbone.patch_embed.proj
         self.num_patches = self.grid[0] * self.grid[1]
         check_ratio("MAE", mask_ratio, self.num_patches)
         self.mask_ratio, self.norm_pix_loss, self.predict_only_masked = mask_ratio, norm_pix_loss, predict_only_masked
-        self.decoder_embed = nn.Linear(proj.out_channels, decoder_dim)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
-        self.decoder_blocks = nn.ModuleList(Block(decoder_dim, decoder_heads) for _ in range(decoder_depth))
-        self.decoder_norm = nn.LayerNorm(decoder_dim, EPS)
-        self.decoder_pred = nn.Linear(decoder_dim, proj.in_channels * self.patch_size[0] * self.patch_size[1])
-        self.decoder_pos_embed: Tensor
-        positions = torch.zeros(1, before + self.num_patches, decoder_dim)
-        positions[0, before:] = sine_positions(*self.grid, decoder_dim)
-        self.register_buffer("decoder_pos_embed", positions, persistent=False)
-        for part in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
-            part.apply(init_linear)
-        nn.init.normal_(self.mask_token, std=0.02)
+        self.add_decoder(decoder_dim, decoder_depth, decoder_heads)
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a batch of images.
@@ -118,19 +103,6 @@ class MAE(MaskedImages):
         size = (len(images), self.num_patches)
         check_random("MAE", noise, generator, size, images)
         return mask_ids(size, self.mask_ratio, noise=noise, generator=generator, device=images.device)
-
-    def decode(self, images: Tensor, ids: MaskIds) -> Tensor:
-        """Decoded tokens (N, L, decoder_dim) of all patches, before the last norm."""
-        before = self.backbone.num_prefix_tokens
-        z = self.decoder_embed(run_blocks(self.backbone, embed_patches(self.backbone, images, ids.ids_keep)))
-        x = restore_tokens(z, ids.ids_restore, self.mask_token, num_prefix_tokens=before, pos_embed=self.decoder_pos_embed)
-        for block in self.decoder_blocks:
-            x = block(x)
-        return x[:, before:]
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Decoded tokens (N, K, decoder_dim) -> pixels (N, K, p q C)."""
-        return self.decoder_pred(self.decoder_norm(x))
 
     @torch.no_grad()
     def reconstruct(

@@ -12,17 +12,16 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fastssl.checks import FLOATS, check_whole
-from fastssl.distributed import gather_rows, world_size
+from fastssl.distributed import gather_rows
 from fastssl.functional import moco_loss, queue_push_
 from fastssl.momentum import MoCoQueue
 
 from ._checks import check_flags, check_positive, check_widths, given
 from ._recompute import once, recomputing
-from ._shuffle import shuffled
-from ._teacher import TeacherMethod
+from ._shuffle import ShuffledKeys
 
 
-class MoCo(TeacherMethod):
+class MoCo(ShuffledKeys):
     """MoCo around any encoder: ``MoCo(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
     He et al. 2020, https://arxiv.org/abs/1911.05722, equation 1 and algorithm 1; v2: Chen et al. 2020,
@@ -140,21 +139,3 @@ class MoCo(TeacherMethod):
         queue, first = self.queue.queue, self.queue.queue_ptr
         places = (first + torch.arange(min(len(new), queue.shape[1]), device=queue.device)) % queue.shape[1]
         return k, new, places, queue[:, places]
-
-    def unit(self, z: Tensor) -> Tensor:
-        """z (N, D) to unit length, in the dtype of the queue."""
-        return nn.functional.normalize(z.to(self.queue.queue.dtype), dim=1)
-
-    @torch.no_grad()
-    def keys(self, images: Tensor) -> Tensor:
-        """images (B, ...) -> the teacher's keys (B, D), of unit length and in order."""
-        shuffles = self.shuffle_bn and self.training and (self.bn_splits > 1 or world_size() > 1)
-        if not shuffles:
-            return self.unit(self.in_parts(self.teacher, images))
-        part, mine = shuffled(images)
-        return gather_rows(self.unit(self.in_parts(self.teacher, part)))[mine]
-
-    def in_parts(self, encoder: nn.Module, images: Tensor) -> Tensor:
-        """``encoder(images)``, in training with batch statistics of each of ``bn_splits`` parts of the batch."""
-        parts = self.bn_splits if self.training else 1
-        return torch.cat([encoder(part) for part in images.tensor_split(parts)]) if parts > 1 else encoder(images)

@@ -12,23 +12,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from fastssl.checks import check_whole
-from fastssl.distributed import Ranks, world_size
-from fastssl.distributed.gather import gather_rows
-from fastssl.functional import dino_loss, queue_push_, sinkhorn
+from fastssl.distributed import Ranks
+from fastssl.functional import dino_loss, sinkhorn
 
 from ._checks import check_positive, check_widths, given
 from ._common import ProjectionHead
+from ._crop_queue import GLOBAL, CropQueue
 from ._crops import Prototypes, began, check_crops, check_part, through
 from ._recompute import once
 from ._teacher import EncoderMethod
 
-GLOBAL = 2  # crops of an image that a queue holds embeddings of
 
-
-class SwAV(EncoderMethod):
+class SwAV(CropQueue, EncoderMethod):
     """SwAV around any encoder: ``SwAV(backbone)(global_crops, local_crops)`` is the loss to call ``backward`` on.
 
     Caron et al. 2020, https://arxiv.org/abs/2006.09882, equations 1 to 3.
@@ -91,13 +89,8 @@ class SwAV(EncoderMethod):
         self.queue_start, self.frozen, self.total_steps = queue_start, frozen, total_steps
         self.prototypes = Prototypes(projection_dim, prototypes, unit=False)
         self.step: Tensor
-        self.queue: Tensor | None
-        self.queue_pointer: Tensor
-        self.queue_seen: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("queue", torch.zeros(queue_size, GLOBAL * projection_dim) if queue_size else None)
-        for name in ("queue_pointer", "queue_seen") if queue_size else ():
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        self.add_queue(queue_size, projection_dim)
 
     def forward(self, global_crops: Sequence[Tensor], local_crops: Sequence[Tensor] = ()) -> Tensor:
         """The loss of several crops of the same samples. In training mode the embeddings of the global ones go onto the queue.
@@ -137,22 +130,13 @@ class SwAV(EncoderMethod):
             self.step.add_(1)
         potential = self.balanced(z)
         if self.queue is not None:
-            full = self.queue_seen >= len(self.queue)
-            own = self.queue.tensor_split(world_size())[rank()].to(z.dtype)
-            old = own.view(len(own), GLOBAL, z.shape[2]).transpose(0, 1)  # of no rows, too, where processes are more
-            use = full if uses is None else full & uses.bool()
-            potential = torch.where(use, self.balanced(torch.cat([old, z], 1)), potential)
+            use = self.full() if uses is None else self.full() & uses.bool()
+            potential = torch.where(use, self.balanced(torch.cat([self.older(z), z], 1)), potential)
             if self.training:
-                new = gather_rows(z.transpose(0, 1).flatten(1))
-                queue_push_(self.queue, self.queue_pointer, new, layout="kd")
-                self.queue_seen.add_(len(new))
+                self.push(z)
         return potential, learns
 
     def balanced(self, z: Tensor) -> Tensor:
         """z (T, N, D) -> the potentials (T, 1, K) with which the N rows of each crop use all prototypes equally."""
         scores = F.linear(z, self.prototypes.weight.to(z.dtype))
         return sinkhorn(scores, self.epsilon, self.iterations, separate=0, group=Ranks())
-
-
-def rank() -> int:
-    return distributed.get_rank() if world_size() > 1 else 0

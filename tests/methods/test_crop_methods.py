@@ -341,6 +341,6 @@ def test_bad_input_is_refused_with_a_message(error, call, words):
 def test_a_queue_of_fewer_rows_than_processes(monkeypatch):
     backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8))
     method = SwAV(backbone, prototypes=6, projection_dim=4, queue_size=1)
-    monkeypatch.setattr("fastssl.methods.swav.world_size", lambda: 2)
-    monkeypatch.setattr("fastssl.methods.swav.rank", lambda: 1)  # whose part of the queue is empty
+    monkeypatch.setattr("fastssl.methods._crop_queue.world_size", lambda: 2)
+    monkeypatch.setattr("fastssl.methods._crop_queue.rank", lambda: 1)  # whose part of the queue is empty
     assert method([torch.rand(3, 3, 2, 2), torch.rand(3, 3, 2, 2)]).isfinite()

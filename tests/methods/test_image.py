@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastssl.methods import CMC, CPC, NNCLR, InstDisc, SimCLR, SupCon
-from fastssl.methods.cpc import patch_columns
+from fastssl.methods._columns import patch_columns
 from tests.support.formulas import cross_entropy64, gradients_agree, rows64, tiny
 from tests.support.rotation import of_today
 from tests.support.training import needs_train, part_of, train, write_grey_classes

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fastssl.methods import CPC
-from fastssl.methods.cpc import patch_columns
+from fastssl.methods._columns import patch_columns
 from fastssl.train.recipes._images import ViewSettings, image_recipe, single_view
 from fastssl.train.recipes._options import Negatives, ProjectionDim, Temperature
 from fastssl.train.settings import LearningRate
