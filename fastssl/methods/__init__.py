@@ -10,6 +10,7 @@ from .cmc import CMC
 from .cpc import CPC
 from .deepcluster import DeepCluster
 from .dino import DINO
+from .frame_order import FrameOrder
 from .ibot import IBOT
 from .ijepa import IJEPA
 from .inpainting import Inpainting
@@ -42,6 +43,7 @@ __all__ = [
     "NNCLR",
     "BarlowTwins",
     "DeepCluster",
+    "FrameOrder",
     "Inpainting",
     "InstDisc",
     "LeJEPA",

@@ -68,6 +68,7 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
         {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2, dynamic_img_size=True), "out_dim": lambda: 8},
     ),
     "SwAV": (methods.SwAV, {"backbone": AnySize}),
+    "FrameOrder": (methods.FrameOrder, {"backbone": tiny}),
     "BERT": (methods.BERT, {"vocab_size": lambda: 50, "mask_id": lambda: 49}),
     "VisionTransformer": (VisionTransformer, {}),
 }
@@ -102,6 +103,7 @@ GIVEN = {
     "global_crops": [IMAGE, IMAGE.flip(3)],
     "local_crops": [VIEW],
     "x": torch.rand(4, 5, 3, 4, 4),
+    "clips": torch.rand(4, 6, 3, 4, 4),
     "tokens": TOKENS,
     "input_ids": TOKENS,
     "attention_mask": torch.ones_like(TOKENS),

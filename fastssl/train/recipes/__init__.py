@@ -31,5 +31,6 @@ METHODS = (
     "siglip",
     "simcse",
     "bert",
+    "frame_order",
 )
 RECIPES: dict[str, Recipe] = {name: import_module(f"{__name__}.{name}").RECIPE for name in METHODS}

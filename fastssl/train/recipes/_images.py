@@ -50,8 +50,16 @@ class ImageSettings(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSettings(ImageSettings):
-    """Of the methods that also take folders of images, with a kNN vote as their score."""
+class VotedSettings(ImageSettings):
+    """Of the methods with a kNN vote as their score."""
+
+    knn_k: Annotated[int, Option("neighbours that vote", least=1)] = 20
+    knn_t: Annotated[float, Option("temperature of the kNN vote", above=0)] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSettings(VotedSettings):
+    """Of those among them that also take folders of images."""
 
     channels: Annotated[int, Option("bands of a picture that the encoder takes: 3, 1 for grey, or all of a file's", least=1)] = 3
     pixel_range: Annotated[
@@ -63,8 +71,6 @@ class FolderSettings(ImageSettings):
             metavar="LOW,HIGH",
         ),
     ] = None
-    knn_k: Annotated[int, Option("neighbours that vote", least=1)] = 20
-    knn_t: Annotated[float, Option("temperature of the kNN vote", above=0)] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +169,7 @@ def total_steps(config: TrainConfig, data: "ImageData") -> int:
 def image_scores(
     method: nn.Module,
     data: "ImageData",
-    config: FolderSettings,
+    config: VotedSettings,
     *,
     device: torch.device | str,
     workers: int,
