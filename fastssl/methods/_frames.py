@@ -5,6 +5,19 @@ from torch import Tensor
 
 from fastssl.checks import check_dense
 
+from ._common import PlainMethod
+from ._encoder import features_of
+
+
+class FrameMethod(PlainMethod):
+    """A method whose encoder sees single frames; ``embed`` takes frames, or any images."""
+
+    def of_frames(self, frames: Tensor) -> Tensor:
+        """frames (B, n, ...) -> their features (B, n, feature_dim)."""
+        name = type(self).__name__
+        z = features_of(self.backbone, frames.flatten(0, 1), self.feature_dim, name, given="frames of clips")
+        return z.unflatten(0, frames.shape[:2])
+
 
 def check_clips(name: str, clips: Tensor, least: int) -> None:
     """Refuses what is no dense tensor (B, T, ...) of clips with at least ``least`` frames."""

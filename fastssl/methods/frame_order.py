@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from fastssl.checks import accumulator_dtype, check_choice
 
-from ._common import ProjectionHead, check_widths, given, width_of
-from ._encoder import features_of
-from ._frames import check_clips, frames_at, spaced
+from ._checks import check_widths, given
+from ._common import ProjectionHead
+from ._frames import FrameMethod, check_clips, frames_at, spaced
 
 TASKS = ("verification", "direction", "order")
 
@@ -54,7 +54,7 @@ def arrangements(task: str) -> tuple[Tensor, Tensor]:
     return torch.tensor(rows), torch.tensor(classes)
 
 
-class FrameOrder(nn.Module):
+class FrameOrder(FrameMethod):
     """Tells arrangements of frames apart: ``FrameOrder(backbone)(clips)`` is the loss to call ``backward`` on.
 
     Misra et al. 2016 (Shuffle and Learn), https://arxiv.org/abs/1603.08561; Wei et al. 2018 (arrow of time, CVPR, "Learning and
@@ -85,21 +85,16 @@ class FrameOrder(nn.Module):
     def __init__(
         self, backbone: nn.Module, feature_dim: int | None = None, *, task: str = "verification", hidden_dim: int | None = None
     ):
-        super().__init__()
         check_choice("FrameOrder", "task", task, TASKS)
         check_widths("FrameOrder", **given(hidden_dim=hidden_dim))
-        self.feature_dim = width_of(backbone, feature_dim, "FrameOrder")
-        self.task, self.backbone = task, backbone
+        super().__init__(backbone, feature_dim)
+        self.task = task
         places, classes = arrangements(task)
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("classes", classes, persistent=False)
         self.frames = int(places.max()) + 1
         width = places.shape[1] * self.feature_dim
         self.head = ProjectionHead(width, hidden_dim or self.feature_dim, int(classes.max()) + 1)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Features of frames (N, ...), or of any images -> (N, feature_dim)."""
-        return features_of(self.backbone, images, self.feature_dim, "FrameOrder", given="frames of clips")
 
     def answers(self, clips: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """What the head says of each arrangement of each clip.
@@ -113,7 +108,7 @@ class FrameOrder(nn.Module):
         """
         check_clips("FrameOrder", clips, self.frames)
         times = spaced("FrameOrder", clips, self.frames, random=self.training, generator=generator)
-        z = self.embed(frames_at(clips, times).flatten(0, 1)).unflatten(0, times.shape)
+        z = self.of_frames(frames_at(clips, times))
         return self.head(z[:, self.places].flatten(2).flatten(0, 1)).unflatten(0, (len(clips), -1))
 
     def forward(self, clips: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
