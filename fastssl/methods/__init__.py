@@ -21,6 +21,7 @@ from .mean_teacher import MeanTeacher
 from .moco import MoCo
 from .moco_v3 import MoCoV3
 from .nnclr import NNCLR
+from .rotnet import RotNet
 from .siglip import SigLIP
 from .simclr import SimCLR
 from .simcse import SimCSE
@@ -50,6 +51,7 @@ __all__ = [
     "MeanTeacher",
     "MoCo",
     "MoCoV3",
+    "RotNet",
     "SigLIP",
     "SimCLR",
     "SimCSE",

@@ -62,6 +62,7 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     "IJEPA": (methods.IJEPA, {"backbone": lambda: VisionTransformer(8, 2, 16, 1, 2)}),
     "SimMIM": (SimMIM, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2)}),
     "Inpainting": (Inpainting, {"backbone": Maps}),
+    "RotNet": (methods.RotNet, {"backbone": tiny}),
     "DINO": (methods.DINO, {"backbone": AnySize}),
     "IBOT": (
         methods.IBOT,

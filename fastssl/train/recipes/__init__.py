@@ -27,6 +27,7 @@ METHODS = (
     "simmim",
     "inpainting",
     "ijepa",
+    "rotnet",
     "clip",
     "siglip",
     "simcse",

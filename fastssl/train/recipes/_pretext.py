@@ -1,0 +1,52 @@
+"""What the recipes share of the methods that answer questions about an image: scores of held-out questions, and a picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fastssl.train.recipe import Recipe
+from fastssl.train.recipes._images import WATCH, FolderSettings, image_recipe, image_scores, single_view
+
+if TYPE_CHECKING:
+    from fastssl.train.data import ImageData
+
+
+def pretext_scores(
+    method: nn.Module,
+    data: "ImageData",
+    config: FolderSettings,
+    *,
+    device: torch.device | str,
+    workers: int,
+    most: int | None,
+    full: bool,
+) -> dict[str, float]:
+    """``image_scores``, and the share of right answers about test images."""
+    from fastssl.train.pretext import solved_share
+
+    scores = image_scores(method, data, config, device=device, workers=workers, most=most, full=full)
+    return scores | solved_share(method, data, device=device, workers=workers, most=most)
+
+
+def draw(method: nn.Module, data: "ImageData", folder: Path, *, device: torch.device | str) -> Path | None:
+    """Draws ``answers.png``."""
+    from fastssl.train.pretext import draw_answers
+
+    return draw_answers(method, data, folder / "answers.png", device=device)
+
+
+def pretext_recipe(
+    settings: type[FolderSettings], build: Callable[[Any, Any], nn.Module], solved: tuple[str, str], **more: Any
+) -> Recipe:
+    """The recipe of a method with ``answer``. ``solved``: how a line and the table call the share of right answers. ``more`` holds
+    the fields of ``Recipe`` that differ."""
+    usual: dict[str, Any] = {
+        "arguments": single_view,
+        "monitor": pretext_scores,
+        "watch": {**WATCH, "solved": (*solved, ".3f")},
+        "loss": "cross-entropy",
+    }
+    return image_recipe(settings, build, **(usual | more))

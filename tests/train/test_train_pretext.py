@@ -1,0 +1,46 @@
+"""Pretext tasks of transformed images in ``fastssl train``: training for real, resume, the picture of their answers."""
+
+import pytest
+
+from tests.support.rotation import of_today
+from tests.support.training import assert_resumes_bit_for_bit, needs_train, train_briefly, write_grey_classes
+
+NEW = ("rotnet",)
+
+pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
+
+# method: options of the training, least gain in kNN accuracy over the untrained encoder, least share of right answers; both ask
+# for at most half of what was seen above the untrained encoder and above chance, since training on another CPU is another seed
+TRAINING = {
+    "rotnet": ({"epochs": 3, "batch_size": 32}, 0.035, 0.262),
+}
+
+
+@pytest.mark.parametrize("name", of_today(NEW, len(NEW)))
+def test_training_beats_the_untrained_encoder(name):
+    """A quarter of the photographs' crops; kNN and questions on held-out ones."""
+    options, gain, solved = TRAINING[name]
+    found = train_briefly(name, **options)
+    assert found.after["knn"] > found.before["knn"] + gain
+    assert found.after["solved"] > solved
+    assert found.after["std"] > 0.5 * found.before["std"] and found.after["rank"] > 0.5 * found.before["rank"]
+
+
+def test_rotnet_learns_which_way_up_digits_are():
+    """Crops of photographs often have no way up; digits have."""
+    found = train_briefly("rotnet", data="digits", epochs=2, share=1, batch_size=32, image_size=16)
+    assert found.before["solved"] < 0.4 and found.after["solved"] > 0.55
+
+
+OPTIONS = {"rotnet": []}
+
+
+@pytest.mark.parametrize("name", of_today(NEW, len(NEW)))
+def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
+    """Weights, buffers and step of a run that was not interrupted."""
+    write_grey_classes(tmp_path / "images")
+    where = ["--data", f"folder:{tmp_path / 'images'}", "--image-size", "12", "--batch-size", "8"]
+    said = (f"{name}, ", "kNN", "std")
+    assert_resumes_bit_for_bit([name, *where, *OPTIONS[name]], tmp_path, capsys, said=said)
+    if name in ("rotnet", "jigsaw"):
+        assert (tmp_path / "whole" / "answers.png").stat().st_size > 2000
