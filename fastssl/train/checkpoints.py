@@ -6,6 +6,7 @@ named with its reason, and nothing is written over it.
 
 import errno
 import hashlib
+import os
 import pickle
 import warnings
 import zipfile
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastssl._ending import out_of_memory
+from fastssl._ending import Failure, foreseen, out_of_memory
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.options import refused_setting
 from fastssl.train.recipes import RECIPES
@@ -119,6 +120,31 @@ def tensors_in(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(state, (dict, list, tuple)):
         for key, value in state.items() if isinstance(state, dict) else enumerate(state):
             yield from tensors_in(value, f"{name}.{key}")
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_as: str | None = None) -> None:
+    """Writes a checkpoint beside its target, flushes it to disk and renames it; a file that could not be written whole is removed.
+
+    ``keep_as``: the name that a checkpoint which was at ``path`` before gets; without it, that one is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
+        cause = error if isinstance(error, OSError) else error.__context__  # torch's archive writer: RuntimeError
+        reason = foreseen(cause) if isinstance(cause, OSError) else None
+        kept = f"; {path} is still the one before" if path.exists() else ""
+        raise Failure(f"a checkpoint could not be saved in {path.parent}: {reason or error}{kept}") from error
+    if keep_as is not None and path.exists():
+        os.replace(path, path.with_name(keep_as))
+    os.replace(partial, path)
 
 
 def find_checkpoint(run: Path) -> tuple[Path, dict] | None:

@@ -9,7 +9,6 @@ Files of a run: ``last.ckpt`` and ``previous.ckpt``, ``csv/``, ``tensorboard/``.
 
 import logging
 import math
-import os
 import signal
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,11 +21,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
-from fastssl._ending import STOP, Failure, Stopped, foreseen
+from fastssl._ending import STOP, Stopped
 from fastssl.methods._common import sees_all_rows
 from fastssl.optim import LARS, AdamW
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden, warn
-from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, not_finite
+from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, not_finite, write_checkpoint
+from fastssl.train.clock import SECONDS, Clock
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
 from fastssl.train.layout import counted
@@ -51,32 +51,13 @@ MONITOR_BANK = 20_000  # samples at most that a score during training embeds; th
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target, flushes it to disk and renames it. The checkpoint before stays as ``previous.ckpt``.
+    """Writes a checkpoint by ``write_checkpoint``, loads it with ``weights_only=True``. The one before stays as ``previous.ckpt``.
 
-    So a process that is killed at any moment leaves at least one complete checkpoint. A file that could not be written whole is
-    removed. Checkpoints are loaded with ``weights_only=True``.
+    So a process that is killed at any moment leaves at least one complete checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        try:
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException as error:
-            partial.unlink(missing_ok=True)
-            if not isinstance(error, (OSError, RuntimeError)):
-                raise
-            cause = error if isinstance(error, OSError) else error.__context__  # torch's archive writer: RuntimeError
-            reason = foreseen(cause) if isinstance(cause, OSError) else None
-            kept = f"; {path} is still the one before" if path.exists() else ""
-            raise Failure(f"a checkpoint could not be saved in {path.parent}: {reason or error}{kept}") from error
-        if path.exists():
-            os.replace(path, path.with_name(PREVIOUS))
-        os.replace(partial, path)
+        write_checkpoint(checkpoint, Path(path), keep_as=PREVIOUS)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         return torch.load(path, map_location=map_location, weights_only=True)
@@ -104,6 +85,7 @@ class MethodModule(pl.LightningModule):
         self.cut_short: dict | None = None  # of the checkpoint: the epoch that was interrupted
         self.steps: Steps | None = None
         self.begun = False
+        self.clock = Clock()
         self.done: int | None = None  # finished epochs of the checkpoint that this process goes on from
         self.waiting: Any = None  # the group in which the processes wait while the first one scores
         self.share: Tensor | None = None  # what weighs this process's loss, where the method itself does not look at the others
@@ -209,6 +191,7 @@ class MethodModule(pl.LightningModule):
         STOP.check()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.clock.start()
         STOP.patient = self.trainer.world_size == 1  # several processes would have to agree on the step
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Any, ...]:
@@ -249,6 +232,7 @@ class MethodModule(pl.LightningModule):
         loss = self.trainer.strategy.reduce(torch.stack(self.losses).float().mean(), reduce_op="mean").item()
         if not math.isfinite(loss):
             raise UsageError(f"--lr: the loss became {loss} in epoch {epoch}; {ADVICE}")
+        self.clock.end_epoch()
         self.losses.clear()
         self.history.append({"epoch": epoch, "loss": loss})
         if self.unscored():
@@ -309,6 +293,7 @@ class MethodModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         size = getattr(self.data, "image_size", None)
         checkpoint["fastssl"] = {"config": asdict(self.config), "history": self.history, "image_size": size, "data": self.prints}
+        checkpoint[SECONDS] = self.clock.state()
         if why := not_finite(checkpoint):
             raise UsageError(f"--lr: {why} in epoch {len(self.history) - 1 + bool(self.losses)}, which is not saved; {ADVICE}")
         if self.losses:
@@ -317,6 +302,7 @@ class MethodModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         own = checkpoint["fastssl"]
         self.history = history_of(checkpoint)
+        self.clock = Clock(checkpoint)
         self.cut_short = own.get("cut_short")
         self.losses = list(self.cut_short["losses"].unbind()) if self.cut_short else []
 

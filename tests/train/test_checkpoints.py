@@ -280,7 +280,7 @@ def test_a_run_of_before_methods_had_settings_of_their_own_goes_on(run, capsys):
 def test_a_checkpoint_that_cannot_be_saved(trained, tmp_path, capsys, monkeypatch):
     """The disk is full at the second epoch: a line, the first epoch stays, no half-written file; and it can be resumed."""
     from fastssl.__main__ import main
-    from fastssl.train import loop
+    from fastssl.train import checkpoints
 
     def full(*_):
         raise OSError(28, os.strerror(28))
@@ -294,12 +294,12 @@ def test_a_checkpoint_that_cannot_be_saved(trained, tmp_path, capsys, monkeypatc
             full()
 
     images, out = trained[0], tmp_path / "run"
-    monkeypatch.setattr(loop.os, "fsync", fsync)
+    monkeypatch.setattr(checkpoints.os, "fsync", fsync)
     assert main(command(images, out, "--epochs", "2")) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and os.strerror(28) in said and str(out) in said
     assert not (out / "last.partial").exists() and not (out / "previous.ckpt").exists()
-    monkeypatch.setattr(loop.torch, "save", full)
+    monkeypatch.setattr(checkpoints.torch, "save", full)
     assert main(command(images, out, "--epochs", "2", "--resume")) == 1 and os.strerror(28) in capsys.readouterr().err
     monkeypatch.undo()
     assert main(command(images, out, "--epochs", "2", "--resume")) == 0
