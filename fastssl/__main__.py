@@ -1,4 +1,4 @@
-"""The command line: ``fastssl train | eval | info | bench``, also as ``python -m fastssl``."""
+"""The command line: ``fastssl train | eval | compare | info | bench``, also as ``python -m fastssl``."""
 
 import difflib
 import sys
@@ -8,12 +8,13 @@ from fastssl._ending import UsageError, ended, lines_at_once, patient_restart
 USAGE = """usage: fastssl COMMAND ...
 
   train METHOD   train an encoder (train --help lists the methods)
-  eval RUN       weighted kNN, linear probe and pictures of a trained encoder
+  eval RUN       weighted kNN, linear probe and pictures of a trained encoder; few labels, fine-tuning, retrieval
+  compare RUN... runs side by side: a table, and a plot of their scores against time and epochs
   info           what is built and what this machine can run
   bench          time the ops on this machine
 
 fastssl COMMAND --help lists the options of a command; docs/training.md tells how a run is stopped, resumed and used."""
-COMMANDS = ("train", "eval", "info", "bench")
+COMMANDS = ("train", "eval", "compare", "info", "bench")
 
 TRAIN_PACKAGES = (
     "lightning",
@@ -31,9 +32,9 @@ TRAIN_PACKAGES = (
 
 def _train(command: str, argv: list[str]) -> int:
     try:
-        from fastssl.train import cli
+        from fastssl.train import cli, compare
 
-        return {"train": cli.train, "eval": cli.evaluate_run}[command](argv)
+        return {"train": cli.train, "eval": cli.evaluate_run, "compare": compare.compare}[command](argv)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in TRAIN_PACKAGES:
             raise
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if argv is None:
         lines_at_once()
-    if command in ("train", "eval"):
+    if command in ("train", "eval", "compare"):
         if argv is None:
             patient_restart()
         return ended(command, lambda: _train(command, rest), resume=command == "train")

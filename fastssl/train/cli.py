@@ -13,7 +13,7 @@ from torch import nn
 from fastssl._ending import PLACE, STOP, first_process, foreseen, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.layout import counted, refuse_as_out
-from fastssl.train.options import eval_parser, refuse_unused, refuse_unused_of_eval, train_options
+from fastssl.train.options import eval_parser, refuse_unused, refuse_unused_of_eval, refuse_unused_of_tasks, train_options
 from fastssl.train.processes import Meeting, join_processes, launched, leave_processes, met, note_job, requeued, with_processes
 from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
@@ -318,7 +318,10 @@ def evaluate_run(argv: list[str]) -> int:
     """Evaluates a run directory or a checkpoint file; the pictures go beside the checkpoint."""
     given = eval_parser().parse_args(argv)
     PLACE.debug, device = given.debug, usable_device(given.device)
+    refuse_unused_of_tasks(given)
     from fastssl.train.checkpoints import config_of, data_changes, fingerprint, history_of, readable_checkpoint, restore_method
+    from fastssl.train.downstream import TrainedRun
+    from fastssl.train.tasks import asked_for, do_tasks
 
     path, checkpoint, warning = readable_checkpoint(given.run)
     PLACE.folder = path.parent
@@ -338,8 +341,12 @@ def evaluate_run(argv: list[str]) -> int:
     history = [] if data.name != stored.data or changes or rescaled else history_of(checkpoint)
     if changes and fingerprint(data.train)["classes"] != own["data"].get("train", {}).get("classes"):
         data = replace(data, name=f"{data.name}, changed")  # a classifier knows others
-    method = restore_method(checkpoint, data, path).to(device)
     workers = loader_workers(given.workers, spec)
     say(visible(f"{path}: {stored.method}, {stored.backbone}, on {data.name}: {data.summary()}"))
+    if asked_for(given):
+        do_tasks(TrainedRun(path, checkpoint, config, data, device, workers), given)
+        report_corrupt(data)
+        return 0
+    method = restore_method(checkpoint, data, path).to(device)
     evaluate(method, data, config, device=device, workers=workers, pictures=path.parent, kind=given.map, history=history)
     return 0

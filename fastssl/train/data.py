@@ -27,7 +27,7 @@ from fastssl.train import UsageError, warn
 from fastssl.train.folder import FolderImages, Look, clipped_line, unread_line
 from fastssl.train.layout import find_images, shortened
 from fastssl.train.read import grey
-from fastssl.train.samples import ImageSamples, Samples
+from fastssl.train.samples import ImageSamples, Samples, some_of_each
 
 PHOTOS = {
     "astronaut": "astronaut.png",
@@ -79,9 +79,7 @@ class FewLabels(ImageSamples):
     def __init__(self, whole: ImageSamples, per_class: int, seed: int):
         self.whole, self.labels, self.class_names = whole, whole.labels, whole.class_names
         whole.gives_index = True
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
-        shuffled = whole.labels[order]
-        self.known = torch.cat([order[shuffled == label][:per_class] for label in shuffled.unique()])
+        self.known = some_of_each(whole.labels, per_class, torch.Generator().manual_seed(seed))
 
     def __len__(self) -> int:
         return len(self.whole)

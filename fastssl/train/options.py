@@ -12,7 +12,7 @@ from typing import Any
 from fastssl._options import Parser, closest, number, one_of
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.recipes import RECIPES
-from fastssl.train.settings import Setting, data_name, flag, settings_of
+from fastssl.train.settings import MOST_SEED, Setting, data_name, flag, settings_of
 
 PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # what the evaluation of a run works in too
 MOST_WORKERS = 256
@@ -22,6 +22,14 @@ NO_STRATEGY = {  # beginnings of names that lightning knows, and why they are re
     "spawn": "the history of the run would stay in processes that end with the training",
     "fork": "the history of the run would stay in processes that end with the training",
     "notebook": "it is for notebooks",
+}
+OF_TASK = {  # of eval, and which of its tasks use it
+    "labels": ("few_shot",),
+    "draws": ("few_shot",),
+    "top": ("retrieve",),
+    "labels_per_class": ("fine_tune",),
+    "lr": ("fine_tune",),
+    "seed": ("few_shot", "fine_tune"),
 }
 OF_EVAL = ("pixel_range", "knn_k", "knn_t")  # settings of a run that its evaluation may have otherwise
 
@@ -173,6 +181,13 @@ def refuse_unused_of_eval(given: argparse.Namespace, method: str) -> None:
             raise UsageError(f"{flag(name)}: RUN {given.run} is one of {method}, which does not use it")
 
 
+def refuse_unused_of_tasks(given: argparse.Namespace) -> None:
+    """Raises UsageError for an option of a task that ``fastssl eval`` was not asked for."""
+    for name, tasks in OF_TASK.items():
+        if getattr(given, name) is not None and not any(getattr(given, task) for task in tasks):
+            raise UsageError(f"{flag(name)}: is used with {' or '.join(map(flag, tasks))} only")
+
+
 def refused_setting(config: dict[str, Any]) -> str | None:
     """Which setting of a stored run the method does not take, and why; None where it takes them all."""
     for name, setting in settings_of(RECIPES[config["method"]].settings).items():
@@ -191,4 +206,38 @@ def eval_parser() -> Parser:
         parser.add_argument(setting.flag, help=f"{setting.option.help} (default: as in the run)", **setting.how())
     parser.add_argument("--device", default="cpu", help="where the encoder runs, for example cuda")
     _common_options(parser)
+    _task_options(parser)
+    return parser
+
+
+def _task_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what asks ``fastssl eval`` for downstream tasks."""
+    what = "the encoder at work beside the untrained one, in place of scores and map; docs/evaluation.md tells of it"
+    group = parser.add_argument_group("downstream tasks", what)
+    group.add_argument("--few-shot", action="store_true", help="kNN and linear probe that know a few labels of each class")
+    group.add_argument("--labels", type=whole_numbers, help="labels a class of --few-shot, such as 1,5,10,20 (default: those)")
+    group.add_argument("--draws", type=number(int, 2), help="times that the labels of --few-shot are drawn (default: 20)")
+    group.add_argument(
+        "--retrieve", action="store_true", help="training images nearest to test images, as a picture and in numbers"
+    )
+    group.add_argument("--top", type=number(int, 1), help="nearest images of --retrieve that count and are shown (default: 10)")
+    group.add_argument("--fine-tune", type=number(int, 1), metavar="EPOCHS", help="train encoder and linear layer on the labels")
+    group.add_argument("--labels-per-class", type=number(int, 1), help="labels a class of --fine-tune (default: all)")
+    group.add_argument("--lr", type=number(float, 0, above=True), help="peak learning rate of --fine-tune (default: 0.001)")
+    seed = "seed of the drawn labels, and of the training of --fine-tune (default: 0)"
+    group.add_argument("--seed", type=number(int, 0, most=MOST_SEED), help=seed)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """An argparse type: whole numbers above 0, separated by commas, in rising order."""
+    return sorted({number(int, 1)(part) for part in text.split(",")})
+
+
+def compare_parser() -> Parser:
+    parser = Parser("fastssl compare", description="Put runs side by side: a table, and a plot of their scores.")
+    runs = "run directories, checkpoint files, or patterns such as 'runs/*'"
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help=runs)
+    parser.add_argument("--out", type=path, default=Path("compare.png"), help="the picture")
+    parser.add_argument("--json", type=path, help="a file for the table as data, with the scores of all epochs")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
     return parser

@@ -61,15 +61,34 @@ def draw_curves(history: list[dict], path: Path, *, loss: str, score: str, title
 def label_ends(axis: Any, ends: dict[str, tuple[float, str]]) -> list:
     """Writes names and values at the right of an axis. ``ends``: name -> value, colour.
 
-    Each text stands at the height of its value, or higher where it would lie on another one.
+    Each text stands at the height of its value, or higher where it would lie on another one, or lower where there is no room above.
     """
-    points = 72 / axis.figure.dpi * axis.get_window_extent().height / (axis.get_ylim()[1] - axis.get_ylim()[0])
-    texts, lowest = [], -np.inf
-    for name, (value, colour) in sorted(ends.items(), key=lambda end: end[1][0]):
-        lowest = max(value * points, lowest + 1.4 * plt.rcParams["font.size"])
+    low, high = axis.get_ylim()
+    points = 72 / axis.figure.dpi * axis.get_window_extent().height / (high - low)
+    texts, ordered = [], sorted(ends.items(), key=lambda end: end[1][0])
+    heights = stacked([value * points for _, (value, _) in ordered], 1.4 * plt.rcParams["font.size"], high * points)
+    for (name, (value, colour)), height in zip(ordered, heights, strict=True):
         how = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "color": colour}
-        texts.append(axis.annotate(f"{name} {value:.3f}", (1, value), (6, lowest - value * points), **how))
+        texts.append(axis.annotate(f"{name} {value:.3f}", (1, value), (6, height - value * points), **how))
     return texts
+
+
+def stacked(heights: list[float], gap: float, top: float) -> list[float]:
+    """Rising heights, moved up until ``gap`` lies between each two, and down again where the highest is then above ``top``.
+
+    Examples:
+        >>> stacked([0.0, 1.0, 9.0], gap=2.0, top=10.0), stacked([8.0, 9.0, 9.0], gap=2.0, top=10.0)
+        ([0.0, 2.0, 9.0], [6.0, 8.0, 10.0])
+    """
+    risen, lowest = [], -np.inf
+    for height in heights:
+        risen.append(max(height, lowest))
+        lowest = risen[-1] + gap
+    placed, highest = [], max(top, heights[-1] if heights else top)
+    for height in reversed(risen):
+        placed.append(min(height, highest))
+        highest = placed[-1] - gap
+    return placed[::-1]
 
 
 def plane(features: np.ndarray, kind: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a data set of ``fastssl train`` is: it answers a list of indices with one collated batch."""
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -25,3 +26,18 @@ class ImageSamples(Samples):
     def corrupt_files(self) -> list[str]:
         """The files that could not be read so far."""
         return []
+
+
+def some_of_each(labels: Tensor, per_class: int, generator: torch.Generator) -> Tensor:
+    """Indices of ``per_class`` samples of each class, drawn at random; all of a class that has fewer.
+
+    The same state of ``generator`` gives with a smaller ``per_class`` a part of them.
+
+    Examples:
+        >>> chosen = some_of_each(torch.tensor([0, 0, 1, 1, 1]), 2, torch.Generator().manual_seed(0))
+        >>> len(chosen), sorted(chosen[:2].tolist())
+        (4, [0, 1])
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    shuffled = labels[order]
+    return torch.cat([order[shuffled == label][:per_class] for label in shuffled.unique()])

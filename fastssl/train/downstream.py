@@ -1,0 +1,82 @@
+"""What the downstream tasks of ``fastssl eval`` share: the run, the labelled images that it is asked about, their embeddings."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastssl.train import TrainConfig, UsageError
+from fastssl.train.checkpoints import build_method, restore_method
+from fastssl.train.recipes import RECIPES
+from fastssl.train.samples import ImageSamples
+
+ENCODERS = ("untrained", "trained")
+Half = tuple[Tensor, Tensor]  # features (N, D) and labels (N,)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run whose encoder is put to work on labelled images, beside the untrained one.
+
+    Args:
+        path: its checkpoint, beside which pictures and weights are written.
+        checkpoint: what it holds.
+        config: the settings of the run.
+        data: what the recipe of the run loads.
+        device: where the encoder works.
+        workers: processes that read images.
+    """
+
+    path: Path
+    checkpoint: dict
+    config: TrainConfig
+    data: Any
+    device: torch.device
+    workers: int
+
+    @cached_property
+    def images(self) -> Any:
+        """The images of the data, with all labels. Raises ``UsageError`` where there are none, or no two classes."""
+        images = getattr(self.data, "stills", self.data)
+        halves = [getattr(half, "whole", half) for half in (images.train, images.test)]
+        if not all(isinstance(half, ImageSamples) for half in halves):
+            unit = RECIPES[self.config.method].unit
+            what = f"is one of {self.config.method}, which learns from {unit}"
+            raise UsageError(f"RUN {self.path}: {what}; few labels, fine-tuning and retrieval need images with labels")
+        refuse_without_labels(self.data.name, halves[0].labels, halves[1].labels)
+        return replace(images, train=halves[0], test=halves[1])
+
+    def method(self, encoder: str) -> nn.Module:
+        """The method of the run as it was before the training or as it is after it: one of ``ENCODERS``."""
+        if encoder == "untrained":
+            return build_method(self.config, self.data).to(self.device)
+        return restore_method(self.checkpoint, self.data, self.path).to(self.device)
+
+    @cached_property
+    def embeddings(self) -> dict[str, tuple[Half, Half]]:
+        """For each of ``ENCODERS`` the training and the test images; those that cannot be read are left out."""
+        found = {name: self._embedded(self.method(name)) for name in ENCODERS}
+        (_, labels), (_, tested) = found["trained"]
+        refuse_without_labels(self.data.name, labels, tested)
+        return found
+
+    def _embedded(self, method: nn.Module) -> tuple[Half, Half]:
+        """By the recipe's own ``points``, which embeds the test half of what it is given."""
+        points, halves = RECIPES[self.config.method].points, []
+        for half in (self.images.train, self.images.test):
+            images = replace(self.images, train=half, test=half)
+            data = replace(self.data, stills=images) if hasattr(self.data, "stills") else images
+            found = points(method, data, device=self.device, workers=self.workers)
+            assert found is not None  # there are images
+            halves.append(found[:2])
+        return halves[0], halves[1]
+
+
+def refuse_without_labels(name: str, labels: Tensor, tested: Tensor) -> None:
+    """Raises ``UsageError`` where there is nothing to tell apart: less than two classes, or no test image of any of them."""
+    if len(labels.unique()) < 2 or not torch.isin(tested, labels).any():
+        what = "few labels, fine-tuning and retrieval need test images, and two classes with images that can be read"
+        raise UsageError(f"--data {name}: {what}; a class is a subfolder with its images")
