@@ -109,7 +109,7 @@ def found_runs(given: Iterable[Path]) -> list[Path]:
         if matching:  # a pattern also matches what is no run
             matching = [found for found in matching if found.suffix == ".ckpt" or any(found.glob("*.ckpt"))] or matching[:1]
         runs += matching or [path]
-    return list({run.resolve(): run for run in runs}.values())
+    return list({run.resolve(): run for run in reversed(runs)}.values())[::-1]
 
 
 def by_kind(found: Iterable[tuple[Kind, Row]]) -> dict[Kind, list[Row]]:

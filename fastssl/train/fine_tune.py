@@ -26,7 +26,7 @@ from fastssl.train.order import Shuffled
 from fastssl.train.progress import say
 from fastssl.train.samples import some_of_each
 
-LR, BATCH, WARM_UP = 1e-3, 64, 0.1  # the last one is a share of the steps
+LR, WARM_UP = 1e-3, 0.1  # the latter is a share of the steps
 FILE = "fine_tuned.ckpt"
 NAMES = {"untrained": "from scratch", "trained": "fine-tuned"}
 
@@ -92,7 +92,7 @@ class FineTuning(pl.LightningModule):
     def train_dataloader(self) -> DataLoader:
         data, how = labelled_part(self.run_, how=self.how), self.how
         sampler = Shuffled(data, replicas=1, rank=0, seed=how.seed, epoch=0, skip=0, order=lambda epoch: None)
-        return batches(data, min(BATCH, len(data)), sampler=sampler, workers=self.run_.workers, drop_last=True)
+        return batches(data, batch_size(len(data)), sampler=sampler, workers=self.run_.workers, drop_last=True)
 
     def configure_optimizers(self) -> Any:
         parameters = list(self.classifier.parameters())
@@ -123,6 +123,11 @@ class FineTuning(pl.LightningModule):
         if not math.isfinite(loss):
             raise UsageError(f"--lr: the loss became {loss} in epoch {epoch} of the training; try a smaller one")
         say(f"{self.name}, epoch {epoch:>3}/{self.how.epochs}  loss {loss:.3f}")
+
+
+def batch_size(count: int) -> int:
+    """64, and of fewer than 512 images an eighth of them, but at least 8 where there are as many: few labels make several steps."""
+    return min(64, max(8, count // 8), count)
 
 
 def labelled_part(run: TrainedRun, how: FineTuneOptions) -> Any:

@@ -1,0 +1,20 @@
+"""What several files of these tests ask about."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.training import write_grey_classes
+
+
+@pytest.fixture(scope="session")
+def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of SimCLR on 24 training and 6 test images of two classes of grey; tests may write beside its checkpoint."""
+    from fastssl.__main__ import main
+
+    folder = tmp_path_factory.mktemp("grey")
+    write_grey_classes(folder / "images")
+    options = ["--image-size", "16", "--batch-size", "8", "--epochs", "2", "--map", "none", "--workers", "0"]
+    where = ["--data", f"folder:{folder / 'images'}", "--accelerator", "cpu", "--out", str(folder / "run")]
+    assert main(["train", "simclr", *where, *options]) == 0
+    return folder / "run"
