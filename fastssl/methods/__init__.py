@@ -7,6 +7,7 @@ from .bert import BERT
 from .byol import BYOL
 from .clip import CLIP
 from .cmc import CMC
+from .colorization import Colorization
 from .cpc import CPC
 from .deepcluster import DeepCluster
 from .dino import DINO
@@ -43,6 +44,7 @@ __all__ = [
     "MAE",
     "NNCLR",
     "BarlowTwins",
+    "Colorization",
     "DeepCluster",
     "FrameOrder",
     "Inpainting",

@@ -8,38 +8,12 @@ from torch import Tensor, nn
 from fastssl.functional import mask_ids
 
 from ._image_checks import check_images, check_random
-from ._layers import refuse_lazy
-from ._probe import undisturbed
-
-
-def map_shape(backbone: Any, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(D, h, w) of ``backbone.forward_features`` for images of ``shape`` (C, H, W)."""
-    name = "Inpainting: backbone must be a convolutional encoder with forward_features -> (N, D, h, w)"
-    kind = type(backbone).__name__
-    if not hasattr(backbone, "forward_features"):
-        raise ValueError(f"{name}, got {kind} without forward_features")
-    refuse_lazy(backbone, "Inpainting")
-    like = next(backbone.parameters(), torch.empty(0))
-    images = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
-    with undisturbed(backbone):
-        try:
-            maps = backbone.forward_features(images)
-        except Exception as error:
-            raise ValueError(f"{name}, got {kind}, which fails on images (1, {', '.join(map(str, shape))}): {error}") from error
-    if not isinstance(maps, Tensor) or maps.ndim != 4:
-        raise ValueError(f"{name}, got {kind}, whose features have shape {tuple(getattr(maps, 'shape', ()))}")
-    scale = shape[1] // maps.shape[2]
-    if scale & (scale - 1) or (maps.shape[2] * scale, maps.shape[3] * scale) != shape[1:]:
-        raise ValueError(f"{name}, h and w those of the images {shape[1:]} over a power of 2, got {tuple(maps.shape[2:])}")
-    return maps.shape[1], maps.shape[2], maps.shape[3]
+from ._maps import doublings
 
 
 def upsampling(width: int, height: int, image_size: int, channels: int) -> nn.Sequential:
     """Maps (N, width, height, height) -> images (N, channels, image_size, image_size): each layer doubles the sides."""
-    layers: list[nn.Module] = []
-    for _ in range((image_size // height).bit_length() - 1):
-        before, width = width, max(32, width // 2)
-        layers += [nn.ConvTranspose2d(before, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    layers, width = doublings(width, (image_size // height).bit_length() - 1)
     return nn.Sequential(*layers, nn.Conv2d(width, channels, 3, 1, 1))
 
 

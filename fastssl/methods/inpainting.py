@@ -16,10 +16,11 @@ from fastssl.functional import masked_patch_loss, patchify
 
 from ._ask import ask
 from ._checks import check_batch, check_positive, check_widths
-from ._corruption import CorruptedImages, map_shape, upsampling
+from ._corruption import CorruptedImages, upsampling
 from ._encoder import pooled
 from ._image_checks import check_ratio
 from ._layers import check_encoder
+from ._maps import map_shape
 from ._masked import pasted
 
 
@@ -81,7 +82,7 @@ class Inpainting(CorruptedImages):
         self.corruption, self.mask_ratio, self.sigma = corruption, mask_ratio, sigma
         self.patch_size = (mask_size, mask_size)
         self.backbone = backbone
-        self.decoder = upsampling(*map_shape(backbone, self.shape)[:2], image_size, channels)
+        self.decoder = upsampling(*map_shape("Inpainting", backbone, self.shape)[:2], image_size, channels)
 
     def forward(self, images: Tensor, *, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a batch of images.

@@ -92,15 +92,35 @@ def mosaic(rows: list[Tensor], gap: int) -> Tensor:
     return torch.cat([line.permute(2, 0, 3, 1).flatten(1, 2) for line in lines])
 
 
+def shown_images(data: Any, device: torch.device | str) -> Tensor:
+    """The test images (N, C, S, S) that a picture shows, of training where there are none; N is 0 where none can be read."""
+    half = data.test if len(data.test) else data.train
+    chosen = torch.linspace(0, len(half) - 1, min(len(half), COLUMNS * BLOCKS), dtype=torch.float64).long().tolist()
+    return centre(as_float(half.__getitems__(chosen)[0].to(device)), data.image_size)
+
+
+def draw_rows(kinds: dict[str, Tensor], path: Path) -> Path:
+    """Rows of ``COLUMNS`` images (N, C, H, W), those of all kinds below each other with the kind's name -> ``path``."""
+    from fastssl.train.pictures import STYLE, plt, save
+
+    parts = [part.clamp(0, 1).float().cpu().split(COLUMNS) for part in kinds.values()]
+    rows = [as_colours(part) for block in zip(*parts, strict=True) for part in block]
+    height, gap = rows[0].shape[2], max(1, rows[0].shape[3] // 10)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(0.9 * len(rows[0]) + 1, 0.9 * len(rows)))
+        axis.imshow(mosaic(rows, gap).numpy(), interpolation="nearest")
+        axis.axis("off")
+        for i in range(len(rows)):
+            axis.text(-gap, i * (height + gap) + height / 2, list(kinds)[i % len(kinds)], ha="right", va="center")
+        save(figure, path)
+    return path
+
+
 @torch.no_grad()
 def draw_reconstruction(method: Any, data: Any, path: Path, *, device: torch.device | str) -> Path | None:
     """Test images (of training where there are none): whole, without what was removed, and as the method paints them -> ``path``,
     or None where none of them can be read."""
-    from fastssl.train.pictures import STYLE, plt, save
-
-    half = data.test if len(data.test) else data.train
-    chosen = torch.linspace(0, len(half) - 1, min(len(half), COLUMNS * BLOCKS), dtype=torch.float64).long().tolist()
-    images = centre(as_float(half.__getitems__(chosen)[0].to(device)), data.image_size)
+    images = shown_images(data, device)
     if not len(images):
         return None
     with evaluating(method):
@@ -108,15 +128,4 @@ def draw_reconstruction(method: Any, data: Any, path: Path, *, device: torch.dev
     noisy = getattr(method, "corruption", None) == "noise"
     if not noisy:
         corrupted = corrupted + 0.5 * pixel_mask(mask, images, method.patch_size)
-    parts = [part.clamp(0, 1).float().cpu().split(COLUMNS) for part in (images, corrupted, painted)]
-    rows = [as_colours(part) for block in zip(*parts, strict=True) for part in block]
-    gap = max(1, images.shape[3] // 10)
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(0.9 * len(rows[0]) + 1, 0.9 * len(rows)))
-        axis.imshow(mosaic(rows, gap).numpy(), interpolation="nearest")
-        axis.axis("off")
-        for i in range(len(rows)):
-            name = ("original", "noisy" if noisy else "masked", "reconstructed")[i % 3]
-            axis.text(-gap, i * (images.shape[2] + gap) + images.shape[2] / 2, name, ha="right", va="center")
-        save(figure, path)
-    return path
+    return draw_rows({"original": images, "noisy" if noisy else "masked": corrupted, "reconstructed": painted}, path)

@@ -63,6 +63,7 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     "SimMIM": (SimMIM, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2)}),
     "Inpainting": (Inpainting, {"backbone": Maps}),
     "RotNet": (methods.RotNet, {"backbone": tiny}),
+    "Colorization": (methods.Colorization, {"backbone": Maps, "channels": lambda: 3}),
     "DINO": (methods.DINO, {"backbone": AnySize}),
     "IBOT": (
         methods.IBOT,
@@ -136,7 +137,7 @@ CHANGES = (
 
 
 def call_of(name: str, method: nn.Module) -> dict:
-    images = IMAGE if name in ("MAE", "SimMIM", "IJEPA", "Inpainting", "VisionTransformer") else VIEW
+    images = IMAGE if name in ("MAE", "SimMIM", "IJEPA", "Inpainting", "Colorization", "VisionTransformer") else VIEW
     if name in ("CMC", "LeJEPA"):
         return {"view0": VIEW, "view1": VIEW.flip(3)}
     every = GIVEN | OPTIONAL | {"images": images, "generator": torch.Generator().manual_seed(0), "seed": 3}

@@ -26,6 +26,7 @@ METHODS = (
     "mae",
     "simmim",
     "inpainting",
+    "colorization",
     "ijepa",
     "rotnet",
     "clip",

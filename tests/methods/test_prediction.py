@@ -1,0 +1,189 @@
+"""Methods that predict colours and pixels, or local features from global ones: their equations, what they refuse, what they see."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastssl.methods import Colorization
+from fastssl.methods._lab import ColourBins, ab_bins, lab_to_rgb, rgb_to_lab
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Maps(nn.Module):
+    """images (N, C, S, S) -> maps (N, 6, S / 4, S / 4), features (N, 6)."""
+
+    def __init__(self, channels: int = 1):
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, 6, 4, 4)
+
+    def forward_features(self, x):
+        return self.convolution(x).tanh()
+
+    def forward(self, x):
+        return self.forward_features(x).mean((2, 3))
+
+
+# --- colours --------------------------------------------------------------------------------------------------------------
+
+# sRGB and its Lab under D65, to two digits
+KNOWN = {
+    (1, 0, 0): (53.24, 80.09, 67.20),
+    (0, 1, 0): (87.74, -86.18, 83.18),
+    (0, 0, 1): (32.30, 79.19, -107.86),
+    (1, 1, 1): (100.0, 0.0, 0.0),
+    (0, 0, 0): (0.0, 0.0, 0.0),
+}
+
+
+def test_lab_of_known_colours_and_back():
+    rgb = torch.tensor(list(KNOWN), dtype=torch.float64)[:, :, None, None]
+    torch.testing.assert_close(rgb_to_lab(rgb)[:, :, 0, 0], torch.tensor(list(KNOWN.values())).double(), rtol=0, atol=0.02)
+    images = torch.rand(4, 3, 5, 6)
+    assert rgb_to_lab(images.half()).dtype == torch.float32
+    torch.testing.assert_close(lab_to_rgb(rgb_to_lab(images)), images, rtol=0, atol=1e-4)
+    images = images.clone().requires_grad_()
+    rgb_to_lab(images).sum().backward()
+    assert images.grad.isfinite().all()
+
+
+def test_the_bins_are_the_corners_of_the_cells_that_the_gamut_touches_and_four_more():
+    bins = {(int(a), int(b)) for a, b in ab_bins().tolist()}
+    assert len(ab_bins()) == len(bins) == 313 and ab_bins().tolist() == sorted(ab_bins().tolist())
+    side = torch.linspace(0, 1, 48, dtype=torch.float64)
+    square = torch.cartesian_prod(side, side)
+    faces = [square.new_full((len(square), 3), value) for _ in range(3) for value in (0.0, 1.0)]
+    for i, face in enumerate(faces):
+        face[:, [c for c in range(3) if c != i // 2]] = square
+    ab = rgb_to_lab(torch.cat(faces).T[None, :, :, None])[0, 1:, :, 0].T
+    low = torch.unique((ab / 10).floor(), dim=0).long().tolist()
+    corners = {(10 * (a + i), 10 * (b + j)) for a, b in low for i in (0, 1) for j in (0, 1)}
+    assert corners <= bins and len(bins - corners) < 20
+    assert {(40, 90), (100, -90), (100, -10), (100, 0)} <= bins - corners
+
+
+def test_soft_encoding_and_annealed_mean():
+    colours = ColourBins().double()
+    target, weight = colours.encode(torch.tensor([[0.0, 0.0], [31.0, -42.0]], dtype=torch.float64))
+    assert (target > 0).sum(1).tolist() == [5, 5] and weight.tolist() == [1, 1]
+    near = math.exp(-100 / 50)
+    assert target[0].max().item() == pytest.approx(1 / (1 + 4 * near))
+    d = [math.hypot(31 - a, -42 - b) for a, b in colours.bins.tolist()]
+    kept = sorted(range(313), key=d.__getitem__)[:5]
+    want = torch.zeros(313, dtype=torch.float64)
+    want[kept] = torch.tensor([math.exp(-(d[q] ** 2) / 50) for q in kept], dtype=torch.float64)
+    torch.testing.assert_close(target[1], want / want.sum())
+    logits = torch.randn(2, 313, 3, 2, dtype=torch.float64)
+    z = logits.softmax(1)
+    annealed = z ** (1 / 0.38) / (z ** (1 / 0.38)).sum(1, keepdim=True)
+    torch.testing.assert_close(colours.decode(logits, 0.38), torch.einsum("nqhw,qc->nchw", annealed, colours.bins))
+    mode = colours.bins[logits.argmax(1)].permute(0, 3, 1, 2)
+    torch.testing.assert_close(colours.decode(logits, 1e-4), mode)
+
+
+def test_weights_are_the_smoothed_inverse_frequencies():
+    colours, counts = ColourBins(0.5, 5.0), torch.zeros(313)
+    colours.set_frequencies(torch.ones(313))
+    torch.testing.assert_close(colours.weight, torch.ones(313))
+    counts[[100, 101, 200]] = torch.tensor([90.0, 8.0, 2.0])
+    colours.set_frequencies(counts)
+    bins = colours.bins.double()
+    near = (-(bins[:, None] - bins[None]).square().sum(2) / 50).exp()
+    p = near / near.sum(1, keepdim=True) @ (counts.double() / 100)
+    p = p / p.sum()
+    weight = 1 / (0.5 * p + 0.5 / 313)
+    torch.testing.assert_close(colours.weight.double(), weight / (p * weight).sum(), rtol=1e-5, atol=1e-6)
+    assert colours.weight[100] < colours.weight[101] < colours.weight[200] < colours.weight[0]
+
+
+def test_colorization_is_its_equation():
+    torch.manual_seed(0)
+    method = Colorization(Maps(), 16, stride=2).double().eval()
+    images = torch.rand(3, 3, 16, 16, dtype=torch.float64)
+    counts = method.count(images)
+    assert counts.sum() == 3 * 8 * 8
+    method.set_frequencies(counts)
+    lab = rgb_to_lab(images)
+    maps = method.backbone.forward_features(lab[:, :1] / 50 - 1)
+    log_z = method.decoder(maps).log_softmax(1)
+    assert log_z.shape == (3, 313, 8, 8)  # the maps are 4 x 4
+    true = lab[:, 1:].unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
+    total = 0.0
+    for n in range(3):
+        for y in range(8):
+            for x in range(8):
+                t = (-(method.colours.bins - true[n, :, y, x]).square().sum(1) / 50).double()
+                kept = t.topk(5).indices
+                share = t[kept].softmax(0)
+                total -= (method.colours.weight[t.argmax()] * (share * log_z[n, kept, y, x]).sum()).item()
+    assert method(images).item() == pytest.approx(total / (3 * 64), rel=1e-6)
+
+
+def test_the_encoder_of_colours_sees_the_lightness_alone():
+    lab = torch.cat([torch.rand(2, 1, 16, 16) * 20 + 50, torch.rand(2, 2, 16, 16) * 20], 1)
+    grey = torch.cat([lab[:, :1], torch.zeros(2, 2, 16, 16)], 1)
+    coloured, grey = lab_to_rgb(lab), lab_to_rgb(grey)
+    method = Colorization(Maps(3), 16, channels=3).eval()
+    torch.testing.assert_close(method.embed(coloured), method.embed(grey), rtol=0, atol=1e-3)
+    painted = rgb_to_lab(method.colorize(coloured))
+    torch.testing.assert_close(method.colorize(grey), method.colorize(coloured), rtol=0, atol=1e-2)
+    inside = (method.colorize(coloured) > 0.001).all(1) & (method.colorize(coloured) < 0.999).all(1)
+    assert inside.float().mean() > 0.1
+    torch.testing.assert_close(painted[:, 0][inside], lab[:, 0][inside], rtol=0, atol=0.1)
+
+
+MAKERS = {
+    "colorization": (lambda: Colorization(Maps(), 8), lambda: torch.rand(5, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_gradients_reach_all_parameters_and_the_state_returns(name):
+    make, given = MAKERS[name]
+    method, x = make(), given()
+    method(x).backward()
+    for key, p in method.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, key
+    other = make()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.zero_()
+    other.load_state_dict(method.state_dict())
+    torch.manual_seed(4)
+    first = method.eval()(x)
+    torch.manual_seed(4)
+    assert torch.equal(first, other.eval()(x)) and torch.equal(method.embed(x), other.embed(x))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_half_precision_is_close(name):
+    make, given = MAKERS[name]
+    method, x = make().eval(), given()
+    torch.manual_seed(1)
+    whole = method(x)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = method(x)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, rtol=0.05, atol=0.02)
+
+
+REFUSED = [
+    (lambda: Colorization(nn.Flatten(), 8), ValueError, "Colorization: backbone .* without forward_features"),
+    (lambda: Colorization(Maps(3), 8), ValueError, "Colorization: backbone .* fails on images of image_size 8 and 1 channels"),
+    (lambda: Colorization(Maps(), 8, uniform=0.0), ValueError, "Colorization: uniform"),
+    (lambda: Colorization(Maps(), 8, uniform=1.5), ValueError, "Colorization: uniform"),
+    (lambda: Colorization(Maps(), 8, temperature=0), ValueError, "Colorization: temperature"),
+    (lambda: Colorization(Maps(), 8)(torch.rand(2, 3, 16, 16)), ValueError, r"Colorization: images .* \(N, 3, 8, 8\)"),
+    (lambda: Colorization(Maps(), 8)(torch.rand(2, 1, 8, 8)), ValueError, r"Colorization: images .* \(N, 3, 8, 8\)"),
+    (lambda: Colorization(Maps(), 8)(torch.rand(2, 3, 8, 8).double()), TypeError, "Colorization: images"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_refusals(number):
+    call, error, words = REFUSED[number]
+    with pytest.raises(error, match=words):
+        call()
