@@ -31,7 +31,7 @@ class Kind:
 
     score: str  # its name in the history
     label: str
-    data: str  # a digest of the test data, or the name of the data where an earlier version noted no digest
+    data: str  # a digest of what is scored, or the name of the data where an earlier version noted no digest
     image_size: int | None
     channels: int
     vote: tuple[tuple[str, Any], ...]  # how the neighbours of a kNN vote
@@ -46,7 +46,7 @@ class Row:
         method, encoder, data: of the run's settings.
         epochs, of: finished epochs, and how many the run was started for.
         seconds: of training so far; None where the run was begun by a version that did not note them.
-        score: how the table calls the score.
+        score, heading: how the table of a run calls the score, and what it is of.
         first: that of the untrained encoder; None where it is not known, or where its neighbours voted in another way.
         last: the newest one; None where nothing was scored.
         scores: the other scores of the last epoch that has any.
@@ -61,6 +61,7 @@ class Row:
     of: int
     seconds: float | None
     score: str
+    heading: str
     first: float | None
     last: float | None
     scores: dict[str, float]
@@ -72,8 +73,8 @@ def row_of(run: Path, checkpoint: dict) -> tuple[Kind, Row]:
     config, rows, own = config_of(checkpoint), history_of(checkpoint), checkpoint["fastssl"]
     recipe, seconds = RECIPES[config.method], seconds_of(checkpoint)
     score, (_, label) = next(iter(recipe.scores.items()))
-    label = f"{label.format(config=config)}, {recipe.heading}"
-    test = (own.get("data") or {}).get("test") or {}
+    label, prints = label.format(config=config), own.get("data") or {}
+    test = prints.get("scored") or prints.get("test") or {}
     data, channels = test.get("digest", config.data), getattr(config, "channels", 3)
     kind = Kind(score, label, data, own.get("image_size"), channels, tuple(knn_vote(config).items()))
     scored = [
@@ -94,6 +95,7 @@ def row_of(run: Path, checkpoint: dict) -> tuple[Kind, Row]:
         of=config.epochs,
         seconds=seconds[-1],
         score=label,
+        heading=recipe.heading,
         first=rows[0].get(score) if rows[0]["epoch"] == 0 and same else None,
         last=scored[-1]["score"] if scored else None,
         scores={name: last[name] for name in names},
@@ -136,7 +138,8 @@ def heading_of(kind: Kind, rows: Sequence[Row]) -> str:
     """What a table and its panels show: the score, the data, the size of the images."""
     size = f", {kind.image_size} x {kind.image_size}" if kind.image_size else ""
     bands = f" x {kind.channels} channels" if kind.channels != 3 else ""
-    return f"{kind.label}; {', '.join(dict.fromkeys(row.data for row in rows))}{size}{bands}"
+    headings, data = (", ".join(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("heading", "data"))
+    return f"{kind.label}, {headings}; {data}{size}{bands}"
 
 
 def shown(value: float | None) -> str:

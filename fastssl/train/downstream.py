@@ -1,4 +1,4 @@
-"""What the downstream tasks of ``fastssl eval`` share: the run, the labelled images that it is asked about, their embeddings."""
+"""What the downstream tasks of ``fastssl eval`` share: the run, the labelled samples that it is asked about, their embeddings."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ Half = tuple[Tensor, Tensor]  # features (N, D) and labels (N,)
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run whose encoder is put to work on labelled images, beside the untrained one.
+    """A run whose encoder is put to work on labelled samples, beside the untrained one.
 
     Args:
         path: its checkpoint, beside which pictures and weights are written.
@@ -38,16 +38,25 @@ class TrainedRun:
     workers: int
 
     @cached_property
+    def labelled(self) -> Any:
+        """What has labels: the data of the run, or the photographs beside its clips. Raises ``UsageError`` without two classes."""
+        data = getattr(self.data, "stills", self.data)
+        halves = [getattr(half, "whole", half) for half in (data.train, data.test)]
+        if not all(isinstance(getattr(half, "labels", None), Tensor) for half in halves):
+            raise UsageError(f"RUN {self.path}: {self.learned_from}; few labels, fine-tuning and retrieval need labels")
+        refuse_without_labels(data.name, halves[0].labels, halves[1].labels)
+        return replace(data, train=halves[0], test=halves[1])
+
+    @cached_property
     def images(self) -> Any:
-        """The images of the data, with all labels. Raises ``UsageError`` where there are none, or no two classes."""
-        images = getattr(self.data, "stills", self.data)
-        halves = [getattr(half, "whole", half) for half in (images.train, images.test)]
-        if not all(isinstance(half, ImageSamples) for half in halves):
-            unit = RECIPES[self.config.method].unit
-            what = f"is one of {self.config.method}, which learns from {unit}"
-            raise UsageError(f"RUN {self.path}: {what}; few labels, fine-tuning and retrieval need images with labels")
-        refuse_without_labels(self.data.name, halves[0].labels, halves[1].labels)
-        return replace(images, train=halves[0], test=halves[1])
+        """``labelled`` where these are images; raises ``UsageError`` where they are something else."""
+        if not all(isinstance(half, ImageSamples) for half in (self.labelled.train, self.labelled.test)):
+            raise UsageError(f"RUN {self.path}: {self.learned_from}; fine-tuning and retrieval need images")
+        return self.labelled
+
+    @property
+    def learned_from(self) -> str:
+        return f"is one of {self.config.method}, which learns from {RECIPES[self.config.method].unit}"
 
     def method(self, encoder: str) -> nn.Module:
         """The method of the run as it was before the training or as it is after it: one of ``ENCODERS``."""
@@ -57,20 +66,20 @@ class TrainedRun:
 
     @cached_property
     def embeddings(self) -> dict[str, tuple[Half, Half]]:
-        """For each of ``ENCODERS`` the training and the test images; those that cannot be read are left out."""
+        """For each of ``ENCODERS`` the training and the test samples; those that cannot be read are left out."""
         found = {name: self._embedded(self.method(name)) for name in ENCODERS}
         (_, labels), (_, tested) = found["trained"]
-        refuse_without_labels(self.data.name, labels, tested)
+        refuse_without_labels(self.labelled.name, labels, tested)
         return found
 
     def _embedded(self, method: nn.Module) -> tuple[Half, Half]:
         """By the recipe's own ``points``, which embeds the test half of what it is given."""
         points, halves = RECIPES[self.config.method].points, []
-        for half in (self.images.train, self.images.test):
-            images = replace(self.images, train=half, test=half)
-            data = replace(self.data, stills=images) if hasattr(self.data, "stills") else images
+        for half in (self.labelled.train, self.labelled.test):
+            asked = replace(self.labelled, train=half, test=half)
+            data = replace(self.data, stills=asked) if hasattr(self.data, "stills") else asked
             found = points(method, data, device=self.device, workers=self.workers)
-            assert found is not None  # there are images
+            assert found is not None  # there are samples
             halves.append(found[:2])
         return halves[0], halves[1]
 
@@ -78,5 +87,5 @@ class TrainedRun:
 def refuse_without_labels(name: str, labels: Tensor, tested: Tensor) -> None:
     """Raises ``UsageError`` where there is nothing to tell apart: less than two classes, or no test image of any of them."""
     if len(labels.unique()) < 2 or not torch.isin(tested, labels).any():
-        what = "few labels, fine-tuning and retrieval need test images, and two classes with images that can be read"
-        raise UsageError(f"--data {name}: {what}; a class is a subfolder with its images")
+        what = "few labels, fine-tuning and retrieval need test samples, and two classes with samples that can be read"
+        raise UsageError(f"--data {name}: {what}; a class is a subfolder with its files")

@@ -17,10 +17,12 @@ from fastssl.train import UsageError
 from fastssl.train.downstream import ENCODERS, Half, TrainedRun
 from fastssl.train.evaluate import knn_accuracy, linear_probe_accuracy
 from fastssl.train.progress import say, watched
+from fastssl.train.recipes import RECIPES
 from fastssl.train.samples import some_of_each
 from fastssl.train.settings import knn_vote
 
 LABELS, DRAWS = (1, 5, 10, 20), 20
+INTERVAL = "95 % confidence interval (Student's t)"
 PROBES = {"kNN": "weighted kNN", "probe": "linear probe"}
 
 
@@ -80,14 +82,14 @@ def numbers_of_labels(wanted: Sequence[int] | None, labels: Tensor, class_names:
     smallest = int(counts.where(counts > 0, counts.max()).argmin())
     most = int(counts[smallest])
     if wanted is not None and max(wanted) > most:
-        raise UsageError(f"--labels {max(wanted)}: class {class_names[smallest]} has only {most} training images that can be read")
+        raise UsageError(f"--labels {max(wanted)}: class {class_names[smallest]} has only {most} training samples that can be read")
     return [number for number in wanted or LABELS if number <= most]
 
 
 def few_shot(run: TrainedRun, labels: Sequence[int] | None, draws: int | None, seed: int) -> None:
     """Prints a table of accuracies with few labels, of the untrained and the trained encoder, and draws ``few_shot.png``."""
     (_, classes), (_, tested) = run.embeddings["trained"]
-    numbers, draws = numbers_of_labels(labels, classes, run.images.class_names), draws or DRAWS
+    numbers, draws = numbers_of_labels(labels, classes, run.labelled.class_names), draws or DRAWS
     vote = {"knn_k": 20, "knn_t": 0.1} | knn_vote(run.config)
     rows: dict[int, dict[tuple[str, str], Interval]] = {}
     jobs = [(number, encoder) for number in numbers for encoder in ENCODERS]
@@ -95,16 +97,16 @@ def few_shot(run: TrainedRun, labels: Sequence[int] | None, draws: int | None, s
         chosen = draw_labels(classes.cpu(), number, draws, seed)
         how = vote | {"knn_k": min(vote["knn_k"], number)}
         train, test = run.embeddings[encoder]
-        found = few_shot_accuracies(train, test, len(run.images.class_names), chosen, **how)
+        found = few_shot_accuracies(train, test, len(run.labelled.class_names), chosen, **how)
         rows.setdefault(number, {}).update({(name, encoder): confidence_interval(values) for name, values in found.items()})
-    print_table(rows, len(tested), draws, vote["knn_k"])
+    say(f"{RECIPES[run.config.method].heading}, {len(tested)} of them, with few labels: mean of {draws} draws ± {INTERVAL}")
+    print_table(rows, vote["knn_k"])
     path = run.path.parent / "few_shot.png"
-    draw_few_shot(rows, path, draws=draws, title=f"{run.config.method}, {run.data.name}")
+    draw_few_shot(rows, path, draws=draws, title=f"{run.config.method}, {run.labelled.name}")
     say(f"  picture     {path}")
 
 
-def print_table(rows: dict[int, dict[tuple[str, str], Interval]], tested: int, draws: int, knn_k: int) -> None:
-    say(f"accuracy on {tested} test images with few labels: mean of {draws} draws ± 95 % confidence interval (Student's t)")
+def print_table(rows: dict[int, dict[tuple[str, str], Interval]], knn_k: int) -> None:
     columns = [(name, encoder) for name in PROBES for encoder in ENCODERS]
     say("  labels a class" + "".join(f"{f'{name}, {encoder}':>20}" for name, encoder in columns))
     for number, found in rows.items():
@@ -130,6 +132,6 @@ def draw_few_shot(rows: dict[int, dict[tuple[str, str], Interval]], path: Path, 
                 axis.errorbar(places, heights, halves, color=colour, marker="o", markersize=4, capsize=3)
                 ends[encoder] = (heights[-1], colour)
             label_ends(axis, ends)
-        axes[0].set(ylabel="accuracy on test images")
+        axes[0].set(ylabel="accuracy")
         figure.suptitle(f"{title}: mean of {draws} draws of the labels, 95 % confidence intervals", fontsize=11)
         save(figure, path)

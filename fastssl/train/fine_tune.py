@@ -112,7 +112,7 @@ class FineTuning(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         images, labels = batch[:2]
         if len(images) < 2:
-            raise UsageError(f"--data {self.run_.data.name}: a batch has {len(images)} readable images, at least 2 are needed")
+            raise UsageError(f"--data {self.run_.images.name}: a batch has {len(images)} readable images, at least 2 are needed")
         loss = F.cross_entropy(self.classifier(self.views(as_float(images))), labels)
         self.losses.append(loss.detach())
         return loss
@@ -159,7 +159,7 @@ def fine_tuned(run: TrainedRun, how: FineTuneOptions, encoder: str) -> tuple[Cla
     trainer_for(run.device, how.epochs).fit(FineTuning(classifier, run, how, NAMES[encoder]))
     logits, labels = embed(classifier.to(run.device), images.test, size, device=run.device, workers=run.workers)
     if not len(labels):
-        raise UsageError(f"--data {run.data.name}: none of {len(images.test)} test images can be read")
+        raise UsageError(f"--data {run.images.name}: none of {len(images.test)} test images can be read")
     return classifier, (logits.argmax(1) == labels).float().mean().item()
 
 
@@ -184,7 +184,7 @@ def state_of(classifier: Classifier, run: TrainedRun, how: FineTuneOptions, accu
     """What ``fine_tuned.ckpt`` holds: the weights by the names of a run's checkpoint, the linear layer, and how it was made."""
     own = {name: value for name, value in run.checkpoint["fastssl"].items() if name != "cut_short"}
     made: dict[str, Any] = {"epochs": how.epochs, "lr": how.lr, "labels_per_class": how.labels_per_class, "seed": how.seed}
-    made |= {"data": run.data.name, "class_names": list(run.images.class_names), "accuracy": accuracies}
+    made |= {"data": run.images.name, "class_names": list(run.images.class_names), "accuracy": accuracies}
     weights = {f"method.{name}": value.detach().cpu() for name, value in classifier.method.state_dict().items()}
     linear = {name: value.detach().cpu() for name, value in classifier.linear.state_dict().items()}
     state = {"state_dict": weights, "linear": linear, "fastssl": own, "fine_tuned": made}

@@ -80,6 +80,8 @@ class MethodModule(pl.LightningModule):
         self.recipe = RECIPES[config.method]
         self.views = self.recipe.augment(config, data)
         self.prints = {"train": fingerprint(data.train), "test": fingerprint(data.test)}
+        if hasattr(data, "stills"):
+            self.prints["scored"] = fingerprint(data.stills.test)
         self.history: list[dict] = []
         self.losses: list[Tensor] = []
         self.cut_short: dict | None = None  # of the checkpoint: the epoch that was interrupted

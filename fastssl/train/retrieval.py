@@ -51,6 +51,7 @@ def retrieval_scores(queries: Half, bank: Half, k: int) -> tuple[float, float]:
 
 def retrieve(run: TrainedRun, top: int | None) -> None:
     """Prints precision@k and mean average precision of both encoders, and draws ``retrieval.png`` of the trained one."""
+    images = run.images
     train, test = run.embeddings["trained"]
     k = min(top or TOP, len(train[1]))
     found = {encoder: retrieval_scores(*run.embeddings[encoder][::-1], k) for encoder in ENCODERS}
@@ -59,7 +60,7 @@ def retrieve(run: TrainedRun, top: int | None) -> None:
     for i, name in enumerate((f"precision@{k}", "mean average precision")):
         say(f"  {name:<28}" + "".join(f"{found[encoder][i]:>10.3f}" for encoder in ENCODERS))
     path = run.path.parent / "retrieval.png"
-    title = f"{run.config.method}, {run.data.name}: precision@{k} {found['trained'][0]:.3f} ({found['untrained'][0]:.3f} untrained)"
+    title = f"{run.config.method}, {images.name}: precision@{k} {found['trained'][0]:.3f} ({found['untrained'][0]:.3f} untrained)"
     draw_retrieval(run, path, columns=min(k, MOST_SHOWN), title=title)
     say(f"  picture     {path}")
 

@@ -95,6 +95,16 @@ def test_what_differs_in_data_or_score_has_a_table_of_its_own(tmp_path, capsys):
     assert said.count("\n") == 1 and "8 kinds of data and scores, at most 6 fit" in said
 
 
+def test_methods_of_clips_stand_beside_those_of_the_photographs_that_both_are_scored_on(tmp_path):
+    from fastssl.train.compare import by_kind, heading_of, row_of
+
+    still, moving = (torch.load(write_run(tmp_path / name) / "last.ckpt", weights_only=True) for name in "ab")
+    moving["fastssl"]["data"] |= {"test": {"digest": "of the clips"}, "scored": {"digest": "d"}}
+    moving["fastssl"]["config"]["data"] = "clips"
+    ((kind, rows),) = by_kind(row_of(Path(name), checkpoint) for name, checkpoint in (("a", still), ("b", moving))).items()
+    assert heading_of(kind, rows) == "weighted kNN, k=20, accuracy on test images; photos, clips, 32 x 32"
+
+
 def test_names_tell_runs_of_one_method_apart(tmp_path):
     from fastssl.train.compare import names_of, row_of
 

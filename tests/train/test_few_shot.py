@@ -66,7 +66,9 @@ def test_the_table_and_the_picture(grey_run, capsys):
     command = ["eval", str(grey_run), "--few-shot", "--labels", "3,1", "--draws", "4", "--workers", "0"]
     assert main(command) == 0
     said = capsys.readouterr()
-    assert "6 test images" in said.out and "mean of 4 draws ± 95 % confidence interval (Student's t)" in said.out
+    assert (
+        "accuracy on test images, 6 of them" in said.out and "mean of 4 draws ± 95 % confidence interval (Student's t)" in said.out
+    )
     rows = table(said.out)
     assert list(rows) == [1, 3] and all(len(row) == 4 for row in rows.values()) and said.err == ""
     assert min(rows[3][2:]) > 0.9  # the linear probes tell two shades of grey apart, also before the training
@@ -86,7 +88,7 @@ def test_what_is_refused(grey_run, tmp_path, capsys):
 
     command = ["eval", str(grey_run), "--workers", "0"]
     assert main([*command, "--few-shot", "--labels", "5,13"]) == 2
-    assert "--labels 13: class dark has only 12 training images that can be read" in one_line(capsys.readouterr().err)
+    assert "--labels 13: class dark has only 12 training samples that can be read" in one_line(capsys.readouterr().err)
     for options, words in (
         (["--draws", "3"], "--draws: is used with --few-shot only"),
         (["--few-shot", "--draws", "1"], "--draws: must be at least 2"),
@@ -101,7 +103,7 @@ def test_what_is_refused(grey_run, tmp_path, capsys):
         shutil.copy(path, flat / f"{i}.png")
     for task in (["--few-shot"], ["--retrieve"], ["--fine-tune", "1"]):
         assert main([*command, "--data", f"folder:{flat}", *task]) == 2
-        assert "two classes with images that can be read; a class is a subfolder" in one_line(capsys.readouterr().err)
+        assert "two classes with samples that can be read; a class is a subfolder" in one_line(capsys.readouterr().err)
 
 
 def test_files_that_cannot_be_read_have_no_label(grey_run, tmp_path, capsys):
@@ -118,4 +120,4 @@ def test_files_that_cannot_be_read_have_no_label(grey_run, tmp_path, capsys):
     for path in (tmp_path / "images" / "light").iterdir():
         path.write_bytes(b"no image")
     assert main(command) == 2
-    assert "few labels, fine-tuning and retrieval need test images, and two classes" in capsys.readouterr().err.splitlines()[-1]
+    assert "few labels, fine-tuning and retrieval need test samples, and two classes" in capsys.readouterr().err.splitlines()[-1]

@@ -1,5 +1,8 @@
 """``fastssl eval --fine-tune``: the same bits each time, a checkpoint that loads, gradients for every image method, refusals."""
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -99,12 +102,30 @@ def test_every_image_method_can_be_fine_tuned(turn):
         assert "linear.weight" in moved and len([key for key in moved if key.startswith("method.")]) >= 4, name
 
 
-def test_methods_without_images_are_refused(tmp_path):
+def test_methods_without_labels_or_images_are_refused(tmp_path):
     from fastssl.train import UsageError
     from fastssl.train.downstream import TrainedRun
     from fastssl.train.recipes import RECIPES
 
-    config = RECIPES["bert"].settings()
-    run = TrainedRun(tmp_path / "last.ckpt", {}, config, RECIPES["bert"].load(config), torch.device("cpu"), 0)
-    with pytest.raises(UsageError, match=r"is one of bert, which learns from sentences; .* need images with labels"):
+    def run_of(name: str, data) -> TrainedRun:
+        return TrainedRun(tmp_path / "last.ckpt", {}, RECIPES[name].settings(), data, torch.device("cpu"), 0)
+
+    def half(labels):
+        return SimpleNamespace(labels=labels)
+
+    with pytest.raises(UsageError, match=r"is one of bert, which learns from sentences; .* need labels"):
+        _ = run_of("bert", SimpleNamespace(train=half(None), test=half(None))).labelled
+    sounds = Sounds("speech", half(torch.tensor([0, 1])), half(torch.tensor([0])))
+    run = run_of("simclr", sounds)
+    assert run.labelled.train is sounds.train
+    with pytest.raises(UsageError, match=r"fine-tuning and retrieval need images"):
         _ = run.images
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Samples with labels that are no images."""
+
+    name: str
+    train: SimpleNamespace
+    test: SimpleNamespace
