@@ -24,6 +24,7 @@ from .moco_v3 import MoCoV3
 from .nnclr import NNCLR
 from .rotnet import RotNet
 from .siglip import SigLIP
+from .sentence_pairs import NextSentence, SentenceOrder
 from .simclr import SimCLR
 from .simcse import SimCSE
 from .simmim import SimMIM
@@ -54,6 +55,8 @@ __all__ = [
     "MoCo",
     "MoCoV3",
     "RotNet",
+    "NextSentence",
+    "SentenceOrder",
     "SigLIP",
     "SimCLR",
     "SimCSE",

@@ -1,6 +1,7 @@
 """Sentences that Python ships, for sentence embeddings: the language reference (``pydoc_data.topics``) and docstrings.
 
 ``sentences``  single sentences, for unsupervised SimCSE
+``pairs``      (sentence, the one after it in its paragraph)
 ``triples``    (sentence, the one after it in its paragraph, the most similar one of another document by shared words)
 
 A document (one topic of the reference, one module) lies wholly in the train or in the test half; a sentence occurs once.
@@ -71,7 +72,8 @@ class SentenceData:
     vocabulary: int
 
     def summary(self) -> str:
-        what = "sentences" if self.train.tokens.ndim == 2 else "triples of sentences"
+        tokens = self.train.tokens
+        what = "sentences" if tokens.ndim == 2 else f"{ {2: 'pairs', 3: 'triples'}[tokens.shape[1]]} of sentences"
         counts = f"{len(self.train)} training {what} and {len(self.test)} test sentences"
         return f"{counts} from {len(self.documents)} other documents"
 
@@ -159,15 +161,16 @@ def hard_negatives(texts: list[str], names: list[str], rows: np.ndarray) -> np.n
 
 
 def sentences(name: str = "sentences", *, pieces: bool = True, length: int = 24) -> SentenceData:
-    """``sentences`` or ``triples``, the same on every call; tokens are pieces of words or whole words."""
+    """``sentences``, ``pairs`` or ``triples``, the same on every call; tokens are pieces of words or whole words."""
     halves = paragraphs()
     (texts, groups, names), (test_texts, test_groups, test_names) = map(flat, halves)
     tokenizer = (PieceTokenizer if pieces else WordTokenizer)(texts, VOCABULARY)
     tokens, test_tokens = tokenizer(texts, length), tokenizer(test_texts, length)
     parts = tokenizer([" ".join(text.split()[::3]) for text in test_texts], length)
-    if name == "triples":
-        pairs = following(groups)
-        rows = np.column_stack([pairs, hard_negatives(texts, names, pairs[:, 0])])
+    if name in ("pairs", "triples"):
+        rows = pairs = following(groups)
+        if name == "triples":
+            rows = np.column_stack([pairs, hard_negatives(texts, names, pairs[:, 0])])
         tokens, groups = tokens[torch.from_numpy(rows)], groups[pairs[:, 0]]
     documents, document = np.unique(test_names, return_inverse=True)
     return SentenceData(

@@ -1,20 +1,32 @@
-"""How ``fastssl train bert`` runs the masked language model, scored by the hidden words that it names."""
+"""How ``fastssl train bert`` runs BERT: on hidden words, or on pairs of sentences that follow each other."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastssl.methods import BERT
+from fastssl.methods import BERT, NextSentence, SentenceOrder
 from fastssl.train import UsageError
 from fastssl.train.recipe import Recipe
 from fastssl.train.recipes._options import OWN_DATA
-from fastssl.train.recipes._sentences import load_sentences, no_views, sentence_points
+from fastssl.train.recipes._sentences import (
+    RETRIEVAL,
+    answer_accuracy,
+    commonest_token,
+    load_sentences,
+    no_views,
+    retrieval,
+    sentence_points,
+)
 from fastssl.train.settings import LearningRate, Option, TrainConfig, data_name
 
 if TYPE_CHECKING:
     from fastssl.train.sentences import SentenceData
+
+PAIRS = {"nsp": NextSentence, "sop": SentenceOrder}  # tasks of two sentences
+LENGTH = 24  # of a sentence in tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,31 +37,45 @@ class BERTSettings(TrainConfig):
     epochs: int = 10
     batch_size: int = 64
     lr: LearningRate = 2e-3
+    task: Annotated[
+        str,
+        Option(
+            "mlm: name hidden words; nsp: whether a sentence is the next one; sop: which of two sentences comes first; both of "
+            "the latter with mlm",
+            choices=("mlm", *PAIRS),
+        ),
+    ] = "mlm"
     mask_ratio: Annotated[float, Option("share of the tokens that is selected", above=0, most=1)] = 0.15
 
 
 def load_words(config: BERTSettings) -> "SentenceData":
-    """Sentences as whole words."""
+    """Sentences as whole words, in pairs where the task needs them."""
+    from fastssl.train.sentences import sentences
+
     if config.data != "sentences":
         raise UsageError(f"--data: bert learns from sentences, got '{config.data}'; text of your own: {OWN_DATA}")
-    return load_sentences(config)
+    if config.task == "mlm":
+        return load_sentences(config)
+    return replace(sentences("pairs", pieces=False, length=LENGTH), name=config.data)
 
 
-def build(config: BERTSettings, data: "SentenceData") -> BERT:
+def build(config: BERTSettings, data: "SentenceData") -> nn.Module:
     """One token more than the tokeniser has: the mask."""
     from fastssl.train.text import SPECIAL
 
     if config.mask_ratio == 1:
         raise UsageError("--mask-ratio 1.0: must be below 1")
     special, mask = tuple(range(len(SPECIAL))), data.vocabulary
-    return BERT(mask + 1, mask_id=mask, special_ids=special, width=96, length=24, probability=config.mask_ratio)
+    length = LENGTH if config.task == "mlm" else 2 * LENGTH
+    bert = BERT(mask + 1, mask_id=mask, special_ids=special, width=96, length=length, probability=config.mask_ratio)
+    return bert if config.task == "mlm" else PAIRS[config.task](bert)
 
 
-def tokens_alone(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor]:
-    return (batch[0],)
+def tokens_alone(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Sentences (N, L), or pairs (N, 2, L) as two arguments."""
+    return (batch[0],) if batch[0].ndim == 2 else batch[0].unbind(1)
 
 
-@torch.no_grad()
 def word_accuracy(method: BERT, data: "SentenceData", *, device: torch.device | str) -> dict[str, float]:
     """The hidden tokens of the test sentences; the same tokens are hidden each time.
 
@@ -57,23 +83,20 @@ def word_accuracy(method: BERT, data: "SentenceData", *, device: torch.device | 
         ``accuracy``: the share of them that is named. ``commonest``: the share that is right where the commonest training token is
         always named.
     """
-    from fastssl.train.evaluate import evaluating
-
-    counts = data.train.tokens.flatten().bincount(minlength=method.vocab_size)
-    counts[method.special_ids.cpu()] = 0
-    commonest = counts.argmax().item()
-    named, common, total = 0, 0, 0
-    with evaluating(method):
-        for seed, part in enumerate(data.test.tokens.to(device).split(256)):
-            logits, labels = method.predict(part, seed=seed)
-            named += int((logits.argmax(1) == labels).sum())
-            common += int((labels == commonest).sum())
-            total += len(labels)
-    return {"accuracy": named / max(1, total), "commonest": common / max(1, total)}
+    parts = enumerate(data.test.tokens.to(device).split(256))
+    answers = (method.predict(part, seed=seed) for seed, part in parts)
+    return answer_accuracy(method, answers, commonest_token(data.train.tokens, method.special_ids.tolist()))
 
 
-def word_scores(
-    method: BERT,
+def pair_answers(method: Any, data: "SentenceData", *, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and answers of the test sentences that follow each other; four pairs are drawn of each, always the same."""
+    first, second = data.test.tokens[data.neighbours.T].to(device)
+    for seed in range(4):
+        yield method.predict(first, second, seed=seed)[:2]
+
+
+def task_scores(
+    method: Any,
     data: "SentenceData",
     config: BERTSettings,
     *,
@@ -82,7 +105,11 @@ def word_scores(
     most: int | None,
     full: bool,
 ) -> dict[str, float]:
-    return word_accuracy(method, data, device=device)
+    if config.task == "mlm":
+        found = word_accuracy(method, data, device=device)
+    else:
+        found = answer_accuracy(method, pair_answers(method, data, device=device))
+    return found | retrieval(method, data, device)
 
 
 RECIPE = Recipe(
@@ -91,10 +118,10 @@ RECIPE = Recipe(
     build=build,
     augment=no_views,
     arguments=tokens_alone,
-    monitor=word_scores,
+    monitor=task_scores,
     points=sentence_points,
-    scores={"accuracy": ("accuracy", "hidden words named")},
-    watch={"commonest": ("commonest", "the commonest word", ".3f")},
+    scores={"accuracy": ("accuracy", "right answers, task {config.task}")} | RETRIEVAL,
+    watch={"commonest": ("commonest", "the commonest answer", ".3f")},
     loss="masked language model",
     heading="test sentences",
     unit="sentences",

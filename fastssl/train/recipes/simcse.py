@@ -10,7 +10,7 @@ from torch import Tensor
 from fastssl.methods import SimCSE
 from fastssl.train.recipe import Recipe
 from fastssl.train.recipes._options import OWN_DATA, Negatives, Temperature
-from fastssl.train.recipes._sentences import embed_sentences, load_sentences, no_views, sentence_points
+from fastssl.train.recipes._sentences import RETRIEVAL, load_sentences, no_views, retrieval, sentence_points
 from fastssl.train.settings import LearningRate, Option, TrainConfig, data_name
 
 if TYPE_CHECKING:
@@ -55,12 +55,6 @@ def sentence_arguments(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, 
     return tokens, (tokens != 0).to(torch.int64), groups if tokens.ndim == 3 else None
 
 
-def recalls(similarity: Tensor, target: Tensor, name: str) -> dict[str, float]:
-    """Share of rows (N, M) whose ``target`` (N,) is first, and among the first ten."""
-    rank = (similarity > similarity.gather(1, target[:, None])).sum(1)
-    return {f"{name}{k}": (rank < k).float().mean().item() for k in (1, 10)}
-
-
 def sentence_scores(
     method: SimCSE,
     data: "SentenceData",
@@ -71,12 +65,7 @@ def sentence_scores(
     most: int | None,
     full: bool,
 ) -> dict[str, float]:
-    """Among all test sentences: the one that every third word is of, and the one that follows in the paragraph."""
-    bank, part = (embed_sentences(method, tokens, device) for tokens in (data.test.tokens, data.parts))
-    first, second = data.neighbours.to(device).T
-    others = (bank[first] @ bank.T).scatter(1, first[:, None], -2.0)
-    own = torch.arange(len(bank), device=device)
-    return recalls(part @ bank.T, own, "part") | recalls(others, second, "next")
+    return retrieval(method, data, device)
 
 
 RECIPE = Recipe(
@@ -87,12 +76,7 @@ RECIPE = Recipe(
     arguments=sentence_arguments,
     monitor=sentence_scores,
     points=sentence_points,
-    scores={
-        "part1": ("part@1", "third of words, recall@1"),
-        "part10": ("part@10", "third of words, recall@10"),
-        "next1": ("next@1", "next sentence, recall@1"),
-        "next10": ("next@10", "next sentence, recall@10"),
-    },
+    scores=RETRIEVAL,
     loss="InfoNCE",
     heading="retrieval of test sentences",
     unit="sentences",
