@@ -12,6 +12,7 @@ from .cpc import CPC
 from .deepcluster import DeepCluster
 from .dino import DINO
 from .frame_order import FrameOrder
+from .gpt import GPT
 from .ibot import IBOT
 from .ijepa import IJEPA
 from .inpainting import Inpainting
@@ -25,12 +26,15 @@ from .nnclr import NNCLR
 from .rotnet import RotNet
 from .siglip import SigLIP
 from .sentence_pairs import NextSentence, SentenceOrder
+from .siglip import SigLIP
 from .simclr import SimCLR
 from .simcse import SimCSE
 from .simmim import SimMIM
 from .simsiam import SimSiam
+from .skip_thought import QuickThoughts, SkipThought
 from .supcon import SupCon
 from .swav import SwAV
+from .t5 import T5
 from .vicreg import VICReg
 
 __all__ = [
@@ -40,10 +44,12 @@ __all__ = [
     "CMC",
     "CPC",
     "DINO",
+    "GPT",
     "IBOT",
     "IJEPA",
     "MAE",
     "NNCLR",
+    "T5",
     "BarlowTwins",
     "Colorization",
     "DeepCluster",
@@ -56,12 +62,14 @@ __all__ = [
     "MoCoV3",
     "RotNet",
     "NextSentence",
+    "QuickThoughts",
     "SentenceOrder",
     "SigLIP",
     "SimCLR",
     "SimCSE",
     "SimMIM",
     "SimSiam",
+    "SkipThought",
     "SupCon",
     "SwAV",
     "VICReg",

@@ -5,6 +5,8 @@
 ``BERT`` looks at all places of a text, ``GPT`` at those before, and ``T5`` has one encoder that looks at all.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,11 @@ from ._checks import check_widths
 from ._encoder import mean_of_tokens
 
 IGNORED = -100
+
+
+def check_kind(name: str, encoder: Any, kind: type, words: str) -> None:
+    if not isinstance(encoder, kind):
+        raise TypeError(f"{name}: encoder must be {words} of fastssl.methods, got {type(encoder).__name__}")
 
 
 def check_ids(name: str, argument: str, ids: Tensor, vocab_size: int, length: int, least: int = 1) -> None:

@@ -3,7 +3,7 @@
 A text is [CLS] a [SEP] b [SEP]; every token of a has the segment s_0 added, every one of b s_1. With h the states of the text, some
 of whose tokens are hidden, and y the answer,
 
-    z = W_2 tanh(W_1 h_[CLS])        loss = mean over pairs of -log softmax(z)_y  +  BERT's loss of the hidden tokens
+    z = W_2 tanh(W_1 h_[CLS])        loss = mean over pairs of -log softmax(z)_y  +  w (BERT's loss of the hidden tokens)
 
     next sentence     half of the pairs, drawn at random, have the second sentence of another pair; y = 1: b is the next one
     sentence order    half of the pairs, drawn at random, are swapped; y = 1: they stand in the text's order
@@ -12,10 +12,11 @@ of whose tokens are hidden, and y the answer,
 import torch
 from torch import Tensor, nn
 
+from fastssl.checks import check_number
 from fastssl.ops._philox import random_bits
 from fastssl.ops._random import seed_of
 
-from ._texts import IGNORED, check_pair
+from ._texts import IGNORED, check_kind, check_pair
 from .bert import BERT, named_loss
 
 _STREAM = 0x70616972
@@ -26,13 +27,13 @@ class SentencePairs(nn.Module):
 
     least = 1  # pairs of a batch
 
-    def __init__(self, encoder: BERT):
+    def __init__(self, encoder: BERT, *, mlm_weight: float = 1.0):
         super().__init__()
         self.name = type(self).__name__
-        if not isinstance(encoder, BERT):
-            raise TypeError(f"{self.name}: encoder must be a fastssl.methods.BERT, got {type(encoder).__name__}")
+        check_kind(self.name, encoder, BERT, "a BERT")
+        check_number(self.name, "mlm_weight", mlm_weight, 0.0)
         width = self.feature_dim = encoder.feature_dim
-        self.encoder = encoder
+        self.encoder, self.mlm_weight = encoder, mlm_weight
         self.segments = nn.Parameter(torch.empty(2, width))
         self.head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 2))
         nn.init.normal_(self.segments, std=0.02)
@@ -42,10 +43,9 @@ class SentencePairs(nn.Module):
         raise NotImplementedError
 
     def joined(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """One text of each pair (N, T), its padding at the end, and the segment of each token. The second class token is left out."""
+        """One text of each pair (N, T), padding at the end, and the segment of each token. The second class token is left out."""
         ids = torch.cat([first, second[:, 1:]], 1)
-        segment = torch.ones_like(ids)
-        segment[:, : first.shape[1]] = 0
+        segment = (torch.arange(ids.shape[1], device=ids.device) >= first.shape[1]).long().expand_as(ids)
         order = (ids == self.encoder.pad_id).long().argsort(dim=1, stable=True)
         return ids.gather(1, order), segment.gather(1, order)
 
@@ -58,7 +58,7 @@ class SentencePairs(nn.Module):
         generator: torch.Generator | None = None,
         seed: int | Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (N, 2) and answers (N,) of drawn pairs, and BERT's loss of the tokens that ``hide`` hides, 0 where it hides none."""
+        """Logits (N, 2) and answers (N,) of drawn pairs, and BERT's loss of the tokens that ``hide`` hides, or 0."""
         bert = self.encoder
         check_pair(self.name, first, second, bert.vocab_size, len(bert.positions), self.least)
         drawn = seed_of(self.name, seed, generator, first.device)
@@ -67,8 +67,7 @@ class SentencePairs(nn.Module):
         mask = bert.check(ids, None)
         ids, labels = bert.hide(ids, mask, drawn) if hide else (ids, torch.full_like(ids, IGNORED))
         hidden = bert.encode(ids, mask, self.segments[segment])
-        words = named_loss(*bert.name_tokens(hidden, labels))
-        return self.head(hidden[:, 0]), answers, words
+        return self.head(hidden[:, 0]), answers, named_loss(*bert.name_tokens(hidden, labels))
 
     def forward(
         self,
@@ -86,13 +85,13 @@ class SentencePairs(nn.Module):
             generator, seed: what the pairs and the hidden tokens are drawn from.
 
         Returns:
-            Scalar float32: the cross-entropy of the answers plus BERT's loss of the hidden tokens.
+            Scalar float32.
 
         Raises:
             TypeError, ValueError: tokens that are not int64, of another shape, too long or, where the host sees it, unknown.
         """
-        logits, answers, words = self.predict(first, second, hide=True, generator=generator, seed=seed)
-        return named_loss(logits, answers) + words
+        logits, answers, words = self.predict(first, second, hide=self.mlm_weight > 0, generator=generator, seed=seed)
+        return named_loss(logits, answers) + self.mlm_weight * words
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids (N, L) int64 -> (N, width), as ``BERT.embed``: the mean over the tokens of each sentence."""
@@ -106,9 +105,11 @@ class NextSentence(SentencePairs):
 
     Args:
         encoder: a ``BERT``, whose ``length`` holds both sentences.
+        mlm_weight: weight w of BERT's loss of the hidden tokens, at least 0; 0 hides none.
 
     Raises:
         TypeError: ``encoder`` is no ``BERT``.
+        ValueError: a negative ``mlm_weight``.
 
     Examples:
         >>> method = NextSentence(BERT(50, mask_id=49, width=8, depth=1, heads=2, length=16))
@@ -119,21 +120,22 @@ class NextSentence(SentencePairs):
     least = 2
 
     def shown(self, first: Tensor, second: Tensor, bits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n = len(first)
-        other = (torch.arange(n, device=first.device) + 1 + (bits >> 1) % (n - 1)) % n
+        other = (torch.arange(len(first), device=first.device) + 1 + (bits >> 1) % (len(first) - 1)) % len(first)
         return first, torch.where((bits & 1 == 1)[:, None], second, second[other]), bits & 1
 
 
 class SentenceOrder(SentencePairs):
     """Sentence order prediction: ``SentenceOrder(BERT(...))(first, second)`` is the loss.
 
-    Lan et al. 2020, https://arxiv.org/abs/1909.11942, section 3.1. Both sentences always belong together: their topic tells nothing.
+    Lan et al. 2020, https://arxiv.org/abs/1909.11942, section 3.1. Both sentences belong together, so their topic tells nothing.
 
     Args:
         encoder: a ``BERT``, whose ``length`` holds both sentences.
+        mlm_weight: weight w of BERT's loss of the hidden tokens, at least 0; 0 hides none.
 
     Raises:
         TypeError: ``encoder`` is no ``BERT``.
+        ValueError: a negative ``mlm_weight``.
 
     Examples:
         >>> method = SentenceOrder(BERT(50, mask_id=49, width=8, depth=1, heads=2, length=16))

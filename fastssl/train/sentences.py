@@ -73,7 +73,7 @@ class SentenceData:
 
     def summary(self) -> str:
         tokens = self.train.tokens
-        what = "sentences" if tokens.ndim == 2 else f"{ {2: 'pairs', 3: 'triples'}[tokens.shape[1]]} of sentences"
+        what = "sentences" if tokens.ndim == 2 else f"{ {2: 'pairs', 3: 'triples'}[tokens.shape[1]] } of sentences"
         counts = f"{len(self.train)} training {what} and {len(self.test)} test sentences"
         return f"{counts} from {len(self.documents)} other documents"
 

@@ -34,5 +34,7 @@ METHODS = (
     "simcse",
     "bert",
     "frame_order",
+    "gpt",
+    "t5",
 )
 RECIPES: dict[str, Recipe] = {name: import_module(f"{__name__}.{name}").RECIPE for name in METHODS}

@@ -80,9 +80,7 @@ def sentence_points(
 
 
 @torch.no_grad()
-def answer_accuracy(
-    method: nn.Module, answers: Iterable[tuple[Tensor, Tensor]], commonest: int | None = None
-) -> dict[str, float]:
+def answer_accuracy(method: nn.Module, answers: Iterable[tuple[Tensor, Tensor]], commonest: int | None = None) -> dict[str, float]:
     """How many questions about held-out text are answered right.
 
     Args:

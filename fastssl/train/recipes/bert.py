@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from fastssl.methods import BERT, NextSentence, SentenceOrder
+from fastssl.methods import BERT, NextSentence, QuickThoughts, SentenceOrder, SkipThought
 from fastssl.train import UsageError
 from fastssl.train.recipe import Recipe
 from fastssl.train.recipes._options import OWN_DATA
@@ -25,7 +25,8 @@ from fastssl.train.settings import LearningRate, Option, TrainConfig, data_name
 if TYPE_CHECKING:
     from fastssl.train.sentences import SentenceData
 
-PAIRS = {"nsp": NextSentence, "sop": SentenceOrder}  # tasks of two sentences
+ANSWERS = {"nsp": NextSentence, "sop": SentenceOrder}  # tasks of one text of two sentences
+NEIGHBOURS = {"skip_thought": SkipThought, "quick_thoughts": QuickThoughts}  # of two texts
 LENGTH = 24  # of a sentence in tokens
 
 
@@ -40,11 +41,12 @@ class BERTSettings(TrainConfig):
     task: Annotated[
         str,
         Option(
-            "mlm: name hidden words; nsp: whether a sentence is the next one; sop: which of two sentences comes first; both of "
-            "the latter with mlm",
-            choices=("mlm", *PAIRS),
+            "mlm, name hidden words; nsp, say whether a sentence is the next one; sop, say which of two sentences comes first; "
+            "skip_thought, write the sentences before and after; quick_thoughts, choose them among others",
+            choices=("mlm", *ANSWERS, *NEIGHBOURS),
         ),
     ] = "mlm"
+    mlm_weight: Annotated[float, Option("weight of the loss of hidden words with --task nsp or sop", least=0)] = 0.1
     mask_ratio: Annotated[float, Option("share of the tokens that is selected", above=0, most=1)] = 0.15
 
 
@@ -68,7 +70,9 @@ def build(config: BERTSettings, data: "SentenceData") -> nn.Module:
     special, mask = tuple(range(len(SPECIAL))), data.vocabulary
     length = LENGTH if config.task == "mlm" else 2 * LENGTH
     bert = BERT(mask + 1, mask_id=mask, special_ids=special, width=96, length=length, probability=config.mask_ratio)
-    return bert if config.task == "mlm" else PAIRS[config.task](bert)
+    if config.task in ANSWERS:
+        return ANSWERS[config.task](bert, mlm_weight=config.mlm_weight)
+    return NEIGHBOURS[config.task](bert) if config.task in NEIGHBOURS else bert
 
 
 def tokens_alone(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -89,10 +93,16 @@ def word_accuracy(method: BERT, data: "SentenceData", *, device: torch.device | 
 
 
 def pair_answers(method: Any, data: "SentenceData", *, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and answers of the test sentences that follow each other; four pairs are drawn of each, always the same."""
+    """Logits and answers about the test sentences that follow each other; what is drawn of them is always the same."""
     first, second = data.test.tokens[data.neighbours.T].to(device)
-    for seed in range(4):
-        yield method.predict(first, second, seed=seed)[:2]
+    if isinstance(method, QuickThoughts):
+        yield method.predict(first, second)
+    elif isinstance(method, SkipThought):
+        for part in zip(first.split(64), second.split(64), strict=True):
+            yield method.predict(*part)
+    else:
+        for seed in range(4):
+            yield method.predict(first, second, seed=seed)[:2]
 
 
 def task_scores(
@@ -108,7 +118,8 @@ def task_scores(
     if config.task == "mlm":
         found = word_accuracy(method, data, device=device)
     else:
-        found = answer_accuracy(method, pair_answers(method, data, device=device))
+        commonest = commonest_token(data.train.tokens, range(3)) if config.task == "skip_thought" else None
+        found = answer_accuracy(method, pair_answers(method, data, device=device), commonest)
     return found | retrieval(method, data, device)
 
 

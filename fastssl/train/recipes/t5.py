@@ -1,0 +1,69 @@
+"""How ``fastssl train t5`` runs T5, scored by the tokens of cut-out spans that it names in held-out documents."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+
+from fastssl.masking import span_lengths
+from fastssl.methods import T5
+from fastssl.train.recipe import Recipe
+from fastssl.train.recipes._language import LENGTH, Text, load_streams, stream_points
+from fastssl.train.recipes._sentences import RETRIEVAL, answer_accuracy, commonest_token, no_views, retrieval
+from fastssl.train.recipes.bert import tokens_alone
+from fastssl.train.settings import LearningRate, Option, TrainConfig
+
+if TYPE_CHECKING:
+    from fastssl.train.streams import StreamData
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Settings(TrainConfig):
+    method: str = "t5"
+    data: Text = "sentences"
+    epochs: int = 8
+    batch_size: int = 64
+    lr: LearningRate = 2e-3
+    mask_ratio: Annotated[float, Option("share of the tokens that is cut out", above=0, most=0.9)] = 0.15
+    mean_span: Annotated[float, Option("mean number of tokens of a span", least=1, most=LENGTH)] = 3.0
+
+
+def build(config: T5Settings, data: "StreamData") -> T5:
+    """As many tokens more than the tokeniser has as a row has spans: the sentinels."""
+    from fastssl.train.text import SEP
+
+    spans = (sum(span_lengths(LENGTH, config.mask_ratio, config.mean_span, eos=False)) - LENGTH) // 2
+    how = {"density": config.mask_ratio, "mean_span": config.mean_span}
+    return T5(data.vocabulary + spans, eos_id=SEP, width=96, depth=2, length=LENGTH, **how)
+
+
+def scores(
+    method: T5,
+    data: "StreamData",
+    config: T5Settings,
+    *,
+    device: torch.device | str,
+    workers: int,
+    most: int | None,
+    full: bool,
+) -> dict[str, float]:
+    """The tokens of spans of the test rows, each from those of its span before it; the same spans are cut out each time."""
+    answers = (method.predict(part, seed=seed) for seed, part in enumerate(data.test.tokens.to(device).split(64)))
+    found = answer_accuracy(method, answers, commonest_token(data.train.tokens, [method.eos_id]))
+    return found | retrieval(method, data.sentences, device)
+
+
+RECIPE = Recipe(
+    settings=T5Settings,
+    load=load_streams,
+    build=build,
+    augment=no_views,
+    arguments=tokens_alone,
+    monitor=scores,
+    points=stream_points,
+    scores={"accuracy": ("accuracy", "tokens of spans named")} | RETRIEVAL,
+    watch={"commonest": ("commonest", "named as the commonest token", ".3f")},
+    loss="span corruption",
+    heading="test documents",
+    unit="rows",
+)
