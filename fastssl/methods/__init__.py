@@ -24,7 +24,6 @@ from .moco import MoCo
 from .moco_v3 import MoCoV3
 from .nnclr import NNCLR
 from .rotnet import RotNet
-from .siglip import SigLIP
 from .sentence_pairs import NextSentence, SentenceOrder
 from .siglip import SigLIP
 from .simclr import SimCLR
@@ -60,9 +59,9 @@ __all__ = [
     "MeanTeacher",
     "MoCo",
     "MoCoV3",
-    "RotNet",
     "NextSentence",
     "QuickThoughts",
+    "RotNet",
     "SentenceOrder",
     "SigLIP",
     "SimCLR",
