@@ -10,6 +10,8 @@ The encoders of both papers are GRUs, and Quick Thoughts' f and g are two of the
 and g are linear layers behind it.
 """
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -127,5 +129,6 @@ class QuickThoughts(Neighbours):
         """first (N, L), second (N, K) int64, sentences that follow each other, N at least 2 -> the loss, a scalar float32."""
         a, b = self.vectors(first, second)
         pairs = ((a, b), (b, a))
-        how = {"temperature": 1.0, "normalize": False, "group": ranks_of(self)}
-        return 0.5 * sum(info_nce(self.of_sentence(x), self.of_neighbour(y), **how) for x, y in pairs)
+        how: dict[str, Any] = {"temperature": 1.0, "normalize": False, "group": ranks_of(self)}
+        losses = [cast(Tensor, info_nce(self.of_sentence(x), self.of_neighbour(y), **how)) for x, y in pairs]
+        return 0.5 * (losses[0] + losses[1])

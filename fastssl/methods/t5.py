@@ -11,6 +11,8 @@ With m the encoder's states of the inputs and h_t the decoder's state at target 
 The sentinels x_k are the last tokens of the vocabulary, x_k = V - 1 - k. Positions are learned; the paper's are relative.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,7 +98,7 @@ class T5(TextEncoder):
     ) -> tuple[Tensor, Tensor]:
         """input_ids (N, L) -> inputs (N, Li) and targets (N, Lt); see ``fastssl.masking.corrupt_spans``."""
         check_ids("T5", "input_ids", input_ids, self.vocab_size, len(self.positions) - 1, 2)
-        how = {"density": self.density, "mean_span": self.mean_span, "generator": generator, "seed": seed}
+        how: dict[str, Any] = {"density": self.density, "mean_span": self.mean_span, "generator": generator, "seed": seed}
         return corrupt_spans(input_ids, sentinel_start=self.vocab_size - 1, eos_id=self.eos_id, **how)
 
     def decode(self, memory: Tensor, targets: Tensor) -> Tensor:

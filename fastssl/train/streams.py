@@ -52,5 +52,5 @@ def streams(length: int = 48) -> StreamData:
     pieces = find_spec("tokenizers") is not None
     train, test = paragraphs()
     tokenizer = (PieceTokenizer if pieces else WordTokenizer)(flat(train)[0], VOCABULARY)
-    halves = (rows_of(half, tokenizer, length) for half in (train, test))
-    return StreamData("sentences", *halves, sentences(pieces=pieces), VOCABULARY)
+    rows, test_rows = (rows_of(half, tokenizer, length) for half in (train, test))
+    return StreamData("sentences", rows, test_rows, sentences(pieces=pieces), VOCABULARY)

@@ -33,8 +33,14 @@ def build(config: T5Settings, data: "StreamData") -> T5:
     from fastssl.train.text import SEP
 
     spans = (sum(span_lengths(LENGTH, config.mask_ratio, config.mean_span, eos=False)) - LENGTH) // 2
-    how = {"density": config.mask_ratio, "mean_span": config.mean_span}
-    return T5(data.vocabulary + spans, eos_id=SEP, width=96, depth=2, length=LENGTH, **how)
+    return T5(
+        data.vocabulary + spans,
+        eos_id=SEP,
+        width=96,
+        length=LENGTH,
+        density=config.mask_ratio,
+        mean_span=config.mean_span,
+    )
 
 
 def scores(
