@@ -13,6 +13,8 @@ from .deepcluster import DeepCluster
 from .dino import DINO
 from .frame_order import FrameOrder
 from .gpt import GPT
+from .entropy_minimization import EntropyMinimization
+from .fixmatch import FixMatch
 from .ibot import IBOT
 from .ijepa import IJEPA
 from .inpainting import Inpainting
@@ -25,6 +27,7 @@ from .moco_v3 import MoCoV3
 from .nnclr import NNCLR
 from .rotnet import RotNet
 from .sentence_pairs import NextSentence, SentenceOrder
+from .noisy_student import NoisyStudent
 from .siglip import SigLIP
 from .simclr import SimCLR
 from .simcse import SimCSE
@@ -53,6 +56,8 @@ __all__ = [
     "Colorization",
     "DeepCluster",
     "FrameOrder",
+    "EntropyMinimization",
+    "FixMatch",
     "Inpainting",
     "InstDisc",
     "LeJEPA",
@@ -63,6 +68,7 @@ __all__ = [
     "QuickThoughts",
     "RotNet",
     "SentenceOrder",
+    "NoisyStudent",
     "SigLIP",
     "SimCLR",
     "SimCSE",

@@ -11,8 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fastssl.checks import INTEGERS, check_number, check_vector, check_whole, readable
+from fastssl.checks import check_number, check_whole
 
+from ._classifier import check_labels, known_loss
 from ._recompute import once
 from ._teacher import Encoder, TeacherMethod
 
@@ -98,12 +99,7 @@ class MeanTeacher(TeacherMethod):
             ValueError: views of different shapes, a B below 2, or labels of another length or outside of the classes.
         """
         self.check_views(view0, view1)
-        check_vector("MeanTeacher", "labels", labels, len(view0), INTEGERS, "view0", view0)
-        if readable(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            bounds = f"{int(labels.min())} to {int(labels.max())}"
-            raise ValueError(f"MeanTeacher: labels must lie in -1 to {self.num_classes - 1} (num_classes), got {bounds}")
+        check_labels("MeanTeacher", labels, view0, "view0", self.num_classes)
         student = self.encoder(view0).float()
         weight, teacher = once(self, view0, lambda: (self.current_weight(), self.targets(view1)[0].float()))
-        known = (labels >= 0).sum().clamp_min(1)
-        supervised = nn.functional.cross_entropy(student, labels.long(), ignore_index=-1, reduction="sum") / known
-        return supervised + weight * nn.functional.mse_loss(student.softmax(1), teacher.softmax(1))
+        return known_loss(student, labels) + weight * nn.functional.mse_loss(student.softmax(1), teacher.softmax(1))

@@ -4,6 +4,7 @@ Random resized crop, mirror, colour jitter, grey, and blur where the view is lar
 """
 
 import math
+from typing import Any
 
 import kornia.augmentation as K
 import kornia.color
@@ -86,6 +87,33 @@ class TwoViews(nn.Module):
     def one(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) -> one view (B, C, S, S)."""
         return self.steps(as_float(images))
+
+
+class WeakAndStrong(nn.Module):
+    """images (B, C, H, W), uint8 or float in [0, 1] -> a weakly and a strongly changed view (B, C, S, S), for FixMatch.
+
+    The weak one is cropped a little and mirrored. The strong one is a view of ``TwoViews``, from which a square is cut out as well,
+    as in Cutout (DeVries and Taylor 2017); the paper chooses other changes of colour and shape (RandAugment).
+
+    Args:
+        size: side S of a view in pixels.
+        options: those of ``TwoViews``, which are for the strong view; ``mirror`` is for both.
+
+    Examples:
+        >>> weak, strong = WeakAndStrong(16)(torch.zeros(5, 3, 20, 20, dtype=torch.uint8))
+        >>> weak.shape, strong.shape
+        (torch.Size([5, 3, 16, 16]), torch.Size([5, 3, 16, 16]))
+    """
+
+    def __init__(self, size: int, *, mirror: bool = True, **options: Any):
+        super().__init__()
+        self.weak = TwoViews(size, min_scale=0.7, strength=0.0, mirror=mirror, colour=False)
+        self.strong = TwoViews(size, mirror=mirror, **options)
+        self.cut = K.RandomErasing(scale=(0.02, 0.15), value=0.5, p=0.5)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        images = as_float(images)
+        return self.weak.one(images), self.cut(self.strong.one(images))
 
 
 def lab_views(images: Tensor) -> tuple[Tensor, Tensor]:

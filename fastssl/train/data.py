@@ -78,17 +78,18 @@ class FewLabels(ImageSamples):
 
     def __init__(self, whole: ImageSamples, per_class: int, seed: int):
         self.whole, self.labels, self.class_names = whole, whole.labels, whole.class_names
+        self.per_class, self.seed = per_class, seed
         whole.gives_index = True
         self.known = some_of_each(whole.labels, per_class, torch.Generator().manual_seed(seed))
 
     def __len__(self) -> int:
         return len(self.whole)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         quarter = -(-len(indices) // 4)
         labelled = [int(self.known[i % len(self.known)]) for i in indices[:quarter]]
         images, labels, index = self.whole.__getitems__(labelled + indices[quarter:])
-        return images, labels.where(torch.isin(index, self.known), -1)
+        return images, labels.where(torch.isin(index, self.known), -1), *([index] if self.gives_index else [])
 
     def corrupt_files(self) -> list[str]:
         return self.whole.corrupt_files()

@@ -50,7 +50,7 @@ class AnySize(nn.Conv2d):
 
 
 TWO_VIEWS = ("SimCLR", "SupCon", "NNCLR", "MoCo", "MoCoV3", "BYOL", "SimSiam", "MeanTeacher", "InstDisc")
-TWO_VIEWS += ("BarlowTwins", "VICReg", "DeepCluster")
+TWO_VIEWS += ("BarlowTwins", "VICReg", "DeepCluster", "EntropyMinimization", "FixMatch", "NoisyStudent")
 MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS} | {
     "CMC": (CMC, {"backbones": lambda: [tiny(), tiny()]}),
     "CPC": (CPC, {"backbone": tiny}),
@@ -100,6 +100,8 @@ VIEW, IMAGE, TOKENS = torch.rand(4, 3, 4, 4), torch.rand(4, 3, 8, 8), torch.rand
 GIVEN = {
     "view0": VIEW,
     "view1": VIEW.flip(3),
+    "weak": VIEW,
+    "strong": VIEW.flip(3),
     "labels": torch.arange(4) % 2,
     "index": torch.arange(4),
     "global_crops": [IMAGE, IMAGE.flip(3)],

@@ -19,8 +19,15 @@ needs_train = pytest.mark.skipif(any(find_spec(name) is None for name in PACKAGE
 
 
 def part_of(data, share: int, test_share: int):
-    """Every ``share``-th training image and every ``test_share``-th test image of ImageData."""
-    from fastssl.train.data import TensorImages
+    """Every ``share``-th training image and every ``test_share``-th test image of ImageData; few labels are chosen among them."""
+    from fastssl.train.data import FewLabels, TensorImages
+
+    if isinstance(data.train, FewLabels):
+        few, gives_index = data.train, data.train.gives_index
+        data = part_of(dataclasses.replace(data, train=few.whole), share, test_share)
+        again = FewLabels(data.train, few.per_class, few.seed)
+        again.gives_index = gives_index
+        return dataclasses.replace(data, train=again)
 
     def every(half, step):
         part = TensorImages(half.images[::step], half.labels[::step], half.class_names)
@@ -105,6 +112,7 @@ def train_briefly(
         return recipe.monitor(method, data, config, device="cpu", workers=0, most=None, full=full)
 
     seen = getattr(data, "stills", data).train
+    seen = getattr(seen, "whole", seen)  # of few labels
     inputs = getattr(seen, "images", getattr(seen, "waveforms", None))
     if inputs is not None:
         with torch.no_grad():

@@ -46,5 +46,6 @@ Statistics = Annotated[
         choices=("global", "local"),
     ),
 ]
+Threshold = Annotated[float, Option("probability from which on the class of an image without a label is believed", least=0, most=1)]
 MaskRatio = Annotated[float, Option("share of the patches that is removed", above=0, most=1)]
 OWN_DATA = "use fastssl.methods in a loop of your own, see docs/methods.md"  # where the help text refuses data
