@@ -11,10 +11,10 @@ from .colorization import Colorization
 from .cpc import CPC
 from .deepcluster import DeepCluster
 from .dino import DINO
-from .frame_order import FrameOrder
-from .gpt import GPT
 from .entropy_minimization import EntropyMinimization
 from .fixmatch import FixMatch
+from .frame_order import FrameOrder
+from .gpt import GPT
 from .ibot import IBOT
 from .ijepa import IJEPA
 from .inpainting import Inpainting
@@ -25,9 +25,9 @@ from .mean_teacher import MeanTeacher
 from .moco import MoCo
 from .moco_v3 import MoCoV3
 from .nnclr import NNCLR
+from .noisy_student import NoisyStudent
 from .rotnet import RotNet
 from .sentence_pairs import NextSentence, SentenceOrder
-from .noisy_student import NoisyStudent
 from .siglip import SigLIP
 from .simclr import SimCLR
 from .simcse import SimCSE
@@ -55,9 +55,9 @@ __all__ = [
     "BarlowTwins",
     "Colorization",
     "DeepCluster",
-    "FrameOrder",
     "EntropyMinimization",
     "FixMatch",
+    "FrameOrder",
     "Inpainting",
     "InstDisc",
     "LeJEPA",
@@ -65,10 +65,10 @@ __all__ = [
     "MoCo",
     "MoCoV3",
     "NextSentence",
+    "NoisyStudent",
     "QuickThoughts",
     "RotNet",
     "SentenceOrder",
-    "NoisyStudent",
     "SigLIP",
     "SimCLR",
     "SimCSE",

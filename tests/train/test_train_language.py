@@ -18,8 +18,8 @@ def part_of_text(data, share: int, test_share: int):
     return replace(data, train=TokenRows(data.train.tokens[::share], data.train.groups[::share]))
 
 
-# task: method, share of the training rows, least accuracy over that of the commonest answer, settings; the margin is at most half of
-# the least one that five seeds gave
+# task: method, share of the training rows, least accuracy over that of the commonest answer, settings; the margin is at most half
+# of the least one that five seeds gave
 TRAINING = {
     "sop": ("bert", 1, 0.02, {"task": "sop", "epochs": 4, "mlm_weight": 0.0}),
     "skip_thought": ("bert", 4, 0.02, {"task": "skip_thought", "epochs": 3, "batch_size": 16}),
