@@ -2,6 +2,7 @@
 
 from ._common import return_dict
 from ._vit import VisionTransformer
+from .amdim import AMDIM
 from .barlow_twins import BarlowTwins
 from .bert import BERT
 from .byol import BYOL
@@ -10,6 +11,7 @@ from .cmc import CMC
 from .colorization import Colorization
 from .cpc import CPC
 from .deepcluster import DeepCluster
+from .dim import DIM
 from .dino import DINO
 from .entropy_minimization import EntropyMinimization
 from .fixmatch import FixMatch
@@ -40,11 +42,13 @@ from .t5 import T5
 from .vicreg import VICReg
 
 __all__ = [
+    "AMDIM",
     "BERT",
     "BYOL",
     "CLIP",
     "CMC",
     "CPC",
+    "DIM",
     "DINO",
     "GPT",
     "IBOT",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._ask import ask
 from ._layers import refuse_lazy
-from ._probe import undisturbed
+from ._probe import probe_of, probe_shapes, undisturbed
 
 
 def map_shape(name: str, backbone: Any, shape: tuple[int, int, int], argument: str = "backbone") -> tuple[int, int, int]:
@@ -60,20 +60,30 @@ def class_decoder(
 
 
 def with_maps(backbone: nn.Module, images: Tensor, layers: Sequence[str], name: str) -> tuple[Any, list[Tensor]]:
-    """What the encoder returns for images, and what those of its layers gave that have these names.
-
-    Raises:
-        ValueError: a layer that gave no maps (N, D, h, w).
-    """
+    """What the encoder returns for images, and the maps (N, D, h, w) that those of its layers gave that have these names."""
     seen: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         for layer in dict.fromkeys(layers):
             hook = backbone.get_submodule(layer).register_forward_hook(lambda *given, layer=layer: seen.update({layer: given[2]}))
             hooks.callback(hook.remove)
-        output = ask(backbone, f"{name}: the backbone", "images or views", images)
-    for layer in layers:
-        maps = seen.get(layer)
-        if not isinstance(maps, Tensor) or maps.ndim != 4:
-            kind = type(maps).__name__ if not isinstance(maps, Tensor) else f"shape {tuple(maps.shape)}"
-            raise ValueError(f"{name}: layers must be names of layers that give maps (N, D, h, w); {layer!r} gave {kind}")
+        output = ask(backbone, f"{name}: the backbone", "images", images)
     return output, [seen[layer] for layer in layers]
+
+
+def map_widths(name: str, backbone: nn.Module, layers: Sequence[str], argument: str = "layers") -> list[int]:
+    """The widths D of the maps (N, D, h, w) that the layers of these names give, from the first probe that passes the encoder."""
+    if not isinstance(layers, tuple | list) or not layers or not all(isinstance(layer, str) for layer in layers):
+        raise TypeError(f"{name}: {argument} must be names of layers of the backbone, got {layers!r}")
+    known = dict(backbone.named_modules())
+    if missing := [layer for layer in layers if layer not in known or not layer]:
+        some = ", ".join(list(known)[1:9])
+        raise ValueError(f"{name}: {argument} must be names of layers of the backbone, such as {some}; got {missing[0]!r}")
+    with undisturbed(backbone):
+        for shape, layer in probe_shapes(backbone):
+            try:
+                maps = with_maps(backbone, probe_of(shape, layer or backbone), layers, name)[1]
+            except Exception:
+                continue  # a shape that the encoder is not made for, or a layer that it does not call
+            if all(isinstance(part, Tensor) and part.ndim == 4 for part in maps):
+                return [part.shape[1] for part in maps]
+    raise ValueError(f"{name}: {argument} must be names of layers that give maps (N, D, h, w), got {', '.join(layers)}")

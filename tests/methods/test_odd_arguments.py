@@ -49,6 +49,17 @@ class AnySize(nn.Conv2d):
         return super().forward(images).mean((2, 3))
 
 
+class Convolution(nn.Module):
+    """Images (B, 3, H, W) -> (B, 8), by a layer that gives maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 2, 2)
+
+    def forward(self, images):
+        return self.convolution(images).mean((2, 3))
+
+
 TWO_VIEWS = ("SimCLR", "SupCon", "NNCLR", "MoCo", "MoCoV3", "BYOL", "SimSiam", "MeanTeacher", "InstDisc")
 TWO_VIEWS += ("BarlowTwins", "VICReg", "DeepCluster", "EntropyMinimization", "FixMatch", "NoisyStudent")
 MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS} | {
@@ -63,6 +74,8 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     "SimMIM": (SimMIM, {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2)}),
     "Inpainting": (Inpainting, {"backbone": Maps}),
     "RotNet": (methods.RotNet, {"backbone": tiny}),
+    "DIM": (methods.DIM, {"backbone": Convolution, "layer": lambda: "convolution"}),
+    "AMDIM": (methods.AMDIM, {"backbone": Convolution, "layers": lambda: ("convolution",)}),
     "Colorization": (methods.Colorization, {"backbone": Maps, "channels": lambda: 3}),
     "DINO": (methods.DINO, {"backbone": AnySize}),
     "IBOT": (

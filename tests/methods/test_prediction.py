@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastssl.methods import Colorization
+from fastssl.functional import info_nce
+from fastssl.loss.parts import row_blocks
+from fastssl.methods import AMDIM, DIM, Colorization
 from fastssl.methods._lab import ColourBins, ab_bins, lab_to_rgb, rgb_to_lab
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,7 +136,82 @@ def test_the_encoder_of_colours_sees_the_lightness_alone():
     torch.testing.assert_close(painted[:, 0][inside], lab[:, 0][inside], rtol=0, atol=0.1)
 
 
+# --- local and global features --------------------------------------------------------------------------------------------
+
+
+class Deep(nn.Sequential):
+    """images (N, 3, 8, 8) -> maps (N, 5, 4, 4), then (N, 6, 2, 2), features (N, 6)."""
+
+    def __init__(self):
+        layers = [nn.Conv2d(3, 5, 2, 2), nn.Tanh(), nn.Conv2d(5, 6, 2, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*layers)
+
+
+def test_dim_is_its_equation():
+    method = DIM(Deep(), "1", projection_dim=4, temperature=0.7, normalize=False).double().eval()
+    images = torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    g = method.global_head(method.backbone(images))
+    c = method.local_heads[0](nn.Sequential(*list(method.backbone)[:2])(images)).flatten(2)  # (N, D, P)
+    s = torch.einsum("id,jdp->ijp", g, c) / 0.7
+    losses = []
+    for i in range(4):
+        others = torch.cat([s[i, j] for j in range(4) if j != i])
+        losses += [-(s[i, i, p] - torch.cat([s[i, i, p, None], others]).logsumexp(0)) for p in range(16)]
+    torch.testing.assert_close(method(images), torch.stack(losses).mean())
+    cosines = DIM(Deep(), "1", projection_dim=4).double().eval()
+    cosines.load_state_dict(method.state_dict())
+    g, c = nn.functional.normalize(g, dim=1), nn.functional.normalize(c, dim=1)
+    want = info_nce(g, c.transpose(1, 2).flatten(0, 1), temperature=0.1, target=torch.arange(64).view(4, 16), normalize=False)
+    torch.testing.assert_close(cosines(images), want)
+
+
+def amdim_loss(a, c, clip, penalty):
+    """a (N, D), c (N, P, D): a pair of the equation, with all scores at once."""
+    n, count, width = c.shape
+    s = torch.einsum("id,jpd->ijp", a, c) / width**0.5
+    t = clip * torch.tanh(s / clip)
+    losses = []
+    for i in range(n):
+        others = torch.cat([t[i, j] for j in range(n) if j != i])
+        losses += [-(t[i, i, p] - torch.cat([t[i, i, p, None], others]).logsumexp(0)) for p in range(count)]
+    return torch.stack(losses).mean() + penalty * s.square().mean()
+
+
+@pytest.mark.parametrize("block", [None, 100])
+def test_amdim_is_its_equation(block, monkeypatch):
+    """Also where the scores are computed for a few rows at a time."""
+    if block:
+        monkeypatch.setattr(row_blocks, "CPU_BLOCK_ELEMENTS", block)
+    method = AMDIM(Deep(), ("1", "3"), projection_dim=4, clip=2.0, penalty=0.3).double().eval()
+    for p in method.parameters():
+        p.data.mul_(3.0)  # scores that the tanh bends
+    views = [torch.rand(4, 3, 8, 8, dtype=torch.float64) for _ in range(2)]
+    torch.manual_seed(2)
+    loss = method(*views)
+    found = torch.autograd.grad(loss, tuple(method.parameters()))
+    torch.manual_seed(2)
+    chosen = torch.randint(4, (8,))
+    want = 0.0
+    for d, (mine, other) in enumerate((views, views[::-1])):
+        g, of_mine = method.project(mine)
+        _, of_other = method.project(other)
+        one = torch.stack([of_mine[1][i, chosen[4 * d + i]] for i in range(4)])
+        pairs = [(g, of_other[0]), (g, of_other[1]), (one, of_other[1])]
+        want = want + sum(amdim_loss(a, c, 2.0, 0.3) for a, c in pairs) / 2
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(found, torch.autograd.grad(want, tuple(method.parameters())))
+
+
+def test_layers_are_found_by_their_names_and_nothing_stays_behind():
+    backbone = Deep()
+    method = AMDIM(backbone, ("1", "3"), projection_dim=4)
+    assert [head[0].in_channels for head in method.local_heads] == [5, 6]
+    method(torch.rand(3, 3, 8, 8), torch.rand(3, 3, 8, 8))
+    assert not any(module._forward_hooks for module in backbone.modules())
+
+
 MAKERS = {
+    "dim": (lambda: DIM(Deep(), "1", projection_dim=4), lambda: torch.rand(5, 3, 8, 8)),
     "colorization": (lambda: Colorization(Maps(), 8), lambda: torch.rand(5, 3, 8, 8)),
 }
 
@@ -171,6 +248,13 @@ def test_half_precision_is_close(name):
 
 
 REFUSED = [
+    (lambda: DIM(Deep(), "layer2"), ValueError, "DIM: layer must be names of layers .* such as 0, 1, 2"),
+    (lambda: DIM(Deep(), "5"), ValueError, "DIM: layer must be names of layers that give maps"),
+    (lambda: DIM(Deep(), None), TypeError, "DIM: layer"),
+    (lambda: AMDIM(Deep(), "1"), TypeError, "AMDIM: layers"),
+    (lambda: AMDIM(Deep(), ("1",), clip=0.0), ValueError, "AMDIM: clip"),
+    (lambda: AMDIM(Deep(), ("1",))(torch.rand(2, 3, 8, 8), torch.rand(3, 3, 8, 8)), ValueError, "AMDIM: view0 and view1"),
+    (lambda: DIM(Deep(), "1")(torch.rand(1, 3, 8, 8)), ValueError, "DIM: images .* at least 2"),
     (lambda: Colorization(nn.Flatten(), 8), ValueError, "Colorization: backbone .* without forward_features"),
     (lambda: Colorization(Maps(3), 8), ValueError, "Colorization: backbone .* fails on images of image_size 8 and 1 channels"),
     (lambda: Colorization(Maps(), 8, uniform=0.0), ValueError, "Colorization: uniform"),

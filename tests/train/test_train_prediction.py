@@ -5,13 +5,15 @@ import pytest
 from tests.support.rotation import of_today
 from tests.support.training import assert_resumes_bit_for_bit, needs_train, train_briefly, write_grey_classes
 
-NEW = ("colorization",)
+NEW = ("colorization", "dim", "amdim")
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 
 # method: epochs, batch, least gain in kNN accuracy over the untrained encoder, what must hold of the task's scores, options
 TRAINING = {
     "colorization": (3, 64, 0.07, lambda found: found.after["even"] > found.after["chance"] + 0.04, {}),
+    "dim": (2, 64, 0.09, lambda found: found.after["found"] > 0.1, {}),
+    "amdim": (2, 64, 0.09, lambda found: found.after["found"] > 0.04, {}),
 }
 
 
@@ -26,6 +28,8 @@ def test_training_solves_the_task_and_beats_the_untrained_encoder(name):
 
 OPTIONS = {
     "colorization": ["--image-size", "16"],
+    "dim": ["--image-size", "12", "--projection-dim", "8"],
+    "amdim": ["--image-size", "12", "--projection-dim", "8"],
 }
 PICTURES = {"colorization": "colours.png"}
 

@@ -30,6 +30,8 @@ METHODS = (
     "simmim",
     "inpainting",
     "colorization",
+    "dim",
+    "amdim",
     "ijepa",
     "rotnet",
     "clip",
