@@ -17,6 +17,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="write the scores into docs/methods.md from the result files")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the table differs")
+    parser.add_argument("--picture", action="store_true", help="draw docs/pictures/methods.png from the result files")
     args = parser.parse_args(argv)
     for run in [*args.runs, *(METHODS if args.all else [])]:
         found = measure(shlex.split(run), args.seed)
@@ -28,6 +29,10 @@ def main(argv: list[str]) -> int:
         if args.check:
             return int(before != after)
         page.write_text(after, encoding="utf-8")
+    if args.picture:
+        from benchmarks.methods.picture import draw
+
+        print(draw())
     return 0
 
 
