@@ -215,16 +215,15 @@ def draw_dots(axes: Sequence[Any], rows: Sequence[Row]) -> None:
     firsts = [(row.first, y) for y, row in zip(places, rows, strict=True) if row.first is not None]
     last = [(x, y) for y, x in zip(places, lasts, strict=True) if x is not None]
     hollow, full = {"color": "white", "edgecolors": "0.4", "zorder": 2}, {"color": COLOURS[5], "zorder": 3}
-    for points, label, style in ((firsts, "untrained", hollow), (last, "last", full)):
-        axes[0].scatter([x for x, _ in points], [y for _, y in points], s=26, label=label, **style)
+    for points, style in ((firsts, hollow), (last, full)):
+        axes[0].scatter([x for x, _ in points], [y for _, y in points], s=26, **style)
     for x, y in last:
         axes[0].annotate(f"{x:.3f}", (1.0, y), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center")
     times = [(row.seconds / length, y) for y, row in zip(places, rows, strict=True) if row.seconds is not None]
     for y in (y for y, row in zip(places, rows, strict=True) if row.seconds is None):
         axes[1].annotate("not known", (0, y), (4, 0), textcoords="offset points", va="center", color="0.35")
     axes[1].barh([y for _, y in times], [x for x, _ in times], height=0.6, color=COLOURS[0])
-    axes[0].legend(loc="lower right", frameon=False)
-    axes[0].set(yticks=places, yticklabels=names_of(rows), xlabel="score")
+    axes[0].set(yticks=places, yticklabels=names_of(rows), xlabel="score: hollow before training, full at the end")
     axes[1].set(yticks=[], xlabel=f"{unit} of training", xlim=(0, None))
     for axis in axes:
         axis.set_ylim(len(rows) - 0.5, -0.5)
