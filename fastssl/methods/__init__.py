@@ -1,14 +1,17 @@
 """Self-supervised methods as thin modules: an encoder, a head, and ``forward(views) -> loss``, usable in any training loop."""
 
 from ._common import return_dict
+from ._spectrogram import LogMel
 from ._vit import VisionTransformer
 from .amdim import AMDIM
+from .audio_mae import AudioMAE
 from .barlow_twins import BarlowTwins
 from .bert import BERT
 from .byol import BYOL
 from .clip import CLIP
 from .cmc import CMC
 from .colorization import Colorization
+from .cola import COLA
 from .cpc import CPC
 from .deepcluster import DeepCluster
 from .dim import DIM
@@ -26,6 +29,7 @@ from .mae import MAE
 from .mean_teacher import MeanTeacher
 from .moco import MoCo
 from .moco_v3 import MoCoV3
+from .multi_format import MultiFormat
 from .nnclr import NNCLR
 from .noisy_student import NoisyStudent
 from .rotnet import RotNet
@@ -47,6 +51,7 @@ __all__ = [
     "BYOL",
     "CLIP",
     "CMC",
+    "COLA",
     "CPC",
     "DIM",
     "DINO",
@@ -56,6 +61,7 @@ __all__ = [
     "MAE",
     "NNCLR",
     "T5",
+    "AudioMAE",
     "BarlowTwins",
     "Colorization",
     "DeepCluster",
@@ -65,6 +71,7 @@ __all__ = [
     "Inpainting",
     "InstDisc",
     "LeJEPA",
+    "LogMel",
     "MeanTeacher",
     "MoCo",
     "MoCoV3",
@@ -73,6 +80,7 @@ __all__ = [
     "QuickThoughts",
     "RotNet",
     "SentenceOrder",
+    "MultiFormat",
     "SigLIP",
     "SimCLR",
     "SimCSE",

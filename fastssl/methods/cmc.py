@@ -61,33 +61,37 @@ class CMC(nn.Module):
         negatives: str = "global",
     ):
         super().__init__()
-        check_positive("CMC", temperature=temperature)
-        check_choice("CMC", "graph", graph, ("full", "core"))
-        check_widths("CMC", projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
-        check_split("CMC", split)
+        name = type(self).__name__
+        check_positive(name, temperature=temperature)
+        check_choice(name, "graph", graph, ("full", "core"))
+        check_widths(name, projection_dim=projection_dim, **given(hidden_dim=hidden_dim))
+        check_split(name, split)
         for argument, value in {"backbones": backbones, **given(feature_dims=feature_dims)}.items():
             if not isinstance(value, tuple | list | nn.ModuleList):
-                raise TypeError(f"CMC: {argument} must be a list, one for each view, got {type(value).__name__}")
+                raise TypeError(f"{name}: {argument} must be a list, one for each view, got {type(value).__name__}")
         if len(backbones) < 2:
-            raise ValueError(f"CMC: backbones must be at least 2 encoders, one for each view, got {len(backbones)}")
+            raise ValueError(f"{name}: backbones must be at least 2 encoders, one for each view, got {len(backbones)}")
         dims = [None] * len(backbones) if feature_dims is None else list(feature_dims)
         if len(dims) != len(backbones):
-            raise ValueError(f"CMC: feature_dims must have one width for each of the {len(backbones)} backbones, got {len(dims)}")
+            raise ValueError(
+                f"{name}: feature_dims must have one width for each of the {len(backbones)} backbones, got {len(dims)}"
+            )
         named = enumerate(zip(backbones, dims, strict=True))
-        dims = [width_of(b, dim, "CMC", f"feature_dims[{i}]", f"backbones[{i}]") for i, (b, dim) in named]
+        dims = [width_of(b, dim, name, f"feature_dims[{i}]", f"backbones[{i}]") for i, (b, dim) in named]
         self.feature_dims, self.temperature, self.graph, self.split = dims, temperature, graph, split
-        self.negatives = check_negatives("CMC", negatives)
+        self.negatives = check_negatives(name, negatives)
         self.backbones = nn.ModuleList(backbones)
         self.projection_heads = nn.ModuleList(ProjectionHead(dim, hidden_dim or dim, projection_dim) for dim in dims)
 
     def features(self, views: Sequence[Tensor]) -> list[Tensor]:
         """V views (B, ...) -> V features (B, feature_dims[i])."""
-        check_batch("CMC", 1, **{f"view{i}": view for i, view in enumerate(views)})
+        name = type(self).__name__
+        check_batch(name, 1, **{f"view{i}": view for i, view in enumerate(views)})
         if len(views) != len(self.backbones) or len({len(view) for view in views}) > 1:
             shapes = ", ".join(str(tuple(view.shape)) for view in views)
-            raise ValueError(f"CMC: expected {len(self.backbones)} views of the same B samples, got {shapes}")
+            raise ValueError(f"{name}: expected {len(self.backbones)} views of the same B samples, got {shapes}")
         parts = enumerate(zip(self.backbones, views, self.feature_dims, strict=True))
-        return [features_of(backbone, view, dim, "CMC", f"backbones[{i}]", f"view{i}") for i, (backbone, view, dim) in parts]
+        return [features_of(backbone, view, dim, name, f"backbones[{i}]", f"view{i}") for i, (backbone, view, dim) in parts]
 
     def embed(self, *views: Tensor) -> Tensor:
         """The features of all encoders side by side.
@@ -116,7 +120,7 @@ class CMC(nn.Module):
         """
         features = self.features(views)
         if len(views[0]) < 2:
-            raise ValueError(f"CMC: the views must have B of at least 2 samples, got {len(views[0])}")
+            raise ValueError(f"{type(self).__name__}: the views must have B of at least 2 samples, got {len(views[0])}")
         z = [head(part) for head, part in zip(self.projection_heads, features, strict=True)]
         pairs = combinations(z, 2) if self.graph == "full" else ((z[0], other) for other in z[1:])
         how: dict[str, Any] = {"temperature": self.temperature, "group": ranks_of(self)}

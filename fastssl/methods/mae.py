@@ -63,14 +63,15 @@ class MAE(PaintingDecoder):
         pixel_std: float = 1.0,
         predict_only_masked: bool = True,
     ):
-        check_flags("MAE", norm_pix_loss=norm_pix_loss, predict_only_masked=predict_only_masked)
-        check_widths("MAE", decoder_dim=decoder_dim, decoder_depth=decoder_depth, decoder_heads=decoder_heads)
-        check_heads("MAE", "decoder_dim", decoder_dim, "decoder_heads", decoder_heads)
+        name = type(self).__name__
+        check_flags(name, norm_pix_loss=norm_pix_loss, predict_only_masked=predict_only_masked)
+        check_widths(name, decoder_dim=decoder_dim, decoder_depth=decoder_depth, decoder_heads=decoder_heads)
+        check_heads(name, "decoder_dim", decoder_dim, "decoder_heads", decoder_heads)
         if decoder_dim % 4:
-            raise ValueError(f"MAE: decoder_dim must be a multiple of 4, for its sine positions, got {decoder_dim}")
+            raise ValueError(f"{name}: decoder_dim must be a multiple of 4, for its sine positions, got {decoder_dim}")
         super().__init__(backbone, pixel_mean, pixel_std)
         self.num_patches = self.grid[0] * self.grid[1]
-        check_ratio("MAE", mask_ratio, self.num_patches)
+        check_ratio(name, mask_ratio, self.num_patches)
         self.mask_ratio, self.norm_pix_loss, self.predict_only_masked = mask_ratio, norm_pix_loss, predict_only_masked
         self.add_decoder(decoder_dim, decoder_depth, decoder_heads)
 
@@ -101,7 +102,7 @@ class MAE(PaintingDecoder):
 
     def choose(self, images: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> MaskIds:
         size = (len(images), self.num_patches)
-        check_random("MAE", noise, generator, size, images)
+        check_random(self.name, noise, generator, size, images)
         return mask_ids(size, self.mask_ratio, noise=noise, generator=generator, device=images.device)
 
     @torch.no_grad()

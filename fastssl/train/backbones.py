@@ -50,6 +50,29 @@ class ConvEncoder(nn.Sequential):
         return images
 
 
+class WaveEncoder(nn.Sequential):
+    """Four strided convolutions over a waveform with batch normalisation, then the mean over time: (B, S) or (B, 1, S) -> (B, D).
+
+    Args:
+        widths: channels after each convolution; the last one is D.
+        kernels: samples that each convolution sees, of which half is its stride.
+
+    Examples:
+        >>> WaveEncoder()(torch.rand(5, 4000)).shape
+        torch.Size([5, 256])
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256), kernels: tuple[int, ...] = (10, 8, 4, 4)):
+        layers: list[nn.Module] = []
+        for before, width, kernel in zip((1, *widths[:-1]), widths, kernels, strict=True):
+            layers += [nn.Conv1d(before, width, kernel, kernel // 2, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten())
+        self.num_features = widths[-1]
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        return super().forward(waveforms if waveforms.ndim == 3 else waveforms[:, None])
+
+
 def vit_patch_size(image_size: int) -> int:
     """Side of the built-in transformer's patches: the smallest of 4, 8, 16 and 32 that divides the image into at most 16 x 16, or
     the largest of them that divides it."""

@@ -41,5 +41,9 @@ METHODS = (
     "frame_order",
     "gpt",
     "t5",
+    "cola",
+    "multi_format",
+    "audio_mae",
+    "cpc_sound",
 )
 RECIPES: dict[str, Recipe] = {name: import_module(f"{__name__}.{name}").RECIPE for name in METHODS}

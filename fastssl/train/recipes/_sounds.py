@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
+from fastssl.methods import LogMel
 from fastssl.train.recipe import Recipe
 from fastssl.train.recipes._images import SCORES, WATCH, scores_of_features
 from fastssl.train.settings import Option, TrainConfig, data_name
 
 if TYPE_CHECKING:
     from fastssl.train.sounds import SoundData
+
+BANDS = 40  # of the spectrograms
+AMONG = 64  # test sounds among which a segment's other one is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,13 @@ class SoundSettings(TrainConfig):
     batch_size: int = 64
     knn_k: Annotated[int, Option("neighbours that vote", least=1)] = 20
     knn_t: Annotated[float, Option("temperature of the kNN vote", above=0)] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings(SoundSettings):
+    """Of the methods that contrast two segments of a sound."""
+
+    segment: Annotated[float, Option("length of a segment, in sounds", above=0, most=1)] = 0.6
 
 
 def load_sound(config: SoundSettings) -> "SoundData":
@@ -52,6 +64,68 @@ def random_segments(waveforms: Tensor, samples: int) -> Tensor:
     last = waveforms.shape[1] - samples
     start = torch.randint(0, last + 1, (len(waveforms), 1), device=waveforms.device)
     return waveforms.gather(1, start + torch.arange(samples, device=waveforms.device))
+
+
+class Segments(nn.Module):
+    """Two random segments of each sound."""
+
+    def __init__(self, samples: int):
+        super().__init__()
+        self.samples = samples
+
+    def forward(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        return random_segments(waveforms, self.samples), random_segments(waveforms, self.samples)
+
+
+def two_segments(config: "SegmentSettings", data: "SoundData") -> Segments:
+    return Segments(segment_samples(config, data))
+
+
+def segment_samples(config: "SegmentSettings", data: "SoundData") -> int:
+    return max(1, round(config.segment * data.samples))
+
+
+def segment_pair(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Two segments of each sound."""
+    return module.views(batch[0])
+
+
+def spectrogram_encoder(rate: int) -> nn.Module:
+    """The convolutional encoder behind a spectrogram: waveforms (B, S) -> (B, 256)."""
+    from fastssl.train.backbones import ConvEncoder
+
+    return nn.Sequential(LogMel(rate, BANDS), ConvEncoder(channels=1))
+
+
+@torch.no_grad()
+def found_pairs(
+    method: Any, data: "SoundData", config: "SegmentSettings", *, device: torch.device | str, workers: int, most: int | None
+) -> dict[str, float]:
+    """Of test sounds the share whose first segment is most similar to their own last segment, among ``AMONG`` of them.
+
+    The sounds of a group are of many classes and voices, the same ones each time.
+    """
+    from fastssl.train.data import batches, limited
+    from fastssl.train.evaluate import evaluating
+
+    if len(data.test) < 2:
+        return {}
+    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0)).tolist()
+    half, length = Subset(limited(data.test, len(data.test)), chosen[:most]), segment_samples(config, data)
+    found, total = 0, 0
+    with evaluating(method):
+        for waveforms, *_ in batches(half, AMONG, workers=workers, drop_last=len(half) > AMONG):
+            waveforms = waveforms.to(device)
+            best = method.similarity(waveforms[:, :length], waveforms[:, -length:]).argmax(1)
+            found += int((best == torch.arange(len(best), device=best.device)).sum())
+            total += len(best)
+    return {"pairs": found / total} if total else {}
+
+
+def segment_scores(method: nn.Module, data: "SoundData", config: "SegmentSettings", **how: Any) -> dict[str, float]:
+    """``sound_scores`` and ``found_pairs``."""
+    full = how.pop("full")
+    return sound_scores(method, data, config, **how, full=full) | found_pairs(method, data, config, **how)
 
 
 def sound_scores(
@@ -102,3 +176,16 @@ def sound_recipe(settings: type[SoundSettings], build: Callable[[Any, Any], nn.M
         "unscored": "kNN and linear probe left out: they need test sounds, and two classes with sounds that can be read",
     }
     return Recipe(settings=settings, build=build, **(usual | more))
+
+
+def segment_recipe(settings: type[SegmentSettings], build: Callable[[Any, Any], nn.Module], loss: str) -> Recipe:
+    """The recipe of a method that contrasts two segments of a sound."""
+    return sound_recipe(
+        settings,
+        build,
+        augment=two_segments,
+        arguments=segment_pair,
+        monitor=segment_scores,
+        watch={**WATCH, "pairs": ("pairs", "other segment found among 64", ".3f")},
+        loss=loss,
+    )
