@@ -10,8 +10,8 @@ from .bert import BERT
 from .byol import BYOL
 from .clip import CLIP
 from .cmc import CMC
-from .colorization import Colorization
 from .cola import COLA
+from .colorization import Colorization
 from .cpc import CPC
 from .deepcluster import DeepCluster
 from .dim import DIM
@@ -81,6 +81,7 @@ __all__ = [
     "RotNet",
     "SentenceOrder",
     "MultiFormat",
+    "RotNet",
     "SigLIP",
     "SimCLR",
     "SimCSE",

@@ -10,7 +10,6 @@ This is contrastive multiview coding of two views, whose loss goes both ways in 
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_batch
 from ._common import width_of
 from .cmc import CMC
 
@@ -80,19 +79,17 @@ class MultiFormat(CMC):
         x, y = (torch.nn.functional.normalize(head(part), dim=1) for head, part in parts)
         return x @ y.T
 
-    def forward(self, waveforms0: Tensor, waveforms1: Tensor | None = None) -> Tensor:
+    def forward(self, *waveforms: Tensor) -> Tensor:
         """The loss of two segments of each sound.
 
         Args:
-            waveforms0: (B, S), what the wave encoder takes; B is at least 2.
-            waveforms1: (B, S'), what the spectrogram encoder takes; by default ``waveforms0``.
+            *waveforms: (B, S), what the wave encoder takes, and (B, S'), what the spectrogram encoder takes; or one for both. B is
+                at least 2.
 
         Returns:
             Scalar float32, the mean of both directions.
 
         Raises:
-            ValueError: waveforms of different B, or of a B below 2.
+            ValueError: more than two segments, or segments of different B or of a B below 2.
         """
-        other = waveforms0 if waveforms1 is None else waveforms1
-        check_batch("MultiFormat", 2, waveforms0=waveforms0, waveforms1=other)
-        return super().forward(waveforms0, other)
+        return super().forward(*(twice(waveforms[0]) if len(waveforms) == 1 else waveforms))

@@ -2,10 +2,12 @@
 
 ``speech``       20 words spoken by 42 made-up voices of a formant synthesiser (``speech.py``): no recordings. class = word; the
                  voices of the test clips are not among those of training
+``folder:PATH``  sound files (``sound_files.py``); class = subfolder
 """
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from fastssl._options import closest
 from fastssl.train import UsageError
 from fastssl.train.layout import shortened
 from fastssl.train.samples import Samples
+from fastssl.train.sound_files import FolderSounds, fitted, sound_folder
 from fastssl.train.speech import RATE, SECONDS, WORDS, draw_speakers, speak
 
 SPEECH_SEED = 0
@@ -52,8 +55,8 @@ class SoundData:
     """One data set of sounds: its two halves, the samples a second, and the samples S of each clip."""
 
     name: str
-    train: SoundSamples
-    test: SoundSamples
+    train: SoundSamples | FolderSounds
+    test: SoundSamples | FolderSounds
     rate: int
     samples: int
     notes: tuple[str, ...] = ()  # what was read, for the first line of a run
@@ -86,14 +89,6 @@ def _spoken() -> tuple[TensorSounds, TensorSounds]:
     return halves[0], halves[1]
 
 
-def fitted(waveforms: Tensor, samples: int) -> Tensor:
-    """The middle of sounds (..., S'), or the whole with silence around it -> (..., samples)."""
-    missing = samples - waveforms.shape[-1]
-    if missing >= 0:
-        return torch.nn.functional.pad(waveforms, (missing // 2, missing - missing // 2))
-    return waveforms[..., -missing // 2 : -missing // 2 + samples].contiguous()
-
-
 def speech(rate: int = RATE, seconds: float = SECONDS) -> SoundData:
     """20 words, each spoken twice by 32 voices for training and by 10 others for the test, the same ones every time."""
     if rate != RATE:
@@ -107,7 +102,7 @@ def load_sounds(spec: str, rate: int = RATE, seconds: float = SECONDS) -> SoundD
     """The data set of sounds that ``--data`` names.
 
     Args:
-        spec: "speech".
+        spec: "speech" or "folder:PATH".
         rate: samples a second.
         seconds: length of each clip: longer sounds are cut to their middle, shorter ones have silence around them.
 
@@ -116,7 +111,8 @@ def load_sounds(spec: str, rate: int = RATE, seconds: float = SECONDS) -> SoundD
         in [-1, 1] and labels (B,) int64.
 
     Raises:
-        UsageError: there is no such data set. Its text names the option of the command line.
+        UsageError: there is no such data set, no sound file in the folder that can be read, or a package is missing. Its text names
+            the option of the command line.
 
     Examples:
         >>> data = load_sounds("speech")
@@ -125,4 +121,8 @@ def load_sounds(spec: str, rate: int = RATE, seconds: float = SECONDS) -> SoundD
     """
     if spec == "speech":
         return speech(rate, seconds)
-    raise UsageError(f"--data: unknown data set '{spec}'{closest(spec, ['speech']) or '; known: speech'}")
+    if spec.startswith("folder:"):
+        samples = round(rate * seconds)
+        return SoundData(spec, *sound_folder(Path(spec.removeprefix("folder:")).expanduser(), rate, samples), rate, samples)
+    hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else closest(spec, ["speech"])
+    raise UsageError(f"--data: unknown data set '{spec}'{hint or '; known: speech, folder:PATH'}")

@@ -27,10 +27,10 @@ AMONG = 64  # test sounds among which a segment's other one is looked for
 class SoundSettings(TrainConfig):
     """Of every method that learns from sound."""
 
-    data: Annotated[str, Option("speech (synthesised words)", parse=data_name)] = "speech"
+    data: Annotated[str, Option("speech (synthesised words), or folder:PATH (sound files)", parse=data_name)] = "speech"
     backbone: str = "conv"  # the only one there is
-    rate: Annotated[int, Option("samples a second", least=1000, most=384_000)] = 8000
-    seconds: Annotated[float, Option("length of the sounds: their middle, or the whole between silence", least=0.1, most=3600)] = (
+    rate: Annotated[int, Option("samples a second", least=4000, most=384_000)] = 8000
+    seconds: Annotated[float, Option("length of the sounds: their middle, or the whole between silence", least=0.4, most=3600)] = (
         0.8
     )
     batch_size: int = 64
@@ -42,7 +42,7 @@ class SoundSettings(TrainConfig):
 class SegmentSettings(SoundSettings):
     """Of the methods that contrast two segments of a sound."""
 
-    segment: Annotated[float, Option("length of a segment, in sounds", above=0, most=1)] = 0.6
+    segment: Annotated[float, Option("length of a segment as a share of a sound", least=0.25, most=1)] = 0.6
 
 
 def load_sound(config: SoundSettings) -> "SoundData":
