@@ -16,6 +16,7 @@ from .loss.nt_xent import dcl, nt_xent
 from .loss.parts.row_stats import RowStats
 from .loss.redundancy import barlow_twins, vicreg
 from .loss.sampled import n_pair, nce, nce_log_z, negative_sampling
+from .loss.sampled_info_nce import sampled_info_nce
 from .loss.sigreg import lejepa_loss, sigreg
 from .loss.sinkhorn import sinkhorn
 from .loss.sup_con import sup_con
@@ -93,6 +94,7 @@ __all__ = [
     "random_masking",
     "random_token_mask",
     "restore_tokens",
+    "sampled_info_nce",
     "siglip_loss",
     "sigreg",
     "similarity_lse",

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from fastssl.checks import (
     FLOATS,
-    INTEGERS,
     accumulator_dtype,
     check_dense,
     check_float_dtype,
@@ -26,13 +25,12 @@ from fastssl.checks import (
     check_same_device,
     check_scalar,
     check_views,
-    readable,
     savable,
 )
 
 from .parts.arguments import enter, scalar
 from .parts.dot_products import dot_rows, matmul
-from .parts.ids import arange_ids
+from .parts.ids import arange_ids, check_index
 from .parts.local_rows import warn_local_rows
 from .parts.reductions import check_reduction, log_of, lse_of, reduce_rows, softplus
 from .parts.row_blocks import map_rows
@@ -88,16 +86,7 @@ def _check_negatives(op: str, name: str, keys: Tensor, index_name: str, index: T
     check_like(op, name, keys, "query", query)
     if index is None:
         return keys.shape[-2]
-    check_dense(op, index_name, index, "an integer tensor ({}, M)", n)
-    if index.dtype not in INTEGERS:
-        raise TypeError(f"{op}: {index_name} must be an integer tensor ({n}, M), got {index.dtype}")
-    if index.dim() != 2 or index.shape[0] != n or index.shape[1] == 0:
-        raise ValueError(f"{op}: {index_name} must have shape ({n}, M), one row for each of query, got {tuple(index.shape)}")
-    check_same_device(op, index_name, index, "query", query)
-    if readable(index):
-        low, high = (int(t) for t in index.aminmax())
-        if low < 0 or high >= len(keys):
-            raise ValueError(f"{op}: {index_name} must be rows of {name}, from 0 to {len(keys) - 1}, got {low} to {high}")
+    check_index(op, index_name, index, 2, name, len(keys), query)
     return index.shape[1]
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from fastssl.checks import INTEGERS, check_dense, check_same_device, readable
+
 if TYPE_CHECKING:
     from fastssl.distributed.ranks import Joined
 
@@ -25,6 +27,21 @@ def row_ids(x: Tensor, joined: Joined | None = None) -> Tensor:
     """One id for each row of x (N, D), (N,) int32: its number among the rows, or among those of all processes."""
     own = arange_ids(x)
     return own if joined is None else own + joined.first.to(torch.int32)
+
+
+def check_index(op: str, name: str, index: Tensor, dims: int, of: str, rows: int, query: Tensor) -> None:
+    """Rows of the table ``of`` that each query (N, D) names: integers (N,), or (N, M) for two ``dims``, in [0, rows)."""
+    shape = f"({len(query)},)" if dims == 1 else f"({len(query)}, M)"
+    check_dense(op, name, index, "an integer tensor {}", shape)
+    if index.dtype not in INTEGERS:
+        raise TypeError(f"{op}: {name} must be an integer tensor {shape}, got {index.dtype}")
+    if index.dim() != dims or index.shape[0] != len(query) or 0 in index.shape:
+        raise ValueError(f"{op}: {name} must have shape {shape}, one row for each of query, got {tuple(index.shape)}")
+    check_same_device(op, name, index, "query", query)
+    if readable(index):
+        low, high = (int(t) for t in index.aminmax())
+        if low < 0 or high >= rows:
+            raise ValueError(f"{op}: {name} must be rows of {of}, from 0 to {rows - 1}, got {low} to {high}")
 
 
 def compact_ids(ids: Tensor) -> Tensor:
