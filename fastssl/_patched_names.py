@@ -117,6 +117,7 @@ METHODS: dict[str, dict[str, dict[str, str]]] = {
         f"{_OF_TRANSFORMERS}.clip.modeling_clip:CLIPModel": {"forward": "clip_forward"},
         f"{_OF_TRANSFORMERS}.siglip.modeling_siglip:SiglipModel": {"forward": "siglip_forward"},
         f"{_OF_TRANSFORMERS}.siglip2.modeling_siglip2:Siglip2Model": {"forward": "siglip2_forward"},
+        f"{_OF_TRANSFORMERS}.wav2vec2.modeling_wav2vec2:Wav2Vec2ForPreTraining": {"forward": "wav2vec2_forward"},
     },
     "vicreg": {"VICReg": {"forward": "forward"}},
 }

@@ -152,7 +152,7 @@ def test_compiled_whole_with_dynamic_shapes(case):
 EACH_OP = (
     "nt_xent", "info_nce_unpaired", "info_nce_passages", "moco", "clip", "siglip", "gather_tokens", "restore_tokens",
     "embed_visible", "barlow_twins", "cka", "gram_loss", "koleo", "lejepa", "masked_latent", "masked_latent_weighted",
-    "patch_loss", "soft_cross_entropy", "sorted_slices", "swav",
+    "patch_loss", "sampled_info_nce", "soft_cross_entropy", "sorted_slices", "swav",
 )  # fmt: skip
 
 

@@ -1,19 +1,22 @@
-"""The losses of neighbours and of latent targets that are measured, forward and backward: shapes and targets of each.
+"""The losses of neighbours, latent targets and sampled negatives that are measured, forward and backward: shapes, targets.
 
     KoLeo: N rows of width D.     Masked latents: K of the L tokens of each of N samples, width D, smooth L1, normalised target
+    Sampled InfoNCE: M queries of width D, each with J negatives out of M rows; the shape is that of wav2vec 2.0
 
 The limit of masked latents is that of the updates: their bytes at the rate of this machine's memory. That of KoLeo is half the
 time of the product N x N x D, of which a triangle is enough. "eager" is the plain PyTorch form of
-``fastssl/testing/latent_updates.py``. Imports ``workloads``.
+``fastssl/testing/latent_updates.py`` and ``sampled.py``. Imports ``workloads``.
 """
 
 import torch
 
 from benchmarks.core.workloads import Update, faster
 from fastssl.testing.latent_updates import LATENT_CASES
+from fastssl.testing.sampled import SAMPLED_CASE
 
 _BOTH = (torch.float32, torch.bfloat16)
 _LATENT = (8, 1024, 512, 768)
+_SAMPLED = (2100, 100, 256)
 
 LATENTS = {
     workload.name: workload
@@ -38,6 +41,16 @@ LATENTS = {
             gpu=((24, 2048, 1024, 1024),),
             targets=faster(_LATENT, eager=3),
             dtypes=_BOTH,
+        ),
+        Update(
+            SAMPLED_CASE,
+            "InfoNCE over sampled negatives (forward + backward; eager: the rows of all negatives)",
+            "M x J x D",
+            {},
+            shapes=(_SAMPLED,),
+            quick=((20, 5, 24),),
+            gpu=(_SAMPLED,),
+            targets=faster(_SAMPLED, eager=10, transformers=10),
         ),
     )
 }

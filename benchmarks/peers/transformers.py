@@ -1,4 +1,4 @@
-"""transformers: the embeddings, decoder and loss of its ViTMAE, without the blocks between them.
+"""transformers: the embeddings, decoder and loss of its ViTMAE, without the blocks between them; the loss of its wav2vec 2.0.
 
 The modules are built on the meta device and called with the tensors of the state as their parameters. The decoder gets no blocks,
 and identities for its two linear layers; the input of its norm is the result. The loss is a part of
@@ -90,11 +90,41 @@ def _loss(given):
     return {"loss": ViTMAEForPreTraining.forward(model, given["images"]).loss}
 
 
+class _As(nn.Identity):
+    """An identity whose ``weight`` says of which dtype its layer would be."""
+
+    weight = torch.empty(0)
+
+
+def _sampled(given):
+    """Frames, targets and negatives of one sound, all of them hidden."""
+    from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2ForPreTraining
+
+    query, keys = given["query"][None], given["keys"][None]
+    nothing = {"hidden_states": None, "attentions": None}
+    numbers = {"contrastive_logits_temperature": 0.1, "num_codevectors_per_group": 1, "num_codevector_groups": 1}
+    model = SimpleNamespace(
+        config=SimpleNamespace(return_dict=True, diversity_loss_weight=0.0, **numbers),
+        wav2vec2=lambda *_, **__: SimpleNamespace(last_hidden_state=query, extract_features=keys, **nothing),
+        project_hid=_As(),
+        project_q=_As(),
+        dropout_features=_As(),
+        quantizer=lambda features, **_: (features, torch.ones((), device=features.device)),
+        compute_contrastive_logits=Wav2Vec2ForPreTraining.compute_contrastive_logits,
+    )
+    mask = torch.ones(query.shape[:2], dtype=torch.bool, device=query.device)
+    found = Wav2Vec2ForPreTraining.forward(
+        model, None, mask_time_indices=mask, sampled_negative_indices=given["negative_index"][None]
+    )
+    return {"loss": found.contrastive_loss}
+
+
 FORMS = {
     "random_masking": _random_masking,
     "restore_tokens": _restore,
     "patch_loss": _loss,
     "patch_loss_norm": _loss,
+    "sampled_info_nce": _sampled,
     "mae_bundle": sequence(_embed, _restore, _loss),
 }
 PEER = Peer(

@@ -1,4 +1,4 @@
-"""Methods for classes of transformers (5.23): ViTMAE (``facebook/vit-mae-*``), CLIP, SigLIP and SigLIP 2.
+"""Methods for classes of transformers (5.23): ViTMAE (``facebook/vit-mae-*``), CLIP, SigLIP, SigLIP 2 and wav2vec 2.0.
 
 They are to be set one by one, or all at once with ``fastssl.patch("transformers")``.
 
@@ -9,6 +9,7 @@ They are to be set one by one, or all at once with ``fastssl.patch("transformers
     CLIPModel.forward = clip_forward
     SiglipModel.forward = siglip_forward
     Siglip2Model.forward = siglip2_forward
+    Wav2Vec2ForPreTraining.forward = wav2vec2_forward
 
 In 5.23 ViTMAE's loss stands inside ``ViTMAEForPreTraining.forward``, after all else, and no method that it calls sees both
 pixels and predictions. So the method is replaced: encoder, decoder, outputs, hidden states and attentions are the library's.
@@ -28,6 +29,7 @@ from fastssl.ops.mask_ids import mask_ids
 from fastssl.ops.restore_tokens import restore_tokens
 
 from ._transformers_pairs import clip_forward, siglip2_forward, siglip_forward
+from ._transformers_speech import wav2vec2_forward
 from .mae import embed_kept, patch_loss, plain_projection, prepend, unwatched, uses
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "random_masking",
     "siglip2_forward",
     "siglip_forward",
+    "wav2vec2_forward",
 ]
 
 

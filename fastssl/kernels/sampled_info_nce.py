@@ -117,8 +117,8 @@ def sampled_info_nce_fwd_kernel(
 
 @triton.jit(do_not_specialize=["E"])
 def sampled_info_nce_combine_kernel(
-    own_ptr, own_length_ptr, other_ptr, other_length_ptr, index_ptr, start_ptr, order_ptr, dloss_ptr, scale_ptr, lse_ptr, cosine_ptr,
-    out_ptr, E, D, eps, KEYS: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+    own_ptr, own_length_ptr, other_ptr, other_length_ptr, index_ptr, start_ptr, order_ptr, dloss_ptr, scale_ptr, lse_ptr,
+    cosine_ptr, out_ptr, E, D, eps, KEYS: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Columns program_id(1) * BD ... of row program_id(0) of the gradient of the keys or of G. grid (rows, D / BD)
 
@@ -189,8 +189,8 @@ def sampled_info_nce_fwd(
         )  # fmt: skip
         if gradient and wide:
             launch(
-                sampled_info_nce_combine_kernel, (count, triton.cdiv(width, bd)), query, lengths[0], keys, lengths[1], index, None, None,
-                None, scale, lse, cosines, dquery, drawn, width, float(eps), KEYS=False, BE=be, BD=bd, num_warps=4,
+                sampled_info_nce_combine_kernel, (count, triton.cdiv(width, bd)), query, lengths[0], keys, lengths[1], index, None,
+                None, None, scale, lse, cosines, dquery, drawn, width, float(eps), KEYS=False, BE=be, BD=bd, num_warps=4,
             )  # fmt: skip
     return loss, slope, lse, cosines, dquery
 
@@ -207,8 +207,8 @@ def sampled_info_nce_bwd(
     be, bd = tile_shape(width)
     with on_device(query):
         launch(
-            sampled_info_nce_combine_kernel, (len(keys), triton.cdiv(width, bd)), keys, _lengths(keys), query, _lengths(query), None,
-            starts, order, dloss, scale, lse.contiguous(), cosines.contiguous(), out, drawn, width, float(eps), KEYS=True, BE=be, BD=bd,
-            num_warps=4,
+            sampled_info_nce_combine_kernel, (len(keys), triton.cdiv(width, bd)), keys, _lengths(keys), query, _lengths(query),
+            None, starts, order, dloss, scale, lse.contiguous(), cosines.contiguous(), out, drawn, width, float(eps), KEYS=True,
+            BE=be, BD=bd, num_warps=4,
         )  # fmt: skip
     return out

@@ -92,10 +92,21 @@ def _nearest(rows, count, size, *_, out_shape=None) -> int:
     return rows[0] * size * rows[1]
 
 
+def _sampled_forward(query, keys, index, scale, eps, gradient, *_, out_shape=None) -> int:
+    """2 M E D for the similarities of M queries with E rows each, and as much for the gradient of the queries."""
+    return (4 if gradient else 2) * index[0] * index[1] * query[1]
+
+
+def _sampled_backward(dloss, query, keys, index, *_, out_shape=None) -> int:
+    return 2 * index[0] * index[1] * query[1]
+
+
 FORMULAS = {
     "cka": _cka,
     "gram_difference": _gram_difference,
     "nearest_in_groups": _nearest,
+    "sampled_info_nce_fwd": _sampled_forward,
+    "sampled_info_nce_bwd": _sampled_backward,
     "squared_products_fwd": _squares_forward,
     "squared_products_bwd": _squares_backward,
     "similarity_fwd": _forward,

@@ -5,13 +5,14 @@
     L_i = log sum_e exp(u_ie) - u_i0        p_ie = exp(u_ie - lse_i)
     slope_i = dL_i / dscale = sum_e p_ie s_ie - s_i0
     G_i = dL_i / dc_i = (scale / |c_i|) (sum_e p_ie y_{index_ie} - y_i0 - slope_i x_i)
-    w_ie = dL_i scale (p_ie - [e = 0])      dq_k = (sum w_ie x_i - y_k sum w_ie s_ie) / |q_k|, both over the (i, e) with index_ie = k
+    w_ie = dL_i scale (p_ie - [e = 0])
+    dq_k = (sum w_ie x_i - y_k sum w_ie s_ie) / |q_k|, both over the (i, e) with index_ie = k
 
 A row shorter than eps is divided by eps and loses the last term. The forward keeps s (M, E), not the rows: it makes G in the same
 pass, while the rows of a query are near, and the backward of c is one product with dL. The backward of q owns the rows of q: it
 sums the queries of a row in the order of (i, e), so the same bits come each time, without atomics.
-Bytes, in elements: forward M E D read of the table and M (D + E) written, of which the caches serve the most; backward M E D read of
-the queries. FLOP: 2 M E D for s, as much for G, and as much for dq. The eager form writes the rows (M, E, D) and their products,
+Bytes, in elements: forward M E D read of the table and M (D + E) written, of which the caches serve the most; backward M E D read
+of the queries. FLOP: 2 M E D for s, as much for G, and as much for dq. The eager form writes the rows (M, E, D) and their products,
 and indexes their gradient back: some ten passes over M E D.
 """
 

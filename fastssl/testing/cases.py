@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastssl import functional
 
-from . import contrastive, crops, distillation, inputs, latents, masking, redundancy, similarities, sketched
+from . import contrastive, crops, distillation, inputs, latents, masking, redundancy, sampled, similarities, sketched
 from .inputs import in_seven_bits
 
 
@@ -248,6 +248,16 @@ CASES = {
             flops=lambda s: s[0] ** 2 * s[1],
             bytes=lambda s, itemsize: 2 * math.prod(s) * itemsize,
             shapes=((2, 3), (8, 16), (65, 20)),
+        ),
+        OpCase(
+            "sampled_info_nce",
+            sampled.tables,
+            sampled.with_index(_F.sampled_info_nce),
+            sampled.with_index(sampled.sampled_info_nce),
+            flops=lambda s: 6 * s[0] * (1 + len(sampled.SHIFTS)) * s[2],
+            bytes=lambda s, itemsize: 2 * (s[0] + s[1]) * s[2] * itemsize,
+            shapes=((1, 1, 3), (5, 3, 2), (64, 64, 32), (130, 257, 33)),
+            logits=5.0,
         ),
         *(
             _masking_case(name, _L.predictions, _L.latent_case, _F.masked_latent_loss, _L.masked_latent, _LATENTS, **how)

@@ -36,6 +36,7 @@ LEAVES = {
     "mae_bundle": ("weight", "bias", "cls", "x", "mask_token", "pred"),
     "koleo": ("z",),
     "masked_latent": ("pred",),
+    "sampled_info_nce": ("query", "keys"),
 }
 
 

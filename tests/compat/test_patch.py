@@ -265,10 +265,10 @@ def test_timm_is_swapped_and_put_back():
 
 
 def test_transformers_is_swapped_and_put_back():
-    holders = [library(f"transformers.models.{m}.modeling_{m}") for m in ("vit_mae", "clip", "siglip", "siglip2")]
+    holders = [library(f"transformers.models.{m}.modeling_{m}") for m in ("vit_mae", "clip", "siglip", "siglip2", "wav2vec2")]
     before = bindings("transformers")
     with fastssl.patch("transformers") as patch:
-        assert len(patch.names) == 7
+        assert len(patch.names) == 8
         for cls, _, method in (name.partition(".") for name in patch.names):
             holder = next(module for module in holders if hasattr(module, cls))
             assert original(getattr(getattr(holder, cls), method)).__module__.startswith("fastssl.compat.")

@@ -364,6 +364,15 @@ def negative_sampling(query, positive_key, negative_keys, temperature=1.0, negat
     return reduce(softplus(-positive) + softplus(_logits(query, negative_keys, negative_index, temperature)).sum(1), reduction)
 
 
+def sampled_info_nce(query, keys, positive_index, negative_index, temperature=0.1, reduction="mean"):
+    c, q = (z / torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1e-8) for z in (wide(query), wide(keys)))
+    index = torch.cat([positive_index[:, None].long(), negative_index.long()], 1)
+    again = (keys[index[:, 1:]] == keys[index[:, :1]]).all(2)
+    u = (c[:, None] * q[index]).sum(2) / number(temperature, c)
+    u = torch.cat([u[:, :1], u[:, 1:].masked_fill(again, -math.inf)], 1)
+    return reduce(torch.logsumexp(u, 1) - u[:, 0], reduction)
+
+
 def soft_nearest_neighbor(features, labels, temperature=1.0, distance="squared", reduction="mean"):
     d, same, other = _labelled(features, labels, distance)
     s = -d / number(temperature, d)

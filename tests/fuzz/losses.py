@@ -301,6 +301,18 @@ def _sampling(m: Maker) -> dict:
     return _sampled(m, "negative_keys", "negative_index") | {"reduction": m.choice(REDUCTIONS)}
 
 
+def _sampled_info_nce(m: Maker) -> dict:
+    queries, count, width = m.choice((1, 3, 8)), m.choice((1, 2, 7)), m.choice((1, 4, 9))
+    return {
+        "query": m.leaf(queries, width),
+        "keys": m.leaf(count, width),
+        "positive_index": m.integers(0, count, queries).to(m.choice((torch.int64, torch.int32))),
+        "negative_index": m.integers(0, count, queries, m.choice((1, 4))).to(m.choice((torch.int64, torch.int32))),
+        "temperature": _scalar(m, 0.1, 1.0, -0.5),
+        "reduction": m.choice(REDUCTIONS),
+    }
+
+
 def _soft_nearest(m: Maker) -> dict:
     made = {"temperature": _scalar(m, 0.5, 2.0), "distance": m.choice(DISTANCES), "reduction": m.choice(REDUCTIONS)}
     return _features(m) | made
@@ -347,6 +359,7 @@ CASES = [
     Case("nce", functional.nce, _nce, truths.nce),
     Case("nce_log_z", functional.nce_log_z, _nce_log_z, truths.nce_log_z),
     Case("negative_sampling", functional.negative_sampling, _sampling, truths.negative_sampling),
+    Case("sampled_info_nce", functional.sampled_info_nce, _sampled_info_nce, truths.sampled_info_nce),
     Case("soft_nearest_neighbor", functional.soft_nearest_neighbor, _soft_nearest, truths.soft_nearest_neighbor),
     Case("alignment", functional.alignment, _alignment, truths.alignment),
     Case("uniformity", functional.uniformity, _uniformity, truths.uniformity, rough=("large", "thrice", "t: odd")),

@@ -97,6 +97,15 @@ def _neighbours(monkeypatch, module: ModuleType):
     return module.koleo_bwd(torch.ones(5, 1), x, ids, distance, torch.ones(5), 1e-3, 5, torch.float32)
 
 
+def _sampled(monkeypatch, module: ModuleType):
+    """Five queries, a table of four rows; the last entry of the last query names none of them."""
+    index = torch.arange(20).view(5, 4) % 4
+    index[4, 3] = 900
+    given = torch.randn(5, 24), torch.randn(4, 24), index, torch.tensor(10.0)
+    _, _, lse, cosines, dquery = module.sampled_info_nce_fwd(*given, 1e-8, True)
+    return module.sampled_info_nce_bwd(torch.ones(5), *given, lse, cosines, 1e-8), dquery
+
+
 def _chunks(monkeypatch, chunked: ModuleType):
     n, ids = 5, torch.arange(5)
     new = lambda *shape: torch.empty(*shape)  # noqa: E731
@@ -204,6 +213,14 @@ FAULTS = {
     "a grid with one row too many": Fault(
         "koleo", _neighbours, "koleo_bwd_kernel, (count,)", "koleo_bwd_kernel, (count + 1,)",
         "oob_read", "koleo_bwd_kernel", "tl.load(x_ptr + row",
+    ),
+    "a sampled row that is none": Fault(
+        "sampled_info_nce", _sampled, "read = known & (entries < E)", "read = entries < E",
+        "oob_read", "sampled_info_nce_fwd_kernel", "tl.load(ptr + rows",
+    ),
+    "a gradient of one sampled row too many": Fault(
+        "sampled_info_nce", _sampled, "combine_kernel, (len(keys), ", "combine_kernel, (len(keys) + 1, ",
+        "oob_read", "sampled_info_nce_combine_kernel", "tl.load(start_ptr + r",
     ),
     "a grid with one program too many, which reads": Fault(
         "similarity_chunked", _chunks, "chunk_rows_kernel[(s.shape[0],)]", "chunk_rows_kernel[(s.shape[0] + 1,)]",

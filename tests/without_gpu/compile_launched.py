@@ -11,7 +11,7 @@ import sys
 import torch
 from triton.runtime import JITFunction
 
-from fastssl.kernels import koleo, masked_latent, sinkhorn, soft_cross_entropy
+from fastssl.kernels import koleo, masked_latent, sampled_info_nce, sinkhorn, soft_cross_entropy
 from fastssl.testing.compile import offline
 
 from .compile import TARGET, families, verdict
@@ -83,6 +83,18 @@ def neighbours(n, width, topk=1, dtype=BF16):
     return call
 
 
+def sampled(queries, keys, width, drawn=100, dtype=BF16):
+    """Losses with and without the gradient of the queries, and the gradient of the table."""
+    query, table, index = new(queries, width, dtype=dtype), new(keys, width, dtype=dtype), torch.zeros(queries, drawn + 1).long()
+
+    def call():
+        for gradient in (False, True):
+            loss, _, lse, cosines, _ = sampled_info_nce.sampled_info_nce_fwd(query, table, index, torch.ones(()), 1e-8, gradient)
+        sampled_info_nce.sampled_info_nce_bwd(loss, query, table, index, torch.ones(()), lse, cosines, 1e-8)
+
+    return call
+
+
 #: Calls whose launches are compiled, and those that are compiled with --all alone.
 CALLS = {
     "iBOT": rows(4915, 65536, bias=1, weight=True),
@@ -100,6 +112,7 @@ CALLS = {
     "V-JEPA": latents(24, 2048, 1024, "smooth_l1", weight=True),
     "I-JEPA": latents(128, 196, 1280, "l1"),
     "KoLeo": neighbours(256, 1024),
+    "wav2vec 2.0": sampled(2100, 2100, 256),
 }
 MORE = {
     "loss": rows(4915, 65536, bias=1, gradient=False),
@@ -124,10 +137,14 @@ MORE = {
     "wide KoLeo": neighbours(64, 8192),
     "odd KoLeo": neighbours(33, 1001, topk=2, dtype=F32),
     "odd wide KoLeo": neighbours(9, 5001),
+    "wav2vec 2.0 in float32": sampled(2100, 4300, 768, dtype=F32),
+    "wide sampled": sampled(64, 64, 4096),
+    "odd sampled": sampled(33, 7, 1001, 3, F32),
+    "odd wide sampled": sampled(9, 5, 5001, 3),
 }
 #: Calls whose rows do not begin at multiples of 16 bytes.
 UNEVEN = {"odd", "ones", "odd Sinkhorn", "scale float32", "odd latents", "odd wide latents", "one latent"}
-UNEVEN |= {"odd KoLeo", "odd wide KoLeo"}
+UNEVEN |= {"odd KoLeo", "odd wide KoLeo", "odd sampled", "odd wide sampled"}
 
 
 def cases(everything: bool) -> list[bool]:

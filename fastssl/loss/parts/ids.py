@@ -31,12 +31,13 @@ def row_ids(x: Tensor, joined: Joined | None = None) -> Tensor:
 
 def check_index(op: str, name: str, index: Tensor, dims: int, of: str, rows: int, query: Tensor) -> None:
     """Rows of the table ``of`` that each query (N, D) names: integers (N,), or (N, M) for two ``dims``, in [0, rows)."""
-    shape = f"({len(query)},)" if dims == 1 else f"({len(query)}, M)"
-    check_dense(op, name, index, "an integer tensor {}", shape)
+    shape = "({},)" if dims == 1 else "({}, M)"
+    check_dense(op, name, index, f"an integer tensor {shape}", len(query))
     if index.dtype not in INTEGERS:
-        raise TypeError(f"{op}: {name} must be an integer tensor {shape}, got {index.dtype}")
-    if index.dim() != dims or index.shape[0] != len(query) or 0 in index.shape:
-        raise ValueError(f"{op}: {name} must have shape {shape}, one row for each of query, got {tuple(index.shape)}")
+        raise TypeError(f"{op}: {name} must be an integer tensor {shape.format(len(query))}, got {index.dtype}")
+    if index.dim() != dims or index.shape[0] != query.shape[0] or 0 in index.shape:
+        wanted = shape.format(len(query))
+        raise ValueError(f"{op}: {name} must have shape {wanted}, one row for each of query, got {tuple(index.shape)}")
     check_same_device(op, name, index, "query", query)
     if readable(index):
         low, high = (int(t) for t in index.aminmax())

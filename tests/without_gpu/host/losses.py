@@ -28,6 +28,7 @@ from fastssl.kernels import (
     koleo,
     masked_latent,
     normalize,
+    sampled_info_nce,
     sigmoid_pair,
     sigreg,
     similarity,
@@ -110,6 +111,7 @@ def _serve_the_cpu() -> torch.library.Library:
         (softplus_sum, ("softplus_sum_fwd", "softplus_sum_bwd")),
         (masked_latent, tuple(f"masked_latent_{way}" for way in ("fwd", "one_pass", "bwd"))),
         (koleo, ("koleo_rows", "koleo_fwd", "koleo_bwd")),
+        (sampled_info_nce, ("sampled_info_nce_fwd", "sampled_info_nce_bwd")),
         (sigreg, ("sigreg_sums", "sigreg_loss", "sigreg_bwd")),
         (unit_columns, ("unit_columns",)),
     ):
@@ -173,6 +175,8 @@ STEPS = [
     ("masked_latent_weighted", (9, 5000), F16),
     ("koleo", (256, 1024), BF16),
     ("koleo", (9, 5000), F16),
+    ("sampled_info_nce", (70, 90, 256), BF16),
+    ("sampled_info_nce", (9, 4, 3000), F16),
     ("sigreg", (600, 128), F16),
     ("lejepa", (60, 40), F32),
 ]

@@ -10,6 +10,7 @@ import fastssl.loss.sigreg as sigreg_loss
 import fastssl.ops.koleo as koleo_op
 import fastssl.ops.masked_latent as latent_op
 import fastssl.ops.normalize as normalize_op
+import fastssl.ops.sampled_info_nce as sampled_op
 import fastssl.ops.sigmoid_pair as sigmoid_op
 import fastssl.ops.similarity as similarity_op
 import fastssl.ops.similarity_cross as cross_op
@@ -36,6 +37,7 @@ def triton_ops(monkeypatch):
         monkeypatch.setattr(latent_op, op, launcher("masked_latent", f"masked_latent{op}"))
     for op in ("_fwd", "_bwd"):
         monkeypatch.setattr(normalize_op, op, launcher("normalize", f"normalize_pair{op}"))
+        monkeypatch.setattr(sampled_op, op, launcher("sampled_info_nce", f"sampled_info_nce{op}"))
         monkeypatch.setattr(softplus_op, op, launcher("softplus_sum", f"softplus_sum{op}"))
         monkeypatch.setattr(cross_op, op, launcher("similarity_cross", f"similarity_cross{op}"))
         monkeypatch.setattr(limited_op, op, launcher("similarity_limited", f"similarity_limited{op}"))
@@ -51,6 +53,7 @@ def triton_ops(monkeypatch):
 
 SMALL = {"similarity_symmetric": (30, 30, 24), "similarity_two_sided": (20, 37, 33), "similarity_one_pass": (21, 37, 24)}
 SMALL |= {"similarity_cross": (20, 37, 33), "similarity_limited": (20, 37, 33), "sigmoid_pair": (20, 37, 33)}
+SMALL |= {"sampled_info_nce": (9, 12, 33)}
 NOT_TRITON = ("gather_tokens", "restore_tokens", "embed_visible", "patch_loss", "sorted_slices")  # CUDA C++, or plain PyTorch
 SMALL |= {name: (17, 20) for name in CASES if name not in SMALL and not name.startswith(NOT_TRITON)} | {"dcl": (9, 12)}
 
