@@ -20,7 +20,7 @@ _forward, _logits = _Model.forward, _Model.compute_contrastive_logits
 
 
 @can_return_tuple
-def wav2vec2_forward(  # type: ignore[misc]
+def wav2vec2_forward(
     self,
     input_values: Tensor | None,
     attention_mask: Tensor | None = None,
@@ -34,8 +34,8 @@ def wav2vec2_forward(  # type: ignore[misc]
     to the library.
     """
     given = (input_values, attention_mask, mask_time_indices)
-    usual = sampled_negative_indices is not None and mask_time_indices is not None and mask_time_indices.any()
-    if not usual or self.compute_contrastive_logits is not _logits:
+    usual = self.compute_contrastive_logits is _logits
+    if sampled_negative_indices is None or mask_time_indices is None or not mask_time_indices.any() or not usual:
         return _forward(self, *given, sampled_negative_indices, return_dict=True, **kwargs)
     found = _forward(self, *given, return_dict=True, **kwargs)
     mask = mask_time_indices.bool()
