@@ -2,6 +2,7 @@
 
 from ._common import return_dict
 from ._spectrogram import LogMel
+from ._permutations import distant_permutations
 from ._vit import VisionTransformer
 from .amdim import AMDIM
 from .audio_mae import AudioMAE
@@ -18,12 +19,14 @@ from .dim import DIM
 from .dino import DINO
 from .entropy_minimization import EntropyMinimization
 from .fixmatch import FixMatch
+from .exemplar import Exemplar
 from .frame_order import FrameOrder
 from .gpt import GPT
 from .ibot import IBOT
 from .ijepa import IJEPA
 from .inpainting import Inpainting
 from .instdisc import InstDisc
+from .jigsaw import Jigsaw
 from .lejepa import LeJEPA
 from .mae import MAE
 from .mean_teacher import MeanTeacher
@@ -32,6 +35,8 @@ from .moco_v3 import MoCoV3
 from .multi_format import MultiFormat
 from .nnclr import NNCLR
 from .noisy_student import NoisyStudent
+from .pirl import PIRL
+from .relative_position import RelativePosition
 from .rotnet import RotNet
 from .sentence_pairs import NextSentence, SentenceOrder
 from .siglip import SigLIP
@@ -62,14 +67,17 @@ __all__ = [
     "NNCLR",
     "T5",
     "AudioMAE",
+    "PIRL",
     "BarlowTwins",
     "Colorization",
     "DeepCluster",
     "EntropyMinimization",
     "FixMatch",
+    "Exemplar",
     "FrameOrder",
     "Inpainting",
     "InstDisc",
+    "Jigsaw",
     "LeJEPA",
     "LogMel",
     "MeanTeacher",
@@ -79,6 +87,7 @@ __all__ = [
     "NextSentence",
     "NoisyStudent",
     "QuickThoughts",
+    "RelativePosition",
     "RotNet",
     "SentenceOrder",
     "SigLIP",
@@ -91,5 +100,6 @@ __all__ = [
     "SwAV",
     "VICReg",
     "VisionTransformer",
+    "distant_permutations",
     "return_dict",
 ]

@@ -11,8 +11,8 @@ from ._common import ImageMethod
 from ._encoder import features_of
 
 
-class PretextMethod(ImageMethod):
-    """A method whose loss is the cross-entropy of answers. A subclass gives ``question``, and ``solve`` for a picture."""
+class OneEncoder(ImageMethod):
+    """A method of images with one encoder and without a temperature."""
 
     def __init__(self, backbone: nn.Module, feature_dim: int | None):
         super().__init__(backbone, feature_dim)
@@ -33,6 +33,10 @@ class PretextMethod(ImageMethod):
     def features(self, images: Tensor) -> Tensor:
         """images or parts of them (N, C, H, W) -> features (N, feature_dim)."""
         return features_of(self.backbone, images, self.feature_dim, type(self).__name__)
+
+
+class PretextMethod(OneEncoder):
+    """A method whose loss is the cross-entropy of answers. A subclass gives ``question``, and ``solve`` for a picture."""
 
     def question(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """images (B, C, H, W) -> logits of the answers (N, K), the right ones (N,) int64."""

@@ -68,10 +68,11 @@ class InstDisc(BackboneMethod):
         momentum: float = 0.5,
         proximal_weight: float = 0.0,
     ):
-        num_samples = check_whole("InstDisc", "num_samples", num_samples, 2)
-        check_widths("InstDisc", projection_dim=projection_dim)
-        check_number("InstDisc", "momentum", momentum, 0.0, 1.0)
-        check_number("InstDisc", "proximal_weight", proximal_weight, 0.0)
+        name = type(self).__name__
+        num_samples = check_whole(name, "num_samples", num_samples, 2)
+        check_widths(name, projection_dim=projection_dim)
+        check_number(name, "momentum", momentum, 0.0, 1.0)
+        check_number(name, "proximal_weight", proximal_weight, 0.0)
         super().__init__(backbone, feature_dim, temperature)
         self.momentum, self.proximal_weight = momentum, proximal_weight
         self.projection_head = nn.Linear(self.feature_dim, projection_dim)
@@ -101,19 +102,23 @@ class InstDisc(BackboneMethod):
         own, places, old = once(self, images, lambda: self.rows_now(index))
         bank = self.bank.index_copy(0, places, old) if recomputing() else self.bank
         dot = dot_rows(z, own)
-        scale = 1.0 / self.temperature
-        others = similarity_lse(z, bank, scale=scale, x_id=index.int(), y_id=arange_ids(bank))
-        loss = softplus(others - scale * dot).mean()
+        loss = self.against_bank(z, dot, index, bank).mean()
         if self.proximal_weight:
             loss = loss + self.proximal_weight * (2.0 - 2.0 * dot).mean()
         if self.training and not recomputing():
             self.update_bank(z, places)
         return loss
 
+    def against_bank(self, z: Tensor, dot: Tensor, index: Tensor, bank: Tensor) -> Tensor:
+        """z (N, D), <z, own row> (N,), which row is their own (N,) -> equation 2 of each (N,), over the whole bank."""
+        scale = 1.0 / self.temperature
+        others = similarity_lse(z, bank, scale=scale, x_id=index.int(), y_id=arange_ids(bank))
+        return softplus(others - scale * dot)
+
     def checked(self, images: Tensor, index: Tensor) -> Tensor:
         """index (B,) as int64, refused where it does not fit images (B, ...) or the bank."""
-        check_batch("InstDisc", 1, images=images)
-        return samples_of("InstDisc", index, images, len(self.bank))
+        check_batch(type(self).__name__, 1, images=images)
+        return samples_of(type(self).__name__, index, images, len(self.bank))
 
     def rows_now(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """index (B,) -> its rows of the bank (B, D), which rows will change (M,), in training of all processes, these (M, D)."""

@@ -10,6 +10,7 @@ from fastssl.train.data import batches, limited
 from fastssl.train.evaluate import centre, evaluating
 from fastssl.train.reconstruct import as_colours, mosaic
 
+MOST_NAMED = 1024  # training images of which a fresh view is named
 COLUMNS, BLOCKS = 12, 2  # of the picture: images in a row, and rows of each kind
 
 
@@ -34,6 +35,33 @@ def solved_share(method: Any, data: Any, *, device: torch.device | str, workers:
             if len(images):
                 whole = centre(as_float(images.to(device)), data.image_size)
                 answers, truth = method.answer(whole, generator=generator)
+                right += int((answers == truth).sum())
+                count += len(truth)
+    return {"solved": right / count} if count else {}
+
+
+@torch.no_grad()
+def named_share(method: Any, data: Any, views: Any, *, device: torch.device | str, workers: int) -> dict[str, float]:
+    """The share of fresh views of training images that are named as the image that they are of. The same views are drawn each time.
+
+    Args:
+        method: an ``Exemplar``.
+        data: the data set that it was made for, whose training batches say which samples they hold.
+        views: what ``TwoViews`` is.
+        device: where the method is.
+        workers: processes that read images.
+
+    Returns:
+        ``solved``, in [0, 1], of at most ``MOST_NAMED`` images; {} where none can be read, or for other data.
+    """
+    if method.classifier.out_features != len(data.train):
+        return {}
+    right, count = 0, 0
+    with evaluating(method), torch.random.fork_rng([torch.device(device)] if torch.device(device).type == "cuda" else []):
+        torch.manual_seed(0)
+        for images, _, index in batches(limited(data.train, MOST_NAMED), 512, workers=workers):
+            if len(images):
+                answers, truth = method.answer(views.one(images.to(device)), index.to(device))
                 right += int((answers == truth).sum())
                 count += len(truth)
     return {"solved": right / count} if count else {}

@@ -77,6 +77,10 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     "DIM": (methods.DIM, {"backbone": Convolution, "layer": lambda: "convolution"}),
     "AMDIM": (methods.AMDIM, {"backbone": Convolution, "layers": lambda: ("convolution",)}),
     "Colorization": (methods.Colorization, {"backbone": Maps, "channels": lambda: 3}),
+    "Exemplar": (methods.Exemplar, {"backbone": tiny}),
+    "RelativePosition": (methods.RelativePosition, {"backbone": AnySize, "patch_size": lambda: 2}),
+    "Jigsaw": (methods.Jigsaw, {"backbone": AnySize}),
+    "PIRL": (methods.PIRL, {"backbone": AnySize}),
     "DINO": (methods.DINO, {"backbone": AnySize}),
     "IBOT": (
         methods.IBOT,
@@ -89,6 +93,7 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
 }
 SMALL = {
     "num_samples": 9,
+    "num_permutations": 6,
     "num_classes": 4,
     "projection_dim": 6,
     "queue_size": 16,
@@ -151,8 +156,11 @@ CHANGES = (
 )
 
 
+LARGE = ("MAE", "SimMIM", "IJEPA", "Inpainting", "Colorization", "VisionTransformer", "RelativePosition", "Jigsaw", "PIRL")
+
+
 def call_of(name: str, method: nn.Module) -> dict:
-    images = IMAGE if name in ("MAE", "SimMIM", "IJEPA", "Inpainting", "Colorization", "VisionTransformer") else VIEW
+    images = IMAGE if name in LARGE else VIEW
     if name in ("CMC", "LeJEPA"):
         return {"view0": VIEW, "view1": VIEW.flip(3)}
     every = GIVEN | OPTIONAL | {"images": images, "generator": torch.Generator().manual_seed(0), "seed": 3}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fastssl.methods import BYOL, NNCLR, InstDisc, MeanTeacher, MoCo, MoCoV3
+from fastssl.methods import BYOL, NNCLR, PIRL, InstDisc, MeanTeacher, MoCo, MoCoV3
 from tests.methods.test_momentum_methods import normed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,6 +22,7 @@ MADE = {
     "mean_teacher": lambda b: MeanTeacher(b, 4, 10, momentum=0.7, total_steps=12, ramp_up=1.0),
     "nnclr": lambda b: NNCLR(b, 10, queue_size=8, **SMALL),
     "instdisc": lambda b: InstDisc(b, 12, 10, **SMALL),
+    "pirl": lambda b: PIRL(nn.Sequential(nn.AdaptiveAvgPool2d(4), b), 12, 10, tile_size=1, **SMALL),
 }
 
 

@@ -50,3 +50,11 @@ def pretext_recipe(
         "loss": "cross-entropy",
     }
     return image_recipe(settings, build, **(usual | more))
+
+
+def part_encoder(config: FolderSettings, data: "ImageData", size: int) -> tuple[nn.Module, int]:
+    """The encoder that ``--backbone`` names, for parts of ``size`` pixels a side, and that size, which is at least 2."""
+    from fastssl.train.backbones import build_backbone
+
+    size = max(2, size)
+    return build_backbone(config.backbone, size, data.channels), size
