@@ -5,7 +5,7 @@ import pytest
 from tests.support.rotation import of_today
 from tests.support.training import assert_resumes_bit_for_bit, needs_train, train_briefly, write_grey_classes
 
-NEW = ("rotnet",)
+NEW = ("rotnet", "relative_position", "jigsaw", "exemplar", "pirl")
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 
@@ -32,7 +32,13 @@ def test_rotnet_learns_which_way_up_digits_are():
     assert found.before["solved"] < 0.4 and found.after["solved"] > 0.55
 
 
-OPTIONS = {"rotnet": []}
+OPTIONS = {
+    "rotnet": [],
+    "relative_position": ["--pairs", "2", "--chroma", "drop"],
+    "jigsaw": ["--num-permutations", "6", "--puzzles", "2"],
+    "exemplar": ["--backbone", "vit", "--patch-size", "4"],
+    "pirl": ["--projection-dim", "16", "--weight", "0.3"],
+}
 
 
 @pytest.mark.parametrize("name", of_today(NEW, len(NEW)))
@@ -44,3 +50,25 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     assert_resumes_bit_for_bit([name, *where, *OPTIONS[name]], tmp_path, capsys, said=said)
     if name in ("rotnet", "jigsaw"):
         assert (tmp_path / "whole" / "answers.png").stat().st_size > 2000
+
+
+def test_the_options_of_the_methods(capsys):
+    from fastssl.__main__ import main
+
+    for method, wanted in {
+        "rotnet": ["--patch-size"],
+        "relative_position": ["--pairs", "--chroma"],
+        "jigsaw": ["--num-permutations", "--puzzles"],
+        "exemplar": ["--jitter"],
+        "pirl": ["--weight", "--temperature", "same in all processes"],
+    }.items():
+        with pytest.raises(SystemExit):
+            main(["train", method, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert all(option in said for option in wanted) and f"runs/{method}" in said
+    for line, words in (
+        ("relative_position --backbone vit", "--backbone vit: takes no parts of 10 x 10 pixels of images of --image-size 32"),
+        ("relative_position --channels 1 --chroma drop", "--chroma drop: must be none where the images have not 3 channels"),
+        ("jigsaw --num-permutations 1", "--num-permutations"),
+    ):
+        assert main(["train", *line.split()]) == 2 and words in capsys.readouterr().err

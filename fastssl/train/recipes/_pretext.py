@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fastssl.train import UsageError
 from fastssl.train.recipe import Recipe
 from fastssl.train.recipes._images import WATCH, FolderSettings, image_recipe, image_scores, single_view
 
@@ -52,9 +53,17 @@ def pretext_recipe(
     return image_recipe(settings, build, **(usual | more))
 
 
-def part_encoder(config: FolderSettings, data: "ImageData", size: int) -> tuple[nn.Module, int]:
-    """The encoder that ``--backbone`` names, for parts of ``size`` pixels a side, and that size, which is at least 2."""
+def part_encoder(config: FolderSettings, data: "ImageData", size: int, *, whole: bool) -> nn.Module:
+    """The encoder that ``--backbone`` names, for parts of images of ``size`` pixels a side; ``whole``: and for whole images."""
     from fastssl.train.backbones import build_backbone
+    from fastssl.train.evaluate import evaluating
 
-    size = max(2, size)
-    return build_backbone(config.backbone, size, data.channels), size
+    side = data.image_size if whole else size
+    encoder = build_backbone(config.backbone, side, data.channels, patch_size=config.patch_size, all_sizes=whole)
+    try:
+        with torch.no_grad(), evaluating(encoder):
+            encoder(torch.zeros(1, data.channels, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        parts = f"takes no parts of {size} x {size} pixels of images of --image-size {data.image_size}"
+        raise UsageError(f"--backbone {config.backbone}: {parts}: {str(error).splitlines()[0]}") from None
+    return encoder

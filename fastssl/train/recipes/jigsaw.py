@@ -25,7 +25,8 @@ class JigsawSettings(FolderSettings):
 
 def build(config: JigsawSettings, data: "ImageData") -> Jigsaw:
     """The encoder is made for tiles and sees nothing else."""
-    encoder, size = part_encoder(config, data, data.image_size // 3 * 64 // 75)
+    size = max(2, data.image_size // 3 * 64 // 75)
+    encoder = part_encoder(config, data, size, whole=False)
     return Jigsaw(encoder, num_permutations=config.num_permutations, tile_size=size, puzzles=config.puzzles)
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from fastssl.methods import PIRL
-from fastssl.train.recipes._images import ViewSettings, backbone, load_indexed, view_and_index
+from fastssl.train.recipes._images import ViewSettings, load_indexed, view_and_index
 from fastssl.train.recipes._options import ProjectionDim, Temperature
-from fastssl.train.recipes._pretext import pretext_recipe
+from fastssl.train.recipes._pretext import part_encoder, pretext_recipe
 from fastssl.train.recipes.instdisc import fill_bank
 from fastssl.train.settings import LearningRate, Option
 
@@ -26,12 +26,15 @@ class PIRLSettings(ViewSettings):
 
 
 def build(config: PIRLSettings, data: "ImageData") -> PIRL:
+    """Tiles have 8 pixels a side where the images have 32."""
+    size = max(2, data.image_size // 3 * 64 // 75)
     return PIRL(
-        backbone(config, data),
+        part_encoder(config, data, size, whole=True),
         len(data.train),
         projection_dim=config.projection_dim,
         temperature=config.temperature,
         weight=config.weight,
+        tile_size=size,
     )
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from fastssl.methods import RelativePosition
-from fastssl.train.recipes._images import FolderSettings, backbone, one_view
-from fastssl.train.recipes._pretext import pretext_recipe
+from fastssl.train import UsageError
+from fastssl.train.recipes._images import FolderSettings, one_view
+from fastssl.train.recipes._pretext import part_encoder, pretext_recipe
 from fastssl.train.settings import LearningRate, Option
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ class RelativePositionSettings(FolderSettings):
 def build(config: RelativePositionSettings, data: "ImageData") -> RelativePosition:
     """Two patches, their gap and their jitter take at most 26 of 32 pixels, so that pairs lie at many places."""
     chroma = config.chroma or ("project" if data.channels == 3 else "none")
+    if chroma != "none" and data.channels != 3:
+        raise UsageError(f"--chroma {chroma}: must be none where the images have not 3 channels, here {data.channels}")
     size = max(2, data.image_size // 3)
-    return RelativePosition(backbone(config, data), patch_size=size, pairs=config.pairs, chroma=chroma)
+    encoder = part_encoder(config, data, size, whole=True)
+    return RelativePosition(encoder, patch_size=size, pairs=config.pairs, chroma=chroma)
 
 
 RECIPE = pretext_recipe(RelativePositionSettings, build, ("positions", "test pairs placed, chance 0.125"), augment=one_view)
