@@ -10,26 +10,37 @@ NEW = ("rotnet", "relative_position", "jigsaw", "exemplar", "pirl")
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 
 # method: options of the training, least gain in kNN accuracy over the untrained encoder, least share of right answers; both ask
-# for at most half of what was seen above the untrained encoder and above chance, since training on another CPU is another seed
+# for at most half of what was seen above the untrained encoder and above chance, since training on another CPU is another seed.
+# None: puzzles of these crops are solved by what the vote does not need, docs/pretext.md.
 TRAINING = {
     "rotnet": ({"epochs": 3, "batch_size": 32}, 0.035, 0.262),
+    "relative_position": ({"epochs": 4, "share": 2}, 0.04, 0.13),
+    "jigsaw": ({"epochs": 4, "share": 2}, None, 0.07),
+    "exemplar": ({"epochs": 6}, 0.1, 0.003),
+    "pirl": ({"epochs": 5, "batch_size": 64}, 0.07, 0.006),
 }
 
 
 @pytest.mark.parametrize("name", of_today(NEW, len(NEW)))
 def test_training_beats_the_untrained_encoder(name):
-    """A quarter of the photographs' crops; kNN and questions on held-out ones."""
+    """A part of the photographs' crops; kNN and questions on held-out ones."""
     options, gain, solved = TRAINING[name]
     found = train_briefly(name, **options)
-    assert found.after["knn"] > found.before["knn"] + gain
-    assert found.after["solved"] > solved
+    assert gain is None or found.after["knn"] > found.before["knn"] + gain
+    assert found.after["solved"] > solved > found.before["solved"]
     assert found.after["std"] > 0.5 * found.before["std"] and found.after["rank"] > 0.5 * found.before["rank"]
 
 
-def test_rotnet_learns_which_way_up_digits_are():
-    """Crops of photographs often have no way up; digits have."""
-    found = train_briefly("rotnet", data="digits", epochs=2, share=1, batch_size=32, image_size=16)
-    assert found.before["solved"] < 0.4 and found.after["solved"] > 0.55
+# method: epochs, side of the images, least share of right answers
+DIGITS = {"rotnet": (2, 16, 0.55), "relative_position": (6, 24, 0.4)}
+
+
+@pytest.mark.parametrize("name", of_today(DIGITS, len(DIGITS)))
+def test_the_task_is_learned_where_images_have_an_order(name):
+    """Small crops of photographs often have no way up and no sides; digits have."""
+    epochs, side, solved = DIGITS[name]
+    found = train_briefly(name, data="digits", epochs=epochs, share=1, batch_size=32, image_size=side)
+    assert found.after["solved"] > solved > 0.05 + found.before["solved"]
 
 
 OPTIONS = {
