@@ -1,8 +1,8 @@
 """Self-supervised methods as thin modules: an encoder, a head, and ``forward(views) -> loss``, usable in any training loop."""
 
 from ._common import return_dict
-from ._spectrogram import LogMel
 from ._permutations import distant_permutations
+from ._spectrogram import LogMel
 from ._vit import VisionTransformer
 from .amdim import AMDIM
 from .audio_mae import AudioMAE
@@ -18,8 +18,8 @@ from .deepcluster import DeepCluster
 from .dim import DIM
 from .dino import DINO
 from .entropy_minimization import EntropyMinimization
-from .fixmatch import FixMatch
 from .exemplar import Exemplar
+from .fixmatch import FixMatch
 from .frame_order import FrameOrder
 from .gpt import GPT
 from .ibot import IBOT
@@ -65,15 +65,15 @@ __all__ = [
     "IJEPA",
     "MAE",
     "NNCLR",
+    "PIRL",
     "T5",
     "AudioMAE",
-    "PIRL",
     "BarlowTwins",
     "Colorization",
     "DeepCluster",
     "EntropyMinimization",
-    "FixMatch",
     "Exemplar",
+    "FixMatch",
     "FrameOrder",
     "Inpainting",
     "InstDisc",
