@@ -112,4 +112,4 @@ class Jigsaw(PretextMethod):
         rows = torch.arange(len(images), device=images.device)[:, None]
         shuffled = tiles[rows, self.permutations[right]]
         put_right = shuffled[rows, self.permutations[answers].argsort(1)]
-        return tuple(paste_tiles(part, *images.shape[2:]) for part in (shuffled, put_right))
+        return paste_tiles(shuffled, *images.shape[2:]), paste_tiles(put_right, *images.shape[2:])
