@@ -24,6 +24,7 @@ from .loss.swav import swav_loss
 from .loss.tico import tico
 from .loss.variants import matryoshka, nearest_neighbor
 from .loss.visreg import VISRegTerms, visreg
+from .loss.word_pairs import word_pairs
 from .masking.blocks import grid_mask, multi_block_mask, tube_mask
 from .masking.patches import patchify, unpatchify
 from .masking.random import random_masking, random_token_mask
@@ -114,4 +115,5 @@ __all__ = [
     "update_center",
     "vicreg",
     "visreg",
+    "word_pairs",
 ]

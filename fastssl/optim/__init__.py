@@ -2,5 +2,6 @@
 
 from .adamw import AdamW
 from .lars import LARS
+from .sparse_adam import SparseAdam
 
-__all__ = ["LARS", "AdamW"]
+__all__ = ["LARS", "AdamW", "SparseAdam"]
