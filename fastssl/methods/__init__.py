@@ -49,6 +49,7 @@ from .supcon import SupCon
 from .swav import SwAV
 from .t5 import T5
 from .vicreg import VICReg
+from .word2vec import Word2Vec
 
 __all__ = [
     "AMDIM",
@@ -101,5 +102,6 @@ __all__ = [
     "VICReg",
     "VisionTransformer",
     "distant_permutations",
+    "Word2Vec",
     "return_dict",
 ]

@@ -8,15 +8,18 @@ negative    -log sigmoid(<h, v_o>) - sum_k log sigmoid(-<h, v_k>),    k ~ f^powe
 softmax     -log softmax_o(v h), exact: what the paper's hierarchical softmax stands for        2013b, eq. 2
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.checks import check_choice, check_dense, check_number, check_whole, readable
+from fastssl.checks import check_choice, check_dense, check_number, check_whole
 from fastssl.functional import word_pairs
 
 from ._checks import check_positive, check_widths
 from ._encoder import mean_of_tokens
+from ._texts import check_texts
 
 linear_cross_entropy = getattr(F, "linear_cross_entropy", lambda h, weight, target: F.cross_entropy(F.linear(h, weight), target))
 
@@ -30,12 +33,11 @@ class Word2Vec(nn.Module):
     Args:
         counts: (V,), how often each token occurs in the training texts. A token with a count of 0 is no word, such as padding.
         dim: width D of the vectors.
-        architecture: "skip-gram", each word of a window by itself from the word in its middle, or "cbow", that word from the mean
-            of its window.
+        architecture: "skip-gram", each word of a window from the one in its middle, or "cbow", that one from their mean.
         objective: "negative" for negative sampling, or "softmax" for the exact softmax over all tokens, with dense gradients.
         window: most words to each side.
         negatives: K sampled words of each pair.
-        subsample: t, the share of a word in the texts from which on some of its occurrences are left out; ``None`` keeps all.
+        subsample: t, the share of a word in the texts from which on some of its occurrences are left out; 1 keeps all.
         power: exponent of the counts that negatives are drawn by.
 
     Raises:
@@ -49,7 +51,8 @@ class Word2Vec(nn.Module):
     """
 
     counts: Tensor
-    cumulated: Tensor
+    cumulated: Tensor  # of the noise
+    keep: Tensor
 
     def __init__(
         self,
@@ -60,73 +63,61 @@ class Word2Vec(nn.Module):
         objective: str = "negative",
         window: int = 5,
         negatives: int = 5,
-        subsample: float | None = 1e-3,
+        subsample: float = 1e-3,
         power: float = 0.75,
     ):
         super().__init__()
         check_dense("Word2Vec", "counts", counts, "a tensor (V,) of counts")
         if counts.ndim != 1 or not bool((counts >= 0).all() & (counts > 0).any() & (counts < torch.inf).all()):
             raise ValueError(f"Word2Vec: counts must be (V,), at least 0 and not all 0, got {tuple(counts.shape)}: {counts}")
-        check_widths("Word2Vec", dim=dim)
+        check_widths("Word2Vec", dim=dim, window=window, negatives=negatives)
         check_choice("Word2Vec", "architecture", architecture, ("skip-gram", "cbow"))
         check_choice("Word2Vec", "objective", objective, ("negative", "softmax"))
-        self.window, self.negatives = (
-            check_whole("Word2Vec", name, value, 1) for name, value in (("window", window), ("negatives", negatives))
-        )
         check_number("Word2Vec", "power", power, 0.0)
-        if subsample is not None:
-            check_positive("Word2Vec", subsample=subsample)
-        self.architecture, self.objective, self.subsample, self.power = architecture, objective, subsample, power
+        check_positive("Word2Vec", subsample=subsample)
+        self.architecture, self.objective, self.power = architecture, objective, power
+        self.window, self.negatives = window, negatives
         sparse = objective == "negative"
         self.inputs, self.outputs = (nn.Embedding(len(counts), dim, sparse=sparse) for _ in range(2))
         nn.init.uniform_(self.inputs.weight, -0.5 / dim, 0.5 / dim)
         nn.init.zeros_(self.outputs.weight)
-        noise = torch.where(counts > 0, counts.double() ** power, 0.0)
-        self.register_buffer("counts", counts.detach().double())
-        self.register_buffer("cumulated", noise.cumsum(0) / noise.sum())
+        counts = counts.detach().double()
+        noise, share = torch.where(counts > 0, counts**power, 0.0).cumsum(0), counts / counts.sum()
+        self.register_buffer("counts", counts)
+        self.register_buffer("cumulated", noise / noise[-1])
+        self.register_buffer("keep", torch.where(share > 0, (subsample / share).sqrt(), 0.0))
 
     def windows(self, input_ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Texts (N, L) -> words (M,), and the words around each (M, 2 window), -1 where there is none; subsampled and drawn anew."""
-        rows, length = self.check(input_ids)
-        share = self.counts / self.counts.sum()
-        keep = (share > 0).double() if self.subsample is None else (self.subsample / share).sqrt().where(share > 0, 0.0)
-        how = {"device": input_ids.device, "generator": generator}
-        kept = torch.rand(rows, length, dtype=torch.float64, **how) < keep[input_ids]
+        """Texts (N, L) -> words (M,) that were kept, and the words around each (M, 2 window), -1 where there is none."""
+        check_texts("Word2Vec", input_ids, len(self.counts))
+        how: dict[str, Any] = {"device": input_ids.device, "generator": generator}
+        kept = torch.rand(input_ids.shape, dtype=torch.float64, **how) < self.keep[input_ids]
         words = input_ids.where(kept, -1).gather(1, (~kept).long().argsort(dim=1, stable=True))
         around = F.pad(words, (self.window, self.window), value=-1).unfold(1, 2 * self.window + 1, 1)
-        reach = torch.randint(1, self.window + 1, (rows, length, 1), **how)
+        reach = torch.randint(1, self.window + 1, (*input_ids.shape, 1), **how)
         offset = torch.arange(-self.window, self.window + 1, device=input_ids.device)
-        around = around.where((offset.abs() <= reach) & (offset != 0), -1)
-        around = torch.cat([around[..., : self.window], around[..., self.window + 1 :]], dim=2)
+        around = around.where(offset.abs() <= reach, -1)[..., offset != 0]
         used = (words >= 0) & (around >= 0).any(2)
         return words[used], around[used]
 
-    def check(self, input_ids: Tensor) -> tuple[int, int]:
-        check_dense("Word2Vec", "input_ids", input_ids, "int64 (N, L)")
-        if input_ids.dtype != torch.int64:
-            raise TypeError(f"Word2Vec: input_ids must be int64 (N, L), got {input_ids.dtype}")
-        if input_ids.ndim != 2 or 0 in input_ids.shape:
-            raise ValueError(f"Word2Vec: input_ids must have shape (N, L), got {tuple(input_ids.shape)}")
-        if readable(input_ids) and not 0 <= input_ids.min() <= input_ids.max() < len(self.counts):
-            wrong = int(input_ids.min()) if input_ids.min() < 0 else int(input_ids.max())
-            raise ValueError(f"Word2Vec: input_ids must be in [0, {len(self.counts)}), got {wrong}")
-        return input_ids.shape[0], input_ids.shape[1]
+    def pairs(self, input_ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Texts (N, L) -> what h is of (P, C), -1 for no word, and o (P,)."""
+        words, around = self.windows(input_ids, generator)
+        if self.architecture == "cbow":
+            return around, words
+        row, place = (around >= 0).nonzero(as_tuple=True)
+        return words[row, None], around[row, place]
 
     def forward(self, input_ids: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a batch of texts (N, L) int64: the mean over the pairs that were drawn, and 0 where there were none."""
-        target, around = self.windows(input_ids, generator)
-        given = around
-        if self.architecture == "skip-gram":
-            row, place = (around >= 0).nonzero(as_tuple=True)
-            given, target = target[row, None], around[row, place]
+        given, target = self.pairs(input_ids, generator)
         if not len(target):
             return self.inputs(target).sum() + self.outputs(target).sum()
         if self.objective == "softmax":
             return linear_cross_entropy(self.mean_of(given), self.outputs.weight, target)
-        draws = torch.rand(len(target), self.negatives, dtype=torch.float64, device=target.device, generator=generator)
-        drawn = torch.searchsorted(self.cumulated, draws, right=True)
-        drawn = drawn.where(drawn != target[:, None], -1)
-        return word_pairs(self.inputs.weight, self.outputs.weight, given, target, drawn)
+        uniform = torch.rand(len(target), self.negatives, dtype=torch.float64, device=target.device, generator=generator)
+        drawn = torch.searchsorted(self.cumulated, uniform, right=True)
+        return word_pairs(self.inputs.weight, self.outputs.weight, given, target, drawn.where(drawn != target[:, None], -1))
 
     def mean_of(self, input_ids: Tensor) -> Tensor:
         """h (B, D) of words (B, C), of which -1 are left out."""

@@ -3,10 +3,10 @@
     m_r <- m_r + (1 - beta1) (g_r - m_r),    v_r <- v_r + (1 - beta2) (g_r^2 - v_r),    p_r <- p_r - rate m_r / (sqrt(v_r) + eps)
     rate = lr sqrt(1 - beta2^t) / (1 - beta1^t)
 
-This is the arithmetic of ``torch.optim.SparseAdam``, where eps is added to a root that is not corrected for its bias. The arithmetic
-is in float32 (float64 for float64). An element costs 28 bytes in float32 (read p, m, v, g, write p, m, v), which is all: torch's
-step gathers, sorts and adds sparse tensors of the gradient's size, some fifteen passes, and its first one is to sort the gradient,
-because autograd forgets on the way that it is sorted.
+This is the arithmetic of ``torch.optim.SparseAdam``, where eps is added to a root that is not corrected for its bias; sums are in
+float32 (float64 for float64). An element costs 28 bytes in float32 (read p, m, v, g, write p, m, v). torch's step gathers, sorts
+and adds sparse tensors of the gradient's size, some fifteen passes; it sorts first the gradient itself, because autograd forgets on
+the way that it is sorted.
 """
 
 import torch
@@ -16,8 +16,8 @@ from ._register import define_op
 
 sparse_adam_ = define_op(
     "sparse_adam_",
-    "(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor values, float rate, float beta1, float beta2, "
-    "float eps) -> ()",
+    "(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor values, float rate, float beta1, "
+    "float beta2, float eps) -> ()",
     lambda *_: None,
     "sparse_adam",
 )

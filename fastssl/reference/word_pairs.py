@@ -28,7 +28,7 @@ def word_pairs_fwd(inputs: Tensor, outputs: Tensor, input_ids: Tensor, target_id
 
 
 def _sums(source: Tensor, factor: Tensor | None, weight: Tensor, to: Tensor, rows: int) -> Tensor:
-    """(rows, D): row ``to[b, t]`` gets weight_b factor_bt source_b, a column of ``to`` at a time, so that (B, T, D) is never there."""
+    """(rows, D): row ``to[b, t]`` gets weight_b factor_bt source_b. A column of ``to`` at a time: (B, T, D) is never there."""
     out = source.new_zeros(rows, source.shape[1])
     for t, each in enumerate(to.unbind(1)):
         scale = weight if factor is None else weight * factor[:, t]

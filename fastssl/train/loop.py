@@ -23,13 +23,13 @@ from torch.utils.data import DataLoader
 
 from fastssl._ending import STOP, Stopped
 from fastssl.methods._common import sees_all_rows
-from fastssl.optim import LARS, AdamW
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden, warn
 from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, not_finite, write_checkpoint
 from fastssl.train.clock import SECONDS, Clock
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
 from fastssl.train.layout import counted
+from fastssl.train.optimizers import DEFAULT_LR, make_optimizer
 from fastssl.train.options import PRECISIONS
 from fastssl.train.order import Shuffled
 from fastssl.train.processes import launched, refuse_differences, share_of_rows
@@ -44,7 +44,6 @@ with broken_torchvision_hidden():
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-DEFAULT_LR = {"adamw": 2e-3, "sgd": 0.1, "lars": 0.3}  # at batch 256, scaled linearly with the batch
 PATIENCE = timedelta(days=1)  # for which the other processes wait while the first one scores
 ADVICE = "try a smaller one, a smaller --weight-decay, a larger --temperature where there is one, or --precision 32"
 MONITOR_BANK = 20_000  # samples at most that a score during training embeds; the evaluation at the end takes all
@@ -130,22 +129,12 @@ class MethodModule(pl.LightningModule):
         return None if self.recipe.each_round is None else self.recipe.each_round(self, epoch)
 
     def configure_optimizers(self) -> Any:
-        """Weight decay on matrices and filters only, not on biases and norms."""
         config = self.config
         steady = [p for name in self.recipe.steady for p in self.method.get_submodule(name).parameters()]
         others = {id(p) for p in steady}
         parameters = [p for p in self.method.parameters() if p.requires_grad and id(p) not in others]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            *([{"params": steady, "weight_decay": 0.0}] if steady else []),
-        ]
         lr = config.lr or DEFAULT_LR[config.optimizer] * config.batch_size * self.trainer.world_size / 256
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
-        else:
-            optimizer = (LARS if config.optimizer == "lars" else AdamW)(groups, lr)
+        optimizer = make_optimizer(config, self.method, parameters, steady, lr)
         total = int(self.trainer.estimated_stepping_batches)
         if getattr(self.method, "total_steps", None) is not None:
             self.method.total_steps = total  # the recipe counted the steps of one process

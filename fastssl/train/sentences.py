@@ -70,6 +70,7 @@ class SentenceData:
     neighbours: Tensor  # (M, 2) int64: rows of test that follow each other in a paragraph
     documents: tuple[str, ...]
     vocabulary: int
+    words: tuple[str, ...] = ()  # of the ids, where these are whole words
 
     def summary(self) -> str:
         tokens = self.train.tokens
@@ -181,4 +182,5 @@ def sentences(name: str = "sentences", *, pieces: bool = True, length: int = 24)
         torch.from_numpy(following(test_groups)),
         tuple(documents.tolist()),
         VOCABULARY,
+        tokenizer.words,
     )

@@ -36,6 +36,7 @@ class WordTokenizer:
         counts = Counter(word for text in texts for word in self.split(text))
         kept = sorted(counts, key=lambda word: (-counts[word], word))[: size - len(SPECIAL)]
         self.ids = {word: i for i, word in enumerate(kept, start=len(SPECIAL))}
+        self.words = (*SPECIAL, *kept)
 
     @staticmethod
     def split(text: str) -> list[str]:
@@ -55,6 +56,8 @@ class PieceTokenizer:
 
     Not WordPiece: its trainer numbers pieces in the order of a hash table, so that every run has another vocabulary.
     """
+
+    words: tuple[str, ...] = ()  # its tokens are none
 
     def __init__(self, texts: Iterable[str], size: int = 4000):
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers

@@ -47,13 +47,17 @@ def part_of_sounds(data, share: int, test_share: int):
     return dataclasses.replace(data, train=every(data.train, share), test=every(data.test, test_share))
 
 
-def train(module, recipe, epochs: int, batch: int) -> list[float]:
+def train(module, recipe, epochs: int, batch: int, rate: float = 2e-3) -> list[float]:
     """The mean loss of each epoch."""
+    from fastssl.optim import SparseAdam
+    from fastssl.train.optimizers import is_sparse
+
     means = []
     steady = {p for name in recipe.steady for p in module.method.get_submodule(name).parameters()}
-    optimizer = torch.optim.AdamW([p for p in module.method.parameters() if p not in steady])
+    kind = SparseAdam if is_sparse(module.method) else torch.optim.AdamW
+    optimizer = kind([p for p in module.method.parameters() if p not in steady])
     fresh = torch.optim.AdamW([*steady, torch.zeros(1)], 2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, epochs * (len(module.data.train) // batch))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * (len(module.data.train) // batch))
     for epoch in range(epochs):
         losses = []
         order = None if recipe.each_round is None else recipe.each_round(module, epoch)
@@ -83,7 +87,15 @@ class Training:
 
 
 def train_briefly(
-    name: str, *, epochs: int, share: int = 4, test_share: int = 2, part: Callable = part_of, full: bool = False, **options
+    name: str,
+    *,
+    epochs: int,
+    share: int = 4,
+    test_share: int = 2,
+    part: Callable = part_of,
+    full: bool = False,
+    rate: float = 2e-3,
+    **options,
 ) -> Training:
     """Trains a method of ``fastssl train`` on a part of its data and prints what it reached.
 
@@ -96,6 +108,7 @@ def train_briefly(
         share, test_share: every which training sample and test sample is taken.
         part: (data, share, test_share) -> the part of the data.
         full: whether the scores hold those that are slow, such as the linear probe.
+        rate: peak learning rate.
         options: settings of the method.
     """
     from fastssl.train.recipes import RECIPES
@@ -121,7 +134,7 @@ def train_briefly(
     before, started = scores(), time.process_time()
     if recipe.prepare is not None:
         recipe.prepare(module)
-    losses = train(module, recipe, epochs, config.batch_size)
+    losses = train(module, recipe, epochs, config.batch_size, rate)
     seconds, after = time.process_time() - started, scores()
     shown = "  ".join(f"{key} {before.get(key, float('nan')):.3f} -> {after[key]:.3f}" for key in after)
     print(f"\n{name}, seed {seed}: loss {' '.join(f'{mean:.3f}' for mean in losses)}; {shown}, {seconds:.0f} s of CPU")

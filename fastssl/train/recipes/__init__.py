@@ -42,6 +42,7 @@ METHODS = (
     "siglip",
     "simcse",
     "bert",
+    "word2vec",
     "frame_order",
     "gpt",
     "t5",
