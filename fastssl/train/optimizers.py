@@ -20,9 +20,8 @@ def is_sparse(method: nn.Module) -> bool:
     tables = {id(p) for part in method.modules() if getattr(part, "sparse", False) is True for p in part.parameters()}
     others = [name for name, p in method.named_parameters() if p.requires_grad and id(p) not in tables]
     if tables and others:
-        raise ValueError(
-            f"{type(method).__name__}: gradients must be sparse for all parameters or for none, not so for {others[0]}"
-        )
+        both = f"sparse for all parameters or for none, got dense ones for {others[0]}"
+        raise ValueError(f"{type(method).__name__}: gradients must be {both}")
     return bool(tables)
 
 

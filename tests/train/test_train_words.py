@@ -4,6 +4,7 @@ import dataclasses
 from functools import cache
 
 import pytest
+import torch
 
 from tests.support.rotation import of_today
 from tests.support.training import assert_resumes_bit_for_bit, needs_train, train_briefly
@@ -11,7 +12,7 @@ from tests.support.training import assert_resumes_bit_for_bit, needs_train, trai
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 
 # architecture: least gains in the pairs told from noise and in the plurals among the ten nearest; at most half of what was seen
-GAINS = {"skip-gram": (0.04, 0.02), "cbow": (0.06, 0.02)}
+GAINS = {"skip-gram": (0.06, 0.05), "cbow": (0.1, 0.08)}
 
 
 def every(data, share: int, test_share: int):
@@ -43,13 +44,13 @@ def few_sentences():
 
 @pytest.mark.parametrize("objective", of_today(("negative", "softmax"), 2))
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(objective, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastssl.train.sentences.sentences", lambda *given, **how: few_sentences())
+    data = few_sentences()
+    monkeypatch.setattr("fastssl.train.sentences.sentences", lambda *given, **how: data)
     options = ["word2vec", "--batch-size", "200", "--dim", "4", "--objective", objective]
     assert_resumes_bit_for_bit(options, tmp_path, capsys, said=("word2vec, ", "told", "rank", "plural"))
 
 
-def test_the_optimizer_fits_the_gradients(capsys):
-    import torch
+def test_the_optimizer_fits_the_gradients():
 
     from fastssl.methods import Word2Vec
     from fastssl.optim import AdamW, SparseAdam
