@@ -140,22 +140,3 @@ class TextEncoder(nn.Module):
         """
         hidden = self.encode(input_ids, attention_mask)
         return mean_of_tokens(hidden, input_ids != self.pad_id if attention_mask is None else attention_mask)
-"""The check of texts as tokens."""
-
-import torch
-from torch import Tensor
-
-from fastssl.checks import check_dense, readable
-
-
-def check_texts(name: str, input_ids: Tensor, vocabulary: int) -> None:
-    """Refuses what is no int64 (N, L) of tokens below ``vocabulary``."""
-    check_dense(name, "input_ids", input_ids, "int64 (N, L)")
-    if input_ids.dtype != torch.int64:
-        raise TypeError(f"{name}: input_ids must be int64 (N, L), got {input_ids.dtype}")
-    if input_ids.ndim != 2 or 0 in input_ids.shape:
-        raise ValueError(f"{name}: input_ids must have shape (N, L), got {tuple(input_ids.shape)}")
-    if readable(input_ids):
-        low, high = (int(t) for t in input_ids.aminmax())
-        if low < 0 or high >= vocabulary:
-            raise ValueError(f"{name}: input_ids must be in [0, {vocabulary}), got {low if low < 0 else high}")

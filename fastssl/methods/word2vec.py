@@ -19,9 +19,9 @@ from fastssl.functional import word_pairs
 
 from ._checks import check_positive, check_widths
 from ._encoder import mean_of_tokens
-from ._texts import check_texts
+from ._texts import check_ids, vocabulary_loss
 
-linear_cross_entropy = getattr(F, "linear_cross_entropy", lambda h, weight, target: F.cross_entropy(F.linear(h, weight), target))
+LONGEST = 2**31 - 1
 
 
 class Word2Vec(nn.Module):
@@ -89,7 +89,7 @@ class Word2Vec(nn.Module):
 
     def windows(self, input_ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Texts (N, L) -> words (M,) that were kept, and the words around each (M, 2 window), -1 where there is none."""
-        check_texts("Word2Vec", input_ids, len(self.counts))
+        check_ids("Word2Vec", "input_ids", input_ids, len(self.counts), LONGEST)
         how: dict[str, Any] = {"device": input_ids.device, "generator": generator}
         kept = torch.rand(input_ids.shape, dtype=torch.float64, **how) < self.keep[input_ids]
         words = input_ids.where(kept, -1).gather(1, (~kept).long().argsort(dim=1, stable=True))
@@ -114,7 +114,7 @@ class Word2Vec(nn.Module):
         if not len(target):
             return self.inputs(target).sum() + self.outputs(target).sum()
         if self.objective == "softmax":
-            return linear_cross_entropy(self.mean_of(given), self.outputs.weight, target)
+            return vocabulary_loss(self.mean_of(given), self.outputs.weight, target)
         uniform = torch.rand(len(target), self.negatives, dtype=torch.float64, device=target.device, generator=generator)
         drawn = torch.searchsorted(self.cumulated, uniform, right=True)
         return word_pairs(self.inputs.weight, self.outputs.weight, given, target, drawn.where(drawn != target[:, None], -1))

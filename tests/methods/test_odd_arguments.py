@@ -88,6 +88,7 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     ),
     "SwAV": (methods.SwAV, {"backbone": AnySize}),
     "FrameOrder": (methods.FrameOrder, {"backbone": tiny}),
+    "Word2Vec": (methods.Word2Vec, {"counts": lambda: torch.tensor([0, 3, 2, 1])}),
     "BERT": (methods.BERT, {"vocab_size": lambda: 50, "mask_id": lambda: 49}),
     "VisionTransformer": (VisionTransformer, {}),
 }

@@ -62,7 +62,6 @@ def test_every_image_method_has_its_prefix_in_the_table():
 
     table = documented_prefixes()
     assert sorted(table) == sorted(name for name, recipe in RECIPES.items() if recipe.unit == "images")
-    assert sorted(table) == sorted(set(RECIPES) - {"simcse", "bert", "word2vec"})
     data = SimpleNamespace(image_size=32, channels=3, train=range(64), class_names=("a", "b"), vocabulary=20)
     for name, recipe in RECIPES.items():
         if name not in table:

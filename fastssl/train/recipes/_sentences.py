@@ -1,5 +1,4 @@
 """What the recipes of text share: sentences that Python ships, their embeddings, and the answers of a task about them."""
-"""What the recipes of methods that read text share: sentences that Python ships, and their embeddings."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastssl.methods import BERT, SimCSE, Word2Vec
 from fastssl.train import UsageError
 from fastssl.train.recipes._options import OWN_DATA
 
@@ -27,7 +25,7 @@ RETRIEVAL = {
 def load_sentences(config: Any) -> "SentenceData":
     """Pieces of words for BERT's encoder, whole words for the built-in one, which needs neither transformers nor tokenizers.
 
-    ``config`` holds the settings of a method that reads text.
+    ``config`` is one of ``SimCSESettings`` or ``BERTSettings``.
     """
     from fastssl.train.sentences import sentences
 
@@ -53,13 +51,6 @@ def recalls(similarity: Tensor, target: Tensor, name: str) -> dict[str, float]:
 
 @torch.no_grad()
 def embed_sentences(method: Any, tokens: Tensor, device: torch.device | str) -> Tensor:
-def tokens_alone(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor]:
-    """The tokens of a batch, without the groups."""
-    return (batch[0],)
-
-
-@torch.no_grad()
-def embed_sentences(method: SimCSE | BERT | Word2Vec, tokens: Tensor, device: torch.device | str) -> Tensor:
     """tokens (N, L) -> unit rows (N, F) on ``device``, in evaluation mode."""
     from fastssl.train.evaluate import evaluating
 
@@ -79,7 +70,6 @@ def retrieval(method: Any, data: "SentenceData", device: torch.device | str) -> 
 
 def sentence_points(
     method: Any, data: "SentenceData", *, device: torch.device | str, workers: int
-    method: SimCSE | BERT | Word2Vec, data: "SentenceData", *, device: torch.device | str, workers: int
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """The sentences of the twelve longest test documents."""
     longest = data.test.groups.bincount().topk(min(12, len(data.documents))).indices

@@ -6,10 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
-
-import torch
 
 from fastssl.methods import BERT, NextSentence, QuickThoughts, SentenceOrder, SkipThought
 from fastssl.train import UsageError
@@ -24,7 +20,6 @@ from fastssl.train.recipes._sentences import (
     retrieval,
     sentence_points,
 )
-from fastssl.train.recipes._sentences import load_sentences, no_views, sentence_points, tokens_alone
 from fastssl.train.settings import LearningRate, Option, TrainConfig, data_name
 
 if TYPE_CHECKING:
@@ -85,7 +80,6 @@ def tokens_alone(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (batch[0],) if batch[0].ndim == 2 else batch[0].unbind(1)
 
 
-@torch.no_grad()
 def word_accuracy(method: BERT, data: "SentenceData", *, device: torch.device | str) -> dict[str, float]:
     """The hidden tokens of the test sentences; the same tokens are hidden each time.
 

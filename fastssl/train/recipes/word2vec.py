@@ -10,7 +10,8 @@ from fastssl.methods import Word2Vec
 from fastssl.train import UsageError
 from fastssl.train.recipe import Recipe
 from fastssl.train.recipes._options import OWN_DATA
-from fastssl.train.recipes._sentences import load_sentences, no_views, sentence_points, tokens_alone
+from fastssl.train.recipes._sentences import load_sentences, no_views, sentence_points
+from fastssl.train.recipes.bert import tokens_alone
 from fastssl.train.settings import LearningRate, Option, TrainConfig, data_name
 
 if TYPE_CHECKING:
