@@ -101,7 +101,7 @@ __all__ = [
     "SwAV",
     "VICReg",
     "VisionTransformer",
-    "distant_permutations",
     "Word2Vec",
+    "distant_permutations",
     "return_dict",
 ]
