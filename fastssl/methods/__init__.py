@@ -33,6 +33,7 @@ from .mean_teacher import MeanTeacher
 from .moco import MoCo
 from .moco_v3 import MoCoV3
 from .multi_format import MultiFormat
+from .next_frame import NextFrame
 from .nnclr import NNCLR
 from .noisy_student import NoisyStudent
 from .pirl import PIRL
@@ -48,6 +49,8 @@ from .skip_thought import QuickThoughts, SkipThought
 from .supcon import SupCon
 from .swav import SwAV
 from .t5 import T5
+from .time_contrastive import TimeContrastive
+from .track_triplets import TrackTriplets
 from .vicreg import VICReg
 from .word2vec import Word2Vec
 
@@ -91,6 +94,7 @@ __all__ = [
     "RelativePosition",
     "RotNet",
     "SentenceOrder",
+    "NextFrame",
     "SigLIP",
     "SimCLR",
     "SimCSE",
@@ -99,6 +103,8 @@ __all__ = [
     "SkipThought",
     "SupCon",
     "SwAV",
+    "TimeContrastive",
+    "TrackTriplets",
     "VICReg",
     "VisionTransformer",
     "Word2Vec",

@@ -19,11 +19,12 @@ class FrameMethod(PlainMethod):
         return z.unflatten(0, frames.shape[:2])
 
 
-def check_clips(name: str, clips: Tensor, least: int) -> None:
-    """Refuses what is no dense tensor (B, T, ...) of clips with at least ``least`` frames."""
+def check_clips(name: str, clips: Tensor, least: int, batch: int = 1) -> None:
+    """Refuses what is no dense tensor (B, T, ...) of at least ``batch`` clips with at least ``least`` frames."""
     check_dense(name, "clips", clips, "a tensor (B, T, ...)")
-    if clips.ndim < 3 or 0 in clips.shape or clips.shape[1] < least:
-        raise ValueError(f"{name}: clips must have shape (B, T, ...) with T of at least {least}, got {tuple(clips.shape)}")
+    if clips.ndim < 3 or 0 in clips.shape or clips.shape[1] < least or len(clips) < batch:
+        sizes = f"T of at least {least}" if batch == 1 else f"B of at least {batch} and T of at least {least}"
+        raise ValueError(f"{name}: clips must have shape (B, T, ...) with {sizes}, got {tuple(clips.shape)}")
 
 
 def check_generator(name: str, generator: torch.Generator | None, device: torch.device) -> None:

@@ -199,3 +199,36 @@ class ClipViews(nn.Module):
         stacked = as_float(clips).flatten(1, 2)  # one grid serves all frames of a clip
         cropped = F.grid_sample(stacked, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return cropped.view(count, frames, channels, self.size, self.size)
+
+
+def track_patches(clips: Tensor, paths: Tensor, times: Tensor, size: int) -> Tensor:
+    """Patches of one place of the picture that a camera sees, in two frames of each clip.
+
+    The place is in the middle between the centres of both frames, so that a patch of half a frame's side is seen in both.
+
+    Args:
+        clips: (B, T, 3, R, R), uint8 or float in [0, 1].
+        paths: (B, T, 4), the camera in each frame: centre, scale and turn.
+        times: (B, 2) int64, of the two frames.
+        size: side of a patch in pixels.
+
+    Returns:
+        (B, 2, 3, size, size) float32, interpolated bilinearly. The patches are not turned with the camera.
+
+    Examples:
+        >>> clips, paths = torch.rand(2, 5, 3, 16, 16), torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(2, 5, 4)
+        >>> track_patches(clips, paths, torch.tensor([[0, 4], [1, 3]]), 8).shape
+        torch.Size([2, 2, 3, 8, 8])
+    """
+    rows = torch.arange(len(clips), device=clips.device)[:, None]
+    frames, path = as_float(clips[rows, times]), paths[rows, times]
+    way = path[..., :2].mean(1, keepdim=True) - path[..., :2]  # to the place, in pixels of the picture
+    cosine, sine, scale = path[..., 3].cos(), path[..., 3].sin(), path[..., 2]
+    place = (
+        torch.stack([cosine * way[..., 0] + sine * way[..., 1], cosine * way[..., 1] - sine * way[..., 0]], -1) / scale[..., None]
+    )
+    steps = torch.arange(size, device=clips.device) - (size - 1) / 2
+    across, down = place[..., 0, None] + steps, place[..., 1, None] + steps
+    grid = torch.stack([across[..., None, :].expand(-1, -1, size, -1), down[..., None].expand(-1, -1, -1, size)], -1)
+    grid = (2 * grid / frames.shape[-1]).flatten(0, 1)
+    return F.grid_sample(frames.flatten(0, 1), grid, padding_mode="border", align_corners=False).unflatten(0, times.shape)

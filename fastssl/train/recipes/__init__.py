@@ -50,5 +50,8 @@ METHODS = (
     "multi_format",
     "audio_mae",
     "cpc_sound",
+    "next_frame",
+    "time_contrastive",
+    "track_triplets",
 )
 RECIPES: dict[str, Recipe] = {name: import_module(f"{__name__}.{name}").RECIPE for name in METHODS}

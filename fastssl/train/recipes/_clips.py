@@ -91,6 +91,16 @@ def clip_scores(own: Callable[..., dict[str, float]]) -> Callable[..., dict[str,
     return scores
 
 
+def found_among(parts: list[Tensor]) -> dict[str, float]:
+    """``found`` of embeddings (B, n, D): the share of the first ones to which their second is the nearest of all but first ones."""
+    if not parts:
+        return {}
+    rows = nn.functional.normalize(torch.cat(parts), dim=2)
+    keys = rows[:, 1:].transpose(0, 1).flatten(0, 1)
+    own = torch.arange(len(rows), device=rows.device)
+    return {"found": ((rows[:, 0] @ keys.T).argmax(1) == own).float().mean().item()}
+
+
 def still_points(
     method: nn.Module, data: "ClipData", *, device: torch.device | str, workers: int
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
