@@ -12,6 +12,7 @@ from .byol import BYOL
 from .clip import CLIP
 from .cmc import CMC
 from .cola import COLA
+from .color_tracking import ColorTracking
 from .colorization import Colorization
 from .cpc import CPC
 from .deepcluster import DeepCluster
@@ -73,6 +74,7 @@ __all__ = [
     "T5",
     "AudioMAE",
     "BarlowTwins",
+    "ColorTracking",
     "Colorization",
     "DeepCluster",
     "EntropyMinimization",
@@ -95,6 +97,7 @@ __all__ = [
     "RotNet",
     "SentenceOrder",
     "NextFrame",
+    "RotNet",
     "SigLIP",
     "SimCLR",
     "SimCSE",

@@ -17,18 +17,18 @@ def pair_of(name: str, argument: str, size: int | tuple[int, int]) -> tuple[int,
     return pair
 
 
-def check_images(name: str, images: Tensor, shape: tuple[int, int, int], weight: Tensor) -> None:
+def check_images(name: str, images: Tensor, shape: tuple[int, int, int], weight: Tensor, argument: str = "images") -> None:
     """Refuses what are no float images (N, C, H, W) of ``shape`` (C, H, W) with dtype and device of ``weight``, N at least 1."""
-    check_dense(name, "images", images, "a tensor (N, C, H, W)")
+    check_dense(name, argument, images, "a tensor (N, C, H, W)")
     if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
         wanted = f"(N, {', '.join(map(str, shape))})"
-        raise ValueError(f"{name}: images must have the shape of the backbone, {wanted}, got {tuple(images.shape)}")
+        raise ValueError(f"{name}: {argument} must have the shape of the backbone, {wanted}, got {tuple(images.shape)}")
     if not images.is_floating_point():
-        raise TypeError(f"{name}: images must be floating, got {images.dtype}")
+        raise TypeError(f"{name}: {argument} must be floating, got {images.dtype}")
     if images.device != weight.device:
-        raise ValueError(f"{name}: images must be on the backbone's device {weight.device}, got {images.device}")
+        raise ValueError(f"{name}: {argument} must be on the backbone's device {weight.device}, got {images.device}")
     if images.dtype != weight.dtype and not torch.is_autocast_enabled(images.device.type):
-        raise TypeError(f"{name}: images must have the backbone's dtype {weight.dtype}, got {images.dtype}")
+        raise TypeError(f"{name}: {argument} must have the backbone's dtype {weight.dtype}, got {images.dtype}")
 
 
 def check_random(name: str, noise: Tensor | None, generator: torch.Generator | None, shape: tuple[int, ...], like: Tensor) -> None:

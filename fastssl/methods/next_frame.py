@@ -100,7 +100,7 @@ class NextFrame(nn.Module):
         check_clips("NextFrame", clips, self.given + 1)
         last = self.decoder[-1]
         assert isinstance(last, nn.Conv2d)
-        check_images("NextFrame", clips.flatten(0, 1), self.shape, last.weight)
+        check_images("NextFrame", clips.flatten(0, 1), self.shape, last.weight, "clips")
         times = spaced("NextFrame", clips, self.given + 1, random=self.training, generator=generator)
         frames = frames_at(clips, times)
         return frames[:, :-1], frames[:, -1]

@@ -61,7 +61,7 @@ class Convolution(nn.Module):
 
 
 TWO_VIEWS = ("SimCLR", "SupCon", "NNCLR", "MoCo", "MoCoV3", "BYOL", "SimSiam", "MeanTeacher", "InstDisc")
-TWO_VIEWS += ("BarlowTwins", "VICReg", "DeepCluster", "EntropyMinimization", "FixMatch", "NoisyStudent")
+TWO_VIEWS += ("BarlowTwins", "VICReg", "DeepCluster", "EntropyMinimization", "FixMatch", "NoisyStudent", "TrackTriplets")
 MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS} | {
     "CMC": (CMC, {"backbones": lambda: [tiny(), tiny()]}),
     "CPC": (CPC, {"backbone": tiny}),
@@ -89,6 +89,12 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     "SwAV": (methods.SwAV, {"backbone": AnySize}),
     "FrameOrder": (methods.FrameOrder, {"backbone": tiny}),
     "Word2Vec": (methods.Word2Vec, {"counts": lambda: torch.tensor([0, 3, 2, 1])}),
+    "TimeContrastive": (methods.TimeContrastive, {"backbone": tiny}),
+    "NextFrame": (methods.NextFrame, {"backbone": Maps}),
+    "ColorTracking": (
+        methods.ColorTracking,
+        {"backbone": Maps, "colours": lambda: torch.tensor([[0.0, 0.0], [40.0, 20.0]]), "channels": lambda: 3},
+    ),
     "BERT": (methods.BERT, {"vocab_size": lambda: 50, "mask_id": lambda: 49}),
     "VisionTransformer": (VisionTransformer, {}),
 }
@@ -164,7 +170,8 @@ def call_of(name: str, method: nn.Module) -> dict:
     images = IMAGE if name in LARGE else VIEW
     if name in ("CMC", "LeJEPA"):
         return {"view0": VIEW, "view1": VIEW.flip(3)}
-    every = GIVEN | OPTIONAL | {"images": images, "generator": torch.Generator().manual_seed(0), "seed": 3}
+    clips = torch.rand(4, 6, 3, 8, 8) if name in ("NextFrame", "ColorTracking") else GIVEN["clips"]
+    every = GIVEN | OPTIONAL | {"clips": clips, "images": images, "generator": torch.Generator().manual_seed(0), "seed": 3}
     names = [key for key in inspect.signature(method.forward).parameters if key in every]
     return {key: every[key] for key in names if key not in ("seed", "attention_mask") or name == "SimCSE"}
 

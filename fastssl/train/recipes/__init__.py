@@ -51,6 +51,7 @@ METHODS = (
     "audio_mae",
     "cpc_sound",
     "next_frame",
+    "color_tracking",
     "time_contrastive",
     "track_triplets",
 )
