@@ -25,6 +25,7 @@ from .frame_order import FrameOrder
 from .gpt import GPT
 from .ibot import IBOT
 from .ijepa import IJEPA
+from .image_gpt import ImageGPT
 from .inpainting import Inpainting
 from .instdisc import InstDisc
 from .jigsaw import Jigsaw
@@ -47,6 +48,7 @@ from .simcse import SimCSE
 from .simmim import SimMIM
 from .simsiam import SimSiam
 from .skip_thought import QuickThoughts, SkipThought
+from .split_brain import SplitBrain
 from .supcon import SupCon
 from .swav import SwAV
 from .t5 import T5
@@ -81,6 +83,7 @@ __all__ = [
     "Exemplar",
     "FixMatch",
     "FrameOrder",
+    "ImageGPT",
     "Inpainting",
     "InstDisc",
     "Jigsaw",
@@ -103,6 +106,7 @@ __all__ = [
     "SimMIM",
     "SimSiam",
     "SkipThought",
+    "SplitBrain",
     "SupCon",
     "SwAV",
     "TimeContrastive",

@@ -49,6 +49,14 @@ class AnySize(nn.Conv2d):
         return super().forward(images).mean((2, 3))
 
 
+class MapsOf(Maps):
+    """Images (N, C, S, S) -> maps (N, 6, S / 4, S / 4), features (N, 6)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, 6, 4, 4)
+
+
 class Convolution(nn.Module):
     """Images (B, 3, H, W) -> (B, 8), by a layer that gives maps."""
 
@@ -76,6 +84,8 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
     "RotNet": (methods.RotNet, {"backbone": tiny}),
     "DIM": (methods.DIM, {"backbone": Convolution, "layer": lambda: "convolution"}),
     "AMDIM": (methods.AMDIM, {"backbone": Convolution, "layers": lambda: ("convolution",)}),
+    "SplitBrain": (methods.SplitBrain, {"of_lightness": lambda: MapsOf(1), "of_colour": lambda: MapsOf(2)}),
+    "ImageGPT": (methods.ImageGPT, {}),
     "Colorization": (methods.Colorization, {"backbone": Maps, "channels": lambda: 3}),
     "Exemplar": (methods.Exemplar, {"backbone": tiny}),
     "RelativePosition": (methods.RelativePosition, {"backbone": AnySize, "patch_size": lambda: 2}),
@@ -163,7 +173,19 @@ CHANGES = (
 )
 
 
-LARGE = ("MAE", "SimMIM", "IJEPA", "Inpainting", "Colorization", "VisionTransformer", "RelativePosition", "Jigsaw", "PIRL")
+LARGE = (
+    "MAE",
+    "SimMIM",
+    "IJEPA",
+    "Inpainting",
+    "Colorization",
+    "SplitBrain",
+    "ImageGPT",
+    "VisionTransformer",
+    "RelativePosition",
+    "Jigsaw",
+    "PIRL",
+)
 
 
 def call_of(name: str, method: nn.Module) -> dict:

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastssl.functional import info_nce
 from fastssl.loss.parts import row_blocks
-from fastssl.methods import AMDIM, DIM, Colorization
+from fastssl.methods import AMDIM, DIM, Colorization, ImageGPT, SplitBrain
 from fastssl.methods._lab import ColourBins, ab_bins, lab_to_rgb, rgb_to_lab
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -136,6 +136,82 @@ def test_the_encoder_of_colours_sees_the_lightness_alone():
     torch.testing.assert_close(painted[:, 0][inside], lab[:, 0][inside], rtol=0, atol=0.1)
 
 
+def test_split_brain_is_its_equations():
+    torch.manual_seed(0)
+    method = SplitBrain(Maps(1), Maps(2), 16, lightness_bins=10).double().eval()
+    images = torch.rand(3, 3, 16, 16, dtype=torch.float64)
+    lab = rgb_to_lab(images)
+    cells = lab.unfold(2, 4, 4).unfold(3, 4, 4).mean((4, 5))  # (3, 3, 4, 4)
+    log_z = method.colour_decoder(method.of_lightness.forward_features(lab[:, :1] / 50 - 1)).log_softmax(1)
+    log_y = method.lightness_decoder(method.of_colour.forward_features(lab[:, 1:] / 110)).log_softmax(1)
+    target, _ = method.colours.encode(cells[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2))
+    colours = -(target * log_z.permute(0, 2, 3, 1).reshape(-1, 313)).sum(1).mean()
+    bins = (cells[:, 0] / 10).floor().long()
+    lightness = -log_y.gather(1, bins[:, None]).mean()
+    torch.testing.assert_close(method(images), colours + lightness)
+    whole = torch.cat([method.of_lightness(lab[:, :1] / 50 - 1), method.of_colour(lab[:, 1:] / 110)], 1)
+    torch.testing.assert_close(method.embed(images), whole)
+
+
+def test_each_half_of_split_brain_is_told_nothing_of_what_it_tells():
+    method, lab = SplitBrain(Maps(1), Maps(2), 16).eval(), torch.rand(2, 3, 16, 16) * 20 + 40
+    other = lab.clone()
+    other[:, 1:] += 5
+    assert torch.equal(method.colour_logits(lab, lab.dtype), method.colour_logits(other, lab.dtype))
+    other = lab.clone()
+    other[:, 0] += 5
+    assert torch.equal(method.lightness_logits(lab, lab.dtype), method.lightness_logits(other, lab.dtype))
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------------
+
+
+def gpt(size: int = 4, colours: int = 6) -> ImageGPT:
+    return ImageGPT(size, colours, width=8, depth=2, heads=2)
+
+
+def test_image_gpt_is_its_equation():
+    method, images = gpt().double().eval(), torch.rand(3, 3, 4, 4, dtype=torch.float64)
+    method.fit_palette(images)
+    near = (images[:, :, None] - method.palette.T[None, :, :, None, None]).square().sum(1).argmin(1).flatten(1)  # (N, 16)
+    assert torch.equal(method.quantize(images)[:, 1:], near)
+    losses = []
+    for row in near:
+        for t in range(16):  # each pixel from those before it alone
+            before = torch.cat([torch.tensor([6]), row[:t]])[None]
+            logits = method.model.encode(before, torch.ones_like(before))[0, -1] @ method.model.tokens.weight.T
+            losses.append(-logits.log_softmax(0)[row[t]])
+    torch.testing.assert_close(method(images), torch.stack(losses).mean())
+
+
+def test_image_gpt_sees_no_later_pixel_and_completes_what_is_given():
+    method, images = gpt().eval(), torch.rand(3, 3, 4, 4)
+    method.fit_palette(images)
+    tokens = method.quantize(images)
+    assert torch.equal(method.quantize(method.paint(tokens)), tokens)
+    first, again = (method.complete(images, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    other = method.complete(images, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first[:, :, :2], method.paint(tokens)[:, :, :2])
+    assert torch.equal(method.complete(images, 4), method.paint(tokens))
+    changed = images.clone()
+    changed[:, :, 3, 3] = 1 - changed[:, :, 3, 3]  # the last pixel is told, and seen by nothing
+    torch.testing.assert_close(method.embed(images), method.embed(changed))
+
+
+def test_the_palette_is_that_of_k_means():
+    colours = torch.tensor([[0.1, 0.2, 0.3], [0.8, 0.1, 0.5], [0.4, 0.9, 0.9], [0.0, 0.9, 0.1]])
+    own = torch.arange(4 * 16).remainder(4).view(4, 4, 4)
+    images = (colours[own] + 0.02 * torch.rand(4, 4, 4, 1)).permute(0, 3, 1, 2)
+    method = gpt(4, 4)
+    found = []
+    for seed in range(20):  # a seed may start with two pixels of one colour
+        method.fit_palette(images, seed=seed)
+        found.append((images - method.paint(method.quantize(images))).abs().max().item())
+    assert min(found) < 0.02
+    assert torch.equal(method.quantize(images)[:, 1:], method.quantize(images.clone())[:, 1:])
+
+
 # --- local and global features --------------------------------------------------------------------------------------------
 
 
@@ -211,6 +287,8 @@ def test_layers_are_found_by_their_names_and_nothing_stays_behind():
 
 
 MAKERS = {
+    "split_brain": (lambda: SplitBrain(Maps(1), Maps(2), 8), lambda: torch.rand(5, 3, 8, 8)),
+    "image_gpt": (gpt, lambda: torch.rand(5, 3, 4, 4)),
     "dim": (lambda: DIM(Deep(), "1", projection_dim=4), lambda: torch.rand(5, 3, 8, 8)),
     "colorization": (lambda: Colorization(Maps(), 8), lambda: torch.rand(5, 3, 8, 8)),
 }
@@ -255,6 +333,14 @@ REFUSED = [
     (lambda: AMDIM(Deep(), ("1",), clip=0.0), ValueError, "AMDIM: clip"),
     (lambda: AMDIM(Deep(), ("1",))(torch.rand(2, 3, 8, 8), torch.rand(3, 3, 8, 8)), ValueError, "AMDIM: view0 and view1"),
     (lambda: DIM(Deep(), "1")(torch.rand(1, 3, 8, 8)), ValueError, "DIM: images .* at least 2"),
+    (lambda: SplitBrain(Maps(1), Maps(3), 8), ValueError, "SplitBrain: of_colour must .* image_size 8 and 2 channels"),
+    (lambda: SplitBrain(Maps(1), None, 8), TypeError, "SplitBrain: of_colour"),
+    (lambda: SplitBrain(Maps(1), Maps(2), 8, lightness_bins=0), ValueError, "SplitBrain: lightness_bins"),
+    (lambda: ImageGPT(4, 6, width=9, heads=2), ValueError, "ImageGPT: width must be a multiple of heads"),
+    (lambda: ImageGPT(4, 6, layer=9), ValueError, "ImageGPT: layer"),
+    (lambda: gpt()(torch.rand(2, 3, 8, 8)), ValueError, r"ImageGPT: images .* \(N, 3, 4, 4\)"),
+    (lambda: gpt(4, 60).fit_palette(torch.rand(1, 3, 4, 4)), ValueError, "ImageGPT: images .* palette_size 60"),
+    (lambda: gpt().complete(torch.rand(1, 3, 4, 4), 5), ValueError, "ImageGPT: rows"),
     (lambda: Colorization(nn.Flatten(), 8), ValueError, "Colorization: backbone .* without forward_features"),
     (lambda: Colorization(Maps(3), 8), ValueError, "Colorization: backbone .* fails on images of image_size 8 and 1 channels"),
     (lambda: Colorization(Maps(), 8, uniform=0.0), ValueError, "Colorization: uniform"),

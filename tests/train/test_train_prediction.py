@@ -5,13 +5,15 @@ import pytest
 from tests.support.rotation import of_today
 from tests.support.training import assert_resumes_bit_for_bit, needs_train, train_briefly, write_grey_classes
 
-NEW = ("colorization", "dim", "amdim")
+NEW = ("colorization", "split_brain", "image_gpt", "dim", "amdim")
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 
 # method: epochs, batch, least gain in kNN accuracy over the untrained encoder, what must hold of the task's scores, options
 TRAINING = {
     "colorization": (3, 64, 0.07, lambda found: found.after["even"] > found.after["chance"] + 0.04, {}),
+    "split_brain": (3, 64, 0.08, lambda found: found.after["top5"] > 0.5, {}),
+    "image_gpt": (2, 64, 0.06, lambda found: found.after["bits"] < found.after["unigram"] - 1.0, {}),
     "dim": (2, 64, 0.09, lambda found: found.after["found"] > 0.1, {}),
     "amdim": (2, 64, 0.09, lambda found: found.after["found"] > 0.04, {}),
 }
@@ -28,10 +30,12 @@ def test_training_solves_the_task_and_beats_the_untrained_encoder(name):
 
 OPTIONS = {
     "colorization": ["--image-size", "16"],
+    "split_brain": ["--image-size", "16"],
+    "image_gpt": ["--image-size", "8", "--palette-size", "8", "--width", "8", "--depth", "2", "--heads", "2"],
     "dim": ["--image-size", "12", "--projection-dim", "8"],
     "amdim": ["--image-size", "12", "--projection-dim", "8"],
 }
-PICTURES = {"colorization": "colours.png"}
+PICTURES = {"colorization": "colours.png", "split_brain": "colours.png", "image_gpt": "completions.png"}
 
 
 @pytest.mark.parametrize("name", of_today(NEW, len(NEW)))
@@ -71,3 +75,19 @@ def test_the_scores_of_colours():
     assert scores["chance"] == 1.0  # of four colours any five are all
     want = {"ab": (2 * 22.36 + 10 + 10 + 53.85) / 5, "grey": (28.28 + 20 + 42.43) / 5}
     assert all(scores[name] == pytest.approx(value, rel=0.03) for name, value in want.items())
+
+
+def test_the_costs_of_the_simple_models():
+    import math
+
+    import torch
+
+    from fastssl.train.pixels import costs_of_simple_models
+
+    same = torch.tensor([0, 1, 0, 1]).view(4, 1, 1).expand(4, 4, 4)
+    costs = costs_of_simple_models(same, same, 2)
+    assert costs["unigram"] == pytest.approx(1.0)
+    want = (1 + 15 * -math.log2(0.95 + 0.05 * 0.5)) / 16  # q is at most 0.95; the first pixel has no neighbour
+    assert costs["copy"] == pytest.approx(want)
+    noise = torch.arange(64).view(1, 8, 8) % 2  # never the neighbour's colour, but in the first column
+    assert costs_of_simple_models(noise, noise, 2)["copy"] == pytest.approx(1.0)

@@ -30,6 +30,8 @@ METHODS = (
     "simmim",
     "inpainting",
     "colorization",
+    "split_brain",
+    "image_gpt",
     "dim",
     "amdim",
     "ijepa",

@@ -33,14 +33,19 @@ class ColourSettings(FolderSettings):
     anneal: Annotated[float, Option("temperature of the mean colour that is painted", above=0)] = 0.38
 
 
-def encoder_of(config: ColourSettings, data: "ImageData", channels: int) -> nn.Module:
-    """The encoder that ``--backbone`` names, for so many channels; refused where the images have no colours."""
-    from fastssl.train.backbones import build_backbone
+def encoder_of(config: ColourSettings, data: "ImageData", channels: int, share: int = 1) -> nn.Module:
+    """The encoder that ``--backbone`` names, for so many channels; refused where the images have no colours.
+
+    ``conv`` has its widths divided by ``share``.
+    """
+    from fastssl.train.backbones import ConvEncoder, build_backbone
 
     if data.channels != 3:
         raise UsageError(f"--channels {data.channels}: {config.method} tells the colours of images, which needs 3")
     if config.backbone == "conv" and data.image_size % 16:
         raise UsageError(f"--image-size {data.image_size}: must be a multiple of 16 for {config.method} with --backbone conv")
+    if config.backbone == "conv":
+        return ConvEncoder((32 // share, 64 // share, 128 // share, 256 // share), channels=channels)
     return build_backbone(config.backbone, data.image_size, channels)
 
 
