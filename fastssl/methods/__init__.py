@@ -2,6 +2,7 @@
 
 from ._common import return_dict
 from ._permutations import distant_permutations
+from ._frame_encoder import FrameEncoder
 from ._spectrogram import LogMel
 from ._vit import VisionTransformer
 from .amdim import AMDIM
@@ -56,6 +57,7 @@ from .time_contrastive import TimeContrastive
 from .track_triplets import TrackTriplets
 from .vicreg import VICReg
 from .word2vec import Word2Vec
+from .wav2vec2 import Wav2Vec2
 
 __all__ = [
     "AMDIM",
@@ -82,6 +84,7 @@ __all__ = [
     "EntropyMinimization",
     "Exemplar",
     "FixMatch",
+    "FrameEncoder",
     "FrameOrder",
     "ImageGPT",
     "Inpainting",
@@ -115,5 +118,6 @@ __all__ = [
     "VisionTransformer",
     "Word2Vec",
     "distant_permutations",
+    "Wav2Vec2",
     "return_dict",
 ]

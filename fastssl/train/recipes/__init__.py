@@ -56,5 +56,6 @@ METHODS = (
     "color_tracking",
     "time_contrastive",
     "track_triplets",
+    "wav2vec2",
 )
 RECIPES: dict[str, Recipe] = {name: import_module(f"{__name__}.{name}").RECIPE for name in METHODS}
