@@ -1,8 +1,8 @@
 """Self-supervised methods as thin modules: an encoder, a head, and ``forward(views) -> loss``, usable in any training loop."""
 
 from ._common import return_dict
-from ._permutations import distant_permutations
 from ._frame_encoder import FrameEncoder
+from ._permutations import distant_permutations
 from ._spectrogram import LogMel
 from ._vit import VisionTransformer
 from .amdim import AMDIM
@@ -56,8 +56,8 @@ from .t5 import T5
 from .time_contrastive import TimeContrastive
 from .track_triplets import TrackTriplets
 from .vicreg import VICReg
-from .word2vec import Word2Vec
 from .wav2vec2 import Wav2Vec2
+from .word2vec import Word2Vec
 
 __all__ = [
     "AMDIM",
@@ -116,8 +116,8 @@ __all__ = [
     "TrackTriplets",
     "VICReg",
     "VisionTransformer",
+    "Wav2Vec2",
     "Word2Vec",
     "distant_permutations",
-    "Wav2Vec2",
     "return_dict",
 ]
