@@ -12,8 +12,8 @@ pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 # method: epochs, batch, least gain in kNN accuracy over the untrained encoder, what must hold of the task's scores, options
 TRAINING = {
     "colorization": (3, 64, 0.07, lambda found: found.after["even"] > found.after["chance"] + 0.04, {}),
-    "split_brain": (3, 64, 0.08, lambda found: found.after["top5"] > 0.5, {}),
-    "image_gpt": (2, 64, 0.06, lambda found: found.after["bits"] < found.after["unigram"] - 1.0, {}),
+    "split_brain": (3, 64, 0.07, lambda found: found.after["top5"] > 0.5, {}),
+    "image_gpt": (2, 64, 0.05, lambda found: found.after["bits"] < found.after["unigram"] - 1.0, {}),
     "dim": (2, 64, 0.09, lambda found: found.after["found"] > 0.1, {}),
     "amdim": (2, 64, 0.09, lambda found: found.after["found"] > 0.04, {}),
 }
