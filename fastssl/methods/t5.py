@@ -11,14 +11,13 @@ With m the encoder's states of the inputs and h_t the decoder's state at target 
 The sentinels x_k are the last tokens of the vocabulary, x_k = V - 1 - k. Positions are learned; the paper's are relative.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.checks import check_whole
+from fastssl.checks import check_number, check_whole
 from fastssl.masking import corrupt_spans, span_lengths
+from fastssl.ops._random import seed_of
 
 from ._block import Block
 from ._checks import check_widths
@@ -82,6 +81,10 @@ class T5(TextEncoder):
         mean_span: float = 3.0,
     ):
         check_widths("T5", length=length)
+        check_number("T5", "density", density)
+        check_number("T5", "mean_span", mean_span, 1.0)
+        if not 0 < density < 1:
+            raise ValueError(f"T5: density must be above 0 and below 1, got {density}")
         super().__init__(vocab_size, pad_id, width, depth, heads, length + 1)  # an end token more than a text has
         check_whole("T5", "eos_id", eos_id, 0, vocab_size)
         sides = span_lengths(max(2, length), density, mean_span, eos=False)
@@ -98,8 +101,9 @@ class T5(TextEncoder):
     ) -> tuple[Tensor, Tensor]:
         """input_ids (N, L) -> inputs (N, Li) and targets (N, Lt); see ``fastssl.masking.corrupt_spans``."""
         check_ids("T5", "input_ids", input_ids, self.vocab_size, len(self.positions) - 1, 2)
-        how: dict[str, Any] = {"density": self.density, "mean_span": self.mean_span, "generator": generator, "seed": seed}
-        return corrupt_spans(input_ids, sentinel_start=self.vocab_size - 1, eos_id=self.eos_id, **how)
+        how = {"density": self.density, "mean_span": self.mean_span}
+        drawn = seed_of("T5", seed, generator, input_ids.device)
+        return corrupt_spans(input_ids, sentinel_start=self.vocab_size - 1, eos_id=self.eos_id, seed=drawn, **how)
 
     def decode(self, memory: Tensor, targets: Tensor) -> Tensor:
         """memory (N, L, width), targets (N, T) -> states (N, T, width), each of the targets before its own."""

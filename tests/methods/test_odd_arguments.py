@@ -68,6 +68,10 @@ class Convolution(nn.Module):
         return self.convolution(images).mean((2, 3))
 
 
+def words() -> methods.BERT:
+    return methods.BERT(50, mask_id=49, width=8, depth=1, heads=2, length=16)
+
+
 TWO_VIEWS = ("SimCLR", "SupCon", "NNCLR", "MoCo", "MoCoV3", "BYOL", "SimSiam", "MeanTeacher", "InstDisc")
 TWO_VIEWS += ("BarlowTwins", "VICReg", "DeepCluster", "EntropyMinimization", "FixMatch", "NoisyStudent", "TrackTriplets")
 MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS} | {
@@ -106,6 +110,12 @@ MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS
         {"backbone": Maps, "colours": lambda: torch.tensor([[0.0, 0.0], [40.0, 20.0]]), "channels": lambda: 3},
     ),
     "BERT": (methods.BERT, {"vocab_size": lambda: 50, "mask_id": lambda: 49}),
+    "NextSentence": (methods.NextSentence, {"encoder": words}),
+    "SentenceOrder": (methods.SentenceOrder, {"encoder": words}),
+    "SkipThought": (methods.SkipThought, {"encoder": words}),
+    "QuickThoughts": (methods.QuickThoughts, {"encoder": words}),
+    "GPT": (methods.GPT, {"vocab_size": lambda: 50}),
+    "T5": (methods.T5, {"vocab_size": lambda: 50, "eos_id": lambda: 1}),
     "VisionTransformer": (VisionTransformer, {}),
 }
 SMALL = {
@@ -145,6 +155,8 @@ GIVEN = {
     "clips": torch.rand(4, 6, 3, 4, 4),
     "tokens": TOKENS,
     "input_ids": TOKENS,
+    "first": TOKENS,
+    "second": TOKENS.flip(0),
     "attention_mask": torch.ones_like(TOKENS),
 }
 OPTIONAL = {"noise": torch.rand(4, 4), "ids": torch.arange(4), "image_id": torch.arange(4), "text_id": torch.arange(4)}

@@ -72,7 +72,11 @@ def build(config: BERTSettings, data: "SentenceData") -> nn.Module:
     bert = BERT(mask + 1, mask_id=mask, special_ids=special, width=96, length=length, probability=config.mask_ratio)
     if config.task in ANSWERS:
         return ANSWERS[config.task](bert, mlm_weight=config.mlm_weight)
-    return NEIGHBOURS[config.task](bert) if config.task in NEIGHBOURS else bert
+    if config.task == "mlm":
+        return bert
+    for unused in (*bert.head.parameters(), bert.bias):
+        unused.requires_grad_(False)
+    return NEIGHBOURS[config.task](bert)
 
 
 def tokens_alone(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -22,7 +22,7 @@ class GPTSettings(TrainConfig):
     method: str = "gpt"
     data: Text = "sentences"
     epochs: int = 4
-    batch_size: int = 32
+    batch_size: int = 16
     lr: LearningRate = 2e-3
 
 

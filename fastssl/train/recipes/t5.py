@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class T5Settings(TrainConfig):
     method: str = "t5"
     data: Text = "sentences"
-    epochs: int = 8
-    batch_size: int = 64
+    epochs: int = 5
+    batch_size: int = 16
     lr: LearningRate = 2e-3
     mask_ratio: Annotated[float, Option("share of the tokens that is cut out", above=0, most=0.9)] = 0.15
     mean_span: Annotated[float, Option("mean number of tokens of a span", least=1, most=LENGTH)] = 3.0
