@@ -85,8 +85,12 @@ class TextEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def init_weights(self) -> None:
+    def init_weights(self, small: bool = False) -> None:
+        """Linear layers from Xavier's distribution, or ``small``: all weights from N(0, 0.02^2), as GPT-2's."""
         self.apply(init_linear)
+        for part in self.modules() if small else ():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=0.02)
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
 

@@ -3,7 +3,8 @@
     h = norm(block_K( .. block_1(E[x] + P))), place t looks at places up to t      loss = mean over t of -log softmax(E h_t)_x_t+1
 
 x (N, L) tokens, E (V, D) the tokens' embeddings, which are the output's weights too, P (length, D) learned positions. The blocks
-are pre-norm as GPT-2's. The logits (N L, V) are never held at once where torch has its linear cross-entropy.
+are pre-norm, and all weights start from N(0, 0.02^2), as GPT-2's. The logits (N L, V) are never held at once where torch has its
+linear cross-entropy.
 """
 
 import torch
@@ -40,7 +41,7 @@ class GPT(TextEncoder):
     def __init__(self, vocab_size: int, *, pad_id: int = 0, width: int = 128, depth: int = 2, heads: int = 4, length: int = 64):
         super().__init__(vocab_size, pad_id, width, depth, heads, length)
         self.norm_pre = nn.Identity()
-        self.init_weights()
+        self.init_weights(small=True)
 
     def looked_at(self, mask: Tensor) -> Tensor:
         """mask (N, L) bool -> (N, 1, L, L): each place looks at the tokens up to itself, and always at itself."""

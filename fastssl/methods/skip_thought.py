@@ -65,11 +65,12 @@ class SkipThought(Neighbours):
 
     def __init__(self, encoder: TextEncoder):
         super().__init__(encoder)
+        self.norm = nn.LayerNorm(self.feature_dim)
         self.before, self.after = (nn.GRU(2 * self.feature_dim, self.feature_dim, batch_first=True) for _ in range(2))
 
     def states(self, decoder: nn.Module, vectors: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """vectors (N, D), ids (N, L) of their neighbours -> states (N (L - 1), D), and the words behind them, or ``IGNORED``."""
-        words = self.encoder.tokens(ids[:, :-1])
+        words = self.norm(self.encoder.tokens(ids[:, :-1]))
         hidden, _ = decoder(torch.cat([words, vectors[:, None].expand_as(words)], 2))
         labels = ids.masked_fill(ids == self.encoder.pad_id, IGNORED)[:, 1:]
         return hidden.flatten(0, 1), labels.flatten()

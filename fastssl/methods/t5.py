@@ -92,8 +92,8 @@ class T5(TextEncoder):
         self.eos_id, self.density, self.mean_span = eos_id, density, mean_span
         self.decoder_positions = nn.Parameter(torch.empty(length + 1, width))
         self.decoder = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
-        self.decoder_norm = nn.LayerNorm(width)
-        self.init_weights()
+        self.norm_pre, self.decoder_norm = nn.Identity(), nn.LayerNorm(width)
+        self.init_weights(small=True)
         nn.init.normal_(self.decoder_positions, std=0.02)
 
     def corrupt(

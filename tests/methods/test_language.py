@@ -123,7 +123,7 @@ def test_skip_thought_is_the_cross_entropy_of_both_neighbours():
     for decoder, vectors, ids in ((method.after, z[0], second), (method.before, z[1], first)):
         for vector, row in zip(vectors, ids, strict=True):
             words = row[row != 0]
-            given = torch.cat([method.encoder.tokens(words[:-1]), vector.expand(len(words) - 1, -1)], 1)
+            given = torch.cat([method.norm(method.encoder.tokens(words[:-1])), vector.expand(len(words) - 1, -1)], 1)
             logits = decoder(given[None])[0][0] @ method.encoder.tokens.weight.T
             losses.append(F.cross_entropy(logits, words[1:], reduction="none"))
     assert_same(method(first, second), torch.cat(losses).mean(), method)

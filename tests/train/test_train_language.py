@@ -21,26 +21,29 @@ def part_of_text(data, share: int, test_share: int):
     return replace(data, train=every(data.train, share), test=every(data.test, 4 if hasattr(data, "sentences") else 1))
 
 
-# task: method, share of the training rows, least accuracy over that of the commonest answer, settings; the margin is at most half
-# of the least one that five seeds gave
+# task: method, part of the training rows, what it gains at least in two scores, settings: the accuracy over that of the commonest
+# answer, and the recall@10 of a sentence by a third of its words over that of the untrained encoder, None where it falls. What is
+# gained is at most half of the least gain that was seen, over the seeds that docs/text.md names
 TRAINING = {
-    "sop": ("bert", 1, 0.02, {"task": "sop", "epochs": 3, "batch_size": 32, "mlm_weight": 0.0}),
-    "skip_thought": ("bert", 4, 0.02, {"task": "skip_thought", "epochs": 3, "batch_size": 16}),
-    "quick_thoughts": ("bert", 1, 0.004, {"task": "quick_thoughts", "epochs": 3}),
-    "gpt": ("gpt", 4, 0.02, {"epochs": 3, "batch_size": 16}),
-    "t5": ("t5", 2, 0.005, {"epochs": 2, "batch_size": 16}),
+    "skip_thought": ("bert", 4, None, 0.04, {"task": "skip_thought", "epochs": 3, "batch_size": 16}),
+    "quick_thoughts": ("bert", 1, 0.007, None, {"task": "quick_thoughts", "epochs": 3}),
+    "gpt": ("gpt", 4, 0.04, None, {"epochs": 3, "batch_size": 16}),
+    "t5": ("t5", 2, None, None, {"epochs": 2, "batch_size": 16}),
 }
 
 
 @pytest.mark.parametrize("task", of_today(tuple(TRAINING), len(TRAINING)))
 def test_training_answers_questions_about_held_out_text(task):
-    name, share, margin, settings = TRAINING[task]
+    name, share, answers, probe, settings = TRAINING[task]
     found = train_briefly(name, share=share, part=part_of_text, **settings)
-    chance = found.after["unigram" if name == "gpt" else "commonest"]
-    assert found.losses[-1] < 0.98 * found.losses[0]
-    assert found.after["accuracy"] > max(chance, found.before["accuracy"]) + margin
+    before, after = found.before, found.after
+    assert found.losses[-1] < 0.9 * found.losses[0]
+    if answers is not None:
+        assert after["accuracy"] > max(after["unigram" if name == "gpt" else "commonest"], before["accuracy"]) + answers
+    if probe is not None:
+        assert after["part10"] > before["part10"] + probe
     if name == "gpt":
-        assert found.after["perplexity"] < 0.2 * found.before["perplexity"]
+        assert after["perplexity"] < 0.2 * before["perplexity"]
 
 
 def test_bigrams_are_counted_and_smoothed():
