@@ -1,9 +1,11 @@
 """How ``fastssl train t5`` runs T5, scored by the tokens of cut-out spans that it names in held-out documents."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import torch
+from torch import Tensor
 
 from fastssl.masking import span_lengths
 from fastssl.methods import T5
@@ -29,18 +31,22 @@ class T5Settings(TrainConfig):
 
 
 def build(config: T5Settings, data: "StreamData") -> T5:
-    """As many tokens more than the tokeniser has as a row has spans: the sentinels."""
-    from fastssl.train.text import SEP
-
+    """More tokens than the tokeniser has: the end, and as many sentinels as a row has spans."""
     spans = (sum(span_lengths(LENGTH, config.mask_ratio, config.mean_span, eos=False)) - LENGTH) // 2
     return T5(
-        data.vocabulary + spans,
-        eos_id=SEP,
+        data.vocabulary + 1 + spans,
+        eos_id=data.vocabulary,
         width=96,
         length=LENGTH,
         density=config.mask_ratio,
         mean_span=config.mean_span,
     )
+
+
+def span_answers(method: T5, data: "StreamData", device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+    for seed, part in enumerate(data.test.tokens.to(device).split(64)):
+        logits, tokens = method.predict(part, seed=seed)
+        yield logits[:, : data.vocabulary], tokens
 
 
 def scores(
@@ -53,9 +59,11 @@ def scores(
     most: int | None,
     full: bool,
 ) -> dict[str, float]:
-    """The tokens of spans of the test rows, each from those of its span before it; the same spans are cut out each time."""
-    answers = (method.predict(part, seed=seed) for seed, part in enumerate(data.test.tokens.to(device).split(64)))
-    found = answer_accuracy(method, answers, commonest_token(data.train.tokens, [method.eos_id]))
+    """The tokens of spans of the test rows, each from those of its span before it; the same spans are cut out each time.
+
+    Sentinels and end are no answers: that a place has a token of the text is known.
+    """
+    found = answer_accuracy(method, span_answers(method, data, device), commonest_token(data.train.tokens, []))
     return found | retrieval(method, data.sentences, device)
 
 
