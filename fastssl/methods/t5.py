@@ -101,9 +101,14 @@ class T5(TextEncoder):
     ) -> tuple[Tensor, Tensor]:
         """input_ids (N, L) -> inputs (N, Li) and targets (N, Lt); see ``fastssl.masking.corrupt_spans``."""
         check_ids("T5", "input_ids", input_ids, self.vocab_size, len(self.positions) - 1, 2)
-        how = {"density": self.density, "mean_span": self.mean_span}
-        drawn = seed_of("T5", seed, generator, input_ids.device)
-        return corrupt_spans(input_ids, sentinel_start=self.vocab_size - 1, eos_id=self.eos_id, seed=drawn, **how)
+        return corrupt_spans(
+            input_ids,
+            sentinel_start=self.vocab_size - 1,
+            eos_id=self.eos_id,
+            density=self.density,
+            mean_span=self.mean_span,
+            seed=seed_of("T5", seed, generator, input_ids.device),
+        )
 
     def decode(self, memory: Tensor, targets: Tensor) -> Tensor:
         """memory (N, L, width), targets (N, T) -> states (N, T, width), each of the targets before its own."""
