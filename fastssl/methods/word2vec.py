@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastssl.checks import check_choice, check_dense, check_number, check_whole
 from fastssl.functional import word_pairs
+from fastssl.ops._random import check_generator
 
 from ._checks import check_positive, check_widths
 from ._encoder import mean_of_tokens
@@ -90,6 +91,7 @@ class Word2Vec(nn.Module):
     def windows(self, input_ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Texts (N, L) -> words (M,) that were kept, and the words around each (M, 2 window), -1 where there is none."""
         check_ids("Word2Vec", "input_ids", input_ids, len(self.counts), LONGEST)
+        check_generator("Word2Vec", generator, input_ids.device)
         how: dict[str, Any] = {"device": input_ids.device, "generator": generator}
         kept = torch.rand(input_ids.shape, dtype=torch.float64, **how) < self.keep[input_ids]
         words = input_ids.where(kept, -1).gather(1, (~kept).long().argsort(dim=1, stable=True))

@@ -101,6 +101,15 @@ def _sampled_backward(dloss, query, keys, index, *_, out_shape=None) -> int:
     return 2 * index[0] * index[1] * query[1]
 
 
+def _words_forward(inputs, outputs, input_ids, target_ids, *_, out_shape=None) -> int:
+    """Products and pull of each target."""
+    return 4 * target_ids[0] * target_ids[1] * inputs[1]
+
+
+def _words_backward(source, factor, weight, ids, *_, out_shape=None) -> int:
+    return 2 * ids[0] * ids[1] * source[1]
+
+
 FORMULAS = {
     "cka": _cka,
     "gram_difference": _gram_difference,
@@ -120,6 +129,9 @@ FORMULAS = {
     "sigreg_sums": _sigreg_sums,
     "sigreg_bwd": _sigreg_backward,
     "sorted_slices": _sorted_slices,
+    "word_pairs_fwd": _words_forward,
+    "word_pairs_rows": _words_backward,
+    "word_pairs_table": _words_backward,
 }
 
 
