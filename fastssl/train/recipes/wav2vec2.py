@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Wav2Vec2Settings(SoundSettings):
     method: str = "wav2vec2"
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 16
     lr: LearningRate = 2e-3
     temperature: Temperature = 0.1
