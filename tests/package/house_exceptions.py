@@ -59,7 +59,6 @@ NAMES: dict[str, str] = {
     "mask_prob": "an argument of fairseq",
     "once_differentiable": "a decorator of torch.autograd.function",
     "seg_test": "a folder of a data set",
-    "index_add": "an operation of torch, without its underscore",
 }
 
 #: Private words.
