@@ -35,7 +35,13 @@ class Interval:
 
 
 def confidence_interval(values: Sequence[float]) -> Interval:
-    """The mean of at least two values with its 95 % confidence interval by Student's t.
+    """The mean of several values with its 95 % confidence interval by Student's t.
+
+    Args:
+        values: at least two numbers, such as accuracies with different labels.
+
+    Returns:
+        An ``Interval``: its ``mean``, and ``half``, half of the length of the interval around it.
 
     Examples:
         >>> found = confidence_interval([0.5, 0.7])

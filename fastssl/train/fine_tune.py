@@ -135,9 +135,9 @@ def labelled_part(run: TrainedRun, how: FineTuneOptions) -> Any:
     train = run.images.train
     if how.labels_per_class is None:
         return train
-    smallest, most = min((int((train.labels == label).sum()), int(label)) for label in train.labels.unique())
+    smallest, which = min((int((train.labels == label).sum()), int(label)) for label in train.labels.unique())
     if smallest < how.labels_per_class:
-        only = f"class {run.images.class_names[most]} has only {counted(smallest, 'training image')}"
+        only = f"class {run.images.class_names[which]} has only {counted(smallest, 'training image')}"
         raise UsageError(f"--labels-per-class {how.labels_per_class}: {only}")
     return Subset(train, some_of_each(train.labels, how.labels_per_class, torch.Generator().manual_seed(how.seed)).tolist())
 

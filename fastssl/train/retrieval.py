@@ -32,6 +32,14 @@ def ranking(queries: Tensor, bank: Tensor) -> Tensor:
 def retrieval_scores(queries: Half, bank: Half, k: int) -> tuple[float, float]:
     """Precision@k and mean average precision of the queries whose class the bank has.
 
+    Args:
+        queries: features (N, D) and labels (N,) int64.
+        bank: features (M, D) and labels (M,), which are ordered by the cosine with each query.
+        k: number of the nearest rows that precision@k counts, at most M.
+
+    Returns:
+        Precision@k and mean average precision, both in [0, 1].
+
     Examples:
         >>> bank = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), torch.tensor([0, 1, 0])
         >>> precision, average = retrieval_scores((torch.tensor([[1.0, 0.1]]), torch.tensor([0])), bank, k=2)

@@ -82,6 +82,15 @@ def _finished_run(folder: Path) -> dict:
     return {"images": torch.rand(3, 3, 16, 16)}
 
 
+def _fine_tuned_run(folder: Path) -> dict:
+    """RUN: a finished run whose encoder has learned the classes of PATH."""
+    from fastssl.__main__ import main
+
+    found = _finished_run(folder)
+    assert main(["eval", "RUN", "--fine-tune", "1", "--workers", "0"]) == 0
+    return found
+
+
 NEEDS: dict[str, Callable[[Path], dict]] = {
     "a ViTMAE": _vit_mae,
     "classes of MAE and MoCo": _their_classes,
@@ -90,6 +99,7 @@ NEEDS: dict[str, Callable[[Path], dict]] = {
     "accelerate": _trainer,
     "a folder of images": _image_folder,
     "a finished run": _finished_run,
+    "a fine-tuned run": _fine_tuned_run,
 }
 
 
@@ -99,6 +109,10 @@ def _after_the_page_on_drop_ins(names: dict) -> None:
     assert names["MaskedAutoencoderViT"].forward_loss._fastssl is mae.forward_loss
     assert names["MoCo"]._dequeue_and_enqueue is moco.MoCo._dequeue_and_enqueue
     assert library("lightly.models.utils").patchify.__module__.startswith("lightly")
+
+
+def _after_the_page_on_evaluation(names: dict) -> None:
+    assert len(names["named"]) == 3 and set(names["named"]) <= {"dim", "lit"}
 
 
 def _after_the_page_on_data(names: dict) -> None:
@@ -121,5 +135,6 @@ HOLDS: dict[str, Callable[[dict], None]] = {
     "README.md": _after_the_readme,
     "docs/compat.md": _after_the_page_on_drop_ins,
     "docs/data.md": _after_the_page_on_data,
+    "docs/evaluation.md": _after_the_page_on_evaluation,
     "docs/momentum.md": _after_the_page_on_momentum,
 }
