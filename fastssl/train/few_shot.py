@@ -16,7 +16,7 @@ from torch import Tensor
 from fastssl.train import UsageError
 from fastssl.train.downstream import ENCODERS, Half, TrainedRun
 from fastssl.train.evaluate import knn_accuracy, linear_probe_accuracy
-from fastssl.train.progress import say, watched
+from fastssl.train.progress import say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.samples import some_of_each
 from fastssl.train.settings import knn_vote
@@ -98,8 +98,8 @@ def few_shot(run: TrainedRun, labels: Sequence[int] | None, draws: int | None, s
     numbers, draws = numbers_of_labels(labels, classes, run.labelled.class_names), draws or DRAWS
     vote = {"knn_k": 20, "knn_t": 0.1} | knn_vote(run.config)
     rows: dict[int, dict[tuple[str, str], Interval]] = {}
-    jobs = [(number, encoder) for number in numbers for encoder in ENCODERS]
-    for number, encoder in watched(jobs, len(jobs), "probes of few labels"):
+    say(f"kNN and linear probe with {', '.join(map(str, numbers))} labels a class, drawn {draws} times ...")
+    for number, encoder in ((number, encoder) for number in numbers for encoder in ENCODERS):
         chosen = draw_labels(classes.cpu(), number, draws, seed)
         how = vote | {"knn_k": min(vote["knn_k"], number)}
         train, test = run.embeddings[encoder]
