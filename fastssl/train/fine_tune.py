@@ -51,6 +51,8 @@ class FineTuneOptions:
 class Classifier(nn.Module):
     """images (B, C, S, S) -> logits (B, num_classes): the features of a method through a linear layer, with gradients of both.
 
+    The layer learns on standardised features, so that its steps do not depend on their scale (He et al. 2022, appendix A.1).
+
     Args:
         method: has ``embed``, or ``embed_image`` where it also embeds something else.
         num_classes: number of classes.
@@ -67,6 +69,7 @@ class Classifier(nn.Module):
             features = self.features(images)
         if not features.requires_grad:
             raise UsageError(f"--fine-tune: the features of {type(method).__name__} have no gradient")
+        self.norm = nn.BatchNorm1d(features.shape[1], affine=False).to(images.device)
         self.linear = nn.Linear(features.shape[1], num_classes).to(images.device)
 
     def features(self, images: Tensor) -> Tensor:
@@ -74,7 +77,15 @@ class Classifier(nn.Module):
         return encode(images).flatten(1).float()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(self.features(images))
+        return self.linear(self.norm(self.features(images)))
+
+    @torch.no_grad()
+    def on_features(self) -> dict[str, Tensor]:
+        """Weight and bias of the linear layer on the features as they are: with the standardisation of evaluation in it."""
+        mean, var = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and var is not None
+        weight = self.linear.weight / (var + self.norm.eps).sqrt()
+        return {"weight": weight.cpu(), "bias": (self.linear.bias - weight @ mean).cpu()}
 
 
 class FineTuning(pl.LightningModule):
@@ -186,8 +197,7 @@ def state_of(classifier: Classifier, run: TrainedRun, how: FineTuneOptions, accu
     made: dict[str, Any] = {"epochs": how.epochs, "lr": how.lr, "labels_per_class": how.labels_per_class, "seed": how.seed}
     made |= {"data": run.images.name, "class_names": list(run.images.class_names), "accuracy": accuracies}
     weights = {f"method.{name}": value.detach().cpu() for name, value in classifier.method.state_dict().items()}
-    linear = {name: value.detach().cpu() for name, value in classifier.linear.state_dict().items()}
-    state = {"state_dict": weights, "linear": linear, "fastssl": own, "fine_tuned": made}
+    state = {"state_dict": weights, "linear": classifier.on_features(), "fastssl": own, "fine_tuned": made}
     if why := not_finite(state):
         raise UsageError(f"--lr: {why} after the training, which is not saved; try a smaller one")
     return state
