@@ -74,6 +74,23 @@ def test_what_is_refused(grey_run, capsys):
     assert tune(grey_run, "--labels-per-class", "2") == 0 and "the classes of 4 images for 2 epochs" in capsys.readouterr().out
 
 
+def test_the_saved_layer_has_the_standardisation_in_it():
+    from fastssl.train.fine_tune import Classifier
+
+    class Flat(torch.nn.Flatten):
+        def embed(self, images):
+            return 5 * self(images * self.scale) + 3
+
+    method = Flat()
+    method.scale = torch.nn.Parameter(torch.tensor(1.0))
+    classifier = Classifier(method, 3, torch.rand(2, 3, 2, 2))
+    for _ in range(20):
+        classifier(torch.rand(8, 3, 2, 2))
+    classifier.eval()
+    images, layer = torch.rand(5, 3, 2, 2), classifier.on_features()
+    torch.testing.assert_close(method.embed(images) @ layer["weight"].T + layer["bias"], classifier(images), rtol=1e-4, atol=1e-4)
+
+
 def image_methods() -> list[str]:
     from fastssl.train.recipes import RECIPES
     from fastssl.train.recipes._images import ImageSettings
