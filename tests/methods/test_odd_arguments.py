@@ -72,11 +72,18 @@ def words() -> methods.BERT:
     return methods.BERT(50, mask_id=49, width=8, depth=1, heads=2, length=16)
 
 
-TWO_VIEWS = ("SimCLR", "SupCon", "NNCLR", "MoCo", "MoCoV3", "BYOL", "SimSiam", "MeanTeacher", "InstDisc")
+POSITIONAL = ("CMC", "LeJEPA", "MultiFormat")
+TWO_VIEWS = ("SimCLR", "SupCon", "NNCLR", "MoCo", "MoCoV3", "BYOL", "SimSiam", "MeanTeacher", "InstDisc", "COLA")
 TWO_VIEWS += ("BarlowTwins", "VICReg", "DeepCluster", "EntropyMinimization", "FixMatch", "NoisyStudent", "TrackTriplets")
 MADE = {name: (getattr(methods, name), {"backbone": tiny}) for name in TWO_VIEWS} | {
     "CMC": (CMC, {"backbones": lambda: [tiny(), tiny()]}),
     "CPC": (CPC, {"backbone": tiny}),
+    "MultiFormat": (methods.MultiFormat, {"wave_encoder": tiny, "spectrogram_encoder": tiny}),
+    "AudioMAE": (
+        methods.AudioMAE,
+        {"backbone": lambda: VisionTransformer(8, 4, 16, 1, 2), "front_end": nn.Identity, "mask_ratio": lambda: 0.5},
+    ),
+    "LogMel": (methods.LogMel, {}),
     "CLIP": (CLIP, {"image_encoder": tiny, "text_encoder": Text}),
     "SigLIP": (SigLIP, {"image_encoder": tiny, "text_encoder": Text}),
     "SimCSE": (SimCSE, {"encoder": Text, "hidden_dim": lambda: 8}),
@@ -202,10 +209,12 @@ LARGE = (
 
 def call_of(name: str, method: nn.Module) -> dict:
     images = IMAGE if name in LARGE else VIEW
-    if name in ("CMC", "LeJEPA"):
+    if name in POSITIONAL:
         return {"view0": VIEW, "view1": VIEW.flip(3)}
     clips = torch.rand(4, 6, 3, 8, 8) if name in ("NextFrame", "ColorTracking") else GIVEN["clips"]
     every = GIVEN | OPTIONAL | {"clips": clips, "images": images, "generator": torch.Generator().manual_seed(0), "seed": 3}
+    if name in ("AudioMAE", "LogMel"):
+        every["waveforms"] = IMAGE if name == "AudioMAE" else torch.rand(4, 800)
     names = [key for key in inspect.signature(method.forward).parameters if key in every]
     return {key: every[key] for key in names if key not in ("seed", "attention_mask") or name == "SimCSE"}
 
@@ -249,6 +258,7 @@ def test_odd_arguments(name):
         fits = isinstance(given[argument], torch.Tensor) and rng.random() < 0.8
         given[argument] = rng.choice(CHANGES)(given[argument]) if fits else rng.choice(ODD)
         words = {"view0": "view", "view1": "view", "x": "sequences", "images": "images"}.get(argument, argument)
+        words = "images" if (name, argument) == ("AudioMAE", "waveforms") else words  # the spectrograms
         method.train(rng.random() < 0.5)
-        positional = list(given.values()) if name in ("CMC", "LeJEPA") else []
+        positional = list(given.values()) if name in POSITIONAL else []
         serve(name, words, lambda p=positional, g=given: method(*p, **({} if p else g)), method)

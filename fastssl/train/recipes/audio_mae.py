@@ -26,9 +26,10 @@ class AudioMAESettings(SoundSettings):
     method: str = "audio_mae"
     backbone: str = "vit"  # the only one there is
     epochs: int = 12
+    batch_size: int = 32
     lr: LearningRate = 1.5e-3
     knn_every: int = 4
-    mask_ratio: MaskRatio = 0.8
+    mask_ratio: MaskRatio = 0.6
     decoder_dim: Annotated[int, Option("width of the decoder, a multiple of 4", least=4)] = 64
     decoder_depth: Annotated[int, Option("blocks of the decoder", least=0)] = 2
 
