@@ -11,25 +11,26 @@ NEW = ("cola", "multi_format", "audio_mae", "cpc_sound")
 
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 
-# method: epochs, every which sound, the task's score, its least value, least gain of the linear probe on held-out voices
+# method: epochs, every which clip, the task's score, its least value, the score of the features, its least gain over the untrained
+# encoder's, on voices that were not heard; least values and gains are at most half of the least that five seeds gave
 TRAINING = {
-    "cola": (5, 1, "pairs", 0.1, 0.1),
-    "multi_format": (4, 1, "pairs", 0.05, 0.1),
-    "cpc_sound": (2, 2, "found", 0.001, 0.05),
+    "cola": (5, 2, "pairs", 0.07, "probe", 0.06),
+    "multi_format": (4, 1, "pairs", 0.04, "knn", 0.06),
+    "cpc_sound": (3, 1, "found", 0.002, "probe", 0.1),
 }
 
 
 @pytest.mark.parametrize("name", of_today(NEW, len(NEW)))
 def test_training_beats_the_untrained_encoder(name):
     if name == "audio_mae":  # on these words its features are no better than the untrained ones (docs/audio.md)
-        found = train_briefly(name, epochs=6, share=1, part=part_of_sounds)
-        assert found.after["error"] < 0.95 * found.after["fill"] < found.before["error"]
+        found = train_briefly(name, epochs=5, share=1, test_share=1, part=part_of_sounds)
+        assert found.after["error"] < 0.9 * found.after["fill"] < found.before["error"]
         return
-    epochs, share, score, least, gain = TRAINING[name]
-    found = train_briefly(name, epochs=epochs, share=share, test_share=1, part=part_of_sounds, full=True)
-    assert found.after[score] > least > 2 * found.before[score]
-    assert found.after["probe"] > found.before["probe"] + gain
-    assert found.after["knn"] > found.before["knn"]
+    epochs, share, score, least, of_features, gain = TRAINING[name]
+    full = of_features == "probe"
+    found = train_briefly(name, epochs=epochs, share=share, test_share=1, part=part_of_sounds, full=full)
+    assert found.after[score] > least > found.before[score]
+    assert found.after[of_features] > found.before[of_features] + gain
 
 
 OPTIONS = {
