@@ -13,7 +13,6 @@ from fastssl.methods import (
     BYOL,
     CLIP,
     CMC,
-    COLA,
     CPC,
     NNCLR,
     BarlowTwins,
@@ -142,7 +141,6 @@ METHODS = {
     "vicreg": lambda e: VICReg(e, projection_dim=8),
     "lejepa": lambda e: LeJEPA(e, projection_dim=8, slices=8),
     "cmc": lambda e: CMC([e, copy.deepcopy(e)]),
-    "cola": lambda e: COLA(e, projection_dim=8),
 }
 
 
