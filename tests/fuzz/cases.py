@@ -1,6 +1,6 @@
 """Every public function of ``fastssl.functional`` and ``fastssl.masking``, and the schedules of ``fastssl.momentum``."""
 
-from . import crops, distillation, latents, losses, masking, momentum, redundancy, sketched
+from . import crops, distillation, latents, losses, masking, momentum, redundancy, sketched, words
 
 CASES = [
     *crops.CASES,
@@ -11,4 +11,5 @@ CASES = [
     *momentum.CASES,
     *redundancy.CASES,
     *sketched.CASES,
+    *words.CASES,
 ]

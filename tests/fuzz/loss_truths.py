@@ -391,13 +391,3 @@ def uniformity(x, t=2.0):
     d = between(wide(x)[:, None], wide(x)[None], "squared")
     s = -number(t, d) * d
     return torch.logsumexp(s[all_but_self(len(x))], 0) - math.log(len(x) * (len(x) - 1))
-
-
-def word_pairs(inputs, outputs, input_ids, target_ids, negative_ids, sparse=True, reduction="mean"):
-    ids = input_ids if input_ids.ndim == 2 else input_ids[:, None]
-    there = (ids >= 0).to(inputs.dtype)[..., None]
-    h = (inputs[ids.clamp_min(0)] * there).sum(1) / there.sum(1).clamp_min(1)
-    positive = F.softplus(-(h * outputs[target_ids]).sum(1))
-    noise = F.softplus((h[:, None] * outputs[negative_ids.clamp_min(0)]).sum(2))
-    loss = positive + noise.where(negative_ids >= 0, 0.0).sum(1)
-    return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]

@@ -326,20 +326,6 @@ def _uniformity(m: Maker) -> dict:
     return {"x": m.leaf(m.choice((2, 9)), m.choice((1, 4))), "t": _scalar(m, 0.5, 2.0)}
 
 
-def _words(m: Maker) -> dict:
-    width, pairs, words = m.choice((1, 5, 17)), m.choice((1, 6)), m.choice((2, 9))
-    shape = m.choice(((pairs,), (pairs, 1), (pairs, 3)))
-    return {
-        "inputs": m.leaf(words, width),
-        "outputs": m.leaf(words, width),
-        "input_ids": m.integers(-1 if len(shape) == 2 else 0, words, *shape),
-        "target_ids": m.integers(0, words, pairs),
-        "negative_ids": m.integers(-1, words, pairs, m.choice((1, 4))),
-        "sparse": False,
-        "reduction": m.choice(("mean", "sum", "none")),
-    }
-
-
 CASES = [
     Case("nt_xent", functional.nt_xent, _views, truths.nt_xent),
     Case("dcl", functional.dcl, _dcl, truths.dcl, through=("weight_fn",), rough=("temperature: denormals",)),
@@ -373,7 +359,6 @@ CASES = [
     Case("nce", functional.nce, _nce, truths.nce),
     Case("nce_log_z", functional.nce_log_z, _nce_log_z, truths.nce_log_z),
     Case("negative_sampling", functional.negative_sampling, _sampling, truths.negative_sampling),
-    Case("word_pairs", functional.word_pairs, _words, truths.word_pairs),
     Case("sampled_info_nce", functional.sampled_info_nce, _sampled_info_nce, truths.sampled_info_nce),
     Case("soft_nearest_neighbor", functional.soft_nearest_neighbor, _soft_nearest, truths.soft_nearest_neighbor),
     Case("alignment", functional.alignment, _alignment, truths.alignment),
