@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class ExemplarSettings(ViewSettings):
     method: str = "exemplar"
-    epochs: int = 12
+    epochs: int = 10
     batch_size: int = 64
     lr: LearningRate = 2e-3
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class PIRLSettings(ViewSettings):
     method: str = "pirl"
-    epochs: int = 8
+    epochs: int = 7
     batch_size: int = 128
     lr: LearningRate = 2e-3
     temperature: Temperature = 0.1

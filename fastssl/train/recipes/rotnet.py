@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class RotNetSettings(PatchSettings):
     method: str = "rotnet"
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 32
     lr: LearningRate = 2e-3
-    knn_every: int = 4
+    knn_every: int = 3
     min_scale: float = 0.8
 
 
