@@ -106,8 +106,9 @@ def gradients_of(name: str) -> set[str]:
     recipe = RECIPES[name]
     config = recipe.settings()
     data = recipe.load(config)
-    classifier = Classifier(recipe.build(config, data), 2, torch.rand(2, 3, 32, 32))
-    classifier(torch.rand(4, 3, 32, 32)).square().sum().backward()
+    images = torch.rand(4, 3, data.image_size, data.image_size)
+    classifier = Classifier(recipe.build(config, data), 2, images[:2])
+    classifier(images).square().sum().backward()
     return {key for key, value in classifier.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0}
 
 
