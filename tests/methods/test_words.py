@@ -65,6 +65,19 @@ def test_losses_and_gradients_are_those_of_the_formula(columns, sparse):
             assert gradient.is_coalesced() and gradient.indices()[0].tolist() == sorted({*ids.flatten().tolist()} - {-1})
 
 
+def test_the_number_of_threads_changes_no_bit():
+    gen = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randint(0, 40, shape, generator=gen)  # noqa: E731
+    tables = [torch.randn(40, 64, generator=gen, requires_grad=True) for _ in range(2)]
+    ids, found = (draw(700), draw(700), draw(700, 5)), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        loss = word_pairs(*tables, *ids)
+        found.append([loss.detach(), *(gradient.values() for gradient in torch.autograd.grad(loss, tables))])
+    torch.set_num_threads(1)
+    assert all(torch.equal(*pair) for pair in zip(*(part[1:] for part in found), strict=True))
+
+
 def test_a_table_may_be_both_inputs_and_outputs():
     table = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
     ids = torch.arange(4), torch.arange(4, 8), torch.arange(4, 12).view(4, 2)
