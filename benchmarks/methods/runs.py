@@ -19,7 +19,7 @@ FOLDER = "methods"  # in the folder of a machine's results
 
 
 def file_of(command: list[str]) -> str:
-    """``["bert", "--task", "nsp"]`` -> ``bert-task-nsp.json``."""
+    """The name of a result file: that of ``["bert", "--task", "nsp"]`` begins with bert-task-nsp."""
     return re.sub(r"[^a-z0-9_]+", "-", " ".join(command).lower()).strip("-") + ".json"
 
 
