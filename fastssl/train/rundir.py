@@ -20,7 +20,17 @@ except ImportError:  # no POSIX: no lock
 LOCK, LOCK_BEGINS = ".lock", "process "
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "last.partial")
 FINE_TUNED = ("fine_tuned.ckpt", "fine_tuned.partial")
-DRAWN = ("curves.png", "map.png", "reconstruction.png", "next_frames.png", "colour_tracking.png", "few_shot.png", "retrieval.png")
+DRAWN = (
+    "curves.png",
+    "map.png",
+    "reconstruction.png",
+    "attention.png",
+    "clusters.png",
+    "answers.png",
+    "colours.png",
+    "completions.png",
+)
+DRAWN += ("next_frames.png", "colour_tracking.png", "spectrograms.png", "few_shot.png", "retrieval.png")
 OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, "error.txt", "csv", "tensorboard")
 EARLIER = re.compile(r"earlier-\d+")
 

@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """Folders as they are: splits, levels, hidden entries, labels that do not match; runs on 16 bits and on six bands."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -349,3 +350,11 @@ def test_built_in_backbones_of_other_channels(name):
     for channels in (1, 13):
         encoder = build_backbone(name, 32, channels).eval()
         assert encoder(torch.rand(2, channels, 32, 32)).shape == (2, encoder.num_features)
+
+
+def test_every_picture_of_a_run_is_known_as_one():
+    """What a new run in the folder sets aside, and what is no image of a data set there."""
+    from fastssl.train.rundir import DRAWN
+
+    sources = "".join(path.read_text() for path in (Path(__file__).resolve().parents[2] / "fastssl" / "train").rglob("*.py"))
+    assert set(re.findall(r'\w+ / "(\w+\.png)"', sources)) == set(DRAWN)
