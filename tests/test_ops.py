@@ -153,6 +153,7 @@ EACH_OP = (
     "nt_xent", "info_nce_unpaired", "info_nce_passages", "moco", "clip", "siglip", "gather_tokens", "restore_tokens",
     "embed_visible", "barlow_twins", "cka", "gram_loss", "koleo", "lejepa", "masked_latent", "masked_latent_weighted",
     "patch_loss", "sampled_info_nce", "soft_cross_entropy", "sorted_slices", "swav",
+    "word_pairs",
 )  # fmt: skip
 
 

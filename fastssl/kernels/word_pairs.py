@@ -2,9 +2,16 @@
 
 Forward: a program owns a pair. It reads the rows of its inputs and then each row of ``outputs`` once, which gives its product with
 h and, while the row is in registers, its part of the pull. Rows wider than 4,096 are read twice, a block of columns at a time.
-Backward: torch sorts the ids, and a program owns an id and BD columns. It adds up the places of the id, BE at a time in their
-order: no atomics, same bits each time. The commonest word has the longest row of places, and its program decides the time where a
-batch holds it thousands of times; negatives are drawn by counts to the power 0.75, and subsampling thins the rest.
+Backward: torch sorts the ids, and a program owns an id and BD columns. It adds up the places of the id, PLACES at a time in their
+order: no atomics, same bits each time. Whole tables have a program for each of their rows, so that nothing waits for the host;
+sparse gradients wait for the number of rows that occur.
+
+The commonest word is the work of one program, however many places it has. PLACES of them cost two trips to memory, one after the
+other, about 1 us: 1 / 16 us a place, while the rest of the GPU has long finished. Without subsampling "the" is 6 % of a text: of
+4096 pairs that is 250 places and 16 us, which nobody sees; of 100,000 pairs 0.4 ms, several times the other rows together.
+Subsampling at 1e-4 leaves some 0.5 %, and negatives are drawn by counts to the power 0.75, some 1 %. Parts of long rows, summed
+by a second launch in their order, would end this; no GPU has measured yet whether it is worth the launch.
+An id from the number of rows on gives NaN and reads nothing.
 """
 
 import torch
@@ -20,17 +27,18 @@ PLACES = 16  # of an id that a program adds up at a time
 
 
 @triton.jit
-def _row(table_ptr, id, stride, start, D, BD: tl.constexpr):
-    """(BD,) of a row, in float32, zeros outside and for an id that is left out."""
+def _row(table_ptr, id, rows, stride, start, D, BD: tl.constexpr):
+    """(BD,) of a row, in float32, zeros outside and for an id that is left out; NaN for an id that is no row."""
     dims = start + tl.arange(0, BD)
-    return tl.load(table_ptr + id * stride + dims, mask=(dims < D) & (id >= 0), other=0.0).to(tl.float32)
+    row = tl.load(table_ptr + id * stride + dims, mask=(dims < D) & (id >= 0) & (id < rows), other=0.0).to(tl.float32)
+    return tl.where(id < rows, row, float("nan"))
 
 
 @triton.jit
-def _mean(inputs_ptr, in_ptr, b, C, D, s_in, start, count, BD: tl.constexpr):
+def _mean(inputs_ptr, in_ptr, b, V, C, D, s_in, start, count, BD: tl.constexpr):
     total = tl.zeros((BD,), tl.float32)
     for c in range(0, C):
-        total += _row(inputs_ptr, tl.load(in_ptr + b * C + c), s_in, start, D, BD)
+        total += _row(inputs_ptr, tl.load(in_ptr + b * C + c), V, s_in, start, D, BD)
     return total / count
 
 
@@ -41,9 +49,9 @@ def _softplus(u):
     return tl.where(u != u, u, tl.where(u > 0.0, u, 0.0) + tl.log(1.0 + e)), tl.where(u > 0.0, 1.0, e) / (1.0 + e)
 
 
-@triton.jit(do_not_specialize=["C", "T"])
+@triton.jit(do_not_specialize=["V", "U", "C", "T"])
 def word_pairs_fwd_kernel(
-    inputs_ptr, outputs_ptr, in_ptr, out_ptr, loss_ptr, h_ptr, pull_ptr, slope_ptr, C, T, D, s_in, s_out, WIDE: tl.constexpr,
+    inputs_ptr, outputs_ptr, in_ptr, out_ptr, loss_ptr, h_ptr, pull_ptr, slope_ptr, V, U, C, T, D, s_in, s_out, WIDE: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
     """Pair program_id: loss (B,), h (B, D), pull (B, D), slope (B, T). grid (B,)"""
@@ -53,22 +61,22 @@ def word_pairs_fwd_kernel(
         count += tl.where(tl.load(in_ptr + b * C + c) >= 0, 1.0, 0.0)
     count = tl.maximum(count, 1.0)
     dims = tl.arange(0, BD)
-    h = _mean(inputs_ptr, in_ptr, b, C, D, s_in, 0, count, BD)
+    h = _mean(inputs_ptr, in_ptr, b, V, C, D, s_in, 0, count, BD)
     tl.store(h_ptr + b * D + dims, h, mask=dims < D)
     if WIDE:
         for start in range(BD, D, BD):
-            more = _mean(inputs_ptr, in_ptr, b, C, D, s_in, start, count, BD)
+            more = _mean(inputs_ptr, in_ptr, b, V, C, D, s_in, start, count, BD)
             tl.store(h_ptr + b * D + start + dims, more, mask=start + dims < D)
     loss = 0.0
     pull = tl.zeros((BD,), tl.float32)
     for t in range(0, T):
         id = tl.load(out_ptr + b * T + t)
-        row = _row(outputs_ptr, id, s_out, 0, D, BD)
+        row = _row(outputs_ptr, id, U, s_out, 0, D, BD)
         u = tl.sum(h * row, 0)
         if WIDE:
             for start in range(BD, D, BD):
-                more = _mean(inputs_ptr, in_ptr, b, C, D, s_in, start, count, BD)
-                u += tl.sum(more * _row(outputs_ptr, id, s_out, start, D, BD), 0)
+                more = _mean(inputs_ptr, in_ptr, b, V, C, D, s_in, start, count, BD)
+                u += tl.sum(more * _row(outputs_ptr, id, U, s_out, start, D, BD), 0)
         sign = tl.where(t == 0, -1.0, 1.0)
         term, share = _softplus(sign * u)
         slope = tl.where(id >= 0, sign * share, 0.0)
@@ -79,8 +87,8 @@ def word_pairs_fwd_kernel(
     tl.store(pull_ptr + b * D + dims, pull / count, mask=dims < D)
 
 
-@triton.jit(do_not_specialize=["T"])
-def word_pairs_wide_pull_kernel(outputs_ptr, in_ptr, out_ptr, slope_ptr, pull_ptr, C, T, D, s_out, BD: tl.constexpr):
+@triton.jit(do_not_specialize=["U", "C", "T"])
+def word_pairs_wide_pull_kernel(outputs_ptr, in_ptr, out_ptr, slope_ptr, pull_ptr, U, C, T, D, s_out, BD: tl.constexpr):
     """Columns (1 + program_id(1)) * BD ... of the pull of pair program_id(0). grid (B, D / BD - 1)"""
     b, start = tl.program_id(0).to(tl.int64), (1 + tl.program_id(1)) * BD
     count = 0.0
@@ -88,18 +96,18 @@ def word_pairs_wide_pull_kernel(outputs_ptr, in_ptr, out_ptr, slope_ptr, pull_pt
         count += tl.where(tl.load(in_ptr + b * C + c) >= 0, 1.0, 0.0)
     pull = tl.zeros((BD,), tl.float32)
     for t in range(0, T):
-        pull += tl.load(slope_ptr + b * T + t) * _row(outputs_ptr, tl.load(out_ptr + b * T + t), s_out, start, D, BD)
+        pull += tl.load(slope_ptr + b * T + t) * _row(outputs_ptr, tl.load(out_ptr + b * T + t), U, s_out, start, D, BD)
     dims = start + tl.arange(0, BD)
     tl.store(pull_ptr + b * D + dims, pull / tl.maximum(count, 1.0), mask=dims < D)
 
 
 @triton.jit(do_not_specialize=["T"])
 def word_pairs_sums_kernel(
-    source_ptr, factor_ptr, weight_ptr, place_ptr, begin_ptr, row_ptr, out_ptr, T, D, s_source, PLACES: tl.constexpr,
+    source_ptr, factor_ptr, weight_ptr, place_ptr, begin_ptr, out_ptr, T, D, s_source, PLACES: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
-    """Columns program_id(1) * BD ... of the sum of id number program_id(0), to row ``row`` of out. grid (R, D / BD)"""
-    r = tl.program_id(0)
+    """Columns program_id(1) * BD ... of the sum of row program_id(0). grid (R, D / BD)"""
+    r = tl.program_id(0).to(tl.int64)
     dims = tl.program_id(1) * BD + tl.arange(0, BD)
     total = tl.zeros((BD,), tl.float32)
     last = tl.load(begin_ptr + r + 1)
@@ -113,8 +121,7 @@ def word_pairs_sums_kernel(
         there = (k < last)[:, None] & (dims < D)[None, :]
         rows = tl.load(source_ptr + b[:, None] * s_source + dims[None, :], mask=there, other=0.0)
         total += tl.sum(scale[:, None] * rows, 0)
-    to = out_ptr + tl.load(row_ptr + r) * D + dims
-    tl.store(to, total.to(out_ptr.dtype.element_ty), mask=dims < D)
+    tl.store(out_ptr + r * D + dims, total.to(out_ptr.dtype.element_ty), mask=dims < D)
 
 
 def _dense(t: Tensor) -> Tensor:
@@ -137,37 +144,38 @@ def word_pairs_fwd(inputs: Tensor, outputs: Tensor, input_ids: Tensor, target_id
     bd, warps = _columns(width)
     with on_device(inputs):
         launch(
-            word_pairs_fwd_kernel, (pairs,), inputs, outputs, given, target, loss, h, pull, slope, words, columns, width,
-            inputs.stride(0), outputs.stride(0), WIDE=width > bd, BD=bd, num_warps=warps,
+            word_pairs_fwd_kernel, (pairs,), inputs, outputs, given, target, loss, h, pull, slope, len(inputs),
+            len(outputs), words, columns, width, inputs.stride(0), outputs.stride(0), WIDE=width > bd, BD=bd, num_warps=warps,
         )  # fmt: skip
         if width > bd:
             launch(
-                word_pairs_wide_pull_kernel, (pairs, triton.cdiv(width, bd) - 1), outputs, given, target, slope, pull, words,
-                columns, width, outputs.stride(0), BD=bd, num_warps=warps,
+                word_pairs_wide_pull_kernel, (pairs, triton.cdiv(width, bd) - 1), outputs, given, target, slope, pull,
+                len(outputs), words, columns, width, outputs.stride(0), BD=bd, num_warps=warps,
             )  # fmt: skip
     return loss, h, pull, slope
 
 
-def _places(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The ids that occur (R,), rising; the places of each, one id after the other; where those of each begin (R + 1,)."""
-    flat = ids.flatten()
-    known, place = flat.sort(stable=True)
+def _rows_between(ids: Tensor, table: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids in [0, table) that occur (R,), rising; the places of ids, one id after the other; where those of each begin (R + 1,)."""
+    known, place = ids.flatten().sort(stable=True)
     rows, counts = known.unique_consecutive(return_counts=True)
     begin = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    left_out = (rows < 0).sum()
-    return rows[left_out:], place, begin[left_out:]
+    first, last = (int(n) for n in torch.searchsorted(rows, torch.tensor([0, table], device=rows.device)))
+    return rows[first:last], place, begin[first : last + 1]
 
 
-def _write_sums(source: Tensor, factor: Tensor | None, weight: Tensor, columns: int, out: Tensor, places: tuple) -> None:
-    rows, place, begin, to = places
+def _write_sums(
+    source: Tensor, factor: Tensor | None, weight: Tensor, columns: int, place: Tensor, begin: Tensor, out: Tensor
+) -> None:
+    """Row r of out (R, D) is the sum over the places ``place[begin[r]] ... place[begin[r + 1] - 1]``."""
     source, width = _dense(source), source.shape[1]
     bd = min(triton.next_power_of_2(width), 128)
-    if not len(rows):
+    if not len(out):
         return
     with on_device(source):
         launch(
-            word_pairs_sums_kernel, (len(rows), triton.cdiv(width, bd)), source, None if factor is None else factor.contiguous(),
-            weight.to(torch.float32).contiguous(), place, begin, to, out, columns, width, source.stride(0), PLACES=PLACES, BD=bd,
+            word_pairs_sums_kernel, (len(out), triton.cdiv(width, bd)), source, None if factor is None else factor.contiguous(),
+            weight.to(torch.float32).contiguous(), place, begin, out, columns, width, source.stride(0), PLACES=PLACES, BD=bd,
             num_warps=max(1, PLACES * bd // 512),
         )  # fmt: skip
 
@@ -176,16 +184,16 @@ def word_pairs_rows(
     source: Tensor, factor: Tensor | None, weight: Tensor, ids: Tensor, table: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """source (B, D), factor (B, T), weight (B,), ids (B, T) -> the ids that occur, rising, (R,), and the sums of each (R, D)."""
-    rows, place, begin = _places(ids)
+    rows, place, begin = _rows_between(ids, table)
     (out,) = new(source, dtype, (len(rows), source.shape[1]))
-    to = torch.arange(len(rows), device=rows.device)
-    _write_sums(source, factor, weight, ids.shape[1], out, (rows, place, begin, to))
+    _write_sums(source, factor, weight, ids.shape[1], place, begin, out)
     return rows, out
 
 
 def word_pairs_table(source: Tensor, factor: Tensor | None, weight: Tensor, ids: Tensor, table: int, dtype: torch.dtype) -> Tensor:
     """The same sums as a whole table (table, D), with zeros in the rows that do not occur."""
-    rows, place, begin = _places(ids)
-    out = torch.zeros(table, source.shape[1], dtype=dtype, device=source.device)
-    _write_sums(source, factor, weight, ids.shape[1], out, (rows, place, begin, rows))
+    known, place = ids.flatten().sort(stable=True)
+    begin = torch.searchsorted(known, torch.arange(table + 1, device=known.device))
+    (out,) = new(source, dtype, (table, source.shape[1]))
+    _write_sums(source, factor, weight, ids.shape[1], place, begin, out)
     return out

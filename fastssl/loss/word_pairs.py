@@ -38,7 +38,8 @@ def word_pairs(
 
     Returns:
         The loss, float32 (float64 for float64), summed over target and negatives; a scalar unless ``reduction="none"``. Memory
-        O(B D + B K) and the gradients. Differentiable once. With ``sparse`` a compiled graph breaks here.
+        O(B D + B K) and the gradients. On a GPU an id that
+        is no row gives NaN. Differentiable once. With ``sparse`` a compiled graph breaks here.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device or reduction, or an id that is no row.
@@ -63,25 +64,23 @@ def word_pairs(
         raise ValueError(f"{op}: outputs must be (U, {inputs.shape[1]}), as wide as inputs, got {tuple(outputs.shape)}")
     check_like(op, "outputs", outputs, "inputs", inputs)
     check_dense(op, "input_ids", input_ids, "an integer tensor (B,) or (B, C)")
-    shape = tuple(input_ids.shape)
-    if len(shape) not in (1, 2) or 0 in shape:
-        raise ValueError(f"{op}: input_ids must have shape (B,) or (B, C), got {shape}")
-    pairs = shape[0]
-    _check_ids(op, "input_ids", input_ids, shape, "inputs", inputs, -1 if len(shape) == 2 else 0)
-    _check_ids(op, "target_ids", target_ids, (pairs,), "outputs", outputs, 0)
-    _check_ids(op, "negative_ids", negative_ids, (pairs, None), "outputs", outputs, -1)
+    if input_ids.dim() not in (1, 2) or 0 in input_ids.shape:
+        raise ValueError(f"{op}: input_ids must have shape (B,) or (B, C), got {tuple(input_ids.shape)}")
+    pairs, several = input_ids.shape[0], input_ids.dim() == 2
+    _check_ids(op, "input_ids", input_ids, pairs, "({}, C)" if several else "({},)", "inputs", inputs, -1 if several else 0)
+    _check_ids(op, "target_ids", target_ids, pairs, "({},)", "outputs", outputs, 0)
+    _check_ids(op, "negative_ids", negative_ids, pairs, "({}, K)", "outputs", outputs, -1)
     targets = torch.cat([target_ids.long()[:, None], negative_ids.long()], dim=1)
     return reduce_rows(pair_losses(inputs, outputs, input_ids.long().view(pairs, -1), targets, bool(sparse)), reduction)
 
 
-def _check_ids(op: str, name: str, ids: Tensor, shape: tuple, table_name: str, table: Tensor, low: int) -> None:
-    """Integers of a shape, in which None stands for any size from 1 on, that are rows of the table; or -1 where ``low`` is."""
-    wanted = f"({', '.join('K' if size is None else str(size) for size in shape)}{',' * (len(shape) == 1)})"
-    check_dense(op, name, ids, f"an integer tensor {wanted}")
+def _check_ids(op: str, name: str, ids: Tensor, pairs: int, shape: str, table_name: str, table: Tensor, low: int) -> None:
+    """Integers of a shape such as "({}, K)", with a row for each pair, that are rows of the table; or -1 where ``low`` is."""
+    check_dense(op, name, ids, f"an integer tensor {shape}", pairs)
     if ids.dtype not in INTEGERS:
-        raise TypeError(f"{op}: {name} must be an integer tensor {wanted}, got {ids.dtype}")
-    if ids.dim() != len(shape) or 0 in ids.shape or any(w not in (None, n) for w, n in zip(shape, ids.shape, strict=True)):
-        raise ValueError(f"{op}: {name} must have shape {wanted}, got {tuple(ids.shape)}")
+        raise TypeError(f"{op}: {name} must be an integer tensor {shape.format(pairs)}, got {ids.dtype}")
+    if ids.dim() != (1 if shape == "({},)" else 2) or ids.shape[0] != pairs or 0 in ids.shape:
+        raise ValueError(f"{op}: {name} must have shape {shape.format(pairs)}, got {tuple(ids.shape)}")
     check_same_device(op, name, ids, table_name, table)
     if readable(ids):
         least, most = (int(t) for t in ids.aminmax())

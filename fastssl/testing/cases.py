@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastssl import functional
 
-from . import contrastive, crops, distillation, inputs, latents, masking, redundancy, sampled, similarities, sketched
+from . import contrastive, crops, distillation, inputs, latents, masking, redundancy, sampled, similarities, sketched, words
 from .inputs import in_seven_bits
 
 
@@ -255,6 +255,16 @@ CASES = {
             sampled.with_index(_F.sampled_info_nce),
             sampled.with_index(sampled.sampled_info_nce),
             flops=lambda s: 6 * s[0] * (1 + len(sampled.SHIFTS)) * s[2],
+            bytes=lambda s, itemsize: 2 * (s[0] + s[1]) * s[2] * itemsize,
+            shapes=((1, 1, 3), (5, 3, 2), (64, 64, 32), (130, 257, 33)),
+            logits=5.0,
+        ),
+        OpCase(
+            "word_pairs",
+            words.tables,
+            words.with_ids(partial(_F.word_pairs, sparse=False)),
+            words.with_ids(words.word_pairs),
+            flops=lambda s: (6 + 4 * len(words.SHIFTS)) * s[0] * s[2],
             bytes=lambda s, itemsize: 2 * (s[0] + s[1]) * s[2] * itemsize,
             shapes=((1, 1, 3), (5, 3, 2), (64, 64, 32), (130, 257, 33)),
             logits=5.0,

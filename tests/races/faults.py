@@ -106,6 +106,21 @@ def _sampled(monkeypatch, module: ModuleType):
     return module.sampled_info_nce_bwd(torch.ones(5), *given, lse, cosines, 1e-8), dquery
 
 
+def _words(monkeypatch, module: ModuleType):
+    """Five pairs over six words; the last target is no row, and the row 5 is that of no id."""
+    tables, given = torch.randn(2, 6, 24), torch.arange(10).view(5, 2) % 5
+    targets = torch.arange(15).view(5, 3) % 5
+    targets[4, 2] = 700
+    loss, h, _, slope = module.word_pairs_fwd(*tables, given, targets)
+    return module.word_pairs_table(h, slope, torch.ones(5), targets, 6, torch.float32), loss
+
+
+def _adam(monkeypatch, module: ModuleType):
+    table = torch.zeros(3, 6, 24)
+    module.sparse_adam_(*table, torch.tensor([1, 2, 5]), torch.ones(3, 24), 0.1, 0.9, 0.99, 1e-8)
+    return table
+
+
 def _chunks(monkeypatch, chunked: ModuleType):
     n, ids = 5, torch.arange(5)
     new = lambda *shape: torch.empty(*shape)  # noqa: E731
@@ -221,6 +236,18 @@ FAULTS = {
     "a gradient of one sampled row too many": Fault(
         "sampled_info_nce", _sampled, "combine_kernel, (len(keys), ", "combine_kernel, (len(keys) + 1, ",
         "oob_read", "sampled_info_nce_combine_kernel", "tl.load(start_ptr + r",
+    ),
+    "a word that is no row": Fault(
+        "word_pairs", _words, "mask=(dims < D) & (id >= 0) & (id < rows)", "mask=(dims < D) & (id >= 0)",
+        "oob_read", "word_pairs_fwd_kernel", "tl.load(table_ptr + id",
+    ),
+    "a gradient of one word too many": Fault(
+        "word_pairs", _words, "word_pairs_sums_kernel, (len(out), ", "word_pairs_sums_kernel, (len(out) + 1, ",
+        "oob_read", "word_pairs_sums_kernel", "tl.load(begin_ptr + r + 1)",
+    ),
+    "a row of Adam without its mask": Fault(
+        "sparse_adam", _adam, "rows = tl.load(row_ptr + places, mask=inside, other=0)", "rows = tl.load(row_ptr + places)",
+        "oob_read", "sparse_adam_kernel", "tl.load(row_ptr + places)",
     ),
     "a grid with one program too many, which reads": Fault(
         "similarity_chunked", _chunks, "chunk_rows_kernel[(s.shape[0],)]", "chunk_rows_kernel[(s.shape[0] + 1,)]",

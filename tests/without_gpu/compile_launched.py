@@ -11,7 +11,7 @@ import sys
 import torch
 from triton.runtime import JITFunction
 
-from fastssl.kernels import koleo, masked_latent, sampled_info_nce, sinkhorn, soft_cross_entropy
+from fastssl.kernels import koleo, masked_latent, sampled_info_nce, sinkhorn, soft_cross_entropy, sparse_adam, word_pairs
 from fastssl.testing.compile import offline
 
 from .compile import TARGET, families, verdict
@@ -95,6 +95,22 @@ def sampled(queries, keys, width, drawn=100, dtype=BF16):
     return call
 
 
+def words(width, inputs=1, targets=6, dtype=BF16):
+    """Losses of 4096 pairs, whole and sparse gradients of both tables, and a step of Adam on the rows of one."""
+    tables = [new(50_000, width, dtype=dtype) for _ in range(2)]
+    ids = [torch.arange(4096 * n).view(4096, n) for n in (inputs, targets)]
+
+    def call():
+        loss, h, pull, slope = word_pairs.word_pairs_fwd(*tables, *ids)
+        word_pairs.word_pairs_table(h, slope, loss, ids[1], 50_000, dtype)
+        rows, values = word_pairs.word_pairs_rows(pull, None, loss, ids[0], 50_000, dtype)
+        sparse_adam.sparse_adam_(
+            tables[0], *(new(50_000, width, dtype=dtype) for _ in range(2)), rows, values, 0.1, 0.9, 0.99, 1e-8
+        )
+
+    return call
+
+
 #: Calls whose launches are compiled, and those that are compiled with --all alone.
 CALLS = {
     "iBOT": rows(4915, 65536, bias=1, weight=True),
@@ -113,6 +129,7 @@ CALLS = {
     "I-JEPA": latents(128, 196, 1280, "l1"),
     "KoLeo": neighbours(256, 1024),
     "wav2vec 2.0": sampled(2100, 2100, 256),
+    "word2vec": words(304),
 }
 MORE = {
     "loss": rows(4915, 65536, bias=1, gradient=False),
@@ -141,10 +158,14 @@ MORE = {
     "wide sampled": sampled(64, 64, 4096),
     "odd sampled": sampled(33, 7, 1001, 3, F32),
     "odd wide sampled": sampled(9, 5, 5001, 3),
+    "CBOW in float32": words(128, inputs=10, dtype=F32),
+    "wide words": words(8192, inputs=2, targets=3),
+    "odd words": words(100, inputs=3),
+    "odd wide words": words(5001, targets=2, dtype=F32),
 }
 #: Calls whose rows do not begin at multiples of 16 bytes.
 UNEVEN = {"odd", "ones", "odd Sinkhorn", "scale float32", "odd latents", "odd wide latents", "one latent"}
-UNEVEN |= {"odd KoLeo", "odd wide KoLeo", "odd sampled", "odd wide sampled"}
+UNEVEN |= {"odd KoLeo", "odd wide KoLeo", "odd sampled", "odd wide sampled", "odd words", "odd wide words"}
 
 
 def cases(everything: bool) -> list[bool]:

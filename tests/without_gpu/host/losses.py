@@ -35,12 +35,15 @@ from fastssl.kernels import (
     similarity_cross,
     similarity_limited,
     softplus_sum,
+    sparse_adam,
     unit_columns,
+    word_pairs,
 )
 from fastssl.kernels.host import device, launch
 from fastssl.kernels.host.device import DeviceProperties
 from fastssl.kernels.tiles import plan, terms
 from fastssl.kernels.tiles.config import TileConfig
+from fastssl.optim import SparseAdam
 from fastssl.testing.cases import CASES
 from fastssl.testing.compile import disassembly, resources, serialised
 from tests.support.rotation import of_today
@@ -114,6 +117,8 @@ def _serve_the_cpu() -> torch.library.Library:
         (sampled_info_nce, ("sampled_info_nce_fwd", "sampled_info_nce_bwd")),
         (sigreg, ("sigreg_sums", "sigreg_loss", "sigreg_bwd")),
         (unit_columns, ("unit_columns",)),
+        (word_pairs, ("word_pairs_fwd", "word_pairs_rows", "word_pairs_table")),
+        (sparse_adam, ("sparse_adam_",)),
     ):
         for name in names:
             library.impl(name, getattr(module, name), "CPU", allow_override=True)
@@ -177,6 +182,8 @@ STEPS = [
     ("koleo", (9, 5000), F16),
     ("sampled_info_nce", (70, 90, 256), BF16),
     ("sampled_info_nce", (9, 4, 3000), F16),
+    ("word_pairs", (70, 90, 300), BF16),
+    ("word_pairs", (9, 4, 5000), F16),
     ("sigreg", (600, 128), F16),
     ("lejepa", (60, 40), F32),
 ]
@@ -191,6 +198,21 @@ def test_a_step_compiles_without_faults_and_other_values_compile_nothing(name, s
     assert launched and _faulty(before) == []
     built = len(BUILT)
     assert train(CASES[name], shape, dtype, seed=1) == launched and BUILT[built:] == []
+
+
+@pytest.mark.parametrize("width", [100, 300])
+def test_a_step_of_sparse_adam(width):
+    """The number of the step and of its rows is no constant of the kernel. The stub runs nothing, so the values stay."""
+    table = torch.zeros(50, width, requires_grad=True)
+    optimizer = SparseAdam([table], 0.1)
+    built = []
+    for rows in (7, 12, 1):
+        table.grad = torch.sparse_coo_tensor(torch.arange(rows)[None], torch.ones(rows, width), table.shape, is_coalesced=True)
+        LAUNCHES.clear()
+        built.append(len(BUILT))
+        optimizer.step()
+        assert [name for name, _ in LAUNCHES] == ["sparse_adam_kernel"]
+    assert _faulty(built[0]) == [] and built[1] == len(BUILT)
 
 
 def test_tf32(tf32):
@@ -254,5 +276,6 @@ def test_every_kernel_is_launched_by_some_step(tf32):
     steps = [*STEPS, ("nt_xent", (16, 8), F32)]
     launched = {name for case, shape, dtype in steps for name, _ in train(CASES[case], shape, dtype)}
     asked_for = {"similarity_narrow_bwd_kernel"}  # by a tuned table alone: test_the_specialised_backward
+    asked_for |= {"sparse_adam_kernel"}  # by test_a_step_of_sparse_adam
     mine = [module for module in KERNELS if module.__name__.rpartition(".")[2] not in ELSEWHERE]
     assert launched == set().union(*map(_kernels_of, mine)) - asked_for

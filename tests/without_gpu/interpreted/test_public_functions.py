@@ -18,6 +18,7 @@ import fastssl.ops.similarity_limited as limited_op
 import fastssl.ops.soft_cross_entropy as soft_op
 import fastssl.ops.softplus_sum as softplus_op
 import fastssl.ops.unit_columns as columns_op
+import fastssl.ops.word_pairs as words_op
 from fastssl.kernels import normalize as normalize_kernels
 from fastssl.kernels import softplus_sum as softplus_kernels
 from fastssl.ops._register import launcher
@@ -45,6 +46,8 @@ def triton_ops(monkeypatch):
         monkeypatch.setattr(soft_op, op, launcher("soft_cross_entropy", f"soft_cross_entropy{op}"))
     for op in ("_rows", "_fwd", "_bwd"):
         monkeypatch.setattr(koleo_op, op, launcher("koleo", f"koleo{op}"))
+    for op in ("_fwd", "_table"):
+        monkeypatch.setattr(words_op, op, launcher("word_pairs", f"word_pairs{op}"))
     for op in ("sums", "loss", "bwd"):
         monkeypatch.setattr(sigreg_loss, f"sigreg_{op}", launcher("sigreg", f"sigreg_{op}"))
     monkeypatch.setattr(columns_op, "_unit_columns", launcher("unit_columns", "unit_columns"))
@@ -53,7 +56,7 @@ def triton_ops(monkeypatch):
 
 SMALL = {"similarity_symmetric": (30, 30, 24), "similarity_two_sided": (20, 37, 33), "similarity_one_pass": (21, 37, 24)}
 SMALL |= {"similarity_cross": (20, 37, 33), "similarity_limited": (20, 37, 33), "sigmoid_pair": (20, 37, 33)}
-SMALL |= {"sampled_info_nce": (9, 12, 33)}
+SMALL |= {"sampled_info_nce": (9, 12, 33), "word_pairs": (9, 12, 33)}
 NOT_TRITON = ("gather_tokens", "restore_tokens", "embed_visible", "patch_loss", "sorted_slices")  # CUDA C++, or plain PyTorch
 SMALL |= {name: (17, 20) for name in CASES if name not in SMALL and not name.startswith(NOT_TRITON)} | {"dcl": (9, 12)}
 

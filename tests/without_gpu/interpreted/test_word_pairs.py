@@ -67,3 +67,16 @@ def test_a_step_of_adam_on_some_rows(width, dtype):
     for name, *three in zip(("param", "exp_avg", "exp_avg_sq"), found, plain, truth, strict=True):
         assert_no_worse(name, *three, dtype)
     assert torch.equal(found[0][[0, 2, 3]], state[0][[0, 2, 3]])
+
+
+def test_an_id_that_is_no_row_gives_nan_and_reads_nothing():
+    given = arguments(5, 20, 4, 2, 3, F32)
+    right, weight = kernels.word_pairs_fwd(*given), torch.ones(4)
+    for wrong, place in ((given[2].clone(), 2), (given[3].clone(), 3)):
+        wrong[1, 1] = 5  # the first beyond the table
+        found = kernels.word_pairs_fwd(*given[:2], *(wrong if k == place else given[k] for k in (2, 3)))
+        assert found[0].isnan().tolist() == [False, True, False, False] and found[2][1].isnan().all()
+        assert all(torch.equal(mine[[0, 2, 3]], plain[[0, 2, 3]]) for mine, plain in zip(found, right, strict=True))
+        rows, values = kernels.word_pairs_rows(found[1], None, weight, wrong, 5, F32)
+        assert rows.tolist() == sorted(set(wrong.flatten().tolist()) - {-1, 5}) and len(values) == len(rows)
+        assert kernels.word_pairs_table(found[1], None, weight, wrong, 5, F32).shape == (5, 20)
