@@ -93,7 +93,14 @@ def features_of(
 
     ``name``, ``of`` and ``given`` are what the method is called and calls the encoder and its inputs.
     """
-    features = pooled(ask(backbone, f"{name}: the {of}", given, inputs), len(inputs), name, of)
+    return of_width(ask(backbone, f"{name}: the {of}", given, inputs), inputs, feature_dim, name, of, given)
+
+
+def of_width(
+    output: Any, inputs: Tensor, feature_dim: int, name: str, of: str = "backbone", given: str = "images or views"
+) -> Tensor:
+    """What an encoder returned for inputs (N, ...) -> features (N, feature_dim), refused where they have another width."""
+    features = pooled(output, len(inputs), name, of)
     if features.shape[1] != feature_dim:
         width, wanted = features.shape[1], f"feature_dim={feature_dim}" if of == "backbone" else feature_dim
         advice = f", pass feature_dim={width} for such {given}" if of == "backbone" else ""

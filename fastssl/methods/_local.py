@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ._checks import check_widths
 from ._common import PlainMethod, ProjectionHead
-from ._encoder import pooled
+from ._encoder import of_width
 from ._maps import map_widths, with_maps
 
 
@@ -40,6 +40,6 @@ class LocalMethod(PlainMethod):
             The global ones (N, D), and for each layer those of its P = h w places (N, P, D).
         """
         output, maps = with_maps(self.backbone, images, self.layers, type(self).__name__)
-        features = pooled(output, len(images), type(self).__name__)
+        features = of_width(output, images, self.feature_dim, type(self).__name__, given="images")
         places = [head(part).flatten(2).transpose(1, 2) for head, part in zip(self.local_heads, maps, strict=True)]
         return self.global_head(features), places

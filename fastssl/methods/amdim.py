@@ -35,9 +35,10 @@ def clipped_nce(antecedent: Tensor, places: Tensor, clip: float, penalty: float)
         right = clip * torch.tanh((own @ a[:, :, None]).squeeze(2) / clip)
         return (softplus(others[:, None] - right).mean(1),)
 
-    (losses,) = map_rows(rows, (a, torch.arange(n, device=a.device), c), (c,), n * count)
-    c = c.flatten(0, 1)
-    squares = ((a.T @ a) * (c.T @ c)).sum() / (n * n * count)
+    with torch.autocast(a.device.type, enabled=False):  # scores and their sums in float32
+        (losses,) = map_rows(rows, (a, torch.arange(n, device=a.device), c), (c,), n * count)
+        c = c.flatten(0, 1)
+        squares = ((a.T @ a) * (c.T @ c)).sum() / (n * n * count)
     return losses.mean() + penalty * squares
 
 
@@ -53,8 +54,8 @@ class AMDIM(LocalMethod):
             also compared with itself.
         feature_dim: width of the features. By default a probe finds it.
         projection_dim: width D in which pictures and places are compared.
-        clip: where the tanh ends the scores, above 0.
-        penalty: weight of the mean squared score, at least 0.
+        clip: where the tanh ends the scores, above 0; 20 in the authors' trainings.
+        penalty: weight of the mean squared score, at least 0; 0.04 in the authors' code.
 
     With several processes, the places of the images of the same process are the negatives.
 
@@ -78,7 +79,7 @@ class AMDIM(LocalMethod):
         feature_dim: int | None = None,
         *,
         projection_dim: int = 128,
-        clip: float = 10.0,
+        clip: float = 20.0,
         penalty: float = 0.04,
     ):
         check_positive("AMDIM", clip=clip)
