@@ -238,7 +238,8 @@ def restore_method(checkpoint: dict, data: Any, path: Path) -> nn.Module:
     method, weights = build_method(config_of(checkpoint), data), method_weights(checkpoint)
     for name, tensor in (*method.named_buffers(), *method.named_parameters()):
         there = None if "backbone" in name or "_encoder" in name else weights.get(name)
-        if there is not None and tensor.ndim == there.ndim and sum(map(int.__ne__, tensor.shape, there.shape)) == 1:
+        most = 1 if isinstance(tensor, nn.Parameter) else 2  # a buffer may have a row for each sample and a column for each class
+        if there is not None and tensor.ndim == there.ndim and 1 <= sum(map(int.__ne__, tensor.shape, there.shape)) <= most:
             tensor.data = torch.empty_like(there)  # a bank or queue by the size of the data, a classifier of its classes
     check_weights(method, checkpoint, path)
     method.load_state_dict(weights)

@@ -82,8 +82,9 @@ def row_of(run: Path, checkpoint: dict) -> tuple[Kind, Row]:
         for row, spent in zip(rows, seconds, strict=True)
         if row.get(score) is not None
     ]
-    last: dict[str, Any] = next((row for row in reversed(rows) if score in row), {})
-    names = [name for name in (*recipe.scores, *recipe.watch) if name in last and name != score and name not in WATCH]
+    others = [name for name in (*recipe.scores, *recipe.watch) if name != score and name not in WATCH]
+    last: dict[str, Any] = next((row for row in reversed(rows) if score in row or any(name in row for name in others)), {})
+    names = [name for name in others if name in last]
     vote = {name: value for name, value in knn_vote(config).items() if name in rows[0]}
     same = score != "knn" or all(rows[0][name] == value for name, value in vote.items())
     return kind, Row(

@@ -46,16 +46,14 @@ def named_share(method: Any, data: Any, views: Any, *, device: torch.device | st
 
     Args:
         method: an ``Exemplar``.
-        data: the data set that it was made for, whose training batches say which samples they hold.
+        data: the data set that it learned from, whose training batches say which samples they hold.
         views: what ``TwoViews`` is.
         device: where the method is.
         workers: processes that read images.
 
     Returns:
-        ``solved``, in [0, 1], of at most ``MOST_NAMED`` images; {} where none can be read, or for other data.
+        ``solved``, in [0, 1], of at most ``MOST_NAMED`` images; {} where none can be read.
     """
-    if method.classifier.out_features != len(data.train):
-        return {}
     right, count = 0, 0
     with evaluating(method), torch.random.fork_rng([torch.device(device)] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(0)

@@ -105,6 +105,18 @@ def test_methods_of_clips_stand_beside_those_of_the_photographs_that_both_are_sc
     assert heading_of(kind, rows) == "weighted kNN, k=20, accuracy on test images; photos, clips, 32 x 32"
 
 
+def test_scores_of_the_task_are_shown_of_images_without_classes(tmp_path):
+    from fastssl.train.compare import row_of
+
+    run = write_run(tmp_path / "run", "rotnet")
+    checkpoint = torch.load(run / "last.ckpt")
+    for row in checkpoint["fastssl"]["history"]:
+        row.pop("knn", None)
+    checkpoint["fastssl"]["history"][3]["solved"] = 0.5
+    _, found = row_of(run, checkpoint)
+    assert found.last is None and found.scores == {"solved": 0.5}
+
+
 def test_names_tell_runs_of_one_method_apart(tmp_path):
     from fastssl.train.compare import names_of, row_of
 

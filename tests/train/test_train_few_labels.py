@@ -109,3 +109,23 @@ def test_supcon_learns_from_group_keys(tmp_path, capsys, monkeypatch):
     assert "patients.csv has no row for" in capsys.readouterr().err
     write_patients(images, [(name, name) for name, _ in patients(images)])
     assert main(["train", *options]) == 2 and "has one image, so there are no positives" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["noisy_student", "exemplar"])
+def test_what_a_run_holds_for_its_images_does_not_hinder_scores_on_others(name, tmp_path, capsys):
+    """Pseudo-labels and classes of images: other data have other numbers of both. Only what is of all data is scored."""
+    from fastssl.__main__ import main
+
+    own, other = tmp_path / "images", tmp_path / "other"
+    for folder in (own, other):
+        write_grey_classes(folder)
+    for i in range(3):  # a third class in fewer images
+        (other / "third").mkdir(exist_ok=True)
+        (other / "dark" / f"{i}.png").rename(other / "third" / f"{i}.png")
+    options = [name, "--image-size", "12", "--batch-size", "8", "--epochs", "1", "--map", "none", "--workers", "0"]
+    assert main(["train", *options, "--data", f"folder:{own}", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "named" in said or "its classifier" in said
+    assert main(["eval", str(tmp_path / "run"), "--data", f"folder:{other}", "--map", "none", "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "3 classes" in said and "linear probe" in said and "named" not in said and "its classifier" not in said

@@ -40,6 +40,8 @@ def exemplar_scores(
     from fastssl.train.pretext import named_share
 
     scores = image_scores(method, data, config, device=device, workers=workers, most=most, full=full)
+    if data.name != config.data:  # its classes are other images
+        return scores
     return scores | named_share(method, data, two_views(config, data), device=device, workers=workers)
 
 
