@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastssl.checks import check_share
+from fastssl.checks import check_dense, check_float_dtype, check_share
 from fastssl.functional import soft_cross_entropy
 
 from ._checks import check_positive, check_widths
@@ -52,7 +52,7 @@ class ColourMethod(nn.Module):
 
     def colour_loss(self, logits: Tensor, lab: Tensor) -> Tensor:
         """logits (N, 313, h, w), Lab (N, 3, H, W) -> the weighted mean of the cross-entropies of all cells."""
-        target, weight = self.colours.encode(self.cells(lab))
+        target, weight = self.colours.encode(self.cells(lab.detach()))  # what is asked for is a constant
         rows = logits.permute(0, 2, 3, 1).reshape(len(target), -1)
         return soft_cross_entropy(rows, target, student_temperature=1.0, teacher_temperature=None, weight=weight)
 
@@ -73,7 +73,18 @@ class ColourMethod(nn.Module):
 
         Args:
             counts: (313,) float, the sum of ``count`` over the training images.
+
+        Raises:
+            TypeError: counts that are not floating.
+            ValueError: counts of another shape, below 0, not finite, or all 0. Nothing changes then.
         """
+        op = f"{self.name}.set_frequencies"
+        check_dense(op, "counts", counts, f"a tensor ({len(self.colours)},)")
+        check_float_dtype(op, "counts", counts)
+        if counts.shape != (len(self.colours),):
+            raise ValueError(f"{op}: counts must have shape ({len(self.colours)},), got {tuple(counts.shape)}")
+        if not (counts.isfinite() & (counts >= 0)).all() or not counts.any():
+            raise ValueError(f"{op}: counts must be finite, at least 0 and not all 0, got {counts.min()} to {counts.max()}")
         self.colours.set_frequencies(counts)
 
     @torch.no_grad()

@@ -54,7 +54,10 @@ def class_decoder(
     A score is for a cell of ``stride`` pixels, or for a place of the maps where these are finer.
     """
     width, height, _ = map_shape(name, backbone, shape, argument)
-    times = max(0, (shape[1] // (stride * height)).bit_length() - 1)
+    scale = shape[1] // height
+    if stride < scale and stride & (stride - 1):
+        raise ValueError(f"{name}: stride must be a power of 2 or at least the {scale} pixels of a place of the maps, got {stride}")
+    times = max(0, (scale // stride).bit_length() - 1)
     layers, width = doublings(width, times)
     return nn.Sequential(*layers, nn.Conv2d(width, classes, 1)), height << times
 
@@ -67,6 +70,11 @@ def with_maps(backbone: nn.Module, images: Tensor, layers: Sequence[str], name: 
             hook = backbone.get_submodule(layer).register_forward_hook(lambda *given, layer=layer: seen.update({layer: given[2]}))
             hooks.callback(hook.remove)
         output = ask(backbone, f"{name}: the backbone", "images", images)
+    if missing := [layer for layer in layers if layer not in seen]:
+        raise ValueError(
+            f"{name}: layer {missing[0]!r} of the backbone was not called, or is in a compiled graph that calls no hooks; compile "
+            f"the method in place of its backbone"
+        )
     return output, [seen[layer] for layer in layers]
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastssl.checks import check_whole
+
 PART = 1 << 16  # pixels whose distances are there at once
 
 
@@ -19,8 +21,12 @@ def nearest_centres(pixels: Tensor, centres: Tensor) -> Tensor:
 def pixel_centres(pixels: Tensor, count: int, iterations: int, seed: int) -> Tensor:
     """Lloyd's algorithm from ``count`` of the pixels (M, C), different ones where there are as many -> centres (count, C).
 
-    A centre that no pixel is nearest to stays where it is.
+    A centre that no pixel is nearest to stays where it is. Raises for what ``ImageGPT.fit_palette`` may be given wrongly.
     """
+    check_whole("ImageGPT", "iterations", iterations, 0)
+    check_whole("ImageGPT", "seed", seed, 0, 2**63)
+    if not pixels.isfinite().all():
+        raise ValueError("ImageGPT: images must be finite for a palette of their colours, got NaN or infinite pixels")
     known = pixels.unique(dim=0)
     known = known if len(known) >= count else pixels
     chosen = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:count]

@@ -3,7 +3,8 @@
     p = softmax(classifier(backbone(image)))
     loss = cross-entropy of the labelled rows + w mean over all rows of -sum_c p_c log p_c
 
-The boundary between the classes then runs where there are few images.
+The boundary between the classes then runs where there are few images. The paper leaves the labelled rows out of the mean, of
+which a classifier that has learned them is sure anyway.
 """
 
 import torch

@@ -10,6 +10,7 @@ from fastssl.functional import info_nce
 from fastssl.loss.parts import row_blocks
 from fastssl.methods import AMDIM, DIM, Colorization, ImageGPT, SplitBrain
 from fastssl.methods._lab import ColourBins, ab_bins, lab_to_rgb, rgb_to_lab
+from fastssl.methods.amdim import clipped_nce
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -278,6 +279,22 @@ def test_amdim_is_its_equation(block, monkeypatch):
     torch.testing.assert_close(found, torch.autograd.grad(want, tuple(method.parameters())))
 
 
+def test_scores_of_amdim_are_float32_under_autocast():
+    a, c = torch.randn(4, 8), torch.randn(4, 5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = clipped_nce(a, c, 5.0, 0.1)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), amdim_loss(a.double(), c.double(), 5.0, 0.1), rtol=1e-5, atol=0)
+
+
+def test_an_encoder_whose_layer_calls_no_hook_is_named():
+    """A compiled encoder is asked by a probe with hooks, and calls none in the graph that it has then."""
+    method = DIM(Deep(), "1", projection_dim=4)
+    method.backbone.forward = lambda images: images.flatten(1)[:, :6]
+    with pytest.raises(ValueError, match=r"DIM: layer '1' of the backbone was not called, .* compile the method"):
+        method(torch.rand(3, 3, 8, 8))
+
+
 def test_layers_are_found_by_their_names_and_nothing_stays_behind():
     backbone = Deep()
     method = AMDIM(backbone, ("1", "3"), projection_dim=4)
@@ -310,6 +327,15 @@ def test_gradients_reach_all_parameters_and_the_state_returns(name):
     first = method.eval()(x)
     torch.manual_seed(4)
     assert torch.equal(first, other.eval()(x)) and torch.equal(method.embed(x), other.embed(x))
+
+
+@pytest.mark.parametrize("name", ["colorization", "split_brain"])
+def test_images_may_have_a_gradient(name):
+    """As those of a checkpointed method: what is asked for is a constant, what the encoders see is not."""
+    make, given = MAKERS[name]
+    images = given().requires_grad_()
+    make()(images).backward()
+    assert images.grad.isfinite().all() and images.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -349,6 +375,17 @@ REFUSED = [
     (lambda: Colorization(Maps(), 8)(torch.rand(2, 3, 16, 16)), ValueError, r"Colorization: images .* \(N, 3, 8, 8\)"),
     (lambda: Colorization(Maps(), 8)(torch.rand(2, 1, 8, 8)), ValueError, r"Colorization: images .* \(N, 3, 8, 8\)"),
     (lambda: Colorization(Maps(), 8)(torch.rand(2, 3, 8, 8).double()), TypeError, "Colorization: images"),
+    (lambda: Colorization(Maps(), 8, stride=3), ValueError, "Colorization: stride must be a power of 2 or at least the 4 pixels"),
+    (lambda: Colorization(Maps(), 8).set_frequencies(torch.zeros(313)), ValueError, "set_frequencies: counts must be .* not all 0"),
+    (lambda: Colorization(Maps(), 8).set_frequencies(-torch.ones(313)), ValueError, "set_frequencies: counts must be finite, at l"),
+    (
+        lambda: Colorization(Maps(), 8).set_frequencies(torch.ones(5)),
+        ValueError,
+        r"frequencies: counts must have shape \(313,\)",
+    ),
+    (lambda: DIM(Deep(), "1", feature_dim=7)(torch.rand(2, 3, 8, 8)), ValueError, "DIM: the backbone gives 6 features, expected"),
+    (lambda: gpt().fit_palette(torch.rand(2, 3, 4, 4) / 0), ValueError, "ImageGPT: images must be finite"),
+    (lambda: gpt().fit_palette(torch.rand(2, 3, 4, 4), iterations=1.5), TypeError, "ImageGPT: iterations"),
 ]
 
 

@@ -81,5 +81,7 @@ def test_the_options_of_the_methods(capsys):
         ("relative_position --backbone vit", "--backbone vit: takes no parts of 10 x 10 pixels of images of --image-size 32"),
         ("relative_position --channels 1 --chroma drop", "--chroma drop: must be none where the images have not 3 channels"),
         ("jigsaw --num-permutations 1", "--num-permutations"),
+        ("jigsaw --backbone vit --image-size 24", "--backbone vit: takes no parts of 6 x 6 pixels of images of --image-size 24"),
+        ("image_gpt --feature-layer 3", "--feature-layer: must be below --depth, 3, got 3"),
     ):
         assert main(["train", *line.split()]) == 2 and words in capsys.readouterr().err

@@ -58,12 +58,14 @@ def part_encoder(config: FolderSettings, data: "ImageData", size: int, *, whole:
     from fastssl.train.backbones import build_backbone
     from fastssl.train.evaluate import evaluating
 
-    side = data.image_size if whole else size
-    encoder = build_backbone(config.backbone, side, data.channels, patch_size=config.patch_size, all_sizes=whole)
+    if whole:  # an encoder that does not take them says so itself
+        encoder = build_backbone(config.backbone, data.image_size, data.channels, patch_size=config.patch_size, all_sizes=True)
     try:
+        if not whole:
+            encoder = build_backbone(config.backbone, size, data.channels, patch_size=config.patch_size)
         with torch.no_grad(), evaluating(encoder):
             encoder(torch.zeros(1, data.channels, size, size))
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except (UsageError, RuntimeError, ValueError, AssertionError) as error:
         parts = f"takes no parts of {size} x {size} pixels of images of --image-size {data.image_size}"
         raise UsageError(f"--backbone {config.backbone}: {parts}: {str(error).splitlines()[0]}") from None
     return encoder

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastssl.methods import ImageGPT
+from fastssl.train import UsageError
 from fastssl.train.recipes._images import WATCH, FolderSettings, image_recipe, image_scores, one_view, single_view
 from fastssl.train.recipes._masked import refused_in_options
 from fastssl.train.settings import LearningRate, Option
@@ -32,6 +33,8 @@ class ImageGPTSettings(FolderSettings):
 
 
 def build(config: ImageGPTSettings, data: "ImageData") -> ImageGPT:
+    if config.feature_layer is not None and config.feature_layer >= config.depth:
+        raise UsageError(f"--feature-layer: must be below --depth, {config.depth}, got {config.feature_layer}")
     return refused_in_options(
         ImageGPT,
         data.image_size,
