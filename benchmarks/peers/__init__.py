@@ -40,6 +40,7 @@ NAMES = (
     "mae_repository",
     "dinov2_style",
     "transformers",
+    "dense_gradients",
     "timm",
     "averaged_model",
     "fused",

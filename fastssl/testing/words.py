@@ -49,6 +49,12 @@ def with_ids(call: Callable) -> Callable:
     return run
 
 
+def shares(words: int) -> tuple[Tensor, Tensor]:
+    """How often each word comes, and how often it is drawn as a negative, (V,)."""
+    each = 1.0 / torch.arange(1, words + 1)
+    return each / each.sum(), each**0.75 / (each**0.75).sum()
+
+
 def words_state(shape, dtype=torch.float32, device="cpu", seed=0) -> State:
     """shape (B, K, V, D): inputs, outputs (V, D), input_ids, target_ids (B,), negative_ids (B, K).
 
@@ -57,10 +63,10 @@ def words_state(shape, dtype=torch.float32, device="cpu", seed=0) -> State:
     pairs, drawn, words, width = shape
     generator = torch.Generator().manual_seed(seed)
     vectors = [torch.randn(words, width, generator=generator).mul_(width**-0.25) for _ in range(2)]
-    share = 1.0 / torch.arange(1, words + 1)
+    each, noise = shares(words)
     ids = [
-        torch.multinomial(share**power, n, True, generator=generator)
-        for power, n in ((1, pairs), (1, pairs), (0.75, pairs * drawn))
+        torch.multinomial(share, n, True, generator=generator)
+        for share, n in ((each, pairs), (each, pairs), (noise, pairs * drawn))
     ]
     ids[2] = ids[2].view(pairs, drawn)
     tensors = [t.to(dtype).to(device) for t in vectors] + [t.to(device) for t in ids]
@@ -68,13 +74,13 @@ def words_state(shape, dtype=torch.float32, device="cpu", seed=0) -> State:
 
 
 def training(state: State, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Step:
-    """Loss, backward and step."""
+    """Loss, backward and step; no gradient stays."""
 
     def step():
-        optimizer.zero_grad()
         value = loss()
         value.backward()
         optimizer.step()
+        optimizer.zero_grad()
         state["loss"] = value.detach()
 
     return step
@@ -101,11 +107,12 @@ def eager_words(state: State, lr: float, eps: float) -> Step:
 
 
 def words_bytes(shape: tuple, itemsize: int) -> float:
-    """Each pair reads 2 + K rows, and in the backward the rows h and p again. A row that occurs is written as a gradient, and Adam
-    reads four of its kind and writes three; at most 2 + K rows a pair occur, and no more than are in the tables."""
+    """A row that occurs, by expectation: Adam reads four of its kind and writes three, and its gradient is written. And all ids."""
     pairs, drawn, words, width = shape
-    occur = min(pairs, words) + min(pairs * (1 + drawn), words)
-    return float(itemsize * width * (pairs * (2 + drawn + 4) + 8 * occur) + 8 * pairs * (2 + drawn))
+    each, noise = shares(words)
+    absent = (1 - each) ** pairs
+    occur = float((2 - absent - absent * (1 - noise) ** (pairs * drawn)).sum())
+    return itemsize * width * 8 * occur + 8.0 * pairs * (2 + drawn)
 
 
 WORDS_CASE = UpdateCase(
