@@ -34,6 +34,7 @@ def word_pairs(
         negative_ids: (B, K) integers, rows of ``outputs``. A word of -1 is left out, such as one that equals the target.
         sparse: whether the gradients are sparse: COO tensors of the rows that occur, each once and in rising order, for
             ``fastssl.optim.SparseAdam``, or torch's ``SGD`` without momentum and ``Adagrad``. Otherwise they are whole tables.
+            ``DistributedDataParallel`` takes sparse ones of tables that are the weights of ``nn.Embedding(sparse=True)``.
         reduction: "mean" or "sum" over the pairs, or "none" for the losses (B,).
 
     Returns:
