@@ -60,13 +60,13 @@ def report_corrupt(data: Any) -> None:
 def print_scores(scores: dict[str, float], untrained: dict[str, float], config: TrainConfig) -> None:
     """The recipe's scores of the trained method, and those of the untrained one where they are known."""
     recipe = RECIPES[config.method]
-    say(f"  {recipe.heading:<28}{'untrained' if untrained else '':>10}{'trained':>10}")
-    rows = {name: (label, ".3f") for name, (_, label) in recipe.scores.items()}
-    rows |= {name: (label, form) for name, (_, label, form) in recipe.watch.items()}
+    rows = {name: (label.format(config=config), ".3f") for name, (_, label) in recipe.scores.items() if name in scores}
+    rows |= {name: (label.format(config=config), form) for name, (_, label, form) in recipe.watch.items() if name in scores}
+    width = max(28, *(len(label) for label, _ in rows.values())) if rows else 28
+    say(f"  {recipe.heading:<{width}}{'untrained' if untrained else '':>10}{'trained':>10}")
     for name, (label, form) in rows.items():
-        if name in scores:
-            before = f"{untrained[name]:{form}}" if name in untrained else "-" if untrained else ""
-            say(f"  {label.format(config=config):<28}{before:>10}{scores[name]:>10{form}}")
+        before = f"{untrained[name]:{form}}" if name in untrained else "-" if untrained else ""
+        say(f"  {label:<{width}}{before:>10}{scores[name]:>10{form}}")
 
 
 def untrained_scores(history: list[dict], config: TrainConfig, voters: int) -> dict:
@@ -88,8 +88,9 @@ def draw_all(
     recipe, drawn = RECIPES[config.method], []
     first, (short, _) = next(iter(recipe.scores.items()))
     if any(row["loss"] is not None for row in history):
+        title = f"{short} {recipe.heading}" if recipe.heading.startswith("accuracy") else f"{short}, {recipe.heading}"
         drawn.append(pictures / "curves.png")
-        draw_curves(history, drawn[-1], loss=recipe.loss, score=first, title=f"{short} {recipe.heading}")
+        draw_curves(history, drawn[-1], loss=recipe.loss, score=first, title=title)
     if recipe.draw is not None and (path := recipe.draw(method, data, pictures, device=where["device"])) is not None:
         drawn.append(path)
     points = recipe.points(method, data, **where) if kind != "none" else None
@@ -175,7 +176,7 @@ def fit(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: 
 def announce(config: TrainConfig, data: Any, method: nn.Module, given: dict, found: Found) -> None:
     from fastssl.train.backbones import tokens_line
 
-    say(visible(f"{config.method}, {config.backbone}, on {data.name}: {data.summary()}"))
+    say(visible(f"{', '.join(filter(None, (config.method, config.backbone)))}, on {data.name}: {data.summary()}"))
     if tokens := tokens_line(method):
         say(tokens)
     if getattr(data, "channels", 3) != 3 and getattr(config, "jitter", 0) > 0:
@@ -342,7 +343,7 @@ def evaluate_run(argv: list[str]) -> int:
     if changes and fingerprint(data.train)["classes"] != own["data"].get("train", {}).get("classes"):
         data = replace(data, name=f"{data.name}, changed")  # a classifier knows others
     workers = loader_workers(given.workers, spec)
-    say(visible(f"{path}: {stored.method}, {stored.backbone}, on {data.name}: {data.summary()}"))
+    say(visible(f"{path}: {', '.join(filter(None, (stored.method, stored.backbone)))}, on {data.name}: {data.summary()}"))
     if asked_for(given):
         do_tasks(TrainedRun(path, checkpoint, config, data, device, workers), given)
         report_corrupt(data)

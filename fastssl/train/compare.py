@@ -153,8 +153,12 @@ def print_table(kind: Kind, rows: Sequence[Row]) -> None:
     for row in rows:
         epochs = str(row.epochs) if row.epochs == row.of else f"{row.epochs} of {row.of}"
         time = "-" if row.seconds is None else duration(row.seconds)
-        others = ", ".join(f"{name} {value:.3f}" for name, value in row.scores.items())
-        cells.append((row.run, row.method, row.encoder, row.data, epochs, time, shown(row.first), shown(row.last), others or "-"))
+        recipe = RECIPES[row.method]
+        short = {name: each[0] for name, each in (recipe.scores | recipe.watch).items()}
+        others = ", ".join(f"{short[name]} {value:.3f}" for name, value in row.scores.items())
+        cells.append(
+            (row.run, row.method, row.encoder or "-", row.data, epochs, time, shown(row.first), shown(row.last), others or "-")
+        )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         say(visible("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))

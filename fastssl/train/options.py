@@ -104,7 +104,12 @@ def train_parser(method: str = "simclr") -> Parser:
     """The options that ``method`` takes. Settings default to SUPPRESS: their dataclass has the defaults, and ``--resume`` has to
     know which ones were given."""
     parser, recipe = Parser("fastssl train", description=f"Train an encoder. {negatives_of(method)}"), RECIPES[method]
-    names = f"one of {', '.join(RECIPES)}; METHOD --help lists the options of that method, --help alone those of simclr"
+    kinds = {"photos": "images", "captions": "images with captions", "sentences": "text", "clips": "video", "speech": "sound"}
+    groups: dict[str, list[str]] = {kind: [] for kind in kinds.values()}
+    for name, each in RECIPES.items():
+        groups[kinds[each.settings.data]].append(name)
+    listed = "; ".join(f"of {kind}: {', '.join(names)}" for kind, names in groups.items())
+    names = f"{listed}. METHOD --help lists the options of that method, --help alone those of simclr"
     parser.add_argument("method", type=method_name, metavar="METHOD", help=names)
     own = settings_of(recipe.settings)
     group = parser.add_argument_group(f"settings of {method}")

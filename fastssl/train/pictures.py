@@ -54,7 +54,9 @@ def draw_curves(history: list[dict], path: Path, *, loss: str, score: str, title
             label_ends(axis, ends)
         for axis in axes.flat:
             axis.grid(axis="y", color="0.9")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if len(losses) == 1:
+            loss_axis.set_xticks([losses[0][0]])
         save(figure, path)
 
 

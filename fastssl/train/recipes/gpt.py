@@ -71,7 +71,7 @@ RECIPE = Recipe(
     watch={
         "unigram": ("commonest", "named as the commonest token", ".3f"),
         "bigram": ("bigram", "named by a bigram model", ".3f"),
-        "bigram_perplexity": ("its perplexity", "perplexity of a bigram model", ".1f"),
+        "bigram_perplexity": ("bigram perplexity", "perplexity of a bigram model", ".1f"),
     },
     loss="next token",
     heading="test documents",

@@ -136,11 +136,11 @@ RECIPE = Recipe(
     points=sentence_points,
     scores={
         "told": ("told", "test pairs told from noise"),
-        "reciprocal": ("rank", "1 / rank of the word"),
+        "reciprocal": ("1/rank", "1 / rank of the word"),
         "plural": ("plural", "plural among the ten nearest"),
     },
     watch={
-        "reciprocal": ("rank", "1 / rank of the word", ".3f"),
+        "reciprocal": ("1/rank", "1 / rank of the word", ".3f"),
         "commonest": ("commonest", "1 / rank by how common words are", ".3f"),
         "plural": ("plural", "plural among the ten nearest", ".3f"),
     },
