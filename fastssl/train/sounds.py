@@ -25,6 +25,13 @@ SPEECH_TRAIN, SPEECH_TEST = 32, 10  # voices
 TAKES = 2  # how often each voice speaks each word
 
 
+def random_segments(waveforms: Tensor, samples: int) -> Tensor:
+    """A segment of each of the waveforms (B, S), at a place that torch's generator draws -> (B, samples), samples at most S."""
+    last = waveforms.shape[1] - samples
+    start = torch.randint(0, last + 1, (len(waveforms), 1), device=waveforms.device)
+    return waveforms.gather(1, start + torch.arange(samples, device=waveforms.device))
+
+
 class SoundSamples(Samples):
     """Waveforms (B, S) float32 and their labels (B,) int64, of N sounds in all."""
 

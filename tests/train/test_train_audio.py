@@ -53,7 +53,7 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
 
 
 def test_segments_lie_anywhere_in_their_sound():
-    from fastssl.train.recipes._sounds import random_segments
+    from fastssl.train.sounds import random_segments
 
     sounds = torch.arange(40.0) + 100 * torch.arange(200.0)[:, None]
     segments = random_segments(sounds, 30)

@@ -59,13 +59,6 @@ def whole_sounds(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor]:
     return (batch[0],)
 
 
-def random_segments(waveforms: Tensor, samples: int) -> Tensor:
-    """A segment of each of the waveforms (B, S), at a place that torch's generator draws -> (B, samples), samples at most S."""
-    last = waveforms.shape[1] - samples
-    start = torch.randint(0, last + 1, (len(waveforms), 1), device=waveforms.device)
-    return waveforms.gather(1, start + torch.arange(samples, device=waveforms.device))
-
-
 class Segments(nn.Module):
     """Two random segments of each sound."""
 
@@ -74,6 +67,8 @@ class Segments(nn.Module):
         self.samples = samples
 
     def forward(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        from fastssl.train.sounds import random_segments
+
         return random_segments(waveforms, self.samples), random_segments(waveforms, self.samples)
 
 
