@@ -75,5 +75,5 @@ RECIPE = Recipe(
     },
     loss="next token",
     heading="test documents",
-    unit="rows",
+    unit="rows of text",
 )

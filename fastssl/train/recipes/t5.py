@@ -79,5 +79,5 @@ RECIPE = Recipe(
     watch={"commonest": ("commonest", "named as the commonest token", ".3f")},
     loss="span corruption",
     heading="test documents",
-    unit="rows",
+    unit="rows of text",
 )
