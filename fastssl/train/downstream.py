@@ -50,7 +50,8 @@ class TrainedRun:
     @cached_property
     def images(self) -> Any:
         """``labelled`` where these are images; raises ``UsageError`` where they are something else."""
-        if not all(isinstance(half, ImageSamples) for half in (self.labelled.train, self.labelled.test)):
+        halves = (self.labelled.train, self.labelled.test)
+        if not (hasattr(self.labelled, "image_size") and all(isinstance(half, ImageSamples) for half in halves)):
             raise UsageError(f"RUN {self.path}: {self.learned_from}; fine-tuning and retrieval need images")
         return self.labelled
 

@@ -10,13 +10,23 @@ from PIL import Image
 from torch import Tensor
 
 from fastssl.train import UsageError
-from fastssl.train.layout import shortened
+from fastssl.train.layout import NO_DATA, shortened
 from fastssl.train.read import Misfit, Picture, read_picture
 from fastssl.train.samples import ImageSamples
 
 LOOKED_AT = 64  # files, evenly spaced, that are read before the run, for its first line and its warnings
 THIN = 0.01  # share of the pixel range; pictures whose values fill less of it are nearly of one shade
 NEARLY_BLACK = 4096  # uint16 pictures that stay below it hold 12 bits at most, and would be darker than 1/16
+
+
+def files_below(folder: Path, suffixes: set[str]) -> list[Path]:
+    """Files of these suffixes at any depth of ``folder``, in order, without hidden entries and folders of the systems."""
+
+    def passed_over(inside: Path) -> bool:
+        return any(part.startswith(".") or part.lower() in NO_DATA for part in inside.parts)
+
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(path for path in found if not passed_over(path.relative_to(folder)))
 
 
 class FolderImages(ImageSamples):

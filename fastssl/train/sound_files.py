@@ -6,15 +6,15 @@ a test file. WAV files of whole numbers are read by Python's own ``wave``, all o
 
 import math
 import wave
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastssl.train import UsageError, warn
-from fastssl.train.folder import LOOKED_AT, FolderImages, unread_line, why
+from fastssl.train.folder import LOOKED_AT, FolderImages, files_below, unread_line, why
 from fastssl.train.layout import TEST, TEST_SHARE, TRAIN
 from fastssl.train.read import Misfit, Picture
 
@@ -28,6 +28,15 @@ def fitted(waveforms: Tensor, samples: int) -> Tensor:
     if missing >= 0:
         return torch.nn.functional.pad(waveforms, (missing // 2, missing - missing // 2))
     return waveforms[..., -missing // 2 : -missing // 2 + samples].contiguous()
+
+
+def reader() -> Any:
+    """The module ``soundfile``, or None where it or its library is missing."""
+    try:
+        import soundfile
+    except (ImportError, OSError):
+        return None
+    return soundfile
 
 
 def read_wave(path: Path) -> tuple[np.ndarray, int]:
@@ -68,10 +77,9 @@ def read_sound(path: Path, rate: int) -> Tensor:
             raise wave.Error("no WAV file")
         sound, own = read_wave(path)
     except wave.Error:  # of floats, too
-        if not find_spec("soundfile"):
+        soundfile = reader()
+        if soundfile is None:
             raise Misfit(f"it needs {MISSING}") from None
-        import soundfile
-
         sound, own = soundfile.read(path, dtype="float32", always_2d=True)
     if not len(sound) or not np.isfinite(sound).all():
         raise Misfit("no samples in it" if not len(sound) else "samples that are NaN or infinite")
@@ -111,10 +119,9 @@ def sound_fault(error: Exception) -> str:
 def files_by_class(folder: Path) -> dict[str, list[Path]]:
     """The sound files at any depth of ``folder``, in order, by subfolder, "" for those that lie in none; without hidden ones."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in files_below(folder, SUFFIXES):
         inside = path.relative_to(folder).parts
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not any(part.startswith(".") for part in inside):
-            found.setdefault(inside[0] if len(inside) > 1 else "", []).append(path)
+        found.setdefault(inside[0] if len(inside) > 1 else "", []).append(path)
     return found
 
 
@@ -137,7 +144,7 @@ def sound_folder(root: Path, rate: int, samples: int) -> tuple[FolderSounds, Fol
     """The training and the test half of the sound files below ``root``; warns of those looked at that cannot be read."""
     parts = find_sounds(root)
     others = sorted({file.suffix.lower() for part in parts for files in part.values() for file in files} - {".wav"})
-    if others and not find_spec("soundfile"):
+    if others and reader() is None:
         raise UsageError(f"--data folder:{root}: {' '.join(others)} files need {MISSING}")
     names = tuple(sorted({*parts[0], *parts[1]}))
 

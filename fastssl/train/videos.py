@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastssl.train import UsageError, warn
-from fastssl.train.folder import FolderImages, unread_line, why
+from fastssl.train.folder import FolderImages, files_below, unread_line, why
 from fastssl.train.layout import counted
 from fastssl.train.read import Misfit, Picture, to_square
 
@@ -123,7 +123,7 @@ def video_clips(root: Path, size: int, frames: int) -> tuple[VideoClips, VideoCl
     pyav()
     if not root.is_dir():
         raise UsageError(f"--data folder:{root}: there is no such folder")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = files_below(root, SUFFIXES)
     if not files:
         raise UsageError(f"--data folder:{root}: no video files in it ({', '.join(sorted(SUFFIXES))})")
     lengths, failed = {}, []

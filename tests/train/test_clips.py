@@ -123,6 +123,9 @@ def test_video_files_are_cut_into_clips_by_time(tmp_path, capsys):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_video(tmp_path / name, seconds)
     (tmp_path / "b" / "broken.mp4").write_bytes(b"no video")
+    for name in ("b/._long.mp4", ".cache/a.mp4", "__MACOSX/a.mp4"):  # no data
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "b" / "short.avi").read_bytes())
     whole = (tmp_path / "a" / "long.mp4").read_bytes()
     data = load_clips(f"folder:{tmp_path}", size=16, frames=5)
     assert "1 of 3 videos cannot be used and is skipped: broken.mp4" in capsys.readouterr().err

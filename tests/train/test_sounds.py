@@ -1,6 +1,7 @@
 """Sounds: the synthesised words, and folders of sound files."""
 
 import builtins
+import sys
 import wave
 
 import numpy as np
@@ -123,8 +124,30 @@ def test_a_folder_of_sounds(tmp_path, capsys):
     assert (len(data.train), len(data.test), data.class_names) == (6, 4, ("a",)) and not data.labelled
 
 
+def test_a_run_of_sound_files_retrieves_no_images(tmp_path):
+    from fastssl.train.downstream import TrainedRun
+    from fastssl.train.recipes import RECIPES
+    from fastssl.train.sounds import load_sounds
+
+    for i in range(10):
+        write_tone(tmp_path / "ab"[i % 2] / f"{i}.wav", 300)
+    data = load_sounds(f"folder:{tmp_path}", 8000, 0.25)
+    run = TrainedRun(tmp_path / "last.ckpt", {}, RECIPES["cola"].settings(), data, torch.device("cpu"), 0)
+    assert len(run.labelled.train) == 8
+    with pytest.raises(UsageError, match="is one of cola, which learns from sounds; fine-tuning and retrieval need images"):
+        _ = run.images
+
+
+def test_hidden_spans_that_are_longer_than_the_sounds_are_refused():
+    from fastssl.train.recipes import RECIPES
+    from fastssl.train.sounds import load_sounds
+
+    recipe = RECIPES["wav2vec2"]
+    with pytest.raises(UsageError, match=r"--span 41: --seconds 0\.4 holds only 40 frames of 80 samples"):
+        recipe.build(recipe.settings(seconds=0.4, span=41), load_sounds("speech", 8000, 0.4))
+
+
 def test_what_is_no_data_is_refused_in_words(tmp_path, monkeypatch):
-    from fastssl.train import sound_files
     from fastssl.train.sounds import load_sounds
 
     for spec, words in (
@@ -139,7 +162,7 @@ def test_what_is_no_data_is_refused_in_words(tmp_path, monkeypatch):
         load_sounds("speech", 16000)
     (tmp_path / "a.flac").write_bytes(b"no flac")
     with monkeypatch.context() as patch:
-        patch.setattr(sound_files, "find_spec", lambda name: None)
+        patch.setitem(sys.modules, "soundfile", None)
         with pytest.raises(UsageError, match=r'.flac files need soundfile .*"fastssl\[audio\]"'):
             load_sounds(f"folder:{tmp_path}")
     pytest.importorskip("soundfile")

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from fastssl.methods import Wav2Vec2
+from fastssl.methods import FrameEncoder, Wav2Vec2
+from fastssl.train import UsageError
 from fastssl.train.recipes._images import WATCH
 from fastssl.train.recipes._options import Temperature
 from fastssl.train.recipes._sounds import SoundSettings, sound_recipe, sound_scores
@@ -31,7 +32,13 @@ class Wav2Vec2Settings(SoundSettings):
 def build(config: Wav2Vec2Settings, data: "SoundData") -> Wav2Vec2:
     """About half of the frames are hidden. The noise of the codes cools down within the training."""
     steps = max(1, config.epochs * (len(data.train) // config.batch_size))
+    encoder = FrameEncoder()
+    frames = data.samples // encoder.hop
+    if config.span > frames:
+        raise UsageError(f"--span {config.span}: --seconds {config.seconds:g} holds only {frames} frames of {encoder.hop} samples")
     return Wav2Vec2(
+        encoder,
+        encoder.frame_dim,
         width=96,
         depth=2,
         codes=(2, config.entries),
