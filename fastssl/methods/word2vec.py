@@ -22,7 +22,7 @@ from ._checks import check_positive, check_widths
 from ._encoder import mean_of_tokens
 from ._texts import check_ids, vocabulary_loss
 
-LONGEST = 2**31 - 1
+LONGEST, UNITS = 2**31 - 1, 2**53
 
 
 class Word2Vec(nn.Module):
@@ -52,7 +52,7 @@ class Word2Vec(nn.Module):
     """
 
     counts: Tensor
-    cumulated: Tensor  # of the noise
+    cumulated: Tensor  # of the noise, in units of 1 / UNITS: whole numbers, which no cast of the module rounds
     keep: Tensor
 
     def __init__(
@@ -85,7 +85,7 @@ class Word2Vec(nn.Module):
         counts = counts.detach().double()
         noise, share = torch.where(counts > 0, counts**power, 0.0).cumsum(0), counts / counts.sum()
         self.register_buffer("counts", counts)
-        self.register_buffer("cumulated", noise / noise[-1])
+        self.register_buffer("cumulated", (noise / noise[-1] * UNITS).long())
         self.register_buffer("keep", torch.where(share > 0, (subsample / share).sqrt(), 0.0))
 
     def windows(self, input_ids: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ class Word2Vec(nn.Module):
         if self.objective == "softmax":
             return vocabulary_loss(self.mean_of(given), self.outputs.weight, target)
         uniform = torch.rand(len(target), self.negatives, dtype=torch.float64, device=target.device, generator=generator)
-        drawn = torch.searchsorted(self.cumulated, uniform, right=True)
+        drawn = torch.searchsorted(self.cumulated, (uniform * UNITS).long(), right=True)
         return word_pairs(self.inputs.weight, self.outputs.weight, given, target, drawn.where(drawn != target[:, None], -1))
 
     def mean_of(self, input_ids: Tensor) -> Tensor:
@@ -134,6 +134,7 @@ class Word2Vec(nn.Module):
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Vectors (B, D) of words (B,), or of texts (B, L): the mean over their words."""
+        check_ids("Word2Vec", "input_ids", input_ids if input_ids.ndim > 1 else input_ids[None], len(self.counts), LONGEST)
         if input_ids.ndim == 1:
             return self.inputs(input_ids)
         return mean_of_tokens(self.inputs(input_ids), self.counts[input_ids] > 0 if attention_mask is None else attention_mask)

@@ -161,6 +161,13 @@ def test_predictions_and_neighbours():
     torch.testing.assert_close(method.embed(torch.tensor([[3, 7, 0]]))[0], 1.5 * method.embed(torch.tensor([3]))[0])
 
 
+def test_the_noise_is_the_same_in_every_dtype_of_the_module():
+    """In bfloat16 a distribution over 5000 words would have a few hundred steps."""
+    method = Word2Vec(torch.ones(5000), 4)
+    assert torch.equal(method.to(torch.bfloat16).cumulated, Word2Vec(torch.ones(5000), 4).cumulated)
+    assert method.cumulated.diff().amin() > 0
+
+
 def tables(*shapes) -> list[torch.Tensor]:
     return [torch.zeros(shape) for shape in shapes]
 
@@ -178,6 +185,8 @@ REFUSALS = [
     (lambda: made()(texts().float()), TypeError, "input_ids must be int64"),
     (lambda: made()(texts()[0]), ValueError, r"input_ids must have shape \(N, L\)"),
     (lambda: made()(texts() + V), ValueError, r"input_ids must be in \[0, 12\)"),
+    (lambda: made().embed(ONE + V), ValueError, r"input_ids must be in \[0, 12\)"),
+    (lambda: made().embed(texts().float()), TypeError, "input_ids must be int64"),
     (lambda: made().most_similar(ONE, 11), ValueError, "count"),
     (lambda: word_pairs(*tables((4, 3), (4, 2)), ONE, ONE, TWO), ValueError, "as wide as inputs"),
     (

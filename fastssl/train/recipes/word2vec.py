@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.methods import Word2Vec
+from fastssl.methods.word2vec import UNITS
 from fastssl.train import UsageError
 from fastssl.train.recipe import Recipe
 from fastssl.train.recipes._options import OWN_DATA
@@ -80,7 +81,7 @@ def held_out(method: Word2Vec, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     given, target = method.pairs(tokens.to(device), generator)
     chosen = torch.randperm(len(target), generator=generator, device=device)[:PAIRS]
     draws = torch.rand(len(chosen), generator=generator, dtype=torch.float64, device=device)
-    return given[chosen], target[chosen], torch.searchsorted(method.cumulated, draws, right=True)
+    return given[chosen], target[chosen], torch.searchsorted(method.cumulated, (draws * UNITS).long(), right=True)
 
 
 def rank_in(scores: Tensor, of: Tensor) -> Tensor:
