@@ -97,7 +97,8 @@ class ColorTracking(nn.Module):
         """Lab (2 N, 3, H, W) of N references, then N frames -> f_i . f_j (N, h w of the reference, h w)."""
         f = self.project(self.backbone.forward_features(lightness(lab, dtype, self.channels))).flatten(2)
         reference, target = f.to(accumulator_dtype(f)).chunk(2)
-        return reference.transpose(1, 2) @ target
+        with torch.autocast(f.device.type, enabled=False):
+            return reference.transpose(1, 2) @ target
 
     def forward(self, clips: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a batch of clips.

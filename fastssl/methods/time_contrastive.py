@@ -21,7 +21,7 @@ from ._frames import FrameMethod, check_clips, check_generator, frames_at
 class TimeContrastive(FrameMethod):
     """Near frames against far ones: ``TimeContrastive(backbone)(clips)`` is the loss to call ``backward`` on.
 
-    Sermanet et al. 2018, https://arxiv.org/abs/1704.06888, the single-view form of section III-B.
+    Sermanet et al. 2018, https://arxiv.org/abs/1704.06888, the single-view form.
 
     Args:
         backbone: the encoder of frames, any module from images (N, ...) to features (N, feature_dim). It may also return maps, a

@@ -126,6 +126,13 @@ def test_a_colour_that_the_reference_does_not_have_costs_nothing():
     assert loss == 0 and all(p.grad is None or not p.grad.any() for p in method.parameters())
 
 
+def test_places_are_compared_in_float32_under_autocast():
+    method = ColorTracking(grey_maps(), torch.tensor([[0.0, 0.0], [60.0, 40.0]]), 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method(torch.rand(3, 4, 3, 8, 8))
+    assert loss.dtype == torch.float32
+
+
 def test_tracked_colours_are_those_of_the_places_pointed_at():
     """Maps that tell places apart by their lightness point at the same lightness in a frame that was mirrored."""
     colours = torch.tensor([[0.0, 0.0], [60.0, 40.0], [-50.0, 50.0]])
