@@ -41,5 +41,11 @@ def step_rows(
     if rows.numel():
         beta1, beta2 = betas
         rate = lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        sparse_adam_(*state, rows, values.contiguous(), rate, beta1, beta2, eps)
+        if all(t.stride(1) == 1 and t.stride() == state[0].stride() for t in state):
+            sparse_adam_(*state, rows, values.contiguous(), rate, beta1, beta2, eps)
+        else:  # columns that do not lie side by side, or a view of a wider table: its moments lie in another way
+            held = tuple(t[rows].contiguous() for t in state)
+            sparse_adam_(*held, torch.arange(len(rows), device=rows.device), values.contiguous(), rate, beta1, beta2, eps)
+            for t, part in zip(state, held, strict=True):
+                t[rows] = part
         torch.autograd.graph.increment_version(state)

@@ -25,7 +25,7 @@ class SparseAdam(torch.optim.SparseAdam):
 
     Raises:
         TypeError: A gradient is not sparse, or a parameter is of another dtype.
-        ValueError: An argument is out of its range, or a parameter is no matrix.
+        ValueError: An argument is out of its range, a parameter is no matrix, or a gradient holds single elements.
         NotImplementedError: ``maximize`` is set.
 
     Examples:
@@ -68,6 +68,8 @@ class SparseAdam(torch.optim.SparseAdam):
                 raise NotImplementedError("SparseAdam: maximize is not supported; it must be False, got True")
             if not p.grad.is_sparse:
                 raise TypeError("SparseAdam: gradients must be sparse, got a dense one; see the argument sparse of nn.Embedding")
+            if p.grad.sparse_dim() != 1:
+                raise ValueError(f"SparseAdam: gradients must hold whole rows, one sparse dimension, got {p.grad.sparse_dim()}")
         for p, group in slots:
             state = self.state[p]
             if not state:
