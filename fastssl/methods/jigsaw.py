@@ -17,7 +17,7 @@ from ._checks import check_widths, given
 from ._common import ProjectionHead
 from ._patches import GRID, cut_tiles, normalized, paste_tiles
 from ._permutations import distant_permutations
-from ._pretext import PretextMethod
+from ._pretext import PretextMethod, check_images
 
 TILES = GRID * GRID
 
@@ -87,6 +87,7 @@ class Jigsaw(PretextMethod):
 
     def question(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """images (B, C, H, W) -> logits (B puzzles, K), permutations (B puzzles,)."""
+        check_images("Jigsaw", images, 2 if self.training and self.puzzles == 1 else 1)  # rows that the batch norm of the head sees
         tiles = cut_tiles("Jigsaw", images, self.tile_size, generator)
         right = self.draw(len(images) * self.puzzles, images, generator)
         return self.named(self.encode(normalized(tiles)).repeat(self.puzzles, 1, 1), right), right

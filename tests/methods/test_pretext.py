@@ -213,9 +213,13 @@ REFUSED = {
         [
             (torch.rand(2, 3, 16, 12), "sides of at least 13 pixels"),
             (torch.rand(2, 1, 16, 16), "needs images of 3 channels, got 1"),
+            (torch.rand(1, 3, 16, 16), "B of at least 2"),  # one row in the batch norm of the head
         ],
     ),
-    "jigsaw": (lambda: Jigsaw(Pooled(), tile_size=5), [(torch.rand(2, 3, 16, 14), "sides of at least 15 pixels")]),
+    "jigsaw": (
+        lambda: Jigsaw(Pooled(), tile_size=5),
+        [(torch.rand(2, 3, 16, 14), "sides of at least 15 pixels"), (torch.rand(1, 3, 16, 16), "B of at least 2")],
+    ),
     "pirl": (lambda: PIRL(Pooled(), 5, tile_size=5), [(torch.rand(2, 3, 16, 14), "sides of at least 15 pixels")]),
     "exemplar": (lambda: Exemplar(Pooled(), 5), []),
 }
