@@ -20,7 +20,7 @@ except ImportError:  # no POSIX: no lock
 LOCK, LOCK_BEGINS = ".lock", "process "
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "last.partial")
 FINE_TUNED = ("fine_tuned.ckpt", "fine_tuned.partial")
-DRAWN = (
+DRAWN: tuple[str, ...] = (
     "curves.png",
     "map.png",
     "reconstruction.png",
