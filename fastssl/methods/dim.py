@@ -22,7 +22,7 @@ from ._local import LocalMethod
 class DIM(LocalMethod):
     """DIM around any encoder with an inner layer of maps: ``DIM(backbone, "layer2")(images)`` is the loss to call ``backward`` on.
 
-    Hjelm et al. 2019, https://arxiv.org/abs/1808.06670, equations 4 and 8, with the encode-and-dot-product of its appendix.
+    Hjelm et al. 2019, https://arxiv.org/abs/1808.06670, sections 3.1 and 3.2, with the encode-and-dot-product of its appendix.
 
     Args:
         backbone: the encoder, any module from images (N, C, H, W) to features (N, feature_dim). It may also return maps, a mapping

@@ -1,6 +1,7 @@
 """How ``fastssl train noisy_student`` runs noisy student: the training is cut into rounds, and each but the first one begins with
 pseudo-labels of all training images."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from fastssl.methods import NoisyStudent
+from fastssl.train import UsageError
 from fastssl.train.recipes._few_labels import FewLabelSettings, few_label_recipe, load_few_labels
 from fastssl.train.recipes._images import backbone
 from fastssl.train.recipes._options import Threshold
@@ -41,6 +43,14 @@ def build(config: NoisyStudentSettings, data: "ImageData") -> NoisyStudent:
         threshold=config.threshold,
         unlabelled_weight=config.unlabelled_weight,
     )
+
+
+def refuse_rounds(config: NoisyStudentSettings, data: "ImageData", given: Collection[str]) -> None:
+    """Raises UsageError for more rounds than epochs: a round begins with an epoch."""
+    if config.rounds > config.epochs:
+        option = "--rounds" if "rounds" in given else "--epochs"
+        wanted = f"at most the {config.epochs} of --epochs" if option == "--rounds" else f"at least the {config.rounds} of --rounds"
+        raise UsageError(f"{option} {getattr(config, option[2:])}: must be {wanted}, since a round begins with an epoch")
 
 
 def view_labels_index(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,5 +90,11 @@ def logits_and_index(module: Any) -> tuple[Tensor, Tensor]:
 
 
 RECIPE = few_label_recipe(
-    NoisyStudentSettings, build, load=load, arguments=view_labels_index, each_round=start_round, loss="noisy student"
+    NoisyStudentSettings,
+    build,
+    load=load,
+    arguments=view_labels_index,
+    each_round=start_round,
+    refuse=refuse_rounds,
+    loss="noisy student",
 )
