@@ -17,6 +17,7 @@ are small, and (R_inputs + R_outputs) D written. FLOP: 4 B T D forward, 2 B (C +
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
 
@@ -76,7 +77,7 @@ class _WordPairs(torch.autograd.Function):
         return d_inputs, d_outputs, None, None, None
 
 
-@torch.compiler.disable
+@_disable_dynamo  # torch.compiler.disable, which would import the compiler here and not at the first call
 def _with_sparse_gradients(inputs: Tensor, outputs: Tensor, input_ids: Tensor, target_ids: Tensor) -> Tensor:
     return _WordPairs.apply(inputs, outputs, input_ids, target_ids, True)
 

@@ -241,4 +241,4 @@ def test_shapes_are_read():
 
 def test_all_forms_have_the_same_works():
     assert set(MASKING) == set(OURS) == set(EAGER) == set(FORMS) == set(LIBRARIES)
-    assert set(LEAVES) == set(MASKING) | set(LATENTS)
+    assert set(LEAVES) == set(MASKING) | set(LATENTS) - {"word_pairs"}  # whose gradients are sparse

@@ -54,12 +54,11 @@ def test_noisy_student_goes_on_in_the_middle_of_a_round(tmp_path, capsys):
     assert_same_runs(tmp_path / "parted", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("line", ["--rounds 9", "--epochs 2"])
-def test_a_round_of_noisy_student_needs_an_epoch(line, capsys):
+def test_a_round_of_noisy_student_needs_an_epoch(capsys):
     from fastssl.__main__ import main
 
-    assert main(["train", "noisy_student", *line.split()]) == 2
-    assert f"{line}: must be at" in capsys.readouterr().err
+    assert main(["train", "noisy_student", "--rounds", "9"]) == 2
+    assert "--rounds 9: must be at most the 8 of --epochs" in capsys.readouterr().err
 
 
 def write_patients(folder, rows) -> None:

@@ -157,14 +157,15 @@ def test_training_lowers_loss_and_error_of_test_images(name):
 
 @pytest.fixture(scope="module")
 def phrases():
-    """Every eighth training and every fourth test sentence, as whole words."""
+    """Every eighth training and every fourth test sentence, as whole words; which of them are neighbours is made up."""
     from dataclasses import replace
 
     from fastssl.train.sentences import TokenRows, sentences
 
     whole = sentences("sentences", pieces=False)
     halves = [TokenRows(half.tokens[::step], half.groups[::step]) for half, step in ((whole.train, 8), (whole.test, 4))]
-    return replace(whole, train=halves[0], test=halves[1])
+    pairs = torch.arange(2 * (len(halves[1]) // 2)).view(-1, 2)  # the questions about neighbours need some
+    return replace(whole, train=halves[0], test=halves[1], parts=whole.parts[::4], neighbours=pairs)
 
 
 def test_bert_learns_to_name_hidden_words():
@@ -254,13 +255,13 @@ def test_bert_by_the_command_line(phrases, tmp_path, capsys, monkeypatch):
     assert main(["train", "bert", *options]) == 0
     said = capsys.readouterr().out
     line = next(line for line in said.splitlines() if line.startswith("epoch   2/2"))
-    assert " accuracy " in line and " commonest " in line and "hidden words named" in said
+    assert " accuracy " in line and " commonest " in line and "right answers, task mlm" in said
     assert not (tmp_path / "reconstruction.png").exists() and (tmp_path / "map.png").exists()
     first = (torch.load(tmp_path / "last.ckpt", weights_only=True))["fastssl"]["history"]
     assert main(["train", "bert", *options, "--epochs", "3", "--resume"]) == 0
     assert "resume: 2 of 2 epochs" not in capsys.readouterr().out
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["fastssl"]["history"][:3] == first
-    assert main(["eval", str(tmp_path), "--map", "none"]) == 0 and "hidden words named" in capsys.readouterr().out
+    assert main(["eval", str(tmp_path), "--map", "none"]) == 0 and "right answers, task mlm" in capsys.readouterr().out
     assert main(["train", "bert", "--mask-ratio", "1"]) == 2 and "--mask-ratio 1.0" in capsys.readouterr().err
 
 

@@ -18,11 +18,20 @@ from fastssl.train.settings import Option
 if TYPE_CHECKING:
     from fastssl.train.data import ImageData
 
+ROUNDS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyStudentSettings(FewLabelSettings):
     method: str = "noisy_student"
-    rounds: Annotated[int, Option("parts of equal length of the training; the first one has the labels alone", least=2)] = 4
+    rounds: Annotated[
+        int | None,
+        Option(
+            "parts of equal length of the training, of which the first one has the labels alone",
+            least=2,
+            default=f"{ROUNDS}, or as many as there are epochs",
+        ),
+    ] = None
     dropout: Annotated[float, Option("share of the features that a step sets to 0", least=0, most=0.99)] = 0.5
     threshold: Threshold = 0.3
     unlabelled_weight: Annotated[float, Option("weight of the pseudo-labels", least=0)] = 1.0
@@ -47,10 +56,9 @@ def build(config: NoisyStudentSettings, data: "ImageData") -> NoisyStudent:
 
 def refuse_rounds(config: NoisyStudentSettings, data: "ImageData", given: Collection[str]) -> None:
     """Raises UsageError for more rounds than epochs: a round begins with an epoch."""
-    if config.rounds > config.epochs:
-        option = "--rounds" if "rounds" in given else "--epochs"
-        wanted = f"at most the {config.epochs} of --epochs" if option == "--rounds" else f"at least the {config.rounds} of --rounds"
-        raise UsageError(f"{option} {getattr(config, option[2:])}: must be {wanted}, since a round begins with an epoch")
+    if (config.rounds or 0) > config.epochs:
+        wanted = f"at most the {config.epochs} of --epochs, since a round begins with an epoch"
+        raise UsageError(f"--rounds {config.rounds}: must be {wanted}")
 
 
 def view_labels_index(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +69,8 @@ def view_labels_index(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, T
 def start_round(module: Any, epoch: int) -> None:
     """Labels all training images where a round begins with this epoch, unless the checkpoint has the round's labels already."""
     method, waiting = module.method, getattr(module, "waiting", None)
-    if int(method.round) >= epoch * module.config.rounds // module.config.epochs:
+    rounds = module.config.rounds or min(ROUNDS, module.config.epochs)
+    if int(method.round) >= epoch * rounds // module.config.epochs:
         return
     first = waiting is None or distributed.get_rank() == 0
     if first:
