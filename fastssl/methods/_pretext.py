@@ -1,22 +1,18 @@
 """What the methods share that ask a question about an image whose answer is known: an encoder, and the names of the answers."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastssl.checks import accumulator_dtype
 
 from ._checks import check_batch
-from ._common import ImageMethod
+from ._common import PlainMethod
 from ._encoder import features_of
 
 
-class OneEncoder(ImageMethod):
-    """A method of images with one encoder and without a temperature."""
-
-    def __init__(self, backbone: nn.Module, feature_dim: int | None):
-        super().__init__(backbone, feature_dim)
-        self.backbone = backbone
+class OneEncoder(PlainMethod):
+    """A ``PlainMethod`` of images (B, C, H, W), whose encoder may also see parts of them."""
 
     def embed(self, images: Tensor) -> Tensor:
         """Features of the backbone: what evaluation and later tasks use.

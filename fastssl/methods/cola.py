@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from fastssl.functional import info_nce
 
 from ._checks import check_negatives, check_widths
-from ._common import ImageMethod, ranks_of
-from ._encoder import features_of
+from ._common import PlainMethod, ranks_of
 
 
-class COLA(ImageMethod):
+class COLA(PlainMethod):
     """COLA around any encoder: ``COLA(backbone)(view0, view1)`` is the loss to call ``backward`` on.
 
     Saeed et al. 2021, https://arxiv.org/abs/2010.10915, equation 1.
@@ -53,20 +52,8 @@ class COLA(ImageMethod):
         check_widths("COLA", projection_dim=projection_dim)
         super().__init__(backbone, feature_dim)
         self.negatives = check_negatives("COLA", negatives)
-        self.backbone = backbone
         self.projection = nn.Sequential(nn.Linear(self.feature_dim, projection_dim), nn.LayerNorm(projection_dim), nn.Tanh())
         self.bilinear = nn.Linear(projection_dim, projection_dim, bias=False)
-
-    def embed(self, segments: Tensor) -> Tensor:
-        """Features of the backbone: what evaluation and later tasks use.
-
-        Args:
-            segments: (B, ...), what the backbone takes.
-
-        Returns:
-            (B, feature_dim), before the projection.
-        """
-        return features_of(self.backbone, segments, self.feature_dim, "COLA")
 
     def similarity(self, view0: Tensor, view1: Tensor) -> Tensor:
         """s of all pairs of segments (N, ...) and (M, ...) -> (N, M)."""

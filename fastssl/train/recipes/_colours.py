@@ -10,7 +10,7 @@ from torch import nn
 
 from fastssl.train import UsageError
 from fastssl.train.recipe import Recipe
-from fastssl.train.recipes._images import WATCH, FolderSettings, image_recipe, image_scores, one_view, single_view
+from fastssl.train.recipes._images import WATCH, FolderSettings, image_recipe, one_view, single_view, with_image_scores
 from fastssl.train.settings import LearningRate, Option
 
 if TYPE_CHECKING:
@@ -49,21 +49,11 @@ def encoder_of(config: ColourSettings, data: "ImageData", channels: int, share: 
     return build_backbone(config.backbone, data.image_size, channels)
 
 
-def paint_scores(
-    method: nn.Module,
-    data: "ImageData",
-    config: FolderSettings,
-    *,
-    device: torch.device | str,
-    workers: int,
-    most: int | None,
-    full: bool,
-) -> dict[str, float]:
-    """``image_scores``, and those of ``colour_scores`` on test images."""
+def colours_told(method: nn.Module, data: "ImageData", **where: Any) -> dict[str, float]:
+    """How well the colours of test images are told."""
     from fastssl.train.colours import colour_scores
 
-    scores = image_scores(method, data, config, device=device, workers=workers, most=most, full=full)
-    return scores | colour_scores(method, data, device=device, workers=workers, most=most)
+    return colour_scores(method, data, **where)
 
 
 def count_colours(module: Any) -> None:
@@ -87,7 +77,7 @@ def colour_recipe(settings: type[FolderSettings], build: Callable[[Any, Any], nn
         build,
         augment=one_view,
         arguments=single_view,
-        monitor=paint_scores,
+        monitor=with_image_scores(colours_told),
         prepare=count_colours,
         watch={
             **WATCH,

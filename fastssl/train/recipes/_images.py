@@ -213,6 +213,15 @@ def scores_of_features(features: Sequence[tuple[Tensor, Tensor]], data: Any, con
     return {"knn": knn} | ({"probe": linear_probe_accuracy(train[0], test)} if full else {}) | watch
 
 
+def with_image_scores(own: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+    """A recipe's ``monitor``: ``image_scores``, and the scores of ``own`` (method, data, *, device, workers, most)."""
+
+    def scores(method: nn.Module, data: "ImageData", config: FolderSettings, *, full: bool, **where: Any) -> dict[str, float]:
+        return image_scores(method, data, config, full=full, **where) | own(method, data, **where)
+
+    return scores
+
+
 def image_points(
     method: nn.Module, data: "ImageData", *, device: torch.device | str, workers: int
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from fastssl.train import UsageError
-from fastssl.train.recipes._images import WATCH, ViewSettings, image_scores
+from fastssl.train.recipes._images import WATCH, ViewSettings, with_image_scores
 from fastssl.train.recipes._options import ProjectionDim
 from fastssl.train.settings import LearningRate
 
@@ -33,22 +33,12 @@ def known_layers(config: LocalSettings, option: str, given: T | None, of_conv: T
     return of_conv if given is None else given
 
 
-def place_scores(
-    method: nn.Module,
-    data: "ImageData",
-    config: LocalSettings,
-    *,
-    mirrored: bool = False,
-    most: int | None,
-    full: bool,
-    **where: Any,
-) -> dict[str, float]:
-    """``image_scores`` and the share of places that find their image, or that the mirrored image finds."""
+def found_places(method: nn.Module, data: "ImageData", *, mirrored: bool = False, **where: Any) -> dict[str, float]:
+    """The share of places that find their image, or that the mirrored image finds."""
     from fastssl.train.local_features import found_images
 
-    scores = image_scores(method, data, config, most=most, full=full, **where)
-    return scores | found_images(method, data, most=most, mirrored=mirrored, **where)
+    return found_images(method, data, mirrored=mirrored, **where)
 
 
 WATCH_PLACES = {**WATCH, "found": ("found", "places that find their image, of 100", ".3f")}
-MIRRORED = partial(place_scores, mirrored=True)
+PLACES, MIRRORED = with_image_scores(found_places), with_image_scores(partial(found_places, mirrored=True))

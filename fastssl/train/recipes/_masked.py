@@ -20,9 +20,9 @@ from fastssl.train.recipes._images import (
     PatchSettings,
     backbone,
     image_recipe,
-    image_scores,
     one_view,
     single_view,
+    with_image_scores,
 )
 from fastssl.train.settings import Option
 
@@ -67,21 +67,11 @@ def fitting_size(sides: Sequence[int], sizes: Sequence[int], ratio: float, round
     raise UsageError(f"--mask-size: {tried} and leaves and removes some of it at --mask-ratio {ratio:g}")
 
 
-def masked_scores(
-    method: nn.Module,
-    data: "ImageData",
-    config: FolderSettings,
-    *,
-    device: torch.device | str,
-    workers: int,
-    most: int | None,
-    full: bool,
-) -> dict[str, float]:
-    """``image_scores`` and the errors of ``reconstruction_errors`` on test images."""
+def painted(method: nn.Module, data: "ImageData", **where: Any) -> dict[str, float]:
+    """The errors of what is painted in test images."""
     from fastssl.train.reconstruct import reconstruction_errors
 
-    scores = image_scores(method, data, config, device=device, workers=workers, most=most, full=full)
-    return scores | reconstruction_errors(method, data, device=device, workers=workers, most=most)
+    return reconstruction_errors(method, data, **where)
 
 
 def draw(method: nn.Module, data: "ImageData", folder: Path, *, device: torch.device | str) -> Path | None:
@@ -98,7 +88,7 @@ def masked_recipe(settings: type[FolderSettings], build: Callable[[Any, Any], nn
         build,
         augment=one_view,
         arguments=single_view,
-        monitor=masked_scores,
+        monitor=with_image_scores(painted),
         watch={
             **WATCH,
             "error": ("error", "squared error of removed", ".4f"),

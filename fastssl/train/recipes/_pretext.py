@@ -9,27 +9,17 @@ from torch import nn
 
 from fastssl.train import UsageError
 from fastssl.train.recipe import Recipe
-from fastssl.train.recipes._images import WATCH, FolderSettings, image_recipe, image_scores, single_view
+from fastssl.train.recipes._images import WATCH, FolderSettings, image_recipe, single_view, with_image_scores
 
 if TYPE_CHECKING:
     from fastssl.train.data import ImageData
 
 
-def pretext_scores(
-    method: nn.Module,
-    data: "ImageData",
-    config: FolderSettings,
-    *,
-    device: torch.device | str,
-    workers: int,
-    most: int | None,
-    full: bool,
-) -> dict[str, float]:
-    """``image_scores``, and the share of right answers about test images."""
+def solved_questions(method: nn.Module, data: "ImageData", **where: Any) -> dict[str, float]:
+    """The share of right answers about test images."""
     from fastssl.train.pretext import solved_share
 
-    scores = image_scores(method, data, config, device=device, workers=workers, most=most, full=full)
-    return scores | solved_share(method, data, device=device, workers=workers, most=most)
+    return solved_share(method, data, **where)
 
 
 def draw(method: nn.Module, data: "ImageData", folder: Path, *, device: torch.device | str) -> Path | None:
@@ -46,7 +36,7 @@ def pretext_recipe(
     the fields of ``Recipe`` that differ."""
     usual: dict[str, Any] = {
         "arguments": single_view,
-        "monitor": pretext_scores,
+        "monitor": with_image_scores(solved_questions),
         "watch": {**WATCH, "solved": (*solved, ".3f")},
         "loss": "cross-entropy",
     }

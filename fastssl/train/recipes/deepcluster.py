@@ -12,13 +12,12 @@ from fastssl.methods import DeepCluster
 from fastssl.train import UsageError
 from fastssl.train.recipes._images import (
     WATCH,
-    FolderSettings,
     ViewSettings,
     backbone,
     image_recipe,
-    image_scores,
     load_indexed,
     view_and_index,
+    with_image_scores,
 )
 from fastssl.train.settings import LearningRate, Option
 
@@ -95,19 +94,9 @@ def features_and_index(module: Any) -> tuple[Tensor, Tensor]:
     return torch.cat(features), torch.cat(places)
 
 
-def cluster_scores(
-    method: DeepCluster,
-    data: "ImageData",
-    config: FolderSettings,
-    *,
-    device: torch.device | str,
-    workers: int,
-    most: int | None,
-    full: bool,
-) -> dict[str, float]:
-    """``image_scores``, and from the second round on how far its clusters are those of the round before."""
-    scores = image_scores(method, data, config, device=device, workers=workers, most=most, full=full)
-    return scores | ({"nmi": float(method.nmi)} if int(method.round) > 1 else {})
+def agreement(method: DeepCluster, data: "ImageData", **where: Any) -> dict[str, float]:
+    """From the second round on how far its clusters are those of the round before."""
+    return {"nmi": float(method.nmi)} if int(method.round) > 1 else {}
 
 
 def draw(method: DeepCluster, data: "ImageData", folder: Path, *, device: torch.device | str) -> Path | None:
@@ -124,7 +113,7 @@ RECIPE = image_recipe(
     build,
     load=load_indexed,
     arguments=view_and_index,
-    monitor=cluster_scores,
+    monitor=with_image_scores(agreement),
     refuse=refuse_clusters,
     each_round=start_round,
     steady=("classifier",),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastssl.methods import DIM
 from fastssl.train.recipes._images import backbone, image_recipe, single_view
-from fastssl.train.recipes._local import WATCH_PLACES, LocalSettings, known_layers, place_scores
+from fastssl.train.recipes._local import PLACES, WATCH_PLACES, LocalSettings, known_layers
 from fastssl.train.recipes._masked import refused_in_options
 from fastssl.train.recipes._options import Negatives, Temperature
 from fastssl.train.settings import Option
@@ -37,4 +37,4 @@ def build(config: DIMSettings, data: "ImageData") -> DIM:
     )
 
 
-RECIPE = image_recipe(DIMSettings, build, arguments=single_view, monitor=place_scores, watch=WATCH_PLACES, loss="InfoNCE")
+RECIPE = image_recipe(DIMSettings, build, arguments=single_view, monitor=PLACES, watch=WATCH_PLACES, loss="InfoNCE")

@@ -1,21 +1,18 @@
 """How ``fastssl train ijepa`` runs I-JEPA with a light predictor."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
-
-import torch
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastssl.methods import IJEPA
 from fastssl.train import UsageError
 from fastssl.train.recipes._images import (
     WATCH,
-    FolderSettings,
     PatchSettings,
     image_recipe,
-    image_scores,
     one_view,
     single_view,
     total_steps,
+    with_image_scores,
 )
 from fastssl.train.recipes._masked import PIXEL_MEAN, PIXEL_STD, Transformer, refused_in_options, transformer
 from fastssl.train.recipes._options import FinalMomentum, Momentum
@@ -64,21 +61,11 @@ def build(config: IJEPASettings, data: "ImageData") -> IJEPA:
     )
 
 
-def latent_scores(
-    method: IJEPA,
-    data: "ImageData",
-    config: FolderSettings,
-    *,
-    device: torch.device | str,
-    workers: int,
-    most: int | None,
-    full: bool,
-) -> dict[str, float]:
-    """``image_scores``, and the share of hidden patches of test images that predictions find."""
+def found(method: IJEPA, data: "ImageData", **where: Any) -> dict[str, float]:
+    """The share of hidden patches of test images that predictions find."""
     from fastssl.train.latents import found_patches
 
-    scores = image_scores(method, data, config, device=device, workers=workers, most=most, full=full)
-    return scores | found_patches(method, data, device=device, workers=workers, most=most)
+    return found_patches(method, data, **where)
 
 
 RECIPE = image_recipe(
@@ -86,7 +73,7 @@ RECIPE = image_recipe(
     build,
     augment=one_view,
     arguments=single_view,
-    monitor=latent_scores,
+    monitor=with_image_scores(found),
     watch={**WATCH, "found": ("found", "hidden patches found of 100", ".3f")},
     loss="I-JEPA",
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastssl.methods import ImageGPT
 from fastssl.train import UsageError
-from fastssl.train.recipes._images import WATCH, FolderSettings, image_recipe, image_scores, one_view, single_view
+from fastssl.train.recipes._images import WATCH, FolderSettings, image_recipe, one_view, single_view, with_image_scores
 from fastssl.train.recipes._masked import refused_in_options
 from fastssl.train.settings import LearningRate, Option
 
@@ -47,14 +47,11 @@ def build(config: ImageGPTSettings, data: "ImageData") -> ImageGPT:
     )
 
 
-def pixel_scores(
-    method: ImageGPT, data: "ImageData", config: ImageGPTSettings, *, most: int | None, full: bool, **where: Any
-) -> dict:
-    """``image_scores``, and the bits that a pixel of test images costs."""
+def costs(method: ImageGPT, data: "ImageData", **where: Any) -> dict[str, float]:
+    """The bits that a pixel of test images costs."""
     from fastssl.train.pixels import pixel_costs
 
-    scores = image_scores(method, data, config, most=most, full=full, **where)
-    return scores | pixel_costs(method, data, most=most, **where)
+    return pixel_costs(method, data, **where)
 
 
 def fit_palette(module: Any) -> None:
@@ -76,7 +73,7 @@ RECIPE = image_recipe(
     build,
     augment=one_view,
     arguments=single_view,
-    monitor=pixel_scores,
+    monitor=with_image_scores(costs),
     prepare=fit_palette,
     watch={
         **WATCH,
