@@ -148,7 +148,7 @@ def run_stages(run: Run, todo: list[Slot], title: str) -> None:
         run.stage_until = time.monotonic() + gpu_plan.limit_s(kept, left_s)
         _one_stage(run, kept[0].stage)
         todo = kept[1:]
-        if run.halted:
+        if run.halted or run.abandoned:
             for slot in todo:
                 run.drop(slot.stage, "the call was ended early")
             todo = []
@@ -159,7 +159,10 @@ def run_stages(run: Run, todo: list[Slot], title: str) -> None:
 
 @contextmanager
 def _kept_whole(run: Run, title: str):
-    """Writes DIR from time to time, since a run may be ended without warning. On SIGTERM the run ends with all that it has."""
+    """Writes DIR from time to time, since a run may be ended without warning. On SIGTERM the run ends with all that it has.
+
+    The handler raises nothing: an exception in the middle of ``threading``'s own Python code can leave one of its locks taken.
+    """
     over = threading.Event()
 
     def keep() -> None:
@@ -168,23 +171,22 @@ def _kept_whole(run: Run, title: str):
                 summarise(run, title)
                 run.pack()
 
-    def stopped(number, frame):
-        run.abandon()
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stopped)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: run.kill())
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()
     try:
         yield
     finally:
+        ended = run.abandoned
         over.set()
         thread.join()
-        signal.signal(signal.SIGTERM, before)
         run.abandon()
         run.say("\n" + summarise(run, title))
         run.pack()
         run.remove()
+        signal.signal(signal.SIGTERM, before)
+    if ended:
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def prepare(out: Path, minutes: float) -> int:

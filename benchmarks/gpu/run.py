@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +128,7 @@ class Run:
     site: list[str] = field(default_factory=list)
     scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="fastssl-gpu-")))
     live: set = field(default_factory=set)
-    abandoned: threading.Event = field(default_factory=threading.Event)
+    abandoned: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     packing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -186,7 +186,7 @@ class Run:
 
     def start(self, name: str, command: list[str], env: dict[str, str] | None = None) -> tuple[subprocess.Popen, Path]:
         """Starts a process group; returns it, for ``end``, and its log file. Raises OSError where it cannot start."""
-        if self.abandoned.is_set():
+        if self.abandoned:
             raise OSError("the run is being ended")
         path = self.folder("logs") / (re.sub(r"[^A-Za-z0-9.]+", "_", name)[:80] + ".txt")
         with path.open("wb") as log:
@@ -200,7 +200,7 @@ class Run:
                 process_group=0,  # not a session: what ends this command's session ends them too
             )
         self.live.add(process)
-        if self.abandoned.is_set():  # the run was ended before the process was among the live ones
+        if self.abandoned:  # the run was ended before the process was among the live ones
             stop(process, 0.0)
         self.say(f"=== {name}: {' '.join(part if len(part) < 200 else '...' for part in command)}")
         return process, path
@@ -234,13 +234,24 @@ class Run:
         """Runs steps side by side, ``at_once`` of them at a time; ``limit_s`` is for all of them together."""
         until = time.monotonic() + limit_s
         with ThreadPoolExecutor(at_once) as pool:
-            return list(pool.map(lambda job: self.step(*job, until - time.monotonic(), env), jobs))
+            steps = [pool.submit(lambda job: self.step(*job, until - time.monotonic(), env), job) for job in jobs]
+            # Python runs a signal's handler in the main thread only, and one that comes just before a wait without a limit starts
+            # is not seen before that wait ends.
+            while wait(steps, timeout=0.2).not_done:
+                pass
+            return [step.result() for step in steps]
+
+    def kill(self) -> None:
+        """Orders every process to end, from a handler of signals: it takes no lock and waits for nothing. None is started later."""
+        self.abandoned = True
+        for process in list(self.live):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def abandon(self) -> None:
         """Ends every process that still runs; none is started afterwards."""
-        self.abandoned.set()
-        for process in list(self.live):
-            stop(process, 0.0)
+        self.kill()
+        stop_all(list(self.live), 0.0)
 
     def remove(self) -> None:
         for folder in (self.scratch, self.scratch.with_suffix(".site")):

@@ -155,13 +155,16 @@ def test_a_stage_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
 
 
 KILLED = """
-import sys
+import signal, sys, threading, time
 from benchmarks.gpu import __main__ as gpu
 def first(run):
     (run.folder("results") / "kept.txt").write_text("kept")
 gpu.ACTIONS["device"] = first
 sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
 gpu.ACTIONS["tune"] = lambda run: run.together([(f"sleep {k}", sleep) for k in range(5)], 60, 2)
+if "elsewhere" in sys.argv:  # another thread gets the signal: what the main thread waits for is not interrupted
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 gpu.main(["--out", sys.argv[1], "--stages", "device", "tune"])
 """
 
@@ -182,8 +185,9 @@ def test_what_a_stage_has_so_far_is_packed_while_it_runs(tmp_path, monkeypatch):
     assert "skipped: so far" in (tmp_path / "summary.md").read_text()
 
 
-def test_a_run_that_is_ended_from_outside_packs_what_it_has(tmp_path):
-    command = subprocess.Popen(python(KILLED, str(tmp_path)), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("thread", ["main", "elsewhere"])
+def test_a_run_that_is_ended_from_outside_packs_what_it_has(tmp_path, thread):
+    command = subprocess.Popen(python(KILLED, str(tmp_path), thread), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in command.stdout:
         if "time.sleep" in line:
             break
