@@ -1,4 +1,5 @@
-"""``fastssl info``: versions, compilers, instruction sets, and which implementation serves each op here and why."""
+"""``fastssl info``: versions, compilers, instruction sets, and which implementation serves each op here and why. With ``--measure``
+also what this CPU can do at best, beside which times of losses and updates can be judged."""
 
 import importlib.metadata
 import platform
@@ -34,7 +35,27 @@ def _cpp_lines() -> list[str]:
     return [
         f"C++ kernels     {build['compiler']}, C++{build['cxx_standard']}, for torch {build['torch']}",
         f"CPU             {platform.machine()}, {torch.get_num_threads()} threads, instruction sets {isas}",
+        f"16-bit units    {', '.join(_C.units()) or 'none'}",
+        f"products        {_products()}",
     ]
+
+
+def _products() -> str:
+    """What computes the matrix products of the losses on this CPU, for each dtype."""
+    return "float32, float64: torch's own; bfloat16, float16: the same, in float32"
+
+
+def _measured() -> list[str]:
+    """What ``--measure`` adds: GFLOP/s and GB/s of all threads together, measured now."""
+    from .peaks import memory_rate, peaks
+
+    lines = ["", f"{'at best':28}{'registers':>12}{'tile in L2':>12}   GFLOP/s of {torch.get_num_threads()} threads"]
+    for peak in peaks():
+        tile = "-" if peak.tile is None else f"{peak.tile / 1e9:.0f}"
+        lines.append(f"{peak.name:28}{peak.registers / 1e9:12.0f}{tile:>12}")
+    if _C is None:
+        lines.append("none: without the C++ kernels there is nothing to measure with")
+    return [*lines, f"{'memory':28}{memory_rate() / 1e9:12.1f} GB/s, read and written in place"]
 
 
 def _nvcc() -> str:
@@ -97,7 +118,12 @@ def report() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the report; there are no options but ``--help``."""
-    Parser("fastssl info", description="What is built, what this machine can run, and what serves each op.").parse_args(argv or [])
+    """Prints the report, and with ``--measure`` the peaks of this CPU."""
+    parser = Parser("fastssl info", description="What is built, what this machine can run, and what serves each op.")
+    measure = "also measure what this CPU can do at best: multiply-adds for each dtype, and its memory; a second"
+    parser.add_argument("--measure", action="store_true", help=measure)
+    args = parser.parse_args(argv or [])
     print(report())
+    if args.measure:
+        print("\n".join(_measured()))
     return 0
