@@ -25,6 +25,11 @@ def _benchmarks() -> ModuleType:
     return found
 
 
+def _dtypes(text: str) -> list[str]:
+    one = one_of("float32", "float64", "bfloat16", "float16")["type"]
+    return [one(name) for name in text.split(",")]
+
+
 def _parser(workloads: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
     what = "Runs the benchmarks of a source checkout, compares with the peers, prints tables and targets."
     parser = Parser("fastssl bench", description=what)
@@ -38,7 +43,10 @@ def _parser(workloads: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
         "--peers", nargs="+", type=one_of(*peers, "none")["type"], metavar="PEER", help=f"of {', '.join(peers)}; or none"
     )
     parser.add_argument("--device", **one_of("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--dtype", **one_of("float32", "float64", "bfloat16", "float16"), help="default: float32; bfloat16 on cuda")
+    dtypes = (
+        "as float32,bfloat16: one after the other; default: float32, bfloat16 on cuda. On a CPU, 16 bits have shapes of their own"
+    )
+    parser.add_argument("--dtype", type=_dtypes, metavar="DTYPE[,DTYPE]", help=dtypes)
     parser.add_argument("--rounds", type=number(int, 1), default=7, help="least number of times that each implementation runs")
     parser.add_argument(
         "--budget", type=number(float, 0, above=True), default=20.0, metavar="SECONDS", help="time for the runs of each case"
@@ -53,7 +61,8 @@ def _parser(workloads: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
 def _list(registry: Any, peers: Any) -> None:
     for workload in registry.WORKLOADS.values():
         shapes = ", ".join(map(registry.shape_name, workload.shapes + workload.scale))
-        print(f"{workload.name}: {workload.title}\n  {workload.axes}: {shapes}")
+        sixteen = ", ".join(map(registry.shape_name, getattr(workload, "sixteen", ())))
+        print(f"{workload.name}: {workload.title}\n  {workload.axes}: {shapes}" + (f"; in 16 bits: {sixteen}" if sixteen else ""))
     print("peers:")
     for name in peers.NAMES:
         peer = peers.load(name)
@@ -62,30 +71,39 @@ def _list(registry: Any, peers: Any) -> None:
         print(f"  {name:26}{', '.join(peer.forms)}  ({state})")
 
 
-def _options(args: Namespace, runner: Any, peers: Any) -> Any:
+def _options(args: Namespace, runner: Any, peers: Any) -> list[Any]:
+    """How to measure, once for each dtype."""
     import torch
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("bench: --device cuda, but this torch sees no GPU")
     chosen = peers.NAMES if args.peers is None else tuple(p for p in args.peers if p != "none")
-    dtype = args.dtype or ("bfloat16" if device == "cuda" else "float32")
-    return runner.Options(
-        device=device,
-        dtype=getattr(torch, dtype),
-        peers=chosen,
-        rounds=args.rounds,
-        budget_s=args.budget,
-        memory=not args.no_memory,
-        graphs=args.graphs,
-    )
+    return [
+        runner.Options(
+            device=device,
+            dtype=getattr(torch, dtype),
+            peers=chosen,
+            rounds=args.rounds,
+            budget_s=args.budget,
+            memory=not args.no_memory,
+            graphs=args.graphs,
+        )
+        for dtype in args.dtype or ["bfloat16" if device == "cuda" else "float32"]
+    ]
 
 
-def _shapes(args: Namespace, registry: Any, workload: Any, device: str) -> tuple:
+def _shapes(args: Namespace, registry: Any, workload: Any, options: Any) -> tuple:
     if args.shapes:
         return tuple(registry.parse_shape(text, workload) for text in args.shapes)
-    usual = workload.quick if args.quick else workload.gpu if device == "cuda" else workload.shapes
+    usual = workload.quick if args.quick else workload.gpu if options.device == "cuda" else workload.cpu_shapes(options.dtype)
     return usual + (workload.scale if args.scale else ())
+
+
+def _cases(args: Namespace, registry: Any, workload: Any, dtypes: list[Any]) -> list[tuple[Any, tuple]]:
+    """(options, shape) of each case, one dtype after the other; once where a workload is measured in one dtype only."""
+    by_dtype = {workload.dtype(options.dtype): options for options in reversed(dtypes)}
+    return [(options, shape) for options in reversed(by_dtype.values()) for shape in _shapes(args, registry, workload, options)]
 
 
 def _write(found: dict, folder: Path, runner: Any, plots: Any) -> None:
@@ -108,21 +126,22 @@ def run(args: Namespace) -> int:
     if args.list:
         _list(registry, peers)
         return 0
-    options = _options(args, runner, peers)
+    dtypes = _options(args, runner, peers)
+    device = dtypes[0].device
     unknown = [name for name in args.workloads if name not in registry.WORKLOADS]
     if unknown:
         hint = closest(unknown[0], registry.WORKLOADS) or f"; choose from {', '.join(registry.WORKLOADS)}"
         raise ValueError(f"bench: unknown workload {unknown[0]!r}{hint}")
     folders = [args.out] if args.out else []
-    folders += [report.RESULTS / machine.slug(options.device)] if args.save else []
+    folders += [report.RESULTS / machine.slug(device)] if args.save else []
     for folder in folders:  # before hours of work
         folder.mkdir(parents=True, exist_ok=True)
     bad = False
     for name in args.workloads or registry.WORKLOADS:
         workload = registry.WORKLOADS[name]
-        print(report.machine_line(machine.describe(options.device)), flush=True)
-        for shape in _shapes(args, registry, workload, options.device):
-            found = runner.result(workload, options.device, [runner.run_case(workload, shape, options)])
+        print(report.machine_line(machine.describe(device)), flush=True)
+        for options, shape in _cases(args, registry, workload, dtypes):
+            found = runner.result(workload, device, [runner.run_case(workload, shape, options)])
             print("\n" + report.case_table(found, found["cases"][0]) + "\n", flush=True)
             bad |= found["cases"][0]["entries"][0]["status"] != "ok"
             for folder in folders:

@@ -44,6 +44,7 @@ def _tokens(name: str, title: str, constants: dict, shape: Shape) -> Update:
         shapes=(shape,),
         quick=((4, 16, 24),),
         gpu=((1024, *shape[1:]),),
+        targets=(Target(shape, "times_limit", 2),),
         dtypes=_BOTH,
     )
 
@@ -59,7 +60,7 @@ MASKING = {
             shapes=((256, 196), (64, 196), (1024, 196), (64, 1568)),
             quick=((8, 20),),
             gpu=(_MASKS, (64, 1568)),
-            targets=faster((256, 196), mae_repository=3),
+            targets=faster((256, 196), mae_repository=8),
             gpu_targets=(Target(_MASKS, "launches", 1),),
         ),
         _tokens("random_masking", "Random masking of tokens (forward + backward; eager: sort, gather)", _RATIO, (64, 196, 768)),

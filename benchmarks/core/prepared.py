@@ -5,7 +5,7 @@ Imports ``accuracy``, ``workloads`` and ``benchmarks.peers``.
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -43,6 +43,11 @@ class PreparedLoss:
         found = accuracy.errors(call, self.inputs, self.truth)
         wrong = accuracy.verdict(found, self.dtype, self.eager if strict else None)
         return {"loss_error": found.loss, "grad_error": found.grad}, wrong, partial(accuracy.timed_step, call, self.inputs)
+
+    def widened(self) -> "PreparedLoss":
+        """The same loss of the same values, in float32."""
+        constant = tuple(name for name, t in self.inputs.items() if not t.requires_grad)
+        return replace(self, dtype=torch.float32, inputs=accuracy.leaves(self.inputs, torch.float32, constant))
 
     def moves_memory(self, step: Callable) -> bool:
         """A loss writes to no tensor that its next step reads."""

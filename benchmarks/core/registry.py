@@ -22,7 +22,18 @@ from benchmarks.core.latents import LATENTS
 from benchmarks.core.masking import MASKING
 from benchmarks.core.redundancy import REDUNDANCY
 from benchmarks.core.updates import UPDATES
-from benchmarks.core.workloads import Plan, Shape, Target, Workload, faster, parse_shape, shape_name
+from benchmarks.core.workloads import (
+    AS_FAST,
+    Plan,
+    Shape,
+    Target,
+    Workload,
+    fast_bfloat16,
+    faster,
+    no_slower_float16,
+    parse_shape,
+    shape_name,
+)
 from fastssl import functional
 from fastssl.testing import contrastive
 from fastssl.testing.cases import CASES, OpCase
@@ -90,6 +101,9 @@ def _square(shape: Shape) -> tuple[int, int, int]:
     return shape[0], shape[0], shape[1]
 
 
+#: What is measured in 16 bits on a CPU too. The losses of large batches should gain what the products gain.
+_NT_XENT_16, _CLIP_16 = ((4096, 128), (4096, 512), (256, 128)), ((4096, 512), (1024, 512))
+
 _NT_XENT_TARGETS = (
     *faster((256, 128), lightly=3, compile=2),
     *faster((1024, 128), lightly=4.5, compile=2),
@@ -99,8 +113,17 @@ _NT_XENT_TARGETS = (
     *faster((4096, 512), eager=2.8),
     Target((4096, 512), "times_limit", 1.15),
     *faster((8192, 128), eager=9),
+    Target((256, 128), "times_limit", 1.4),
     Target((65536, 64), "runs", 1),
+    *fast_bfloat16((4096, 128), (4096, 512)),
+    *no_slower_float16(*_NT_XENT_16),
 )
+
+
+def _times_3u(shape: Shape, times: float) -> tuple[Target, ...]:
+    """Of a loss whose logits fit the caches and are kept: 3 of the 4U that its limit has, and torch.compile, which keeps them."""
+    return Target(shape, "times_limit", times * 3 / 4), Target(shape, "not_slower", AS_FAST, "compile")
+
 
 _CLIP_PEERS = ("eager", "compile", "open_clip", "inf_cl", "cut_cross_entropy", "liger", "linear_cross_entropy")
 #: The forward takes 33/32 of U / 2 (of wide rows, U), the backward 2U; for wide rows the vendor's product computes W y.
@@ -125,6 +148,7 @@ WORKLOADS = {
             product=_pair_product,
             quick=((64, 128), (256, 128), (1024, 128)),
             scale=((65536, 64),),
+            sixteen=_NT_XENT_16,
             gpu=((256, 128), (2048, 128), (4096, 128), (16384, 128), (32768, 128), (8192, 512)),
             targets=_NT_XENT_TARGETS,
             gpu_targets=_NT_XENT_GPU_TARGETS,
@@ -154,7 +178,9 @@ WORKLOADS = {
             rows=_samples,
             product=_square,
             quick=((128, 128),),
+            sixteen=((1024, 128),),
             gpu=((4096, 128), (16384, 512)),
+            targets=(*_times_3u((1024, 128), 1.3), *no_slower_float16((1024, 128))),
             gpu_plan=Plan((("fwd plain", 1), ("bwd plain", 4)), chunks=(2, 0), wide=("wide rows", "wide own")),
             largest={"cpu": 8192, "cuda": 32768},
         ),
@@ -180,11 +206,14 @@ WORKLOADS = {
             rows=_samples,
             product=lambda s: s,
             quick=((64, 4096, 128),),
+            sixteen=((1024, 65536, 128),),
             gpu=((256, 65536, 128), (1024, 65536, 128), (4096, 65536, 128)),
             targets=(
                 *faster((256, 65536, 128), eager=4.5),
                 *faster((1024, 65536, 128), eager=4.5),
                 Target((1024, 65536, 128), "peak_mb", 16),
+                *fast_bfloat16((1024, 65536, 128)),
+                *no_slower_float16((1024, 65536, 128)),
             ),
             gpu_targets=tuple(
                 Target((n, 65536, 128), "ms", ms, dtype="bfloat16") for n, ms in ((256, 0.025), (1024, 0.07), (4096, 0.26))
@@ -202,8 +231,14 @@ WORKLOADS = {
             rows=_samples,
             product=_square,
             quick=((128, 128),),
+            sixteen=_CLIP_16,
             gpu=((4096, 512), (16384, 512), (65536, 768)),
-            targets=(*faster((4096, 512), open_clip=2.5),),
+            targets=(
+                *faster((4096, 512), open_clip=2.5),
+                *_times_3u((1024, 512), 1.1),
+                *fast_bfloat16((4096, 512)),
+                *no_slower_float16(*_CLIP_16),
+            ),
             gpu_targets=(
                 *(Target((16384, 512), "times_faster", 1, peer, "bfloat16") for peer in _CLIP_PEERS),
                 Target((65536, 768), "ms", 45, dtype="bfloat16"),
@@ -221,7 +256,9 @@ WORKLOADS = {
             rows=_samples,
             product=_square,
             quick=((128, 128),),
+            sixteen=((4096, 512),),
             gpu=((4096, 768), (16384, 768), (65536, 768)),
+            targets=(*fast_bfloat16((4096, 512)), *no_slower_float16((4096, 512))),
             gpu_targets=(Target((16384, 768), "ms", 2.4, dtype="bfloat16"),),
             gpu_plan=Plan((("sigmoid", 4),), chunks=(3, 14)),
             truth=siglip_truth,
@@ -235,7 +272,9 @@ WORKLOADS = {
             rows=lambda s: 3 * s[0],
             product=lambda s: (3 * s[0], 3 * s[0], s[1]),
             quick=((64, 128),),
+            sixteen=((256, 128),),
             gpu=((4096, 128),),
+            targets=(*faster((256, 128), eager=4), *no_slower_float16((256, 128))),
             gpu_plan=_SYMMETRIC,
             largest={"cpu": 8192, "cuda": 32768},
         ),

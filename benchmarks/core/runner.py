@@ -15,13 +15,14 @@ import torch
 
 from benchmarks.core import machine, memory, rates, timing
 from benchmarks.core.prepared import Prepared, prepare, release
-from benchmarks.core.workloads import Target, Update, Workload, shape_name
+from benchmarks.core.workloads import IN_FLOAT32, Target, Update, Workload, shape_name
 from benchmarks.peers import NAMES, implementation, load
+from fastssl import peaks
 
 SCHEMA = 1
 OURS = "fastssl"
 #: The implementations that are ours; all others are peers.
-OWN = (OURS, "update_momentum")
+OWN = (OURS, IN_FLOAT32, "update_momentum")
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,16 @@ def _failure(error: Exception) -> dict:
 def admit(prepared: Prepared, name: str, build=implementation) -> tuple[dict, Callable[[], object] | None]:
     """(entry, step): the entry as far as the accuracy check fills it, and the step to time, or None where it may not be timed."""
     entry: dict = {"implementation": name}
-    if name != OURS:
+    if name not in (OURS, IN_FLOAT32):
         status, reason = load(name).unfit(prepared.workload, prepared.shape, prepared.device)
         if status:
             return entry | {"status": status, "reason": reason}, None
         entry["version"] = load(name).version()
     try:
-        errors, wrong, step = prepared.try_out(build(name, prepared.workload), strict=name == OURS)
+        if name == IN_FLOAT32:
+            errors, wrong, step = prepared.widened().try_out(build(OURS, prepared.workload), strict=False)
+        else:
+            errors, wrong, step = prepared.try_out(build(name, prepared.workload), strict=name == OURS)
     except Exception as error:  # a peer's own code: its failure is its result
         entry |= _failure(error)
         step = None
@@ -84,9 +88,11 @@ def _limit(prepared: Prepared) -> Limit:
     if device == "cuda":
         rate = timing.gpu_product_rate(prepared.dtype)
         return None, lambda _: 1e3 * flops / rate, f"{rate / 1e12:.0f} TFLOP/s, an 8192 cube matrix product in this run"
-    call, scale = timing.product_call(workload.product(shape), prepared.dtype)
+    dtype = timing.product_dtype(workload.product(shape), prepared.dtype)
+    call, scale = timing.product_call(workload.product(shape), dtype)
     scale *= flops / workload.sweep_flops(shape)
-    return call, lambda ms: scale * ms, f"{flops / workload.sweep_flops(shape):g}U in torch.mm of this shape, in this run"
+    wide = "" if dtype == prepared.dtype else " in float32, which is faster here"
+    return call, lambda ms: scale * ms, f"{flops / workload.sweep_flops(shape):g}U in torch.mm of this shape{wide}, in this run"
 
 
 def _memory_limit(moved: float, device: str) -> Limit:
@@ -98,13 +104,23 @@ def _memory_limit(moved: float, device: str) -> Limit:
     return call, lambda ms: scale * ms, f"{amount} read and written in place in this run"
 
 
-def _fill(entry: dict, time: timing.Timing, prepared: Prepared, limit_ms: float) -> None:
+def _peak(prepared: Prepared) -> dict | None:
+    """What the CPU can do at best in products of this dtype, measured now; None where no product binds or it is not known."""
+    if prepared.device != "cpu" or prepared.workload.product is None:
+        return None
+    found = peaks.peak_of(prepared.dtype)
+    return found and {"unit": found.name, "flop_per_s": found.registers, "tile_flop_per_s": found.tile}
+
+
+def _fill(entry: dict, time: timing.Timing, prepared: Prepared, limit_ms: float, peak: dict | None) -> None:
     entry |= {"ms": time.ms, "p20": time.p20, "p80": time.p80, "rounds": time.rounds, "share_of_limit": limit_ms / time.ms}
     case = prepared.workload.case
     if prepared.workload.product is None:
         entry["bytes_per_s"] = case.bytes(prepared.shape, prepared.dtype.itemsize) / (time.ms * 1e-3)
     else:
         entry["flop_per_s"] = case.flops(prepared.shape) / (time.ms * 1e-3)
+    if peak:
+        entry["share_of_peak"] = entry["flop_per_s"] / peak["flop_per_s"]
 
 
 def _launches(entries, steps) -> None:
@@ -137,6 +153,8 @@ def _graph_times(entries, steps, prepared: Prepared, options: Options) -> None:
 
 def _memories(entries, steps, prepared: Prepared, say) -> None:
     for name, step in steps.items():
+        if name == IN_FLOAT32:
+            continue
         if prepared.device == "cuda":
             peak, reason = memory.cuda_rise_mb(step), ""
         else:
@@ -175,6 +193,12 @@ def judge(target: Target, entries: dict[str, dict], limit_ms: float | None) -> d
     return {"target": str(target), "got": shown, "met": met}
 
 
+def _compared(workload: Workload | Update, options: Options) -> tuple[str, ...]:
+    """The implementations that a comparison of the workload mentions."""
+    sixteen = workload.kind == "loss" and options.device == "cpu" and options.dtype.itemsize == 2
+    return (OURS, *[IN_FLOAT32] * sixteen, *(peer for peer in options.peers if load(peer).concerns(workload)))
+
+
 def run_case(workload: Workload | Update, shape, options: Options, say=_say, build=implementation) -> dict:
     """Measures every implementation of ``workload`` at ``shape``: accuracy, times, memory."""
     torch._dynamo.reset()
@@ -182,7 +206,7 @@ def run_case(workload: Workload | Update, shape, options: Options, say=_say, bui
     say(f"{workload.name} {shape_name(shape)} {str(workload.dtype(options.dtype))[6:]}: accuracy check")
     prepared = prepare(workload, shape, options)
     entries, steps = {}, {}
-    for name in (OURS, *(peer for peer in options.peers if load(peer).concerns(workload))):
+    for name in _compared(workload, options):
         entries[name], step = admit(prepared, name, build)
         if step is not None:
             steps[name] = step
@@ -190,9 +214,9 @@ def run_case(workload: Workload | Update, shape, options: Options, say=_say, bui
     say(f"  times of {', '.join(steps)}")
     timed = steps | ({"limit": limit_call} if limit_call else {})
     times = timing.time_interleaved(timed, options.device, options.budget_s, options.rounds)
-    limit_ms = to_limit_ms(times["limit"].ms if limit_call else 0.0)
+    limit_ms, peak = to_limit_ms(times["limit"].ms if limit_call else 0.0), _peak(prepared)
     for name in steps:
-        _fill(entries[name], times[name], prepared, limit_ms)
+        _fill(entries[name], times[name], prepared, limit_ms, peak)
     if options.memory:
         _memories(entries, steps, prepared, say)
     if options.device == "cuda" and workload.kind == "update":
@@ -203,10 +227,11 @@ def run_case(workload: Workload | Update, shape, options: Options, say=_say, bui
         for entry in entries.values():
             if "ms" in entry:
                 entry["times_ours"] = entry["ms"] / entries[OURS]["ms"]
-    return _case_json(prepared, stamp, entries, limit_ms, limit_is)
+    limit = {"limit_ms": limit_ms, "limit_is": limit_is} | ({"peak": peak} if peak else {})
+    return _case_json(prepared, stamp, entries, limit)
 
 
-def _case_json(prepared: Prepared, stamp, entries, limit_ms, limit_is) -> dict:
+def _case_json(prepared: Prepared, stamp, entries, limit: dict) -> dict:
     workload, shape = prepared.workload, prepared.shape
     dtype = str(prepared.dtype)[6:]
     targets = workload.gpu_targets if prepared.device == "cuda" else workload.targets
@@ -217,10 +242,9 @@ def _case_json(prepared: Prepared, stamp, entries, limit_ms, limit_is) -> dict:
         **stamp,
         "flops": workload.case.flops(shape),
         "bytes": workload.case.bytes(shape, prepared.dtype.itemsize),
-        "limit_ms": limit_ms,
-        "limit_is": limit_is,
+        **limit,
         "entries": list(entries.values()),
-        "targets": [judge(t, entries, limit_ms) for t in targets if t.shape == tuple(shape) and t.dtype == dtype],
+        "targets": [judge(t, entries, limit["limit_ms"]) for t in targets if t.shape == tuple(shape) and t.dtype == dtype],
     }
     if prepared.device == "cuda":
         known = rates.of_device(torch.cuda.get_device_name())

@@ -126,6 +126,18 @@ def product_call(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Calla
     return call, n / slab
 
 
+def product_dtype(shape: tuple[int, int, int], dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a CPU multiplies matrices of ``dtype`` fastest: itself or, where torch.mm of 16 bits is slow, float32.
+
+    torch.mm of float16 is 10 times slower than that of float32 on a CPU without instructions for it: no limit at all.
+    """
+    if dtype.itemsize != 2:
+        return dtype
+    small = tuple(min(size, 1024) for size in shape)
+    calls = {each: product_call(small, each)[0] for each in (dtype, torch.float32)}
+    return min(calls, key=lambda each: min(once_ms(calls[each], "cpu") for _ in range(3)))
+
+
 def memory_call(moved: float) -> tuple[Callable[[], object], float]:
     """(call, scale) for the time in which a CPU reads and writes ``moved`` bytes in all, ``scale`` times that of the call.
 

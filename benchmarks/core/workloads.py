@@ -22,6 +22,10 @@ from fastssl.testing.updates import MODELS, State, Step, UpdateCase, copied
 Shape = tuple[int | str, ...]
 #: Milliseconds that the launches of a loss take, forward and backward; an estimate.
 STEP_MS = 0.02
+#: Our own loss of the same values in float32: what losses in 16 bits on a CPU are also compared with.
+IN_FLOAT32 = "fastssl_float32"
+#: What "not slower" means: two equal implementations differ by up to 3 % within a run.
+AS_FAST = 0.97
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,11 @@ class Target:
     dtype: str = "float32"
 
     def __str__(self) -> str:
+        peer = "fastssl in float32" if self.peer == IN_FLOAT32 else self.peer
         return {
-            "times_faster": f">= {self.value:g}x {self.peer}",
-            "not_slower": f"not slower than {self.peer}, within the spread of a run (>= {self.value:g}x)",
-            "times_less_memory": f">= {self.value:g}x less memory above the inputs than {self.peer}",
+            "times_faster": f">= {self.value:g}x {peer}",
+            "not_slower": f"not slower than {peer}, within the spread of a run (>= {self.value:g}x)",
+            "times_less_memory": f">= {self.value:g}x less memory above the inputs than {peer}",
             "times_limit": f"<= {self.value:g}x the limit",
             "peak_mb": f"<= {self.value:g} MB above the inputs",
             "ms": f"<= {self.value:g} ms",
@@ -56,6 +61,23 @@ class Target:
 def faster(shape: Shape, **times: float) -> tuple[Target, ...]:
     """Targets "times_faster" at one shape; each keyword is a peer."""
     return tuple(Target(shape, "times_faster", value, peer) for peer, value in times.items())
+
+
+def fast_bfloat16(*shapes: Shape) -> tuple[Target, ...]:
+    """What bfloat16 should reach on a CPU whose bfloat16 product is faster than its float32 one."""
+    return tuple(
+        target
+        for shape in shapes
+        for target in (
+            Target(shape, "times_faster", 1.8, IN_FLOAT32, "bfloat16"),
+            Target(shape, "times_faster", 2.5, "eager", "bfloat16"),
+            Target(shape, "times_limit", 1.25, dtype="bfloat16"),
+        )
+    )
+
+
+def no_slower_float16(*shapes: Shape) -> tuple[Target, ...]:
+    return tuple(Target(shape, "not_slower", AS_FAST, IN_FLOAT32, "float16") for shape in shapes)
 
 
 @dataclass(frozen=True)
@@ -110,6 +132,7 @@ class Workload:
 
     ``constants``: keywords that every implementation gets. ``constant_inputs``: names of inputs without gradient, such as a queue.
     ``shapes``, ``quick``, ``scale`` and ``gpu``: the shapes that are measured on a CPU, at first glance, on request, and on a GPU.
+    ``sixteen``: those that are measured on a CPU in bfloat16 and float16, where one of these is asked for.
     ``product``: shape -> (N, M, D) of one sweep. ``truth``: float64 results for shapes whose eager form takes too much memory.
     ``largest``: rows up to which a float64 result can be had, by device.
     """
@@ -123,6 +146,7 @@ class Workload:
     product: Callable[[Shape], tuple[int, int, int]]
     quick: tuple[Shape, ...] = ()
     scale: tuple[Shape, ...] = ()
+    sixteen: tuple[Shape, ...] = ()
     gpu: tuple[Shape, ...] = ()
     targets: tuple[Target, ...] = ()
     gpu_targets: tuple[Target, ...] = ()
@@ -139,6 +163,10 @@ class Workload:
     def dtype(self, wanted: torch.dtype) -> torch.dtype:
         """The dtype that the loss is measured in, where this one is wanted."""
         return wanted
+
+    def cpu_shapes(self, dtype: torch.dtype) -> tuple[Shape, ...]:
+        """The shapes that are measured on a CPU in this dtype."""
+        return self.sixteen if dtype.itemsize == 2 and self.sixteen else self.shapes
 
     def sweep_flops(self, shape: Shape) -> float:
         """U in FLOP."""
@@ -191,6 +219,10 @@ class Update:
     def dtype(self, wanted: torch.dtype) -> torch.dtype:
         """The dtype that the update is measured in, where this one is wanted."""
         return wanted if wanted in self.dtypes else self.dtypes[0]
+
+    def cpu_shapes(self, dtype: torch.dtype) -> tuple[Shape, ...]:
+        """The shapes that are measured on a CPU: the same in each dtype."""
+        return self.shapes
 
     def rows(self, shape: Shape) -> int:
         """The number of keys, or of tensors of the model."""

@@ -42,6 +42,11 @@ needs, in this machine's own `torch.mm` (two for NT-Xent, SupCon and MoCo, three
 than 100 % is possible: `torch.mm` also writes its product to memory, and CLIP keeps some of its logits, which saves it a \
 product. For an update it is the time in which the machine's memory moves the bytes of the step; for MoCo's step and for the \
 embedding of patches it is their matrix products.
+- "Of the peak" compares the same matrix products with the multiply-adds that this CPU does in registers, without memory, by the \
+fastest of its instructions for the dtype. `fastssl info --measure` prints these peaks, and what a product reaches that stays in \
+the L2 cache.
+- In bfloat16 and float16, "fastssl in float32" is our own loss of the same values in float32. The limit is the product in that \
+dtype, or in float32 where that is faster: `torch.mm` of float16 is slow on most CPUs.
 - Peak memory is what an implementation needs above its inputs, or above the state that it updates, in a process of its own.
 - "Eager" is the plain PyTorch form of the same computation."""
 

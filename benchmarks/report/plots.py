@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 from benchmarks.core import runner
+from benchmarks.core.workloads import IN_FLOAT32
 from benchmarks.report.pages import all_results, repeatable
 from benchmarks.report.tables import RESULTS, shape_text
 
 #: name -> (colour, marker); the same in every picture.
 STYLE = {
     "fastssl": ("#D55E00", "o"),
+    IN_FLOAT32: ("#E8A27A", "o"),
     "eager": ("#0072B2", "s"),
     "compile": ("#009E73", "^"),
     "lightly": ("#CC79A7", "D"),
@@ -34,6 +36,7 @@ STYLE = {
     "transformers": ("#332288", "P"),
 }
 LABELS = {
+    IN_FLOAT32: "fastssl, in float32",
     "compile": "torch.compile",
     "pytorch_metric_learning": "pytorch-metric-learning",
     "linear_cross_entropy": "torch linear_cross_entropy",

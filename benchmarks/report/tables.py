@@ -4,16 +4,30 @@ that it was measured at."""
 from pathlib import Path
 
 from benchmarks.core import runner
+from benchmarks.core.workloads import IN_FLOAT32
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-_COLUMNS = ("implementation", "ms (p20 to p80)", "times fastssl", "peak MB", "{rate}", "of the limit", "{error} error", "note")
+_COLUMNS = (
+    "implementation",
+    "ms (p20 to p80)",
+    "times fastssl",
+    "peak MB",
+    "{rate}",
+    "of the limit",
+    "of the peak",
+    "{error} error",
+    "note",
+)
 #: What an entry holds -> the head of its column.
 _RATES = {"flop_per_s": "GFLOP/s", "bytes_per_s": "GB/s"}
 _ERRORS = {"grad_error": "gradient", "update_error": "update"}
+#: Head of a column -> what an entry holds for it; older results, and those of a GPU, have no peak.
+_SHARES = {"of the limit": "share_of_limit", "of the peak": "share_of_peak"}
 #: Statuses of an implementation that ran; the others are listed under the table.
 _TRIED = ("ok", "wrong", "failed", "out of memory")
 #: Other implementations of the short tables, with the heads of their columns.
 _PEERS = {
+    IN_FLOAT32: "fastssl in float32",
     "eager": "eager",
     "compile": "`torch.compile`",
     "lightly": "lightly",
@@ -54,6 +68,12 @@ def markdown(head, rows) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def _without_empty(head, rows) -> tuple[list, list]:
+    """The columns in which some row has a text."""
+    kept = [index for index in range(len(head)) if any(row[index] for row in rows)]
+    return [head[index] for index in kept], [[row[index] for index in kept] for row in rows]
+
+
 def shape_text(shape) -> str:
     return " x ".join(map(str, shape))
 
@@ -73,11 +93,15 @@ def _note(entry: dict) -> str:
     return "; ".join(parts)
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{number(100 * share, 2)} %"
+
+
 def entry_row(entry: dict) -> tuple[str, ...]:
     """Cells of one implementation; without a time, every cell of speed is empty."""
     error = next((f"{entry[name]:.1e}" for name in _ERRORS if name in entry), "")
     if "ms" not in entry:
-        return (entry["implementation"], "", "", "", "", "", error, _note(entry))
+        return (entry["implementation"], *[""] * 6, error, _note(entry))
     times = entry.get("times_ours")
     return (
         entry["implementation"],
@@ -85,7 +109,8 @@ def entry_row(entry: dict) -> tuple[str, ...]:
         "" if times is None else f"{times:.2f}x",
         number(entry.get("peak_mb")),
         number(next(entry[name] for name in _RATES if name in entry) / 1e9),
-        f"{number(100 * entry['share_of_limit'], 2)} %",
+        _percent(entry["share_of_limit"]),
+        _percent(entry.get("share_of_peak")),
         error,
         _note(entry),
     )
@@ -98,6 +123,15 @@ def columns(case: dict) -> tuple[str, ...]:
     return tuple(head.format(rate=heads[0], error=heads[1]).strip() for head in _COLUMNS)
 
 
+def _peak(case: dict) -> str:
+    """What the CPU can do at best, as a sentence; "" where that was not measured."""
+    if "peak" not in case:
+        return ""
+    peak = case["peak"]
+    tile = f", {number(peak['tile_flop_per_s'] / 1e9)} in a tile that stays in L2" if peak["tile_flop_per_s"] else ""
+    return f"Peak {number(peak['flop_per_s'] / 1e9)} GFLOP/s: {peak['unit']}, in registers{tile}. "
+
+
 def case_table(found: dict, case: dict) -> str:
     """Heading, table and targets of one case."""
     rounds = [entry["rounds"] for entry in case["entries"] if "rounds" in entry]
@@ -106,10 +140,10 @@ def case_table(found: dict, case: dict) -> str:
     lines = [
         f"### {found['title']}, {shape_text(case['shape'])} ({found['axes']}), {case['dtype']}",
         "",
-        f"Limit {ms_text(case['limit_ms'])}: {case['limit_is']}. {measured}."
+        f"Limit {ms_text(case['limit_ms'])}: {case['limit_is']}. {_peak(case)}{measured}."
         + (f" Predicted for an {case['predicted_for']}: {ms_text(case['predicted_ms'])}." if "predicted_ms" in case else ""),
         "",
-        markdown(columns(case), [entry_row(entry) for entry in case["entries"] if entry["status"] in _TRIED]),
+        markdown(*_without_empty(columns(case), [entry_row(entry) for entry in case["entries"] if entry["status"] in _TRIED])),
     ]
     left_out = [entry for entry in case["entries"] if entry["status"] not in _TRIED]
     if left_out:
@@ -147,12 +181,14 @@ def peer_table(found: dict) -> str:
     """One row for each case: our time, how many times longer the peers take, peak memory above the inputs."""
     by_case = [(case, {e["implementation"]: e for e in case["entries"]}) for case in found["cases"]]
     peers = [p for p in _PEERS if any("times_ours" in entries.get(p, {}) for _, entries in by_case)]
-    head = (found["axes"], "dtype", "fastssl", "of the limit", *(_PEERS[p] for p in peers), "peak memory", "eager's memory")
+    held = {name for _, entries in by_case for name in entries[runner.OURS]}
+    shares = {head: name for head, name in _SHARES.items() if name in held}
+    head = (found["axes"], "dtype", "fastssl", *shares, *(_PEERS[p] for p in peers), "peak memory", "eager's memory")
     rows = []
     for case, entries in by_case:
         ours = entries[runner.OURS]
         if "ms" in ours:
-            cells = (ms_text(ours["ms"]), f"{number(100 * ours['share_of_limit'], 2)} %")
+            cells = (ms_text(ours["ms"]), *(_percent(ours.get(share)) or "-" for share in shares.values()))
             rows.append(
                 (shape_text(case["shape"]), case["dtype"], *cells, *(_ratio(entries, p) for p in peers))
                 + (_memory(entries, runner.OURS), _memory(entries, "eager"))

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.core import accuracy, machine, memory, predicted, runner, timing
+from benchmarks.core import accuracy, machine, memory, predicted, registry, runner, timing
 from benchmarks.core.rates import H200
 from benchmarks.core.registry import WORKLOADS, Target, parse_shape
 from benchmarks.core.workloads import Plan
 from benchmarks.peers import Peer
 from benchmarks.report import plots
 from benchmarks.report import tables as report
-from fastssl import bench
+from fastssl import bench, peaks
 from fastssl.testing.compare import relative_error
 
 NT_XENT = WORKLOADS["nt_xent"]
@@ -206,6 +206,65 @@ def test_results_round_trip_into_tables_and_pictures(tmp_path):
     pytest.importorskip("matplotlib")
     (picture,) = plots.draw(found, tmp_path / "pictures")
     assert picture.stat().st_size > 20_000
+
+
+def test_16_bits_are_compared_with_our_own_float32_and_with_the_peak_of_their_unit(monkeypatch):
+    found = peaks.Peak("bfloat16", "dots", 250e9, 240e9)
+    monkeypatch.setattr(peaks, "peak_of", {torch.bfloat16: found, torch.float32: None}.get)
+    case = runner.run_case(NT_XENT, SHAPE, replace(FAST, dtype=torch.bfloat16), QUIET)
+    ours, wide = case["entries"][:2]
+    assert (ours["implementation"], wide["implementation"]) == ("fastssl", "fastssl_float32")
+    assert wide["grad_error"] < 1e-5 < ours["grad_error"], "the same values, in float32"
+    assert ours["share_of_peak"] == pytest.approx(NT_XENT.case.flops(SHAPE) / (ours["ms"] * 1e-3) / 250e9)
+    text = report.case_table({"title": "NT-Xent", "axes": NT_XENT.axes}, case)
+    assert "Peak 250 GFLOP/s: bfloat16 by dots, in registers, 240 in a tile that stays in L2." in text and "of the peak" in text
+    case = runner.run_case(NT_XENT, SHAPE, FAST, QUIET)
+    assert "peak" not in case and [entry["implementation"] for entry in case["entries"]] == ["fastssl", "eager"]
+    assert "of the peak" not in report.case_table({"title": "NT-Xent", "axes": NT_XENT.axes}, case)
+
+
+def test_results_without_a_peak_have_no_column_of_it():
+    entry = {"implementation": "fastssl", "ms": 2.0, "share_of_limit": 0.5}
+    case = {"shape": [8, 4], "dtype": "float32", "entries": [entry]}
+    found = {"axes": "B x D", "cases": [case, case]}
+    assert "of the peak" not in report.peer_table(found)
+    found["cases"] = [case, case | {"entries": [entry | {"share_of_peak": 0.25}]}]
+    table = report.peer_table(found)
+    assert "| fastssl | of the limit | of the peak |" in table and "| 50 % | - |" in table and "| 50 % | 25 % |" in table
+
+
+def test_the_limit_of_16_bits_is_the_faster_product(monkeypatch):
+    shape = (16, 24, 8)
+    for milliseconds, expected in (((1.0, 2.0), torch.float16), ((9.0, 2.0), torch.float32)):
+        times = dict(zip((torch.float16, torch.float32), milliseconds, strict=True))
+        monkeypatch.setattr(timing, "once_ms", lambda call, device, times=times: times[call().dtype])
+        assert timing.product_dtype(shape, torch.float16) == expected
+        assert (
+            timing.product_dtype(shape, torch.float32) == torch.float32 and timing.product_dtype(shape, torch.float64).itemsize == 8
+        )
+
+
+def test_every_target_of_a_cpu_is_at_a_shape_that_is_measured_there():
+    for workload in WORKLOADS.values():
+        for target in workload.targets:
+            shapes = workload.cpu_shapes(getattr(torch, target.dtype)) + workload.scale
+            assert target.shape in shapes, f"{workload.name}: {target} at {target.shape} in {target.dtype}"
+    assert str(Target(SHAPE, "times_faster", 2, "fastssl_float32")) == ">= 2x fastssl in float32"
+
+
+def test_a_default_run_is_in_float32_and_dtypes_have_their_shapes():
+    args = bench._parser(tuple(WORKLOADS), peers.NAMES).parse_args
+
+    def cases(*words):
+        options = bench._options(args(words), runner, peers)
+        return [(str(each.dtype)[6:], shape) for each, shape in bench._cases(args(words), registry, NT_XENT, options)]
+
+    assert cases("--device", "cpu") == [("float32", shape) for shape in NT_XENT.shapes]
+    both = cases("--device", "cpu", "--dtype", "bfloat16,float32", "nt_xent")
+    assert both == [("bfloat16", shape) for shape in NT_XENT.sixteen] + [("float32", shape) for shape in NT_XENT.shapes]
+    update = WORKLOADS["queue_push"]
+    once = bench._cases(args(["--quick"]), registry, update, bench._options(args(["--dtype", "float32,float16"]), runner, peers))
+    assert len(once) == len(update.quick), "it is measured in float32 only"
 
 
 def test_old_result_files_are_refused(tmp_path):

@@ -225,7 +225,9 @@ def test_an_h100_and_an_h200_are_told_apart(tmp_path, monkeypatch):
     for name, known in names.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
         object.__setattr__(prepared, "device", "cuda")
-        case = runner._case_json(prepared, {"date": "2026-11-28", "commit": "abc", "load": 0.0}, {}, 1.0, "a copy")
+        case = runner._case_json(
+            prepared, {"date": "2026-11-28", "commit": "abc", "load": 0.0}, {}, {"limit_ms": 1.0, "limit_is": "a copy"}
+        )
         assert case["predicted_for"] == known.name and case["predicted_ms"] == EMA.predicted_ms(("tiny",), known)
         assert f"Predicted for an {known.name}: " in report.case_table({"title": "EMA", "axes": "model"}, case)
         times.append(case["predicted_ms"])
