@@ -17,7 +17,7 @@ static float* widened(const Array& array, int64_t i, int n, float* buffer) {
 }
 
 // The reverse of `widened`; there is nothing to do where `values` are the elements themselves.
-static void narrowed(const float* values, const Array& array, int64_t i, int n) {
+[[maybe_unused]] static void narrowed(const float* values, const Array& array, int64_t i, int n) {
   if (array.dtype == kNothing) return;
   if (array.dtype == kFloat32) {
     float* to = static_cast<float*>(at(array, i));

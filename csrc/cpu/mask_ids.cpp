@@ -1,8 +1,8 @@
 // The order of the keys of each sample, its inverse and the mask: rank_i = #{j : (key_j, j) < (key_i, i)}.
 //   keys (N, L): noise, or Philox words; ids_shuffle, ids_restore (N, L) int64, mask (N, L) float32 = [rank >= keep]
-// A stable sort by digits of 8 bits, least significant first: 4 passes over (key, index) pairs in the first-level cache, 3.5 us for
-// L = 196 on one core. Its time is linear in L, where counting ranks takes L^2 comparisons.
-#include <ATen/Dispatch.h>
+// Up to 256 keys are ordered by a sorting network on the machine's vector registers (mask_rows.inl). More of them, and keys that
+// are nearly all equal, take a stable sort by digits of 8 bits, least significant first: 4 passes over (key, index) pairs in the
+// first-level cache.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -11,23 +11,14 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/mask_rows.h"
 #include "cpu/parallel.h"
 
 namespace fastssl::mask_ids {
 namespace {
 
-#define FASTSSL_FN inline
-#define FASTSSL_FMA 0
-#include "common/elements.h"
-#include "common/masking.h"
-#include "common/philox.h"
-#undef FASTSSL_FN
-#undef FASTSSL_FMA
-
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-constexpr uint32_t kStream = 0x6D61736B;
 
 template <class Key>
 struct Pair {
@@ -60,22 +51,42 @@ struct Result {
   int64_t length, keep;
 };
 
-// Ranks the keys of each row; fill(row, pairs) sets the keys.
+bool order_few(const MaskRows& rows, const uint32_t* keys, int n, uint8_t* order) { return rows.order(keys, n, order); }
+bool order_few(const MaskRows& rows, const uint64_t* keys, int n, uint8_t* order) { return rows.order_wide(keys, n, order); }
+
+// The keys of one sample and what ordering them takes.
+template <class Key>
+struct Sample {
+  std::vector<Key> keys;
+  std::vector<Pair<Key>> pairs, other;
+
+  explicit Sample(int64_t length) : keys(length) {}
+
+  void write(const Result& result, int64_t n, const MaskRows& rows) {
+    const int64_t length = result.length;
+    int64_t *shuffle = result.shuffle + n * length, *restore = result.restore + n * length;
+    float* mask = result.mask + n * length;
+    uint8_t few[kFewKeys];
+    if (length <= kFewKeys && order_few(rows, keys.data(), int(length), few))
+      return rows.write(few, int(length), result.keep, shuffle, restore, mask);
+    pairs.resize(length), other.resize(length);
+    for (int64_t i = 0; i < length; i++) pairs[i] = {keys[i], uint32_t(i)};
+    const Pair<Key>* order = sorted(pairs, other);
+    for (int64_t rank = 0; rank < length; rank++) {
+      const uint32_t i = order[rank].index;
+      shuffle[rank] = i, restore[i] = rank, mask[i] = rank >= result.keep;
+    }
+  }
+};
+
+// Ranks the keys of each row; fill(row, keys) makes the keys.
 template <class Key, class F>
 void order_rows(int64_t rows, const Result& result, const F& fill) {
-  const int64_t length = result.length;
-  parallel_for(rows, 4 * length, [&](int64_t begin, int64_t end) {
-    std::vector<Pair<Key>> pairs(length), other(length);
+  parallel_for(rows, 2 * result.length, [&](int64_t begin, int64_t end) {
+    Sample<Key> sample(result.length);
     for (int64_t n = begin; n < end; n++) {
-      for (int64_t i = 0; i < length; i++) pairs[i].index = uint32_t(i);
-      fill(n, pairs);
-      const Pair<Key>* order = sorted(pairs, other);
-      int64_t *shuffle = result.shuffle + n * length, *restore = result.restore + n * length;
-      float* mask = result.mask + n * length;
-      for (int64_t rank = 0; rank < length; rank++) {
-        const uint32_t i = order[rank].index;
-        shuffle[rank] = i, restore[i] = rank, mask[i] = rank >= result.keep;
-      }
+      fill(n, sample.keys.data());
+      sample.write(result, n, mask_rows());
     }
   });
 }
@@ -92,24 +103,17 @@ std::tuple<Tensor, Tensor, Tensor> mask_ids(const OptionalTensor& noise, const O
   Tensor mask = at::empty({rows, length}, options.dtype(at::kFloat));
   const Result result{shuffle.mutable_data_ptr<int64_t>(), restore.mutable_data_ptr<int64_t>(), mask.mutable_data_ptr<float>(),
                       length, keep};
+  const MaskRows& of = mask_rows();
   if (!noise) {
     const uint64_t key = uint64_t(seed->item<int64_t>());
-    order_rows<uint32_t>(rows, result, [&](int64_t n, auto& pairs) {
-      for (int64_t i = 0; i < length; i += 4) {
-        const Words words = philox({{uint32_t(i / 4), uint32_t(n), kStream, 0u}}, key);
-        for (int64_t k = 0; k < 4 && i + k < length; k++) pairs[i + k].key = words.word[k];
-      }
-    });
+    order_rows<uint32_t>(rows, result, [&](int64_t n, uint32_t* keys) { of.draw(key, uint32_t(n), length, keys); });
     return {shuffle, restore, mask};
   }
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, noise->scalar_type(), "mask_ids", [&] {
-    using Wide = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-    const Tensor dense = noise->contiguous();
-    const scalar_t* values = dense.const_data_ptr<scalar_t>();
-    order_rows<decltype(ordered_key(Wide()))>(rows, result, [&](int64_t n, auto& pairs) {
-      for (int64_t i = 0; i < length; i++) pairs[i].key = ordered_key(Wide(values[n * length + i]));
-    });
-  });
+  const Tensor dense = noise->contiguous();
+  const Array values = array_of(dense);
+  if (values.dtype == kFloat64)
+    order_rows<uint64_t>(rows, result, [&](int64_t n, uint64_t* keys) { of.read_wide(values, n * length, length, keys); });
+  else order_rows<uint32_t>(rows, result, [&](int64_t n, uint32_t* keys) { of.read(values, n * length, length, keys); });
   return {shuffle, restore, mask};
 }
 

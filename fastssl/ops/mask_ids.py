@@ -5,8 +5,9 @@
 
 The keys are given noise (N, L), or 32 random bits of Philox4x32-10: word l mod 4 of the counter (l / 4, n, 0x6D61736B, 0) under
 the seed. These bits are the same on every device and depend only on the seed and on the place in the batch. NaN counts as larger
-than all numbers, -0 as equal to 0. Each id costs 4 bytes read and 20 written. The CPU sorts by digits. A GPU counts, which takes
-L^2 comparisons a sample (157 M for N = 4096, L = 196); beyond ``COUNTED`` ids it takes torch's own stable sort.
+than all numbers, -0 as equal to 0. Each id costs 4 bytes read and 20 written. The CPU orders up to 256 keys by a sorting network,
+more by digits. A GPU counts, which takes L^2 comparisons a sample (157 M for N = 4096, L = 196); beyond ``COUNTED`` ids it takes
+torch's own stable sort.
 """
 
 from typing import NamedTuple

@@ -39,6 +39,39 @@ def test_ties_and_special_values(rows, length, seed, special):
         assert_stable_argsort(noise.to(dtype), min(length, seed % (length + 1)))
 
 
+def few_last_bits(rows, length, dtype):
+    """Neighbouring numbers around 1: the first bits of most keys are equal, in float64 those that float32 has."""
+    return 1 + torch.randint(0, 200, (rows, length)).to(dtype) * torch.finfo(dtype).eps
+
+
+KINDS = {
+    "uniform": lambda rows, length, dtype: torch.rand(rows, length, dtype=torch.float64).to(dtype),
+    "signed": lambda rows, length, dtype: torch.randn(rows, length, dtype=torch.float64).to(dtype),
+    "special": lambda rows, length, dtype: torch.tensor(SPECIAL)[torch.randint(0, len(SPECIAL), (rows, length))].to(dtype),
+    "equal": lambda rows, length, dtype: torch.full((rows, length), 0.5, dtype=dtype),
+    "near": few_last_bits,
+    "a few near": lambda rows, length, dtype: torch.where(
+        torch.rand(rows, length) < 0.9, torch.rand(rows, length).to(dtype), few_last_bits(rows, length, dtype)
+    ),
+    "falling": lambda rows, length, dtype: torch.arange(length, 0, -1).expand(rows, length).to(dtype),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_to_order_is_a_stable_argsort(kind, dtype, isa):
+    """Lengths around a register, around the sizes of the sorting networks, and beyond them."""
+    for length in (1, 2, 3, 15, 16, 17, 31, 63, 64, 65, 100, 127, 128, 129, 196, 254, 255, 256, 257):
+        assert_stable_argsort(KINDS[kind](5, length, dtype), length // 3)
+
+
+def test_seeded_ids_are_those_of_every_instruction_set(isa):
+    for length in (1, 5, 16, 64, 65, 196, 256, 257):
+        ids = F.mask_ids((3, length), 0.6, seed=9)
+        shuffle = mask_reference.mask_ids(None, torch.tensor(9), 3, length, 0)[0]
+        assert torch.equal(torch.cat(ids[:2], 1), shuffle)
+
+
 def test_noise_may_be_strided():
     noise = torch.rand(5, 60)
     assert_stable_argsort(noise[:, ::3], 4)
