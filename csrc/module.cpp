@@ -11,6 +11,7 @@
 #include "python/launch_key.h"
 #include "python/lists_agree.h"
 #include "python/new_tensors.h"
+#include "python/push_now.h"
 
 namespace py = pybind11;
 
@@ -37,6 +38,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("new_tensors", &fastssl::new_tensors, py::arg("like"), py::arg("dtype"),
         "Empty tensors of the shapes that follow, on the device of another; kernels/host/tensors.py.");
   m.def("rows_of", &fastssl::rows_of, py::arg("matrix"), "The rows of a matrix, as views.");
+  m.def("push_now", &fastssl::push_now, py::arg("queue"), py::arg("ptr"), py::arg("keys"), py::arg("label_queue"),
+        py::arg("labels"), py::arg("layout"), py::arg("overflow"),
+        "Pushes where nothing needs a closer look; ops/queue.py looks closer.");
   m.def("bump_versions", &fastssl::bump_versions, py::arg("tensors"), "Tells autograd that these tensors changed in place.");
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
   m.def("isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");

@@ -67,7 +67,7 @@ Tensor visible_patches_bwd(const Tensor& dpatches_given, const Tensor& ids_given
         const int64_t corner = n * C * H * W + l / across * height * W + l % across * width;
         for (int64_t c = 0; c < C; c++)
           for (int64_t p = 0; p < height; p++)
-            write_matches(matches, n, l, from, (n * tokens + prefix) * entries + (c * height + p) * width, entries, to,
+            write_matches(matches, n, l, from, (n * tokens + prefix) * entries + (c * height + p) * width, entries, Plain<T>{to},
                           corner + c * H * W + p * W, width, buffer);
       }
     });

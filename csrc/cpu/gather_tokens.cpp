@@ -3,7 +3,7 @@
 // 2 N K D and N (K + L) D elements are moved.
 #include <torch/library.h>
 
-#include "cpu/tokens.h"
+#include "cpu/new_rows.h"
 
 namespace fastssl::gather_tokens {
 namespace {
@@ -18,10 +18,10 @@ Tensor gather_tokens_fwd(const Tensor& x_given, const Tensor& ids_given) {
   const int64_t N = x.size(0), K = ids.size(1), D = x.size(2), sample = x.stride(0), row = x.stride(1);
   Tensor out = new_tensor({N, K, D}, x.options());
   const int64_t* id = ids.const_data_ptr<int64_t>();
-  const Array from = array_of(x), to = array_of(out);
-  const auto copy = token_rows<float>().copy;
+  const Array from = array_of(x);
   parallel_for(N * K, D, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) copy(from, r / K * sample + id[r] * row, to, r * D, D);
+    NewRows<float> to(out);
+    for (int64_t r = begin; r < end; r++) to.copy(from, r / K * sample + id[r] * row, r * D, D);
   });
   return out;
 }
@@ -34,10 +34,11 @@ Tensor gather_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int6
   const int64_t N = dout.size(0), D = dout.size(2), sample = dout.stride(0), row = dout.stride(1);
   Tensor dx = new_tensor({N, length, D}, dout.options());
   const Matches matches(ids, length);
-  const Array from = array_of(dout), to = array_of(dx);
+  const Array from = array_of(dout);
   with_accumulator(dout.scalar_type(), [&]<class T>(T) {
     parallel_for(N * length, D, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer;
+      NewRows<T> to(dx);
       for (int64_t r = begin; r < end; r++)
         write_matches(matches, r / length, r % length, from, r / length * sample, row, to, r * D, D, buffer);
     });

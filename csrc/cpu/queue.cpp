@@ -1,12 +1,12 @@
 // Pushes keys onto a ring in place: queue[(ptr + i) mod K] <- keys_i, then the labels and the pointer.
-// N D elements are read and written. In layout (D, K) a key is a column: blocks of kTile x kTile are transposed in the first-level
-// cache, so that both sides are touched in whole cache lines.
+// N D elements are read and written. In layout (D, K) a key is a column: blocks are transposed in registers, and both sides are
+// touched in whole cache lines.
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
 #include <algorithm>
-
-#include "cpu/parallel.h"
+#include <type_traits>
+#include <utility>
 
 namespace fastssl::queue {
 namespace {
@@ -14,43 +14,79 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t kTile = 32;
-
 // `count` keys from `first` on go to `count` places of the queue from `place` on (rows of (K, D), columns of (D, K)).
 struct Run {
   int64_t first, place, count;
 };
 
-// Copies keys through a block that stays in the first-level cache: it is read along the keys and written along the queue's fast
-// direction. The entries are the outer loop, so that in (D, K) only kTile pages of the queue are in use at a time.
+// 16 bytes of elements, and the lower and upper halves of two of them in turn.
 template <class T>
-void copy_rows(const Tensor& queue, const Tensor& keys, const Run& run, bool columns) {
-  const int64_t D = keys.size(1), key_row = keys.stride(0), key_entry = keys.stride(1);
-  const int64_t row = queue.stride(columns ? 1 : 0), entry = queue.stride(columns ? 0 : 1);
-  const T* from = keys.const_data_ptr<T>() + run.first * key_row;
-  T* to = queue.mutable_data_ptr<T>() + run.place * row;
-  const int64_t tiles = (D + kTile - 1) / kTile;
-  parallel_for(tiles, kTile * run.count / 4, [&](int64_t begin, int64_t end) {
-    T block[kTile][kTile];  // [entry][key]
-    for (int64_t d0 = begin * kTile; d0 < std::min(D, end * kTile); d0 += kTile)
-      for (int64_t k0 = 0; k0 < run.count; k0 += kTile) {
-        const int64_t wide = std::min(kTile, D - d0), high = std::min(kTile, run.count - k0);
-        for (int64_t k = 0; k < high; k++)
-          for (int64_t d = 0; d < wide; d++) block[d][k] = from[(k0 + k) * key_row + (d0 + d) * key_entry];
-        for (int64_t d = 0; d < wide; d++)
-          for (int64_t k = 0; k < high; k++) to[(k0 + k) * row + (d0 + d) * entry] = block[d][k];
-      }
-  });
+struct Line {
+  static constexpr int W = 16 / sizeof(T);
+  using U = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+  typedef U V __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
+
+  template <int Half, size_t... I>
+  static V in_turn(V a, V b, std::index_sequence<I...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, (I / 2 + I % 2 * W + Half * W / 2)...);
+#else
+    return __builtin_shuffle(a, b, V{U(I / 2 + I % 2 * W + Half * W / 2)...});
+#endif
+  }
+};
+
+// Transposes W x W elements: W keys of W neighbouring entries become W neighbouring columns of W rows of the queue.
+template <class T>
+inline void transpose(const T* from, int64_t key, T* to, int64_t entry) {
+  using L = Line<T>;
+  using V = typename L::V;
+  constexpr int W = L::W;
+  V v[W], w[W];
+  for (int k = 0; k < W; k++) v[k] = *reinterpret_cast<const V*>(from + k * key);
+  for (int step = 1; step < W; step *= 2) {
+    for (int i = 0; i < W / 2; i++) {
+      w[2 * i] = L::template in_turn<0>(v[i], v[i + W / 2], std::make_index_sequence<W>());
+      w[2 * i + 1] = L::template in_turn<1>(v[i], v[i + W / 2], std::make_index_sequence<W>());
+    }
+    for (int i = 0; i < W; i++) v[i] = w[i];
+  }
+  for (int d = 0; d < W; d++) *reinterpret_cast<V*>(to + d * entry) = v[d];
 }
 
-// Copies whole rows, where those of keys and queue are contiguous.
+// 64 keys stay in the first-level cache while each row of the queue gets their 64 entries, which are whole cache lines.
+constexpr int64_t kTile = 64;
+
+// Copies keys into columns whose rows, and keys whose entries, are neighbours in memory.
 template <class T>
-void copy_whole_rows(const Tensor& queue, const Tensor& keys, const Run& run) {
-  const int64_t D = keys.size(1);
-  const T* from = keys.const_data_ptr<T>();
-  T* to = queue.mutable_data_ptr<T>();
-  for (int64_t i = 0; i < run.count; i++)
-    std::copy_n(from + (run.first + i) * keys.stride(0), D, to + (run.place + i) * queue.stride(0));
+void copy_columns(const T* from, int64_t key, T* to, int64_t entry, int64_t count, int64_t width) {
+  constexpr int64_t W = Line<T>::W;
+  for (int64_t first = 0; first < count; first += kTile) {
+    const int64_t end = std::min(count, first + kTile);
+    for (int64_t d = 0; d < width; d += W) {
+      const bool whole = d + W <= width;
+      int64_t k = first;
+      for (; whole && k + W <= end; k += W) transpose(from + k * key + d, key, to + d * entry + k, entry);
+      for (int64_t e = d; e < std::min(width, d + W); e++)
+        for (int64_t rest = k; rest < end; rest++) to[e * entry + rest] = from[rest * key + e];
+    }
+  }
+}
+
+// Copies keys with any strides on both sides, in whole rows where the entries are neighbours in memory.
+template <class T>
+void copy_keys(const Tensor& queue, const Tensor& keys, const Run& run, bool columns) {
+  const int64_t D = keys.size(1), key = keys.stride(0), key_entry = keys.stride(1);
+  const int64_t row = queue.stride(columns ? 1 : 0), entry = queue.stride(columns ? 0 : 1);
+  const T* from = keys.const_data_ptr<T>() + run.first * key;
+  T* to = queue.mutable_data_ptr<T>() + run.place * row;
+  if (key_entry == 1 && entry == 1 && key == D && row == D) std::copy_n(from, run.count * D, to);
+  else if (key_entry == 1 && entry == 1)
+    for (int64_t k = 0; k < run.count; k++) std::copy_n(from + k * key, D, to + k * row);
+  else if (key_entry == 1 && row == 1) copy_columns(from, key, to, entry, run.count, D);
+  else
+    for (int64_t d = 0; d < D; d++)
+      for (int64_t k = 0; k < run.count; k++) to[k * row + d * entry] = from[k * key + d * key_entry];
 }
 
 template <class T>
@@ -71,10 +107,8 @@ void queue_push_(const Tensor& queue, const Tensor& ptr, const Tensor& keys, con
   const Run runs[2] = {{first, place, before_end}, {first + before_end, 0, truncate ? 0 : N - first - before_end}};
   for (const Run& run : runs) {
     if (run.count == 0) continue;
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, queue.scalar_type(), "queue_push_", [&] {
-      if (!columns && keys.stride(1) == 1 && queue.stride(1) == 1) copy_whole_rows<scalar_t>(queue, keys, run);
-      else copy_rows<scalar_t>(queue, keys, run, columns);
-    });
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, queue.scalar_type(), "queue_push_",
+                                    [&] { copy_keys<scalar_t>(queue, keys, run, columns); });
     if (labels)
       AT_DISPATCH_INTEGRAL_TYPES(labels->scalar_type(), "queue_push_", [&] { copy_labels<scalar_t>(*label_queue, *labels, run); });
   }

@@ -5,7 +5,7 @@
 // N (2 P + K + L) D elements are moved forward, N (2 P + L + K) D backward.
 #include <torch/library.h>
 
-#include "cpu/tokens.h"
+#include "cpu/new_rows.h"
 
 namespace fastssl::restore_tokens {
 namespace {
@@ -27,19 +27,19 @@ Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const 
   const int64_t N = x.size(0), D = x.size(2), L = ids.size(1), tokens = prefix + L, K = x.size(1) - prefix;
   Tensor out = new_tensor({N, tokens, D}, token.options());
   const int64_t* id = ids.const_data_ptr<int64_t>();
-  const Array from = array_of(x), hidden = array_of(token), to = array_of(out);
+  const Array from = array_of(x), hidden = array_of(token);
   const Array position = pos ? array_of(*pos) : Array{nullptr, kNothing};
   with_accumulator(out.scalar_type(), [&]<class T>(T) {
-    const TokenRows<T>& rows = token_rows<T>();
     parallel_for(N * tokens, D, [&](int64_t begin, int64_t end) {
+      NewRows<T> to(out);
       for (int64_t i = begin; i < end; i++) {
         const int64_t n = i / tokens, t = i % tokens;
         const uint64_t r = t < prefix ? 0 : uint64_t(id[n * L + t - prefix]);
         const bool kept = r < uint64_t(K) || t < prefix;
         const Array source = kept ? from : hidden;
         const int64_t start = kept ? n * x.stride(0) + (t < prefix ? t : prefix + int64_t(r)) * x.stride(1) : 0;
-        if (pos) rows.add(source, start, position, t * D, to, i * D, D);
-        else rows.copy(source, start, to, i * D, D);
+        if (pos) to.add(source, start, position, t * D, i * D, D);
+        else to.copy(source, start, i * D, D);
       }
     });
   });
@@ -71,18 +71,18 @@ void gradients(const Tensor& dout, const Tensor& ids, int64_t K, int64_t prefix,
   const int64_t N = dout.size(0), D = dout.size(2), L = ids.size(1);
   const bool need_x = dx.numel() > 0, need_token = !partial.empty();
   const int64_t* id = ids.const_data_ptr<int64_t>();
-  const Array from = array_of(dout), to = array_of(dx);
-  const auto copy = token_rows<T>().copy;
+  const Array from = array_of(dout);
   const Matches matches(ids, need_x ? K : 0);
   parallel_for((N + kSamples - 1) / kSamples, kSamples * dout.size(1) * D, [&](int64_t begin, int64_t end) {
     std::vector<T> buffer;
+    NewRows<T> to(dx);
     for (int64_t group = begin; group < end; group++) {
       RowSum<T> hidden(D, partial.data() + group * D);
       for (int64_t n = group * kSamples; n < std::min(N, (group + 1) * kSamples); n++) {
         const int64_t start = n * dout.stride(0), step = dout.stride(1), patches = start + prefix * step;
         const int64_t row = n * (prefix + K);
         if (need_x) {
-          for (int64_t p = 0; p < prefix; p++) copy(from, start + p * step, to, (row + p) * D, D);
+          for (int64_t p = 0; p < prefix; p++) to.copy(from, start + p * step, (row + p) * D, D);
           for (int64_t r = 0; r < K; r++) write_matches(matches, n, r, from, patches, step, to, (row + prefix + r) * D, D, buffer);
         }
         if (need_token)

@@ -26,6 +26,9 @@ template <class T>
 struct TokenRows {
   // to <- from
   void (*copy)(Array from, int64_t i, Array to, int64_t j, int64_t n);
+  // to <- n bytes of `from`, past the caches; null where this machine has no such stores. `settle` comes before others read them.
+  void (*past_caches)(const char* from, char* to, int64_t n);
+  void (*settle)();
   // to <- a + b, b as wide as to
   void (*add)(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k, int64_t n);
   // sum += row

@@ -14,6 +14,43 @@ static void copy_row(Array from, int64_t i, Array to, int64_t j, int64_t n) {
   });
 }
 
+#if defined(__x86_64__)
+// Whole registers go to places that their size divides, what lies before and behind through the caches.
+static void copy_past_caches(const char* from, char* to, int64_t n) {
+#if FASTSSL_WIDTH == 16
+  using Bytes = __m512i;
+#elif FASTSSL_WIDTH == 8
+  using Bytes = __m256i;
+#else
+  using Bytes = __m128i;
+#endif
+  constexpr int64_t kSize = sizeof(Bytes);
+  const int64_t before = -reinterpret_cast<intptr_t>(to) & (kSize - 1);
+  if (n < before + kSize) {
+    __builtin_memcpy(to, from, n);
+    return;
+  }
+  __builtin_memcpy(to, from, before);
+  int64_t i = before;
+  for (; i + kSize <= n; i += kSize) {
+    Bytes bytes;
+    __builtin_memcpy(&bytes, from + i, kSize);
+#if FASTSSL_WIDTH == 16
+    _mm512_stream_si512(reinterpret_cast<Bytes*>(to + i), bytes);
+#elif FASTSSL_WIDTH == 8
+    _mm256_stream_si256(reinterpret_cast<Bytes*>(to + i), bytes);
+#else
+    _mm_stream_si128(reinterpret_cast<Bytes*>(to + i), bytes);
+#endif
+  }
+  __builtin_memcpy(to + i, from + i, n - i);
+}
+static void settle() { _mm_sfence(); }
+#else
+static constexpr void (*copy_past_caches)(const char*, char*, int64_t) = nullptr;
+static void settle() {}
+#endif
+
 template <class T>
 static void add_rows(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k, int64_t n) {
   constexpr Dtype dtype_of_sums = std::is_same_v<T, float> ? kFloat32 : kFloat64;
@@ -135,8 +172,8 @@ static void slope(Array pred, int64_t i, int64_t n, const T* target, Scaling<T> 
 }
 
 template <class T>
-static constexpr TokenRows<T> rows_of = {copy_row<T>, add_rows<T>, accumulate_row<T>, read_patch<T>,
-                                         scaling<T>,  error<T>,    slope<T>};
+static constexpr TokenRows<T> rows_of = {copy_row<T>,   copy_past_caches, settle,   add_rows<T>, accumulate_row<T>,
+                                         read_patch<T>, scaling<T>,       error<T>, slope<T>};
 
 static const TokenRows<float>& float_rows = rows_of<float>;
 static const TokenRows<double>& double_rows = rows_of<double>;

@@ -72,20 +72,26 @@ class Matches {
   std::vector<int32_t> first_, next_;
 };
 
-// to[j ..] <- the sum over the matches k of (n, l) of from[start + k step ..]: zeros, a copy, or a sum in T that is rounded once.
+// Where rows go that are written as they are.
 template <class T>
-void write_matches(const Matches& matches, int64_t n, int64_t l, Array from, int64_t start, int64_t step, Array to, int64_t j,
+struct Plain {
+  Array to;
+  void copy(Array from, int64_t i, int64_t j, int64_t n) const { token_rows<T>().copy(from, i, to, j, n); }
+  void clear(int64_t j, int64_t n) const { fastssl::clear(to, j, n); }
+};
+
+// to[j ..] <- the sum over the matches k of (n, l) of from[start + k step ..]: zeros, a copy, or a sum in T that is rounded once.
+// `to` is a Plain, or a NewRows of new_rows.h.
+template <class T, class Rows>
+void write_matches(const Matches& matches, int64_t n, int64_t l, Array from, int64_t start, int64_t step, Rows&& to, int64_t j,
                    int64_t width, std::vector<T>& buffer) {
-  const TokenRows<T>& rows = token_rows<T>();
   const int64_t k = matches.first(n, l);
-  if (k < 0) {
-    clear(to, j, width);
-    return;
-  }
-  if (matches.next(n, k) < 0) return rows.copy(from, start + k * step, to, j, width);
+  if (k < 0) return to.clear(j, width);
+  if (matches.next(n, k) < 0) return to.copy(from, start + k * step, j, width);
   buffer.assign(width, T(0));
-  for (int64_t each = k; each >= 0; each = matches.next(n, each)) rows.accumulate(from, start + each * step, width, buffer.data());
-  rows.copy({buffer.data(), sizeof(T) == 8 ? kFloat64 : kFloat32}, 0, to, j, width);
+  for (int64_t each = k; each >= 0; each = matches.next(n, each))
+    token_rows<T>().accumulate(from, start + each * step, width, buffer.data());
+  to.copy({buffer.data(), sizeof(T) == 8 ? kFloat64 : kFloat32}, 0, j, width);
 }
 
 }  // namespace fastssl

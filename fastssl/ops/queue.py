@@ -6,13 +6,15 @@
 N D elements are read and written. On a GPU the host never reads the pointer, so that a CUDA graph can capture the push.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastssl.checks import INTEGERS, check_choice, check_data, check_dense, check_matrix, check_vector, readable
 
 from ._lists import bump_versions, check_apart, check_stored, check_writable, share_memory
-from ._register import define_op, refuse_transforms
+from ._register import _C, define_op, refuse_transforms
 
 _queue_push = define_op(
     "queue_push_",
@@ -20,6 +22,7 @@ _queue_push = define_op(
     lambda *_: None,
     "queue",
 )
+_push_now: Any = getattr(_C, "push_now", None)
 
 
 def queue_push_(
@@ -65,6 +68,9 @@ def queue_push_(
 def push_keys(op: str, queue, ptr, keys, *, layout: str, overflow: str, label_queue=None, labels=None, name: str = "keys") -> None:
     """``queue_push_`` for the public function ``op``, whose messages call the keys ``name``."""
     refuse_transforms(op)
+    quick = _push_now is not None and not torch.compiler.is_compiling()
+    if quick and _push_now(queue, ptr, keys, label_queue, labels, layout, overflow):
+        return
     check_choice(op, "layout", layout, ("dk", "kd"))
     check_choice(op, "overflow", overflow, ("wrap", "truncate"))
     check_matrix(op, "queue", queue, "D, K" if layout == "dk" else "K, D")

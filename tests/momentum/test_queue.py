@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastssl.functional import info_nce, moco_loss, queue_push_, similarity_lse
 from fastssl.loss import NTXentLoss
 from fastssl.momentum.queue import MemoryBank, MoCoQueue
+from fastssl.ops._register import _C
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,6 +102,68 @@ def test_large_pushes_with_one_thread_and_two(layout):
     places = (start + torch.arange(3000)) % size
     assert torch.equal(results[0][places], keys) and results[0].count_nonzero() == keys.count_nonzero()
     assert int(ptr) == start + 3000 - size and all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_columns_in_blocks_and_beside_them(dtype):
+    """Counts and widths around the blocks that are transposed in registers, and around those that stay in the cache."""
+    for count, width in [(1, 1), (1, 130), (2, 8), (3, 7), (8, 16), (63, 9), (64, 33), (65, 4), (129, 17), (200, 2)]:
+        keys = (torch.arange(count * width) % 251).view(count, width).to(dtype)
+        for queue in (torch.zeros(width, 211, dtype=dtype), torch.zeros(width + 1, 430, dtype=dtype)[1:, 3:214]):
+            ptr = torch.tensor([10])
+            queue_push_(queue, ptr, keys)
+            assert torch.equal(queue[:, 10 : 10 + count], keys.t()) and int(ptr) == 10 + count
+            assert queue.count_nonzero() == keys.count_nonzero()
+
+
+Q, P, N_ = torch.zeros(9, 4), torch.tensor([3]), torch.ones(2, 4)
+SLOWLY = {
+    "another layout": (Q, P, N_, None, None, "xy", "wrap"),
+    "another overflow": (Q, P, N_, None, None, "kd", None),
+    "a number": (Q, 3, N_, None, None, "kd", "wrap"),
+    "another width": (Q, P, N_[:, :3], None, None, "kd", "wrap"),
+    "another dtype": (Q, P, N_.double(), None, None, "kd", "wrap"),
+    "no keys": (Q, P, N_[:0], None, None, "kd", "wrap"),
+    "a vector": (Q, P, N_[0], None, None, "kd", "wrap"),
+    "integers": (Q.long(), P, N_.long(), None, None, "kd", "wrap"),
+    "a queue with gaps": (torch.zeros(9, 5)[:, :4], P, N_, None, None, "kd", "wrap"),
+    "the queue's own rows": (Q, P, Q[:2], None, None, "kd", "wrap"),
+    "a pointer out of range": (Q, torch.tensor([9]), N_, None, None, "kd", "wrap"),
+    "a pointer below 0": (Q, torch.tensor([-1]), N_, None, None, "kd", "wrap"),
+    "a narrow pointer": (Q, P.int(), N_, None, None, "kd", "wrap"),
+    "two pointers": (Q, torch.tensor([3, 4]), N_, None, None, "kd", "wrap"),
+    "labels alone": (Q, P, N_, None, torch.ones(2).long(), "kd", "wrap"),
+    "a label queue alone": (Q, P, N_, torch.ones(9).long(), None, "kd", "wrap"),
+    "too few labels": (Q, P, N_, torch.ones(9).long(), torch.ones(1).long(), "kd", "wrap"),
+    "labels of another dtype": (Q, P, N_, torch.ones(9).long(), torch.ones(2).int(), "kd", "wrap"),
+    "labels that are floats": (Q, P, N_, torch.ones(9), torch.ones(2), "kd", "wrap"),
+    "keys on meta": (Q, P, N_.to("meta"), None, None, "kd", "wrap"),
+    "all on meta": (Q.to("meta"), P.to("meta"), N_.to("meta"), None, None, "kd", "wrap"),
+    "a sparse queue": (Q.to_sparse(), P, N_, None, None, "kd", "wrap"),
+    "negated keys": (Q, P, torch._neg_view(N_), None, None, "kd", "wrap"),
+}
+
+
+@pytest.mark.skipif(_C is None, reason="no C++ kernels")
+def test_the_quick_way_takes_plain_calls_alone():
+    for name, arguments in SLOWLY.items():
+        assert not _C.push_now(*arguments), name
+    with torch.inference_mode():
+        assert not _C.push_now(Q, P, N_, None, None, "kd", "wrap")
+        made = torch.zeros(9, 4)
+    assert not _C.push_now(made, P, N_, None, None, "kd", "wrap")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert not _C.push_now(Q, P, N_, None, None, "kd", "wrap")
+    with torch.device("cpu"):  # a mode of torch functions
+        assert not _C.push_now(Q, P, N_, None, None, "kd", "wrap")
+    assert not Q.any() and P.item() == 3
+    for columns in (False, True):
+        queue, ptr, keys = torch.zeros(9, 4), torch.tensor([8]), torch.ones(2, 4, requires_grad=True)
+        names, before = torch.zeros(9).long(), queue._version
+        given = (queue.t() if columns else queue), ptr, keys, names, torch.ones(2).long(), "dk" if columns else "kd", "wrap"
+        assert _C.push_now(*given)
+        assert queue[[0, 8]].all() and not queue[1:8].any() and names[[0, 8]].all() and names.sum() == 2 and ptr.item() == 1
+        assert queue._version > before and not queue.requires_grad
 
 
 @pytest.mark.parametrize("truncate", [False, True])
@@ -264,7 +328,6 @@ def test_labels_in_the_memory_that_they_are_pushed_to_are_read_first():
     assert label_queue.tolist() == [0, 0, 1, 3, 4]
 
 
-Q, P, N_ = torch.zeros(9, 4), torch.tensor([3]), torch.ones(2, 4)
 NEVER_WRITTEN = {
     "negated pointer": (TypeError, "ptr must not be a lazily negated view", lambda: (Q, torch._neg_view(torch.tensor([-3])), {})),
     "expanded queue": (ValueError, r"queue must not be expanded.*strides \(0, 1\)", lambda: (Q[:1].expand(9, 4), P, {})),

@@ -1,0 +1,59 @@
+// Rows of a new tensor. Those of one that is larger than the caches go past them: the lines that are overwritten are not read
+// first, and what the caches hold stays there.
+#pragma once
+#include <vector>
+
+#include "cpu/tokens.h"
+
+namespace fastssl {
+
+// Bytes from which a tensor is written past the caches. Who reads a smaller one finds it there.
+constexpr int64_t kPastCaches = 8 << 20;
+
+// The rows of one thread, which must be gone before another thread reads them.
+template <class T>
+class NewRows {
+ public:
+  explicit NewRows(const at::Tensor& out)
+      : rows_(token_rows<T>()), to_(array_of(out)), past_(rows_.past_caches && int64_t(out.nbytes()) >= kPastCaches) {}
+  ~NewRows() {
+    if (past_) rows_.settle();
+  }
+  NewRows(const NewRows&) = delete;
+
+  // Elements j .. j + n <- those of `from` from i on
+  void copy(Array from, int64_t i, int64_t j, int64_t n) {
+    if (!past_) return rows_.copy(from, i, to_, j, n);
+    if (from.dtype == to_.dtype) return send(static_cast<const char*>(from.data) + i * bytes_of(from.dtype), j, n);
+    rows_.copy(from, i, made(n), 0, n);
+    send(made_.data(), j, n);
+  }
+  // Elements j .. j + n <- a + b
+  void add(Array a, int64_t i, Array b, int64_t k, int64_t j, int64_t n) {
+    if (!past_) return rows_.add(a, i, b, k, to_, j, n);
+    rows_.add(a, i, b, k, made(n), 0, n);
+    send(made_.data(), j, n);
+  }
+  void clear(int64_t j, int64_t n) {
+    if (!past_) return fastssl::clear(to_, j, n);
+    if (zeros_.size() < size_t(n * bytes_of(to_.dtype))) zeros_.resize(n * bytes_of(to_.dtype));
+    send(zeros_.data(), j, n);
+  }
+
+ private:
+  Array made(int64_t n) {
+    if (made_.size() < size_t(n * bytes_of(to_.dtype))) made_.resize(n * bytes_of(to_.dtype));
+    return {made_.data(), to_.dtype};
+  }
+  void send(const char* from, int64_t j, int64_t n) {
+    const int64_t size = bytes_of(to_.dtype);
+    rows_.past_caches(from, static_cast<char*>(to_.data) + j * size, n * size);
+  }
+
+  const TokenRows<T>& rows_;
+  Array to_;
+  bool past_;
+  std::vector<char> made_, zeros_;
+};
+
+}  // namespace fastssl
