@@ -14,7 +14,7 @@ import torch
 from benchmarks.core.workloads import Shape, Target, Update, faster
 from fastssl.testing.masked_updates import MASK_RATIO, MASKED_CASES, embed_product
 
-_BOTH = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _RATIO = {"mask_ratio": MASK_RATIO}
 _EMBED, _LOSS, _BUNDLE = (64, 224, 16, 768), (64, 224, 16), (64, 224, 16, 768, 512)
 _MASKS, _LARGE_BUNDLE = (4096, 196), (4096, 224, 16, 768, 512)
@@ -30,7 +30,7 @@ def _loss(name: str, title: str, normalize: bool) -> Update:
         quick=((4, 16, 4),),
         gpu=((1024, 224, 16),),
         targets=faster(_LOSS, mae_repository=15),
-        dtypes=_BOTH,
+        dtypes=_DTYPES,
     )
 
 
@@ -45,7 +45,7 @@ def _tokens(name: str, title: str, constants: dict, shape: Shape) -> Update:
         quick=((4, 16, 24),),
         gpu=((1024, *shape[1:]),),
         targets=(Target(shape, "times_limit", 2),),
-        dtypes=_BOTH,
+        dtypes=_DTYPES,
     )
 
 
@@ -74,7 +74,7 @@ MASKING = {
             gpu=((1024, 224, 16, 768),),
             targets=faster(_EMBED, mae_repository=4),
             product=embed_product,
-            dtypes=_BOTH,
+            dtypes=_DTYPES,
         ),
         _tokens("restore_tokens", "Tokens back to their places (forward + backward; eager: cat, gather, cat)", {}, (64, 196, 512)),
         _loss("patch_loss", "Loss of the removed patches (forward + backward; eager: of all patches, then the mask)", False),
@@ -90,7 +90,7 @@ MASKING = {
             targets=(*faster(_BUNDLE, mae_repository=4), Target(_BUNDLE, "times_less_memory", 3, "mae_repository")),
             gpu_targets=(Target(_LARGE_BUNDLE, "ms", 4, dtype="bfloat16"),),
             product=embed_product,
-            dtypes=_BOTH,
+            dtypes=_DTYPES,
         ),
     )
 }

@@ -58,6 +58,7 @@ UPDATES = {
             gpu=_QUEUES[:1],
             targets=(Target(_QUEUES[0], "not_slower", AS_FAST, "lightly"),),
             gpu_targets=(Target(_QUEUES[0], "launches", 1),),
+            dtypes=(torch.float32, torch.bfloat16, torch.float16),
         ),
         Update(
             UPDATE_CASES["moco_step"],

@@ -10,6 +10,12 @@ namespace fastssl {
 // Bytes from which a tensor is written past the caches. Who reads a smaller one finds it there.
 constexpr int64_t kPastCaches = 8 << 20;
 
+// Asks for a row that is read soon.
+inline void prefetch(Array from, int64_t i, int64_t n) {
+  const char* row = static_cast<const char*>(from.data) + i * bytes_of(from.dtype);
+  for (int64_t byte = 0; byte < n * bytes_of(from.dtype); byte += 64) __builtin_prefetch(row + byte);
+}
+
 // The rows of one thread, which must be gone before another thread reads them.
 template <class T>
 class NewRows {

@@ -54,8 +54,8 @@ inline void transpose(const T* from, int64_t key, T* to, int64_t entry) {
   for (int d = 0; d < W; d++) *reinterpret_cast<V*>(to + d * entry) = v[d];
 }
 
-// 64 keys stay in the first-level cache while each row of the queue gets their 64 entries, which are whole cache lines.
-constexpr int64_t kTile = 64;
+// So many keys give a row of the queue their entries before the next row is touched: whole runs of cache lines of a page.
+constexpr int64_t kTile = 256;
 
 // Copies keys into columns whose rows, and keys whose entries, are neighbours in memory.
 template <class T>

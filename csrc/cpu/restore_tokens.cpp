@@ -81,13 +81,18 @@ void gradients(const Tensor& dout, const Tensor& ids, int64_t K, int64_t prefix,
       for (int64_t n = group * kSamples; n < std::min(N, (group + 1) * kSamples); n++) {
         const int64_t start = n * dout.stride(0), step = dout.stride(1), patches = start + prefix * step;
         const int64_t row = n * (prefix + K);
-        if (need_x) {
-          for (int64_t p = 0; p < prefix; p++) to.copy(from, start + p * step, (row + p) * D, D);
-          for (int64_t r = 0; r < K; r++) write_matches(matches, n, r, from, patches, step, to, (row + prefix + r) * D, D, buffer);
+        for (int64_t p = 0; need_x && p < prefix; p++) to.copy(from, start + p * step, (row + p) * D, D);
+        for (int64_t l = 0; l < L; l++) {  // in the order of dout, which is read once
+          const int64_t r = id[n * L + l];
+          if (l + 1 < L) prefetch(from, patches + (l + 1) * step, D);
+          if (uint64_t(r) >= uint64_t(K)) {
+            if (need_token) hidden.add(from, patches + l * step);
+          } else if (need_x && matches.first(n, r) == l) {
+            write_matches(matches, n, r, from, patches, step, to, (row + prefix + r) * D, D, buffer);
+          }
         }
-        if (need_token)
-          for (int64_t l = 0; l < L; l++)
-            if (uint64_t(id[n * L + l]) >= uint64_t(K)) hidden.add(from, patches + l * step);
+        for (int64_t r = 0; need_x && r < K; r++)
+          if (matches.first(n, r) < 0) to.clear((row + prefix + r) * D, D);
       }
       if (need_token) hidden.flush();
     }

@@ -153,8 +153,10 @@ def test_bytes_and_predictions_by_hand():
 
 def test_updates_are_measured_in_their_own_dtypes():
     assert EMA.dtype(torch.bfloat16) == torch.float32 and MOCO.dtype(torch.bfloat16) == torch.bfloat16
-    case = runner.run_case(QUEUE, (8, 40, 16), replace(FAST, dtype=torch.bfloat16, peers=()), QUIET)
+    case = runner.run_case(EMA, ("tiny",), replace(FAST, dtype=torch.bfloat16, peers=()), QUIET)
     assert case["dtype"] == "float32"
+    case = runner.run_case(QUEUE, (8, 40, 16), replace(FAST, dtype=torch.float16, peers=()), QUIET)
+    assert case["dtype"] == "float16"
 
 
 @needs_proc

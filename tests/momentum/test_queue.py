@@ -106,10 +106,10 @@ def test_large_pushes_with_one_thread_and_two(layout):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_columns_in_blocks_and_beside_them(dtype):
-    """Counts and widths around the blocks that are transposed in registers, and around those that stay in the cache."""
-    for count, width in [(1, 1), (1, 130), (2, 8), (3, 7), (8, 16), (63, 9), (64, 33), (65, 4), (129, 17), (200, 2)]:
+    """Counts and widths around the blocks that are transposed in registers, and around those that a row takes at once."""
+    for count, width in [(1, 1), (1, 130), (2, 8), (3, 7), (8, 16), (63, 9), (64, 33), (65, 4), (129, 17), (256, 9), (261, 2)]:
         keys = (torch.arange(count * width) % 251).view(count, width).to(dtype)
-        for queue in (torch.zeros(width, 211, dtype=dtype), torch.zeros(width + 1, 430, dtype=dtype)[1:, 3:214]):
+        for queue in (torch.zeros(width, 300, dtype=dtype), torch.zeros(width + 1, 430, dtype=dtype)[1:, 3:303]):
             ptr = torch.tensor([10])
             queue_push_(queue, ptr, keys)
             assert torch.equal(queue[:, 10 : 10 + count], keys.t()) and int(ptr) == 10 + count
