@@ -11,6 +11,7 @@
 #include "python/launch_key.h"
 #include "python/lists_agree.h"
 #include "python/new_tensors.h"
+#include "python/permutations.h"
 #include "python/push_now.h"
 
 namespace py = pybind11;
@@ -41,6 +42,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("push_now", &fastssl::push_now, py::arg("queue"), py::arg("ptr"), py::arg("keys"), py::arg("label_queue"),
         py::arg("labels"), py::arg("layout"), py::arg("overflow"),
         "Pushes where nothing needs a closer look; ops/queue.py looks closer.");
+  m.def("are_permutations", &fastssl::are_permutations, py::arg("ids"), "Whether each row is a permutation of its places.");
   m.def("bump_versions", &fastssl::bump_versions, py::arg("tensors"), "Tells autograd that these tensors changed in place.");
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
   m.def("isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");

@@ -37,6 +37,7 @@ class NewRows {
   // Elements j .. j + n <- a + b
   void add(Array a, int64_t i, Array b, int64_t k, int64_t j, int64_t n) {
     if (!past_) return rows_.add(a, i, b, k, to_, j, n);
+    if (rows_.add_past_caches(a, i, b, k, to_, j, n)) return;
     rows_.add(a, i, b, k, made(n), 0, n);
     send(made_.data(), j, n);
   }

@@ -29,6 +29,8 @@ struct TokenRows {
   // to <- n bytes of `from`, past the caches; null where this machine has no such stores. `settle` comes before others read them.
   void (*past_caches)(const char* from, char* to, int64_t n);
   void (*settle)();
+  // `add` past the caches; false, and nothing done, where a dtype is not T or a register of `to` would not begin at its size
+  bool (*add_past_caches)(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k, int64_t n);
   // to <- a + b, b as wide as to
   void (*add)(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k, int64_t n);
   // sum += row

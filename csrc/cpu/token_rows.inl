@@ -15,40 +15,59 @@ static void copy_row(Array from, int64_t i, Array to, int64_t j, int64_t n) {
 }
 
 #if defined(__x86_64__)
+#if FASTSSL_WIDTH == 16
+using Register = __m512i;
+static inline void store_past_caches(char* to, Register bytes) { _mm512_stream_si512(reinterpret_cast<Register*>(to), bytes); }
+#elif FASTSSL_WIDTH == 8
+using Register = __m256i;
+static inline void store_past_caches(char* to, Register bytes) { _mm256_stream_si256(reinterpret_cast<Register*>(to), bytes); }
+#else
+using Register = __m128i;
+static inline void store_past_caches(char* to, Register bytes) { _mm_stream_si128(reinterpret_cast<Register*>(to), bytes); }
+#endif
+constexpr int64_t kRegister = sizeof(Register);
+
 // Whole registers go to places that their size divides, what lies before and behind through the caches.
 static void copy_past_caches(const char* from, char* to, int64_t n) {
-#if FASTSSL_WIDTH == 16
-  using Bytes = __m512i;
-#elif FASTSSL_WIDTH == 8
-  using Bytes = __m256i;
-#else
-  using Bytes = __m128i;
-#endif
-  constexpr int64_t kSize = sizeof(Bytes);
-  const int64_t before = -reinterpret_cast<intptr_t>(to) & (kSize - 1);
-  if (n < before + kSize) {
+  const int64_t before = -reinterpret_cast<intptr_t>(to) & (kRegister - 1);
+  if (n < before + kRegister) {
     __builtin_memcpy(to, from, n);
     return;
   }
   __builtin_memcpy(to, from, before);
   int64_t i = before;
-  for (; i + kSize <= n; i += kSize) {
-    Bytes bytes;
-    __builtin_memcpy(&bytes, from + i, kSize);
-#if FASTSSL_WIDTH == 16
-    _mm512_stream_si512(reinterpret_cast<Bytes*>(to + i), bytes);
-#elif FASTSSL_WIDTH == 8
-    _mm256_stream_si256(reinterpret_cast<Bytes*>(to + i), bytes);
-#else
-    _mm_stream_si128(reinterpret_cast<Bytes*>(to + i), bytes);
-#endif
+  for (; i + kRegister <= n; i += kRegister) {
+    Register bytes;
+    __builtin_memcpy(&bytes, from + i, kRegister);
+    store_past_caches(to + i, bytes);
   }
   __builtin_memcpy(to + i, from + i, n - i);
 }
 static void settle() { _mm_sfence(); }
+
+template <class T>
+static bool add_past_caches(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k, int64_t n) {
+  constexpr Dtype dtype = std::is_same_v<T, float> ? kFloat32 : kFloat64;
+  T* sum = static_cast<T*>(at(to, k));
+  if (a.dtype != dtype || b.dtype != dtype || to.dtype != dtype || reinterpret_cast<uintptr_t>(sum) % kRegister) return false;
+  const T *x = static_cast<const T*>(at(a, i)), *y = static_cast<const T*>(at(b, j));
+  typedef T V __attribute__((vector_size(4 * FASTSSL_WIDTH), aligned(alignof(T)), may_alias));
+  constexpr int64_t kCount = kRegister / sizeof(T);
+  int64_t e = 0;
+  for (; e + kCount <= n; e += kCount) {
+    const V both = *reinterpret_cast<const V*>(x + e) + *reinterpret_cast<const V*>(y + e);
+    store_past_caches(reinterpret_cast<char*>(sum + e), (Register)both);
+  }
+  for (; e < n; e++) sum[e] = x[e] + y[e];
+  return true;
+}
 #else
 static constexpr void (*copy_past_caches)(const char*, char*, int64_t) = nullptr;
 static void settle() {}
+template <class T>
+static bool add_past_caches(Array, int64_t, Array, int64_t, Array, int64_t, int64_t) {
+  return false;
+}
 #endif
 
 template <class T>
@@ -172,8 +191,8 @@ static void slope(Array pred, int64_t i, int64_t n, const T* target, Scaling<T> 
 }
 
 template <class T>
-static constexpr TokenRows<T> rows_of = {copy_row<T>,   copy_past_caches, settle,   add_rows<T>, accumulate_row<T>,
-                                         read_patch<T>, scaling<T>,       error<T>, slope<T>};
+static constexpr TokenRows<T> rows_of = {copy_row<T>,       copy_past_caches, settle,     add_past_caches<T>, add_rows<T>,
+                                         accumulate_row<T>, read_patch<T>,    scaling<T>, error<T>,           slope<T>};
 
 static const TokenRows<float>& float_rows = rows_of<float>;
 static const TokenRows<double>& double_rows = rows_of<double>;

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from fastssl.checks import check_flag
-from fastssl.ops._patches import check_floats
+from fastssl.ops._patches import check_device, check_floats
 from fastssl.ops._random import check_generator, check_place, uniform
 from fastssl.ops._register import refuse_transforms
-from fastssl.ops.gather_tokens import gather_tokens
+from fastssl.ops.gather_tokens import take_tokens
 from fastssl.ops.mask_ids import check_noise, check_ratio, check_size, draw_ids, in_order
 
 
@@ -66,7 +66,8 @@ def random_masking(
         rounding=rounding,
         device=x.device,
     )
-    return gather_tokens(x, ids.ids_keep), ids.mask, ids.ids_restore
+    check_device(op, "ids", ids.ids_keep, "x", x)
+    return take_tokens(x, ids.ids_keep), ids.mask, ids.ids_restore
 
 
 def random_token_mask(

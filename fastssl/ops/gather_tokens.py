@@ -72,4 +72,9 @@ def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     refuse_transforms(op, x)
     check_floats(op, "x", x, "N, L, D")
     check_ids(op, "ids", ids, x.shape[0], "N, K", x.shape[1], "x", x)
+    return take_tokens(x, ids)
+
+
+def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
+    """``gather_tokens`` of arguments that need no checks."""
     return _Gather.apply(x, trackable(ids.contiguous()))

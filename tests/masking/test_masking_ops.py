@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastssl import functional as F
+from fastssl.ops._register import _C
 from fastssl.testing import masking
 from fastssl.testing.compare import assert_no_worse
 
@@ -66,6 +67,19 @@ def test_restore_of_narrow_tokens_gives_the_widest_dtype():
     assert torch.equal(out, masking.restore_tokens(x, ids, token, pos_embed=pos)) and out.dtype == torch.float32
     out.sum().backward()
     assert x.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(_C is None, reason="no C++ kernels")
+def test_the_quick_check_knows_permutations():
+    rows = torch.stack([torch.randperm(9) for _ in range(5)])
+    assert _C.are_permutations(rows) and _C.are_permutations(rows.t().contiguous().t()) and _C.are_permutations(rows[::2])
+    assert _C.are_permutations(torch.zeros(3, 1, dtype=torch.int64)) and _C.are_permutations(rows[:0])
+    for wrong in (0, 8, 9, -1, 2**62, -(2**63)):
+        changed = rows.clone()
+        changed[3, int(rows[3].argmax() if wrong != 8 else rows[3].argmin())] = wrong
+        assert not _C.are_permutations(changed), wrong
+    for other in (rows.int(), rows[0], rows.double(), rows.to("meta"), rows.tolist(), rows.to_sparse()):
+        assert not _C.are_permutations(other)
 
 
 @pytest.mark.parametrize("size", [1, 65536])
