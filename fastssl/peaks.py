@@ -16,6 +16,8 @@ from .ops._register import _C
 
 #: Bytes of the array whose passes give the rate of the memory: more than a cache holds.
 _ARRAY_BYTES = 1 << 28
+#: (dtype, unit) -> the fastest that this process has seen: a peak that was measured beside other work is none.
+_seen: dict[tuple[str, str], tuple[float, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def _units() -> list[tuple[str, str]]:
 
 def _measure(dtype: str, unit: str) -> Peak:
     assert _C is not None
-    registers, tile = _C.peak_flops(dtype, unit)
+    now, before = _C.peak_flops(dtype, unit), _seen.get((dtype, unit), (0.0, 0.0))
+    registers, tile = _seen[dtype, unit] = max(now[0], before[0]), max(now[1], before[1])
     return Peak(dtype, unit, registers, tile or None)
 
 

@@ -135,7 +135,7 @@ def product_dtype(shape: tuple[int, int, int], dtype: torch.dtype) -> torch.dtyp
         return dtype
     small = tuple(min(size, 1024) for size in shape)
     calls = {each: product_call(small, each)[0] for each in (dtype, torch.float32)}
-    return min(calls, key=lambda each: min(once_ms(calls[each], "cpu") for _ in range(3)))
+    return min(calls, key=lambda each: min(once_ms(calls[each], "cpu") for _ in range(7)))
 
 
 def memory_call(moved: float) -> tuple[Callable[[], object], float]:

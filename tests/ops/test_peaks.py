@@ -67,7 +67,16 @@ class _Units:
     ),
 )
 def test_a_dtype_is_compared_with_its_fastest_unit(dtype, expected, monkeypatch):
+    monkeypatch.setattr(peaks, "_seen", {})
     monkeypatch.setattr(peaks, "_C", _Units)
     assert peaks.peak_of(dtype) == expected
     monkeypatch.setattr(peaks, "_C", None)
     assert peaks.peak_of(dtype) is None and peaks.peaks() == []
+
+
+def test_the_fastest_measurement_of_a_process_counts(monkeypatch):
+    monkeypatch.setattr(peaks, "_seen", {})
+    monkeypatch.setattr(peaks, "_C", _Units)
+    for measured, expected in (((5e9, 4e9), (5e9, 4e9)), ((3e9, 2e9), (5e9, 4e9)), ((4e9, 6e9), (5e9, 6e9))):
+        monkeypatch.setattr(_Units, "peak_flops", staticmethod(lambda dtype, unit, measured=measured: measured))
+        assert peaks.peak_of(torch.float32) == peaks.Peak("float32", "avx2", *expected)
