@@ -6,7 +6,7 @@ constexpr int kBlock = 512;
 static void* at(const Array& array, int64_t i) { return static_cast<char*>(array.data) + i * bytes_of(array.dtype); }
 
 // Elements i to i + n - 1 of an array as floats: in place where they are floats, otherwise widened into `buffer`.
-static float* widened(const Array& array, int64_t i, int n, float* buffer) {
+[[maybe_unused]] static float* widened(const Array& array, int64_t i, int n, float* buffer) {
   if (array.dtype == kFloat32) return static_cast<float*>(at(array, i));
   const uint16_t* from = static_cast<const uint16_t*>(at(array, i));
   if (array.dtype == kBFloat16)

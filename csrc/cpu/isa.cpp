@@ -9,6 +9,7 @@ namespace {
 
 bool runs(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::kAvx512Bf16) return runs(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
   if (isa == Isa::kAvx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
@@ -18,7 +19,7 @@ bool runs(Isa isa) {
 }
 
 Isa widest() {
-  for (Isa isa : {Isa::kAvx512, Isa::kAvx2})
+  for (Isa isa : {Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2})
     if (runs(isa)) return isa;
   return Isa::kBaseline;
 }
@@ -40,18 +41,18 @@ const char* name(Isa isa) {
 #else
   const char* baseline = "scalar";
 #endif
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : baseline;
+  return isa == Isa::kAvx512Bf16 ? "avx512_bf16" : isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : baseline;
 }
 
 std::vector<std::string> available() {
   std::vector<std::string> names;
-  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512})
+  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16})
     if (runs(isa)) names.push_back(name(isa));
   return names;
 }
 
 void use(const std::string& wanted) {
-  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512})
+  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16})
     if (wanted == name(isa) && runs(isa)) {
       in_use() = isa;
       return;

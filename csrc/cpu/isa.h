@@ -7,7 +7,8 @@
 
 namespace fastssl::isa {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };  // baseline: SSE2 on x86-64, NEON on AArch64
+// baseline: SSE2 on x86-64, NEON on AArch64. kAvx512Bf16: AVX-512 with products of bfloat16; all else is as with kAvx512.
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 Isa current();
 const char* name(Isa isa);
@@ -19,7 +20,7 @@ void use(const std::string& name);     // throws std::invalid_argument for a set
 // The variable or function `name` of the namespace that each_isa.h made for the set in use.
 #if defined(__x86_64__)
 #define FASTSSL_IN_USE(name)                                                \
-  (::fastssl::isa::current() == ::fastssl::isa::Isa::kAvx512 ? avx512::name \
+  (::fastssl::isa::current() >= ::fastssl::isa::Isa::kAvx512 ? avx512::name \
    : ::fastssl::isa::current() == ::fastssl::isa::Isa::kAvx2 ? avx2::name   \
                                                              : baseline::name)
 #else

@@ -11,13 +11,13 @@ template <class T>
 using LaneOf = std::conditional_t<std::is_same_v<T, float>, FloatLane, DoubleLane>;
 
 // Elements i .. i + n of an array of any dtype as T: the elements themselves where they are T, else copies in `buffer`.
-static const float* values_of(const Array& array, int64_t i, int n, float* buffer) {
+[[maybe_unused]] static const float* values_of(const Array& array, int64_t i, int n, float* buffer) {
   if (array.dtype != kFloat64) return widened(array, i, n, buffer);
   const double* from = static_cast<const double*>(at(array, i));
   for (int j = 0; j < n; j++) buffer[j] = float(from[j]);
   return buffer;
 }
-static const double* values_of(const Array& array, int64_t i, int n, double* buffer) {
+[[maybe_unused]] static const double* values_of(const Array& array, int64_t i, int n, double* buffer) {
   if (array.dtype == kFloat64) return static_cast<const double*>(at(array, i));
   float narrow[kBlock];
   const float* from = widened(array, i, n, narrow);
@@ -25,12 +25,12 @@ static const double* values_of(const Array& array, int64_t i, int n, double* buf
   return buffer;
 }
 
-static void store_values(const float* values, const Array& array, int64_t i, int n) {
+[[maybe_unused]] static void store_values(const float* values, const Array& array, int64_t i, int n) {
   if (array.dtype != kFloat64) return narrowed(values, array, i, n);
   double* to = static_cast<double*>(at(array, i));
   for (int j = 0; j < n; j++) to[j] = values[j];
 }
-static void store_values(const double* values, const Array& array, int64_t i, int n) {
+[[maybe_unused]] static void store_values(const double* values, const Array& array, int64_t i, int n) {
   if (array.dtype == kFloat64) {
     if (values != at(array, i)) __builtin_memcpy(at(array, i), values, n * sizeof(double));
     return;

@@ -1,8 +1,8 @@
 // InfoNCE over sampled negatives on the CPU: each query against the rows of a table that an index names, column 0 the positive.
-//   x_i = c_i / max(|c_i|, eps);   y_k = q_k / max(|q_k|, eps);   s_ie = <x_i, y_{index[i, e]}>, -inf for e > 0 where q_{index[i, e]}
-//   equals the positive's row in all entries;   L_i = log sum_e exp(scale s_ie) - scale s_i0
-//   G_i = (scale / |c_i|) P(sum_e p_ie y_{index[i, e]} - y_{index[i, 0]}),   P(g) = g - x_i <x_i, g>
-//   dq_k = P(sum over (i, e) with index[i, e] = k of dL_i scale (p_ie - [e = 0]) x_i) / |q_k|
+//   x_i = c_i / max(|c_i|, eps);   y_k = q_k / max(|q_k|, eps);   s_ie = <x_i, y_{index[i, e]}>, -inf for e > 0 where q_{index[i,
+//   e]} equals the positive's row in all entries;   L_i = log sum_e exp(scale s_ie) - scale s_i0 G_i = (scale / |c_i|) P(sum_e p_ie
+//   y_{index[i, e]} - y_{index[i, 0]}),   P(g) = g - x_i <x_i, g> dq_k = P(sum over (i, e) with index[i, e] = k of dL_i scale (p_ie
+//   - [e = 0]) x_i) / |q_k|
 // The rows of a query are read for s and again, from the cache, for G. One thread sums a row of dq in the order of (i, e): the same
 // bits for any number of threads.
 #include <ATen/ops/empty.h>
@@ -42,8 +42,8 @@ Rows unit_rows(const Tensor& z, double eps) {
 void check(const Tensor& query, const Tensor& keys, const Tensor& index, const Tensor& scale) {
   TORCH_CHECK(query.dim() == 2 && keys.dim() == 2 && index.dim() == 2 && query.size(1) == keys.size(1) && index.size(1) > 0 &&
                   index.size(0) == query.size(0) && query.scalar_type() == keys.scalar_type() && scale.numel() == 1,
-              kOp, ": expected query (M, D), keys (K, D), index (M, E) and one scale, got ", query.sizes(), ", ", keys.sizes(), ", ",
-              index.sizes(), " and ", scale.sizes());
+              kOp, ": expected query (M, D), keys (K, D), index (M, E) and one scale, got ", query.sizes(), ", ", keys.sizes(),
+              ", ", index.sizes(), " and ", scale.sizes());
   check_range(kOp, index, keys.size(0));
 }
 
@@ -66,8 +66,9 @@ T logits_of(const T* s, int64_t count, T scale, T* logits) {
   return peak;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(const Tensor& query_given, const Tensor& keys_given, const Tensor& index_given,
-                                                       const Tensor& scale_given, double eps, bool gradient) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(const Tensor& query_given, const Tensor& keys_given,
+                                                       const Tensor& index_given, const Tensor& scale_given, double eps,
+                                                       bool gradient) {
   const Tensor query = query_given.contiguous(), keys = keys_given.contiguous(), index = index_given.contiguous();
   check(query, keys, index, scale_given);
   const int64_t M = query.size(0), D = query.size(1), E = index.size(1);

@@ -1,5 +1,5 @@
-// Functions on a row and the rows of a table that ids name, compiled for every instruction set. Sums are kept in T: float, or double
-// for float64.
+// Functions on a row and the rows of a table that ids name, compiled for every instruction set. Sums are kept in T: float, or
+// double for float64.
 #pragma once
 #include <cstdint>
 

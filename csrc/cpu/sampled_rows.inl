@@ -49,8 +49,8 @@ static void shares(const T* logits, int64_t count, T shift, T* share) {
 
 // Columns `first` to `first` + P registers: their sums stay in registers while the rows go by.
 template <int P, class T>
-static inline __attribute__((always_inline)) void combine_columns(const T* table, const int64_t* ids, const T* factor, int64_t count,
-                                                                  int64_t n, int64_t first, T* sum) {
+static inline __attribute__((always_inline)) void combine_columns(const T* table, const int64_t* ids, const T* factor,
+                                                                  int64_t count, int64_t n, int64_t first, T* sum) {
   using L = LaneOf<T>;
   typename L::V part[P];
   for (auto& each : part) each = L::all(T(0));

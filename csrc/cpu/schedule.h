@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/gemm.h"
 #include "cpu/parallel.h"
 
 namespace fastssl {
@@ -44,7 +43,6 @@ void in_order(const Pairs& pairs, int64_t slots, const Visit& visit) {
   std::atomic<size_t> next{0};
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), int64_t(pairs.size()));
   parallel_tasks(threads, [&](int64_t, int64_t) {
-    const SerialProducts serial;
     for (size_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < pairs.size();) {
       const auto [a, b] = pairs[t];
       wait(a, before[t].first), wait(b, before[t].second);

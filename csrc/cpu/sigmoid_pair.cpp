@@ -35,16 +35,24 @@ struct Outcome {
   T factor, *own, *other;
 };
 
-template <class T>
-void sweep(const Problem<T>& p, double bias, const std::vector<T>& x_weight, const std::vector<T>& y_weight, Outcome<T>& out) {
+template <class E>
+void sweep(const Problem<E>& p, double bias, const std::vector<Sum<E>>& x_weight, const std::vector<Sum<E>>& y_weight,
+           Outcome<Sum<E>>& out) {
+  using T = Sum<E>;
   const auto& f = rows<T>();
-  auto work = latin_workspace(p);
-  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
-    T* S = work.tile();
-    const int ld = work.ld(), wide = logits(p, i0, m, j0, n, false, S, ld);
-    const PairIds<T> ids{p.x.id.data() + i0, p.y.id.data() + j0, x_weight.data() + i0, y_weight.data() + j0};
-    f.sigmoid(S, m, n, wide, ld, T(bias), ids_meet ? &ids : nullptr, &out.loss[i0], &out.weight[i0]);
-    add_products(p, S, ld, i0, m, j0, n, out.factor, out.own, out.other);
+  const Latin<E> latin(p);
+  const Operands<E> operands(p, latin, out.own, out.other);
+  auto work = out.own || out.other ? latin.workspace() : latin.strips();
+  latin.run([&](const Tile& t, int64_t I, int64_t J) {
+    Tile all = t;
+    all.ids_meet = false;  // equal ids are positive pairs here, which stay
+    for_each_strip(p, all, operands.columns.of(J), work, [&](int i, int m, T* S, int wide) {
+      const int64_t i0 = t.i0 + i;
+      const PairIds<T> ids{p.x.id.data() + i0, p.y.id.data() + t.j0, x_weight.data() + i0, y_weight.data() + t.j0};
+      f.sigmoid(S, m, t.n, wide, int(work.ld()), T(bias), t.ids_meet ? &ids : nullptr, &out.loss[i0], &out.weight[i0]);
+      if (out.own || out.other) work.keep(i, m, wide);
+    });
+    operands.add(p, work, t, I, J, out.factor, out.own, out.other);
   });
 }
 
@@ -58,11 +66,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pair(const Tensor& x,
   GradientSums gradients(x, y, effective(scale, factor), need_x, need_y, need_scale);
   Tensor loss = at::empty({}, options), dbias = need_bias ? at::empty({}, options) : at::empty({0}, options);
   dispatch(x, [&](auto zero) {
-    using T = decltype(zero);
-    const auto p = problem<T>(x, y, gradients.scale, x_id, y_id, std::nullopt);
-    const std::vector<T> zero_rows(p.x.rows, T(0));
+    using E = decltype(zero);
+    using T = Sum<E>;
+    const auto p = problem<E>(x, y, gradients.scale, x_id, y_id, std::nullopt);
+    const std::vector<T> zero_rows(p.x.rows(), T(0));
     Outcome<T> out{zero_rows, zero_rows, T(gradients.factor()), data_or_null<T>(gradients.own), data_or_null<T>(gradients.other)};
-    sweep(p, b, positive_weights<T>(x_weight, p.x.rows), positive_weights<T>(y_weight, p.y.rows), out);
+    sweep(p, b, positive_weights<T>(x_weight, p.x.rows()), positive_weights<T>(y_weight, p.y.rows()), out);
     *loss.mutable_data_ptr<T>() = T(std::accumulate(out.loss.begin(), out.loss.end(), 0.0));
     if (need_bias) *dbias.mutable_data_ptr<T>() = T(std::accumulate(out.weight.begin(), out.weight.end(), 0.0));
     gradients.finish(p, false);

@@ -3,12 +3,14 @@
 //   W_ij  = g_i p_ij,  p_ij = min(1, exp(s_ij - top_i)) / sum_i      dx = scale W y,  dy = scale W^T x,  dbias = W^T 1
 //   y is x:  W_ij = g_i p_ij + g_j p_ji is symmetric, so each unordered pair of blocks is computed once and serves both.
 //
-// Tiles of logits fit a core's L2. torch's BLAS computes the matrix products, and the exponentials are taken between them:
+// Weights of a tile fit a core's L2, strips of logits its L1. The matrix products are our own (products.h), and the exponentials
+// are taken between them:
 //   symmetric   forward U/2, backward 3U/2 over the upper triangle of tiles, in tournament order
-//   two-sided   forward U by rows x column splits, backward 3U in Latin-square order
+//   two-sided   forward U by row groups x column splits, backward 3U in Latin-square order
 //   one-pass    2U: lse and mean_i = sum_j p_ij y_j together, as flash attention with V = Y
-// Memory beside inputs and outputs: one tile for each thread, O(N + M) vectors, and where rows are few the partial sums of the
-// column splits. The shape and the number of threads fix the order of every sum, so the same call gives the same bits.
+// Memory beside inputs and outputs: one tile for each thread, O(N + M) vectors, where rows are few the partial sums of the column
+// splits, and but for a one-sided sweep the rows as packed operands: x and y once or twice. The shape and the number of threads fix
+// the order of every sum, so the same call gives the same bits.
 #include "cpu/similarity.h"
 
 #include <cmath>
@@ -17,89 +19,68 @@ namespace fastssl::similarity {
 namespace {
 
 // The blocks of a triangle are even in number, unless there is only one, so that a batch of pairs is cut in its middle, where the
-// ids start again.
+// ids start again. A tile on the diagonal is computed whole, which costs 1 / count of the work: hence 16 blocks of at least kLeast.
 Blocks triangle_blocks(int64_t rows) {
-  Blocks blocks = blocks_of(rows, enough_tasks());
+  Blocks blocks = blocks_of(rows, std::max<int64_t>(16, enough_tasks()));
   blocks.count += blocks.count % 2 && blocks.count > 1;
   return blocks;
 }
 
-// Logits of the pair of blocks (I, J) in the triangle. On the diagonal the upper half is copied over the lower half, since the BLAS
-// may give s_ij and s_ji different bits, and rows i and j must see the same logit.
-template <class T>
-int triangle_logits(const Problem<T>& p, const Blocks& blocks, const IdRange& ids, int64_t I, int64_t J, T* S, int ld) {
-  const int m = blocks.length(I);
-  const int wide = logits(p, blocks.start(I), m, blocks.start(J), blocks.length(J), ids.meets(I, ids, J), S, ld);
-  if (I == J) mirror(S, m, ld);
-  return wide;
-}
-
-template <class T>
-void forward_symmetric(const Problem<T>& p, const State<T>& state, T* lse) {
-  const auto& f = rows<T>();
-  const Blocks blocks = triangle_blocks(p.x.rows);
+// Calls visit(tile, number of its block of rows, number of its block of columns) for the upper triangle of tiles.
+template <class E, class Visit>
+void in_triangle(const Problem<E>& p, const Blocks& blocks, const Visit& visit) {
   const IdRange ids(p.x.id, blocks);
-  state.clear(p, p.x.rows);
-  Workspace<T> work(blocks.longest(), blocks.longest());
   in_order(tournament(blocks.count), blocks.count, [&](int64_t I, int64_t J) {
-    const int64_t i0 = blocks.start(I), j0 = blocks.start(J);
-    const int m = blocks.length(I), n = blocks.length(J), ld = work.ld();
-    T* S = work.tile();
-    const int wide = triangle_logits(p, blocks, ids, I, J, S, ld);
-    const bool both = I != J;
-    if (p.bounded) {
-      T* column_sum = both ? work.column(0) : nullptr;
-      f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.x.weight.data() + j0, state.sum + i0, column_sum);
-      for (int j = 0; both && j < n; j++) state.sum[j0 + j] += column_sum[j];
-      return;
-    }
-    const auto columns = both ? work.take_columns(state, j0, n, wide) : Running<T>{};
-    f.sum_online(S, m, wide, ld, int(i0), int(j0), state.from(i0), columns);
-    if (both) work.put_columns(columns, n, state, j0);
+    visit(Tile{blocks.start(I), blocks.length(I), blocks.start(J), blocks.length(J), ids.meets(I, ids, J)}, I, J);
   });
-  state.to_lse(p.x.rows, lse);
 }
 
-// Blocks of rows by splits of the columns. Each cell owns the partial (max, sum[, mean]) of its rows; the partials are merged in
-// the order of the splits.
+template <class E>
+void forward_symmetric(const Problem<E>& p, const State<Sum<E>>& state, Sum<E>* lse) {
+  using T = Sum<E>;
+  const auto& f = rows<T>();
+  const Blocks blocks = triangle_blocks(p.x.rows());
+  const Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks);
+  state.clear(p, p.x.rows());
+  Workspace<E> work(kStrip, blocks.longest());
+  const T* weight = p.x.weight.data();
+  in_triangle(p, blocks, [&](const Tile& t, int64_t I, int64_t J) {
+    const bool both = I != J;
+    const int ld = int(work.ld()), all = padded(t.n);
+    T* column_sum = both && p.bounded ? work.column(0) : nullptr;
+    if (column_sum) std::fill_n(column_sum, all, T(0));
+    const auto of_columns = both && !p.bounded ? work.take_columns(state, t.j0, t.n, all) : Running<T>{};
+    for_each_strip(p, t, columns.of(J), work, [&](int i, int m, T* S, int wide) {
+      const int64_t i0 = t.i0 + i;
+      if (p.bounded) f.sum_bounded(S, m, wide, ld, weight + i0, weight + t.j0, state.sum + i0, column_sum);
+      else f.sum_online(S, m, wide, ld, int(i0), int(t.j0), state.from(i0), of_columns);
+    });
+    for (int j = 0; column_sum && j < t.n; j++) state.sum[t.j0 + j] += column_sum[j];
+    if (both && !p.bounded) work.put_columns(of_columns, t.n, state, t.j0);
+  });
+  state.to_lse(p.x.rows(), lse);
+}
+
+// Groups of row blocks by splits of the columns. Each cell owns the partial (max, sum[, mean]) of its rows; the partials are merged
+// in the order of the splits. A cell packs each tile of columns once for all blocks of its group.
 struct Grid {
+  static constexpr int64_t kGroup = 4;
   Blocks rows, columns;  // blocks of rows; tiles of columns
-  int64_t splits;
+  int64_t groups, splits;
   Grid(int64_t n, int64_t m) : rows(blocks_of(n, 1)), columns(blocks_of(m, 1)) {
-    splits = std::min(columns.count, (enough_tasks() + rows.count - 1) / rows.count);
+    groups = (rows.count + kGroup - 1) / kGroup;
+    splits = std::min(columns.count, (enough_tasks() + groups - 1) / groups);
   }
-  template <class Visit>  // visit(row block, split, first column tile, last + 1)
+  template <class Visit>  // visit(first row block, last + 1, split, first column tile, last + 1)
   void run(const Visit& visit) const {
-    parallel_tasks(rows.count * splits, [&](int64_t begin, int64_t end) {
-      const SerialProducts serial;
+    parallel_tasks(groups * splits, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; t++) {
-        const int64_t I = t / splits, split = t % splits;
-        visit(I, split, split * columns.count / splits, (split + 1) * columns.count / splits);
+        const int64_t group = t / splits, split = t % splits;
+        visit(group * rows.count / groups, (group + 1) * rows.count / groups, split, split * columns.count / splits,
+              (split + 1) * columns.count / splits);
       }
     });
   }
-};
-
-// In a queue stored (D, M), the numbers of one embedding lie far apart in memory, often a page or more, and a BLAS packs such a
-// matrix slowly. Each tile of the queue is therefore copied into a dense (D, n) before its two products. Rows are read in place.
-template <class T>
-class ColumnCopies {
- public:
-  ColumnCopies(const Problem<T>& p, int tile_columns)
-      : ld_(padded(tile_columns)),
-        stride_(p.y.transposed ? int64_t(p.D) * ld_ : 0),
-        data_(stride_ ? new_aligned<T>(size_t(at::get_num_threads()) * stride_) : nullptr) {}
-  std::pair<const T*, int> tile(const Problem<T>& p, int64_t j0, int n) const {
-    if (!stride_) return {p.y.row(j0), p.y.ld};
-    T* copy = data_.get() + at::get_thread_num() * stride_;
-    for (int d = 0; d < p.D; d++) std::copy_n(p.y.row(j0) + int64_t(d) * p.y.ld, n, copy + int64_t(d) * ld_);
-    return {copy, ld_};
-  }
-
- private:
-  int ld_;
-  int64_t stride_;
-  AlignedArray<T> data_;
 };
 
 // Merges the partial (max, sum, peak[, mean]) of the splits, each (splits, N[, D]), into the state, lse (N,) and, unless null, mean
@@ -128,137 +109,171 @@ void merge(int64_t splits, int64_t N, int64_t D, const State<T>& part, const T* 
   });
 }
 
-// lse, and with kMean the mean of y under the softmax as well; ranks where they are asked for.
-template <class T, bool kMean>
-void sweep_rows(const Problem<T>& p, const Ranking<T>& ranking, const State<T>& state, T* lse, T* mean) {
-  const auto& f = rows<T>();
-  const Grid grid(p.x.rows, p.y.rows);
+// One cell's tile of a sweep over rows: lse, and with kMean the mean of y under the softmax; ranks where they are asked for.
+template <class E, bool kMean>
+struct RowSweep {
+  using T = Sum<E>;
+  const Problem<E>& p;
+  const Ranking<T>& ranking;
+  const Rows<T>& f = rows<T>();
+
+  // Adds tile t to the partial `row` of its rows and, with kMean, to `mean` (m, D), which the first tile begins.
+  void add(const Tile& t, const E* columns, const E* y_rows, bool first, Workspace<E>& work, const Running<T>& row, int32_t* above,
+           T* mean) const {
+    const int ld = int(work.ld());
+    const T* cw = p.y.weight.data() + t.j0;
+    T* factor = work.row();
+    for_each_strip(p, t, columns, work, [&](int i, int m, T* S, int wide) {
+      const int64_t i0 = t.i0 + i;
+      if (!p.bounded && !p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + t.j0);
+      if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, above + i);
+      if (!kMean) {
+        if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, cw, row.sum + i, nullptr);
+        else f.sum_online(S, m, wide, ld, int(i0), int(t.j0), {row.top + i, row.sum + i, row.peak + i}, {});
+        return;
+      }
+      if (p.bounded) f.soft_bounded(S, m, wide, ld, cw, row.sum + i);
+      else f.soft_online(S, m, wide, ld, row.top + i, row.sum + i, factor + i);
+      work.keep(i, m, wide);
+    });
+    if (!kMean) return;
+    for (int i = 0; !p.bounded && !first && i < t.m; i++)
+      if (factor[i] != T(1))
+        for (int64_t d = 0; d < p.D; d++) mean[i * p.D + d] *= factor[i];
+    products<E>().multiply(work.weights(), y_rows, t.m, p.D, t.n, T(1), !first, mean, p.D);
+  }
+};
+
+template <class E, bool kMean>
+void sweep_rows(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const State<Sum<E>>& state, Sum<E>* lse, Sum<E>* mean) {
+  using T = Sum<E>;
+  const RowSweep<E, kMean> sweep{p, ranking};
+  const Grid grid(p.x.rows(), p.y.rows());
   const IdRange x_ids(p.x.id, grid.rows), y_ids(p.y.id, grid.columns);
-  const int64_t N = p.x.rows, D = p.D;
-  OwnState<T> partials(grid.splits * N);
+  const int64_t N = p.x.rows(), D = p.D, splits = grid.splits;
+  OwnState<T> partials(splits * N);
   const State<T> part = partials.state();
-  part.clear(p, grid.splits * N);
-  std::vector<int32_t> above(ranking.rank ? grid.splits * N : 0, 0);
-  std::unique_ptr<T[]> parts(kMean && grid.splits > 1 ? new T[grid.splits * N * D] : nullptr);
-  Workspace<T> work(grid.rows.longest(), grid.columns.longest());
-  const ColumnCopies<T> copies(p, grid.columns.longest());
-  grid.run([&](int64_t I, int64_t split, int64_t first, int64_t last) {
-    const int64_t i0 = grid.rows.start(I);
-    const int m = grid.rows.length(I), ld = work.ld();
-    const Running<T> row = part.from(split * N + i0);
-    T *S = work.tile(), *factor = work.row();
-    T* out = !kMean ? nullptr : (parts ? parts.get() + split * N * D : mean) + i0 * D;
+  part.clear(p, splits * N);
+  std::vector<int32_t> above(ranking.rank ? splits * N : 0, 0);
+  std::unique_ptr<T[]> parts(kMean && splits > 1 ? new T[splits * N * D] : nullptr);
+  Workspace<E> work(kMean ? grid.rows.longest() : kStrip, grid.columns.longest());
+  Panels<E> columns(p.y.stored, p.D, Form::kColumns, grid.columns.longest(), at::get_num_threads());
+  Panels<E> y_rows(p.y.stored, p.D, Form::kRows, grid.columns.longest(), kMean ? at::get_num_threads() : 0);
+  grid.run([&](int64_t first_row, int64_t last_row, int64_t split, int64_t first, int64_t last) {
+    const int thread = at::get_thread_num();
     for (int64_t J = first; J < last; J++) {
       const int64_t j0 = grid.columns.start(J);
       const int n = grid.columns.length(J);
-      const auto [y, y_ld] = copies.tile(p, j0, n);
-      const int wide = logits(p, i0, m, j0, n, x_ids.meets(I, y_ids, J), S, ld, y, y_ld);
-      const T* cw = p.y.weight.data() + j0;
-      if (!p.bounded && !p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
-      if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, &above[split * N + i0]);
-      if (!kMean) {
-        if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, cw, row.sum, nullptr);
-        else f.sum_online(S, m, wide, ld, int(i0), int(j0), row, {});
-        continue;
+      columns.fill(thread, j0, n);
+      if (kMean) y_rows.fill(thread, j0, n);
+      for (int64_t I = first_row; I < last_row; I++) {
+        const int64_t i0 = grid.rows.start(I), at = split * N + i0;
+        T* out = !kMean ? nullptr : (parts ? parts.get() + split * N * D : mean) + i0 * D;
+        sweep.add({i0, grid.rows.length(I), j0, n, x_ids.meets(I, y_ids, J)}, columns.of(thread),
+                  kMean ? y_rows.of(thread) : nullptr, J == first, work, part.from(at), above.data() + (ranking.rank ? at : 0),
+                  out);
       }
-      if (p.bounded) f.soft_bounded(S, m, wide, ld, cw, row.sum);
-      else f.soft_online(S, m, wide, ld, row.top, row.sum, factor);
-      for (int i = 0; !p.bounded && J > first && i < m; i++)
-        if (factor[i] != T(1))
-          for (int64_t d = 0; d < D; d++) out[i * D + d] *= factor[i];
-      gemm(Op::kPlain, p.y.as_rows(), m, D, n, T(1), S, ld, y, y_ld, T(J > first), out, int(D));
     }
   });
   for (int64_t i = 0; ranking.rank && i < N; i++) {
     ranking.rank[i] = 0;
-    for (int64_t s = 0; s < grid.splits; s++) ranking.rank[i] += above[s * N + i];
+    for (int64_t s = 0; s < splits; s++) ranking.rank[i] += above[s * N + i];
   }
-  merge(grid.splits, N, D, part, parts.get(), state, lse, mean);
+  merge(splits, N, D, part, parts.get(), state, lse, mean);
 }
 
-template <class T>
-void backward_symmetric(const Problem<T>& p, const RowTerms<T>& terms, T factor, T* dz) {
+template <class E>
+void backward_symmetric(const Problem<E>& p, const RowTerms<Sum<E>>& terms, Sum<E> factor, Sum<E>* dz) {
+  using T = Sum<E>;
   const auto& f = rows<T>();
-  const Blocks blocks = triangle_blocks(p.x.rows);
-  const IdRange ids(p.x.id, blocks);
-  const int D = p.D;
-  Workspace<T> work(blocks.longest(), blocks.longest());
-  in_order(tournament(blocks.count), blocks.count, [&](int64_t I, int64_t J) {
-    const int64_t i0 = blocks.start(I), j0 = blocks.start(J);
-    const int m = blocks.length(I), n = blocks.length(J), ld = work.ld();
-    T* S = work.tile();
-    const int wide = triangle_logits(p, blocks, ids, I, J, S, ld);
-    const T *u = &terms.u[i0], *v = &terms.u[j0], *w = p.x.weight.data();
-    if (p.bounded) {
-      f.weight_bounded(S, m, wide, ld, w + i0, w + j0, u, v);
-    } else {
-      put_peaks(S, ld, i0, m, j0, n, terms, &terms);
-      f.weight_online(S, m, wide, ld, &terms.top[i0], &terms.top[j0], u, v);
-    }
-    gemm(Op::kPlain, Op::kPlain, m, D, n, factor, S, ld, p.x.row(j0), p.x.ld, T(1), dz + i0 * D, D);
-    if (I != J) gemm(Op::kTransposed, Op::kPlain, n, D, m, factor, S, ld, p.x.row(i0), p.x.ld, T(1), dz + j0 * D, D);
+  const Blocks blocks = triangle_blocks(p.x.rows());
+  const Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks), x_rows(p.x.stored, p.D, Form::kRows, blocks);
+  Workspace<E> work(blocks.longest(), blocks.longest());
+  const T* weight = p.x.weight.data();
+  in_triangle(p, blocks, [&](const Tile& t, int64_t I, int64_t J) {
+    const int ld = int(work.ld());
+    for_each_strip(p, t, columns.of(J), work, [&](int i, int m, T* S, int wide) {
+      const int64_t i0 = t.i0 + i;
+      const T *u = &terms.u[i0], *v = &terms.u[t.j0];
+      if (p.bounded) {
+        f.weight_bounded(S, m, wide, ld, weight + i0, weight + t.j0, u, v);
+      } else {
+        put_peaks(S, ld, i0, m, t.j0, t.n, terms, &terms);
+        f.weight_online(S, m, wide, ld, &terms.top[i0], &terms.top[t.j0], u, v);
+      }
+      work.keep(i, m, wide);
+    });
+    add_products(p, work, t, x_rows.of(J), x_rows.of(I), factor, dz, I != J ? dz : nullptr);
   });
 }
 
-template <class T>
-void backward_two_sided(const Problem<T>& p, const RowTerms<T>& terms, const Gradients<T>& out) {
+template <class E>
+void backward_two_sided(const Problem<E>& p, const RowTerms<Sum<E>>& terms, const Gradients<Sum<E>>& out) {
+  using T = Sum<E>;
   const auto& f = rows<T>();
-  auto work = latin_workspace(p);
-  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
-    T *S = work.tile(), *sums = work.column(0);
-    const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
-    const T* u = &terms.u[i0];
-    if (p.bounded) {
-      f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, nullptr);
-    } else {
-      if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
-      put_peaks<T>(S, ld, i0, m, j0, n, terms, nullptr);
-      f.weight_online(S, m, wide, ld, &terms.top[i0], nullptr, u, nullptr);
-    }
-    add_products(p, S, ld, i0, m, j0, n, out.factor, out.own, out.other);
-    if (!out.dbias) return;
-    f.column_sum(S, m, wide, ld, sums);
-    for (int j = 0; j < n; j++) out.dbias[j0 + j] += sums[j];
+  const Latin<E> latin(p);
+  const Operands<E> operands(p, latin, out.own, out.other);
+  auto work = latin.workspace();
+  latin.run([&](const Tile& t, int64_t I, int64_t J) {
+    const int ld = int(work.ld());
+    T* sums = work.column(0);
+    if (out.dbias) std::fill_n(sums, padded(t.n), T(0));
+    for_each_strip(p, t, operands.columns.of(J), work, [&](int i, int m, T* S, int wide) {
+      const int64_t i0 = t.i0 + i;
+      if (p.bounded) {
+        f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + t.j0, &terms.u[i0], nullptr);
+      } else {
+        if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + t.j0);
+        put_peaks<T>(S, ld, i0, m, t.j0, t.n, terms, nullptr);
+        f.weight_online(S, m, wide, ld, &terms.top[i0], nullptr, &terms.u[i0], nullptr);
+      }
+      if (out.dbias) f.column_sum(S, m, wide, ld, sums);
+      work.keep(i, m, wide);
+    });
+    operands.add(p, work, t, I, J, out.factor, out.own, out.other);
+    for (int j = 0; out.dbias && j < t.n; j++) out.dbias[t.j0 + j] += sums[j];
   });
 }
 
 // Logits that have a bias and are not bounded depend on the role of a row (s_ij + b_j or s_ij + b_i), and so does the gradient of a
 // bias. In these cases the two roles are computed apart and the problem is not taken as a triangle.
-template <class T>
-bool triangular(const Problem<T>& p) {
+template <class E>
+bool triangular(const Problem<E>& p) {
   return p.symmetric && (p.bounded || p.y.bias.empty());
 }
 
 }  // namespace
 
-template <class T>
-void forward(const Problem<T>& p, const Ranking<T>& ranking, const State<T>& state, T* lse) {
+template <class E>
+void forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const State<Sum<E>>& state, Sum<E>* lse) {
   if (triangular(p) && !ranking.rank) forward_symmetric(p, state, lse);
-  else sweep_rows<T, false>(p, ranking, state, lse, nullptr);
+  else sweep_rows<E, false>(p, ranking, state, lse, nullptr);
 }
 
-template <class T>
-void one_pass(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean) {
-  OwnState<T> unused(p.x.rows);  // the one-pass backward needs no state
-  sweep_rows<T, true>(p, ranking, unused.state(), lse, mean);
+template <class E>
+void one_pass(const Problem<E>& p, const Ranking<Sum<E>>& ranking, Sum<E>* lse, Sum<E>* mean) {
+  OwnState<Sum<E>> unused(p.x.rows());  // the one-pass backward needs no state
+  sweep_rows<E, true>(p, ranking, unused.state(), lse, mean);
 }
 
-template <class T>
-void backward(const Problem<T>& p, const State<T>& state, const T* g, const Gradients<T>& out) {
+template <class E>
+void backward(const Problem<E>& p, const State<Sum<E>>& state, const Sum<E>* g, const Gradients<Sum<E>>& out) {
+  using T = Sum<E>;
   if (!out.own && !out.other && !out.dbias) return;
-  const RowTerms<T> terms(p.x.rows, state, g);
+  const RowTerms<T> terms(p.x.rows(), state, g);
   if (!p.symmetric) return backward_two_sided(p, terms, out);
   if (triangular(p) && !out.dbias) return backward_symmetric(p, terms, out.factor, out.own);
-  std::vector<T> other(out.own ? p.x.rows * p.D : 0, T(0));  // sums of the rows' second role
+  std::vector<T> other(out.own ? p.x.rows() * p.D : 0, T(0));  // sums of the rows' second role
   backward_two_sided(p, terms, {out.own, out.own ? other.data() : nullptr, out.dbias, out.factor});
   for (size_t k = 0; k < other.size(); k++) out.own[k] += other[k];
 }
 
-template void forward(const Problem<float>&, const Ranking<float>&, const State<float>&, float*);
-template void forward(const Problem<double>&, const Ranking<double>&, const State<double>&, double*);
-template void one_pass(const Problem<float>&, const Ranking<float>&, float*, float*);
-template void one_pass(const Problem<double>&, const Ranking<double>&, double*, double*);
-template void backward(const Problem<float>&, const State<float>&, const float*, const Gradients<float>&);
-template void backward(const Problem<double>&, const State<double>&, const double*, const Gradients<double>&);
+#define FASTSSL_FOR(E)                                                                             \
+  template void forward(const Problem<E>&, const Ranking<Sum<E>>&, const State<Sum<E>>&, Sum<E>*); \
+  template void one_pass(const Problem<E>&, const Ranking<Sum<E>>&, Sum<E>*, Sum<E>*);             \
+  template void backward(const Problem<E>&, const State<Sum<E>>&, const Sum<E>*, const Gradients<Sum<E>>&);
+FASTSSL_FOR(float)
+FASTSSL_FOR(double)
+FASTSSL_FOR(c10::BFloat16)
 
 }  // namespace fastssl::similarity

@@ -10,9 +10,10 @@
 #include <new>
 #include <vector>
 
-#include "cpu/gemm.h"
-#include "cpu/tile_rows.h"
+#include "cpu/new_tensor.h"
+#include "cpu/products.h"
 #include "cpu/schedule.h"
+#include "cpu/tile_rows.h"
 #include "cpu/unlucky.h"
 
 namespace fastssl::similarity {
@@ -22,25 +23,34 @@ constexpr double kLog2e = 1.4426950408889634;
 
 inline int padded(int64_t n) { return int((n + kPad - 1) / kPad * kPad); }
 
-// Rows of one side: x (N, D) or y (M, D), with what belongs to each row.
-template <class T>
+// Rows of one side in memory: element d of row i is element i row + d entry of the array, and one of the two distances is 1.
+struct Rows2D {
+  Array array;
+  int64_t rows, row, entry;
+  // Rows i0, ... as the columns of a right operand (D, n), or as the rows of one (n, D).
+  Right as_columns(int64_t i0) const { return {array, i0 * row, entry, row}; }
+  Right as_rows(int64_t i0) const { return {array, i0 * row, row, entry}; }
+};
+
+// One side of the problem, x (N, D) or y (M, D), with what belongs to each row.
+template <class E>
 struct Side {
-  const T* data;
-  int64_t rows;
-  int ld;
+  using T = Sum<E>;
+  Rows2D stored;
   std::vector<int32_t> id;  // empty if nothing is excluded
   std::vector<T> bias;      // empty if there is none
   std::vector<T> weight;    // e^bias, padded; ones without bias
-  bool transposed = false;  // stored (D, rows), with `ld` elements from one dimension to the next; only y may be
 
-  const T* row(int64_t i) const { return data + (transposed ? i : i * ld); }
-  Op as_rows() const { return transposed ? Op::kTransposed : Op::kPlain; }  // with it, gemm reads what is stored as (rows, D)
-  Op as_columns() const { return transposed ? Op::kPlain : Op::kTransposed; }
+  int64_t rows() const { return stored.rows; }
+  // Rows i0, ... as a left operand. Only x is one: its rows are dense, of type E and even in number of terms.
+  Left<E> left(int64_t i0) const { return {static_cast<const E*>(stored.array.data) + i0 * stored.row, stored.row, kTerms<E>}; }
 };
 
-template <class T>
+// Products take elements E and add up in T.
+template <class E>
 struct Problem {
-  Side<T> x, y;
+  using T = Sum<E>;
+  Side<E> x, y;
   bool symmetric;  // y is x
   int D;
   double scale;
@@ -74,7 +84,8 @@ struct IdRange {
 // 2^-24. Bounded problems take no maximum: top is 0 and peak is -1.
 template <class T>
 struct State : Running<T> {
-  void clear(const Problem<T>& p, int64_t count) const {
+  template <class E>
+  void clear(const Problem<E>& p, int64_t count) const {
     std::fill_n(this->top, count, p.bounded ? T(0) : -std::numeric_limits<T>::infinity());
     std::fill_n(this->sum, count, T(0));
     std::fill_n(this->peak, count, -1);
@@ -107,25 +118,53 @@ AlignedArray<T> new_aligned(size_t count) {
   return AlignedArray<T>(static_cast<T*>(::operator new[](count * sizeof(T), kLine)));
 }
 
-// Every thread's buffers, allocated once for a whole sweep: a tile, kVectors padded column vectors and a row vector.
-template <class T>
+// A tile of the matrix: m rows from i0 and n columns from j0, and whether equal ids may occur in it.
+struct Tile {
+  int64_t i0;
+  int m;
+  int64_t j0;
+  int n;
+  bool ids_meet;
+};
+
+constexpr int kStrip = 32;  // rows of logits that are computed before the next step: 32 KB of floats, which the caches still hold
+
+// Every thread's buffers, allocated once for a whole sweep: weights of a tile, two padded column vectors and a row vector.
+// A sweep that needs logits only, strip by strip, asks for a tile of kStrip rows.
+template <class E>
 class Workspace {
  public:
-  static constexpr int kVectors = 2;
+  using T = Sum<E>;
   Workspace(int tile_rows, int tile_columns)
-      : ld_(padded(tile_columns)),
-        stride_(int64_t(tile_rows) * ld_ + kVectors * ld_ + padded(tile_rows)),
-        rows_(tile_rows),
+      : ld_(padded(tile_columns) + kPad),  // rows at a distance of 2^k would meet in few lines of the cache
+        rows_(kTerms<E> == 1 ? tile_rows : kStrip),
+        stride_(int64_t(rows_ + 2) * ld_ + padded(tile_rows)),
+        rounded_(kTerms<E> == 1 ? 0 : int64_t(tile_rows + 1) * ld_),
         data_(new_aligned<T>(size_t(at::get_num_threads()) * stride_)),
+        forms_(new_aligned<E>(size_t(at::get_num_threads()) * 2 * rounded_)),
         peaks_(new int32_t[size_t(at::get_num_threads()) * ld_]) {}
   int ld() const { return ld_; }
-  T* tile() { return data_.get() + at::get_thread_num() * stride_; }
-  T* column(int k) { return tile() + int64_t(rows_) * ld_ + int64_t(k) * ld_; }
-  T* row() { return column(kVectors); }
+  T* column(int k) { return mine() + int64_t(rows_ + k) * ld_; }
+  T* row() { return column(2); }
+
+  // Where the logits of rows i, ... of the tile go, to be turned into weights; keep() puts these weights away.
+  T* strip(int i) { return mine() + (kTerms<E> == 1 && i < rows_ ? int64_t(i) * ld_ : 0); }
+  void keep(int i, int m, int wide) {
+    if constexpr (kTerms<E> == 2) products<E>().round_weights(strip(i), ld_, m, wide, form(0) + i * ld_, form(1) + i * ld_, ld_);
+  }
+  // W and W^T of the weights that were kept.
+  Left<E> weights() {
+    if constexpr (kTerms<E> == 2) return {form(0), ld_, 2};
+    else return {mine(), ld_, 1};
+  }
+  Left<E> transposed() {
+    if constexpr (kTerms<E> == 2) return {form(1), 2, 2 * ld_};
+    else return {mine(), 1, ld_};
+  }
 
   // take_columns copies the state of the n columns from j0 on into a buffer that is padded to `wide`; put_columns copies it back.
   Running<T> take_columns(const State<T>& state, int64_t j0, int n, int wide) {
-    const Running<T> copy{column(0), column(1), peaks_.get() + int64_t(at::get_thread_num()) * ld_};
+    const Running<T> copy{column(0), column(1), peaks_.get() + at::get_thread_num() * ld_};
     std::copy_n(state.top + j0, n, copy.top), std::fill(copy.top + n, copy.top + wide, -std::numeric_limits<T>::infinity());
     std::copy_n(state.sum + j0, n, copy.sum), std::fill(copy.sum + n, copy.sum + wide, T(0));
     std::copy_n(state.peak + j0, n, copy.peak), std::fill(copy.peak + n, copy.peak + wide, -1);
@@ -137,9 +176,12 @@ class Workspace {
   }
 
  private:
-  int ld_;
-  int64_t stride_, rows_;
+  T* mine() { return data_.get() + at::get_thread_num() * stride_; }
+  E* form(int k) { return forms_.get() + (2 * at::get_thread_num() + k) * rounded_; }
+
+  int64_t ld_, rows_, stride_, rounded_;
   AlignedArray<T> data_;
+  AlignedArray<E> forms_;
   std::unique_ptr<int32_t[]> peaks_;
 };
 
@@ -152,45 +194,67 @@ int pad(T* S, int m, int n, int ld) {
   return wide;
 }
 
-// S = scale x_I y_J^T, in base 2 if bounded, for m rows from i0 and n columns from j0; excluded entries and the padding are -inf.
-// `y` points to y_J, or to a copy of it in the same layout. Returns the padded n.
-template <class T>
-int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld, const T* y, int y_ld) {
-  const T* x = p.x.row(i0);
-  const T scale = T(p.bounded ? p.scale * kLog2e : p.scale);
-  gemm(Op::kPlain, p.y.as_columns(), m, n, p.D, scale == T(0) ? T(1) : scale, x, p.x.ld, y, y_ld, T(0), S, ld);
-  if (scale == T(0))  // with a factor of 0 a BLAS does not read the rows, of which one may hold a NaN
-    for (int i = 0; i < m; i++)
-      for (int j = 0; j < n; j++) S[int64_t(i) * ld + j] *= scale;
-  if (unlucky_products) {
-    const bool t = p.y.transposed;
-    move_logits<T>(x, p.x.ld, 1, y, t ? 1 : y_ld, t ? y_ld : 1, m, n, p.D, p.backward, S, ld);
-  }
-  const int wide = pad(S, m, n, ld);
-  if (ids_meet) rows<T>().exclude(S, m, wide, ld, p.x.id.data() + i0, p.y.id.data() + j0);
+// S = scale x_I y_J^T, in base 2 if bounded, for m rows from i0 and all columns of a tile, of which `columns` is y_J^T, packed.
+// Excluded entries and the padding are -inf. Returns the padded n.
+template <class E>
+int logits(const Problem<E>& p, const Tile& t, int64_t i0, int m, const E* columns, Sum<E>* S, int ld) {
+  const auto& product = products<E>();
+  product.multiply(p.x.left(i0), columns, m, t.n, p.D, p.bounded ? p.scale * kLog2e : p.scale, false, S, ld);
+  if (unlucky_products) move_logits<E>(p.x.left(i0), columns, product.panel, m, t.n, p.D, p.backward, S, ld);
+  const int wide = pad(S, m, t.n, ld);
+  if (t.ids_meet) rows<Sum<E>>().exclude(S, m, wide, ld, p.x.id.data() + i0, p.y.id.data() + t.j0);
   return wide;
 }
-template <class T>
-int logits(const Problem<T>& p, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
-  return logits(p, i0, m, j0, n, ids_meet, S, ld, p.y.row(j0), p.y.ld);
+
+// Computes the logits of a tile strip by strip and calls visit(i, m, S, wide) for rows i, ... of each.
+template <class E, class Visit>
+void for_each_strip(const Problem<E>& p, const Tile& t, const E* columns, Workspace<E>& work, const Visit& visit) {
+  for (int i = 0; i < t.m; i += kStrip) {
+    const int m = std::min(kStrip, t.m - i);
+    Sum<E>* S = work.strip(i);
+    visit(i, m, S, logits(p, t, t.i0 + i, m, columns, S, int(work.ld())));
+  }
 }
 
-// Copies the entries above the diagonal of a square tile (m, m) to their places below it, S_ji = S_ij. It takes 16 x 16 entries at
-// a time, so that both blocks stay in the first-level cache.
-template <class T>
-void mirror(T* S, int m, int ld) {
-  constexpr int kBlock = 16;
-  for (int a = 0; a < m; a += kBlock)
-    for (int b = a; b < m; b += kBlock)
-      for (int j = b; j < std::min(b + kBlock, m); j++)
-        for (int i = a; i < std::min(a + kBlock, j); i++) S[int64_t(j) * ld + i] = S[int64_t(i) * ld + j];
-}
+// The rows of one side as packed right operands, block by block: as columns (D, n), or as rows (n, D).
+enum class Form { kColumns, kRows };
+template <class E>
+class Panels {
+ public:
+  Panels() = default;
+  Panels(const Rows2D& side, int D, Form form, const Blocks& blocks) : Panels(side, D, form, blocks.longest(), blocks.count) {
+    parallel_for(blocks.count, int64_t(D) * blocks.longest(), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; b++) fill(b, blocks.start(b), blocks.length(b));
+    });
+  }
+  // Room for `count` blocks of at most `longest` rows.
+  Panels(const Rows2D& side, int D, Form form, int longest, int64_t count)
+      : side_(side),
+        D_(D),
+        form_(form),
+        stride_(form == Form::kColumns ? products<E>().size(D, longest) : products<E>().size(longest, D)),
+        data_(new_tensor({count * stride_}, at::TensorOptions().dtype(c10::CppTypeToScalarType<E>::value))) {}
+  void fill(int64_t b, int64_t first, int rows) {
+    E* to = data_.template mutable_data_ptr<E>() + b * stride_;
+    if (form_ == Form::kColumns) products<E>().pack(side_.as_columns(first), D_, rows, to);
+    else products<E>().pack(side_.as_rows(first), rows, D_, to);
+  }
+  const E* of(int64_t b) const { return data_.template const_data_ptr<E>() + b * stride_; }
 
-// own_I += factor W y_J unless own is null, and other_J += factor W^T x_I unless other is null, for a tile of weights W.
-template <class T>
-void add_products(const Problem<T>& p, const T* W, int ld, int64_t i0, int m, int64_t j0, int n, T factor, T* own, T* other) {
-  if (own) gemm(Op::kPlain, Op::kPlain, m, p.D, n, factor, W, ld, p.y.row(j0), p.y.ld, T(1), own + i0 * p.D, p.D);
-  if (other) gemm(Op::kTransposed, Op::kPlain, n, p.D, m, factor, W, ld, p.x.row(i0), p.x.ld, T(1), other + j0 * p.D, p.D);
+ private:
+  Rows2D side_;
+  int D_;
+  Form form_;
+  int64_t stride_;
+  at::Tensor data_;
+};
+
+// own_I += factor W y_J unless own is null, and other_J += factor W^T x_I unless other is null, for the weights of a tile.
+template <class E>
+void add_products(const Problem<E>& p, Workspace<E>& work, const Tile& t, const E* y_rows, const E* x_rows, Sum<E> factor,
+                  Sum<E>* own, Sum<E>* other) {
+  if (own) products<E>().multiply(work.weights(), y_rows, t.m, p.D, t.n, factor, true, own + t.i0 * p.D, p.D);
+  if (other) products<E>().multiply(work.transposed(), x_rows, t.n, p.D, t.m, factor, true, other + t.j0 * p.D, p.D);
 }
 
 constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, inside an L2 of 512 KB or more
@@ -205,43 +269,56 @@ inline Blocks blocks_of(int64_t rows, int64_t least_count) {
   return {rows, std::max<int64_t>(1, wanted)};
 }
 
-// Rows and columns of a tile in the Latin-square order. At a large D tiles are twice as large, since a sweep then reads and writes
-// the wide rows of the gradients half as often.
-template <class T>
-int latin_tile(const Problem<T>& p) {
-  return p.D >= 256 ? 2 * kTile : kTile;
-}
+// Tiles in Latin-square order: pairs of row groups and column groups, each of them cut into tiles.
+template <class E>
+struct Latin {
+  int64_t groups;
+  Blocks rows, columns;  // of tiles: as many in each group
+  IdRange x_ids, y_ids;
 
-// Visits the pairs of `groups` row groups and `groups` column groups in the order of a Latin square, each pair in tiles:
-// visit(first row, rows, first column, columns, whether equal ids may occur). visit may add to sums of its rows and columns.
-template <class T, class Visit>
-void latin_tiles(const Problem<T>& p, int64_t groups, const Visit& visit) {
-  const Blocks row_groups{p.x.rows, groups}, column_groups{p.y.rows, groups};
-  const int tile = latin_tile(p);
-  auto split = [](int64_t rows, int most) { return Blocks{rows, (rows + most - 1) / most}; };
-  in_order(latin_square(groups), 2 * groups, [&](int64_t I, int64_t column_slot) {
-    const int64_t J = column_slot - groups, first_row = row_groups.start(I), last_row = row_groups.start(I + 1);
-    const int64_t first_column = column_groups.start(J), last_column = column_groups.start(J + 1);
-    const Blocks row_tiles = split(last_row - first_row, tile), column_tiles = split(last_column - first_column, tile);
-    const IdRange x_ids(p.x.id, row_tiles, first_row), y_ids(p.y.id, column_tiles, first_column);
-    for (int64_t a = 0; a < row_tiles.count; a++)
-      for (int64_t b = 0; b < column_tiles.count; b++)
-        visit(first_row + row_tiles.start(a), row_tiles.length(a), first_column + column_tiles.start(b), column_tiles.length(b),
-              x_ids.meets(a, y_ids, b));
-  });
-}
+  explicit Latin(const Problem<E>& p)
+      : groups(std::max<int64_t>(1, std::min(enough_tasks(), std::min(p.x.rows(), p.y.rows()) / kLeast))),
+        rows(cut(p.x.rows())),
+        columns(cut(p.y.rows())),
+        x_ids(p.x.id, rows),
+        y_ids(p.y.id, columns) {}
+  Workspace<E> workspace() const { return {rows.longest(), columns.longest()}; }
+  Workspace<E> strips() const { return {kStrip, columns.longest()}; }
 
-template <class T>
-Workspace<T> latin_workspace(const Problem<T>& p) {
-  const int64_t tile = latin_tile(p);
-  return {int(std::min(tile, p.x.rows)), int(std::min(tile, p.y.rows))};
-}
+  // visit(tile, number of its block of rows, number of its block of columns) may add to sums of its rows and columns.
+  template <class Visit>
+  void run(const Visit& visit) const {
+    const int64_t high = rows.count / groups, wide = columns.count / groups;
+    in_order(latin_square(groups), 2 * groups, [&](int64_t I, int64_t slot) {
+      const int64_t J = slot - groups;
+      for (int64_t a = I * high; a < (I + 1) * high; a++)
+        for (int64_t b = J * wide; b < (J + 1) * wide; b++)
+          visit(Tile{rows.start(a), rows.length(a), columns.start(b), columns.length(b), x_ids.meets(a, y_ids, b)}, a, b);
+    });
+  }
 
-// Just as many groups of each side as keep the threads busy, since rows stay in the cache within a pair of groups.
-template <class T>
-int64_t latin_groups(const Problem<T>& p) {
-  return std::max<int64_t>(1, std::min(enough_tasks(), std::min(p.x.rows, p.y.rows) / kLeast));
-}
+ private:
+  Blocks cut(int64_t size) const {
+    const int64_t group = (size + groups - 1) / groups;
+    return {size, groups * ((group + kTile - 1) / kTile)};
+  }
+};
+
+// The right operands of a two-sided sweep: y_J^T for the logits, y_J and x_I for the gradients that are wanted.
+template <class E>
+struct Operands {
+  using T = Sum<E>;
+  Panels<E> columns, y_rows, x_rows;
+  Operands(const Problem<E>& p, const Latin<E>& latin, bool own, bool other)
+      : columns(p.y.stored, p.D, Form::kColumns, latin.columns) {
+    if (own) y_rows = Panels<E>(p.y.stored, p.D, Form::kRows, latin.columns);
+    if (other) x_rows = Panels<E>(p.x.stored, p.D, Form::kRows, latin.rows);
+  }
+  // own_I += factor W y_J unless own is null, and other_J += factor W^T x_I unless other is null.
+  void add(const Problem<E>& p, Workspace<E>& work, const Tile& t, int64_t I, int64_t J, T factor, T* own, T* other) const {
+    add_products(p, work, t, own ? y_rows.of(J) : nullptr, other ? x_rows.of(I) : nullptr, factor, own, other);
+  }
+};
 
 // What the weights of a tile need of each row (or column), in the form of the bounded or of the online functions.
 template <class T>
@@ -284,10 +361,10 @@ struct Ranking {
   int32_t* rank = nullptr;
 };
 
-template <class T>
-void forward(const Problem<T>& p, const Ranking<T>& ranking, const State<T>& state, T* lse);
-template <class T>
-void one_pass(const Problem<T>& p, const Ranking<T>& ranking, T* lse, T* mean);
+template <class E>
+void forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const State<Sum<E>>& state, Sum<E>* lse);
+template <class E>
+void one_pass(const Problem<E>& p, const Ranking<Sum<E>>& ranking, Sum<E>* lse, Sum<E>* mean);
 
 // Accumulators of the gradients, which begin at zero, or null where not wanted: own (N, D) = factor g_i sum_j p_ij y_j;
 // other (M, D) = factor sum_i g_i p_ij x_i; dbias (M,) = sum_i g_i p_ij. In a symmetric problem own takes the sums of both.
@@ -296,7 +373,7 @@ struct Gradients {
   T *own, *other, *dbias;
   T factor;
 };
-template <class T>
-void backward(const Problem<T>& p, const State<T>& state, const T* g, const Gradients<T>& out);
+template <class E>
+void backward(const Problem<E>& p, const State<Sum<E>>& state, const Sum<E>* g, const Gradients<Sum<E>>& out);
 
 }  // namespace fastssl::similarity

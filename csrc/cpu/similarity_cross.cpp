@@ -21,60 +21,71 @@ template <class T>
 struct Kept {
   T* data;
   int64_t rows, columns;
-  bool has(int64_t i0, int m) const { return i0 + m <= rows; }
-  void put(const T* S, int ld, int64_t i0, int m, int64_t j0, int n) const {
-    for (int i = 0; i < m; i++) std::copy_n(S + int64_t(i) * ld, n, data + (i0 + i) * columns + j0);
+  bool has(const Tile& t) const { return t.i0 + t.m <= rows; }
+  void put(const T* S, int64_t ld, int64_t i0, int m, const Tile& t) const {
+    for (int i = 0; i < m; i++) std::copy_n(S + i * ld, t.n, data + (i0 + i) * columns + t.j0);
   }
-  int get(T* S, int ld, int64_t i0, int m, int64_t j0, int n) const {  // returns the padded n, as logits() does
-    for (int i = 0; i < m; i++) std::copy_n(data + (i0 + i) * columns + j0, n, S + int64_t(i) * ld);
-    return pad(S, m, n, ld);
+  int get(T* S, int ld, int64_t i0, int m, const Tile& t) const {  // returns the padded n, as logits() does
+    for (int i = 0; i < m; i++) std::copy_n(data + (i0 + i) * columns + t.j0, t.n, S + int64_t(i) * ld);
+    return pad(S, m, t.n, ld);
   }
 };
 
-template <class T>
-void cross_forward(const Problem<T>& p, const Ranking<T>& ranking, const Kept<T>& kept, const State<T>& of_rows,
-                   const State<T>& of_columns, T* row, T* column) {
+template <class E>
+void cross_forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const Kept<Sum<E>>& kept, const State<Sum<E>>& of_rows,
+                   const State<Sum<E>>& of_columns, Sum<E>* row, Sum<E>* column) {
+  using T = Sum<E>;
   const auto& f = rows<T>();
-  of_rows.clear(p, p.x.rows);
-  of_columns.clear(p, p.y.rows);
-  if (ranking.rank) std::fill_n(ranking.rank, p.x.rows, 0);
-  auto work = latin_workspace(p);
-  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
-    T* S = work.tile();
-    const int ld = work.ld(), wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
-    if (kept.has(i0, m)) kept.put(S, ld, i0, m, j0, n);
-    if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, ranking.rank + i0);
-    if (p.bounded) {
-      T* column_sum = work.column(0);
-      f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, of_rows.sum + i0, column_sum);
-      for (int j = 0; j < n; j++) of_columns.sum[j0 + j] += column_sum[j];
-      return;
-    }
-    const Running<T> columns = work.take_columns(of_columns, j0, n, wide);
-    f.sum_online(S, m, wide, ld, int(i0), int(j0), of_rows.from(i0), columns);
-    work.put_columns(columns, n, of_columns, j0);
+  of_rows.clear(p, p.x.rows());
+  of_columns.clear(p, p.y.rows());
+  if (ranking.rank) std::fill_n(ranking.rank, p.x.rows(), 0);
+  const Latin<E> latin(p);
+  const Panels<E> y_columns(p.y.stored, p.D, Form::kColumns, latin.columns);
+  auto work = latin.strips();
+  latin.run([&](const Tile& t, int64_t, int64_t J) {
+    const int ld = int(work.ld()), all = padded(t.n);
+    T* column_sum = work.column(0);
+    const Running<T> columns = p.bounded ? Running<T>{} : work.take_columns(of_columns, t.j0, t.n, all);
+    if (p.bounded) std::fill_n(column_sum, all, T(0));
+    for_each_strip(p, t, y_columns.of(J), work, [&](int i, int m, T* S, int wide) {
+      const int64_t i0 = t.i0 + i;
+      if (kept.has(t)) kept.put(S, ld, i0, m, t);
+      if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, ranking.rank + i0);
+      if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + t.j0, of_rows.sum + i0, column_sum);
+      else f.sum_online(S, m, wide, ld, int(i0), int(t.j0), of_rows.from(i0), columns);
+    });
+    for (int j = 0; p.bounded && j < t.n; j++) of_columns.sum[t.j0 + j] += column_sum[j];
+    if (!p.bounded) work.put_columns(columns, t.n, of_columns, t.j0);
   });
-  of_rows.to_lse(p.x.rows, row);
-  of_columns.to_lse(p.y.rows, column);
+  of_rows.to_lse(p.x.rows(), row);
+  of_columns.to_lse(p.y.rows(), column);
 }
 
-template <class T>
-void cross_backward(const Problem<T>& p, const RowTerms<T>& row, const RowTerms<T>& column, const Kept<T>& kept, T factor, T* own,
-                    T* other) {
+template <class E>
+void cross_backward(const Problem<E>& p, const RowTerms<Sum<E>>& row, const RowTerms<Sum<E>>& column, const Kept<Sum<E>>& kept,
+                    Sum<E> factor, Sum<E>* own, Sum<E>* other) {
+  using T = Sum<E>;
   const auto& f = rows<T>();
-  auto work = latin_workspace(p);
-  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
-    T* S = work.tile();
-    const int ld = work.ld();
-    const int wide = kept.has(i0, m) ? kept.get(S, ld, i0, m, j0, n) : logits(p, i0, m, j0, n, ids_meet, S, ld);
-    const T *u = &row.u[i0], *v = &column.u[j0];
-    if (p.bounded) {
-      f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + j0, u, v);
-    } else {
-      put_peaks(S, ld, i0, m, j0, n, row, &column);
-      f.weight_online(S, m, wide, ld, &row.top[i0], &column.top[j0], u, v);
+  const Latin<E> latin(p);
+  const Operands<E> operands(p, latin, own, other);
+  auto work = latin.workspace();
+  latin.run([&](const Tile& t, int64_t I, int64_t J) {
+    const int ld = int(work.ld());
+    for (int i = 0; i < t.m; i += kStrip) {
+      const int m = std::min(kStrip, t.m - i);
+      const int64_t i0 = t.i0 + i;
+      T* S = work.strip(i);
+      const int wide = kept.has(t) ? kept.get(S, ld, i0, m, t) : logits(p, t, i0, m, operands.columns.of(J), S, ld);
+      const T *u = &row.u[i0], *v = &column.u[t.j0];
+      if (p.bounded) {
+        f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + t.j0, u, v);
+      } else {
+        put_peaks(S, ld, i0, m, t.j0, t.n, row, &column);
+        f.weight_online(S, m, wide, ld, &row.top[i0], &column.top[t.j0], u, v);
+      }
+      work.keep(i, m, wide);
     }
-    add_products(p, S, ld, i0, m, j0, n, factor, own, other);
+    operands.add(p, work, t, I, J, factor, own, other);
   });
 }
 
@@ -89,14 +100,15 @@ Six similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale, const O
   const int64_t all = x.size(0) + y.size(0);  // the state of the rows, then that of the columns
   Tensor state = at::empty({2, all}, options), peak = at::empty({all}, x.options().dtype(at::kInt));
   dispatch(x, [&](auto zero) {
-    using T = decltype(zero);
-    auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, std::nullopt);
+    using E = decltype(zero);
+    using T = Sum<E>;
+    auto p = problem<E>(x, y, effective(scale, factor), x_id, y_id, std::nullopt);
     p.bounded = proved_bounded(p);
     const Tensor bars = threshold.has_value() ? threshold->to(compute_dtype(x)).contiguous() : Tensor();
     const Ranking<T> none, ranking{bars.defined() ? bars.const_data_ptr<T>() : nullptr, data_or_null<int32_t>(rank)};
-    const Kept<T> held{kept.mutable_data_ptr<T>(), keep_rows, p.y.rows};
+    const Kept<T> held{kept.mutable_data_ptr<T>(), keep_rows, p.y.rows()};
     const auto of_rows = state_of<T>(state, peak);
-    cross_forward(p, bars.defined() ? ranking : none, held, of_rows, {of_rows.from(p.x.rows)}, row.mutable_data_ptr<T>(),
+    cross_forward(p, bars.defined() ? ranking : none, held, of_rows, {of_rows.from(p.x.rows())}, row.mutable_data_ptr<T>(),
                   column.mutable_data_ptr<T>());
   });
   return {row, column, rank, kept, state, peak};
@@ -110,13 +122,14 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
   const Tensor g = drow.to(compute_dtype(x)).contiguous(), h = dcolumn.to(compute_dtype(x)).contiguous();
   const Tensor sums = state.contiguous(), peaks = peak.contiguous();
   dispatch(x, [&](auto zero) {
-    using T = decltype(zero);
-    auto p = problem<T>(x, y, out.scale, x_id, y_id, std::nullopt);
+    using E = decltype(zero);
+    using T = Sum<E>;
+    auto p = problem<E>(x, y, out.scale, x_id, y_id, std::nullopt);
     const auto of_all = state_of<T>(sums, peaks);
     set_backward(p, of_all);
-    const RowTerms<T> of_rows(p.x.rows, of_all, g.const_data_ptr<T>());
-    const RowTerms<T> of_columns(p.y.rows, {of_all.from(p.x.rows)}, h.const_data_ptr<T>());
-    const Kept<T> held{const_cast<T*>(kept.const_data_ptr<T>()), kept.size(0), p.y.rows};
+    const RowTerms<T> of_rows(p.x.rows(), of_all, g.const_data_ptr<T>());
+    const RowTerms<T> of_columns(p.y.rows(), {of_all.from(p.x.rows())}, h.const_data_ptr<T>());
+    const Kept<T> held{const_cast<T*>(kept.const_data_ptr<T>()), kept.size(0), p.y.rows()};
     cross_backward(p, of_rows, of_columns, held, T(out.factor()), data_or_null<T>(out.own), data_or_null<T>(out.other));
     out.finish(p, false);
   });

@@ -19,44 +19,59 @@
 namespace fastssl::similarity {
 namespace {
 
-// The logits of a tile, with -inf above the limits (N,). Returns the padded n.
-template <class T>
-int limited_logits(const Problem<T>& p, const T* limit, int64_t i0, int m, int64_t j0, int n, bool ids_meet, T* S, int ld) {
-  const auto& f = rows<T>();
-  const int wide = logits(p, i0, m, j0, n, ids_meet, S, ld);
-  if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + j0);
-  f.drop_above(S, m, wide, ld, limit + i0);
-  return wide;
-}
-
-template <class T>
-void limited_forward(const Problem<T>& p, const T* limit, const Ranking<T>& ranking, const State<T>& state, T* lse) {
-  const auto& f = rows<T>();
-  state.clear(p, p.x.rows);
-  if (ranking.rank) std::fill_n(ranking.rank, p.x.rows, 0);
-  auto work = latin_workspace(p);
-  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
-    T* S = work.tile();
-    const int ld = work.ld(), wide = limited_logits(p, limit, i0, m, j0, n, ids_meet, S, ld);
-    if (ranking.rank) f.count_above(S, m, wide, ld, T(1), ranking.threshold + i0, ranking.rank + i0);
-    f.sum_online(S, m, wide, ld, int(i0), int(j0), state.from(i0), {});
+// Calls visit(i, m, S, wide) for the strips of a tile as for_each_strip does, with -inf above the limits (N,).
+template <class E, class Visit>
+void for_each_limited_strip(const Problem<E>& p, const Sum<E>* limit, const Tile& t, const E* columns, Workspace<E>& work,
+                            const Visit& visit) {
+  const auto& f = rows<Sum<E>>();
+  for_each_strip(p, t, columns, work, [&](int i, int m, Sum<E>* S, int wide) {
+    if (!p.y.bias.empty()) f.add_bias(S, m, wide, int(work.ld()), p.y.bias.data() + t.j0);
+    f.drop_above(S, m, wide, int(work.ld()), limit + t.i0 + i);
+    visit(i, m, S, wide);
   });
-  state.to_lse(p.x.rows, lse);
 }
 
-template <class T>
-void limited_backward(const Problem<T>& p, const T* limit, const RowTerms<T>& terms, const Gradients<T>& out) {
+template <class E>
+void limited_forward(const Problem<E>& p, const Sum<E>* limit, const Ranking<Sum<E>>& ranking, const State<Sum<E>>& state,
+                     Sum<E>* lse) {
+  using T = Sum<E>;
   const auto& f = rows<T>();
-  auto work = latin_workspace(p);
-  latin_tiles(p, latin_groups(p), [&](int64_t i0, int m, int64_t j0, int n, bool ids_meet) {
-    T *S = work.tile(), *sums = work.column(0);
-    const int ld = work.ld(), wide = limited_logits(p, limit, i0, m, j0, n, ids_meet, S, ld);
-    put_peaks<T>(S, ld, i0, m, j0, n, terms, nullptr);  // after the limits: what the forward kept as the largest logit stays
-    f.weight_online(S, m, wide, ld, &terms.top[i0], nullptr, &terms.u[i0], nullptr);
-    add_products(p, S, ld, i0, m, j0, n, out.factor, out.own, out.other);
-    if (!out.dbias) return;
-    f.column_sum(S, m, wide, ld, sums);
-    for (int j = 0; j < n; j++) out.dbias[j0 + j] += sums[j];
+  state.clear(p, p.x.rows());
+  if (ranking.rank) std::fill_n(ranking.rank, p.x.rows(), 0);
+  const Latin<E> latin(p);
+  const Panels<E> columns(p.y.stored, p.D, Form::kColumns, latin.columns);
+  auto work = latin.strips();
+  latin.run([&](const Tile& t, int64_t, int64_t J) {
+    for_each_limited_strip(p, limit, t, columns.of(J), work, [&](int i, int m, T* S, int wide) {
+      const int ld = int(work.ld());
+      const int64_t i0 = t.i0 + i;
+      if (ranking.rank) f.count_above(S, m, wide, ld, T(1), ranking.threshold + i0, ranking.rank + i0);
+      f.sum_online(S, m, wide, ld, int(i0), int(t.j0), state.from(i0), {});
+    });
+  });
+  state.to_lse(p.x.rows(), lse);
+}
+
+template <class E>
+void limited_backward(const Problem<E>& p, const Sum<E>* limit, const RowTerms<Sum<E>>& terms, const Gradients<Sum<E>>& out) {
+  using T = Sum<E>;
+  const auto& f = rows<T>();
+  const Latin<E> latin(p);
+  const Operands<E> operands(p, latin, out.own, out.other);
+  auto work = latin.workspace();
+  latin.run([&](const Tile& t, int64_t I, int64_t J) {
+    T* sums = work.column(0);
+    if (out.dbias) std::fill_n(sums, padded(t.n), T(0));
+    for_each_limited_strip(p, limit, t, operands.columns.of(J), work, [&](int i, int m, T* S, int wide) {
+      const int ld = int(work.ld());
+      const int64_t i0 = t.i0 + i;
+      put_peaks<T>(S, ld, i0, m, t.j0, t.n, terms, nullptr);  // after the limits: what the forward kept as the largest logit stays
+      f.weight_online(S, m, wide, ld, &terms.top[i0], nullptr, &terms.u[i0], nullptr);
+      if (out.dbias) f.column_sum(S, m, wide, ld, sums);
+      work.keep(i, m, wide);
+    });
+    operands.add(p, work, t, I, J, out.factor, out.own, out.other);
+    for (int j = 0; out.dbias && j < t.n; j++) out.dbias[t.j0 + j] += sums[j];
   });
 }
 
@@ -71,8 +86,9 @@ Four similarity_limited_fwd(const Tensor& x, const Tensor& y, double scale, cons
   const Tensor bars = threshold.has_value() ? threshold->to(compute_dtype(x)).contiguous() : Tensor();
   const Tensor limits = limit.to(compute_dtype(x)).contiguous();
   dispatch(x, [&](auto zero) {
-    using T = decltype(zero);
-    const auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias);
+    using E = decltype(zero);
+    using T = Sum<E>;
+    const auto p = problem<E>(x, y, effective(scale, factor), x_id, y_id, y_bias);
     const Ranking<T> none, ranking{bars.defined() ? bars.const_data_ptr<T>() : nullptr, data_or_null<int32_t>(rank)};
     limited_forward(p, limits.const_data_ptr<T>(), bars.defined() ? ranking : none, state_of<T>(state, peak),
                     lse.mutable_data_ptr<T>());
@@ -90,10 +106,11 @@ Four similarity_limited_bwd(const Tensor& dlse, const Tensor& state, const Tenso
   const Tensor g = dlse.to(options.dtype()).contiguous(), sums = state.contiguous(), peaks = peak.contiguous();
   const Tensor limits = limit.to(compute_dtype(x)).contiguous();
   dispatch(x, [&](auto zero) {
-    using T = decltype(zero);
-    auto p = problem<T>(x, y, gradients.scale, x_id, y_id, y_bias);
+    using E = decltype(zero);
+    using T = Sum<E>;
+    auto p = problem<E>(x, y, gradients.scale, x_id, y_id, y_bias);
     p.backward = true;
-    const RowTerms<T> terms(p.x.rows, state_of<T>(sums, peaks), g.const_data_ptr<T>());
+    const RowTerms<T> terms(p.x.rows(), state_of<T>(sums, peaks), g.const_data_ptr<T>());
     const Gradients<T> out{data_or_null<T>(gradients.own), data_or_null<T>(gradients.other), data_or_null<T>(dbias),
                            T(gradients.factor())};
     if (out.own || out.other || out.dbias) limited_backward(p, limits.const_data_ptr<T>(), terms, out);

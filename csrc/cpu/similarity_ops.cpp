@@ -17,8 +17,9 @@ Tensor ranked(const Tensor& x, const OptTensor& y, double scale, const OptTensor
               const OptTensor& y_id, const OptTensor& y_bias, const OptTensor& threshold, const Run& run) {
   Tensor rank = at::empty({threshold.has_value() ? x.size(0) : 0}, x.options().dtype(at::kInt));
   dispatch(x, [&](auto zero) {
-    using T = decltype(zero);
-    auto p = problem<T>(x, y, effective(scale, factor), x_id, y_id, y_bias, true);
+    using E = decltype(zero);
+    using T = Sum<E>;
+    auto p = problem<E>(x, y, effective(scale, factor), x_id, y_id, y_bias);
     p.bounded = proved_bounded(p);
     if (!threshold.has_value()) return run(p, Ranking<T>{});
     p.bounded = p.bounded && !y_bias.has_value();  // bounded logits lack the bias, which the weights hold
@@ -35,8 +36,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_fwd(const Tensor& x, const
   Tensor lse = at::empty({x.size(0)}, options), state = at::empty({2, x.size(0)}, options);
   Tensor peak = at::empty({x.size(0)}, x.options().dtype(at::kInt));
   const Tensor rank =
-      ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class T>(const Problem<T>& p, Ranking<T> ranking) {
-        forward(p, ranking, state_of<T>(state, peak), lse.mutable_data_ptr<T>());
+      ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class E>(const Problem<E>& p, Ranking<Sum<E>> ranking) {
+        forward(p, ranking, state_of<Sum<E>>(state, peak), lse.mutable_data_ptr<Sum<E>>());
       });
   return {lse, rank, state, peak};
 }
@@ -47,8 +48,8 @@ std::tuple<Tensor, Tensor, Tensor> similarity_one_pass(const Tensor& x, const Op
   const auto options = x.options().dtype(compute_dtype(x));
   Tensor lse = at::empty({x.size(0)}, options), mean = at::empty(x.sizes(), options);
   const Tensor rank =
-      ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class T>(const Problem<T>& p, Ranking<T> ranking) {
-        one_pass(p, ranking, lse.mutable_data_ptr<T>(), mean.mutable_data_ptr<T>());
+      ranked(x, y, scale, factor, x_id, y_id, y_bias, threshold, [&]<class E>(const Problem<E>& p, Ranking<Sum<E>> ranking) {
+        one_pass(p, ranking, lse.mutable_data_ptr<Sum<E>>(), mean.mutable_data_ptr<Sum<E>>());
       });
   return {lse, mean, rank};
 }
@@ -63,8 +64,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
   Tensor dbias = need_bias && y_bias.has_value() ? zeros(y_bias->sizes(), options) : at::empty({0}, options);
   const Tensor g = dlse.to(options.dtype()).contiguous(), sums = state.contiguous(), peaks = peak.contiguous();
   dispatch(x, [&](auto zero) {
-    using T = decltype(zero);
-    auto p = problem<T>(x, y, gradients.scale, x_id, y_id, y_bias);
+    using E = decltype(zero);
+    using T = Sum<E>;
+    auto p = problem<E>(x, y, gradients.scale, x_id, y_id, y_bias);
     const auto made = state_of<T>(sums, peaks);
     set_backward(p, made);
     const Gradients<T> out{data_or_null<T>(gradients.own), data_or_null<T>(gradients.other), data_or_null<T>(dbias),

@@ -1,5 +1,6 @@
 // Makes similarity problems from tensors, for all ops on a similarity matrix. The inputs were checked in Python.
-// 16-bit inputs are widened to float32 once, which takes O((N + M) D) memory, and all is computed in float32.
+// bfloat16 is multiplied as it is where the CPU can do so. Otherwise 16-bit rows of x are widened once, those of y as they are
+// packed.
 #pragma once
 #include <ATen/ops/_unique2.h>
 #include <ATen/ops/cat.h>
@@ -22,26 +23,30 @@ constexpr double kBound = 22.0;
 
 inline at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-// Whether the rows of x are dense along D, at a stride that BLAS takes. A dimension of one entry may have any stride, which
-// contiguous() does not change.
+// Whether the rows of x are dense along D. A dimension of one entry may have any stride, which contiguous() does not change.
 inline bool has_rows(const Tensor& x) {
-  const bool dense = x.size(1) == 1 || x.stride(1) == 1;
-  return dense && (x.size(0) == 1 || (x.stride(0) >= x.size(1) && x.stride(0) <= std::numeric_limits<int>::max()));
+  return (x.size(1) == 1 || x.stride(1) == 1) && (x.size(0) == 1 || x.stride(0) >= x.size(1));
 }
 
-// x in the compute dtype and with dense rows; if `columns_too`, dense columns are also left as they are, as in a queue stored
-// (D, rows).
-inline Tensor as_rows(const Tensor& x, bool columns_too = false) {
-  const Tensor wide = x.to(compute_dtype(x));
-  return has_rows(wide) || (columns_too && has_rows(wide.t())) ? wide : wide.contiguous();
+// x with dense rows or dense columns, the latter as in a queue stored (D, rows).
+inline Tensor as_dense(const Tensor& x) { return has_rows(x) || has_rows(x.t()) ? x : x.contiguous(); }
+
+inline Rows2D rows_of(const Tensor& x) {
+  const bool rows = has_rows(x);
+  const Tensor stored = rows ? x : x.t();
+  const int64_t ld = stored.size(0) == 1 ? stored.size(1) : stored.stride(0);
+  return {array_of(x), x.size(0), rows ? ld : 1, rows ? 1 : ld};
 }
 
-template <class T>
-Side<T> side(const Tensor& x) {
-  const bool transposed = !has_rows(x);
-  const Tensor stored = transposed ? x.t() : x;
-  const int ld = int(stored.size(0) == 1 ? stored.size(1) : stored.stride(0));
-  return {x.const_data_ptr<T>(), x.size(0), ld, {}, {}, {}, transposed};
+// x with dense rows of elements E, an even number of them where E is multiplied in pairs.
+template <class E>
+Tensor as_left(const Tensor& x) {
+  const Tensor same = x.to(c10::CppTypeToScalarType<E>::value);
+  const int64_t D = x.size(1), whole = (D + kTerms<E> - 1) / kTerms<E> * kTerms<E>;
+  if (whole == D) return has_rows(same) ? same : same.contiguous();
+  const Tensor padded = zeros({x.size(0), whole}, same.options());
+  padded.narrow(1, 0, D).copy_(same);
+  return padded.narrow(1, 0, D);
 }
 
 inline std::vector<int32_t> to_int32(const Tensor& id) {  // padded; empty if an id does not fit
@@ -74,43 +79,43 @@ inline void set_ids(std::vector<int32_t>& x_id, std::vector<int32_t>& y_id, cons
 inline double larger(double a, double b) { return b > a || std::isnan(b) ? b : a; }
 
 template <class T>
-double longest_row(const Side<T>& side, int D) {
+double longest_row(const Rows2D& side, int D) {
   const auto& f = rows<T>();
   const double square = parallel_reduce(
       side.rows, D / 4, 0.0,
       [&](int64_t begin, int64_t end, double longest) {
-        if (side.transposed) {
+        if (side.entry != 1) {
           std::vector<T> squares(end - begin, T(0));
-          for (int d = 0; d < D; d++) f.add_squares(side.row(begin) + int64_t(d) * side.ld, int(end - begin), squares.data());
+          for (int64_t d = 0; d < D; d++) f.add_squares(side.array, begin + d * side.entry, int(end - begin), squares.data());
           for (T square : squares) longest = larger(longest, square);
           return longest;
         }
-        for (int64_t i = begin; i < end; i++) longest = larger(longest, f.dot(side.row(i), side.row(i), D));
+        for (int64_t i = begin; i < end; i++) longest = larger(longest, f.dot_with(side.array, i * side.row, nullptr, D));
         return longest;
       },
       larger);
   return std::sqrt(square);
 }
 
-// If `columns_too`, y may be stored (D, M), which the forward sweeps can read. `bounded` is not set here.
-template <class T>
-Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptTensor& x_id, const OptTensor& y_id,
-                   const OptTensor& y_bias, bool columns_too = false) {
-  Problem<T> p;
+template <class E>
+Problem<E> problem(const Tensor& x, const OptTensor& y, double scale, const OptTensor& x_id, const OptTensor& y_id,
+                   const OptTensor& y_bias) {
+  using T = Sum<E>;
+  Problem<E> p;
   p.symmetric = !y.has_value();
-  const Tensor x_rows = as_rows(x), y_rows = p.symmetric ? x_rows : as_rows(*y, columns_too);
+  const Tensor x_rows = as_left<E>(x), y_rows = p.symmetric ? x_rows : as_dense(y->to(x.scalar_type()));
   p.keep = {x_rows, y_rows};
   p.D = int(x.size(1));
   p.scale = scale;
-  p.x = side<T>(x_rows);
-  p.y = side<T>(y_rows);
+  p.x.stored = rows_of(x_rows);
+  p.y.stored = rows_of(y_rows);
   if (x_id.has_value()) set_ids(p.x.id, p.y.id, *x_id, y_id.has_value() ? *y_id : *x_id);
-  p.x.weight.assign(p.x.rows + kPad, T(1));
-  p.y.weight.assign(p.y.rows + kPad, T(1));
+  p.x.weight.assign(p.x.rows() + kPad, T(1));
+  p.y.weight.assign(p.y.rows() + kPad, T(1));
   if (y_bias.has_value()) {
     const Tensor given = y_bias->to(compute_dtype(x)).contiguous();
-    p.y.bias.assign(p.y.rows + kPad, T(0));
-    for (int64_t j = 0; j < p.y.rows; j++) {
+    p.y.bias.assign(p.y.rows() + kPad, T(0));
+    for (int64_t j = 0; j < p.y.rows(); j++) {
       const T bias = given.const_data_ptr<T>()[j];
       p.y.bias[j] = bias;
       p.y.weight[j] = std::exp(bias);
@@ -121,25 +126,28 @@ Problem<T> problem(const Tensor& x, const OptTensor& y, double scale, const OptT
 }
 
 // Whether every logit lies within +-kBound, by Cauchy-Schwarz. Only a forward asks; set_backward() sees what it found.
-template <class T>
-bool proved_bounded(const Problem<T>& p) {
+template <class E>
+bool proved_bounded(const Problem<E>& p) {
+  using T = Sum<E>;
   double largest_bias = 0;
   for (T bias : p.y.bias) largest_bias = larger(largest_bias, std::abs(double(bias)));
-  const double longest_x = longest_row(p.x, p.D), longest_y = p.symmetric ? longest_x : longest_row(p.y, p.D);
+  const double longest_x = longest_row<T>(p.x.stored, p.D), longest_y = p.symmetric ? longest_x : longest_row<T>(p.y.stored, p.D);
   return std::abs(p.scale) * longest_x * longest_y + largest_bias <= kBound;
 }
 
 // Turns p into the problem of a backward, which is bounded where its forward was: a bounded forward leaves a maximum of 0 and no
 // peak, whereas an online row with a maximum of 0 has a peak.
-template <class T>
-void set_backward(Problem<T>& p, const State<T>& state) {
+template <class E>
+void set_backward(Problem<E>& p, const State<Sum<E>>& state) {
   p.backward = true;
   p.bounded = state.top[0] == 0 && state.peak[0] < 0;
 }
 
+// Calls f with a value of the type whose products are taken. float16 and, without an instruction for it, bfloat16 become float.
 template <class F>
 auto dispatch(const Tensor& x, const F& f) {
-  return x.scalar_type() == at::kDouble ? f(double()) : f(float());
+  if (x.scalar_type() == at::kDouble) return f(double());
+  return x.scalar_type() == at::kBFloat16 && has_bfloat16_products() ? f(c10::BFloat16()) : f(float());
 }
 
 inline double effective(double scale, const OptTensor& factor) {
@@ -147,10 +155,11 @@ inline double effective(double scale, const OptTensor& factor) {
 }
 
 // <x, own> summed over all rows, in a fixed order.
-template <class T>
-T scale_gradient(const Problem<T>& p, const T* own) {
-  T sum = 0;
-  for (int64_t i = 0; i < p.x.rows; i++) sum += rows<T>().dot(p.x.row(i), own + i * p.D, p.D);
+template <class E>
+Sum<E> scale_gradient(const Problem<E>& p, const Sum<E>* own) {
+  const Rows2D& x = p.x.stored;
+  Sum<E> sum = 0;
+  for (int64_t i = 0; i < x.rows; i++) sum += rows<Sum<E>>().dot_with(x.array, i * x.row, own + i * p.D, p.D);
   return sum;
 }
 
@@ -186,8 +195,9 @@ struct GradientSums {
 
   // Computes the gradient of the scale and then multiplies the sums by the scale. Where y is x, `own` holds the sums of both roles
   // of each row, so that the gradient is counted twice.
-  template <class T>
-  void finish(const Problem<T>& p, bool symmetric) {
+  template <class E>
+  void finish(const Problem<E>& p, bool symmetric) {
+    using T = Sum<E>;
     if (!need_scale) return;
     const T total = scale_gradient(p, own.const_data_ptr<T>());
     *dscale.mutable_data_ptr<T>() = symmetric ? total / 2 : total;

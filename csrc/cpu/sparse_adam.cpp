@@ -11,8 +11,8 @@ using at::Tensor;
 constexpr const char* kOp = "sparse_adam";
 
 // The rows differ from each other.
-void sparse_adam_(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& rows_given, const Tensor& values,
-                  double rate, double beta1, double beta2, double eps) {
+void sparse_adam_(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& rows_given,
+                  const Tensor& values, double rate, double beta1, double beta2, double eps) {
   TORCH_CHECK(param.dim() == 2 && param.stride(1) == 1, kOp, ": expected param (V, D) with dense rows, got ", param.sizes());
   const int64_t D = param.size(1), R = rows_given.numel();
   for (const Tensor& state : {exp_avg, exp_avg_sq}) {

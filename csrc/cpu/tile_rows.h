@@ -9,6 +9,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/arrays.h"
+
 namespace fastssl {
 
 // The ids of a tile, which are equal for positive pairs, and the weights of these pairs, row_weight_i + column_weight_j.
@@ -33,7 +35,7 @@ struct Rows {
   void (*exclude)(T* S, int m, int n, int ld, const int32_t* row_id, const int32_t* column_id);
   // S += bias of the column
   void (*add_bias)(T* S, int m, int n, int ld, const T* bias);
-  // row_sum_i += sum_j 2^S cw_j;  column_sum_j = sum_i 2^S rw_i (unless null)
+  // row_sum_i += sum_j 2^S cw_j;  column_sum_j += sum_i 2^S rw_i (unless null)
   void (*sum_bounded)(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum);
   // the same sums with running maxima, of rows and, unless null, of columns; S begins at row i0 and column j0 of the matrix
   void (*sum_online)(const T* S, int m, int n, int ld, int i0, int j0, Running<T> rows, Running<T> columns);
@@ -49,15 +51,17 @@ struct Rows {
   void (*count_above)(const T* S, int m, int n, int ld, T unit, const T* threshold, int32_t* count);
   // S = -inf where S_ij > limit_i; a NaN stays
   void (*drop_above)(T* S, int m, int n, int ld, const T* limit);
-  // sum_j = sum_i S_ij
+  // sum_j += sum_i S_ij
   void (*column_sum)(const T* S, int m, int n, int ld, T* sum);
   // l = S + bias, t = +1 for positives (none if null), else -1, v their weight or 1:
   // loss_i += sum_{j < n} v softplus(-t l), S = -t v sigmoid(-t l), weight_i += sum_{j < n} S; any logits, natural units
   void (*sigmoid)(T* S, int m, int n, int wide, int ld, T bias, const PairIds<T>* positives, T* loss, T* weight);
-  // sum_j += row_j^2
-  void (*add_squares)(const T* row, int n, T* sum);
+  // sum_j += x_j^2 for the n elements of x from `first` on
+  void (*add_squares)(const Array& x, int64_t first, int n, T* sum);
   // <a, b>, in a fixed order
   T (*dot)(const T* a, const T* b, int64_t n);
+  // <x, b> of the n elements of x from `first` on; <x, x> where b is null
+  T (*dot_with)(const Array& x, int64_t first, const T* b, int64_t n);
 };
 
 template <class T>

@@ -2,7 +2,7 @@
 // The loop over rows is the outer one and that over columns the inner one, so S is read in order, and sums of columns stay in a
 // buffer as long as a tile is wide.
 
-#include "cpu/lanes.h"
+#include "cpu/row_values.inl"
 
 template <class L>
 struct RowFunctions {
@@ -33,8 +33,6 @@ struct RowFunctions {
 
   template <bool kColumns>
   static void sum_bounded_as(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum) {
-    if (kColumns)
-      for (int j = 0; j < n; j++) column_sum[j] = 0;
     for (int i = 0; i < m; i++) {
       const T* s = S + int64_t(i) * ld;
       const V r = L::all(rw[i]);
@@ -211,14 +209,15 @@ struct RowFunctions {
     (positives ? sigmoid_as<true> : sigmoid_as<false>)(S, m, n, wide, ld, bias, positives, loss, weight);
   }
 
-  static void add_squares(const T* row, int n, T* sum) {
-    int j = 0;
-    for (; j + W <= n; j += W) L::store(sum + j, L::load(sum + j) + L::load(row + j) * L::load(row + j));
-    for (; j < n; j++) sum[j] += row[j] * row[j];
+  static void add_squares(const Array& x, int64_t first, int n, T* sum) {
+    for_each_block(n, [&](int64_t begin, int count) {
+      T buffer[kBlock];
+      const T* row = values_of(x, first + begin, count, buffer);
+      for (int j = 0; j < count; j++) sum[begin + j] += row[j] * row[j];
+    });
   }
 
   static void column_sum(const T* S, int m, int n, int ld, T* sum) {
-    for (int j = 0; j < n; j++) sum[j] = 0;
     for (int i = 0; i < m; i++)
       for (int j = 0; j < n; j += W) L::store(sum + j, L::load(sum + j) + L::load(S + int64_t(i) * ld + j));
   }
@@ -231,22 +230,19 @@ struct RowFunctions {
     for (; k < n; k++) sum += a[k] * b[k];
     return sum;
   }
+  static T dot_with(const Array& x, int64_t first, const T* b, int64_t n) {
+    T sum = 0;
+    for_each_block(n, [&](int64_t begin, int count) {
+      T buffer[kBlock];
+      const T* a = values_of(x, first + begin, count, buffer);
+      sum += dot(a, b ? b + begin : a, count);
+    });
+    return sum;
+  }
 
-  static constexpr Rows<T> table = {W,
-                                    exclude,
-                                    add_bias,
-                                    sum_bounded,
-                                    sum_online,
-                                    weight_bounded,
-                                    weight_online,
-                                    soft_bounded,
-                                    soft_online,
-                                    count_above,
-                                    drop_above,
-                                    column_sum,
-                                    sigmoid,
-                                    add_squares,
-                                    dot};
+  static constexpr Rows<T> table = {
+      W,           exclude,     add_bias,   sum_bounded, sum_online, weight_bounded, weight_online, soft_bounded,
+      soft_online, count_above, drop_above, column_sum,  sigmoid,    add_squares,    dot,           dot_with};
 };
 
 static const Rows<float>& float_rows = RowFunctions<FloatLane>::table;

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/products.h"
+
 namespace fastssl {
 
 extern bool unlucky_products;
@@ -13,5 +15,9 @@ extern bool unlucky_products;
 template <class T>
 void move_logits(const T* left, int64_t left_row, int64_t left_step, const T* right, int64_t right_column, int64_t right_step,
                  int m, int n, int k, bool backward, T* S, int ld);
+
+// The same with a right operand (k, n) that is packed into panels.
+template <class E>
+void move_logits(const Left<E>& left, const E* packed, int panel, int m, int n, int k, bool backward, Sum<E>* S, int ld);
 
 }  // namespace fastssl

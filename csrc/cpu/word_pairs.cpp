@@ -2,8 +2,8 @@
 //   h_b = mean over c of inputs[i_bc];   u_bt = <h_b, outputs[o_bt]>;   L_b = softplus(-u_b0) + sum_{t > 0} softplus(u_bt)
 //   slope_bt = dL_b/du_bt;   pull_b = sum_t slope_bt outputs[o_bt] / n_b;   ids below 0 are left out
 //   sums_r = sum over (b, t) with ids_bt = r of weight_b factor_bt source_b
-// The places of an id are found by a radix sort, which keeps their order. Each row of the sums is summed by one thread in that order:
-// the same bits for any number of threads. Work and memory follow the ids, and no array is as large as a table.
+// The places of an id are found by a radix sort, which keeps their order. Each row of the sums is summed by one thread in that
+// order: the same bits for any number of threads. Work and memory follow the ids, and no array is as large as a table.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
