@@ -2,6 +2,7 @@
 #include "cpu/products.h"
 
 #include <cstdint>
+#include <stdexcept>
 #include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -54,7 +55,7 @@ const Products<c10::BFloat16>& products<c10::BFloat16>() {
 bool has_bfloat16_products() { return false; }
 template <>
 const Products<c10::BFloat16>& products<c10::BFloat16>() {
-  TORCH_CHECK(false, "this machine has no instruction for products of bfloat16");
+  throw std::logic_error("this machine has no instruction for products of bfloat16");
 }
 #endif
 

@@ -233,7 +233,9 @@ void dots(const Rows<float>& rows, Random& random) {
   for (int i = 0; i < kLong; i++) want += double(a[i]) * b[i], size += std::fabs(double(a[i]) * b[i]);
   dot.see(rows.dot(a.data(), b.data(), kLong), want, kU * kLong * size);
   Floats sum = b;
-  rows.add_squares(a.data(), kLong, sum.data());
+  const fastssl::Array x{a.data(), fastssl::kFloat32};
+  dot.see(rows.dot_with(x, 0, b.data(), kLong), want, kU * kLong * size);
+  rows.add_squares(x, 0, kLong, sum.data());
   for (int i = 0; i < kLong; i++) squares.see(sum[i], b[i] + double(a[i]) * a[i], 2 * kU * (std::fabs(b[i]) + double(a[i]) * a[i]));
   dot.print("dot"), squares.print("add_squares");
 }
