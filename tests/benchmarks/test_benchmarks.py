@@ -262,7 +262,7 @@ def test_a_default_run_is_in_float32_and_dtypes_have_their_shapes():
     assert cases("--device", "cpu") == [("float32", shape) for shape in NT_XENT.shapes]
     both = cases("--device", "cpu", "--dtype", "bfloat16,float32", "nt_xent")
     assert both == [("bfloat16", shape) for shape in NT_XENT.sixteen] + [("float32", shape) for shape in NT_XENT.shapes]
-    update = WORKLOADS["queue_push"]
+    update = WORKLOADS["adamw"]
     once = bench._cases(args(["--quick"]), registry, update, bench._options(args(["--dtype", "float32,float16"]), runner, peers))
     assert len(once) == len(update.quick), "it is measured in float32 only"
 
