@@ -21,7 +21,10 @@ Tensor gather_tokens_fwd(const Tensor& x_given, const Tensor& ids_given) {
   const Array from = array_of(x);
   parallel_for(N * K, D, [&](int64_t begin, int64_t end) {
     NewRows<float> to(out);
-    for (int64_t r = begin; r < end; r++) to.copy(from, r / K * sample + id[r] * row, r * D, D);
+    for (int64_t r = begin; r < end; r++) {
+      if (r + 1 < end) prefetch(from, (r + 1) / K * sample + id[r + 1] * row, D);
+      to.copy(from, r / K * sample + id[r] * row, r * D, D);
+    }
   });
   return out;
 }
@@ -39,8 +42,11 @@ Tensor gather_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int6
     parallel_for(N * length, D, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer;
       NewRows<T> to(dx);
-      for (int64_t r = begin; r < end; r++)
+      for (int64_t r = begin; r < end; r++) {
+        const int64_t ahead = std::min(r + kAhead, end - 1), k = matches.first(ahead / length, ahead % length);
+        if (k >= 0) prefetch(from, ahead / length * sample + k * row, D);
         write_matches(matches, r / length, r % length, from, r / length * sample, row, to, r * D, D, buffer);
+      }
     });
   });
   return dx;

@@ -10,10 +10,13 @@ namespace fastssl {
 // Bytes from which a tensor is written past the caches. Who reads a smaller one finds it there.
 constexpr int64_t kPastCaches = 8 << 20;
 
+// How many rows of a result before its own a row is asked for, where one in four results has one.
+constexpr int64_t kAhead = 4;
+
 // Asks for a row that is read soon.
 inline void prefetch(Array from, int64_t i, int64_t n) {
   const char* row = static_cast<const char*>(from.data) + i * bytes_of(from.dtype);
-  for (int64_t byte = 0; byte < n * bytes_of(from.dtype); byte += 64) __builtin_prefetch(row + byte);
+  for (int64_t byte = 0; byte < n * bytes_of(from.dtype); byte += 64) __builtin_prefetch(row + byte, 0, 2);
 }
 
 // The rows of one thread, which must be gone before another thread reads them.

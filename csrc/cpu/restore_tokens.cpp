@@ -32,14 +32,17 @@ Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const 
   with_accumulator(out.scalar_type(), [&]<class T>(T) {
     parallel_for(N * tokens, D, [&](int64_t begin, int64_t end) {
       NewRows<T> to(out);
+      // The element of x that token i begins with, -1 where it is the mask token.
+      const auto start_of = [&](int64_t i) -> int64_t {
+        const int64_t n = i / tokens, t = i % tokens, r = t < prefix ? t - prefix : id[n * L + t - prefix];
+        return t < prefix || uint64_t(r) < uint64_t(K) ? n * x.stride(0) + (prefix + r) * x.stride(1) : -1;
+      };
       for (int64_t i = begin; i < end; i++) {
-        const int64_t n = i / tokens, t = i % tokens;
-        const uint64_t r = t < prefix ? 0 : uint64_t(id[n * L + t - prefix]);
-        const bool kept = r < uint64_t(K) || t < prefix;
-        const Array source = kept ? from : hidden;
-        const int64_t start = kept ? n * x.stride(0) + (t < prefix ? t : prefix + int64_t(r)) * x.stride(1) : 0;
-        if (pos) to.add(source, start, position, t * D, i * D, D);
-        else to.copy(source, start, i * D, D);
+        const int64_t start = start_of(i), ahead = start_of(std::min(i + kAhead, end - 1));
+        if (ahead >= 0) prefetch(from, ahead, D);
+        const Array source = start < 0 ? hidden : from;
+        if (pos) to.add(source, std::max<int64_t>(start, 0), position, i % tokens * D, i * D, D);
+        else to.copy(source, std::max<int64_t>(start, 0), i * D, D);
       }
     });
   });
@@ -84,7 +87,7 @@ void gradients(const Tensor& dout, const Tensor& ids, int64_t K, int64_t prefix,
         for (int64_t p = 0; need_x && p < prefix; p++) to.copy(from, start + p * step, (row + p) * D, D);
         for (int64_t l = 0; l < L; l++) {  // in the order of dout, which is read once
           const int64_t r = id[n * L + l];
-          if (l + 1 < L) prefetch(from, patches + (l + 1) * step, D);
+          if (l + kAhead < L) prefetch(from, patches + (l + kAhead) * step, D);
           if (uint64_t(r) >= uint64_t(K)) {
             if (need_token) hidden.add(from, patches + l * step);
           } else if (need_x && matches.first(n, r) == l) {
