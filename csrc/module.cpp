@@ -10,6 +10,7 @@
 #include "cpu/unlucky.h"
 #include "python/launch_key.h"
 #include "python/lists_agree.h"
+#include "python/losses.h"
 #include "python/new_tensors.h"
 #include "python/permutations.h"
 #include "python/push_now.h"
@@ -43,6 +44,11 @@ PYBIND11_MODULE(_C, m) {
         py::arg("labels"), py::arg("layout"), py::arg("overflow"),
         "Pushes where nothing needs a closer look; ops/queue.py looks closer.");
   m.def("are_permutations", &fastssl::are_permutations, py::arg("ids"), "Whether each row is a permutation of its places.");
+  m.def("nt_xent", &fastssl::nt_xent, py::arg("op"), py::arg("z0"), py::arg("z1"), py::arg("temperature"), py::arg("mean"),
+        "NT-Xent of unit rows on the CPU as one node, or None where loss/nt_xent.py must look at the arguments.");
+  m.def("sup_con", &fastssl::sup_con, py::arg("op"), py::arg("features"), py::arg("labels"), py::arg("temperature"),
+        py::arg("normalize"), py::arg("mean"),
+        "SupCon on the CPU as one node, or None where loss/sup_con.py must look at the arguments.");
   m.def("bump_versions", &fastssl::bump_versions, py::arg("tensors"), "Tells autograd that these tensors changed in place.");
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
   m.def("isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");

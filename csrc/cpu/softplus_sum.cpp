@@ -7,8 +7,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <cmath>
+#include "cpu/softplus.h"
 
 namespace fastssl::softplus_sum {
 namespace {
@@ -25,10 +24,7 @@ Tensor softplus_sum_fwd(const Tensor& lse_given, const Tensor& positive_given, d
     const scalar_t *l = lse.const_data_ptr<scalar_t>(), *s = positive.const_data_ptr<scalar_t>();
     double sum = 0.0;
     for (int64_t first = 0; first < N; first += P)
-      for (int64_t j = 0; j < P; j++) {
-        const double u = double(l[first + j]) - scale * double(s[j]);
-        sum += (u > 0.0 || std::isnan(u) ? u : 0.0) + std::log1p(std::exp(-std::abs(u)));
-      }
+      for (int64_t j = 0; j < P; j++) sum += softplus(double(l[first + j]) - scale * double(s[j]));
     *total.mutable_data_ptr<scalar_t>() = scalar_t(sum * weight(lse, mean));
   });
   return total;
@@ -46,8 +42,7 @@ std::tuple<Tensor, Tensor> softplus_sum_bwd(const Tensor& dtotal, const Tensor& 
     for (int64_t j = 0; j < P; j++) {
       double sum = 0.0;
       for (int64_t i = j; i < N; i += P) {
-        const double u = double(l[i]) - scale * double(s[j]), e = std::exp(-std::abs(u));
-        const double d = share * (u > 0.0 ? 1.0 : e) / (1.0 + e);
+        const double d = share * sigmoid(double(l[i]) - scale * double(s[j]));
         dl[i] = scalar_t(d);
         sum += d;
       }

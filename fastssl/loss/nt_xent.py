@@ -23,6 +23,7 @@ from .nt_xent_node import pair_loss
 from .parts.arguments import enter, scalar, together
 from .parts.dot_products import dot_rows
 from .parts.ids import row_ids
+from .parts.one_call import nt_xent_in_one_call
 from .parts.reductions import check_reduction, lse_of, positive_loss, reduce_rows
 
 if TYPE_CHECKING:
@@ -100,6 +101,10 @@ def nt_xent(
     """
     op = "nt_xent"
     check_reduction(op, reduction)
+    if normalize is True and group is None and reduction != "none":
+        loss = nt_xent_in_one_call(op, z0, z1, temperature, reduction == "mean")
+        if loss is not None:
+            return loss
     z0, z1 = checked_pair(op, ("z0", "z1"), z0, z1, temperature, normalize)
     joined = together(op, group, z0, temperature=temperature, normalize=normalize, reduction=reduction, grad=z0.requires_grad)
     if normalize and reduction != "none":

@@ -17,6 +17,7 @@ from .moco import moco_loss
 from .nt_xent import checked_pair, decoupled, of_pair, pair_terms
 from .parts.arguments import enter, together
 from .parts.dot_products import dot_rows
+from .parts.one_call import nt_xent_in_one_call
 
 
 def _joined(op: str, gather_distributed: bool, out0: Tensor, temperature) -> Joined | None:
@@ -132,6 +133,9 @@ class NTXentLoss(nn.Module):
         """
         memory = self.memory_bank
         if len(memory.bank) == 0:
+            in_one_call = None if self.gather_distributed else nt_xent_in_one_call("NTXentLoss", out0, out1, self.temperature, True)
+            if in_one_call is not None:
+                return in_one_call
             out0, out1 = checked_pair("NTXentLoss", ("out0", "out1"), out0, out1, self.temperature)
             joined = _joined("NTXentLoss", self.gather_distributed, out0, self.temperature)
             return of_pair("NTXentLoss", out0, out1, self.temperature, "mean", joined)

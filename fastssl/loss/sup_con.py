@@ -34,6 +34,7 @@ from .parts.arguments import enter, scalar, together
 from .parts.dot_products import dot_rows, matmul, paired, unit_rows
 from .parts.ids import compact_ids, row_ids
 from .parts.negative_sums import ids_to_sum_by, sums_by_id
+from .parts.one_call import sup_con_in_one_call
 from .parts.reductions import check_reduction, lse_of, positive_loss, reduce_rows, softplus
 
 if TYPE_CHECKING:
@@ -203,6 +204,10 @@ def sup_con(
         >>> bool(right < sup_con(features, torch.tensor([0, 1, 0, 1]), temperature=1.0))
         True
     """
+    others = (group, mask, base_temperature, ignore_label)
+    loss = sup_con_in_one_call(_OP, features, labels, temperature, normalize, contrast_mode, reduction, others)
+    if loss is not None:
+        return loss
     (features,) = enter(_OP, features)
     _check(features, labels, mask, temperature, base_temperature)
     given, labels = labels, _class_ids(features, labels, group is not None)

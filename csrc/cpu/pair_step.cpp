@@ -1,0 +1,103 @@
+// The kernels are those of similarity.cpp; pair_step.h has the equations.
+#include "cpu/pair_step.h"
+
+#include <ATen/ops/empty.h>
+
+#include "cpu/similarity_problem.h"
+#include "cpu/softplus.h"
+#include "cpu/unit_pairs.h"
+
+namespace fastssl::pair_step {
+namespace {
+
+using at::Tensor;
+using similarity::Problem;
+using similarity::State;
+
+// The numbers that the backward is left: of each row its norm, maximum, sum and lse, and of each pair its similarity.
+template <class T>
+struct Left {
+  T *norm, *top, *sum, *lse, *dot;
+  int32_t* peak;
+  Left(const Tensor& lines, const Tensor& peaks) : peak(const_cast<int32_t*>(peaks.const_data_ptr<int32_t>())) {
+    const int64_t B = lines.size(1);
+    norm = const_cast<T*>(lines.const_data_ptr<T>());
+    top = norm + 2 * B, sum = norm + 4 * B, lse = norm + 6 * B, dot = norm + 8 * B;
+  }
+  State<T> state() const { return {{top, sum, peak}}; }
+  double u(int64_t i, int64_t B, double scale) const { return double(lse[i]) - scale * double(dot[i < B ? i : i - B]); }
+};
+
+// The views of one picture share an id.
+template <class T>
+Problem<T> problem_of(const Tensor& z, double scale) {
+  auto p = similarity::problem<T>(z, std::nullopt, scale, std::nullopt, std::nullopt, std::nullopt);
+  const int64_t N = z.size(0);
+  p.x.id.assign(N + similarity::kPad, 0);
+  for (int64_t i = 0; i < N; i++) p.x.id[i] = int32_t(i < N / 2 ? i : i - N / 2);
+  p.y.id = p.x.id;
+  return p;
+}
+
+// The largest length of a row brought to unit length, whose norm and quotients are rounded.
+constexpr double kLongest = 1.001;
+
+// Whether no row is longer than that, which an infinite norm or a NaN would allow, and all logits are small.
+template <class T>
+bool bounded(const T* norm, int64_t N, double scale) {
+  const bool finite = std::all_of(norm, norm + N, [](T length) { return std::isfinite(length); });
+  return finite && std::abs(scale) * kLongest * kLongest <= similarity::kBound;
+}
+
+constexpr double kEps = 1e-12;  // as in torch.nn.functional.normalize
+
+double weight(int64_t N, bool mean) { return mean ? 1.0 / double(N) : 1.0; }
+
+}  // namespace
+
+Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool mean) {
+  const Tensor a = a_given.contiguous(), b = b_given.contiguous();
+  const int64_t B = a.size(0), D = a.size(1), N = 2 * B;
+  const auto options = a.options();
+  Forward out{at::empty({}, options), at::empty({N, D}, options), at::empty({9, B}, options),
+              at::empty({N}, options.dtype(at::kInt))};
+  similarity::dispatch(a, [&](auto zero) {
+    using T = decltype(zero);
+    const Left<T> left(out.numbers, out.peak);
+    const T* const views[2] = {a.const_data_ptr<T>(), b.const_data_ptr<T>()};
+    unit_pairs::forward<T>(views, B, D, T(kEps), out.z.mutable_data_ptr<T>(), left.norm, left.dot);
+    auto p = problem_of<T>(out.z, scale);
+    p.bounded = bounded(left.norm, N, scale);
+    similarity::forward(p, {}, left.state(), left.lse);
+    double sum = 0.0;
+    for (int64_t i = 0; i < N; i++) sum += softplus(left.u(i, B, scale));
+    *out.loss.mutable_data_ptr<T>() = T(sum * weight(N, mean));
+  });
+  return out;
+}
+
+std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Tensor& z_given, const Tensor& numbers, const Tensor& peak,
+                                   double scale, bool mean) {
+  const Tensor z = z_given.contiguous(), lines = numbers.contiguous(), peaks = peak.contiguous();
+  const int64_t N = z.size(0), B = N / 2, D = z.size(1);
+  Tensor da = at::empty({B, D}, z.options()), db = at::empty({B, D}, z.options()), dz = zeros(z.sizes(), z.options());
+  similarity::dispatch(z, [&](auto zero) {
+    using T = decltype(zero);
+    const Left<T> left(lines, peaks);
+    auto p = problem_of<T>(z, scale);
+    similarity::set_backward(p, left.state());
+    const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, mean);
+    std::vector<T> g(N), ddot(B);
+    for (int64_t i = 0; i < B; i++) {
+      const double of_a = upstream * sigmoid(left.u(i, B, scale)), of_b = upstream * sigmoid(left.u(B + i, B, scale));
+      g[i] = T(of_a), g[B + i] = T(of_b), ddot[i] = T(-scale * (of_a + of_b));
+    }
+    T* sums = dz.mutable_data_ptr<T>();
+    similarity::backward(p, left.state(), g.data(), {sums, nullptr, nullptr, T(scale)});
+    T* const out[2] = {da.mutable_data_ptr<T>(), db.mutable_data_ptr<T>()};
+    unit_pairs::backward<T>(sums, ddot.data(), z.const_data_ptr<T>(), left.norm, T(kEps), B, D, out);
+  });
+  return {da, db};
+}
+
+}  // namespace fastssl::pair_step

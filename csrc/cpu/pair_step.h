@@ -1,0 +1,25 @@
+// A whole step of NT-Xent on the CPU for rows that are normalised here: the forward in one call and the backward in another, since
+// at small batches what lies between the operations takes as long as they do.                          a, b (B, D), N = 2B rows
+//   z = [a/|a| ; b/|b|]     u_i = log sum_{j not in {i, p(i)}} exp(scale <z_i, z_j>) - scale <z_i, z_p(i)>
+//   loss = w sum_i softplus(u_i), w = 1 / N for a mean, otherwise 1
+//   g_i = dloss w sigmoid(u_i),  G_i = dz_i - scale (g_i + g_p(i)) z_p(i),  da_i = (G_i - z_i <z_i, G_i>) / |a_i|
+// with dz of similarity.cpp. U = 2 N^2 D FLOP: forward U/2, backward 3U/2. Beside them 2ND elements are read and written each way.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <utility>
+
+namespace fastssl::pair_step {
+
+// What the forward leaves to the backward beside the loss: z (2B, D); numbers (9, B), the norm, maximum, sum and lse of each row
+// and the similarity of each pair; and the place of each row's maximum, peak (2B,) int32.
+struct Forward {
+  at::Tensor loss, z, numbers, peak;
+};
+
+// a and b (B, D) are float32 or float64. The results have their dtype.
+Forward forward(const at::Tensor& a, const at::Tensor& b, double scale, bool mean);
+std::pair<at::Tensor, at::Tensor> backward(const at::Tensor& dloss, const at::Tensor& z, const at::Tensor& numbers,
+                                           const at::Tensor& peak, double scale, bool mean);
+
+}  // namespace fastssl::pair_step

@@ -1,0 +1,215 @@
+// The kernels are those of similarity.cpp; sup_con_step.h has the equations.
+#include "cpu/sup_con_step.h"
+
+#include <ATen/ops/empty.h>
+
+#include <numeric>
+
+#include "cpu/class_rows.h"
+#include "cpu/similarity_problem.h"
+#include "cpu/softplus.h"
+#include "cpu/unit_pairs.h"
+
+namespace fastssl::sup_con_step {
+namespace {
+
+using at::Tensor;
+using similarity::Problem;
+using similarity::State;
+
+constexpr double kEps = 1e-12;  // of the norms, as in torch.nn.functional.normalize
+
+// The samples in the order of their classes: class c has those from start[c] to start[c + 1].
+struct Classes {
+  const int32_t* sample;
+  std::vector<int64_t> start;
+
+  explicit Classes(const Tensor& classes) : sample(classes.const_data_ptr<int32_t>()) {
+    const int64_t B = classes.size(1);
+    const int32_t* of = sample + B;
+    for (int64_t k = 0; k < B; k++)
+      if (k == 0 || of[k] != of[k - 1]) start.push_back(k);
+    start.push_back(B);
+  }
+  int64_t count() const { return int64_t(start.size()) - 1; }
+  int64_t size(int64_t c) const { return start[c + 1] - start[c]; }
+
+  // Calls visit(row) for the V rows of each sample of class c, in a fixed order.
+  template <class Visit>
+  void rows_of(int64_t c, int64_t V, const Visit& visit) const {
+    const int64_t B = start.back();
+    for (int64_t k = start[c]; k < start[c + 1]; k++)
+      for (int64_t view = 0; view < V; view++) visit(view * B + sample[k]);
+  }
+};
+
+Tensor classes_of(const Tensor& labels, int64_t B) {
+  Tensor classes = at::empty({2, B}, at::kInt);
+  int32_t *sample = classes.mutable_data_ptr<int32_t>(), *of = sample + B;
+  std::iota(sample, sample + B, 0);
+  if (!labels.defined()) {
+    std::iota(of, of + B, 0);
+    return classes;
+  }
+  const Tensor wide = labels.to(at::kLong).contiguous();
+  const int64_t* label = wide.const_data_ptr<int64_t>();
+  if (!std::is_sorted(label, label + B)) std::stable_sort(sample, sample + B, [&](int a, int b) { return label[a] < label[b]; });
+  for (int64_t k = 0, c = 0; k < B; k++) {
+    c += k > 0 && label[sample[k]] != label[sample[k - 1]];
+    of[k] = int32_t(c);
+  }
+  return classes;
+}
+
+template <class T>
+struct Left {
+  T *norm, *top, *sum, *lse, *mean;
+  int32_t* peak;
+  explicit Left(const Forward& left) : peak(const_cast<int32_t*>(left.peak.const_data_ptr<int32_t>())) {
+    const int64_t N = left.peak.numel();
+    norm = const_cast<T*>(left.numbers.const_data_ptr<T>());
+    top = norm + N, sum = norm + 2 * N, lse = norm + 3 * N, mean = norm + 4 * N;
+  }
+  State<T> state() const { return {{top, sum, peak}}; }
+};
+
+// A class of two rows, of one sample or of two. Each is the one positive of the other.
+bool is_pair(const Classes& classes, int64_t c, int64_t V) { return V <= 2 && V * classes.size(c) == 2; }
+
+// Each row has an id of its own, except that the rows of a pair share one.
+template <class T>
+Problem<T> problem_of(const Tensor& z, const Classes& classes, int64_t V, double scale) {
+  auto p = similarity::problem<T>(z, std::nullopt, scale, std::nullopt, std::nullopt, std::nullopt);
+  p.x.id.assign(z.size(0) + similarity::kPad, 0);
+  std::iota(p.x.id.begin(), p.x.id.begin() + z.size(0), 0);
+  for (int64_t c = 0; c < classes.count(); c++) {
+    int32_t first = -1;
+    if (!is_pair(classes, c, V)) continue;
+    classes.rows_of(c, V, [&](int64_t row) { p.x.id[row] = first = first < 0 ? int32_t(row) : first; });
+  }
+  p.y.id = p.x.id;
+  return p;
+}
+
+// The sum of the rows of class c, in float64.
+template <class T>
+void class_sum(const Classes& classes, int64_t c, int64_t V, const T* z, int64_t D, std::vector<double>& sum) {
+  std::fill(sum.begin(), sum.end(), 0.0);
+  classes.rows_of(c, V, [&](int64_t row) { class_rows<T>().add(z + row * D, D, sum.data()); });
+}
+
+// z, the norms, and the mean similarity of each row's positives.
+template <class T>
+void positives(const T* features, const Classes& classes, int64_t V, int64_t D, bool normalize, T* z, const Left<T>& left) {
+  const auto& f = rows<T>();
+  const int64_t B = classes.start.back();
+  parallel_for(classes.count(), 4 * V * D * B / classes.count(), [&](int64_t begin, int64_t end) {
+    std::vector<double> sum(D);
+    std::vector<T> others(D);
+    for (int64_t c = begin; c < end; c++) {
+      classes.rows_of(c, V, [&](int64_t row) {
+        const T* from = features + (row % B * V + row / B) * D;
+        T* x = z + row * D;
+        if (normalize) {
+          const T length = neighbour_rows<T>().unit(unit_pairs::array_of(from, 0), 0, D, T(kEps), x);
+          left.norm[row] = length < T(kEps) ? T(kEps) : length;
+        } else {
+          std::copy_n(from, D, x);
+          left.norm[row] = std::sqrt(f.dot(x, x, D));
+        }
+      });
+      class_sum(classes, c, V, z, D, sum);
+      const int64_t count = V * classes.size(c) - 1;
+      classes.rows_of(c, V, [&](int64_t row) {
+        const T* x = z + row * D;
+        class_rows<T>().without(sum.data(), x, D, others.data());
+        left.mean[row] = f.dot(x, others.data(), D) / T(std::max<int64_t>(count, 1));
+      });
+    }
+  });
+}
+
+// Whether all logits are small, which no infinite norm and no NaN allows. A row at unit length may be a little longer than 1.
+template <class T>
+bool bounded(const T* norm, int64_t N, double scale, bool normalize) {
+  const double longest = std::accumulate(norm, norm + N, 0.0, [](double a, T b) { return similarity::larger(a, double(b)); });
+  const double length = normalize && std::isfinite(longest) ? 1.001 : longest;
+  return std::abs(scale) * length * length <= similarity::kBound;
+}
+
+// Calls visit(class, row, u_i, number of positives).
+template <class T, class Visit>
+void each_anchor(const Classes& classes, int64_t V, const Left<T>& left, double scale, const Visit& visit) {
+  for (int64_t c = 0; c < classes.count(); c++)
+    classes.rows_of(
+        c, V, [&](int64_t row) { visit(c, row, double(left.lse[row]) - scale * double(left.mean[row]), V * classes.size(c) - 1); });
+}
+
+double weight(int64_t N, bool mean) { return mean ? 1.0 / double(N) : 1.0; }
+
+}  // namespace
+
+Forward forward(const Tensor& given, const Tensor& labels, double scale, bool normalize, bool mean) {
+  const Tensor features = given.contiguous();
+  const int64_t B = features.size(0), V = features.size(1), D = features.size(2), N = V * B;
+  const auto options = features.options();
+  Forward out{at::empty({}, options), at::empty({N, D}, options), at::empty({5, N}, options),
+              at::empty({N}, options.dtype(at::kInt)), classes_of(labels, B)};
+  const Classes classes(out.classes);
+  similarity::dispatch(features, [&](auto zero) {
+    using T = decltype(zero);
+    const Left<T> left(out);
+    positives(features.const_data_ptr<T>(), classes, V, D, normalize, out.z.mutable_data_ptr<T>(), left);
+    auto p = problem_of<T>(out.z, classes, V, scale);
+    p.bounded = bounded(left.norm, N, scale, normalize);
+    similarity::forward(p, {}, left.state(), left.lse);
+    double total = 0.0;
+    each_anchor(classes, V, left, scale, [&](int64_t c, int64_t, double u, int64_t count) {
+      if (count > 0 || std::isnan(u)) total += is_pair(classes, c, V) ? softplus(u) : u;
+    });
+    *out.loss.mutable_data_ptr<T>() = T(total * weight(N, mean));
+  });
+  return out;
+}
+
+Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool normalize, bool mean) {
+  const Forward saved{{}, given.z.contiguous(), given.numbers.contiguous(), given.peak.contiguous(), given.classes.contiguous()};
+  const int64_t N = saved.z.size(0), D = saved.z.size(1), B = saved.classes.size(1), V = N / B;
+  const Classes classes(saved.classes);
+  Tensor dfeatures = at::empty({B, V, D}, saved.z.options()), dz = zeros({N, D}, saved.z.options());
+  similarity::dispatch(saved.z, [&](auto zero) {
+    using T = decltype(zero);
+    const Left<T> left(saved);
+    auto p = problem_of<T>(saved.z, classes, V, scale);
+    similarity::set_backward(p, left.state());
+    const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, mean);
+    std::vector<T> g(N);
+    std::vector<double> of_class(classes.count(), 0.0);  // the factor of P_i in G_i
+    each_anchor(classes, V, left, scale, [&](int64_t c, int64_t row, double u, int64_t count) {
+      const double share = count == 0 && !std::isnan(u) ? 0.0 : upstream * (is_pair(classes, c, V) ? sigmoid(u) : 1.0);
+      g[row] = T(share);
+      of_class[c] -= 2.0 * scale * share / double(std::max<int64_t>(count, 1) * (count + 1));
+    });
+    T* G = dz.mutable_data_ptr<T>();
+    similarity::backward(p, left.state(), g.data(), {G, nullptr, nullptr, T(scale)});
+    const T* z = saved.z.const_data_ptr<T>();
+    T* out = dfeatures.mutable_data_ptr<T>();
+    parallel_for(classes.count(), 4 * N * D / classes.count(), [&](int64_t begin, int64_t end) {
+      std::vector<double> sum(D);
+      for (int64_t c = begin; c < end; c++) {
+        class_sum(classes, c, V, z, D, sum);
+        classes.rows_of(c, V, [&](int64_t row) {
+          const T* x = z + row * D;
+          T *of_row = G + row * D, *to = out + (row % B * V + row / B) * D;
+          class_rows<T>().add_without(of_class[c], sum.data(), x, D, of_row);
+          const bool project = normalize && left.norm[row] > T(kEps);
+          const T factor = normalize ? T(1) / left.norm[row] : T(1);
+          neighbour_rows<T>().write(x, of_row, D, T(0), project, factor, unit_pairs::array_of(to, 0), 0);
+        });
+      }
+    });
+  });
+  return dfeatures;
+}
+
+}  // namespace fastssl::sup_con_step

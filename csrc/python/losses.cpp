@@ -1,0 +1,142 @@
+// Losses of small batches took as long in Python, the dispatcher and the nodes of autograd as in their kernels. Here a loss is one
+// call that checks, computes and records one node, whose backward is one call too.
+#include "python/losses.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <optional>
+#include <vector>
+
+#include "cpu/pair_step.h"
+#include "cpu/sup_con_step.h"
+#include "python/plain.h"
+
+namespace fastssl {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// A gradient as a function of all that it depends on, whose derivative raises.
+struct SecondDerivative : Function<SecondDerivative> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& gradient, const Tensor& token, const Tensor& upstream,
+                        const std::string& op) {
+    ctx->saved_data["op"] = op;
+    return gradient.alias();
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list&) {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, ctx->saved_data["op"].toStringRef(), ": second derivatives are not implemented");
+  }
+};
+
+// What a loss is computed with beside tensors; `op` is the name in error messages.
+struct Call {
+  std::string op;
+  double scale;
+  bool mean, normalize = true;
+  Tensor labels = {};
+};
+
+// A loss as a node. Step has kInputs, names for profiles, and two functions:
+//   forward(inputs, call) -> the loss and what the backward needs;   backward(dloss, saved, call) -> the gradients of the inputs
+// The node has a second output without elements, the token, which nobody else sees. It is saved, so that a second derivative comes
+// here, where it is refused. The loss itself would do, but then nobody could change it in place.
+template <class Step>
+struct LossNode : Function<LossNode<Step>> {
+  static variable_list forward(AutogradContext* ctx, at::TensorList inputs, const Call& call) {
+    RECORD_FUNCTION(Step::kForward, std::vector<c10::IValue>());
+    auto [loss, saved] = Step::forward(inputs, call);
+    saved.push_back(at::empty({0}, loss.options()));
+    const Tensor token = saved.back();
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["call"] = std::make_tuple(call.op, call.scale, call.mean, call.normalize);
+    return {loss, token};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &token = saved.back(), &dloss = upstream[0];
+    variable_list gradients(Step::kInputs + 1);  // one for the call, which has none
+    if (!dloss.defined()) return gradients;
+    const auto [op, scale, mean, normalize] = ctx->saved_data["call"].to<std::tuple<std::string, double, bool, bool>>();
+    {
+      const at::NoGradGuard first_derivative_only;
+      RECORD_FUNCTION(Step::kBackward, std::vector<c10::IValue>());
+      gradients = Step::backward(dloss, saved, {op, scale, mean, normalize});
+      gradients.emplace_back();
+    }
+    for (size_t i = 0; i < Step::kInputs; i++) {
+      if (!ctx->needs_input_grad(i)) gradients[i] = Tensor();
+      else if (at::GradMode::is_enabled()) gradients[i] = SecondDerivative::apply(gradients[i], token, dloss, op);
+    }
+    return gradients;
+  }
+};
+
+struct NTXent {
+  static constexpr const char *kForward = "fastssl::nt_xent_fwd", *kBackward = "fastssl::nt_xent_bwd";
+  static constexpr size_t kInputs = 2;
+
+  static std::pair<Tensor, variable_list> forward(at::TensorList views, const Call& call) {
+    const auto made = pair_step::forward(views[0], views[1], call.scale, call.mean);
+    return {made.loss, {made.z, made.numbers, made.peak}};
+  }
+  static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
+    const auto [da, db] = pair_step::backward(dloss, saved[0], saved[1], saved[2], call.scale, call.mean);
+    return {da, db};
+  }
+};
+
+struct SupCon {
+  static constexpr const char *kForward = "fastssl::sup_con_fwd", *kBackward = "fastssl::sup_con_bwd";
+  static constexpr size_t kInputs = 1;
+
+  static std::pair<Tensor, variable_list> forward(at::TensorList inputs, const Call& call) {
+    const auto made = sup_con_step::forward(inputs[0], call.labels, call.scale, call.normalize, call.mean);
+    return {made.loss, {made.z, made.numbers, made.peak, made.classes}};
+  }
+  static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
+    const sup_con_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3]};
+    return {sup_con_step::backward(dloss, left, call.scale, call.normalize, call.mean)};
+  }
+};
+
+template <class Step>
+pybind11::object loss_of(at::TensorList inputs, const Call& call) {
+  Tensor loss;
+  {
+    const pybind11::gil_scoped_release others_may_run;
+    loss = LossNode<Step>::apply(inputs, call)[0];
+  }
+  return pybind11::reinterpret_steal<pybind11::object>(THPVariable_Wrap(loss));
+}
+
+}  // namespace
+
+pybind11::object nt_xent(const std::string& op, const pybind11::handle& z0, const pybind11::handle& z1,
+                         const pybind11::handle& temperature, bool mean) {
+  if (!nothing_listens()) return pybind11::none();
+  const Tensor *a = plain_floats(z0, 2), *b = plain_floats(z1, 2);
+  if (!a || !b || a->sizes() != b->sizes() || a->scalar_type() != b->scalar_type()) return pybind11::none();
+  const auto scale = inverse(temperature, *a);
+  if (!scale) return pybind11::none();
+  return loss_of<NTXent>({*a, *b}, {op, *scale, mean});
+}
+
+pybind11::object sup_con(const std::string& op, const pybind11::handle& features, const pybind11::handle& labels,
+                         const pybind11::handle& temperature, bool normalize, bool mean) {
+  if (!nothing_listens()) return pybind11::none();
+  const Tensor *x = plain_floats(features, 3), *of = labels.is_none() ? nullptr : plain_integers(labels, 1);
+  if (!x || (!of && !labels.is_none()) || (of && of->size(0) != x->size(0))) return pybind11::none();
+  const auto scale = inverse(temperature, *x);
+  if (!scale) return pybind11::none();
+  return loss_of<SupCon>({*x}, {op, *scale, mean, normalize, of ? *of : Tensor()});
+}
+
+}  // namespace fastssl

@@ -1,0 +1,23 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+namespace fastssl {
+
+// Whether a call of PyTorch would run a kernel for the CPU and nothing else: no tracing, no mode of Python's, no torch.func and no
+// inference mode is active. Autocast may be.
+bool nothing_listens();
+
+// A float32 or float64 tensor of `dims` dimensions, none of them empty, that is a plain tensor or parameter on the CPU with memory
+// of its own and without a tangent of forward-mode differentiation; otherwise null.
+const at::Tensor* plain_floats(const pybind11::handle& object, int64_t dims);
+
+// The same of signed or 8-bit integers.
+const at::Tensor* plain_integers(const pybind11::handle& object, int64_t dims);
+
+// 1 / temperature for a Python number that is finite in the dtype of `like`, and so is its inverse.
+std::optional<double> inverse(const pybind11::handle& temperature, const at::Tensor& like);
+
+}  // namespace fastssl

@@ -1,0 +1,133 @@
+"""Losses that one call of C++ checks and computes: which arguments it takes, and that its node behaves like any other."""
+
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastssl.functional import nt_xent, sup_con
+from fastssl.loss import NTXentLoss
+from fastssl.ops._register import _C
+
+pytestmark = pytest.mark.skipif(_C is None, reason="fastssl._C is not built")
+Z = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Sub(torch.Tensor):
+    pass
+
+
+def taken(z0=Z, z1=Z, temperature=0.5):
+    return _C.nt_xent("nt_xent", z0, z1, temperature, True) is not None
+
+
+def test_plain_rows_are_taken():
+    parameter = torch.nn.Parameter(Z)
+    assert taken() and taken(parameter) and taken(Z.double(), Z.double()) and taken(Z.T.contiguous().T) and taken(Z[::2], Z[1::2])
+    assert taken(Z[:, :1].expand(6, 4), Z[:, :4]) and taken(temperature=-3.0)
+    with torch.autocast("cpu"):
+        assert taken()
+    with torch.no_grad():
+        assert taken(parameter)
+
+
+OTHER_ROWS = {
+    "shapes": (Z, Z[:3]), "dtypes": (Z, Z.double()), "None": (Z, None), "a list": (Z, [Z]), "no rows": (Z[:0], Z[:0]),
+    "vectors": (Z[0], Z[0]), "16 bits": (Z.bfloat16(), Z.bfloat16()), "integers": (Z.long(), Z.long()),
+    "a subclass": (Z.as_subclass(Sub), Z), "meta": (Z.to("meta"), Z.to("meta")), "sparse": (Z.to_sparse(), Z),
+    "a negative view": (torch._neg_view(Z), Z),
+}  # fmt: skip
+TEMPERATURES = (0.0, 1e-39, 1e39, float("nan"), float("inf"), True, "0.5", None, torch.tensor(0.5))
+OTHERS = OTHER_ROWS | {f"temperature {t}": (Z, Z, t) for t in TEMPERATURES}
+
+
+@pytest.mark.parametrize("arguments", OTHERS.values(), ids=OTHERS)
+def test_other_arguments_are_left_to_python(arguments):
+    assert not taken(*arguments)
+
+
+def test_other_modes_are_left_to_python():
+    for mode in (FakeTensorMode(), FlopCounterMode(display=False), torch.device("cpu"), torch.inference_mode()):
+        with mode:
+            assert not taken()
+    assert torch.func.vmap(lambda z: z + taken())(Z).equal(Z)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(Z, Z)
+        assert not taken(dual) and taken()
+    freed = Z.clone()
+    freed.untyped_storage().resize_(0)
+    assert not taken(freed)
+    with torch.inference_mode():
+        inference = Z.clone()
+    assert not taken(inference)
+
+
+def test_the_node_is_one_and_refuses_a_second_derivative():
+    z0, z1 = Z.clone().requires_grad_(), Z.flip(0).clone().requires_grad_()
+    for op, loss in (("nt_xent", nt_xent(z0, z1)), ("NTXentLoss", NTXentLoss()(z0, z1))):
+        assert [edge[0].name() for edge in loss.grad_fn.next_functions] == ["torch::autograd::AccumulateGrad"] * 2
+        (grad,) = torch.autograd.grad(loss, z0, create_graph=True)
+        with pytest.raises(NotImplementedError, match=f"^{op}: second derivatives are not implemented"):
+            torch.autograd.grad(grad.sum(), z1)
+
+
+def test_the_loss_may_be_changed_in_place_and_goes_backward_once():
+    z0 = Z.clone().requires_grad_()
+    (want,) = torch.autograd.grad(nt_xent(z0, Z.flip(0)) / 4, z0)
+    loss = nt_xent(z0, Z.flip(0))
+    loss /= 4
+    loss.backward(retain_graph=True)
+    assert torch.equal(z0.grad, want)
+    loss.backward()
+    assert torch.equal(z0.grad, 2 * want)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_what_is_saved_may_travel():
+    """Checkpointing and offloading hand back other tensors than were saved."""
+    z0 = Z.clone().requires_grad_()
+    (want,) = torch.autograd.grad(nt_xent(z0, Z.flip(0)), z0)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (t.tolist(), t.dtype), lambda packed: torch.tensor(packed[0], dtype=packed[1])
+    ):
+        loss = nt_xent(z0, Z.flip(0))
+    torch.testing.assert_close(torch.autograd.grad(loss, z0)[0], want)
+
+
+LABELS = {
+    "none": None,
+    "pairs and samples alone": torch.tensor([4, 1, 4, 7, 1, 2, 9, 2, 5, 5, 5, 0], dtype=torch.int16),
+    "two classes": torch.arange(12) % 2,
+    "one class": torch.zeros(12, dtype=torch.int32),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_sup_con_is_that_of_python(views, labels, reduction, monkeypatch):
+    features = torch.randn(12, views, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(views)).requires_grad_()
+    how = {"reduction": reduction, "temperature": 0.3}
+
+    def loss_and_gradients():
+        losses = sup_con(features, labels, normalize=True, **how), sup_con(torch.sigmoid(features), labels, **how)
+        return [*losses, *(torch.autograd.grad(loss, features)[0] for loss in losses)]
+
+    found = loss_and_gradients()
+    assert "LossNode" in found[0].grad_fn.name()
+    monkeypatch.setattr(sys.modules["fastssl.loss.sup_con"], "sup_con_in_one_call", lambda *_: None)
+    wanted = loss_and_gradients()
+    assert "LossNode" not in wanted[0].grad_fn.name()
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_sup_con_keeps_rows_that_no_number_can_hold():
+    """An infinite row and a NaN stay visible, whichever class they are of."""
+    for bad in (float("inf"), float("nan")):
+        features = torch.randn(6, 1, 4, generator=torch.Generator().manual_seed(1))
+        features[2, 0, 1] = bad
+        assert sup_con(features, torch.arange(6), normalize=True).isnan()
+        assert sup_con(features, torch.arange(6) // 2, normalize=True).isnan()
