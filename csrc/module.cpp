@@ -49,6 +49,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("sup_con", &fastssl::sup_con, py::arg("op"), py::arg("features"), py::arg("labels"), py::arg("temperature"),
         py::arg("normalize"), py::arg("mean"),
         "SupCon on the CPU as one node, or None where loss/sup_con.py must look at the arguments.");
+  m.def("info_nce", &fastssl::info_nce, py::arg("op"), py::arg("query"), py::arg("key"), py::arg("temperature"),
+        py::arg("normalize"), py::arg("symmetric"), py::arg("mean"),
+        "InfoNCE in a batch on the CPU as one node, or None where loss/info_nce.py must look at the arguments.");
+  m.def("clip", &fastssl::clip, py::arg("op"), py::arg("image"), py::arg("text"), py::arg("logit_scale"), py::arg("normalize"),
+        "CLIP's loss on the CPU as one node, or None where loss/clip.py must look at the arguments.");
   m.def("bump_versions", &fastssl::bump_versions, py::arg("tensors"), "Tells autograd that these tensors changed in place.");
   m.def("isas", &fastssl::isa::available, "Instruction sets that this machine can run, narrowest first.");
   m.def("isa", [] { return fastssl::isa::name(fastssl::isa::current()); }, "Instruction set in use.");

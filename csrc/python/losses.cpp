@@ -7,9 +7,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <cmath>
 #include <optional>
 #include <vector>
 
+#include "cpu/cross_step.h"
 #include "cpu/pair_step.h"
 #include "cpu/sup_con_step.h"
 #include "python/plain.h"
@@ -38,8 +40,10 @@ struct SecondDerivative : Function<SecondDerivative> {
 struct Call {
   std::string op;
   double scale;
-  bool mean, normalize = true;
+  bool mean, normalize = true, both = false;  // both directions
+  bool keep = false;                          // what a backward may use
   Tensor labels = {};
+  std::vector<bool> wanted = {};  // which inputs need a gradient, in a backward
 };
 
 // A loss as a node. Step has kInputs, names for profiles, and two functions:
@@ -55,7 +59,7 @@ struct LossNode : Function<LossNode<Step>> {
     const Tensor token = saved.back();
     ctx->set_materialize_grads(false);
     ctx->save_for_backward(std::move(saved));
-    ctx->saved_data["call"] = std::make_tuple(call.op, call.scale, call.mean, call.normalize);
+    ctx->saved_data["call"] = std::make_tuple(call.op, call.scale, int64_t(call.mean + 2 * call.normalize + 4 * call.both));
     return {loss, token};
   }
 
@@ -64,15 +68,18 @@ struct LossNode : Function<LossNode<Step>> {
     const Tensor &token = saved.back(), &dloss = upstream[0];
     variable_list gradients(Step::kInputs + 1);  // one for the call, which has none
     if (!dloss.defined()) return gradients;
-    const auto [op, scale, mean, normalize] = ctx->saved_data["call"].to<std::tuple<std::string, double, bool, bool>>();
+    const auto [op, scale, flags] = ctx->saved_data["call"].to<std::tuple<std::string, double, int64_t>>();
+    std::vector<bool> wanted;
+    for (size_t i = 0; i < Step::kInputs; i++) wanted.push_back(ctx->needs_input_grad(i));
     {
       const at::NoGradGuard first_derivative_only;
       RECORD_FUNCTION(Step::kBackward, std::vector<c10::IValue>());
-      gradients = Step::backward(dloss, saved, {op, scale, mean, normalize});
+      gradients =
+          Step::backward(dloss, saved, {op, scale, bool(flags & 1), bool(flags & 2), bool(flags & 4), false, Tensor(), wanted});
       gradients.emplace_back();
     }
     for (size_t i = 0; i < Step::kInputs; i++) {
-      if (!ctx->needs_input_grad(i)) gradients[i] = Tensor();
+      if (!wanted[i]) gradients[i] = Tensor();
       else if (at::GradMode::is_enabled()) gradients[i] = SecondDerivative::apply(gradients[i], token, dloss, op);
     }
     return gradients;
@@ -107,6 +114,31 @@ struct SupCon {
   }
 };
 
+// The inputs are a, b and the factor of the scale, where it is a tensor, as in CLIP with a learned scale.
+template <bool kFactor>
+struct Cross {
+  static constexpr const char *kForward = "fastssl::cross_fwd", *kBackward = "fastssl::cross_bwd";
+  static constexpr size_t kInputs = kFactor ? 3 : 2;
+
+  static cross_step::How how(const Call& call) { return {call.scale, call.mean, call.normalize, call.both}; }
+  static std::pair<Tensor, variable_list> forward(at::TensorList inputs, const Call& call) {
+    const std::optional<Tensor> factor = kFactor ? std::optional(inputs[2]) : std::nullopt;
+    const auto made = cross_step::forward(inputs[0], inputs[1], factor, how(call), call.keep);
+    variable_list saved = {made.x, made.y, made.numbers, made.state, made.peak, made.kept};
+    if (kFactor) saved.push_back(inputs[2]);
+    return {made.loss, saved};
+  }
+  static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
+    const cross_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3], saved[4], saved[5]};
+    const std::optional<Tensor> factor = kFactor ? std::optional(saved[6]) : std::nullopt;
+    const auto [da, db, dfactor] =
+        cross_step::backward(dloss, left, factor, how(call), {call.wanted[0], call.wanted[1], kFactor && call.wanted[2]});
+    return kFactor ? variable_list{da, db, dfactor} : variable_list{da, db};
+  }
+};
+
+bool alike(const Tensor& a, const Tensor& b) { return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type(); }
+
 template <class Step>
 pybind11::object loss_of(at::TensorList inputs, const Call& call) {
   Tensor loss;
@@ -123,7 +155,7 @@ pybind11::object nt_xent(const std::string& op, const pybind11::handle& z0, cons
                          const pybind11::handle& temperature, bool mean) {
   if (!nothing_listens()) return pybind11::none();
   const Tensor *a = plain_floats(z0, 2), *b = plain_floats(z1, 2);
-  if (!a || !b || a->sizes() != b->sizes() || a->scalar_type() != b->scalar_type()) return pybind11::none();
+  if (!a || !b || !alike(*a, *b)) return pybind11::none();
   const auto scale = inverse(temperature, *a);
   if (!scale) return pybind11::none();
   return loss_of<NTXent>({*a, *b}, {op, *scale, mean});
@@ -136,7 +168,34 @@ pybind11::object sup_con(const std::string& op, const pybind11::handle& features
   if (!x || (!of && !labels.is_none()) || (of && of->size(0) != x->size(0))) return pybind11::none();
   const auto scale = inverse(temperature, *x);
   if (!scale) return pybind11::none();
-  return loss_of<SupCon>({*x}, {op, *scale, mean, normalize, of ? *of : Tensor()});
+  return loss_of<SupCon>({*x}, {op, *scale, mean, normalize, false, false, of ? *of : Tensor()});
+}
+
+pybind11::object info_nce(const std::string& op, const pybind11::handle& query, const pybind11::handle& key,
+                          const pybind11::handle& temperature, bool normalize, bool symmetric, bool mean) {
+  if (!nothing_listens()) return pybind11::none();
+  const Tensor *a = plain_floats(query, 2), *b = plain_floats(key, 2);
+  if (!a || !b || !alike(*a, *b)) return pybind11::none();
+  const bool backward = at::GradMode::is_enabled() && (a->requires_grad() || b->requires_grad());
+  if (backward && !symmetric && !(a->requires_grad() && b->requires_grad())) return pybind11::none();  // one pass is cheaper
+  const auto scale = inverse(temperature, *a);
+  if (!scale) return pybind11::none();
+  return loss_of<Cross<false>>({*a, *b}, {op, *scale, mean, normalize, symmetric, backward});
+}
+
+pybind11::object clip(const std::string& op, const pybind11::handle& image, const pybind11::handle& text,
+                      const pybind11::handle& logit_scale, bool normalize) {
+  if (!nothing_listens()) return pybind11::none();
+  const Tensor *a = plain_floats(image, 2), *b = plain_floats(text, 2), *factor = plain_floats(logit_scale, 0);
+  if (!a || !b || !alike(*a, *b)) return pybind11::none();
+  const auto number = finite(logit_scale, *a);
+  if (!factor && !number) return pybind11::none();
+  const bool learned = factor && factor->requires_grad();
+  const bool backward = at::GradMode::is_enabled() && (a->requires_grad() || b->requires_grad() || learned);
+  if (!factor) return loss_of<Cross<false>>({*a, *b}, {op, *number, true, normalize, true, backward});
+  const double value = factor->item<double>();
+  if (!std::isfinite(a->scalar_type() == at::kFloat ? double(float(value)) : value)) return pybind11::none();
+  return loss_of<Cross<true>>({*a, *b, *factor}, {op, 1.0, true, normalize, true, backward});
 }
 
 }  // namespace fastssl

@@ -11,4 +11,10 @@ pybind11::object nt_xent(const std::string& op, const pybind11::handle& z0, cons
 pybind11::object sup_con(const std::string& op, const pybind11::handle& features, const pybind11::handle& labels,
                          const pybind11::handle& temperature, bool normalize, bool mean);
 
+pybind11::object info_nce(const std::string& op, const pybind11::handle& query, const pybind11::handle& key,
+                          const pybind11::handle& temperature, bool normalize, bool symmetric, bool mean);
+
+pybind11::object clip(const std::string& op, const pybind11::handle& image, const pybind11::handle& text,
+                      const pybind11::handle& logit_scale, bool normalize);
+
 }  // namespace fastssl

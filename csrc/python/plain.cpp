@@ -47,15 +47,19 @@ const at::Tensor* plain_integers(const pybind11::handle& object, int64_t dims) {
   return integers ? tensor : nullptr;
 }
 
+std::optional<double> finite(const pybind11::handle& number, const at::Tensor& like) {
+  if (!PyFloat_CheckExact(number.ptr())) return std::nullopt;
+  const double value = PyFloat_AS_DOUBLE(number.ptr());
+  const bool wide = like.scalar_type() == at::kDouble;
+  const double largest = wide ? std::numeric_limits<double>::max() : double(std::numeric_limits<float>::max());
+  return std::abs(value) <= largest ? std::optional(value) : std::nullopt;  // nor a NaN
+}
+
 std::optional<double> inverse(const pybind11::handle& temperature, const at::Tensor& like) {
-  if (!PyFloat_CheckExact(temperature.ptr())) return std::nullopt;
-  const double value = PyFloat_AS_DOUBLE(temperature.ptr());
+  const auto value = finite(temperature, like);
   const bool wide = like.scalar_type() == at::kDouble;
   const double least = wide ? std::numeric_limits<double>::min() : double(std::numeric_limits<float>::min());
-  const double largest = wide ? std::numeric_limits<double>::max() : double(std::numeric_limits<float>::max());
-  const double size = std::abs(value);
-  if (!(size >= least && size <= largest)) return std::nullopt;  // nor a NaN
-  return 1.0 / value;
+  return value && std::abs(*value) >= least ? std::optional(1.0 / *value) : std::nullopt;
 }
 
 }  // namespace fastssl

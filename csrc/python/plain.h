@@ -17,7 +17,8 @@ const at::Tensor* plain_floats(const pybind11::handle& object, int64_t dims);
 // The same of signed or 8-bit integers.
 const at::Tensor* plain_integers(const pybind11::handle& object, int64_t dims);
 
-// 1 / temperature for a Python number that is finite in the dtype of `like`, and so is its inverse.
+// A Python float that is finite in the dtype of `like`; for the inverse, which must be so too, 1 / temperature.
+std::optional<double> finite(const pybind11::handle& number, const at::Tensor& like);
 std::optional<double> inverse(const pybind11::handle& temperature, const at::Tensor& like);
 
 }  // namespace fastssl

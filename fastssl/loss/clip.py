@@ -31,6 +31,7 @@ from .info_nce import both_directions
 from .parts.arguments import enter, scalar, together
 from .parts.dot_products import paired
 from .parts.ids import class_sums, compact_ids, row_ids
+from .parts.one_call import clip_in_one_call
 from .parts.reductions import reduce_rows
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ def clip_loss(
         0.0
     """
     op = "clip_loss"
+    loss = clip_in_one_call(op, image, text, logit_scale, normalize, ((None, (logit_bias, group, ids)), (0.0, (label_smoothing,))))
+    if loss is not None:
+        return loss
     image, text = enter(op, image, text)
     _check_pairs(op, image, text, logit_scale, logit_bias, normalize, {"ids": ids})
     check_number(op, "label_smoothing", label_smoothing, 0.0, 1.0)

@@ -34,6 +34,7 @@ from .parts.arguments import enter, scalar, together
 from .parts.dot_products import dot_rows, matmul, paired, unit_rows
 from .parts.ids import arange_ids, compact_ids, row_ids
 from .parts.negative_sums import Sums, extra_sums, negative_sums, smoothed, with_extra
+from .parts.one_call import info_nce_in_one_call
 from .parts.reductions import check_reduction, lse_rank_of, positive_loss, reduce_rows, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
 from .passages import Passages, check_passages, of_passages, passage_loss
@@ -146,8 +147,8 @@ def info_nce(
 
     Returns:
         The loss, float32 (float64 for float64 input), a scalar unless ``reduction="none"``; with ``return_stats`` (loss, RowStats).
-        Memory O((N + M) D); with ``symmetric`` as ``clip_loss``. Differentiable once. Where no key needs a gradient, none is
-        computed, and the keys may be overwritten before the backward.
+        Memory O((N + M) D); within a batch, and with ``symmetric``, as ``clip_loss``. Differentiable once. Where no key needs a
+        gradient, none is computed, and the keys may be overwritten before the backward.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, device or temperature, or arguments that exclude each other.
@@ -165,8 +166,17 @@ def info_nce(
         torch.Size([])
     """
     op = "info_nce"
-    query, positive_key, negative_keys, hard_negative_keys = enter(op, query, positive_key, negative_keys, hard_negative_keys)
+    not_plain = (
+        (None, (negative_keys, hard_negative_keys, ids, group, target, margin, relative_margin)),
+        (0.0, (hard_negative_weight, label_smoothing)),
+        (False, (return_stats, spare_hard_negatives, query_query, doc_query, doc_doc)),
+        ("unpaired", (negative_mode,)),
+    )
     check_reduction(op, reduction)
+    loss = info_nce_in_one_call(op, query, positive_key, temperature, normalize, symmetric, reduction, not_plain)
+    if loss is not None:
+        return loss
+    query, positive_key, negative_keys, hard_negative_keys = enter(op, query, positive_key, negative_keys, hard_negative_keys)
     how = Passages(target, margin, relative_margin, spare_hard_negatives, query_query, doc_query, doc_doc)
     if of_passages(query, positive_key, how):
         others = (negative_keys, hard_negative_keys, symmetric, label_smoothing, hard_negative_weight)

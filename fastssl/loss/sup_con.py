@@ -204,8 +204,8 @@ def sup_con(
         >>> bool(right < sup_con(features, torch.tensor([0, 1, 0, 1]), temperature=1.0))
         True
     """
-    others = (group, mask, base_temperature, ignore_label)
-    loss = sup_con_in_one_call(_OP, features, labels, temperature, normalize, contrast_mode, reduction, others)
+    others = ((None, (group, mask, base_temperature, ignore_label)), ("all", (contrast_mode,)))
+    loss = sup_con_in_one_call(_OP, features, labels, temperature, normalize, reduction, others)
     if loss is not None:
         return loss
     (features,) = enter(_OP, features)

@@ -33,16 +33,42 @@ def nt_xent_in_one_call(op: str, z0: Any, z1: Any, temperature: Any, mean: bool)
     return _in_one_call("nt_xent", op, z0, z1, temperature, mean)
 
 
+Defaults = tuple[tuple[Any, tuple], ...]  # a default, and what must be that
+
+
+def _hold(others: Defaults) -> bool:
+    """Whether all values are their default, and of its type: False is no label smoothing of 0.0."""
+    return all(type(value) is type(default) and value == default for default, values in others for value in values)
+
+
 def sup_con_in_one_call(
-    op: str, features: Any, labels: Any, temperature: Any, normalize: Any, contrast_mode: Any, reduction: Any, others: tuple
+    op: str, features: Any, labels: Any, temperature: Any, normalize: Any, reduction: Any, others: Defaults
 ) -> Tensor | None:
     """SupCon of features (B, V, D), all views of which are anchors: the mean or the sum over the anchors, or None.
 
-    None too where one of the ``others`` is given.
+    None too where one of the ``others`` is not at its default.
     """
-    choices = (isinstance(choice, str) for choice in (contrast_mode, reduction))
-    if any(other is not None for other in others) or not isinstance(normalize, bool) or not all(choices):
+    if not _hold(others) or not isinstance(normalize, bool):
         return None
-    if contrast_mode != "all" or reduction not in ("mean", "sum"):
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum"):
         return None
     return _in_one_call("sup_con", op, features, labels, temperature, normalize, reduction == "mean")
+
+
+def info_nce_in_one_call(
+    op: str, query: Any, key: Any, temperature: Any, normalize: Any, symmetric: Any, reduction: str, others: Defaults
+) -> Tensor | None:
+    """InfoNCE of queries and keys (N, D), whose negatives are those of the batch: the mean or the sum over the rows, or None.
+
+    None too where one of the ``others`` is not at its default.
+    """
+    if not _hold(others) or not isinstance(normalize, bool) or not isinstance(symmetric, bool) or reduction == "none":
+        return None
+    return _in_one_call("info_nce", op, query, key, temperature, normalize, symmetric, reduction == "mean")
+
+
+def clip_in_one_call(op: str, image: Any, text: Any, logit_scale: Any, normalize: Any, others: Defaults) -> Tensor | None:
+    """CLIP's loss of pairs (N, D), or None; also where one of the ``others`` is not at its default."""
+    if not _hold(others) or not isinstance(normalize, bool):
+        return None
+    return _in_one_call("clip", op, image, text, logit_scale, normalize)

@@ -1,0 +1,140 @@
+// What lies around similarity_cross; cross_step.h has the equations.
+#include "cpu/cross_step.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+
+#include "cpu/similarity_problem.h"
+#include "cpu/softplus.h"
+#include "cpu/unit_pairs.h"
+
+namespace fastssl::cross_step {
+namespace {
+
+using at::Tensor;
+using similarity::OptTensor;
+
+constexpr double kEps = 1e-12;              // of the norms, as in torch.nn.functional.normalize
+constexpr int64_t kKeepElements = 1 << 24;  // as in fastssl/ops/similarity_cross.py
+
+using CrossForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, double,
+                                                                                const OptTensor&, const OptTensor&,
+                                                                                const OptTensor&, const OptTensor&, c10::SymInt);
+using CrossBackward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                                         const Tensor&, const Tensor&, double, const OptTensor&, const OptTensor&,
+                                                         const OptTensor&, std::array<bool, 3>);
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> operation(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+template <class T>
+struct Left {
+  T *norm, *row, *column, *dot;
+  int64_t N;
+  explicit Left(const Tensor& numbers) : norm(const_cast<T*>(numbers.const_data_ptr<T>())), N(numbers.size(1)) {
+    row = norm + 2 * N, column = norm + 3 * N, dot = norm + 4 * N;
+  }
+};
+
+double weight(int64_t N, const How& how) { return (how.mean ? 1.0 / double(N) : 1.0) / (how.both ? 2.0 : 1.0); }
+
+}  // namespace
+
+Forward forward(const Tensor& a_given, const Tensor& b_given, const OptTensor& factor, const How& how, bool keep) {
+  static const auto cross = operation<CrossForward>("fastssl::similarity_cross_fwd");
+  const at::AutoDispatchBelowADInplaceOrView kernels_only;
+  const Tensor a = a_given.contiguous(), b = b_given.contiguous();
+  const int64_t N = a.size(0), D = a.size(1);
+  Forward out{.loss = at::empty({}, a.options()), .x = a, .y = b, .numbers = at::empty({5, N}, a.options())};
+  similarity::dispatch(a, [&](auto zero) {
+    using T = decltype(zero);
+    const Left<T> left(out.numbers);
+    if (how.normalize) {
+      const Tensor z = at::empty({2 * N, D}, a.options());
+      const T* const views[2] = {a.const_data_ptr<T>(), b.const_data_ptr<T>()};
+      unit_pairs::forward<T>(views, N, D, T(kEps), z.mutable_data_ptr<T>(), left.norm, left.dot);
+      out.x = z.narrow(0, 0, N), out.y = z.narrow(0, N, N);
+    } else {
+      const T *x = a.const_data_ptr<T>(), *y = b.const_data_ptr<T>();
+      std::fill_n(left.norm, 2 * N, T(1));
+      parallel_for(N, D, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) left.dot[i] = rows<T>().dot(x + i * D, y + i * D, D);
+      });
+    }
+    const Tensor ids = at::arange(N, a.options().dtype(at::kInt));
+    const int64_t keep_rows = keep ? std::min(N, kKeepElements / N) : 0;
+    Tensor row, column, rank;
+    std::tie(row, column, rank, out.kept, out.state, out.peak) =
+        cross.call(out.x, out.y, how.scale, factor, ids, ids, std::nullopt, keep_rows);
+    std::copy_n(row.const_data_ptr<T>(), N, left.row), std::copy_n(column.const_data_ptr<T>(), N, left.column);
+    const double scale = similarity::effective(how.scale, factor);
+    double sum = 0.0;
+    for (int64_t i = 0; i < N; i++) sum += softplus(double(left.row[i]) - scale * double(left.dot[i]));
+    for (int64_t i = 0; how.both && i < N; i++) sum += softplus(double(left.column[i]) - scale * double(left.dot[i]));
+    *out.loss.mutable_data_ptr<T>() = T(sum * weight(N, how));
+  });
+  return out;
+}
+
+namespace {
+
+// Adds -scale e_i times the partner to dx and dy, which may be undefined; brings them back through the norms where rows were
+// normalised.
+template <class T>
+void finish(const Forward& left, const How& how, const T* ddot, Tensor& dx, Tensor& dy) {
+  const Left<T> of(left.numbers);
+  const int64_t N = left.x.size(0), D = left.x.size(1);
+  const auto& f = neighbour_rows<T>();
+  const T* unit[2] = {left.x.const_data_ptr<T>(), left.y.const_data_ptr<T>()};
+  T* const out[2] = {similarity::data_or_null<T>(dx), similarity::data_or_null<T>(dy)};
+  parallel_for(N, 2 * D, [&](int64_t begin, int64_t end) {
+    for (int side = 0; side < 2; side++)
+      for (int64_t i = begin; out[side] && i < end; i++) {
+        T* G = out[side] + i * D;
+        const T *own = unit[side] + i * D, *partner = unit[1 - side] + i * D, norm = of.norm[side * N + i];
+        for (int64_t d = 0; d < D; d++) G[d] += ddot[i] * partner[d];
+        if (how.normalize) f.write(own, G, D, T(0), norm > T(kEps), T(1) / norm, unit_pairs::array_of(G, 0), 0);
+      }
+  });
+}
+
+}  // namespace
+
+std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& given, const OptTensor& factor, const How& how,
+                               std::array<bool, 3> wanted) {
+  static const auto cross = operation<CrossBackward>("fastssl::similarity_cross_bwd");
+  const at::AutoDispatchBelowADInplaceOrView kernels_only;
+  Forward left = given;
+  left.x = given.x.contiguous(), left.y = given.y.contiguous(), left.numbers = given.numbers.contiguous();
+  const int64_t N = left.x.size(0);
+  std::array<Tensor, 3> gradients;
+  similarity::dispatch(left.x, [&](auto zero) {
+    using T = decltype(zero);
+    const Left<T> of(left.numbers);
+    const double scale = similarity::effective(how.scale, factor);
+    const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, how);
+    const Tensor drow = at::empty({N}, left.x.options()), dcolumn = at::empty({N}, left.x.options());
+    T *g = drow.mutable_data_ptr<T>(), *h = dcolumn.mutable_data_ptr<T>();
+    std::vector<T> ddot(N);
+    double of_pairs = 0.0;
+    for (int64_t i = 0; i < N; i++) {
+      const double dot = double(of.dot[i]), one = upstream * sigmoid(double(of.row[i]) - scale * dot);
+      const double other = how.both ? upstream * sigmoid(double(of.column[i]) - scale * dot) : 0.0;
+      g[i] = T(one), h[i] = T(other), ddot[i] = T(-scale * (one + other)), of_pairs += (one + other) * dot;
+    }
+    const Tensor ids = at::arange(N, left.x.options().dtype(at::kInt));
+    auto [dx, dy, dscale] =
+        cross.call(drow, dcolumn, left.state, left.peak, left.kept, left.x, left.y, how.scale, factor, ids, ids, wanted);
+    finish<T>(left, how, ddot.data(), dx, dy);
+    gradients = {wanted[0] ? dx : Tensor(), wanted[1] ? dy : Tensor(), Tensor()};
+    if (wanted[2])
+      gradients[2] = at::empty(factor->sizes(), factor->options()).fill_(how.scale * (dscale.item<double>() - of_pairs));
+  });
+  return gradients;
+}
+
+}  // namespace fastssl::cross_step
