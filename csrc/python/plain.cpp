@@ -1,6 +1,7 @@
 // The quick look at the arguments of a loss. Where it says no, Python checks them, and refuses them or takes another way.
 #include "python/plain.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -28,7 +29,8 @@ const at::Tensor* plain_tensor(const pybind11::handle& object, int64_t dims) {
   if (tensor.key_set() != plain || tensor.dim() != dims || tensor.numel() == 0) return nullptr;
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   const bool has_memory = impl.has_storage() && impl.data() &&
-                          impl.storage_offset() * impl.itemsize() + tensor.nbytes() <= impl.unsafe_storage().nbytes();
+                          at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), impl.itemsize(),
+                                                           impl.storage_offset()) <= impl.unsafe_storage().nbytes();
   return has_memory && !tensor._fw_grad(0).defined() ? &tensor : nullptr;
 }
 
