@@ -34,7 +34,7 @@ from .parts.arguments import enter, scalar, together
 from .parts.dot_products import dot_rows, matmul, paired, unit_rows
 from .parts.ids import arange_ids, compact_ids, row_ids
 from .parts.negative_sums import Sums, extra_sums, negative_sums, smoothed, with_extra
-from .parts.one_call import info_nce_in_one_call
+from .parts.one_call import Defaults, info_nce_in_one_call
 from .parts.reductions import check_reduction, lse_rank_of, positive_loss, reduce_rows, softplus
 from .parts.row_stats import RowStats, rank_bar, row_stats
 from .passages import Passages, check_passages, of_passages, passage_loss
@@ -166,18 +166,14 @@ def info_nce(
         torch.Size([])
     """
     op = "info_nce"
-    not_plain = (
-        (None, (negative_keys, hard_negative_keys, ids, group, target, margin, relative_margin)),
-        (0.0, (hard_negative_weight, label_smoothing)),
-        (False, (return_stats, spare_hard_negatives, query_query, doc_query, doc_doc)),
-        ("unpaired", (negative_mode,)),
-    )
+    how = Passages(target, margin, relative_margin, spare_hard_negatives, query_query, doc_query, doc_doc)
+    plain: Defaults = ((None, (negative_keys, hard_negative_keys, ids, group)), (0.0, (hard_negative_weight, label_smoothing)))
+    plain += ((False, (return_stats, bool(how.given))), ("unpaired", (negative_mode,)))
     check_reduction(op, reduction)
-    loss = info_nce_in_one_call(op, query, positive_key, temperature, normalize, symmetric, reduction, not_plain)
+    loss = info_nce_in_one_call(op, query, positive_key, temperature, normalize, symmetric, reduction, plain)
     if loss is not None:
         return loss
     query, positive_key, negative_keys, hard_negative_keys = enter(op, query, positive_key, negative_keys, hard_negative_keys)
-    how = Passages(target, margin, relative_margin, spare_hard_negatives, query_query, doc_query, doc_doc)
     if of_passages(query, positive_key, how):
         others = (negative_keys, hard_negative_keys, symmetric, label_smoothing, hard_negative_weight)
         check_passages(op, query, positive_key, ids, how, others)
