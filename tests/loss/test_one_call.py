@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastssl.functional import nt_xent, sup_con
+from fastssl.functional import clip_loss, info_nce, nt_xent, sup_con
 from fastssl.loss import NTXentLoss
 from fastssl.ops._register import _C
 
@@ -131,3 +131,41 @@ def test_sup_con_keeps_rows_that_no_number_can_hold():
         features[2, 0, 1] = bad
         assert sup_con(features, torch.arange(6), normalize=True).isnan()
         assert sup_con(features, torch.arange(6) // 2, normalize=True).isnan()
+
+
+def value_and_gradients(loss, wanted):
+    return [loss.detach(), *(torch.autograd.grad(loss, wanted) if wanted else ())]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("wants", [(True, True), (True, False), (False, False)], ids=str)
+@pytest.mark.parametrize("temperature", [0.5, 0.01])  # logits that are bounded, and others
+def test_info_nce_and_clip_are_those_of_python(wants, normalize, temperature, monkeypatch):
+    rows = torch.nn.functional.normalize(
+        torch.randn(2, 9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3)), dim=2
+    )
+    a, b = (row.clone().requires_grad_(want) for row, want in zip(rows, wants, strict=True))
+    scale = torch.tensor(1 / temperature, dtype=torch.float64, requires_grad=True)
+    found = {}
+    for way in ("one call", "Python"):
+        if way == "Python":
+            monkeypatch.setattr(_C, "info_nce", lambda *_: None)
+            monkeypatch.setattr(_C, "clip", lambda *_: None)
+        wanted = [t for t in (a, b) if t.requires_grad]
+        found[way] = value_and_gradients(clip_loss(a, b, scale, normalize=normalize), [*wanted, scale])
+        found[way] += value_and_gradients(clip_loss(a, b, 1 / temperature, normalize=normalize), wanted)
+        for reduction, symmetric in (("mean", False), ("sum", True)):
+            how = {"reduction": reduction, "symmetric": symmetric, "temperature": temperature, "normalize": normalize}
+            found[way] += value_and_gradients(info_nce(a, b, **how), wanted)
+    torch.testing.assert_close(found["one call"], found["Python"], rtol=1e-11, atol=1e-13)
+
+
+def test_only_defaults_of_their_type_are_plain():
+    assert info_nce(Z, Z, return_stats=True)[1].acc1 == 1
+    for how in ({"label_smoothing": False}, {"hard_negative_weight": "0"}, {"negative_mode": None}, {"ids": 0}):
+        with pytest.raises((TypeError, ValueError), match=next(iter(how))):
+            info_nce(Z, Z, **how)
+    with pytest.raises(TypeError, match="label_smoothing"):
+        clip_loss(Z, Z, 1.0, label_smoothing=False)
+    with pytest.raises(ValueError, match="reduction"):
+        sup_con(Z[:, None], reduction="avg")
