@@ -96,7 +96,7 @@ class _Sides(NamedTuple):
 
 def of_passages(query: Tensor, passages: Tensor, how: Passages) -> bool:
     """Whether the second argument of ``info_nce`` holds passages: an argument for them was given, or it has other rows."""
-    tensors = isinstance(query, Tensor) and isinstance(passages, Tensor)
+    tensors = all(isinstance(rows, Tensor) and not rows.is_nested for rows in (query, passages))
     return bool(how.given) or (tensors and query.dim() == passages.dim() == 2 and len(query) != len(passages) and len(query) > 0)
 
 

@@ -165,6 +165,8 @@ def test_only_defaults_of_their_type_are_plain():
     for how in ({"label_smoothing": False}, {"hard_negative_weight": "0"}, {"negative_mode": None}, {"ids": 0}):
         with pytest.raises((TypeError, ValueError), match=next(iter(how))):
             info_nce(Z, Z, **how)
+    with pytest.raises(TypeError, match="positive_key must be a dense tensor, got a nested one"):
+        info_nce(Z, torch.nested.nested_tensor(list(Z)))
     with pytest.raises(TypeError, match="label_smoothing"):
         clip_loss(Z, Z, 1.0, label_smoothing=False)
     with pytest.raises(ValueError, match="reduction"):
