@@ -1,6 +1,8 @@
-"""The CPU's element functions and tile products alone, against float64: compiled for this machine, and for an ARM CPU that qemu plays.
+"""The CPU's element functions and tile products alone, against float64: compiled for this machine, and for an ARM CPU that qemu
+plays.
 
-The programs (``elements.cpp``, ``products.cpp``) need no torch when they run. Debian has the ARM tools as g++-aarch64-linux-gnu and qemu-user.
+The programs (``elements.cpp``, ``products.cpp``) need no torch when they run. Debian has the ARM tools as g++-aarch64-linux-gnu and
+qemu-user.
 """
 
 import shutil

@@ -13,10 +13,10 @@ needs_cpp = pytest.mark.skipif(_C is None, reason="C++ kernels are not built")
 
 @needs_cpp
 def test_every_instruction_set_and_every_16_bit_unit_is_named():
-    units = _C.peak_units()
-    assert [unit for dtype, unit in units if dtype == "float32"] == _C.isas()
+    units, floats = _C.peak_units(), [name for name in _C.isas() if name not in _C.units()]
+    assert [unit for dtype, unit in units if dtype == "float32"] == floats
     of_16_bits = {("bfloat16", "avx512_bf16"), ("float16", "avx512_fp16"), ("bfloat16", "amx_bf16")}
-    assert set(units) - {("float32", name) for name in _C.isas()} <= {each for each in of_16_bits if each[1] in _C.units()}
+    assert set(units) - {("float32", name) for name in floats} <= {each for each in of_16_bits if each[1] in _C.units()}
     with pytest.raises(ValueError, match=r"peak_flops: expected one of float32 by .*, got int8 by mmx"):
         _C.peak_flops("int8", "mmx")
 
@@ -30,6 +30,12 @@ def test_linux_says_the_same_about_the_16_bit_units():
     except (OSError, StopIteration):
         pytest.skip("this system does not tell")
     assert flags & set(told) == flags & set(_C.units())
+
+
+@needs_cpp
+def test_info_says_how_each_dtype_is_multiplied(isa):
+    (line,) = [line for line in info.report().splitlines() if line.startswith("products ")]
+    assert ("bfloat16 in pairs" in line) == (isa == "avx512_bf16") and "float16 in float32" in line
 
 
 @needs_cpp
