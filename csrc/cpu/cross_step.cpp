@@ -50,7 +50,7 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, const OptTensor& f
   const Tensor a = a_given.contiguous(), b = b_given.contiguous();
   const int64_t N = a.size(0), D = a.size(1);
   Forward out{.loss = at::empty({}, a.options()), .x = a, .y = b, .numbers = at::empty({5, N}, a.options())};
-  similarity::dispatch(a, [&](auto zero) {
+  similarity::dispatch_wide(a, [&](auto zero) {
     using T = decltype(zero);
     const Left<T> left(out.numbers);
     if (how.normalize) {
@@ -112,7 +112,7 @@ std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& given, const 
   left.x = given.x.contiguous(), left.y = given.y.contiguous(), left.numbers = given.numbers.contiguous();
   const int64_t N = left.x.size(0);
   std::array<Tensor, 3> gradients;
-  similarity::dispatch(left.x, [&](auto zero) {
+  similarity::dispatch_wide(left.x, [&](auto zero) {
     using T = decltype(zero);
     const Left<T> of(left.numbers);
     const double scale = similarity::effective(how.scale, factor);

@@ -61,7 +61,7 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool
   const auto options = a.options();
   Forward out{at::empty({}, options), at::empty({N, D}, options), at::empty({9, B}, options),
               at::empty({N}, options.dtype(at::kInt))};
-  similarity::dispatch(a, [&](auto zero) {
+  similarity::dispatch_wide(a, [&](auto zero) {
     using T = decltype(zero);
     const Left<T> left(out.numbers, out.peak);
     const T* const views[2] = {a.const_data_ptr<T>(), b.const_data_ptr<T>()};
@@ -81,7 +81,7 @@ std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Tensor& z_given, c
   const Tensor z = z_given.contiguous(), lines = numbers.contiguous(), peaks = peak.contiguous();
   const int64_t N = z.size(0), B = N / 2, D = z.size(1);
   Tensor da = at::empty({B, D}, z.options()), db = at::empty({B, D}, z.options()), dz = zeros(z.sizes(), z.options());
-  similarity::dispatch(z, [&](auto zero) {
+  similarity::dispatch_wide(z, [&](auto zero) {
     using T = decltype(zero);
     const Left<T> left(lines, peaks);
     auto p = problem_of<T>(z, scale);

@@ -150,6 +150,12 @@ auto dispatch(const Tensor& x, const F& f) {
   return x.scalar_type() == at::kBFloat16 && has_bfloat16_products() ? f(c10::BFloat16()) : f(float());
 }
 
+// The same for inputs that are float32 or float64.
+template <class F>
+auto dispatch_wide(const Tensor& x, const F& f) {
+  return x.scalar_type() == at::kDouble ? f(double()) : f(float());
+}
+
 inline double effective(double scale, const OptTensor& factor) {
   return factor.has_value() ? scale * factor->item<double>() : scale;
 }

@@ -156,7 +156,7 @@ Forward forward(const Tensor& given, const Tensor& labels, double scale, bool no
   Forward out{at::empty({}, options), at::empty({N, D}, options), at::empty({5, N}, options),
               at::empty({N}, options.dtype(at::kInt)), classes_of(labels, B)};
   const Classes classes(out.classes);
-  similarity::dispatch(features, [&](auto zero) {
+  similarity::dispatch_wide(features, [&](auto zero) {
     using T = decltype(zero);
     const Left<T> left(out);
     positives(features.const_data_ptr<T>(), classes, V, D, normalize, out.z.mutable_data_ptr<T>(), left);
@@ -177,7 +177,7 @@ Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool no
   const int64_t N = saved.z.size(0), D = saved.z.size(1), B = saved.classes.size(1), V = N / B;
   const Classes classes(saved.classes);
   Tensor dfeatures = at::empty({B, V, D}, saved.z.options()), dz = zeros({N, D}, saved.z.options());
-  similarity::dispatch(saved.z, [&](auto zero) {
+  similarity::dispatch_wide(saved.z, [&](auto zero) {
     using T = decltype(zero);
     const Left<T> left(saved);
     auto p = problem_of<T>(saved.z, classes, V, scale);
