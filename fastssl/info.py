@@ -43,7 +43,8 @@ def _cpp_lines() -> list[str]:
 def _products() -> str:
     """What computes the matrix products of the losses on this CPU, for each dtype."""
     assert _C is not None
-    sixteen = "bfloat16 in pairs, float16 in float32" if _C.isa() == "avx512_bf16" else "bfloat16 and float16 in float32"
+    pairs = "by oneDNN's brgemm" if _C.uses_brgemm() else "in pairs"
+    sixteen = f"bfloat16 {pairs}, float16 in float32" if _C.isa() == "avx512_bf16" else "bfloat16 and float16 in float32"
     return f"similarities by tiles of our own: float32, float64, {sixteen}; all others by torch"
 
 

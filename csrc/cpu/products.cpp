@@ -1,6 +1,7 @@
 // Compiles the products once for each instruction set, and those of bfloat16 for AVX512_BF16, and picks the set in use.
 #include "cpu/products.h"
 
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <type_traits>
@@ -49,14 +50,23 @@ namespace avx512_bf16 {
 bool has_bfloat16_products() { return isa::current() == isa::Isa::kAvx512Bf16; }
 template <>
 const Products<c10::BFloat16>& products<c10::BFloat16>() {
-  return avx512_bf16::bfloat16_products;
+  return uses_brgemm() ? *brgemm_products : avx512_bf16::bfloat16_products;
 }
+const Products<c10::BFloat16>& products_across() { return avx512_bf16::bfloat16_products_across; }
 #else
 bool has_bfloat16_products() { return false; }
 template <>
 const Products<c10::BFloat16>& products<c10::BFloat16>() {
   throw std::logic_error("this machine has no instruction for products of bfloat16");
 }
+const Products<c10::BFloat16>& products_across() { return products<c10::BFloat16>(); }
 #endif
+
+const Products<c10::BFloat16>* brgemm_products = nullptr;
+namespace {
+std::atomic<bool> brgemm_wanted{false};
+}
+bool uses_brgemm() { return brgemm_products && brgemm_wanted; }
+void use_brgemm(bool on) { brgemm_wanted = on; }
 
 }  // namespace fastssl

@@ -8,7 +8,7 @@
 //
 // bfloat16 operands are taken in pairs of terms, which a CPU with AVX512_BF16 multiplies and adds in float32 in one instruction, at
 // twice the rate of float32. `step` is then the distance from one pair to the next, and the two terms of a pair are neighbours.
-// Where k is odd, the missing term is a zero.
+// Where k is odd, the missing term is a zero. A CPU with AMX multiplies whole tiles of bfloat16; oneDNN does that for us.
 #pragma once
 #include <c10/util/BFloat16.h>
 
@@ -48,9 +48,11 @@ struct Products {
   void (*multiply)(const Left<E>& a, const E* packed, int m, int n, int k, double scale, bool add, T* C, int64_t ld);
   // An array of float32 or of 16 bits is packed as float or, where it holds bfloat16, as such; one of float64 as double.
   void (*pack)(const Right& b, int k, int n, E* packed);
-  // Rounds weights S (m, n) to bfloat16 in the two forms of a left operand: `rows` of W, and `columns`, the rows of W^T, in which
-  // the terms of each two rows are neighbours. n is a multiple of 16. Null for other elements, which need no such copy.
-  void (*round_weights)(const float* S, int ld, int m, int n, E* rows, E* columns, int64_t rows_ld);
+  // Rounds weights S (m, n) to bfloat16 as left operands: `rows` holds W, and `columns` W^T, either as pairs of rows of W, in which
+  // the terms of each two rows are neighbours, or, with `across`, as rows of its own. n is a multiple of 16, and m at most 32. Both
+  // have ld elements from one row to the next. Null for other elements, which need no such copy.
+  void (*round_weights)(const float* S, int S_ld, int m, int n, E* rows, E* columns, int64_t ld);
+  bool across;
 
   // Elements of a packed operand (k, n).
   int64_t size(int64_t k, int64_t n) const {
@@ -63,5 +65,11 @@ template <class E>
 const Products<E>& products();  // of the instruction set in use; those of bfloat16 only where has_bfloat16_products()
 
 bool has_bfloat16_products();
+
+// Products of bfloat16 by oneDNN (products_brgemm.cpp), for CPUs with matrix units (AMX). It wants left operands as rows.
+extern const Products<c10::BFloat16>* brgemm_products;  // null where that file is left out
+bool uses_brgemm();
+void use_brgemm(bool on);                          // at first where the CPU has matrix units; for tests, anywhere
+const Products<c10::BFloat16>& products_across();  // our own, with left operands as brgemm wants them
 
 }  // namespace fastssl

@@ -176,30 +176,47 @@ struct ProductFunctions {
   }
 
 #ifdef FASTSSL_BFLOAT16
-  static void round_weights(const float* S, int ld, int m, int n, E* rows, E* columns, int64_t rows_ld) {
-    for (int i = 0; i < m; i += 2)
-      for (int j = 0; j < n; j += 16) {
-        const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(S + int64_t(i) * ld + j));
-        __m256i high = _mm256_setzero_si256();
-        if (i + 1 < m) {
-          high = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(S + int64_t(i + 1) * ld + j));
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + (i + 1) * rows_ld + j), high);
-        }
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + i * rows_ld + j), low);
-        using Narrow = uint16_t __attribute__((vector_size(32)));
-        using Wide = uint32_t __attribute__((vector_size(64)));
-        const Wide pairs = __builtin_convertvector((Narrow)low, Wide) | __builtin_convertvector((Narrow)high, Wide) << 16;
-        _mm512_storeu_si512(columns + i * rows_ld + 2 * j, (__m512i)pairs);
-      }
+  using Narrow = uint16_t __attribute__((vector_size(32)));
+  using Wide = uint32_t __attribute__((vector_size(64)));
+
+  // Rounds rows i and i + 1, where the latter exists, of 16 columns, stores them and returns the pairs.
+  static inline Wide round_pair(const float* S, int S_ld, int i, int m, int j, E* rows, int64_t ld) {
+    __m256i half[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int r = 0; r < 2 && i + r < m; r++) {
+      half[r] = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(S + int64_t(i + r) * S_ld + j));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + (i + r) * ld + j), half[r]);
+    }
+    return __builtin_convertvector((Narrow)half[0], Wide) | __builtin_convertvector((Narrow)half[1], Wide) << 16;
   }
-  static constexpr Products<E> table = {kPanel, multiply, pack, round_weights};
+
+  static void round_weights(const float* S, int S_ld, int m, int n, E* rows, E* columns, int64_t ld) {
+    for (int i = 0; i < m; i += 2)
+      for (int j = 0; j < n; j += 16)
+        _mm512_storeu_si512(columns + i * ld + 2 * j, (__m512i)round_pair(S, S_ld, i, m, j, rows, ld));
+  }
+
+  // The same with W^T as rows: 16 pairs of rows by 16 columns are transposed through a block in the first-level cache.
+  static void round_weights_across(const float* S, int S_ld, int m, int n, E* rows, E* columns, int64_t ld) {
+    for (int j = 0; j < n; j += 16) {
+      alignas(64) uint32_t block[16][16];
+      for (int p = 0; p < 16; p++) {
+        const Wide pairs = 2 * p < m ? round_pair(S, S_ld, 2 * p, m, j, rows, ld) : Wide{};
+        _mm512_store_si512(block[p], (__m512i)pairs);
+      }
+      const __m512i place = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
+      for (int c = 0; c < 16; c++) _mm512_storeu_si512(columns + (j + c) * ld, _mm512_mask_i32gather_epi32(__m512i{}, 0xFFFF, place, &block[0][c], 4));
+    }
+  }
+  static constexpr Products<E> table = {kPanel, multiply, pack, round_weights, false};
+  static constexpr Products<E> table_across = {kPanel, multiply, pack, round_weights_across, true};
 #else
-  static constexpr Products<E> table = {kPanel, multiply, pack, nullptr};
+  static constexpr Products<E> table = {kPanel, multiply, pack, nullptr, false};
 #endif
 };
 
 #ifdef FASTSSL_BFLOAT16
 static const Products<c10::BFloat16>& bfloat16_products = ProductFunctions<Pairs>::table;
+static const Products<c10::BFloat16>& bfloat16_products_across = ProductFunctions<Pairs>::table_across;
 #else
 static const Products<float>& float_products = ProductFunctions<Single<float> >::table;
 static const Products<double>& double_products = ProductFunctions<Single<double> >::table;

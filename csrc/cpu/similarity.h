@@ -139,7 +139,8 @@ class Workspace {
       : ld_(padded(tile_columns) + kPad),  // rows at a distance of 2^k would meet in few lines of the cache
         rows_(kTerms<E> == 1 ? tile_rows : kStrip),
         stride_(int64_t(rows_ + 2) * ld_ + padded(tile_rows)),
-        rounded_(kTerms<E> == 1 ? 0 : int64_t(tile_rows + 1) * ld_),
+        forms_ld_(std::max(padded(tile_columns), padded(tile_rows + kStrip)) + kPad),
+        rounded_(kTerms<E> == 1 ? 0 : int64_t(std::max(padded(tile_rows), padded(tile_columns)) + 1) * forms_ld_),
         data_(new_aligned<T>(size_t(at::get_num_threads()) * stride_)),
         forms_(new_aligned<E>(size_t(at::get_num_threads()) * 2 * rounded_)),
         peaks_(new int32_t[size_t(at::get_num_threads()) * ld_]) {}
@@ -150,16 +151,20 @@ class Workspace {
   // Where the logits of rows i, ... of the tile go, to be turned into weights; keep() puts these weights away.
   T* strip(int i) { return mine() + (kTerms<E> == 1 && i < rows_ ? int64_t(i) * ld_ : 0); }
   void keep(int i, int m, int wide) {
-    if constexpr (kTerms<E> == 2) products<E>().round_weights(strip(i), ld_, m, wide, form(0) + i * ld_, form(1) + i * ld_, ld_);
+    if constexpr (kTerms<E> == 2) {
+      E* columns = form(1) + (product_.across ? i : i * forms_ld_);
+      product_.round_weights(strip(i), int(ld_), m, wide, form(0) + i * forms_ld_, columns, forms_ld_);
+    }
   }
   // W and W^T of the weights that were kept.
   Left<E> weights() {
-    if constexpr (kTerms<E> == 2) return {form(0), ld_, 2};
+    if constexpr (kTerms<E> == 2) return {form(0), forms_ld_, 2};
     else return {mine(), ld_, 1};
   }
   Left<E> transposed() {
-    if constexpr (kTerms<E> == 2) return {form(1), 2, 2 * ld_};
-    else return {mine(), 1, ld_};
+    if constexpr (kTerms<E> == 1) return {mine(), 1, ld_};
+    else if (product_.across) return {form(1), forms_ld_, 2};
+    else return {form(1), 2, 2 * forms_ld_};
   }
 
   // take_columns copies the state of the n columns from j0 on into a buffer that is padded to `wide`; put_columns copies it back.
@@ -179,7 +184,8 @@ class Workspace {
   T* mine() { return data_.get() + at::get_thread_num() * stride_; }
   E* form(int k) { return forms_.get() + (2 * at::get_thread_num() + k) * rounded_; }
 
-  int64_t ld_, rows_, stride_, rounded_;
+  const Products<E>& product_ = products<E>();
+  int64_t ld_, rows_, stride_, forms_ld_, rounded_;
   AlignedArray<T> data_;
   AlignedArray<E> forms_;
   std::unique_ptr<int32_t[]> peaks_;

@@ -123,24 +123,24 @@ void symmetric(fastssl::Dtype dtype, Worst& worst) {
 }
 
 // W and W^T as left operands after their rounding to bfloat16, in products with ones: the sums of rows and of columns.
-void rounded(Worst& worst) {
-  const auto& f = fastssl::products<BFloat16>();
+void rounded(const fastssl::Products<BFloat16>& f, Worst& worst) {
   for (const int m : {1, 2, 15, 32}) {
     constexpr int n = 48, ld = 64;
     std::vector<float> S(m * ld), sums(std::max(m, n));
     for (float& s : S) s = between(0, 1);
-    std::vector<BFloat16> forms(2 * (m + 1) * ld), ones(n, BFloat16(1.f)), packed(f.size(n, 1));
-    f.round_weights(S.data(), ld, m, n, forms.data(), forms.data() + (m + 1) * ld, ld);
+    std::vector<BFloat16> rows((m + 1) * ld), columns((n + 1) * ld), ones(n, BFloat16(1.f)), packed(f.size(n, 1));
+    f.round_weights(S.data(), ld, m, n, rows.data(), columns.data(), ld);
     const auto rounded_to = [](float s) { return double(float(BFloat16(s))); };
     f.pack({{ones.data(), fastssl::kBFloat16}, 0, 1, n}, n, 1, packed.data());
-    f.multiply({forms.data(), ld, 2}, packed.data(), m, 1, n, 1, false, sums.data(), 1);
+    fastssl::products<BFloat16>().multiply({rows.data(), ld, 2}, packed.data(), m, 1, n, 1, false, sums.data(), 1);
     for (int i = 0; i < m; i++) {
       double want = 0;
       for (int j = 0; j < n; j++) want += rounded_to(S[i * ld + j]);
       worst.see(sums[i], want, n * 0x1p-24 * want);
     }
     f.pack({{ones.data(), fastssl::kBFloat16}, 0, 1, m}, m, 1, packed.data());
-    f.multiply({forms.data() + (m + 1) * ld, 2, 2 * ld}, packed.data(), n, 1, m, 1, false, sums.data(), 1);
+    const fastssl::Left<BFloat16> transposed = {columns.data(), f.across ? ld : 2, f.across ? 2 : 2 * ld};
+    fastssl::products<BFloat16>().multiply(transposed, packed.data(), n, 1, m, 1, false, sums.data(), 1);
     for (int j = 0; j < n; j++) {
       double want = 0;
       for (int i = 0; i < m; i++) want += rounded_to(S[i * ld + j]);
@@ -162,7 +162,7 @@ int main() {
     if (fastssl::has_bfloat16_products()) {
       multiplied<BFloat16>(fastssl::kBFloat16, fastssl::kBFloat16, pairs);
       symmetric<BFloat16>(fastssl::kBFloat16, symmetry);
-      rounded(weights);
+      rounded(fastssl::products<BFloat16>(), weights), rounded(fastssl::products_across(), weights);
     }
     single.print("float"), doubles.print("double"), pairs.print("bfloat16"), symmetry.print("symmetric"), weights.print("rounded");
   }

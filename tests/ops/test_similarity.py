@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastssl.functional import similarity_lse
+from fastssl.functional import clip_loss, nt_xent, siglip_loss, similarity_lse
 from fastssl.ops import normalize, similarity
+from fastssl.ops._register import _C
 from fastssl.reference import normalize as normalize_reference
 from fastssl.reference import similarity as reference
 from fastssl.testing.compare import assert_no_worse, relative_error
@@ -244,3 +245,32 @@ def test_bad_input_is_refused_in_words(name):
     error, words, call = BAD[name]
     with pytest.raises(error, match="similarity_lse: .*" + words):
         call()
+
+
+@pytest.fixture
+def brgemm():
+    """Calls of the function that it gives choose who multiplies bfloat16: oneDNN, as on a CPU with matrix units, or our own code."""
+    if _C is None or "avx512_bf16" not in _C.isas():
+        pytest.skip("no products of bfloat16 on this machine")
+    before = _C.uses_brgemm()
+    yield _C.use_brgemm
+    _C.use_brgemm(before)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 19), (300, 130)])
+@pytest.mark.parametrize("scale", [2.0, 60.0], ids=["bounded", "online"])
+def test_bfloat16_by_onednn_and_by_our_own_code_agree(brgemm, shape, scale):
+    """Both add exact products in float32, so that they differ by the order of the sums and by what that moves a rounded weight."""
+    B, D = shape
+    made = [rows(n, D, torch.bfloat16) for n in (B, B, 2 * B + 3)]
+
+    def run(on: bool) -> list[torch.Tensor]:
+        brgemm(on)
+        x, y, queue = (each.clone().requires_grad_() for each in made)
+        lse = similarity_lse(torch.cat([x, y]), scale=scale).float().sum() + similarity_lse(x, queue.detach(), scale=scale).sum()
+        losses = nt_xent(x, y, 1 / scale), clip_loss(x, y, scale), siglip_loss(x, y, scale, -scale)
+        (lse + sum(losses)).backward()
+        return [lse.detach(), *(loss.detach() for loss in losses), x.grad.float(), y.grad.float()]
+
+    for ours, theirs in zip(run(False), run(True), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-7 * float(ours.abs().max()) + 1e-6)
