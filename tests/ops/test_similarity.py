@@ -249,7 +249,7 @@ def test_bad_input_is_refused_in_words(name):
 
 @pytest.fixture
 def brgemm():
-    """Calls of the function that it gives choose who multiplies bfloat16: oneDNN, as on a CPU with matrix units, or our own code."""
+    """What it gives chooses who multiplies bfloat16: oneDNN, as on a CPU with matrix units, or our own code."""
     if _C is None or "avx512_bf16" not in _C.isas():
         pytest.skip("no products of bfloat16 on this machine")
     before = _C.uses_brgemm()
@@ -267,7 +267,8 @@ def test_bfloat16_by_onednn_and_by_our_own_code_agree(brgemm, shape, scale):
     def run(on: bool) -> list[torch.Tensor]:
         brgemm(on)
         x, y, queue = (each.clone().requires_grad_() for each in made)
-        lse = similarity_lse(torch.cat([x, y]), scale=scale).float().sum() + similarity_lse(x, queue.detach(), scale=scale).sum()
+        z = torch.cat([x, y])
+        lse = similarity_lse(z, z, scale=scale).sum() + similarity_lse(x, queue.detach(), scale=scale).sum()
         losses = nt_xent(x, y, 1 / scale), clip_loss(x, y, scale), siglip_loss(x, y, scale, -scale)
         (lse + sum(losses)).backward()
         return [lse.detach(), *(loss.detach() for loss in losses), x.grad.float(), y.grad.float()]
