@@ -21,15 +21,16 @@ struct Blocks {
 
 using Pairs = std::vector<std::pair<int64_t, int64_t>>;
 
-// Calls visit(a, b) for every pair, from all threads, as if in the given order: a task waits until every earlier task that shares
-// one of its two slots has finished. So visit may add to sums of slots a and b without locks or copies, and the sums of each slot
-// are formed in the order of the list, whatever the number of threads. There is no barrier. Threads claim tasks in order, so the
-// oldest unfinished task can always go on, and threads seldom wait if neighbours in the list share no slot.
-template <class Visit>
-void in_order(const Pairs& pairs, int64_t slots, const Visit& visit) {
+// Calls prepare(s) for every slot and then visit(a, b) for every pair, from all threads, as if in this order: a task waits until
+// every earlier task that shares one of its slots has finished. So visit may read what was prepared for a and b and add to their
+// sums without locks or copies, and the sums of each slot are formed in the order of the list, whatever the number of threads.
+// There is no barrier. Threads claim tasks in order, so the oldest unfinished task can always go on, and threads seldom wait if
+// neighbours in the list share no slot.
+template <class Prepare, class Visit>
+void in_order(const Pairs& pairs, int64_t slots, const Prepare& prepare, const Visit& visit) {
   std::vector<std::atomic<int64_t>> finished(slots);
-  Pairs before(pairs.size());  // for each task, how many earlier ones have its slot a, and its slot b
-  std::vector<int64_t> seen(slots, 0);
+  Pairs before(pairs.size());           // for each pair, how many earlier tasks have its slot a, and its slot b
+  std::vector<int64_t> seen(slots, 1);  // the first task of each slot prepares it
   for (size_t t = 0; t < pairs.size(); t++) {
     const auto [a, b] = pairs[t];
     before[t] = {seen[a], seen[b]};
@@ -40,15 +41,21 @@ void in_order(const Pairs& pairs, int64_t slots, const Visit& visit) {
     for (int spins = 0; finished[slot].load(std::memory_order_acquire) < count; spins++)
       if (spins > 1000) std::this_thread::yield();
   };
-  std::atomic<size_t> next{0};
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), int64_t(pairs.size()));
+  std::atomic<int64_t> next{0};
+  const int64_t tasks = slots + int64_t(pairs.size()), threads = std::min<int64_t>(at::get_num_threads(), int64_t(pairs.size()));
   parallel_tasks(threads, [&](int64_t, int64_t) {
-    for (size_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < pairs.size();) {
-      const auto [a, b] = pairs[t];
-      wait(a, before[t].first), wait(b, before[t].second);
+    for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+      if (t < slots) {
+        prepare(t);
+        finished[t].store(1, std::memory_order_release);
+        continue;
+      }
+      const auto [a, b] = pairs[t - slots];
+      const auto [a_count, b_count] = before[t - slots];
+      wait(a, a_count), wait(b, b_count);
       visit(a, b);
-      finished[a].store(before[t].first + 1, std::memory_order_release);
-      if (a != b) finished[b].store(before[t].second + 1, std::memory_order_release);
+      finished[a].store(a_count + 1, std::memory_order_release);
+      if (a != b) finished[b].store(b_count + 1, std::memory_order_release);
     }
   });
 }

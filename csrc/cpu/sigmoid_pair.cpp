@@ -41,9 +41,9 @@ void sweep(const Problem<E>& p, double bias, const std::vector<Sum<E>>& x_weight
   using T = Sum<E>;
   const auto& f = rows<T>();
   const Latin<E> latin(p);
-  const Operands<E> operands(p, latin, out.own, out.other);
+  Operands<E> operands(p, latin, out.own, out.other);
   auto work = out.own || out.other ? latin.workspace() : latin.strips();
-  latin.run([&](const Tile& t, int64_t I, int64_t J) {
+  operands.run(latin, [&](const Tile& t, int64_t I, int64_t J) {
     Tile all = t;
     all.ids_meet = false;  // equal ids are positive pairs here, which stay
     for_each_strip(p, all, operands.columns.of(J), work, [&](int i, int m, T* S, int wide) {

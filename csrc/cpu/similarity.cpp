@@ -26,11 +26,12 @@ Blocks triangle_blocks(int64_t rows) {
   return blocks;
 }
 
-// Calls visit(tile, number of its block of rows, number of its block of columns) for the upper triangle of tiles.
-template <class E, class Visit>
-void in_triangle(const Problem<E>& p, const Blocks& blocks, const Visit& visit) {
+// Calls pack(b) for each block, and visit(tile, number of its block of rows, number of its block of columns) for the upper triangle
+// of tiles, each after its two blocks were packed.
+template <class E, class Pack, class Visit>
+void in_triangle(const Problem<E>& p, const Blocks& blocks, const Pack& pack, const Visit& visit) {
   const IdRange ids(p.x.id, blocks);
-  in_order(tournament(blocks.count), blocks.count, [&](int64_t I, int64_t J) {
+  in_order(tournament(blocks.count), blocks.count, pack, [&](int64_t I, int64_t J) {
     visit(Tile{blocks.start(I), blocks.length(I), blocks.start(J), blocks.length(J), ids.meets(I, ids, J)}, I, J);
   });
 }
@@ -40,11 +41,12 @@ void forward_symmetric(const Problem<E>& p, const State<Sum<E>>& state, Sum<E>* 
   using T = Sum<E>;
   const auto& f = rows<T>();
   const Blocks blocks = triangle_blocks(p.x.rows());
-  const Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks);
+  Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks);
   state.clear(p, p.x.rows());
   Workspace<E> work(kStrip, blocks.longest());
   const T* weight = p.x.weight.data();
-  in_triangle(p, blocks, [&](const Tile& t, int64_t I, int64_t J) {
+  const auto pack = [&](int64_t b) { columns.fill(b, blocks); };
+  in_triangle(p, blocks, pack, [&](const Tile& t, int64_t I, int64_t J) {
     const bool both = I != J;
     const int ld = int(work.ld()), all = padded(t.n);
     T* column_sum = both && p.bounded ? work.column(0) : nullptr;
@@ -187,10 +189,11 @@ void backward_symmetric(const Problem<E>& p, const RowTerms<Sum<E>>& terms, Sum<
   using T = Sum<E>;
   const auto& f = rows<T>();
   const Blocks blocks = triangle_blocks(p.x.rows());
-  const Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks), x_rows(p.x.stored, p.D, Form::kRows, blocks);
+  Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks), x_rows(p.x.stored, p.D, Form::kRows, blocks);
   Workspace<E> work(blocks.longest(), blocks.longest());
   const T* weight = p.x.weight.data();
-  in_triangle(p, blocks, [&](const Tile& t, int64_t I, int64_t J) {
+  const auto pack = [&](int64_t b) { columns.fill(b, blocks), x_rows.fill(b, blocks); };
+  in_triangle(p, blocks, pack, [&](const Tile& t, int64_t I, int64_t J) {
     const int ld = int(work.ld());
     for_each_strip(p, t, columns.of(J), work, [&](int i, int m, T* S, int wide) {
       const int64_t i0 = t.i0 + i;
@@ -212,9 +215,9 @@ void backward_two_sided(const Problem<E>& p, const RowTerms<Sum<E>>& terms, cons
   using T = Sum<E>;
   const auto& f = rows<T>();
   const Latin<E> latin(p);
-  const Operands<E> operands(p, latin, out.own, out.other);
+  Operands<E> operands(p, latin, out.own, out.other);
   auto work = latin.workspace();
-  latin.run([&](const Tile& t, int64_t I, int64_t J) {
+  operands.run(latin, [&](const Tile& t, int64_t I, int64_t J) {
     const int ld = int(work.ld());
     T* sums = work.column(0);
     if (out.dbias) std::fill_n(sums, padded(t.n), T(0));

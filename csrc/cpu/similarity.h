@@ -222,17 +222,14 @@ void for_each_strip(const Problem<E>& p, const Tile& t, const E* columns, Worksp
   }
 }
 
-// The rows of one side as packed right operands, block by block: as columns (D, n), or as rows (n, D).
+// The rows of one side as packed right operands, block by block: as columns (D, n), or as rows (n, D). The sweep fills them, each
+// block before the first tile that reads it.
 enum class Form { kColumns, kRows };
 template <class E>
 class Panels {
  public:
   Panels() = default;
-  Panels(const Rows2D& side, int D, Form form, const Blocks& blocks) : Panels(side, D, form, blocks.longest(), blocks.count) {
-    parallel_for(blocks.count, int64_t(D) * blocks.longest(), [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; b++) fill(b, blocks.start(b), blocks.length(b));
-    });
-  }
+  Panels(const Rows2D& side, int D, Form form, const Blocks& blocks) : Panels(side, D, form, blocks.longest(), blocks.count) {}
   // Room for `count` blocks of at most `longest` rows.
   Panels(const Rows2D& side, int D, Form form, int longest, int64_t count)
       : side_(side),
@@ -240,7 +237,9 @@ class Panels {
         form_(form),
         stride_(form == Form::kColumns ? products<E>().size(D, longest) : products<E>().size(longest, D)),
         data_(new_tensor({count * stride_}, at::TensorOptions().dtype(c10::CppTypeToScalarType<E>::value))) {}
+  void fill(int64_t b, const Blocks& blocks) { fill(b, blocks.start(b), blocks.length(b)); }
   void fill(int64_t b, int64_t first, int rows) {
+    if (!data_.defined()) return;
     E* to = data_.template mutable_data_ptr<E>() + b * stride_;
     if (form_ == Form::kColumns) products<E>().pack(side_.as_columns(first), D_, rows, to);
     else products<E>().pack(side_.as_rows(first), rows, D_, to);
@@ -291,11 +290,17 @@ struct Latin {
   Workspace<E> workspace() const { return {rows.longest(), columns.longest()}; }
   Workspace<E> strips() const { return {kStrip, columns.longest()}; }
 
-  // visit(tile, number of its block of rows, number of its block of columns) may add to sums of its rows and columns.
-  template <class Visit>
-  void run(const Visit& visit) const {
+  // visit(tile, number of its block of rows, number of its block of columns) may add to sums of its rows and columns. Before, each
+  // block of rows goes to pack_rows(b, rows), and each one of columns to pack_columns(b, columns).
+  template <class PackRows, class PackColumns, class Visit>
+  void run(const PackRows& pack_rows, const PackColumns& pack_columns, const Visit& visit) const {
     const int64_t high = rows.count / groups, wide = columns.count / groups;
-    in_order(latin_square(groups), 2 * groups, [&](int64_t I, int64_t slot) {
+    const auto pack = [&](int64_t slot) {
+      const int64_t J = slot - groups;
+      for (int64_t a = slot * high; J < 0 && a < (slot + 1) * high; a++) pack_rows(a, rows);
+      for (int64_t b = J * wide; J >= 0 && b < (J + 1) * wide; b++) pack_columns(b, columns);
+    };
+    in_order(latin_square(groups), 2 * groups, pack, [&](int64_t I, int64_t slot) {
       const int64_t J = slot - groups;
       for (int64_t a = I * high; a < (I + 1) * high; a++)
         for (int64_t b = J * wide; b < (J + 1) * wide; b++)
@@ -319,6 +324,11 @@ struct Operands {
       : columns(p.y.stored, p.D, Form::kColumns, latin.columns) {
     if (own) y_rows = Panels<E>(p.y.stored, p.D, Form::kRows, latin.columns);
     if (other) x_rows = Panels<E>(p.x.stored, p.D, Form::kRows, latin.rows);
+  }
+  template <class Visit>
+  void run(const Latin<E>& latin, const Visit& visit) {
+    const auto pack_columns = [&](int64_t b, const Blocks& blocks) { columns.fill(b, blocks), y_rows.fill(b, blocks); };
+    latin.run([&](int64_t b, const Blocks& blocks) { x_rows.fill(b, blocks); }, pack_columns, visit);
   }
   // own_I += factor W y_J unless own is null, and other_J += factor W^T x_I unless other is null.
   void add(const Problem<E>& p, Workspace<E>& work, const Tile& t, int64_t I, int64_t J, T factor, T* own, T* other) const {

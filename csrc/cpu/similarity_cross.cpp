@@ -40,14 +40,14 @@ void cross_forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const Ke
   of_columns.clear(p, p.y.rows());
   if (ranking.rank) std::fill_n(ranking.rank, p.x.rows(), 0);
   const Latin<E> latin(p);
-  const Panels<E> y_columns(p.y.stored, p.D, Form::kColumns, latin.columns);
+  Operands<E> operands(p, latin, false, false);
   auto work = latin.strips();
-  latin.run([&](const Tile& t, int64_t, int64_t J) {
+  operands.run(latin, [&](const Tile& t, int64_t, int64_t J) {
     const int ld = int(work.ld()), all = padded(t.n);
     T* column_sum = work.column(0);
     const Running<T> columns = p.bounded ? Running<T>{} : work.take_columns(of_columns, t.j0, t.n, all);
     if (p.bounded) std::fill_n(column_sum, all, T(0));
-    for_each_strip(p, t, y_columns.of(J), work, [&](int i, int m, T* S, int wide) {
+    for_each_strip(p, t, operands.columns.of(J), work, [&](int i, int m, T* S, int wide) {
       const int64_t i0 = t.i0 + i;
       if (kept.has(t)) kept.put(S, ld, i0, m, t);
       if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, ranking.rank + i0);
@@ -67,9 +67,9 @@ void cross_backward(const Problem<E>& p, const RowTerms<Sum<E>>& row, const RowT
   using T = Sum<E>;
   const auto& f = rows<T>();
   const Latin<E> latin(p);
-  const Operands<E> operands(p, latin, own, other);
+  Operands<E> operands(p, latin, own, other);
   auto work = latin.workspace();
-  latin.run([&](const Tile& t, int64_t I, int64_t J) {
+  operands.run(latin, [&](const Tile& t, int64_t I, int64_t J) {
     const int ld = int(work.ld());
     for (int i = 0; i < t.m; i += kStrip) {
       const int m = std::min(kStrip, t.m - i);

@@ -39,10 +39,10 @@ void limited_forward(const Problem<E>& p, const Sum<E>* limit, const Ranking<Sum
   state.clear(p, p.x.rows());
   if (ranking.rank) std::fill_n(ranking.rank, p.x.rows(), 0);
   const Latin<E> latin(p);
-  const Panels<E> columns(p.y.stored, p.D, Form::kColumns, latin.columns);
+  Operands<E> operands(p, latin, false, false);
   auto work = latin.strips();
-  latin.run([&](const Tile& t, int64_t, int64_t J) {
-    for_each_limited_strip(p, limit, t, columns.of(J), work, [&](int i, int m, T* S, int wide) {
+  operands.run(latin, [&](const Tile& t, int64_t, int64_t J) {
+    for_each_limited_strip(p, limit, t, operands.columns.of(J), work, [&](int i, int m, T* S, int wide) {
       const int ld = int(work.ld());
       const int64_t i0 = t.i0 + i;
       if (ranking.rank) f.count_above(S, m, wide, ld, T(1), ranking.threshold + i0, ranking.rank + i0);
@@ -57,9 +57,9 @@ void limited_backward(const Problem<E>& p, const Sum<E>* limit, const RowTerms<S
   using T = Sum<E>;
   const auto& f = rows<T>();
   const Latin<E> latin(p);
-  const Operands<E> operands(p, latin, out.own, out.other);
+  Operands<E> operands(p, latin, out.own, out.other);
   auto work = latin.workspace();
-  latin.run([&](const Tile& t, int64_t I, int64_t J) {
+  operands.run(latin, [&](const Tile& t, int64_t I, int64_t J) {
     T* sums = work.column(0);
     if (out.dbias) std::fill_n(sums, padded(t.n), T(0));
     for_each_limited_strip(p, limit, t, operands.columns.of(J), work, [&](int i, int m, T* S, int wide) {
