@@ -80,7 +80,7 @@ std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Tensor& z_given, c
                                    double scale, bool mean) {
   const Tensor z = z_given.contiguous(), lines = numbers.contiguous(), peaks = peak.contiguous();
   const int64_t N = z.size(0), B = N / 2, D = z.size(1);
-  Tensor da = at::empty({B, D}, z.options()), db = at::empty({B, D}, z.options()), dz = zeros(z.sizes(), z.options());
+  Tensor da = at::empty({B, D}, z.options()), db = at::empty({B, D}, z.options()), dz = at::empty(z.sizes(), z.options());
   similarity::dispatch_wide(z, [&](auto zero) {
     using T = decltype(zero);
     const Left<T> left(lines, peaks);
@@ -93,7 +93,7 @@ std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Tensor& z_given, c
       g[i] = T(of_a), g[B + i] = T(of_b), ddot[i] = T(-scale * (of_a + of_b));
     }
     T* sums = dz.mutable_data_ptr<T>();
-    similarity::backward(p, left.state(), g.data(), {sums, nullptr, nullptr, T(scale)});
+    similarity::backward(p, left.state(), g.data(), {sums, nullptr, nullptr, T(scale), true});
     T* const out[2] = {da.mutable_data_ptr<T>(), db.mutable_data_ptr<T>()};
     unit_pairs::backward<T>(sums, ddot.data(), z.const_data_ptr<T>(), left.norm, T(kEps), B, D, out);
   });

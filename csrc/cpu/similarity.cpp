@@ -185,14 +185,17 @@ void sweep_rows(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const State
 }
 
 template <class E>
-void backward_symmetric(const Problem<E>& p, const RowTerms<Sum<E>>& terms, Sum<E> factor, Sum<E>* dz) {
+void backward_symmetric(const Problem<E>& p, const RowTerms<Sum<E>>& terms, Sum<E> factor, bool clear, Sum<E>* dz) {
   using T = Sum<E>;
   const auto& f = rows<T>();
   const Blocks blocks = triangle_blocks(p.x.rows());
   Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks), x_rows(p.x.stored, p.D, Form::kRows, blocks);
   Workspace<E> work(blocks.longest(), blocks.longest());
   const T* weight = p.x.weight.data();
-  const auto pack = [&](int64_t b) { columns.fill(b, blocks), x_rows.fill(b, blocks); };
+  const auto pack = [&](int64_t b) {
+    columns.fill(b, blocks), x_rows.fill(b, blocks);
+    if (clear) std::fill(dz + blocks.start(b) * p.D, dz + blocks.start(b + 1) * p.D, T(0));
+  };
   in_triangle(p, blocks, pack, [&](const Tile& t, int64_t I, int64_t J) {
     const int ld = int(work.ld());
     for_each_strip(p, t, columns.of(J), work, [&](int i, int m, T* S, int wide) {
@@ -265,7 +268,8 @@ void backward(const Problem<E>& p, const State<Sum<E>>& state, const Sum<E>* g, 
   if (!out.own && !out.other && !out.dbias) return;
   const RowTerms<T> terms(p.x.rows(), state, g);
   if (!p.symmetric) return backward_two_sided(p, terms, out);
-  if (triangular(p) && !out.dbias) return backward_symmetric(p, terms, out.factor, out.own);
+  if (triangular(p) && !out.dbias) return backward_symmetric(p, terms, out.factor, out.clear, out.own);
+  if (out.clear && out.own) std::fill_n(out.own, p.x.rows() * p.D, T(0));
   std::vector<T> other(out.own ? p.x.rows() * p.D : 0, T(0));  // sums of the rows' second role
   backward_two_sided(p, terms, {out.own, out.own ? other.data() : nullptr, out.dbias, out.factor});
   for (size_t k = 0; k < other.size(); k++) out.own[k] += other[k];

@@ -388,6 +388,7 @@ template <class T>
 struct Gradients {
   T *own, *other, *dbias;
   T factor;
+  bool clear = false;  // own holds anything, and the backward of a symmetric problem clears it
 };
 template <class E>
 void backward(const Problem<E>& p, const State<Sum<E>>& state, const Sum<E>* g, const Gradients<Sum<E>>& out);

@@ -176,7 +176,7 @@ Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool no
   const Forward saved{{}, given.z.contiguous(), given.numbers.contiguous(), given.peak.contiguous(), given.classes.contiguous()};
   const int64_t N = saved.z.size(0), D = saved.z.size(1), B = saved.classes.size(1), V = N / B;
   const Classes classes(saved.classes);
-  Tensor dfeatures = at::empty({B, V, D}, saved.z.options()), dz = zeros({N, D}, saved.z.options());
+  Tensor dfeatures = at::empty({B, V, D}, saved.z.options()), dz = at::empty({N, D}, saved.z.options());
   similarity::dispatch_wide(saved.z, [&](auto zero) {
     using T = decltype(zero);
     const Left<T> left(saved);
@@ -191,7 +191,7 @@ Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool no
       of_class[c] -= 2.0 * scale * share / double(std::max<int64_t>(count, 1) * (count + 1));
     });
     T* G = dz.mutable_data_ptr<T>();
-    similarity::backward(p, left.state(), g.data(), {G, nullptr, nullptr, T(scale)});
+    similarity::backward(p, left.state(), g.data(), {G, nullptr, nullptr, T(scale), true});
     const T* z = saved.z.const_data_ptr<T>();
     T* out = dfeatures.mutable_data_ptr<T>();
     parallel_for(classes.count(), 4 * N * D / classes.count(), [&](int64_t begin, int64_t end) {
