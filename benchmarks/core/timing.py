@@ -142,9 +142,10 @@ def memory_call(moved: float) -> tuple[Callable[[], object], float]:
     """(call, scale) for the time in which a CPU reads and writes ``moved`` bytes in all, ``scale`` times that of the call.
 
     The call passes over a buffer in place, as an update does. A copy would be no measure: it first fetches the cache lines that it
-    overwrites, and those bytes are not counted.
+    overwrites, and those bytes are not counted. The buffer is as large as what is moved, and half of the time counts: half of it
+    might fit the last-level cache where what an op reads and writes, in two places, does not.
     """
-    buffer = torch.ones(max(1, round(min(moved / 2, _PASS_BYTES) / 4)), dtype=torch.float32)
+    buffer = torch.ones(max(1, round(min(moved, _PASS_BYTES) / 4)), dtype=torch.float32)
     call = lambda: buffer.neg_()  # noqa: E731
     call()
     return call, moved / (2 * buffer.nbytes)

@@ -204,7 +204,8 @@ struct ProductFunctions {
         _mm512_store_si512(block[p], (__m512i)pairs);
       }
       const __m512i place = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
-      for (int c = 0; c < 16; c++) _mm512_storeu_si512(columns + (j + c) * ld, _mm512_mask_i32gather_epi32(__m512i{}, 0xFFFF, place, &block[0][c], 4));
+      for (int c = 0; c < 16; c++)
+        _mm512_storeu_si512(columns + (j + c) * ld, _mm512_mask_i32gather_epi32(__m512i{}, 0xFFFF, place, &block[0][c], 4));
     }
   }
   static constexpr Products<E> table = {kPanel, multiply, pack, round_weights, false};
