@@ -105,8 +105,7 @@ struct OwnState {
   State<T> state() { return {{top.data(), sum.data(), peak.data()}}; }
 };
 
-// Uninitialised memory that begins with a cache line, because the addresses of the operands may decide how a BLAS splits a product,
-// and so how it rounds.
+// Uninitialised memory that begins with a cache line, so that no register of a row lies in two of them.
 constexpr std::align_val_t kLine{64};
 struct DeleteAligned {
   void operator()(void* p) const { ::operator delete[](p, kLine); }
