@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
                                                         const OptTensor& y_id, std::array<bool, 3> need) {
   GradientSums out(x, y, effective(scale, factor), need[0], need[1], need[2]);
   const Tensor g = drow.to(compute_dtype(x)).contiguous(), h = dcolumn.to(compute_dtype(x)).contiguous();
-  const Tensor sums = state.contiguous(), peaks = peak.contiguous();
+  const Tensor sums = state.contiguous(), peaks = peak.contiguous(), logits = kept.contiguous();
   dispatch(x, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
@@ -129,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
     set_backward(p, of_all);
     const RowTerms<T> of_rows(p.x.rows(), of_all, g.const_data_ptr<T>());
     const RowTerms<T> of_columns(p.y.rows(), {of_all.from(p.x.rows())}, h.const_data_ptr<T>());
-    const Kept<T> held{const_cast<T*>(kept.const_data_ptr<T>()), kept.size(0), p.y.rows()};
+    const Kept<T> held{const_cast<T*>(logits.const_data_ptr<T>()), logits.size(0), p.y.rows()};
     cross_backward(p, of_rows, of_columns, held, T(out.factor()), data_or_null<T>(out.own), data_or_null<T>(out.other));
     out.finish(p, false);
   });

@@ -3,6 +3,8 @@
 #include "python/losses.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/ones.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -74,9 +76,13 @@ struct LossNode : Function<LossNode<Step>> {
     {
       const at::NoGradGuard first_derivative_only;
       RECORD_FUNCTION(Step::kBackward, std::vector<c10::IValue>());
-      gradients =
-          Step::backward(dloss, saved, {op, scale, bool(flags & 1), bool(flags & 2), bool(flags & 4), false, Tensor(), wanted});
+      // A batch of upstream gradients, or one that is lazily negated, has no memory that could be read as it is.
+      const bool readable = dloss.key_set() == token.key_set();
+      gradients = Step::backward(readable ? dloss : at::ones({}, token.options()), saved,
+                                 {op, scale, bool(flags & 1), bool(flags & 2), bool(flags & 4), false, Tensor(), wanted});
       gradients.emplace_back();
+      for (Tensor& gradient : gradients)
+        if (!readable && gradient.defined()) gradient = at::mul(gradient, dloss);
     }
     for (size_t i = 0; i < Step::kInputs; i++) {
       if (!wanted[i]) gradients[i] = Tensor();

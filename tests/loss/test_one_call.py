@@ -97,6 +97,38 @@ def test_what_is_saved_may_travel():
     torch.testing.assert_close(torch.autograd.grad(loss, z0)[0], want)
 
 
+def rows_and_losses():
+    a, b = (rows.clone().requires_grad_() for rows in (Z, Z.flip(0)))
+    factor = torch.tensor(3.0, requires_grad=True)
+    losses = nt_xent(a, b), sup_con(torch.stack([a, b], 1)), info_nce(a, b), clip_loss(a, b, factor)
+    return (a, b, factor), losses
+
+
+def test_upstream_gradients_without_plain_memory():
+    """Those that are lazily negated or zero, and a batch of them."""
+    rows, losses = rows_and_losses()
+    for loss in losses:
+        inputs = rows if loss is losses[-1] else rows[:2]
+        assert "LossNode" in loss.grad_fn.name()
+        one = torch.autograd.grad(loss, inputs, retain_graph=True)
+        for upstream, factor in ((torch._neg_view(torch.tensor(2.0)), -2.0), (torch._efficientzerotensor(()), 0.0)):
+            found = torch.autograd.grad(loss, inputs, upstream, retain_graph=True)
+            torch.testing.assert_close(found, tuple(factor * grad for grad in one))
+        found = torch.autograd.grad(loss, inputs, torch.tensor([1.0, -3.0]), is_grads_batched=True)
+        torch.testing.assert_close(found, tuple(torch.stack([grad, -3.0 * grad]) for grad in one))
+
+
+def test_what_is_saved_may_come_back_with_other_strides():
+    def other_strides(tensor):
+        return tensor.mT.contiguous().mT if tensor.dim() == 2 else tensor
+
+    rows, losses = rows_and_losses()
+    with torch.autograd.graph.saved_tensors_hooks(other_strides, lambda tensor: tensor):
+        others, again = rows_and_losses()
+    for want, found in zip(losses, again, strict=True):
+        torch.testing.assert_close(torch.autograd.grad(found, others[:2]), torch.autograd.grad(want, rows[:2]))
+
+
 LABELS = {
     "none": None,
     "pairs and samples alone": torch.tensor([4, 1, 4, 7, 1, 2, 9, 2, 5, 5, 5, 0], dtype=torch.int16),
