@@ -159,9 +159,9 @@ struct ProductFunctions {
     for (int j = 0; j < n; j += kPanel, out += int64_t(lines) * kPanel) {
       const int wide = n - j < kPanel ? n - j : kPanel;
       for (int u = 0; wide < kPanel && u < lines; u++)
-        for (int c = wide; c < kPanel; c++) out[u * kPanel + c] = 0;
+        for (int c = wide; c < kPanel; c++) out[int64_t(u) * kPanel + c] = 0;
       if (b.column == 1) {
-        for (int u = 0; u < lines; u++) pack_line(b, k, u * kTerms<E>, j, wide, out + u * kPanel);
+        for (int u = 0; u < lines; u++) pack_line(b, k, u * kTerms<E>, j, wide, out + int64_t(u) * kPanel);
         continue;
       }
       constexpr int kRun = 32;  // units of a column: a run of them and of each of its neighbours stays in the first-level cache
@@ -170,7 +170,7 @@ struct ProductFunctions {
           Unit buffer[kRun];
           const int count = lines - u < kRun ? lines - u : kRun;
           const Unit* from = units(b, k, j + c, u, count, buffer);
-          for (int i = 0; i < count; i++) out[(u + i) * kPanel + c] = from[i];
+          for (int i = 0; i < count; i++) out[int64_t(u + i) * kPanel + c] = from[i];
         }
     }
   }

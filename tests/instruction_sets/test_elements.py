@@ -16,6 +16,7 @@ from fastssl.ops._register import _C
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {"elements": ("tile_rows", "token_rows"), "products": ("products",)}
+X86_ONLY = ("csrc/cpu/products_brgemm.cpp", "csrc/cpu/units.cpp")  # what the former asks on x86-64 would end the program on ARM
 ARM = ("aarch64-linux-gnu-g++", "qemu-aarch64")
 FUNCTIONS = {
     "exclude", "add_bias", "drop_above", "count_above", "column_sum", "sum_bounded", "weight_bounded", "soft_bounded", "sum_online",
@@ -57,6 +58,6 @@ def test_every_instruction_set_of_this_machine(name, level, tmp_path):
 @pytest.mark.parametrize("name", SOURCES)
 def test_neon(name, tmp_path):
     """As it is built: with -O3, and multiply-adds in one instruction."""
-    found = errors(name, tmp_path, ARM[0], "-O3", "-static", run=ARM[1:])
+    found = errors(name, tmp_path, ARM[0], "-O3", "-static", *(X86_ONLY if name == "products" else ()), run=ARM[1:])
     assert list(found) == ["neon"]
     judge(name, found)
