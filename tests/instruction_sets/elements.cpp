@@ -228,7 +228,8 @@ void sigmoid(const Rows<float>& rows, Random& random) {
 void dots(const Rows<float>& rows, Random& random) {
   Worst dot, squares;
   constexpr int kLong = 1003;
-  const Floats a = random.some(kLong, -1, 1), b = random.some(kLong, -1, 1);
+  Floats a = random.some(kLong, -1, 1);  // an Array is of numbers that may change
+  const Floats b = random.some(kLong, -1, 1);
   double want = 0, size = 0;
   for (int i = 0; i < kLong; i++) want += double(a[i]) * b[i], size += std::fabs(double(a[i]) * b[i]);
   dot.see(rows.dot(a.data(), b.data(), kLong), want, kU * kLong * size);
