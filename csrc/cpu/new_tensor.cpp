@@ -87,7 +87,7 @@ struct LargePages final : c10::Allocator {
     Block block = take_kept(bytes);
     if (!block.data) block = map(bytes);
     if (!block.data) return c10::GetCPUAllocator()->allocate(n);  // whose error names the number of bytes
-    report(block.data, int64_t(bytes));
+    report(block.data, int64_t(block.bytes));
     return {block.data, new Block(block), give_back, c10::Device(c10::kCPU)};
   }
   void copy_data(void* to, const void* from, size_t n) const override { default_copy_data(to, from, n); }

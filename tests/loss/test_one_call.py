@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastssl.functional import clip_loss, info_nce, nt_xent, sup_con
 from fastssl.loss import NTXentLoss
+from fastssl.loss.parts import local_rows
+from fastssl.loss.parts.local_rows import LocalRowsWarning
 from fastssl.ops._register import _C
 
 pytestmark = pytest.mark.skipif(_C is None, reason="fastssl._C is not built")
@@ -95,6 +97,15 @@ def test_what_is_saved_may_travel():
     ):
         loss = nt_xent(z0, Z.flip(0))
     torch.testing.assert_close(torch.autograd.grad(loss, z0)[0], want)
+
+
+def test_the_warning_of_local_rows_names_the_line_of_the_caller(monkeypatch):
+    monkeypatch.setattr(local_rows, "world_size", lambda: 2)
+    for loss in (nt_xent, info_nce):
+        monkeypatch.setattr(local_rows, "_WARNED", set())
+        with pytest.warns(LocalRowsWarning) as said:
+            loss(Z, Z.flip(0))
+        assert said[0].filename == __file__
 
 
 def rows_and_losses():

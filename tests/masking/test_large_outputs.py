@@ -86,6 +86,14 @@ def resident_mb() -> float:
 
 
 @linux_kernels
+def test_a_profiler_sees_as_many_bytes_go_as_came():
+    big(34)  # leaves a block that is larger than the next tensor
+    with torch.profiler.profile(profile_memory=True) as profile:
+        big(32)
+    assert sum(event.self_cpu_memory_usage for event in profile.key_averages()) == 0
+
+
+@linux_kernels
 def test_no_more_than_256_mib_are_kept():
     before = resident_mb()
     many = [big(48) for _ in range(8)]

@@ -33,8 +33,11 @@ def rows_of_all() -> Iterator[None]:
         _JOINED = before
 
 
-def warn_local_rows(op: str) -> None:
-    """Warns, once for each function in each process, that its negatives are those of one process of several."""
+def warn_local_rows(op: str, stacklevel: int = 4) -> None:
+    """Warns, once for each function in each process, that its negatives are those of one process of several.
+
+    ``stacklevel`` leads to the caller of ``op``, as in ``warnings.warn``.
+    """
     world = world_size()
     if world == 1 or op in _WARNED or _JOINED:
         return
@@ -45,7 +48,7 @@ def warn_local_rows(op: str) -> None:
         f"they are joined or meant to be local: "
         f"warnings.simplefilter('ignore', fastssl.LocalRowsWarning)",
         LocalRowsWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
 
 

@@ -24,7 +24,7 @@ def _in_one_call(name: str, op: str, *arguments) -> Tensor | None:
     call: Callable[..., Any] | None = getattr(_C, name, None)
     loss = None if call is None else call(op, *arguments)
     if loss is not None:
-        warn_local_rows(op)
+        warn_local_rows(op, stacklevel=5)
     return loss
 
 
