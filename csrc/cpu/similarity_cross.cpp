@@ -61,8 +61,9 @@ void cross_forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const Ke
   of_columns.to_lse(p.y.rows(), column);
 }
 
+// column is null where the gradients of all columns are 0: what is not finite in one of them then stays out of the weights.
 template <class E>
-void cross_backward(const Problem<E>& p, const RowTerms<Sum<E>>& row, const RowTerms<Sum<E>>& column, const Kept<Sum<E>>& kept,
+void cross_backward(const Problem<E>& p, const RowTerms<Sum<E>>& row, const RowTerms<Sum<E>>* column, const Kept<Sum<E>>& kept,
                     Sum<E> factor, Sum<E>* own, Sum<E>* other) {
   using T = Sum<E>;
   const auto& f = rows<T>();
@@ -76,12 +77,12 @@ void cross_backward(const Problem<E>& p, const RowTerms<Sum<E>>& row, const RowT
       const int64_t i0 = t.i0 + i;
       T* S = work.strip(i);
       const int wide = kept.has(t) ? kept.get(S, ld, i0, m, t) : logits(p, t, i0, m, operands.columns.of(J), S, ld);
-      const T *u = &row.u[i0], *v = &column.u[t.j0];
+      const T *u = &row.u[i0], *v = column ? &column->u[t.j0] : nullptr;
       if (p.bounded) {
         f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + t.j0, u, v);
       } else {
-        put_peaks(S, ld, i0, m, t.j0, t.n, row, &column);
-        f.weight_online(S, m, wide, ld, &row.top[i0], &column.top[t.j0], u, v);
+        put_peaks(S, ld, i0, m, t.j0, t.n, row, column);
+        f.weight_online(S, m, wide, ld, &row.top[i0], column ? &column->top[t.j0] : nullptr, u, v);
       }
       work.keep(i, m, wide);
     }
@@ -130,7 +131,10 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
     const RowTerms<T> of_rows(p.x.rows(), of_all, g.const_data_ptr<T>());
     const RowTerms<T> of_columns(p.y.rows(), {of_all.from(p.x.rows())}, h.const_data_ptr<T>());
     const Kept<T> held{const_cast<T*>(logits.const_data_ptr<T>()), logits.size(0), p.y.rows()};
-    cross_backward(p, of_rows, of_columns, held, T(out.factor()), data_or_null<T>(out.own), data_or_null<T>(out.other));
+    const T* of_column = h.const_data_ptr<T>();
+    const bool rows_only = std::all_of(of_column, of_column + p.y.rows(), [](T each) { return each == T(0); });
+    cross_backward(p, of_rows, rows_only ? nullptr : &of_columns, held, T(out.factor()), data_or_null<T>(out.own),
+                   data_or_null<T>(out.other));
     out.finish(p, false);
   });
   return {out.dx(x.scalar_type()), out.dy(x.scalar_type()), out.dscale};

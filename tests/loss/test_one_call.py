@@ -214,3 +214,15 @@ def test_only_defaults_of_their_type_are_plain():
         clip_loss(Z, Z, 1.0, label_smoothing=False)
     with pytest.raises(ValueError, match="reduction"):
         sup_con(Z[:, None], reduction="avg")
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.01], ids=["bounded", "online"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_query_of_one_direction_leaves_the_gradients_of_the_others_finite(temperature, bad):
+    query, key = torch.randn(6, 8), torch.randn(6, 8)
+    query[2, 3] = bad
+    query.requires_grad_(), key.requires_grad_()
+    loss = info_nce(query, key, temperature=temperature, reduction="sum")
+    assert loss.isnan()
+    gradient = torch.autograd.grad(loss, [query, key])[0]
+    assert gradient[2].isnan().any() and gradient[[0, 1, 3, 4, 5]].isfinite().all()
