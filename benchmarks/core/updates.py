@@ -57,7 +57,7 @@ UPDATES = {
             quick=((8, 40, 16),),
             gpu=_QUEUES[:1],
             targets=(Target(_QUEUES[0], "not_slower", AS_FAST, "lightly"),),
-            gpu_targets=(Target(_QUEUES[0], "launches", 1),),
+            gpu_targets=(Target(_QUEUES[0], "launches", 1, dtype="bfloat16"),),
             dtypes=(torch.float32, torch.bfloat16, torch.float16),
         ),
         Update(
