@@ -32,10 +32,10 @@ c10::TypedOperatorHandle<Signature> operation(const char* name) {
 }
 
 template <class T>
-struct Left {
+struct Numbers {
   T *norm, *row, *column, *dot;
   int64_t N;
-  explicit Left(const Tensor& numbers) : norm(const_cast<T*>(numbers.const_data_ptr<T>())), N(numbers.size(1)) {
+  explicit Numbers(const Tensor& numbers) : norm(const_cast<T*>(numbers.const_data_ptr<T>())), N(numbers.size(1)) {
     row = norm + 2 * N, column = norm + 3 * N, dot = norm + 4 * N;
   }
 };
@@ -52,7 +52,7 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, const OptTensor& f
   Forward out{.loss = at::empty({}, a.options()), .x = a, .y = b, .numbers = at::empty({5, N}, a.options())};
   similarity::dispatch_wide(a, [&](auto zero) {
     using T = decltype(zero);
-    const Left<T> left(out.numbers);
+    const Numbers<T> left(out.numbers);
     if (how.normalize) {
       const Tensor z = at::empty({2 * N, D}, a.options());
       const T* const views[2] = {a.const_data_ptr<T>(), b.const_data_ptr<T>()};
@@ -86,7 +86,7 @@ namespace {
 // normalised.
 template <class T>
 void finish(const Forward& left, const How& how, const T* ddot, Tensor& dx, Tensor& dy) {
-  const Left<T> of(left.numbers);
+  const Numbers<T> of(left.numbers);
   const int64_t N = left.x.size(0), D = left.x.size(1);
   const auto& f = neighbour_rows<T>();
   const T* unit[2] = {left.x.const_data_ptr<T>(), left.y.const_data_ptr<T>()};
@@ -114,7 +114,7 @@ std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& given, const 
   std::array<Tensor, 3> gradients;
   similarity::dispatch_wide(left.x, [&](auto zero) {
     using T = decltype(zero);
-    const Left<T> of(left.numbers);
+    const Numbers<T> of(left.numbers);
     const double scale = similarity::effective(how.scale, factor);
     const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, how);
     const Tensor drow = at::empty({N}, left.x.options()), dcolumn = at::empty({N}, left.x.options());

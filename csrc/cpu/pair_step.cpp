@@ -16,10 +16,10 @@ using similarity::State;
 
 // The numbers that the backward is left: of each row its norm, maximum, sum and lse, and of each pair its similarity.
 template <class T>
-struct Left {
+struct Numbers {
   T *norm, *top, *sum, *lse, *dot;
   int32_t* peak;
-  Left(const Tensor& lines, const Tensor& peaks) : peak(const_cast<int32_t*>(peaks.const_data_ptr<int32_t>())) {
+  Numbers(const Tensor& lines, const Tensor& peaks) : peak(const_cast<int32_t*>(peaks.const_data_ptr<int32_t>())) {
     const int64_t B = lines.size(1);
     norm = const_cast<T*>(lines.const_data_ptr<T>());
     top = norm + 2 * B, sum = norm + 4 * B, lse = norm + 6 * B, dot = norm + 8 * B;
@@ -63,7 +63,7 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool
               at::empty({N}, options.dtype(at::kInt))};
   similarity::dispatch_wide(a, [&](auto zero) {
     using T = decltype(zero);
-    const Left<T> left(out.numbers, out.peak);
+    const Numbers<T> left(out.numbers, out.peak);
     const T* const views[2] = {a.const_data_ptr<T>(), b.const_data_ptr<T>()};
     unit_pairs::forward<T>(views, B, D, T(kEps), out.z.mutable_data_ptr<T>(), left.norm, left.dot);
     auto p = problem_of<T>(out.z, scale);
@@ -83,7 +83,7 @@ std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Tensor& z_given, c
   Tensor da = at::empty({B, D}, z.options()), db = at::empty({B, D}, z.options()), dz = at::empty(z.sizes(), z.options());
   similarity::dispatch_wide(z, [&](auto zero) {
     using T = decltype(zero);
-    const Left<T> left(lines, peaks);
+    const Numbers<T> left(lines, peaks);
     auto p = problem_of<T>(z, scale);
     similarity::set_backward(p, left.state());
     const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, mean);

@@ -1,7 +1,7 @@
 // Products of bfloat16 by oneDNN's brgemm, which torch exports. It uses a CPU's matrix units (AMX), 8 times as fast as float32.
 //   C (m, n) = scale A B  or  C += scale A B       A (m, k): rows of neighbouring terms, B: our panels of pairs, C: float32
-// It has no factor: the panel of C is scaled after the product, where that is not 1, or added from a buffer. On other machines than
-// x86-64 this file is empty.
+// It has no scale, which is rounded to float32 here: the panel of C is scaled after the product, where that is not 1, or added from
+// a buffer. On other machines than x86-64 this file is empty.
 #if defined(__x86_64__)
 #include <ATen/native/CPUBlas.h>
 

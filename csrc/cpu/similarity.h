@@ -24,7 +24,7 @@ constexpr double kLog2e = 1.4426950408889634;
 inline int padded(int64_t n) { return int((n + kPad - 1) / kPad * kPad); }
 
 // Rows of one side in memory: element d of row i is element i row + d entry of the array, and one of the two distances is 1.
-struct Rows2D {
+struct StoredRows {
   Array array;
   int64_t rows, row, entry;
   // Rows i0, ... as the columns of a right operand (D, n), or as the rows of one (n, D).
@@ -36,7 +36,7 @@ struct Rows2D {
 template <class E>
 struct Side {
   using T = Sum<E>;
-  Rows2D stored;
+  StoredRows stored;
   std::vector<int32_t> id;  // empty if nothing is excluded
   std::vector<T> bias;      // empty if there is none
   std::vector<T> weight;    // e^bias, padded; ones without bias
@@ -147,7 +147,8 @@ class Workspace {
   T* column(int k) { return mine() + int64_t(rows_ + k) * ld_; }
   T* row() { return column(2); }
 
-  // Where the logits of rows i, ... of the tile go, to be turned into weights; keep() puts these weights away.
+  // Where the logits of rows i, ... of the tile go, to be turned into weights; keep() puts these weights away. Single numbers stay
+  // there; where pairs are kept elsewhere, or nothing is, each strip takes the place of the one before.
   T* strip(int i) { return mine() + (kTerms<E> == 1 && i < rows_ ? int64_t(i) * ld_ : 0); }
   void keep(int i, int m, int wide) {
     if constexpr (kTerms<E> == 2) {
@@ -228,9 +229,9 @@ template <class E>
 class Panels {
  public:
   Panels() = default;
-  Panels(const Rows2D& side, int D, Form form, const Blocks& blocks) : Panels(side, D, form, blocks.longest(), blocks.count) {}
+  Panels(const StoredRows& side, int D, Form form, const Blocks& blocks) : Panels(side, D, form, blocks.longest(), blocks.count) {}
   // Room for `count` blocks of at most `longest` rows.
-  Panels(const Rows2D& side, int D, Form form, int longest, int64_t count)
+  Panels(const StoredRows& side, int D, Form form, int longest, int64_t count)
       : side_(side),
         D_(D),
         form_(form),
@@ -246,7 +247,7 @@ class Panels {
   const E* of(int64_t b) const { return data_.template const_data_ptr<E>() + b * stride_; }
 
  private:
-  Rows2D side_;
+  StoredRows side_;
   int D_;
   Form form_;
   int64_t stride_;
@@ -262,7 +263,7 @@ void add_products(const Problem<E>& p, Workspace<E>& work, const Tile& t, const 
 }
 
 constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, inside an L2 of 512 KB or more
-constexpr int kLeast = 64;  // with fewer rows in a block, a matrix product is mostly overhead
+constexpr int kLeast = 64;  // rows of a block; smaller ones were no faster
 
 // A number of tasks that keeps every thread busy while one of them is late.
 inline int64_t enough_tasks() { return 2 * at::get_num_threads(); }

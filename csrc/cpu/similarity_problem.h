@@ -31,7 +31,7 @@ inline bool has_rows(const Tensor& x) {
 // x with dense rows or dense columns, the latter as in a queue stored (D, rows).
 inline Tensor as_dense(const Tensor& x) { return has_rows(x) || has_rows(x.t()) ? x : x.contiguous(); }
 
-inline Rows2D rows_of(const Tensor& x) {
+inline StoredRows rows_of(const Tensor& x) {
   const bool rows = has_rows(x);
   const Tensor stored = rows ? x : x.t();
   const int64_t ld = stored.size(0) == 1 ? stored.size(1) : stored.stride(0);
@@ -79,7 +79,7 @@ inline void set_ids(std::vector<int32_t>& x_id, std::vector<int32_t>& y_id, cons
 inline double larger(double a, double b) { return b > a || std::isnan(b) ? b : a; }
 
 template <class T>
-double longest_row(const Rows2D& side, int D) {
+double longest_row(const StoredRows& side, int D) {
   const auto& f = rows<T>();
   const double square = parallel_reduce(
       side.rows, D / 4, 0.0,
@@ -163,7 +163,7 @@ inline double effective(double scale, const OptTensor& factor) {
 // <x, own> summed over all rows, in a fixed order.
 template <class E>
 Sum<E> scale_gradient(const Problem<E>& p, const Sum<E>* own) {
-  const Rows2D& x = p.x.stored;
+  const StoredRows& x = p.x.stored;
   Sum<E> sum = 0;
   for (int64_t i = 0; i < x.rows; i++) sum += rows<Sum<E>>().dot_with(x.array, i * x.row, own + i * p.D, p.D);
   return sum;

@@ -62,10 +62,10 @@ Tensor classes_of(const Tensor& labels, int64_t B) {
 }
 
 template <class T>
-struct Left {
+struct Numbers {
   T *norm, *top, *sum, *lse, *mean;
   int32_t* peak;
-  explicit Left(const Forward& left) : peak(const_cast<int32_t*>(left.peak.const_data_ptr<int32_t>())) {
+  explicit Numbers(const Forward& left) : peak(const_cast<int32_t*>(left.peak.const_data_ptr<int32_t>())) {
     const int64_t N = left.peak.numel();
     norm = const_cast<T*>(left.numbers.const_data_ptr<T>());
     top = norm + N, sum = norm + 2 * N, lse = norm + 3 * N, mean = norm + 4 * N;
@@ -100,7 +100,7 @@ void class_sum(const Classes& classes, int64_t c, int64_t V, const T* z, int64_t
 
 // z, the norms, and the mean similarity of each row's positives.
 template <class T>
-void positives(const T* features, const Classes& classes, int64_t V, int64_t D, bool normalize, T* z, const Left<T>& left) {
+void positives(const T* features, const Classes& classes, int64_t V, int64_t D, bool normalize, T* z, const Numbers<T>& left) {
   const auto& f = rows<T>();
   const int64_t B = classes.start.back();
   parallel_for(classes.count(), 4 * V * D * B / classes.count(), [&](int64_t begin, int64_t end) {
@@ -139,7 +139,7 @@ bool bounded(const T* norm, int64_t N, double scale, bool normalize) {
 
 // Calls visit(class, row, u_i, number of positives).
 template <class T, class Visit>
-void each_anchor(const Classes& classes, int64_t V, const Left<T>& left, double scale, const Visit& visit) {
+void each_anchor(const Classes& classes, int64_t V, const Numbers<T>& left, double scale, const Visit& visit) {
   for (int64_t c = 0; c < classes.count(); c++)
     classes.rows_of(
         c, V, [&](int64_t row) { visit(c, row, double(left.lse[row]) - scale * double(left.mean[row]), V * classes.size(c) - 1); });
@@ -158,7 +158,7 @@ Forward forward(const Tensor& given, const Tensor& labels, double scale, bool no
   const Classes classes(out.classes);
   similarity::dispatch_wide(features, [&](auto zero) {
     using T = decltype(zero);
-    const Left<T> left(out);
+    const Numbers<T> left(out);
     positives(features.const_data_ptr<T>(), classes, V, D, normalize, out.z.mutable_data_ptr<T>(), left);
     auto p = problem_of<T>(out.z, classes, V, scale);
     p.bounded = bounded(left.norm, N, scale, normalize);
@@ -179,7 +179,7 @@ Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool no
   Tensor dfeatures = at::empty({B, V, D}, saved.z.options()), dz = at::empty({N, D}, saved.z.options());
   similarity::dispatch_wide(saved.z, [&](auto zero) {
     using T = decltype(zero);
-    const Left<T> left(saved);
+    const Numbers<T> left(saved);
     auto p = problem_of<T>(saved.z, classes, V, scale);
     similarity::set_backward(p, left.state());
     const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, mean);

@@ -122,6 +122,22 @@ void symmetric(fastssl::Dtype dtype, Worst& worst) {
     for (int j = 0; j < N; j++) worst.see(S[i * N + j], S[j * N + i], 0);
 }
 
+// Instruction sets with fused multiply-adds agree: each entry is the same chain of them, from the first term to the last.
+void chained(Worst& worst) {
+  const auto& f = fastssl::products<float>();
+  constexpr int N = 37, D = 67;
+  Numbers x(fastssl::kFloat32, N * D);
+  std::vector<float> packed(f.size(D, N)), S(N * N);
+  f.pack({x.array(), 0, 1, D}, D, N, packed.data());
+  f.multiply({reinterpret_cast<const float*>(x.bytes.data()), D, 1}, packed.data(), N, N, D, 1, false, S.data(), N);
+  for (int i = 0; i < N; i++)
+    for (int j = 0; j < N; j++) {
+      float sum = 0;
+      for (int d = 0; d < D; d++) sum = std::fmaf(float(x.values[i * D + d]), float(x.values[j * D + d]), sum);
+      worst.see(S[i * N + j], sum, 0);
+    }
+}
+
 // W and W^T as left operands after their rounding to bfloat16, in products with ones: the sums of rows and of columns.
 void rounded(const fastssl::Products<BFloat16>& f, Worst& worst) {
   for (const int m : {1, 2, 15, 32}) {
@@ -154,17 +170,19 @@ void rounded(const fastssl::Products<BFloat16>& f, Worst& worst) {
 int main() {
   for (const std::string& set : fastssl::isa::available()) {
     fastssl::isa::use(set);
-    Worst single, symmetry, doubles, pairs, weights;
+    Worst single, symmetry, doubles, pairs, weights, chains;
     for (const auto dtype : {fastssl::kFloat32, fastssl::kBFloat16, fastssl::kFloat16})
       multiplied<float>(fastssl::kFloat32, dtype, single);
     multiplied<double>(fastssl::kFloat64, fastssl::kFloat64, doubles);
+    if (set != "sse2") chained(chains);  // it has no fused multiply-add
     symmetric<float>(fastssl::kFloat32, symmetry), symmetric<double>(fastssl::kFloat64, symmetry);
     if (fastssl::has_bfloat16_products()) {
       multiplied<BFloat16>(fastssl::kBFloat16, fastssl::kBFloat16, pairs);
       symmetric<BFloat16>(fastssl::kBFloat16, symmetry);
       rounded(fastssl::products<BFloat16>(), weights), rounded(fastssl::products_across(), weights);
     }
-    single.print("float"), doubles.print("double"), pairs.print("bfloat16"), symmetry.print("symmetric"), weights.print("rounded");
+    single.print("float"), doubles.print("double"), pairs.print("bfloat16"), symmetry.print("symmetric"), weights.print("rounded"),
+        chains.print("chained");
   }
   return 0;
 }

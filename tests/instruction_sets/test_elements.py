@@ -22,7 +22,7 @@ FUNCTIONS = {
     "exclude", "add_bias", "drop_above", "count_above", "column_sum", "sum_bounded", "weight_bounded", "soft_bounded", "sum_online",
     "peaks", "weight_online", "soft_online", "sigmoid", "dot", "add_squares", "16_bits", "tokens",
 }  # fmt: skip
-CHECKS = {"elements": FUNCTIONS, "products": {"float", "double", "bfloat16", "symmetric", "rounded"}}
+CHECKS = {"elements": FUNCTIONS, "products": {"float", "double", "bfloat16", "symmetric", "rounded", "chained"}}
 
 
 def errors(name: str, folder: Path, compiler: str, *flags: str, run: tuple[str, ...] = ()) -> dict[str, dict[str, float]]:

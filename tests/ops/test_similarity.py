@@ -274,4 +274,5 @@ def test_bfloat16_by_onednn_and_by_our_own_code_agree(brgemm, shape, scale):
         return [lse.detach(), *(loss.detach() for loss in losses), x.grad.float(), y.grad.float()]
 
     for ours, theirs in zip(run(False), run(True), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=2**-7 * float(ours.abs().max()) + 1e-6)
+        unit = 2**-7 if ours.dim() else 1e-6  # gradients are rounded to bfloat16, losses are not
+        torch.testing.assert_close(ours, theirs, rtol=unit, atol=2**-10 * float(ours.abs().max()) * ours.dim() + 1e-6)
