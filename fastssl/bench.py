@@ -1,8 +1,10 @@
 """``fastssl bench``: runs the benchmarks of a source checkout, compares with the peers, prints tables and targets."""
 
 import importlib
+import itertools
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,6 +53,8 @@ def _parser(workloads: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
     parser.add_argument(
         "--budget", type=number(float, 0, above=True), default=20.0, metavar="SECONDS", help="time for the runs of each case"
     )
+    runs = "measure each case so often, one case after the other, and keep the medians; memory in the first run only"
+    parser.add_argument("--runs", type=number(int, 1), default=1, help=runs)
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory (a process for each implementation)")
     parser.add_argument("--graphs", action="store_true", help="on cuda: also time replays of CUDA graphs")
     parser.add_argument("--out", type=directory, metavar="DIR", help="write result files and pictures there")
@@ -119,7 +123,7 @@ def _write(found: dict, folder: Path, runner: Any, plots: Any) -> None:
 def run(args: Namespace) -> int:
     """0, or 1 where our own code failed its accuracy check or did not run."""
     from benchmarks import peers
-    from benchmarks.core import machine, registry, runner
+    from benchmarks.core import machine, registry, runner, runs
     from benchmarks.report import plots
     from benchmarks.report import tables as report
 
@@ -140,8 +144,12 @@ def run(args: Namespace) -> int:
     for name in args.workloads or registry.WORKLOADS:
         workload = registry.WORKLOADS[name]
         print(report.machine_line(machine.describe(device)), flush=True)
-        for options, shape in _cases(args, registry, workload, dtypes):
-            found = runner.result(workload, device, [runner.run_case(workload, shape, options)])
+        cases = _cases(args, registry, workload, dtypes)
+        measured: dict[tuple, list[dict]] = {}
+        for turn, (options, shape) in itertools.product(range(args.runs), cases):
+            so_far = measured.setdefault((options.dtype, shape), [])
+            so_far.append(runner.run_case(workload, shape, replace(options, memory=options.memory and turn == 0)))
+            found = runner.result(workload, device, [runs.joined(workload, so_far)])
             print("\n" + report.case_table(found, found["cases"][0]) + "\n", flush=True)
             bad |= found["cases"][0]["entries"][0]["status"] != "ok"
             for folder in folders:

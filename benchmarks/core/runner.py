@@ -171,18 +171,21 @@ def device_ms(entry: dict) -> tuple[float | None, str]:
 def judge(target: Target, entries: dict[str, dict], limit_ms: float | None) -> dict:
     """{"target", "got", "met"} of one target. "got" is a text; "met" is None where nothing was measured that decides it.
 
-    A target in ms, or in times the limit, is compared with ``device_ms``.
+    A target in ms, or in times the limit, is compared with ``device_ms``; one in times a peer with the ratio of a run.
     """
     ours = entries.get(OURS, {})
     got: float | None = None
     how = ""
-    against = {"times_faster": "ms", "not_slower": "ms", "times_less_memory": "peak_mb"}.get(target.kind)
-    if against:
-        peer = entries.get(target.peer, {})
-        got = peer[against] / max(ours[against], 1e-9) if against in peer and against in ours else None
+    peer = entries.get(target.peer, {})
+    against = target.kind in ("times_faster", "not_slower", "times_less_memory")
+    if target.kind == "times_less_memory":
+        got = peer["peak_mb"] / max(ours["peak_mb"], 1e-9) if "peak_mb" in peer and "peak_mb" in ours else None
+    elif against:
+        got = peer.get("times_ours")
     elif target.kind == "ms" or (target.kind == "times_limit" and limit_ms):
         got, how = device_ms(ours)
-        got = got / limit_ms if target.kind == "times_limit" and got is not None else got
+        if target.kind == "times_limit" and got is not None:
+            got = got / limit_ms if how else 1 / ours["share_of_limit"]
     elif target.kind in ("peak_mb", "launches"):
         got = ours.get(target.kind)
     elif target.kind == "runs" and ours:
@@ -231,21 +234,28 @@ def run_case(workload: Workload | Update, shape, options: Options, say=_say, bui
     return _case_json(prepared, stamp, entries, limit)
 
 
+def targets(workload: Workload | Update, case: dict) -> list[dict]:
+    """The verdicts on what the workload should reach at the case's shape, dtype and device."""
+    entries = {entry["implementation"]: entry for entry in case["entries"]}
+    wanted = workload.gpu_targets if case["device"] == "cuda" else workload.targets
+    here = [t for t in wanted if t.shape == tuple(case["shape"]) and t.dtype == case["dtype"]]
+    return [judge(target, entries, case["limit_ms"]) for target in here]
+
+
 def _case_json(prepared: Prepared, stamp, entries, limit: dict) -> dict:
     workload, shape = prepared.workload, prepared.shape
-    dtype = str(prepared.dtype)[6:]
-    targets = workload.gpu_targets if prepared.device == "cuda" else workload.targets
     case = {
         "shape": list(shape),
         "rows": workload.rows(shape),
-        "dtype": dtype,
+        "device": prepared.device,
+        "dtype": str(prepared.dtype)[6:],
         **stamp,
         "flops": workload.case.flops(shape),
         "bytes": workload.case.bytes(shape, prepared.dtype.itemsize),
         **limit,
         "entries": list(entries.values()),
-        "targets": [judge(t, entries, limit["limit_ms"]) for t in targets if t.shape == tuple(shape) and t.dtype == dtype],
     }
+    case["targets"] = targets(workload, case)
     if prepared.device == "cuda":
         known = rates.of_device(torch.cuda.get_device_name())
         case |= {"predicted_ms": workload.predicted_ms(shape, known), "predicted_for": known.name}

@@ -135,7 +135,8 @@ def _peak(case: dict) -> str:
 def case_table(found: dict, case: dict) -> str:
     """Heading, table and targets of one case."""
     rounds = [entry["rounds"] for entry in case["entries"] if "rounds" in entry]
-    runs = f"{min(rounds)} to {max(rounds)} runs each" if rounds else "no runs"
+    times = f"{min(rounds):g} to {max(rounds):g} times each" if rounds else "not at all"
+    runs = f"Timed {times}" + (f" in each of {case['runs']} runs (medians)" if "runs" in case else "")
     measured = f"{runs}, load {case['load']}, {case['date'][:10]}, commit {case['commit']}"
     lines = [
         f"### {found['title']}, {shape_text(case['shape'])} ({found['axes']}), {case['dtype']}",

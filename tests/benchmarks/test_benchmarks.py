@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.core import accuracy, machine, memory, predicted, registry, runner, timing
+from benchmarks.core import accuracy, machine, memory, predicted, registry, runner, runs, timing
 from benchmarks.core.rates import H200
 from benchmarks.core.registry import WORKLOADS, Target, parse_shape
 from benchmarks.core.workloads import Plan
@@ -185,7 +185,8 @@ def test_turns_are_shared_and_spread():
     (("times_faster", 2, "3", True), ("times_faster", 4, "3", False), ("times_limit", 1.15, "2", False), ("ms", 10, "10", True)),
 )
 def test_targets_are_judged(kind, value, got, met):
-    entries = {"fastssl": {"status": "ok", "ms": 10.0, "peak_mb": 10.0}, "eager": {"status": "ok", "ms": 30.0}}
+    ours = {"status": "ok", "ms": 10.0, "share_of_limit": 0.5, "peak_mb": 10.0}
+    entries = {"fastssl": ours, "eager": {"status": "ok", "ms": 30.0, "times_ours": 3.0}}
     judged = runner.judge(Target(SHAPE, kind, value, "eager"), entries, limit_ms=5.0)
     assert (judged["got"], judged["met"]) == (got, met)
     undecided = runner.judge(Target(SHAPE, "times_faster", 2, "lightly"), entries, limit_ms=5.0)
@@ -206,6 +207,27 @@ def test_results_round_trip_into_tables_and_pictures(tmp_path):
     pytest.importorskip("matplotlib")
     (picture,) = plots.draw(found, tmp_path / "pictures")
     assert picture.stat().st_size > 20_000
+
+
+def test_runs_of_a_case_are_joined_by_the_medians_of_their_ratios():
+    def run(ours, eager, limit, memory):
+        entries = [
+            {"implementation": "fastssl", "status": "ok", "ms": ours, "share_of_limit": limit / ours, "times_ours": 1.0} | memory,
+            {"implementation": "eager", "status": "ok", "ms": eager, "times_ours": eager / ours},
+        ]
+        case = {"shape": list(SHAPE), "dtype": "float32", "device": "cpu", "date": str(ours), "commit": "", "limit_ms": limit}
+        return case | {"entries": entries, "targets": []}
+
+    wanted = (Target(SHAPE, "times_faster", 2.5, "eager"), Target(SHAPE, "times_limit", 1.9))
+    workload = replace(NT_XENT, targets=wanted)
+    found = runs.joined(workload, [run(10.0, 30.0, 5.0, {"peak_mb": 7.0}), run(40.0, 80.0, 20.0, {}), run(11.0, 44.0, 6.0, {})])
+    ours, eager = found["entries"]
+    assert (ours["ms"], ours["peak_mb"], eager["ms"], eager["times_ours"]) == (11.0, 7.0, 44.0, 3.0)
+    assert found["limit_ms"] == 6.0 and found["runs"] == 3 and found["date"] == "11.0"
+    assert [(verdict["got"], verdict["met"]) for verdict in found["targets"]] == [("3", True), ("2", False)]
+    broken = run(9.0, 30.0, 5.0, {})
+    broken["entries"][0] = {"implementation": "fastssl", "status": "wrong", "reason": "far off"}
+    assert runs.joined(workload, [run(10.0, 30.0, 5.0, {}), broken])["entries"][0]["status"] == "wrong"
 
 
 def test_16_bits_are_compared_with_our_own_float32_and_with_the_peak_of_their_unit(monkeypatch):
