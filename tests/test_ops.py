@@ -1,6 +1,7 @@
 """Every case of the table x every property that all ops promise."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -243,9 +244,9 @@ def test_backward_twice(case, shape):
 def test_a_second_derivative_is_refused_or_right(case, shape):
     """Right where it needs only first derivatives of an op, as that of a constant queue's loss in the key."""
 
-    def second_derivatives(call, name):
+    def second_derivatives(call, name, **how):
         inputs = leaves(case.inputs(shape), torch.float64)
-        (gradient,) = torch.autograd.grad(call(**inputs).sum(), inputs[name], create_graph=True)
+        (gradient,) = torch.autograd.grad(call(**inputs).sum(), inputs[name], create_graph=True, **how)
         if not gradient.requires_grad:  # of a linear op: constant
             return [None] * len(inputs)
         weight = torch.linspace(0.5, 1.5, gradient.numel(), dtype=torch.float64).reshape(gradient.shape)
@@ -258,6 +259,8 @@ def test_a_second_derivative_is_refused_or_right(case, shape):
         except NotImplementedError as error:
             assert "second derivatives are not implemented" in str(error)
             refused += 1
+            with pytest.raises(RuntimeError, match="second derivatives are not implemented|Batching rule not implemented"):
+                second_derivatives(case.ours, name, grad_outputs=torch.ones(1, dtype=torch.float64), is_grads_batched=True)
             continue
         for got, want in zip(ours, second_derivatives(case.eager, name), strict=True):
             if got is not None:
@@ -265,6 +268,28 @@ def test_a_second_derivative_is_refused_or_right(case, shape):
             else:
                 assert want is None or not want.any()
     assert refused or case.name in LINEAR
+
+
+@pytest.mark.parametrize("name", EACH_OP)
+def test_saved_tensors_of_another_shape_are_refused(name):
+    """Hooks on saved tensors give back what they like. None of the tensors that a Function of ours saved may then reach a kernel."""
+    changed, ours = None, []
+
+    def pack(tensor):
+        ours.append(sys._getframe(1).f_code.co_name == "apply")  # as opposed to an operation of torch
+        return len(ours) - 1, tensor
+
+    def unpack(found):
+        place, tensor = found
+        return tensor[None] if place == changed else tensor
+
+    inputs = leaves(CASES[name].inputs(CASES[name].shape(9, 5)))
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        total = CASES[name].ours(**inputs).sum()
+    total.backward(retain_graph=True)  # it may give away a gradient that the forward made
+    for changed in [place for place, own in enumerate(ours) if own]:
+        with pytest.raises(RuntimeError, match="a hook on saved tensors gave back"):
+            total.backward(retain_graph=True)
 
 
 @pytest.mark.parametrize("case, shape", MIDDLE)

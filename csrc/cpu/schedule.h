@@ -25,7 +25,7 @@ using Pairs = std::vector<std::pair<int64_t, int64_t>>;
 // every earlier task that shares one of its slots has finished. So visit may read what was prepared for a and b and add to their
 // sums without locks or copies, and the sums of each slot are formed in the order of the list, whatever the number of threads.
 // There is no barrier. Threads claim tasks in order, so the oldest unfinished task can always go on, and threads seldom wait if
-// neighbours in the list share no slot.
+// neighbours in the list share no slot. An exception, for want of memory say, ends all threads, and then reaches the caller.
 template <class Prepare, class Visit>
 void in_order(const Pairs& pairs, int64_t slots, const Prepare& prepare, const Visit& visit) {
   std::vector<std::atomic<int64_t>> finished(slots);
@@ -37,13 +37,17 @@ void in_order(const Pairs& pairs, int64_t slots, const Prepare& prepare, const V
     seen[a]++;
     if (a != b) seen[b]++;
   }
-  auto wait = [&](int64_t slot, int64_t count) {
-    for (int spins = 0; finished[slot].load(std::memory_order_acquire) < count; spins++)
+  std::atomic<bool> failed{false};
+  auto wait = [&](int64_t slot, int64_t count) {  // whether there is anything left to wait for
+    for (int spins = 0; finished[slot].load(std::memory_order_acquire) < count; spins++) {
+      if (failed.load(std::memory_order_relaxed)) return false;
       if (spins > 1000) std::this_thread::yield();
+    }
+    return true;
   };
   std::atomic<int64_t> next{0};
   const int64_t tasks = slots + int64_t(pairs.size()), threads = std::min<int64_t>(at::get_num_threads(), int64_t(pairs.size()));
-  parallel_tasks(threads, [&](int64_t, int64_t) {
+  const auto work = [&] {
     for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       if (t < slots) {
         prepare(t);
@@ -52,10 +56,18 @@ void in_order(const Pairs& pairs, int64_t slots, const Prepare& prepare, const V
       }
       const auto [a, b] = pairs[t - slots];
       const auto [a_count, b_count] = before[t - slots];
-      wait(a, a_count), wait(b, b_count);
+      if (!wait(a, a_count) || !wait(b, b_count)) return;
       visit(a, b);
       finished[a].store(a_count + 1, std::memory_order_release);
       if (a != b) finished[b].store(b_count + 1, std::memory_order_release);
+    }
+  };
+  parallel_tasks(threads, [&](int64_t, int64_t) {
+    try {
+      work();
+    } catch (...) {
+      failed.store(true, std::memory_order_relaxed);
+      throw;
     }
   });
 }

@@ -2,9 +2,11 @@
 // call that checks, computes and records one node, whose backward is one call too.
 #include "python/losses.h"
 
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/sum.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -26,6 +28,10 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
+void refuse_second_derivative(const std::string& op, bool asked = true) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!asked, op, ": second derivatives are not implemented");
+}
+
 // A gradient as a function of all that it depends on, whose derivative raises.
 struct SecondDerivative : Function<SecondDerivative> {
   static Tensor forward(AutogradContext* ctx, const Tensor& gradient, const Tensor& token, const Tensor& upstream,
@@ -34,7 +40,8 @@ struct SecondDerivative : Function<SecondDerivative> {
     return gradient.alias();
   }
   static variable_list backward(AutogradContext* ctx, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, ctx->saved_data["op"].toStringRef(), ": second derivatives are not implemented");
+    refuse_second_derivative(ctx->saved_data["op"].toStringRef());
+    return {};
   }
 };
 
@@ -48,10 +55,28 @@ struct Call {
   std::vector<bool> wanted = {};  // which inputs need a gradient, in a backward
 };
 
+// What a step takes for granted of the tensors that it saved, in bytes: element type, place and layout, and sizes.
+std::string kinds_of(const variable_list& tensors) {
+  std::string kinds;
+  const auto add = [&](uint64_t number) { kinds.append(reinterpret_cast<const char*>(&number), sizeof(number)); };
+  for (const Tensor& tensor : tensors) {
+    if (!tensor.defined()) {
+      add(0);
+      continue;
+    }
+    add(1 + uint64_t(tensor.scalar_type()));
+    add((tensor.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView).raw_repr());
+    add(uint64_t(tensor.dim()));
+    for (int64_t size : tensor.sizes()) add(uint64_t(size));
+  }
+  return kinds;
+}
+
 // A loss as a node. Step has kInputs, names for profiles, and two functions:
 //   forward(inputs, call) -> the loss and what the backward needs;   backward(dloss, saved, call) -> the gradients of the inputs
 // The node has a second output without elements, the token, which nobody else sees. It is saved, so that a second derivative comes
-// here, where it is refused. The loss itself would do, but then nobody could change it in place.
+// here, where it is refused. The loss itself would do, but then nobody could change it in place. Hooks on saved tensors, which move
+// or compress them, may give back anything, so the kinds are compared before any kernel reads.
 template <class Step>
 struct LossNode : Function<LossNode<Step>> {
   static variable_list forward(AutogradContext* ctx, at::TensorList inputs, const Call& call) {
@@ -60,8 +85,9 @@ struct LossNode : Function<LossNode<Step>> {
     saved.push_back(at::empty({0}, loss.options()));
     const Tensor token = saved.back();
     ctx->set_materialize_grads(false);
+    ctx->saved_data["call"] =
+        std::make_tuple(call.op, call.scale, int64_t(call.mean + 2 * call.normalize + 4 * call.both), kinds_of(saved));
     ctx->save_for_backward(std::move(saved));
-    ctx->saved_data["call"] = std::make_tuple(call.op, call.scale, int64_t(call.mean + 2 * call.normalize + 4 * call.both));
     return {loss, token};
   }
 
@@ -69,24 +95,27 @@ struct LossNode : Function<LossNode<Step>> {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &token = saved.back(), &dloss = upstream[0];
     variable_list gradients(Step::kInputs + 1);  // one for the call, which has none
+    const auto [op, scale, flags, kinds] = ctx->saved_data["call"].to<std::tuple<std::string, double, int64_t, std::string>>();
+    refuse_second_derivative(op, upstream[1].defined());
     if (!dloss.defined()) return gradients;
-    const auto [op, scale, flags] = ctx->saved_data["call"].to<std::tuple<std::string, double, int64_t>>();
+    TORCH_CHECK(kinds_of(saved) == kinds, op,
+                ": a hook on saved tensors gave back a tensor of another shape, dtype, device or layout than was saved");
     std::vector<bool> wanted;
     for (size_t i = 0; i < Step::kInputs; i++) wanted.push_back(ctx->needs_input_grad(i));
+    // A batch of upstream gradients, or one that is lazily negated, has no memory that could be read as it is.
+    const bool readable = dloss.key_set() == token.key_set();
     {
       const at::NoGradGuard first_derivative_only;
       RECORD_FUNCTION(Step::kBackward, std::vector<c10::IValue>());
-      // A batch of upstream gradients, or one that is lazily negated, has no memory that could be read as it is.
-      const bool readable = dloss.key_set() == token.key_set();
       gradients = Step::backward(readable ? dloss : at::ones({}, token.options()), saved,
                                  {op, scale, bool(flags & 1), bool(flags & 2), bool(flags & 4), false, Tensor(), wanted});
       gradients.emplace_back();
-      for (Tensor& gradient : gradients)
-        if (!readable && gradient.defined()) gradient = at::mul(gradient, dloss);
     }
     for (size_t i = 0; i < Step::kInputs; i++) {
-      if (!wanted[i]) gradients[i] = Tensor();
-      else if (at::GradMode::is_enabled()) gradients[i] = SecondDerivative::apply(gradients[i], token, dloss, op);
+      Tensor& gradient = gradients[i];
+      if (!wanted[i]) gradient = Tensor();
+      else if (!readable) gradient = at::add(at::mul(gradient, dloss), at::sum(token, gradient.scalar_type()));
+      else if (at::GradMode::is_enabled()) gradient = SecondDerivative::apply(gradient, token, dloss, op);
     }
     return gradients;
   }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastssl.ops._register import define_composite, first_derivative_only
+from fastssl.ops._register import define_composite, first_derivative_only, save, saved
 from fastssl.ops.gather_tokens import scatter_rows
 
 from .ranks import Joined
@@ -115,14 +115,14 @@ class _Neighbours(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, count, size, op, counts, transport, name):
         near, place = _op(x, count, size, op, counts, transport, name)
-        ctx.save_for_backward(x, place, counts)
+        save(ctx, x, place, counts)
         ctx.op, ctx.transport, ctx.name = op, transport, name
         return near
 
     @staticmethod
     @first_derivative_only("koleo")
     def backward(ctx, dnear):
-        _, place, counts = ctx.saved_tensors
+        _, place, counts = saved(ctx)
         return _bwd(dnear.contiguous(), place, ctx.op, counts, ctx.transport, ctx.name), *(None,) * 6
 
 

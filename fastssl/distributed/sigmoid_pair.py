@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastssl.ops import sigmoid_pair as local
 from fastssl.ops._operands import SigmoidPair, cut
-from fastssl.ops._register import define_composite, first_derivative_only, new_accumulator
+from fastssl.ops._register import define_composite, first_derivative_only, new_accumulator, save
 
 from .ranks import Joined
 from .travel import Route, added, pieces
@@ -67,7 +67,7 @@ class _SigmoidPair(torch.autograd.Function):
         x, y, scale, scale_factor, _, bias_term, *_ = flat
         want_x, want_y, _, want_scale, _, want_bias, *_ = ctx.needs_input_grad[4:]
         loss, *gradients = _op(*flat, (want_x, want_y, want_scale, want_bias), counts, transport, name)
-        ctx.save_for_backward(*gradients, x, y, scale_factor, bias_term)
+        save(ctx, *gradients, x, y, scale_factor, bias_term)
         ctx.scale, ctx.op = scale, op
         return loss
 

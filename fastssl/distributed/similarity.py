@@ -20,7 +20,7 @@ from fastssl.checks import savable
 from fastssl.ops import similarity as local
 from fastssl.ops import similarity_limited as limited
 from fastssl.ops._operands import Similarity, factor_of
-from fastssl.ops._register import define_composite, distinct, first_derivative_only, new_accumulator, refuse_transforms
+from fastssl.ops._register import define_composite, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 
 from .ranks import Joined
 from .similarity_symmetric import similarity_lse_symmetric
@@ -173,7 +173,7 @@ class _TwoSided(torch.autograd.Function):
         lse, rank, state, peak, kept = _fwd(*flat, keep, counts, transport, name)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
-        ctx.save_for_backward(state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit, counts, *kept)
+        save(ctx, state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit, counts, *kept)
         ctx.scale, ctx.op, ctx.transport, ctx.name = scale, op, transport, name
         return lse, rank
 
@@ -182,7 +182,7 @@ class _TwoSided(torch.autograd.Function):
     def backward(ctx, dlse, _):
         if dlse is None:
             return (None,) * 14
-        state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit, counts, *kept = ctx.saved_tensors
+        state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit, counts, *kept = saved(ctx)
         want_x, want_y, _, want_scale, _, _, want_bias, *_ = ctx.needs_input_grad[5:]
         need = (want_x, want_y, want_bias, want_scale)
         operands = (x, y, ctx.scale, scale_factor, x_id, y_id, y_bias)
@@ -199,7 +199,7 @@ class _OnePass(torch.autograd.Function):
         lse, mean, rank = _pass(*flat, counts, transport, name)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mean, x, scale_factor)
+        save(ctx, mean, x, scale_factor)
         ctx.scale, ctx.op = scale, op
         return lse, rank
 
@@ -208,7 +208,7 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx, dlse, _):
         if dlse is None:
             return (None,) * 12
-        mean, x, scale_factor = ctx.saved_tensors
+        mean, x, scale_factor = saved(ctx)
         _, _, _, _, want_x, _, _, want_scale, *_ = ctx.needs_input_grad
         dx = dscale = None
         if want_x:

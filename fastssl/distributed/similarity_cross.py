@@ -19,7 +19,7 @@ from torch import Tensor
 from fastssl.checks import savable
 from fastssl.ops import similarity_cross as local
 from fastssl.ops._operands import cut
-from fastssl.ops._register import define_composite, distinct, first_derivative_only, new_accumulator, refuse_transforms
+from fastssl.ops._register import define_composite, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 from fastssl.ops.similarity import check_sides, new_rank, scale_gradient, split_scalar
 
 from .ranks import Joined
@@ -133,14 +133,15 @@ class _Cross(torch.autograd.Function):
         x, y, scale, scale_factor, x_id, y_id, _ = flat
         row, column, rank, *states, kept = _fwd(*flat, keep, counts, transport, name)
         ctx.mark_non_differentiable(rank)
-        ctx.save_for_backward(*states, x, y, scale_factor, x_id, y_id, counts, *kept)
+        save(ctx, *states, x, y, scale_factor, x_id, y_id, counts, *kept)
         ctx.scale, ctx.op, ctx.transport, ctx.name = scale, op, transport, name
         return row, column, rank
 
     @staticmethod
     @first_derivative_only("similarity_cross")
     def backward(ctx, drow, dcolumn, _):
-        states, (x, y, scale_factor, x_id, y_id, counts, *kept) = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        tensors = saved(ctx)
+        states, (x, y, scale_factor, x_id, y_id, counts, *kept) = tensors[:4], tensors[4:]
         want_x, want_y, _, want_scale, *_ = ctx.needs_input_grad[5:]
         operands = (x, y, ctx.scale, scale_factor, x_id, y_id)
         need = (want_x, want_y, want_scale)

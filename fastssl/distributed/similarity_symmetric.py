@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastssl.ops import similarity as own_block
 from fastssl.ops import similarity_cross as other_block
-from fastssl.ops._register import define_composite, first_derivative_only, new_accumulator
+from fastssl.ops._register import define_composite, first_derivative_only, new_accumulator, save, saved
 from fastssl.ops.similarity import scale_gradient, split_scalar
 
 from .ranks import Joined
@@ -110,14 +110,14 @@ class _Symmetric(torch.autograd.Function):
     def forward(ctx, op, keep, counts, transport, name, *flat):
         x, scale, scale_factor, x_id = flat
         lse, state, peak, kept = _fwd(*flat, keep, counts, transport, name)
-        ctx.save_for_backward(state, peak, x, scale_factor, x_id, counts, *kept)
+        save(ctx, state, peak, x, scale_factor, x_id, counts, *kept)
         ctx.scale, ctx.op, ctx.transport, ctx.name = scale, op, transport, name
         return lse
 
     @staticmethod
     @first_derivative_only("similarity_lse")
     def backward(ctx, dlse):
-        state, peak, x, scale_factor, x_id, counts, *kept = ctx.saved_tensors
+        state, peak, x, scale_factor, x_id, counts, *kept = saved(ctx)
         want_x, _, want_scale, _ = ctx.needs_input_grad[5:]
         operands, route = (x, ctx.scale, scale_factor, x_id), (counts, ctx.transport, ctx.name)
         dx, dscale = _bwd(dlse.contiguous(), state, peak, kept, *operands, (want_x, want_scale), *route)

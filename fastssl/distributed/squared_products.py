@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastssl.ops import squared_products as local
-from fastssl.ops._register import define_composite, first_derivative_only
+from fastssl.ops._register import define_composite, first_derivative_only, save, saved
 
 from .class_sums import sum_without_gradient
 from .ranks import Joined
@@ -84,14 +84,14 @@ class _SquaredProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, gram, keep, counts, name, op):
         total, diagonal, *kept = _fwd(x, y, gram, keep, counts, name)
-        ctx.save_for_backward(x, y, diagonal, *kept, counts)
+        save(ctx, x, y, diagonal, *kept, counts)
         ctx.gram, ctx.name, ctx.op = gram, name, op
         return total, diagonal
 
     @staticmethod
     @first_derivative_only("squared_products")
     def backward(ctx, dtotal, ddiagonal):
-        x, y, diagonal, a, b, all_x, all_y, counts = ctx.saved_tensors
+        x, y, diagonal, a, b, all_x, all_y, counts = saved(ctx)
         dx, dy = _bwd(dtotal, ddiagonal, x, y, diagonal, a, b, all_x, all_y, ctx.gram, counts, ctx.name)
         wants = ctx.needs_input_grad
         return dx if wants[0] else None, dy if wants[1] and y is not None else None, *(None,) * 5

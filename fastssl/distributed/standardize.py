@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastssl.ops import standardize as local
-from fastssl.ops._register import define_composite, distinct, first_derivative_only
+from fastssl.ops._register import define_composite, distinct, first_derivative_only, save, saved
 
 from .class_sums import sum_without_gradient
 from .ranks import Joined
@@ -46,14 +46,14 @@ class _StandardizePair(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b, moments, total, eps, scaled, name, op):
         x, y, stats, apart = local._fwd(a, b, eps, scaled, moments)
-        ctx.save_for_backward(x, y, stats, total)
+        save(ctx, x, y, stats, total)
         ctx.scaled, ctx.dtype, ctx.name, ctx.op = scaled, a.dtype, name, op
         return x, y, apart
 
     @staticmethod
     @first_derivative_only("standardize_pair")
     def backward(ctx, dx, dy, dapart):
-        x, y, stats, total = ctx.saved_tensors
+        x, y, stats, total = saved(ctx)
         dots = _joined_dots(dx, dy, x, y, total, ctx.name) if ctx.scaled else None
         da, db = local._bwd(dx, dy, dapart, x, y, stats, dots, ctx.scaled, ctx.dtype)
         wants = ctx.needs_input_grad

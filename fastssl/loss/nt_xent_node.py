@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastssl.ops import normalize, similarity, softplus_sum
-from fastssl.ops._register import distinct, first_derivative_only
+from fastssl.ops._register import distinct, first_derivative_only, save, saved
 
 from .parts.ids import pair_ids
 
@@ -23,14 +23,14 @@ class _PairLoss(torch.autograd.Function):
         lse, _, state, peak = similarity._fwd(z, None, scale, None, ids, None, None, None)
         total = softplus_sum._fwd(lse, dot, scale, mean)
         # The result is saved so that a second derivative comes here, where it is refused.
-        ctx.save_for_backward(z, norm, dot, ids, lse, state, peak, total)
+        save(ctx, z, norm, dot, ids, lse, state, peak, total)
         ctx.scale, ctx.mean, ctx.op = scale, mean, op
         return total
 
     @staticmethod
     @first_derivative_only("nt_xent")
     def backward(ctx, dtotal):
-        z, norm, dot, ids, lse, state, peak, _ = ctx.saved_tensors
+        z, norm, dot, ids, lse, state, peak, _ = saved(ctx)
         dlse, ddot = softplus_sum._bwd(dtotal, lse, dot, ctx.scale, ctx.mean)
         dz, *_ = similarity._bwd(dlse, state, peak, z, None, ctx.scale, None, ids, None, None, (True, False, False, False))
         da, db = normalize._bwd(dz, ddot, z, norm, normalize.EPS)

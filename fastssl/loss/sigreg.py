@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastssl.checks import accumulator_dtype, check_dense, check_float_dtype, check_number, check_share, check_whole
 from fastssl.distributed.class_sums import sum_without_gradient
-from fastssl.ops._register import first_derivative_only
+from fastssl.ops._register import first_derivative_only, save, saved
 from fastssl.ops.sigreg import MOST_KNOTS, MOST_T, sigreg_bwd, sigreg_loss, sigreg_sums
 
 from .parts.arguments import enter, scalar, together
@@ -39,14 +39,14 @@ class _Sigreg(torch.autograd.Function):
         sums = sigreg_sums(z, directions, t_max, knots)
         if name is not None:
             sums = sum_without_gradient(sums, name)
-        ctx.save_for_backward(z, directions, sums, total)
+        save(ctx, z, directions, sums, total)
         ctx.t_max, ctx.name, ctx.op = t_max, name, op
         return sigreg_loss(sums, total, z.shape[1], t_max)
 
     @staticmethod
     @first_derivative_only("sigreg")
     def backward(ctx, upstream):
-        z, directions, sums, total = ctx.saved_tensors
+        z, directions, sums, total = saved(ctx)
         if ctx.name is not None:
             upstream = sum_without_gradient(upstream, ctx.name)
         return sigreg_bwd(upstream, sums, total, z, directions, z.shape[1], ctx.t_max), *(None,) * 6

@@ -130,6 +130,42 @@ class _Refuse(torch.autograd.Function):
         raise NotImplementedError(f"{ctx.op}: second derivatives are not implemented")
 
 
+def _in_a_batch(tensor: Tensor | None) -> bool:
+    """Whether this is what vmap, or ``is_grads_batched=True``, makes of a batch of tensors."""
+    return tensor is not None and "Batched" in str(torch._C._dispatch_keys(tensor))
+
+
+def _refusing_zero(op: str, sources: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """A zero that depends on the sources, with a derivative that raises: what ``_Refuse`` is where a batch loses its node."""
+
+    def refuse(_):
+        raise NotImplementedError(f"{op}: second derivatives are not implemented")
+
+    zero = sum((source.reshape(-1)[:0].sum(dtype=dtype) for source in sources), torch.zeros((), dtype=dtype))
+    if zero.requires_grad:
+        zero.register_hook(refuse)
+    return zero
+
+
+def _kind(tensor: Tensor | None) -> tuple | None:
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+
+
+def save(ctx, *tensors: Tensor | None) -> None:
+    """``ctx.save_for_backward`` for a backward that gets its tensors from ``saved``."""
+    ctx.save_for_backward(*tensors)
+    if not torch.compiler.is_compiling():  # dynamo (2.13) keeps no tuple of symbols, and no hook comes between in a graph
+        ctx.kinds = [_kind(tensor) for tensor in tensors]
+
+
+def saved(ctx) -> tuple[Tensor | None, ...]:
+    """``ctx.saved_tensors``, which a kernel may read: hooks on saved tensors may give back others than those of ``save``."""
+    tensors = ctx.saved_tensors
+    if not torch.compiler.is_compiling() and ctx.kinds != [_kind(tensor) for tensor in tensors]:
+        raise RuntimeError(f"{ctx.op}: a hook on saved tensors gave back a tensor of another shape, dtype or device than was saved")
+    return tensors
+
+
 def first_derivative_only(op: str):
     """For a Function's backward: differentiating its result raises an error that names ``ctx.op``, or else ``op``.
 
@@ -140,12 +176,16 @@ def first_derivative_only(op: str):
     def decorate(backward):
         @functools.wraps(backward)
         def guarded(ctx, *upstream):
+            called = getattr(ctx, "op", op)
+            if not torch.compiler.is_compiling():
+                ctx.op = called
             with torch.no_grad():
                 gradients = backward(ctx, *upstream)
             if not torch.is_grad_enabled():
                 return gradients
-            called = getattr(ctx, "op", op)
             sources = [t for t in (*ctx.saved_tensors, *upstream) if t is not None and t.requires_grad]
+            if any(map(_in_a_batch, upstream)):
+                return tuple(None if g is None else g + _refusing_zero(called, sources, g.dtype) for g in gradients)
             return tuple(None if g is None else _Refuse.apply(called, g, *sources) for g in gradients)
 
         return guarded

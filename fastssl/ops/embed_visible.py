@@ -16,7 +16,7 @@ from torch import Tensor
 from fastssl.checks import accumulator_dtype, check_dense, readable
 
 from ._patches import check_device, check_floats, check_ids, check_part, dense_rows, patch_grid, trackable
-from ._register import define_op, first_derivative_only, refuse_transforms
+from ._register import define_op, first_derivative_only, refuse_transforms, save, saved
 from .gather_tokens import scatter_rows
 
 _patches = define_op(
@@ -58,7 +58,7 @@ class _Embed(torch.autograd.Function):
         out.view(-1, embedding).addmm_(patches.view(-1, patches.shape[2]), weight.reshape(embedding, -1).t())
         if before:
             out[:, :before] = front  # a weight that is not finite makes 0 W NaN
-        ctx.save_for_backward(patches, weight, ids)
+        save(ctx, patches, weight, ids)
         ctx.before, ctx.dtype = before, images.dtype
         ctx.channels, ctx.height, ctx.width = images.shape[1:]  # one by one: dynamo (2.13) keeps no tuple of symbols
         return out
@@ -66,7 +66,7 @@ class _Embed(torch.autograd.Function):
     @staticmethod
     @first_derivative_only("embed_visible")
     def backward(ctx, dout):
-        patches, weight, ids = ctx.saved_tensors
+        patches, weight, ids = saved(ctx)
         images, weights, _, biases, positions, prefixes = ctx.needs_input_grad
         before, shape = ctx.before, (patches.shape[0], ctx.channels, ctx.height, ctx.width)
         dout = dout.contiguous()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._patches import check_floats, check_ids, dense_rows, trackable
-from ._register import define_op, first_derivative_only, refuse_transforms
+from ._register import define_op, first_derivative_only, refuse_transforms, save, saved
 
 _fwd = define_op(
     "gather_tokens_fwd",
@@ -35,14 +35,14 @@ def scatter_rows(dout: Tensor, ids: Tensor, length: int) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, ids):
-        ctx.save_for_backward(ids)
+        save(ctx, ids)
         ctx.length = x.shape[1]
         return _fwd(dense_rows(x), ids)
 
     @staticmethod
     @first_derivative_only("gather_tokens")
     def backward(ctx, dout):
-        (ids,) = ctx.saved_tensors
+        (ids,) = saved(ctx)
         return scatter_rows(dout, ids, ctx.length), None
 
 

@@ -18,7 +18,7 @@ the gradient; N^2 (3D + E) with tiles of one triangle. ``cka`` takes D x D in pl
 import torch
 from torch import Tensor
 
-from ._register import define_composite, first_derivative_only, refuse_transforms
+from ._register import define_composite, first_derivative_only, refuse_transforms, save, saved
 from .squared_products import product, sum_of_products
 
 #: What becomes of negative entries: of none, of those of both sides, of those that are negative on both sides and of the second's.
@@ -158,28 +158,28 @@ class _GramDifference(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, normalize, negatives, op):
         total, dx = _difference(x, y, normalize, negatives, True)
-        ctx.save_for_backward(dx, x)  # x, so that a second derivative comes here, where it is refused
+        save(ctx, dx, x)  # x, so that a second derivative comes here, where it is refused
         ctx.op = op
         return total
 
     @staticmethod
     @first_derivative_only("gram_difference")
     def backward(ctx, upstream):
-        return ctx.saved_tensors[0] * upstream, *(None,) * 4
+        return saved(ctx)[0] * upstream, *(None,) * 4
 
 
 class _Cka(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, valid, eps, gram, op):
         loss, dx = _cka_op(x, y, valid, eps, gram, True)
-        ctx.save_for_backward(dx, x)
+        save(ctx, dx, x)
         ctx.op = op
         return loss
 
     @staticmethod
     @first_derivative_only("cka")
     def backward(ctx, upstream):
-        return ctx.saved_tensors[0] * upstream[:, None, None], *(None,) * 5
+        return saved(ctx)[0] * upstream[:, None, None], *(None,) * 5
 
 
 def gram_difference(op: str, x: Tensor, y: Tensor, normalize: bool, negatives: int) -> Tensor:

@@ -19,7 +19,7 @@ Bytes, in elements: forward N D read and N D written, then (1 + k) N D read; bac
 import torch
 from torch import Tensor
 
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 from .nearest_in_groups import nearest_in_groups
 
 _rows = define_op(
@@ -49,14 +49,14 @@ class _Terms(torch.autograd.Function):
         x, norm = _rows(z, eps)
         ids = nearest_in_groups(x, topk, size)
         terms, distance = _fwd(x, ids, eps)
-        ctx.save_for_backward(x, norm, ids, distance, terms)
+        save(ctx, x, norm, ids, distance, terms)
         ctx.how = eps, size, z.dtype
         return terms
 
     @staticmethod
     @first_derivative_only("koleo")
     def backward(ctx, dterms):
-        x, norm, ids, distance, _ = ctx.saved_tensors
+        x, norm, ids, distance, _ = saved(ctx)
         return _bwd(dterms, x, ids, distance, norm, *ctx.how), None, None, None
 
 
@@ -67,14 +67,14 @@ class _GivenTerms(torch.autograd.Function):
         both = torch.cat([x, near.view(-1, width)])
         ids = torch.arange(count, len(both), device=x.device).view(count, topk)
         terms, distance = _fwd(both, ids, eps)
-        ctx.save_for_backward(both, ids, distance, terms)
+        save(ctx, both, ids, distance, terms)
         ctx.eps = eps
         return terms
 
     @staticmethod
     @first_derivative_only("koleo")
     def backward(ctx, dterms):
-        both, ids, distance, _ = ctx.saved_tensors
+        both, ids, distance, _ = saved(ctx)
         gradient = _bwd(dterms, both, ids, distance, None, ctx.eps, len(both), both.dtype)
         return gradient[: len(ids)], gradient[len(ids) :].view(*ids.shape, -1), None
 

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._register import define_op, first_derivative_only, new_accumulator
+from ._register import define_op, first_derivative_only, new_accumulator, save, saved
 from .soft_cross_entropy import _scale as scale_rows
 
 COMMON = "Tensor pred, Tensor target, Tensor? ids, Tensor? weight, str loss, float value, bool normalize, float eps, bool mean"
@@ -50,7 +50,7 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, target, ids, weight, how):
         loss, ctx.dpred = _one_pass(pred, target, ids, weight, *how)
-        ctx.save_for_backward(pred, target, ids, weight)
+        save(ctx, pred, target, ids, weight)
         ctx.how = how
         return loss
 
@@ -59,7 +59,7 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx, grad):
         dpred, ctx.dpred = ctx.dpred, None
         if dpred is None or (grad.device.type == "cpu" and not math.isfinite(grad.item())):  # 0 where the weight is 0, not NaN
-            return _bwd(grad, *ctx.saved_tensors, *ctx.how), *(None,) * 4
+            return _bwd(grad, *saved(ctx), *ctx.how), *(None,) * 4
         scale_rows(dpred.view(-1, dpred.shape[2]), grad)  # on a GPU, too, nothing is read where it is 1
         return dpred, *(None,) * 4
 
@@ -67,14 +67,14 @@ class _OnePass(torch.autograd.Function):
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, target, ids, weight, how, rows):
-        ctx.save_for_backward(pred, target, ids, weight)
+        save(ctx, pred, target, ids, weight)
         ctx.how = how
         return _fwd(pred, target, ids, weight, *how)[rows]
 
     @staticmethod
     @first_derivative_only("masked_latent_loss")
     def backward(ctx, grad):
-        return _bwd(grad.contiguous(), *ctx.saved_tensors, *ctx.how), *(None,) * 5
+        return _bwd(grad.contiguous(), *saved(ctx), *ctx.how), *(None,) * 5
 
 
 def masked_latent(

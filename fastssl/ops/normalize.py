@@ -10,7 +10,7 @@
 import torch
 from torch import Tensor
 
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 
 EPS = 1e-12
 
@@ -35,14 +35,14 @@ class _NormalizePair(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b, eps, op):
         z, norm, dot = _fwd(a, b, eps)
-        ctx.save_for_backward(z, norm)
+        save(ctx, z, norm)
         ctx.eps, ctx.op = eps, op
         return z, dot
 
     @staticmethod
     @first_derivative_only("normalize_pair")
     def backward(ctx, dz, ddot):
-        z, norm = ctx.saved_tensors
+        z, norm = saved(ctx)
         da, db = _bwd(dz, ddot, z, norm, ctx.eps)
         return da if ctx.needs_input_grad[0] else None, db if ctx.needs_input_grad[1] else None, None, None
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastssl.checks import FLOATS, check_choice, check_constant, check_dense, check_flag, check_number, readable
 
 from ._patches import check_device, check_floats, check_ids, dense_rows, patch_grid, side_pair, trackable
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 
 _COMMON = (
     "Tensor images, Tensor pred, Tensor? mask, Tensor? ids, SymInt height, SymInt width, "
@@ -58,14 +58,14 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, images, mask, ids, how):
         loss, ctx.dpred = _one_pass(images, pred, mask, ids, *how)
-        ctx.save_for_backward(images, pred, mask, ids)
+        save(ctx, images, pred, mask, ids)
         ctx.how = how
         return loss
 
     @staticmethod
     @first_derivative_only("masked_patch_loss")
     def backward(ctx, grad):
-        images, pred, mask, ids = ctx.saved_tensors
+        images, pred, mask, ids = saved(ctx)
         dpred, ctx.dpred = ctx.dpred, None
         if dpred is None:
             dpred = _one_pass(images, pred, mask, ids, *ctx.how)[1]
@@ -81,14 +81,14 @@ class _PatchLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pred, images, mask, ids, how):
         loss, total, stats = _fwd(images, pred, mask, ids, *how)
-        ctx.save_for_backward(total, stats, images, pred, mask, ids)
+        save(ctx, total, stats, images, pred, mask, ids)
         ctx.how = how
         return loss
 
     @staticmethod
     @first_derivative_only("masked_patch_loss")
     def backward(ctx, grad):
-        total, stats, images, pred, mask, ids = ctx.saved_tensors
+        total, stats, images, pred, mask, ids = saved(ctx)
         return _bwd(grad, total, stats, images, pred, mask, ids, *ctx.how), None, None, None, None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastssl.checks import accumulator_dtype, as_python, check_dense, is_whole, readable
 
 from ._patches import check_floats, check_ids, check_part, dense_rows, trackable
-from ._register import _C, define_op, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import _C, define_op, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 
 
 def _fake_fwd(x, ids_restore, mask_token, pos, prefix):
@@ -49,14 +49,14 @@ class _Restore(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, ids_restore, mask_token, pos, prefix):
-        ctx.save_for_backward(ids_restore)
+        save(ctx, ids_restore)
         ctx.prefix, ctx.kept, ctx.dtype = prefix, x.shape[1] - prefix, x.dtype
         return _fwd(dense_rows(x), ids_restore, mask_token, pos, prefix)
 
     @staticmethod
     @first_derivative_only("restore_tokens")
     def backward(ctx, dout):
-        (ids_restore,) = ctx.saved_tensors
+        (ids_restore,) = saved(ctx)
         need_x, _, need_token, need_pos, _ = ctx.needs_input_grad
         dx = dtoken = None
         if need_x or need_token:

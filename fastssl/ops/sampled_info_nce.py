@@ -19,7 +19,7 @@ and indexes their gradient back: some ten passes over M E D.
 import torch
 from torch import Tensor
 
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 
 #: What lengths are clamped at, as in ``torch.cosine_similarity``.
 EPS = 1e-8
@@ -49,13 +49,13 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, keys, index, scale, gradient):
         loss, slope, lse, cosines, dquery = _fwd(query, keys, index, scale, EPS, gradient)
-        ctx.save_for_backward(query, keys, index, scale, slope, lse, cosines, dquery)
+        save(ctx, query, keys, index, scale, slope, lse, cosines, dquery)
         return loss
 
     @staticmethod
     @first_derivative_only("sampled_info_nce")
     def backward(ctx, dloss):
-        query, keys, index, scale, slope, lse, cosines, dquery = ctx.saved_tensors
+        query, keys, index, scale, slope, lse, cosines, dquery = saved(ctx)
         need = ctx.needs_input_grad
         return (
             (dloss[:, None] * dquery).to(query.dtype) if need[0] else None,

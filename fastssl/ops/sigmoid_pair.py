@@ -17,7 +17,7 @@ from torch import Tensor
 from fastssl.checks import FLOATS, check_scalar, check_vector, savable
 
 from ._operands import SigmoidPair
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 from .similarity import check_sides, split_scalar
 
 _OP = "sigmoid_pair"
@@ -42,7 +42,7 @@ _op = define_op(
 
 def gradients(ctx, upstream: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Those of the operands, of which some are ``wanted``, from what the forward saved."""
-    dx, dy, dscale, dbias, x, y, scale_factor, bias_term = ctx.saved_tensors
+    dx, dy, dscale, dbias, x, y, scale_factor, bias_term = saved(ctx)
     want_x, want_y, _, want_scale, _, want_bias, *_ = wanted
     shaped = lambda g, like: (g * upstream).to(like.dtype).reshape(like.shape)  # noqa: E731
     return (
@@ -62,7 +62,7 @@ class _SigmoidPair(torch.autograd.Function):
         x, y, scale, scale_factor, _, bias_term, *_ = flat
         _, want_x, want_y, _, want_scale, _, want_bias, *_ = ctx.needs_input_grad
         loss, *gradients = _op(*flat, (want_x, want_y, want_scale, want_bias))
-        ctx.save_for_backward(*gradients, x, y, scale_factor, bias_term)
+        save(ctx, *gradients, x, y, scale_factor, bias_term)
         ctx.scale, ctx.op = scale, op
         return loss
 

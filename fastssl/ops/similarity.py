@@ -33,7 +33,7 @@ from torch import Tensor
 from fastssl.checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector, savable, traced, widest
 
 from ._operands import SimilarityArguments, factor_of
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 
 _OP = "similarity_lse"
 _COMMON = "Tensor x, Tensor? y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id, Tensor? y_bias"
@@ -94,7 +94,7 @@ class _TwoSided(torch.autograd.Function):
         lse, rank, state, peak = _fwd(*flat)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
-        ctx.save_for_backward(state, peak, x, y, scale_factor, x_id, y_id, y_bias)
+        save(ctx, state, peak, x, y, scale_factor, x_id, y_id, y_bias)
         ctx.scale, ctx.op = scale, op
         return lse, rank
 
@@ -103,7 +103,7 @@ class _TwoSided(torch.autograd.Function):
     def backward(ctx, dlse, _):
         if dlse is None:
             return (None,) * 9
-        state, peak, x, y, scale_factor, x_id, y_id, y_bias = ctx.saved_tensors
+        state, peak, x, y, scale_factor, x_id, y_id, y_bias = saved(ctx)
         _, want_x, want_y, _, want_scale, _, _, want_bias, _ = ctx.needs_input_grad
         need = (want_x, want_y, want_bias, want_scale)
         dx, dy, dbias, dscale = _bwd(dlse, state, peak, x, y, ctx.scale, scale_factor, x_id, y_id, y_bias, need)
@@ -121,7 +121,7 @@ class _OnePass(torch.autograd.Function):
         lse, mean, rank = _one_pass(*flat)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
-        ctx.save_for_backward(mean, x, scale_factor)
+        save(ctx, mean, x, scale_factor)
         ctx.scale, ctx.op = scale, op
         return lse, rank
 
@@ -130,7 +130,7 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx, dlse, _):
         if dlse is None:
             return (None,) * 9
-        mean, x, scale_factor = ctx.saved_tensors
+        mean, x, scale_factor = saved(ctx)
         _, want_x, _, _, want_scale, *_ = ctx.needs_input_grad
         dx = dscale = None
         if want_x:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastssl.checks import FLOATS, check_vector, savable
 
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 from .similarity import check_sides, new_rank, scale_gradient, split_scalar
 
 _OP = "similarity_cross"
@@ -62,14 +62,14 @@ class _Cross(torch.autograd.Function):
         keep_rows = min(x.shape[0], KEEP_ELEMENTS // y.shape[0]) if x.device.type == "cpu" else 0
         row, column, rank, kept, state, peak = _fwd(*flat, keep_rows)
         ctx.mark_non_differentiable(rank)
-        ctx.save_for_backward(state, peak, kept, x, y, scale_factor, x_id, y_id)
+        save(ctx, state, peak, kept, x, y, scale_factor, x_id, y_id)
         ctx.scale, ctx.op = scale, op
         return row, column, rank
 
     @staticmethod
     @first_derivative_only(_OP)
     def backward(ctx, drow, dcolumn, _):
-        *states, x, y, scale_factor, x_id, y_id = ctx.saved_tensors
+        *states, x, y, scale_factor, x_id, y_id = saved(ctx)
         _, want_x, want_y, _, want_scale, *_ = ctx.needs_input_grad
         need = (want_x, want_y, want_scale)
         dx, dy, dscale = _bwd(drow, dcolumn, *states, x, y, ctx.scale, scale_factor, x_id, y_id, need)

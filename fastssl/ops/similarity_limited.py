@@ -25,7 +25,7 @@ from torch import Tensor
 from fastssl.checks import FLOATS, check_vector, savable
 
 from ._operands import SimilarityArguments
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 from .similarity import check_sides, new_rank, scale_gradient, split_scalar
 
 _OP = "similarity_limited"
@@ -65,7 +65,7 @@ class _Limited(torch.autograd.Function):
         lse, rank, state, peak = _fwd(*flat)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
-        ctx.save_for_backward(state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit)
+        save(ctx, state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit)
         ctx.scale, ctx.op = scale, op
         return lse, rank
 
@@ -74,7 +74,7 @@ class _Limited(torch.autograd.Function):
     def backward(ctx, dlse, _):
         if dlse is None:
             return (None,) * 10
-        state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit = ctx.saved_tensors
+        state, peak, x, y, scale_factor, x_id, y_id, y_bias, limit = saved(ctx)
         _, want_x, want_y, _, want_scale, _, _, want_bias, *_ = ctx.needs_input_grad
         need = (want_x, want_y, want_bias, want_scale)
         dx, dy, dbias, dscale = _bwd(dlse, state, peak, x, y, ctx.scale, scale_factor, x_id, y_id, y_bias, limit, need)

@@ -28,7 +28,7 @@ from torch import Tensor
 from fastssl.checks import check_choice, check_constant, check_dense, check_flag, check_float_dtype
 
 from ._patches import check_device, dense_rows, trackable
-from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 from ._targets import check_heads, check_temperature, column_biases, on_device
 
 _REST = (
@@ -85,9 +85,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
         loss, dstudent = _fwd(student, teacher, bias, weight, temperatures, *how.options, True)
         ctx.how, ctx.op = how, how.op
         if torch.compiler.is_compiling():
-            ctx.save_for_backward(dstudent)
+            save(ctx, dstudent)
         else:
-            ctx.save_for_backward(student, teacher, bias, weight, temperatures)
+            save(ctx, student, teacher, bias, weight, temperatures)
             ctx.dstudent = dstudent
         return how.reduced(loss)
 
@@ -95,9 +95,9 @@ class _SoftCrossEntropy(torch.autograd.Function):
     @first_derivative_only("soft_cross_entropy")
     def backward(ctx, grad):
         if torch.compiler.is_compiling():
-            (dstudent,) = ctx.saved_tensors
+            (dstudent,) = saved(ctx)
             return (dstudent * grad.reshape(-1, 1)).to(dstudent.dtype), *(None,) * 5
-        tensors = ctx.saved_tensors
+        tensors = saved(ctx)
         dstudent, ctx.dstudent = ctx.dstudent, None
         if dstudent is None:
             dstudent = _fwd(*tensors, *ctx.how.options, True)[1]
@@ -112,7 +112,7 @@ class _InPlace(torch.autograd.Function):
     def forward(ctx, student, teacher, bias, weight, temperatures, how):
         loss = _in_place(student.detach(), teacher, bias, weight, temperatures, *how.options)
         torch.autograd.graph.increment_version(student)
-        ctx.save_for_backward(student)
+        save(ctx, student)
         ctx.how, ctx.op, ctx.given = how, how.op, False
         return how.reduced(loss)
 
@@ -125,7 +125,7 @@ class _InPlace(torch.autograd.Function):
                 "call without in_place where a graph is walked twice"
             )
         ctx.given = True
-        dstudent = ctx.saved_tensors[0].detach()
+        dstudent = saved(ctx)[0].detach()
         _scale(dstudent, grad)
         return dstudent, *(None,) * 5
 

@@ -10,7 +10,7 @@ Bytes: N + P numbers read, both ways; N + P written by the backward.
 import torch
 from torch import Tensor
 
-from ._register import define_op, first_derivative_only, refuse_transforms
+from ._register import define_op, first_derivative_only, refuse_transforms, save, saved
 
 
 def _fake_fwd(lse, positive, scale, mean):
@@ -33,14 +33,14 @@ _bwd = define_op(
 class _SoftplusSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, lse, positive, scale, mean, op):
-        ctx.save_for_backward(lse, positive)
+        save(ctx, lse, positive)
         ctx.scale, ctx.mean, ctx.op = scale, mean, op
         return _fwd(lse, positive, scale, mean)
 
     @staticmethod
     @first_derivative_only("softplus_sum")
     def backward(ctx, dtotal):
-        lse, positive = ctx.saved_tensors
+        lse, positive = saved(ctx)
         dlse, dpositive = _bwd(dtotal, lse, positive, ctx.scale, ctx.mean)
         wants = ctx.needs_input_grad
         return dlse if wants[0] else None, dpositive if wants[1] else None, None, None, None

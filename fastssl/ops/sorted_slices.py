@@ -13,7 +13,7 @@ stored. The gradient is kept for the backward, which multiplies it with the upst
 import torch
 from torch import Tensor
 
-from ._register import define_op, first_derivative_only, refuse_transforms
+from ._register import define_op, first_derivative_only, refuse_transforms, save, saved
 
 _sorted_slices = define_op(
     "sorted_slices",
@@ -27,14 +27,14 @@ class _SortedSlices(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, directions, quantiles, op):
         loss, dz = _sorted_slices(z, directions, quantiles, True)
-        ctx.save_for_backward(z, dz)
+        save(ctx, z, dz)
         ctx.op = op
         return loss
 
     @staticmethod
     @first_derivative_only("visreg")
     def backward(ctx, upstream):
-        return ctx.saved_tensors[1] * upstream, None, None, None
+        return saved(ctx)[1] * upstream, None, None, None
 
 
 def sorted_slices(op: str, z: Tensor, directions: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ N - 1 non-zero singular values, so sum_ij c_ij^2 >= (sum_i c_ii)^2 / (N - 1) wha
 import torch
 from torch import Tensor
 
-from ._register import define_composite, first_derivative_only, refuse_transforms
+from ._register import define_composite, first_derivative_only, refuse_transforms, save, saved
 
 #: Elements of a product of matrices that are multiplied element by element at once.
 BLOCK = 1 << 22
@@ -126,14 +126,14 @@ class _SquaredProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, gram, op):
         total, diagonal, a, b = _fwd(x, y, gram)
-        ctx.save_for_backward(x, y, diagonal, a, b)
+        save(ctx, x, y, diagonal, a, b)
         ctx.gram, ctx.op = gram, op
         return total, diagonal
 
     @staticmethod
     @first_derivative_only("squared_products")
     def backward(ctx, dtotal, ddiagonal):
-        x, y, diagonal, a, b = ctx.saved_tensors
+        x, y, diagonal, a, b = saved(ctx)
         dx, dy = _bwd(dtotal, ddiagonal, x, y, diagonal, a, b, ctx.gram)
         wants = ctx.needs_input_grad
         return dx if wants[0] else None, dy if wants[1] and y is not None else None, None, None

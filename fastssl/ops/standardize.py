@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastssl.checks import accumulator_dtype
 
-from ._register import define_composite, distinct, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_composite, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 
 
 def means_of(t: Tensor) -> Tensor:
@@ -100,14 +100,14 @@ class _StandardizePair(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b, moments, eps, scaled, op):
         x, y, stats, apart = _fwd(a, b, eps, scaled, moments)
-        ctx.save_for_backward(x, y, stats)
+        save(ctx, x, y, stats)
         ctx.scaled, ctx.dtype, ctx.op = scaled, a.dtype, op
         return x, y, apart
 
     @staticmethod
     @first_derivative_only("standardize_pair")
     def backward(ctx, dx, dy, dapart):
-        x, y, stats = ctx.saved_tensors
+        x, y, stats = saved(ctx)
         da, db = _bwd(dx, dy, dapart, x, y, stats, None, ctx.scaled, ctx.dtype)
         wants = ctx.needs_input_grad
         return da if wants[0] else None, db if wants[1] else None, *(None,) * 4

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms
+from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
 
 
 def _fake_fwd(inputs, outputs, input_ids, target_ids):
@@ -61,14 +61,14 @@ class _WordPairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inputs, outputs, input_ids, target_ids, sparse):
         loss, hidden, pull, slope = _fwd(inputs, outputs, input_ids, target_ids)
-        ctx.save_for_backward(hidden, pull, slope, input_ids, target_ids, loss)
+        save(ctx, hidden, pull, slope, input_ids, target_ids, loss)
         ctx.how = inputs.shape, outputs.shape, inputs.dtype, sparse
         return loss
 
     @staticmethod
     @first_derivative_only("word_pairs")
     def backward(ctx, weight):
-        hidden, pull, slope, input_ids, target_ids, _ = ctx.saved_tensors
+        hidden, pull, slope, input_ids, target_ids, _ = saved(ctx)
         of_inputs, of_outputs, dtype, sparse = ctx.how
         given = None, weight, input_ids, of_inputs[0], dtype
         d_inputs = _gradient(sparse, of_inputs, pull, *given) if ctx.needs_input_grad[0] else None

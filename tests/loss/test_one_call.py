@@ -1,5 +1,6 @@
 """Losses that one call of C++ checks and computes: which arguments it takes, and that its node behaves like any other."""
 
+import itertools
 import sys
 
 import pytest
@@ -108,11 +109,15 @@ def test_the_warning_of_local_rows_names_the_line_of_the_caller(monkeypatch):
         assert said[0].filename == __file__
 
 
-def rows_and_losses():
-    a, b = (rows.clone().requires_grad_() for rows in (Z, Z.flip(0)))
-    factor = torch.tensor(3.0, requires_grad=True)
-    losses = nt_xent(a, b), sup_con(torch.stack([a, b], 1)), info_nce(a, b), clip_loss(a, b, factor)
-    return (a, b, factor), losses
+LOSSES = {
+    "nt_xent": lambda a, b, factor: nt_xent(a, b), "sup_con": lambda a, b, factor: sup_con(torch.stack([a, b], 1)),
+    "info_nce": lambda a, b, factor: info_nce(a, b), "clip_loss": clip_loss,
+}  # fmt: skip
+
+
+def rows_and_losses(losses=LOSSES.values()):
+    rows = (*(rows.clone().requires_grad_() for rows in (Z, Z.flip(0))), torch.tensor(3.0, requires_grad=True))
+    return rows, tuple(loss(*rows) for loss in losses)
 
 
 def test_upstream_gradients_without_plain_memory():
@@ -127,6 +132,43 @@ def test_upstream_gradients_without_plain_memory():
             torch.testing.assert_close(found, tuple(factor * grad for grad in one))
         found = torch.autograd.grad(loss, inputs, torch.tensor([1.0, -3.0]), is_grads_batched=True)
         torch.testing.assert_close(found, tuple(torch.stack([grad, -3.0 * grad]) for grad in one))
+
+
+def test_a_batch_of_gradients_with_a_graph_refuses_the_second_derivative_only():
+    """It stays differentiable in the upstream gradients, in which it is linear."""
+    rows, losses = rows_and_losses()
+    upstream = torch.tensor([1.0, -3.0], requires_grad=True)
+    for op, loss in zip(LOSSES, losses, strict=True):
+        (one,) = torch.autograd.grad(loss, rows[0], retain_graph=True)
+        (batch,) = torch.autograd.grad(loss, rows[0], upstream, is_grads_batched=True, create_graph=True)
+        torch.testing.assert_close(batch, torch.stack([one, -3.0 * one]))
+        torch.testing.assert_close(torch.autograd.grad(batch.sum(), upstream, retain_graph=True)[0], one.sum().expand(2))
+        with pytest.raises(NotImplementedError, match=f"^{op}: second derivatives are not implemented"):
+            torch.autograd.grad(batch.sum(), rows[1])
+
+
+OTHER_KINDS = {
+    "shape": lambda t: t[None], "dtype": lambda t: t.double() if t.is_floating_point() else t.long(),
+    "layout": lambda t: t.to_sparse(), "device": lambda t: t.to("meta"), "sign": torch._neg_view,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHER_KINDS.values(), ids=OTHER_KINDS)
+def test_saved_tensors_of_another_kind_are_refused(other):
+    """Hooks give back what they like; each saved tensor is checked before a kernel reads it."""
+    changed = 0
+
+    def unpack(saved):
+        place, tensor = saved
+        return other(tensor) if place == changed else tensor
+
+    for op, function in LOSSES.items():
+        places = itertools.count()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, places=places: (next(places), t), unpack):
+            (loss,) = rows_and_losses([function])[1]
+        for changed in range(next(places)):
+            with pytest.raises(RuntimeError, match=f"^{op}: a hook on saved tensors gave back"):
+                loss.backward(retain_graph=True)
 
 
 def test_what_is_saved_may_come_back_with_other_strides():
