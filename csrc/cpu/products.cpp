@@ -10,6 +10,7 @@
 #endif
 
 #include "cpu/isa.h"
+#include "cpu/transpose.h"
 
 namespace fastssl {
 

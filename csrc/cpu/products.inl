@@ -64,6 +64,11 @@ struct ProductFunctions {
     for (int s = 0; s < M * kRegisters; s++) sum[s / kRegisters][s % kRegisters] = V{};
     const E* left = a.data;
     const int64_t row = a.row, step = a.step;
+#pragma GCC unroll 8
+    for (int r = 0; r < M && add; r++) {  // sums to add to come from a distant cache while the product runs
+      __builtin_prefetch(C + r * ld, 1);
+      __builtin_prefetch(C + r * ld + kPanel - 1, 1);
+    }
     for (int p = 0; p < steps; p++) {
       typename U::Operand right[kRegisters];
 #pragma GCC unroll 2
@@ -113,8 +118,10 @@ struct ProductFunctions {
 
   // Packing moves units: a number, or a pair of bfloat16.
   using Unit = std::conditional_t<kTerms<E> == 2, uint32_t, E>;
+  static constexpr Dtype kStored = kTerms<E> == 2 ? kBFloat16 : sizeof(E) == 8 ? kFloat64 : kFloat32;
+  static constexpr int kRun = 16;  // lines that are packed together
 
-  // Terms p, ... of the n columns j, ..., which lie side by side, as one line of a panel.
+  // Terms p, ... of the n columns j, ..., which lie side by side, as one line of a panel, which ends with zeros.
   static void pack_line(const Right& b, int k, int p, int j, int n, Unit* line) {
     const int64_t from = b.first + p * b.step + j * b.column;
     if constexpr (kTerms<E> == 2) {
@@ -130,6 +137,7 @@ struct ProductFunctions {
       const float* values = widened(b.array, from, n, buffer);
       for (int c = 0; c < n; c++) line[c] = values[c];
     }
+    for (int c = n; c < kPanel; c++) line[c] = 0;
   }
 
   // Units u, ... up to u + count of one column as an array, through `buffer` where they are no such units in memory.
@@ -153,25 +161,46 @@ struct ProductFunctions {
     }
   }
 
+  // Units u, ... of the columns j, ... of a panel, `count` of each, to its lines: from memory where they lie side by side there,
+  // else from copies, in blocks that are transposed in registers. Columns that are missing in the last panel become zeros.
+  static void pack_run(const Right& b, int k, int j, int wide, int u, int count, Unit* out) {
+    constexpr int W = Line<Unit>::W;
+    const bool dense = b.step == 1 && b.array.dtype == kStored && (u + count) * kTerms<E> <= k;
+    for (int c = 0; c < kPanel; c += W, out += W) {
+      Unit copies[W][kRun];
+      const Unit* from = copies[0];
+      int64_t column = sizeof(copies[0]);
+      if (dense && c + W <= wide) {
+        from = static_cast<const Unit*>(at(b.array, b.first + int64_t(u) * kTerms<E> + (j + c) * b.column));
+        column = b.column * bytes_of(b.array.dtype);
+      } else {
+        for (int r = 0; r < W; r++) {
+          Unit buffer[kRun] = {};
+          const Unit* units_of = c + r < wide ? units(b, k, j + c + r, u, count, buffer) : buffer;
+          for (int i = 0; i < count; i++) copies[r][i] = units_of[i];
+        }
+      }
+      int i = 0;
+      for (; i + W <= count; i += W) transpose(from + i, column, out + int64_t(i) * kPanel, kPanel);
+      for (; i < count; i++)
+        for (int r = 0; r < W; r++)
+          __builtin_memcpy(out + int64_t(i) * kPanel + r, reinterpret_cast<const char*>(from + i) + r * column, sizeof(Unit));
+    }
+  }
+
+  // Rows or columns that are dense in memory are read in its order.
   static void pack(const Right& b, int k, int n, E* packed) {
     const int lines = (k + kTerms<E> - 1) / kTerms<E>;
     Unit* out = reinterpret_cast<Unit*>(packed);
-    for (int j = 0; j < n; j += kPanel, out += int64_t(lines) * kPanel) {
-      const int wide = n - j < kPanel ? n - j : kPanel;
-      for (int u = 0; wide < kPanel && u < lines; u++)
-        for (int c = wide; c < kPanel; c++) out[int64_t(u) * kPanel + c] = 0;
-      if (b.column == 1) {
-        for (int u = 0; u < lines; u++) pack_line(b, k, u * kTerms<E>, j, wide, out + int64_t(u) * kPanel);
-        continue;
-      }
-      constexpr int kRun = 32;  // units of a column: a run of them and of each of its neighbours stays in the first-level cache
+    const auto to = [&](int j, int u) { return out + int64_t(j) * lines + int64_t(u) * kPanel; };
+    const auto wide = [&](int j) { return n - j < kPanel ? n - j : kPanel; };
+    if (b.column == 1) {
       for (int u = 0; u < lines; u += kRun)
-        for (int c = 0; c < wide; c++) {
-          Unit buffer[kRun];
-          const int count = lines - u < kRun ? lines - u : kRun;
-          const Unit* from = units(b, k, j + c, u, count, buffer);
-          for (int i = 0; i < count; i++) out[int64_t(u + i) * kPanel + c] = from[i];
-        }
+        for (int j = 0; j < n; j += kPanel)
+          for (int v = u; v < lines && v < u + kRun; v++) pack_line(b, k, v * kTerms<E>, j, wide(j), to(j, v));
+    } else {
+      for (int j = 0; j < n; j += kPanel)
+        for (int u = 0; u < lines; u += kRun) pack_run(b, k, j, wide(j), u, lines - u < kRun ? lines - u : kRun, to(j, u));
     }
   }
 

@@ -5,8 +5,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <type_traits>
-#include <utility>
+
+#include "cpu/transpose.h"
 
 namespace fastssl::queue {
 namespace {
@@ -18,41 +18,6 @@ using OptionalTensor = std::optional<Tensor>;
 struct Run {
   int64_t first, place, count;
 };
-
-// 16 bytes of elements, and the lower and upper halves of two of them in turn.
-template <class T>
-struct Line {
-  static constexpr int W = 16 / sizeof(T);
-  using U = std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
-  typedef U V __attribute__((vector_size(16), aligned(sizeof(T)), may_alias));
-
-  template <int Half, size_t... I>
-  static V in_turn(V a, V b, std::index_sequence<I...>) {
-#if defined(__clang__)
-    return __builtin_shufflevector(a, b, (I / 2 + I % 2 * W + Half * W / 2)...);
-#else
-    return __builtin_shuffle(a, b, V{U(I / 2 + I % 2 * W + Half * W / 2)...});
-#endif
-  }
-};
-
-// Transposes W x W elements: W keys of W neighbouring entries become W neighbouring columns of W rows of the queue.
-template <class T>
-inline void transpose(const T* from, int64_t key, T* to, int64_t entry) {
-  using L = Line<T>;
-  using V = typename L::V;
-  constexpr int W = L::W;
-  V v[W], w[W];
-  for (int k = 0; k < W; k++) v[k] = *reinterpret_cast<const V*>(from + k * key);
-  for (int step = 1; step < W; step *= 2) {
-    for (int i = 0; i < W / 2; i++) {
-      w[2 * i] = L::template in_turn<0>(v[i], v[i + W / 2], std::make_index_sequence<W>());
-      w[2 * i + 1] = L::template in_turn<1>(v[i], v[i + W / 2], std::make_index_sequence<W>());
-    }
-    for (int i = 0; i < W; i++) v[i] = w[i];
-  }
-  for (int d = 0; d < W; d++) *reinterpret_cast<V*>(to + d * entry) = v[d];
-}
 
 // So many keys give a row of the queue their entries before the next row is touched: whole runs of cache lines of a page.
 constexpr int64_t kTile = 256;
@@ -66,7 +31,7 @@ void copy_columns(const T* from, int64_t key, T* to, int64_t entry, int64_t coun
     for (int64_t d = 0; d < width; d += W) {
       const bool whole = d + W <= width;
       int64_t k = first;
-      for (; whole && k + W <= end; k += W) transpose(from + k * key + d, key, to + d * entry + k, entry);
+      for (; whole && k + W <= end; k += W) transpose(from + k * key + d, key * int64_t(sizeof(T)), to + d * entry + k, entry);
       for (int64_t e = d; e < std::min(width, d + W); e++)
         for (int64_t rest = k; rest < end; rest++) to[e * entry + rest] = from[rest * key + e];
     }
