@@ -16,7 +16,6 @@ namespace {
 using at::Tensor;
 using similarity::OptTensor;
 
-constexpr double kEps = 1e-12;              // of the norms, as in torch.nn.functional.normalize
 constexpr int64_t kKeepElements = 1 << 24;  // as in fastssl/ops/similarity_cross.py
 
 using CrossForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, double,
@@ -49,20 +48,25 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, const OptTensor& f
   const at::AutoDispatchBelowADInplaceOrView kernels_only;
   const Tensor a = a_given.contiguous(), b = b_given.contiguous();
   const int64_t N = a.size(0), D = a.size(1);
-  Forward out{.loss = at::empty({}, a.options()), .x = a, .y = b, .numbers = at::empty({5, N}, a.options())};
-  similarity::dispatch_wide(a, [&](auto zero) {
-    using T = decltype(zero);
+  const auto options = a.options().dtype(similarity::compute_dtype(a));
+  Forward out{.loss = at::empty({}, options), .numbers = at::empty({5, N}, options)};
+  similarity::dispatch(a, [&](auto zero) {
+    using E = decltype(zero);
+    using T = Sum<E>;
+    constexpr auto dtype = c10::CppTypeToScalarType<E>::value;
     const Numbers<T> left(out.numbers);
     if (how.normalize) {
-      const Tensor z = at::empty({2 * N, D}, a.options());
-      const T* const views[2] = {a.const_data_ptr<T>(), b.const_data_ptr<T>()};
-      unit_pairs::forward<T>(views, N, D, T(kEps), z.mutable_data_ptr<T>(), left.norm, left.dot);
+      const Tensor z = at::empty({2 * N, D}, options.dtype(dtype));
+      unit_pairs::forward<T>({read_only(a), read_only(b)}, N, D, T(unit_pairs::kEps), array_of(z), left.norm, left.dot);
       out.x = z.narrow(0, 0, N), out.y = z.narrow(0, N, N);
     } else {
-      const T *x = a.const_data_ptr<T>(), *y = b.const_data_ptr<T>();
+      out.x = a.to(dtype), out.y = b.to(dtype);
+      const Array x = read_only(out.x), y = read_only(out.y);
       std::fill_n(left.norm, 2 * N, T(1));
       parallel_for(N, D, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) left.dot[i] = rows<T>().dot(x + i * D, y + i * D, D);
+        std::vector<T> buffer(D);
+        for (int64_t i = begin; i < end; i++)
+          left.dot[i] = rows<T>().dot_with(x, i * D, neighbour_rows<T>().values(y, i * D, D, buffer.data()), D);
       });
     }
     const Tensor ids = at::arange(N, a.options().dtype(at::kInt));
@@ -82,22 +86,27 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, const OptTensor& f
 
 namespace {
 
-// Adds -scale e_i times the partner to dx and dy, which may be undefined; brings them back through the norms where rows were
-// normalised.
+// Adds -scale e_i times the partner to dx and dy, which have no elements where they are not wanted; brings them back through the
+// norms where rows were normalised. Leaves them in `dtype`.
 template <class T>
-void finish(const Forward& left, const How& how, const T* ddot, Tensor& dx, Tensor& dy) {
+void finish(const Forward& left, const How& how, const T* ddot, at::ScalarType dtype, Tensor& dx, Tensor& dy) {
   const Numbers<T> of(left.numbers);
   const int64_t N = left.x.size(0), D = left.x.size(1);
   const auto& f = neighbour_rows<T>();
-  const T* unit[2] = {left.x.const_data_ptr<T>(), left.y.const_data_ptr<T>()};
-  T* const out[2] = {similarity::data_or_null<T>(dx), similarity::data_or_null<T>(dy)};
+  const Array unit[2] = {read_only(left.x), read_only(left.y)};
+  Tensor made[2] = {dx, dy};
+  T* const sums[2] = {similarity::data_or_null<T>(made[0]), similarity::data_or_null<T>(made[1])};
+  if (dx.scalar_type() != dtype) dx = at::empty(dx.sizes(), dx.options().dtype(dtype)), dy = at::empty(dy.sizes(), dx.options());
+  const Array out[2] = {array_of(dx), array_of(dy)};
   parallel_for(N, 2 * D, [&](int64_t begin, int64_t end) {
+    std::vector<T> wide(2 * D);
     for (int side = 0; side < 2; side++)
-      for (int64_t i = begin; out[side] && i < end; i++) {
-        T* G = out[side] + i * D;
-        const T *own = unit[side] + i * D, *partner = unit[1 - side] + i * D, norm = of.norm[side * N + i];
+      for (int64_t i = begin; sums[side] && i < end; i++) {
+        T *G = sums[side] + i * D, norm = of.norm[side * N + i];
+        const T *own = f.values(unit[side], i * D, D, wide.data()), *partner = f.values(unit[1 - side], i * D, D, &wide[D]);
         for (int64_t d = 0; d < D; d++) G[d] += ddot[i] * partner[d];
-        if (how.normalize) f.write(own, G, D, T(0), norm > T(kEps), T(1) / norm, unit_pairs::array_of(G, 0), 0);
+        const bool project = how.normalize && norm > T(unit_pairs::kEps);
+        f.write(own, G, D, T(0), project, T(1) / norm, out[side], i * D);
       }
   });
 }
@@ -105,19 +114,19 @@ void finish(const Forward& left, const How& how, const T* ddot, Tensor& dx, Tens
 }  // namespace
 
 std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& given, const OptTensor& factor, const How& how,
-                               std::array<bool, 3> wanted) {
+                               std::array<bool, 3> wanted, at::ScalarType dtype) {
   static const auto cross = operation<CrossBackward>("fastssl::similarity_cross_bwd");
   const at::AutoDispatchBelowADInplaceOrView kernels_only;
   Forward left = given;
   left.x = given.x.contiguous(), left.y = given.y.contiguous(), left.numbers = given.numbers.contiguous();
   const int64_t N = left.x.size(0);
   std::array<Tensor, 3> gradients;
-  similarity::dispatch_wide(left.x, [&](auto zero) {
-    using T = decltype(zero);
+  similarity::dispatch(left.x, [&](auto zero) {
+    using T = Sum<decltype(zero)>;
     const Numbers<T> of(left.numbers);
     const double scale = similarity::effective(how.scale, factor);
     const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, how);
-    const Tensor drow = at::empty({N}, left.x.options()), dcolumn = at::empty({N}, left.x.options());
+    const Tensor drow = at::empty({N}, left.numbers.options()), dcolumn = at::empty({N}, left.numbers.options());
     T *g = drow.mutable_data_ptr<T>(), *h = dcolumn.mutable_data_ptr<T>();
     std::vector<T> ddot(N);
     double of_pairs = 0.0;
@@ -129,7 +138,7 @@ std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& given, const 
     const Tensor ids = at::arange(N, left.x.options().dtype(at::kInt));
     auto [dx, dy, dscale] =
         cross.call(drow, dcolumn, left.state, left.peak, left.kept, left.x, left.y, how.scale, factor, ids, ids, wanted);
-    finish<T>(left, how, ddot.data(), dx, dy);
+    finish<T>(left, how, ddot.data(), dtype, dx, dy);
     gradients = {wanted[0] ? dx : Tensor(), wanted[1] ? dy : Tensor(), Tensor()};
     if (wanted[2])
       gradients[2] = at::empty(factor->sizes(), factor->options()).fill_(how.scale * (dscale.item<double>() - of_pairs));

@@ -8,6 +8,7 @@
 //   y_i>)
 // U = 2 N^2 D FLOP: forward U, backward 2U of the rows whose logits were kept, 3U of others. The operation is
 // similarity_cross, which one direction takes too: without column sums it would be no cheaper by more than the kept logits save.
+// Rows of 16 bits are treated as in pair_step.h; rows that are not normalised are x and y, widened where z would be float32.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -27,10 +28,10 @@ struct Forward {
   at::Tensor loss, x, y, numbers, state, peak, kept;
 };
 
-// a and b (N, D) are float32 or float64. Logits are kept only if `keep`.
+// a and b (N, D). Logits are kept only if `keep`.
 Forward forward(const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& factor, const How& how, bool keep);
-// The gradients of a, b and the factor, of which undefined are those that are not wanted.
+// The gradients of a and b, in their dtype, and of the factor. Undefined are those that are not wanted.
 std::array<at::Tensor, 3> backward(const at::Tensor& dloss, const Forward& left, const std::optional<at::Tensor>& factor,
-                                   const How& how, std::array<bool, 3> wanted);
+                                   const How& how, std::array<bool, 3> wanted, at::ScalarType dtype);
 
 }  // namespace fastssl::cross_step

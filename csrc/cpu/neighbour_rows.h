@@ -10,6 +10,10 @@ template <class T>
 struct NeighbourRows {
   // x <- row / max(|row|, eps); returns |row|. The row begins at element i of z and has n elements.
   T (*unit)(Array z, int64_t i, int64_t n, T eps, T* x);
+  // Elements i to i + n - 1 of z: themselves where they are T, otherwise their copies in `buffer`.
+  const T* (*values)(Array z, int64_t i, int64_t n, T* buffer);
+  // Elements i to i + n - 1 of z <- x, rounded to the dtype of z
+  void (*store)(const T* x, int64_t n, Array z, int64_t i);
   // |a - b + eps|
   T (*distance)(const T* a, const T* b, int64_t n, T eps);
   // sum += factor (a - b)

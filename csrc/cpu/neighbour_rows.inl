@@ -38,11 +38,26 @@ static inline __attribute__((always_inline)) void over_lanes(int64_t n, const Ma
 }
 
 template <class T>
+static bool holds(const Array& z) {
+  return z.dtype == (std::is_same_v<T, float> ? kFloat32 : kFloat64);
+}
+
+template <class T>
+static const T* values(Array z, int64_t i, int64_t n, T* buffer) {
+  if (holds<T>(z)) return static_cast<const T*>(at(z, i));
+  for_each_block(n, [&](int64_t first, int count) { values_of(z, i + first, count, buffer + first); });
+  return buffer;
+}
+
+template <class T>
+static void store(const T* x, int64_t n, Array z, int64_t i) {
+  for_each_block(n, [&](int64_t first, int count) { store_values(x + first, z, i + first, count); });
+}
+
+template <class T>
 static T unit(Array z, int64_t i, int64_t n, T eps, T* x) {
   using L = LaneOf<T>;
-  const T* row = x;
-  if (z.dtype == (std::is_same_v<T, float> ? kFloat32 : kFloat64)) row = static_cast<const T*>(at(z, i));
-  else for_each_block(n, [&](int64_t first, int count) { values_of(z, i + first, count, x + first); });
+  const T* row = values(z, i, n, x);
   const T norm = std::sqrt(sum_over<T>(n, Squares<T>{row})), length = norm < eps ? eps : norm;
   over_lanes<T>(
       n, [&](int64_t e) { L::store(x + e, L::load(row + e) / L::all(length)); }, [&](int64_t e) { x[e] = row[e] / length; });
@@ -66,12 +81,11 @@ static void add_difference(const T* a, const T* b, int64_t n, T factor, T* sum) 
 template <class T>
 static void write(const T* x, const T* sum, int64_t n, T shift, bool project, T scale, Array to, int64_t i) {
   using L = LaneOf<T>;
-  constexpr Dtype dtype_of_sums = std::is_same_v<T, float> ? kFloat32 : kFloat64;
   const T along = project ? sum_over<T>(n, ShiftedProducts<T>{x, sum, shift}) : T(0);
   const auto all_along = L::all(along), all_scale = L::all(scale), all_shift = L::all(shift);
   for_each_block(n, [&](int64_t first, int count) {
     T buffer[kBlock];
-    T* out = to.dtype == dtype_of_sums ? static_cast<T*>(at(to, i + first)) : buffer;
+    T* out = holds<T>(to) ? static_cast<T*>(at(to, i + first)) : buffer;
     const T *row = x + first, *g = sum + first;
     if (project)
       over_lanes<T>(
@@ -118,7 +132,8 @@ static void column_maxima(const T* S, int m, int n, int ld, T* largest) {
 }
 
 template <class T>
-static constexpr NeighbourRows<T> rows_of = {unit<T>, distance<T>, add_difference<T>, write<T>, row_maxima<T>, column_maxima<T>};
+static constexpr NeighbourRows<T> rows_of = {unit<T>,           values<T>, store<T>,      distance<T>,
+                                             add_difference<T>, write<T>,  row_maxima<T>, column_maxima<T>};
 
 static const NeighbourRows<float>& float_rows = rows_of<float>;
 static const NeighbourRows<double>& double_rows = rows_of<double>;

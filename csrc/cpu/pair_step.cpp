@@ -29,9 +29,9 @@ struct Numbers {
 };
 
 // The views of one picture share an id.
-template <class T>
-Problem<T> problem_of(const Tensor& z, double scale) {
-  auto p = similarity::problem<T>(z, std::nullopt, scale, std::nullopt, std::nullopt, std::nullopt);
+template <class E>
+Problem<E> problem_of(const Tensor& z, double scale) {
+  auto p = similarity::problem<E>(z, std::nullopt, scale, std::nullopt, std::nullopt, std::nullopt);
   const int64_t N = z.size(0);
   p.x.id.assign(N + similarity::kPad, 0);
   for (int64_t i = 0; i < N; i++) p.x.id[i] = int32_t(i < N / 2 ? i : i - N / 2);
@@ -39,17 +39,13 @@ Problem<T> problem_of(const Tensor& z, double scale) {
   return p;
 }
 
-// The largest length of a row brought to unit length, whose norm and quotients are rounded.
-constexpr double kLongest = 1.001;
-
-// Whether no row is longer than that, which an infinite norm or a NaN would allow, and all logits are small.
-template <class T>
-bool bounded(const T* norm, int64_t N, double scale) {
-  const bool finite = std::all_of(norm, norm + N, [](T length) { return std::isfinite(length); });
+// Whether all logits are small, which no infinite norm and no NaN allows.
+template <class E>
+bool bounded(const Sum<E>* norm, int64_t N, double scale) {
+  constexpr double kLongest = similarity::kLongestUnit<E>;
+  const bool finite = std::all_of(norm, norm + N, [](Sum<E> length) { return std::isfinite(length); });
   return finite && std::abs(scale) * kLongest * kLongest <= similarity::kBound;
 }
-
-constexpr double kEps = 1e-12;  // as in torch.nn.functional.normalize
 
 double weight(int64_t N, bool mean) { return mean ? 1.0 / double(N) : 1.0; }
 
@@ -58,16 +54,16 @@ double weight(int64_t N, bool mean) { return mean ? 1.0 / double(N) : 1.0; }
 Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool mean) {
   const Tensor a = a_given.contiguous(), b = b_given.contiguous();
   const int64_t B = a.size(0), D = a.size(1), N = 2 * B;
-  const auto options = a.options();
-  Forward out{at::empty({}, options), at::empty({N, D}, options), at::empty({9, B}, options),
-              at::empty({N}, options.dtype(at::kInt))};
-  similarity::dispatch_wide(a, [&](auto zero) {
-    using T = decltype(zero);
+  const auto options = a.options().dtype(similarity::compute_dtype(a));
+  Forward out{at::empty({}, options), {}, at::empty({9, B}, options), at::empty({N}, options.dtype(at::kInt))};
+  similarity::dispatch(a, [&](auto zero) {
+    using E = decltype(zero);
+    using T = Sum<E>;
+    out.z = at::empty({N, D}, options.dtype(c10::CppTypeToScalarType<E>::value));
     const Numbers<T> left(out.numbers, out.peak);
-    const T* const views[2] = {a.const_data_ptr<T>(), b.const_data_ptr<T>()};
-    unit_pairs::forward<T>(views, B, D, T(kEps), out.z.mutable_data_ptr<T>(), left.norm, left.dot);
-    auto p = problem_of<T>(out.z, scale);
-    p.bounded = bounded(left.norm, N, scale);
+    unit_pairs::forward<T>({read_only(a), read_only(b)}, B, D, T(unit_pairs::kEps), array_of(out.z), left.norm, left.dot);
+    auto p = problem_of<E>(out.z, scale);
+    p.bounded = bounded<E>(left.norm, N, scale);
     similarity::forward(p, {}, left.state(), left.lse);
     double sum = 0.0;
     for (int64_t i = 0; i < N; i++) sum += softplus(left.u(i, B, scale));
@@ -77,14 +73,16 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool
 }
 
 std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Tensor& z_given, const Tensor& numbers, const Tensor& peak,
-                                   double scale, bool mean) {
+                                   double scale, bool mean, at::ScalarType dtype) {
   const Tensor z = z_given.contiguous(), lines = numbers.contiguous(), peaks = peak.contiguous();
   const int64_t N = z.size(0), B = N / 2, D = z.size(1);
-  Tensor da = at::empty({B, D}, z.options()), db = at::empty({B, D}, z.options()), dz = at::empty(z.sizes(), z.options());
-  similarity::dispatch_wide(z, [&](auto zero) {
-    using T = decltype(zero);
+  const auto options = z.options().dtype(dtype);
+  Tensor da = at::empty({B, D}, options), db = at::empty({B, D}, options), dz = at::empty(z.sizes(), lines.options());
+  similarity::dispatch(z, [&](auto zero) {
+    using E = decltype(zero);
+    using T = Sum<E>;
     const Numbers<T> left(lines, peaks);
-    auto p = problem_of<T>(z, scale);
+    auto p = problem_of<E>(z, scale);
     similarity::set_backward(p, left.state());
     const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, mean);
     std::vector<T> g(N), ddot(B);
@@ -94,8 +92,8 @@ std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Tensor& z_given, c
     }
     T* sums = dz.mutable_data_ptr<T>();
     similarity::backward(p, left.state(), g.data(), {sums, nullptr, nullptr, T(scale), true});
-    T* const out[2] = {da.mutable_data_ptr<T>(), db.mutable_data_ptr<T>()};
-    unit_pairs::backward<T>(sums, ddot.data(), z.const_data_ptr<T>(), left.norm, T(kEps), B, D, out);
+    unit_pairs::backward<T>(read_only(dz), ddot.data(), read_only(z), left.norm, T(unit_pairs::kEps), B, D,
+                            {array_of(da), array_of(db)});
   });
   return {da, db};
 }

@@ -4,6 +4,8 @@
 //   loss = w sum_i softplus(u_i), w = 1 / N for a mean, otherwise 1
 //   g_i = dloss w sigmoid(u_i),  G_i = dz_i - scale (g_i + g_p(i)) z_p(i),  da_i = (G_i - z_i <z_i, G_i>) / |a_i|
 // with dz of similarity.cpp. U = 2 N^2 D FLOP: forward U/2, backward 3U/2. Beside them 2ND elements are read and written each way.
+// Of rows in 16 bits, z is bfloat16 where the CPU multiplies that (has_bfloat16_products()) and they are bfloat16, otherwise
+// float32. All that follows from z is float32, also G, in which dz and the positive's term cancel; da is rounded at the end.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -17,9 +19,9 @@ struct Forward {
   at::Tensor loss, z, numbers, peak;
 };
 
-// a and b (B, D) are float32 or float64. The results have their dtype.
-Forward forward(const at::Tensor& a, const at::Tensor& b, double scale, bool mean);
+Forward forward(const at::Tensor& a, const at::Tensor& b, double scale, bool mean);  // a and b (B, D)
+// The gradients of a and b, in their dtype.
 std::pair<at::Tensor, at::Tensor> backward(const at::Tensor& dloss, const at::Tensor& z, const at::Tensor& numbers,
-                                           const at::Tensor& peak, double scale, bool mean);
+                                           const at::Tensor& peak, double scale, bool mean, at::ScalarType dtype);
 
 }  // namespace fastssl::pair_step

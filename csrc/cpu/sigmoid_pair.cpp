@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pair(const Tensor& x,
     if (need_bias) *dbias.mutable_data_ptr<T>() = T(std::accumulate(out.weight.begin(), out.weight.end(), 0.0));
     gradients.finish(p, false);
   });
-  return {loss, gradients.dx(compute_dtype(x)), gradients.dy(compute_dtype(x)), gradients.dscale, dbias};
+  return {loss, gradients.dx(), gradients.other, gradients.dscale, dbias};
 }
 
 }  // namespace

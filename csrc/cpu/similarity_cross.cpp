@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
                    data_or_null<T>(out.other));
     out.finish(p, false);
   });
-  return {out.dx(x.scalar_type()), out.dy(x.scalar_type()), out.dscale};
+  return {out.dx(), out.other, out.dscale};
 }
 
 }  // namespace

@@ -117,7 +117,7 @@ Four similarity_limited_bwd(const Tensor& dlse, const Tensor& state, const Tenso
     gradients.finish(p, false);
   });
   if (y_bias.has_value()) dbias = dbias.to(y_bias->scalar_type());
-  return {gradients.dx(x.scalar_type()), gradients.dy(x.scalar_type()), dbias, gradients.dscale};
+  return {gradients.dx(), gradients.other, dbias, gradients.dscale};
 }
 
 }  // namespace

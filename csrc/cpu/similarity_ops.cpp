@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_bwd(const Tensor& dlse, co
     gradients.finish(p, !y.has_value());
   });
   if (y_bias.has_value()) dbias = dbias.to(y_bias->scalar_type());
-  return {gradients.dx(x.scalar_type()), gradients.dy(x.scalar_type()), dbias, gradients.dscale};
+  return {gradients.dx(), gradients.other, dbias, gradients.dscale};
 }
 
 }  // namespace

@@ -150,11 +150,9 @@ auto dispatch(const Tensor& x, const F& f) {
   return x.scalar_type() == at::kBFloat16 && has_bfloat16_products() ? f(c10::BFloat16()) : f(float());
 }
 
-// The same for inputs that are float32 or float64.
-template <class F>
-auto dispatch_wide(const Tensor& x, const F& f) {
-  return x.scalar_type() == at::kDouble ? f(double()) : f(float());
-}
+// The largest length of a row brought to unit length, whose norm, quotients and elements E are rounded.
+template <class E>
+constexpr double kLongestUnit = kTerms<E> == 2 ? 1.004 : 1.001;
 
 inline double effective(double scale, const OptTensor& factor) {
   return factor.has_value() ? scale * factor->item<double>() : scale;
@@ -211,8 +209,7 @@ struct GradientSums {
     other.mul_(scale);
   }
 
-  Tensor dx(at::ScalarType dtype) const { return need_x ? own.to(dtype) : at::empty({0}, own.options().dtype(dtype)); }
-  Tensor dy(at::ScalarType dtype) const { return other.to(dtype); }
+  Tensor dx() const { return need_x ? own : at::empty({0}, own.options()); }
 };
 
 }  // namespace fastssl::similarity

@@ -17,8 +17,6 @@ using at::Tensor;
 using similarity::Problem;
 using similarity::State;
 
-constexpr double kEps = 1e-12;  // of the norms, as in torch.nn.functional.normalize
-
 // The samples in the order of their classes: class c has those from start[c] to start[c + 1].
 struct Classes {
   const int32_t* sample;
@@ -77,9 +75,9 @@ struct Numbers {
 bool is_pair(const Classes& classes, int64_t c, int64_t V) { return V <= 2 && V * classes.size(c) == 2; }
 
 // Each row has an id of its own, except that the rows of a pair share one.
-template <class T>
-Problem<T> problem_of(const Tensor& z, const Classes& classes, int64_t V, double scale) {
-  auto p = similarity::problem<T>(z, std::nullopt, scale, std::nullopt, std::nullopt, std::nullopt);
+template <class E>
+Problem<E> problem_of(const Tensor& z, const Classes& classes, int64_t V, double scale) {
+  auto p = similarity::problem<E>(z, std::nullopt, scale, std::nullopt, std::nullopt, std::nullopt);
   p.x.id.assign(z.size(0) + similarity::kPad, 0);
   std::iota(p.x.id.begin(), p.x.id.begin() + z.size(0), 0);
   for (int64_t c = 0; c < classes.count(); c++) {
@@ -91,37 +89,39 @@ Problem<T> problem_of(const Tensor& z, const Classes& classes, int64_t V, double
   return p;
 }
 
-// The sum of the rows of class c, in float64.
+// The sum of the rows of class c, in float64. Rows that have another dtype than T go through `buffer`.
 template <class T>
-void class_sum(const Classes& classes, int64_t c, int64_t V, const T* z, int64_t D, std::vector<double>& sum) {
+void class_sum(const Classes& classes, int64_t c, int64_t V, const Array& z, int64_t D, T* buffer, std::vector<double>& sum) {
   std::fill(sum.begin(), sum.end(), 0.0);
-  classes.rows_of(c, V, [&](int64_t row) { class_rows<T>().add(z + row * D, D, sum.data()); });
+  classes.rows_of(c, V,
+                  [&](int64_t row) { class_rows<T>().add(neighbour_rows<T>().values(z, row * D, D, buffer), D, sum.data()); });
 }
 
 // z, the norms, and the mean similarity of each row's positives.
 template <class T>
-void positives(const T* features, const Classes& classes, int64_t V, int64_t D, bool normalize, T* z, const Numbers<T>& left) {
+void positives(const Array& features, const Classes& classes, int64_t V, int64_t D, bool normalize, const Array& z,
+               const Numbers<T>& left) {
   const auto& f = rows<T>();
+  const auto& g = neighbour_rows<T>();
   const int64_t B = classes.start.back();
   parallel_for(classes.count(), 4 * V * D * B / classes.count(), [&](int64_t begin, int64_t end) {
     std::vector<double> sum(D);
-    std::vector<T> others(D);
+    std::vector<T> others(D), buffer(D);
     for (int64_t c = begin; c < end; c++) {
       classes.rows_of(c, V, [&](int64_t row) {
-        const T* from = features + (row % B * V + row / B) * D;
-        T* x = z + row * D;
+        const int64_t from = (row % B * V + row / B) * D;
         if (normalize) {
-          const T length = neighbour_rows<T>().unit(unit_pairs::array_of(from, 0), 0, D, T(kEps), x);
-          left.norm[row] = length < T(kEps) ? T(kEps) : length;
+          unit_pairs::unit_row(features, from, D, T(unit_pairs::kEps), z, row * D, buffer.data(), left.norm + row);
         } else {
-          std::copy_n(from, D, x);
+          const T* x = g.values(features, from, D, buffer.data());
+          g.store(x, D, z, row * D);
           left.norm[row] = std::sqrt(f.dot(x, x, D));
         }
       });
-      class_sum(classes, c, V, z, D, sum);
+      class_sum(classes, c, V, z, D, buffer.data(), sum);
       const int64_t count = V * classes.size(c) - 1;
       classes.rows_of(c, V, [&](int64_t row) {
-        const T* x = z + row * D;
+        const T* x = g.values(z, row * D, D, buffer.data());
         class_rows<T>().without(sum.data(), x, D, others.data());
         left.mean[row] = f.dot(x, others.data(), D) / T(std::max<int64_t>(count, 1));
       });
@@ -129,11 +129,11 @@ void positives(const T* features, const Classes& classes, int64_t V, int64_t D, 
   });
 }
 
-// Whether all logits are small, which no infinite norm and no NaN allows. A row at unit length may be a little longer than 1.
-template <class T>
-bool bounded(const T* norm, int64_t N, double scale, bool normalize) {
-  const double longest = std::accumulate(norm, norm + N, 0.0, [](double a, T b) { return similarity::larger(a, double(b)); });
-  const double length = normalize && std::isfinite(longest) ? 1.001 : longest;
+// Whether all logits are small, which no infinite norm and no NaN allows.
+template <class E>
+bool bounded(const Sum<E>* norm, int64_t N, double scale, bool normalize) {
+  const double longest = std::accumulate(norm, norm + N, 0.0, [](double a, double b) { return similarity::larger(a, b); });
+  const double length = normalize && std::isfinite(longest) ? similarity::kLongestUnit<E> : longest;
   return std::abs(scale) * length * length <= similarity::kBound;
 }
 
@@ -152,16 +152,18 @@ double weight(int64_t N, bool mean) { return mean ? 1.0 / double(N) : 1.0; }
 Forward forward(const Tensor& given, const Tensor& labels, double scale, bool normalize, bool mean) {
   const Tensor features = given.contiguous();
   const int64_t B = features.size(0), V = features.size(1), D = features.size(2), N = V * B;
-  const auto options = features.options();
-  Forward out{at::empty({}, options), at::empty({N, D}, options), at::empty({5, N}, options),
-              at::empty({N}, options.dtype(at::kInt)), classes_of(labels, B)};
+  const auto options = features.options().dtype(similarity::compute_dtype(features));
+  Forward out{
+      at::empty({}, options), {}, at::empty({5, N}, options), at::empty({N}, options.dtype(at::kInt)), classes_of(labels, B)};
   const Classes classes(out.classes);
-  similarity::dispatch_wide(features, [&](auto zero) {
-    using T = decltype(zero);
+  similarity::dispatch(features, [&](auto zero) {
+    using E = decltype(zero);
+    using T = Sum<E>;
+    out.z = at::empty({N, D}, options.dtype(c10::CppTypeToScalarType<E>::value));
     const Numbers<T> left(out);
-    positives(features.const_data_ptr<T>(), classes, V, D, normalize, out.z.mutable_data_ptr<T>(), left);
-    auto p = problem_of<T>(out.z, classes, V, scale);
-    p.bounded = bounded(left.norm, N, scale, normalize);
+    positives(read_only(features), classes, V, D, normalize, array_of(out.z), left);
+    auto p = problem_of<E>(out.z, classes, V, scale);
+    p.bounded = bounded<E>(left.norm, N, scale, normalize);
     similarity::forward(p, {}, left.state(), left.lse);
     double total = 0.0;
     each_anchor(classes, V, left, scale, [&](int64_t c, int64_t, double u, int64_t count) {
@@ -172,15 +174,16 @@ Forward forward(const Tensor& given, const Tensor& labels, double scale, bool no
   return out;
 }
 
-Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool normalize, bool mean) {
+Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool normalize, bool mean, at::ScalarType dtype) {
   const Forward saved{{}, given.z.contiguous(), given.numbers.contiguous(), given.peak.contiguous(), given.classes.contiguous()};
   const int64_t N = saved.z.size(0), D = saved.z.size(1), B = saved.classes.size(1), V = N / B;
   const Classes classes(saved.classes);
-  Tensor dfeatures = at::empty({B, V, D}, saved.z.options()), dz = at::empty({N, D}, saved.z.options());
-  similarity::dispatch_wide(saved.z, [&](auto zero) {
-    using T = decltype(zero);
+  Tensor dfeatures = at::empty({B, V, D}, saved.z.options().dtype(dtype)), dz = at::empty({N, D}, saved.numbers.options());
+  similarity::dispatch(saved.z, [&](auto zero) {
+    using E = decltype(zero);
+    using T = Sum<E>;
     const Numbers<T> left(saved);
-    auto p = problem_of<T>(saved.z, classes, V, scale);
+    auto p = problem_of<E>(saved.z, classes, V, scale);
     similarity::set_backward(p, left.state());
     const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, mean);
     std::vector<T> g(N);
@@ -192,19 +195,20 @@ Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool no
     });
     T* G = dz.mutable_data_ptr<T>();
     similarity::backward(p, left.state(), g.data(), {G, nullptr, nullptr, T(scale), true});
-    const T* z = saved.z.const_data_ptr<T>();
-    T* out = dfeatures.mutable_data_ptr<T>();
+    const Array z = read_only(saved.z), out = array_of(dfeatures);
+    const auto& f = neighbour_rows<T>();
     parallel_for(classes.count(), 4 * N * D / classes.count(), [&](int64_t begin, int64_t end) {
       std::vector<double> sum(D);
+      std::vector<T> buffer(D);
       for (int64_t c = begin; c < end; c++) {
-        class_sum(classes, c, V, z, D, sum);
+        class_sum(classes, c, V, z, D, buffer.data(), sum);
         classes.rows_of(c, V, [&](int64_t row) {
-          const T* x = z + row * D;
-          T *of_row = G + row * D, *to = out + (row % B * V + row / B) * D;
+          const T* x = f.values(z, row * D, D, buffer.data());
+          T* of_row = G + row * D;
           class_rows<T>().add_without(of_class[c], sum.data(), x, D, of_row);
-          const bool project = normalize && left.norm[row] > T(kEps);
+          const bool project = normalize && left.norm[row] > T(unit_pairs::kEps);
           const T factor = normalize ? T(1) / left.norm[row] : T(1);
-          neighbour_rows<T>().write(x, of_row, D, T(0), project, factor, unit_pairs::array_of(to, 0), 0);
+          f.write(x, of_row, D, T(0), project, factor, out, (row % B * V + row / B) * D);
         });
       }
     });

@@ -6,7 +6,7 @@
 //   lse_i leaves the positive out and l is softplus
 //   g_i = dloss w l'(u_i),  G_i = dz_i - (2 / rows of the class) (sum of scale g / n over the class) P_i
 // with dz of similarity.cpp. U = 2 N^2 D FLOP: forward U/2, backward 3U/2. The sums over classes take O(N D), in float64: after a
-// huge row was subtracted, the sum is what it would have been without that row.
+// huge row was subtracted, the sum is what it would have been without that row. Rows of 16 bits are treated as in pair_step.h.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -19,8 +19,9 @@ struct Forward {
   at::Tensor loss, z, numbers, peak, classes;
 };
 
-// features (B, V, D) are float32 or float64; labels (B,) are integers, or undefined where every sample is its own class.
+// features (B, V, D); labels (B,) are integers, or undefined where every sample is its own class.
 Forward forward(const at::Tensor& features, const at::Tensor& labels, double scale, bool normalize, bool mean);
-at::Tensor backward(const at::Tensor& dloss, const Forward& left, double scale, bool normalize, bool mean);
+// The gradient of the features, in their dtype.
+at::Tensor backward(const at::Tensor& dloss, const Forward& left, double scale, bool normalize, bool mean, at::ScalarType dtype);
 
 }  // namespace fastssl::sup_con_step

@@ -53,6 +53,7 @@ struct Call {
   bool keep = false;                          // what a backward may use
   Tensor labels = {};
   std::vector<bool> wanted = {};  // which inputs need a gradient, in a backward
+  at::ScalarType dtype = {};      // of the rows, in a backward
 };
 
 // What a step takes for granted of the tensors that it saved, in bytes: element type, place and layout, and sizes.
@@ -85,8 +86,8 @@ struct LossNode : Function<LossNode<Step>> {
     saved.push_back(at::empty({0}, loss.options()));
     const Tensor token = saved.back();
     ctx->set_materialize_grads(false);
-    ctx->saved_data["call"] =
-        std::make_tuple(call.op, call.scale, int64_t(call.mean + 2 * call.normalize + 4 * call.both), kinds_of(saved));
+    const int64_t flags = call.mean + 2 * call.normalize + 4 * call.both + 8 * int64_t(inputs[0].scalar_type());
+    ctx->saved_data["call"] = std::make_tuple(call.op, call.scale, flags, kinds_of(saved));
     ctx->save_for_backward(std::move(saved));
     return {loss, token};
   }
@@ -107,8 +108,9 @@ struct LossNode : Function<LossNode<Step>> {
     {
       const at::NoGradGuard first_derivative_only;
       RECORD_FUNCTION(Step::kBackward, std::vector<c10::IValue>());
-      gradients = Step::backward(readable ? dloss : at::ones({}, token.options()), saved,
-                                 {op, scale, bool(flags & 1), bool(flags & 2), bool(flags & 4), false, Tensor(), wanted});
+      gradients = Step::backward(
+          readable ? dloss : at::ones({}, token.options()), saved,
+          {op, scale, bool(flags & 1), bool(flags & 2), bool(flags & 4), false, Tensor(), wanted, at::ScalarType(flags / 8)});
       gradients.emplace_back();
     }
     for (size_t i = 0; i < Step::kInputs; i++) {
@@ -130,7 +132,7 @@ struct NTXent {
     return {made.loss, {made.z, made.numbers, made.peak}};
   }
   static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
-    const auto [da, db] = pair_step::backward(dloss, saved[0], saved[1], saved[2], call.scale, call.mean);
+    const auto [da, db] = pair_step::backward(dloss, saved[0], saved[1], saved[2], call.scale, call.mean, call.dtype);
     return {da, db};
   }
 };
@@ -145,7 +147,7 @@ struct SupCon {
   }
   static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
     const sup_con_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3]};
-    return {sup_con_step::backward(dloss, left, call.scale, call.normalize, call.mean)};
+    return {sup_con_step::backward(dloss, left, call.scale, call.normalize, call.mean, call.dtype)};
   }
 };
 
@@ -166,8 +168,8 @@ struct Cross {
   static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
     const cross_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3], saved[4], saved[5]};
     const std::optional<Tensor> factor = kFactor ? std::optional(saved[6]) : std::nullopt;
-    const auto [da, db, dfactor] =
-        cross_step::backward(dloss, left, factor, how(call), {call.wanted[0], call.wanted[1], kFactor && call.wanted[2]});
+    const auto [da, db, dfactor] = cross_step::backward(dloss, left, factor, how(call),
+                                                        {call.wanted[0], call.wanted[1], kFactor && call.wanted[2]}, call.dtype);
     return kFactor ? variable_list{da, db, dfactor} : variable_list{da, db};
   }
 };
@@ -229,7 +231,7 @@ pybind11::object clip(const std::string& op, const pybind11::handle& image, cons
   const bool backward = at::GradMode::is_enabled() && (a->requires_grad() || b->requires_grad() || learned);
   if (!factor) return loss_of<Cross<false>>({*a, *b}, {op, *number, true, normalize, true, backward});
   const double value = factor->item<double>();
-  if (!std::isfinite(a->scalar_type() == at::kFloat ? double(float(value)) : value)) return pybind11::none();
+  if (!std::isfinite(a->scalar_type() == at::kDouble ? value : double(float(value)))) return pybind11::none();
   return loss_of<Cross<true>>({*a, *b, *factor}, {op, 1.0, true, normalize, true, backward});
 }
 

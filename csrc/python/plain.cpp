@@ -38,7 +38,9 @@ const at::Tensor* plain_tensor(const pybind11::handle& object, int64_t dims) {
 
 const at::Tensor* plain_floats(const pybind11::handle& object, int64_t dims) {
   const at::Tensor* tensor = plain_tensor(object, dims);
-  return tensor && (tensor->scalar_type() == at::kFloat || tensor->scalar_type() == at::kDouble) ? tensor : nullptr;
+  if (!tensor) return nullptr;
+  const at::ScalarType type = tensor->scalar_type();
+  return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf ? tensor : nullptr;
 }
 
 const at::Tensor* plain_integers(const pybind11::handle& object, int64_t dims) {

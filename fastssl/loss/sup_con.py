@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from fastssl.checks import (
     FLOATS,
     INTEGERS,
-    accumulator_dtype,
     check_choice,
     check_dense,
     check_flag,
@@ -31,7 +30,7 @@ from fastssl.checks import (
 from fastssl.distributed.class_sums import sum_of_all
 
 from .parts.arguments import enter, scalar, together
-from .parts.dot_products import dot_rows, matmul, paired, unit_rows
+from .parts.dot_products import dot_rows, matmul, paired, wide_rows
 from .parts.ids import compact_ids, row_ids
 from .parts.negative_sums import ids_to_sum_by, sums_by_id
 from .parts.one_call import sup_con_in_one_call
@@ -252,15 +251,18 @@ def _two_views(features: Tensor, scale, normalize: bool, reduction: str, joined:
 
 
 def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contrast_mode: str, joined: Joined | None) -> Tensor:
-    """The losses (A, B) of the anchors, view after view: 0 for an anchor without positives; a NaN stays one."""
-    z = unit_rows(features) if normalize else features
+    """The losses (A, B) of the anchors, view after view: 0 for an anchor without positives; a NaN stays one.
+
+    Where all positives are alike, the gradient of the log-sum-exp cancels against theirs, so both are added in ``z``, which has
+    the accumulator's dtype.
+    """
+    z = wide_rows(features, normalize)
     samples, views, _ = z.shape
     contrast = z.transpose(0, 1).reshape(samples * views, -1)  # (V B, D), view after view
     used = views if contrast_mode == "all" else 1
     anchors = contrast[: used * samples] if used < views else contrast
-    wide = accumulator_dtype(z)
     classes = None if labels is None else ids_to_sum_by(labels, joined)
-    sums, count = _positive_sums(z.to(wide), anchors.to(wide).unflatten(0, (used, -1)), classes, mask, joined)
+    sums, count = _positive_sums(z, anchors.unflatten(0, (used, -1)), classes, mask, joined)
     one, row = None, row_ids(z, joined)
     if mask is None and views <= 2:  # otherwise no anchor is known to have a single positive
         one = count == 1
@@ -268,10 +270,15 @@ def _anchor_rows(features: Tensor, labels, mask, scale, normalize: bool, contras
     else:
         ids = torch.cat([views * row + view for view in range(views)])
     itself = anchors is contrast and joined is None
-    of_all = None if joined is None else joined.times(views)
     x_id = ids if anchors is contrast else ids[: len(anchors)]
-    lse = lse_of(_OP, anchors, contrast, of_all, scale=scale, x_id=x_id, y_id=None if itself else ids)
-    mean = dot_rows(anchors.to(wide), sums).view(used, -1) / count.clamp_min(1e-6)
+    how = {"scale": scale, "x_id": x_id, "y_id": None if itself else ids}
+    if joined is None:
+        lse = lse_of(_OP, anchors, contrast, products=features.dtype, **how)
+    else:
+        narrow = contrast.to(features.dtype)
+        own = narrow if anchors is contrast else narrow[: len(anchors)]
+        lse = lse_of(_OP, own, narrow, joined.times(views), **how)
+    mean = dot_rows(anchors, sums).view(used, -1) / count.clamp_min(1e-6)
     rows = lse.view(used, -1) - scale * mean
     if one is not None:
         rows = torch.where(one, softplus(rows), rows)  # lse is over the negatives there

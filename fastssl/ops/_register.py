@@ -101,6 +101,15 @@ def new_accumulator(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape, dtype=accumulator_dtype(like))
 
 
+def gradient_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which an op gives the gradient of the similarities in their rows x.
+
+    On a CPU that of its sums, so that what cancels against them may be added before they are rounded to that of x. The kernels of
+    a GPU round as they store.
+    """
+    return accumulator_dtype(x) if x.device.type == "cpu" else x.dtype
+
+
 def refuse_transforms(op: str, *inputs) -> None:
     """Raises where torch (2.13) would return zeros without a word: torch.func around a compiled autograd.Function, and tangents of
     forward-mode differentiation among ``inputs``, of which those that are no tensors do not matter."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from fastssl.checks import FLOATS, INTEGERS, check_like, check_matrix, check_scalar, check_vector, savable, traced, widest
 
 from ._operands import SimilarityArguments, factor_of
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
+from ._register import define_op, distinct, first_derivative_only, gradient_dtype, new_accumulator, refuse_transforms, save, saved
 
 _OP = "similarity_lse"
 _COMMON = "Tensor x, Tensor? y, float scale, Tensor? scale_factor, Tensor? x_id, Tensor? y_id, Tensor? y_bias"
@@ -56,8 +56,8 @@ def _fake_one_pass(*flat):
 
 def _fake_bwd(dlse, state, peak, *rest):
     (x, y, *_, y_bias), need = rest[:-1], rest[-1]
-    dx = x.new_empty(x.shape if need[0] else (0,))
-    dy = x.new_empty(y.shape if need[1] and y is not None else (0,))
+    dx = x.new_empty(x.shape if need[0] else (0,), dtype=gradient_dtype(x))
+    dy = x.new_empty(y.shape if need[1] and y is not None else (0,), dtype=gradient_dtype(x))
     dbias = new_accumulator(x, 0) if y_bias is None else y_bias.new_empty(y_bias.shape if need[2] else (0,))
     return dx, dy, dbias, (new_accumulator(x) if need[3] else new_accumulator(x, 0))
 
@@ -85,16 +85,25 @@ def scale_gradient(dscale: Tensor, scale: float, scale_factor: Tensor) -> Tensor
     return (dscale * scale).to(scale_factor.dtype).reshape(scale_factor.shape)
 
 
+def narrowed(flat: tuple, products: torch.dtype) -> tuple:
+    """The arguments of an op, x and y in the dtype in which their products are taken."""
+    x, y, *others = flat
+    return x.to(products), None if y is None else y.to(products), *others
+
+
 class _TwoSided(torch.autograd.Function):
     """The symmetric schedule (y is None) and the two-sided one: the backward computes the similarities again, tile by tile."""
 
     @staticmethod
-    def forward(ctx, op, *flat):
+    def forward(ctx, op, products, *flat):
+        ctx.given = flat[0].dtype
+        flat = narrowed(flat, products)
         x, y, scale, scale_factor, x_id, y_id, y_bias, _ = flat
         lse, rank, state, peak = _fwd(*flat)
         ctx.mark_non_differentiable(rank)
         ctx.set_materialize_grads(False)  # no zeros for the rank
-        save(ctx, state, peak, x, y, scale_factor, x_id, y_id, y_bias)
+        output = None if products == ctx.given else lse  # one input or output is saved, so that a second derivative is refused
+        save(ctx, output, state, peak, x, y, scale_factor, x_id, y_id, y_bias)
         ctx.scale, ctx.op = scale, op
         return lse, rank
 
@@ -102,14 +111,15 @@ class _TwoSided(torch.autograd.Function):
     @first_derivative_only(_OP)
     def backward(ctx, dlse, _):
         if dlse is None:
-            return (None,) * 9
-        state, peak, x, y, scale_factor, x_id, y_id, y_bias = saved(ctx)
-        _, want_x, want_y, _, want_scale, _, _, want_bias, _ = ctx.needs_input_grad
+            return (None,) * 10
+        _, state, peak, x, y, scale_factor, x_id, y_id, y_bias = saved(ctx)
+        _, _, want_x, want_y, _, want_scale, _, _, want_bias, _ = ctx.needs_input_grad
         need = (want_x, want_y, want_bias, want_scale)
         dx, dy, dbias, dscale = _bwd(dlse, state, peak, x, y, ctx.scale, scale_factor, x_id, y_id, y_bias, need)
         dscale = scale_gradient(dscale, ctx.scale, scale_factor) if want_scale else None
         dbias = dbias if want_bias else None
-        return None, dx if want_x else None, dy if want_y else None, None, dscale, None, None, dbias, None
+        dx, dy = dx.to(ctx.given) if want_x else None, dy.to(ctx.given) if want_y else None
+        return None, None, dx, dy, None, dscale, None, None, dbias, None
 
 
 class _OnePass(torch.autograd.Function):
@@ -170,11 +180,14 @@ def similarity_lse_rank(
     y_id: Tensor | None = None,
     y_bias: Tensor | None = None,
     threshold: Tensor | None = None,
+    products: torch.dtype | None = None,
     op: str = _OP,
 ) -> tuple[Tensor, Tensor]:
     """``similarity_lse`` and, of each row, how many of its logits lie above ``threshold`` (N,), a constant: rank (N,) int32.
 
-    Without a threshold the rank is (0,). ``op`` is the name in error messages.
+    Without a threshold the rank is (0,). ``op`` is the name in error messages. ``products`` is the dtype in which products are
+    taken, of 16 bits for float32 rows whose values it holds; their gradients are then float32, so that others which cancel
+    against them are added before anything is rounded.
     """
     check_sides(op, x, y, scale, x_id, y_id)
     if y_bias is not None:
@@ -191,13 +204,13 @@ def similarity_lse_rank(
     else:
         y_id = distinct(x_id if y_id is None else y_id, x_id)
         arguments = SimilarityArguments(x, distinct(y, x), scale, scale_factor, x_id, y_id, y_bias, threshold)
-    if not torch.is_grad_enabled():
-        return _fwd(*arguments)[:2]
+    products = x.dtype if products is None else products
     column_gradient = y.requires_grad or (y_bias is not None and y_bias.requires_grad)
     row_gradient = x.requires_grad or (scale_factor is not None and scale_factor.requires_grad)
-    if column_gradient or (symmetric and row_gradient):
-        return _TwoSided.apply(op, *arguments)
-    return _OnePass.apply(op, *arguments) if row_gradient else _fwd(*arguments)[:2]
+    if torch.is_grad_enabled() and (column_gradient or (symmetric and row_gradient)):
+        return _TwoSided.apply(op, products, *arguments)
+    flat = narrowed(arguments, products)
+    return _OnePass.apply(op, *flat) if torch.is_grad_enabled() and row_gradient else _fwd(*flat)[:2]
 
 
 def similarity_lse(

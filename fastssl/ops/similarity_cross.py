@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastssl.checks import FLOATS, check_vector, savable
 
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
+from ._register import define_op, distinct, first_derivative_only, gradient_dtype, new_accumulator, refuse_transforms, save, saved
 from .similarity import check_sides, new_rank, scale_gradient, split_scalar
 
 _OP = "similarity_cross"
@@ -37,7 +37,8 @@ def _fake_fwd(x, y, *rest):
 
 def _fake_bwd(drow, dcolumn, state, peak, kept, x, y, *rest):
     need = rest[-1]
-    dx, dy = (t.new_empty(t.shape if wanted else (0,)) for t, wanted in zip((x, y), need[:2], strict=True))
+    shapes = (t.shape if wanted else (0,) for t, wanted in zip((x, y), need[:2], strict=True))
+    dx, dy = (x.new_empty(shape, dtype=gradient_dtype(x)) for shape in shapes)
     return dx, dy, (new_accumulator(x) if need[2] else new_accumulator(x, 0))
 
 
@@ -75,8 +76,8 @@ class _Cross(torch.autograd.Function):
         dx, dy, dscale = _bwd(drow, dcolumn, *states, x, y, ctx.scale, scale_factor, x_id, y_id, need)
         return (
             None,
-            dx if want_x else None,
-            dy if want_y else None,
+            dx.to(x.dtype) if want_x else None,
+            dy.to(y.dtype) if want_y else None,
             None,
             scale_gradient(dscale, ctx.scale, scale_factor) if want_scale else None,
             *(None,) * 3,

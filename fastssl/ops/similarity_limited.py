@@ -25,7 +25,7 @@ from torch import Tensor
 from fastssl.checks import FLOATS, check_vector, savable
 
 from ._operands import SimilarityArguments
-from ._register import define_op, distinct, first_derivative_only, new_accumulator, refuse_transforms, save, saved
+from ._register import define_op, distinct, first_derivative_only, gradient_dtype, new_accumulator, refuse_transforms, save, saved
 from .similarity import check_sides, new_rank, scale_gradient, split_scalar
 
 _OP = "similarity_limited"
@@ -39,7 +39,8 @@ def _fake_fwd(x, *rest):
 
 def _fake_bwd(dlse, state, peak, x, y, *rest):
     y_bias, _, need = rest[-3:]
-    dx, dy = (t.new_empty(t.shape if wanted else (0,)) for t, wanted in zip((x, y), need[:2], strict=True))
+    shapes = (t.shape if wanted else (0,) for t, wanted in zip((x, y), need[:2], strict=True))
+    dx, dy = (x.new_empty(shape, dtype=gradient_dtype(x)) for shape in shapes)
     dbias = new_accumulator(x, 0) if y_bias is None else y_bias.new_empty(y_bias.shape if need[2] else (0,))
     return dx, dy, dbias, (new_accumulator(x) if need[3] else new_accumulator(x, 0))
 
@@ -80,7 +81,8 @@ class _Limited(torch.autograd.Function):
         dx, dy, dbias, dscale = _bwd(dlse, state, peak, x, y, ctx.scale, scale_factor, x_id, y_id, y_bias, limit, need)
         dscale = scale_gradient(dscale, ctx.scale, scale_factor) if want_scale else None
         dbias = dbias if want_bias else None
-        return None, dx if want_x else None, dy if want_y else None, None, dscale, None, None, dbias, None, None
+        dx, dy = dx.to(x.dtype) if want_x else None, dy.to(y.dtype) if want_y else None
+        return None, dx, dy, None, dscale, None, None, dbias, None, None
 
 
 def similarity_limited(

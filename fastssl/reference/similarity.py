@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastssl.checks import accumulator_dtype
 from fastssl.ops._operands import Similarity, SimilarityArguments, factor_of
+from fastssl.ops._register import gradient_dtype
 
 
 def logits(operands: Similarity) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,5 +118,5 @@ def similarity_bwd(
             dy = factor * (weight.T @ xf) if need[1] else none
         dbias = weight.sum(0) if need[2] else none
         dscale = (xf * own).sum() if need[3] else none
-        like = x.dtype
+        like = gradient_dtype(x)
         return dx.to(like), dy.to(like), dbias if y_bias is None else dbias.to(y_bias.dtype), dscale

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastssl.ops._operands import Similarity, factor_of
+from fastssl.ops._register import gradient_dtype
 
 from .similarity import logits, rank_of, softmax, state_of
 
@@ -61,4 +62,5 @@ def similarity_cross_bwd(
         none = xf.new_empty(0)
         dx = factor * own if need[0] else none
         dy = factor * (weight.T @ xf) if need[1] else none
-        return dx.to(x.dtype), dy.to(x.dtype), (xf * own).sum() if need[2] else none
+        like = gradient_dtype(x)
+        return dx.to(like), dy.to(like), (xf * own).sum() if need[2] else none

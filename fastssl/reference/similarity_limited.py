@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastssl.ops._operands import Similarity, factor_of
+from fastssl.ops._register import gradient_dtype
 
 from .similarity import logits, rank_of, softmax, state_of
 
@@ -64,4 +65,5 @@ def similarity_limited_bwd(
         dy = factor * (weight.T @ xf) if need[1] else none
         dbias = weight.sum(0) if need[2] else none
         dscale = (xf * own).sum() if need[3] else none
-        return dx.to(x.dtype), dy.to(x.dtype), dbias if y_bias is None else dbias.to(y_bias.dtype), dscale
+        like = gradient_dtype(x)
+        return dx.to(like), dy.to(like), dbias if y_bias is None else dbias.to(y_bias.dtype), dscale

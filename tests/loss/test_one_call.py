@@ -13,9 +13,12 @@ from fastssl.loss import NTXentLoss
 from fastssl.loss.parts import local_rows
 from fastssl.loss.parts.local_rows import LocalRowsWarning
 from fastssl.ops._register import _C
+from fastssl.testing import contrastive
+from fastssl.testing.compare import assert_no_worse, relative_error
 
 pytestmark = pytest.mark.skipif(_C is None, reason="fastssl._C is not built")
 Z = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class Sub(torch.Tensor):
@@ -30,6 +33,7 @@ def test_plain_rows_are_taken():
     parameter = torch.nn.Parameter(Z)
     assert taken() and taken(parameter) and taken(Z.double(), Z.double()) and taken(Z.T.contiguous().T) and taken(Z[::2], Z[1::2])
     assert taken(Z[:, :1].expand(6, 4), Z[:, :4]) and taken(temperature=-3.0)
+    assert all(taken(Z.to(dtype), Z.to(dtype)) for dtype in HALVES)
     with torch.autocast("cpu"):
         assert taken()
     with torch.no_grad():
@@ -38,7 +42,7 @@ def test_plain_rows_are_taken():
 
 OTHER_ROWS = {
     "shapes": (Z, Z[:3]), "dtypes": (Z, Z.double()), "None": (Z, None), "a list": (Z, [Z]), "no rows": (Z[:0], Z[:0]),
-    "vectors": (Z[0], Z[0]), "16 bits": (Z.bfloat16(), Z.bfloat16()), "integers": (Z.long(), Z.long()),
+    "vectors": (Z[0], Z[0]), "two of 16 bits": (Z.bfloat16(), Z.half()), "integers": (Z.long(), Z.long()),
     "a subclass": (Z.as_subclass(Sub), Z), "meta": (Z.to("meta"), Z.to("meta")), "sparse": (Z.to_sparse(), Z),
     "a negative view": (torch._neg_view(Z), Z),
 }  # fmt: skip
@@ -243,6 +247,65 @@ def test_info_nce_and_clip_are_those_of_python(wants, normalize, temperature, mo
             how = {"reduction": reduction, "symmetric": symmetric, "temperature": temperature, "normalize": normalize}
             found[way] += value_and_gradients(info_nce(a, b, **how), wanted)
     torch.testing.assert_close(found["one call"], found["Python"], rtol=1e-11, atol=1e-13)
+
+
+def losses_and_gradients(rows, temperature):
+    """Losses of rows that are normalised and of rows as they are; their gradients in the rows, and one in a learned scale."""
+    a, b = (row.detach().clone().requires_grad_() for row in rows)
+    labels, scale = torch.arange(len(a)) % 3, torch.tensor(1 / temperature, requires_grad=True)
+    how = {"temperature": temperature}
+    losses = [nt_xent(a, b, **how), info_nce(a, b, symmetric=True, reduction="sum", **how)]
+    for normalize in (True, False):
+        losses += [
+            clip_loss(a, b, scale, normalize=normalize),
+            info_nce(a, b, normalize=normalize, **how),
+            sup_con(torch.stack([a, b, b.flip(0)], 1), labels, normalize=normalize, **how),
+        ]
+    gradients = [torch.autograd.grad(loss, [a, b], retain_graph=True) for loss in losses]
+    return losses, [*(g for both in gradients for g in both), torch.autograd.grad(losses[2], scale)[0]]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("width", "temperature"), [(16, 0.5), (5, 0.02)], ids=["bounded", "online"])
+def test_16_bits_in_one_call_are_no_worse_than_in_python(dtype, width, temperature, isa, monkeypatch):
+    rows = torch.randn(2, 20, width, generator=torch.Generator().manual_seed(width)).to(dtype)
+    truth = losses_and_gradients(rows.double(), temperature)
+    with torch.autocast("cpu", dtype=dtype):
+        found = losses_and_gradients(rows, temperature)
+    for name in ("nt_xent", "sup_con", "info_nce", "clip"):
+        monkeypatch.setattr(_C, name, lambda *_: None)
+    python = losses_and_gradients(rows, temperature)
+    assert all("LossNode" in loss.grad_fn.name() and loss.dtype == torch.float32 for loss in found[0])
+    assert all(gradient.dtype == dtype for gradient in found[1][:-1]) and found[1][-1].dtype == torch.float32
+    for at, (ours, theirs, want) in enumerate(zip(found[0] + found[1], python[0] + python[1], truth[0] + truth[1], strict=True)):
+        assert_no_worse(f"result {at}", ours, theirs, want.detach(), dtype)
+
+
+@pytest.mark.parametrize("noise", [0.5, 0.05])
+@pytest.mark.parametrize("views", [1, 2])
+def test_sup_con_near_convergence_is_more_exact_than_eager_in_bfloat16(views, noise, monkeypatch):
+    """The gradients of the log-sum-exp and of the positives nearly cancel. When they were rounded before they were added, the error
+    was 0.7 times eager's at the larger noise and 4 to 5 times at the smaller one."""
+    generator, labels = torch.Generator().manual_seed(0), torch.arange(64) % 2
+    centres = torch.nn.functional.normalize(torch.randn(2, 32, generator=generator), dim=1)
+    moved = noise / 32**0.5 * torch.randn(64, views, 32, generator=generator)
+    features = (centres[labels][:, None] + moved).bfloat16()
+
+    def gradient(loss, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(loss(x), x)[0]
+
+    def eager(x):
+        return contrastive.sup_con(torch.nn.functional.normalize(x, dim=2), labels, temperature=0.1)
+
+    def ours(x):
+        return sup_con(x, labels, temperature=0.1, normalize=True)
+
+    truth = gradient(eager, features.double())
+    limit = relative_error(gradient(eager, features), truth)
+    assert relative_error(gradient(ours, features), truth) <= 0.6 * limit
+    monkeypatch.setattr(_C, "sup_con", lambda *_: None)
+    assert relative_error(gradient(ours, features), truth) <= 0.6 * limit
 
 
 def test_only_defaults_of_their_type_are_plain():

@@ -7,6 +7,30 @@ from fastssl.checks import accumulator_dtype
 from fastssl.ops.normalize import EPS, normalize_pair
 
 
+class _Rounded(torch.autograd.Function):
+    """The values of x as ``dtype`` holds them, in the dtype of x. Its gradient is not rounded."""
+
+    @staticmethod
+    def forward(ctx, x, dtype):
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def wide_rows(x: Tensor, normalize: bool) -> Tensor:
+    """x (..., D), brought to unit length along D if ``normalize``: the values that its dtype holds, in ``accumulator_dtype``.
+
+    So the gradients of all that is made of the rows are added before they are rounded.
+    """
+    wide = x.to(accumulator_dtype(x))
+    if not normalize:
+        return wide
+    unit = wide / wide.norm(dim=-1, keepdim=True).clamp_min(EPS)
+    return unit if unit.dtype == x.dtype else _Rounded.apply(unit, x.dtype)
+
+
 def unit_rows(x: Tensor) -> Tensor:
     """x (..., D) brought to unit length along D: computed in ``accumulator_dtype``, returned in the dtype of x."""
     wide = x.to(accumulator_dtype(x))
