@@ -8,6 +8,8 @@ With upstream gradient g_i and p_ij = exp(s_ij - lse_i):
     dx_i = scale g_i sum_j p_ij y_j    dy_j = scale sum_i g_i p_ij x_i    dbias_j = sum_i g_i p_ij
     dscale = sum_i g_i sum_j p_ij <x_i, y_j>
 
+dx and dy leave the op in ``gradient_dtype``: on a CPU they are rounded to the dtype of the rows by whoever passes them on.
+
 Four schedules, U = 2 N M D FLOP:
 
     symmetric   y is x                   forward U/2 to U, backward 3U/2 to 2U: the weight g_i p_ij + g_j p_ji is symmetric

@@ -69,6 +69,24 @@ def test_every_gradient_asked_for_alone_equals_the_reference(symmetric, scale, i
     assert relative_error(mean, reference.similarity_one_pass(*wide, None)[1]) < 2e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_float32_rows_may_be_multiplied_in_16_bits(symmetric, dtype):
+    """The gradient is that of the 16-bit rows before it is rounded, and a second derivative is refused."""
+    x, y = torch.randn(12, 9).to(dtype), torch.randn(20, 9).to(dtype)
+
+    def gradients(x, y, **how):
+        x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        lse, _ = similarity.similarity_lse_rank(x, x if symmetric else y, scale=2.0, **how)
+        return torch.autograd.grad(lse.sum(), [x] if symmetric else [x, y], create_graph=True)
+
+    wide = gradients(x.float(), y.float(), products=dtype)
+    assert all(grad.dtype == torch.float32 and not torch.equal(grad, grad.to(dtype).float()) for grad in wide)
+    assert all(map(torch.equal, (grad.to(dtype) for grad in wide), gradients(x, y)))
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        wide[0].sum().backward()
+
+
 def test_normalize_pair_equals_the_reference(isa):
     a, b = torch.randn(33, 17), torch.randn(33, 17)
     b[3] = 0  # a clamped norm
