@@ -36,6 +36,15 @@ def make(n, m, d, dtype=F32, unit=True, ids=None, bias=False, factor=False, seed
     return args, torch.rand(n, generator=gen) + 0.1
 
 
+def as_stored(module, x: Tensor, gradients) -> tuple[Tensor, ...]:
+    """Gradients of which the first two are those of rows like x, in the dtype of x, in which a GPU's kernels store them. On a CPU
+    plain PyTorch gives them in float32."""
+    dx, dy, *others = gradients
+    if getattr(module, "__name__", "").startswith("fastssl.reference"):
+        dx, dy = dx.to(x.dtype), dy.to(x.dtype)
+    return dx, dy, *others
+
+
 def call(module, args, g, scale, need=ALL, schedules=("fwd", "one_pass", "bwd")) -> dict[str, Tensor]:
     positional = (args["x"], args["y"], scale, args["scale_factor"], args["x_id"], args["y_id"], args["y_bias"])
     threshold = args.get("threshold")
@@ -47,7 +56,8 @@ def call(module, args, g, scale, need=ALL, schedules=("fwd", "one_pass", "bwd"))
     if "bwd" in schedules:
         names = ("dx", "dy", "dbias", "dscale")
         state = module.similarity_fwd(*positional, None)[2:]
-        out |= zip(names, module.similarity_bwd(g, *state, *positional, need), strict=True)
+        gradients = as_stored(module, args["x"], module.similarity_bwd(g, *state, *positional, need))
+        out |= zip(names, gradients, strict=True)
     return out
 
 

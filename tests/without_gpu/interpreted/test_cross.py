@@ -11,7 +11,7 @@ from fastssl.kernels import similarity_cross as kernels
 from fastssl.kernels.tiles.config import TileConfig, chunk_shape, pick_groups, pick_splits
 from fastssl.reference import similarity_cross as reference
 from fastssl.testing.compare import assert_no_worse
-from tests.without_gpu.interpreted.common import BF16, F16, F32, dscale_terms, make, random_threshold, registered, wide
+from tests.without_gpu.interpreted.common import BF16, F16, F32, as_stored, dscale_terms, make, random_threshold, registered, wide
 
 ALL = (True, True, True)
 NAMES = ("dx", "dy", "dscale")
@@ -31,7 +31,7 @@ def cross(n, m, d, dtype=F32, counted=True, **kwargs):
 def call(module, args, g, h, scale, need=ALL) -> dict[str, Tensor]:
     positional = (args["x"], args["y"], scale, args["scale_factor"], args["x_id"], args["y_id"])
     row, column, rank, kept, *state = module.similarity_cross_fwd(*positional, args["threshold"], args.get("keep_rows", 0))
-    gradients = module.similarity_cross_bwd(g, h, *state, kept, *positional, need)
+    gradients = as_stored(module, args["x"], module.similarity_cross_bwd(g, h, *state, kept, *positional, need))
     return {"row": row, "column": column, "rank": rank, "kept": kept, **dict(zip(NAMES, gradients, strict=True))}
 
 

@@ -9,7 +9,7 @@ from fastssl.kernels import similarity_limited as kernels
 from fastssl.reference import similarity_limited as reference
 from fastssl.testing.compare import assert_no_worse
 from fastssl.testing.similarities import gap_limits
-from tests.without_gpu.interpreted.common import BF16, F16, F32, dscale_terms, make, registered, wide
+from tests.without_gpu.interpreted.common import BF16, F16, F32, as_stored, dscale_terms, make, registered, wide
 
 NAMES = ("dx", "dy", "dbias", "dscale")
 
@@ -28,7 +28,7 @@ def arguments(n, m, d, dtype=F32, scale=10.0, **kwargs):
 def call(module, args, g, scale, need):
     positional = (args["x"], args["y"], scale, args["scale_factor"], args["x_id"], args["y_id"], args["y_bias"])
     lse, rank, *state = module.similarity_limited_fwd(*positional, args["threshold"], args["limit"])
-    gradients = module.similarity_limited_bwd(g, *state, *positional, args["limit"], need)
+    gradients = as_stored(module, args["x"], module.similarity_limited_bwd(g, *state, *positional, args["limit"], need))
     return {"lse": lse, "rank": rank, **dict(zip(NAMES, gradients, strict=True))}
 
 
