@@ -1,7 +1,6 @@
 """Every case of the table x every property that all ops promise."""
 
 import math
-import sys
 
 import pytest
 import torch
@@ -11,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastssl.testing.cases import CASES
 from fastssl.testing.compare import assert_no_worse, relative_error
 from tests.support.rotation import of_today
+from tests.support.saved_tensors import Exchanged
 
 ROWS = [
     pytest.param(case, shape, id=f"{case.name}-{'x'.join(map(str, shape))}") for case in CASES.values() for shape in case.shapes
 ]
 LINEAR = ("gather_tokens", "restore_tokens")  # in all that they are differentiable in
 MIDDLE = [pytest.param(case, case.shapes[-2], id=case.name) for case in CASES.values()]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.bfloat16, torch.float16]  # float32 is tested on every instruction set
 
 
 def leaves(inputs, dtype=None):
@@ -135,8 +135,20 @@ def test_layouts(case, shape, how):
         torch.testing.assert_close(other[1][name], plain[1][name])
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_compiled_whole_with_dynamic_shapes(case):
+#: Between them these cases call every op that is differentiable (a test below says so).
+EACH_OP = (
+    "nt_xent", "info_nce_unpaired", "info_nce_passages", "moco", "clip", "siglip", "gather_tokens", "restore_tokens",
+    "embed_visible", "barlow_twins", "cka", "gram_loss", "koleo", "lejepa", "masked_latent", "masked_latent_weighted",
+    "patch_loss", "sampled_info_nce", "soft_cross_entropy", "sorted_slices", "swav",
+    "word_pairs",
+)  # fmt: skip
+OWN_KERNELS = of_today(EACH_OP, 3)  # of inductor, beside ours
+OTHERS = [name for name in CASES if name not in EACH_OP]
+
+
+@pytest.mark.parametrize("name", [*EACH_OP, *of_today(OTHERS, 3)])
+def test_compiled_whole_with_dynamic_shapes(name):
+    case = CASES[name]
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(case.ours, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -149,15 +161,6 @@ def test_compiled_whole_with_dynamic_shapes(case):
     assert counters["stats"]["unique_graphs"] <= 2, "a graph or two serve all sizes"
 
 
-#: Between them these cases call every op that is differentiable (a test below says so).
-EACH_OP = (
-    "nt_xent", "info_nce_unpaired", "info_nce_passages", "moco", "clip", "siglip", "gather_tokens", "restore_tokens",
-    "embed_visible", "barlow_twins", "cka", "gram_loss", "koleo", "lejepa", "masked_latent", "masked_latent_weighted",
-    "patch_loss", "sampled_info_nce", "soft_cross_entropy", "sorted_slices", "swav",
-    "word_pairs",
-)  # fmt: skip
-
-
 def check_compiled(case, **how):
     torch._dynamo.reset()
     inputs = case.inputs(case.shape(9, 5))
@@ -168,13 +171,13 @@ def check_compiled(case, **how):
         torch.testing.assert_close(grads[name], want_grads[name])
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_compiled_by_inductor(case):
+@pytest.mark.parametrize("name", [name for name in (*EACH_OP, *of_today(OTHERS, 5)) if name not in OWN_KERNELS])
+def test_compiled_by_inductor(name):
     """Inductor's lowering, buffers and calls of our ops, in the mode that leaves the rest to torch's own kernels."""
-    check_compiled(case, mode="lite")
+    check_compiled(CASES[name], mode="lite")
 
 
-@pytest.mark.parametrize("name", of_today(EACH_OP, 3))
+@pytest.mark.parametrize("name", OWN_KERNELS)
 def test_compiled_by_inductor_with_kernels_of_its_own(name):
     """The same with C++ kernels that inductor writes around our ops and g++ compiles, seconds a case."""
     check_compiled(CASES[name])
@@ -259,7 +262,7 @@ def test_a_second_derivative_is_refused_or_right(case, shape):
         except NotImplementedError as error:
             assert "second derivatives are not implemented" in str(error)
             refused += 1
-            with pytest.raises(RuntimeError, match="second derivatives are not implemented|Batching rule not implemented"):
+            with pytest.raises(RuntimeError, match=r"second derivatives are not implemented|Batching rule not implemented"):
                 second_derivatives(case.ours, name, grad_outputs=torch.ones(1, dtype=torch.float64), is_grads_batched=True)
             continue
         for got, want in zip(ours, second_derivatives(case.eager, name), strict=True):
@@ -272,22 +275,13 @@ def test_a_second_derivative_is_refused_or_right(case, shape):
 
 @pytest.mark.parametrize("name", EACH_OP)
 def test_saved_tensors_of_another_shape_are_refused(name):
-    """Hooks on saved tensors give back what they like. None of the tensors that a Function of ours saved may then reach a kernel."""
-    changed, ours = None, []
-
-    def pack(tensor):
-        ours.append(sys._getframe(1).f_code.co_name == "apply")  # as opposed to an operation of torch
-        return len(ours) - 1, tensor
-
-    def unpack(found):
-        place, tensor = found
-        return tensor[None] if place == changed else tensor
-
+    """Hooks give back what they like; no tensor that a Function of ours saved may then reach a kernel."""
     inputs = leaves(CASES[name].inputs(CASES[name].shape(9, 5)))
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    saved = Exchanged(lambda tensor: tensor[None])
+    with saved:
         total = CASES[name].ours(**inputs).sum()
     total.backward(retain_graph=True)  # it may give away a gradient that the forward made
-    for changed in [place for place, own in enumerate(ours) if own]:
+    for _ in saved.in_turn("apply"):
         with pytest.raises(RuntimeError, match="a hook on saved tensors gave back"):
             total.backward(retain_graph=True)
 

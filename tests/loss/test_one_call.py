@@ -1,6 +1,5 @@
 """Losses that one call of C++ checks and computes: which arguments it takes, and that its node behaves like any other."""
 
-import itertools
 import sys
 
 import pytest
@@ -15,6 +14,7 @@ from fastssl.loss.parts.local_rows import LocalRowsWarning
 from fastssl.ops._register import _C
 from fastssl.testing import contrastive
 from fastssl.testing.compare import assert_no_worse, relative_error
+from tests.support.saved_tensors import Exchanged
 
 pytestmark = pytest.mark.skipif(_C is None, reason="fastssl._C is not built")
 Z = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -119,9 +119,9 @@ LOSSES = {
 }  # fmt: skip
 
 
-def rows_and_losses(losses=LOSSES.values()):
+def rows_and_losses(losses=None):
     rows = (*(rows.clone().requires_grad_() for rows in (Z, Z.flip(0))), torch.tensor(3.0, requires_grad=True))
-    return rows, tuple(loss(*rows) for loss in losses)
+    return rows, tuple(loss(*rows) for loss in losses or LOSSES.values())
 
 
 def test_upstream_gradients_without_plain_memory():
@@ -160,17 +160,11 @@ OTHER_KINDS = {
 @pytest.mark.parametrize("other", OTHER_KINDS.values(), ids=OTHER_KINDS)
 def test_saved_tensors_of_another_kind_are_refused(other):
     """Hooks give back what they like; each saved tensor is checked before a kernel reads it."""
-    changed = 0
-
-    def unpack(saved):
-        place, tensor = saved
-        return other(tensor) if place == changed else tensor
-
     for op, function in LOSSES.items():
-        places = itertools.count()
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, places=places: (next(places), t), unpack):
+        saved = Exchanged(other)
+        with saved:
             (loss,) = rows_and_losses([function])[1]
-        for changed in range(next(places)):
+        for _ in saved.in_turn():
             with pytest.raises(RuntimeError, match=f"^{op}: a hook on saved tensors gave back"):
                 loss.backward(retain_graph=True)
 

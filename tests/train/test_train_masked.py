@@ -132,7 +132,7 @@ TRAINING = {
 }
 
 
-@pytest.mark.parametrize("name", of_today(TRAINING, 2))
+@pytest.mark.parametrize("name", of_today(TRAINING, len(TRAINING)))
 def test_training_lowers_loss_and_error_of_test_images(name):
     from fastssl.train.recipes import RECIPES
     from fastssl.train.reconstruct import reconstruction_errors
@@ -208,7 +208,7 @@ def arguments(name: str, folder) -> list[str]:
     return [*options, "--accelerator", "cpu"]
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", of_today(IMAGES, len(IMAGES)))
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     from fastssl.__main__ import main
 

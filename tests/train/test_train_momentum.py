@@ -121,7 +121,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", of_today(NEW, 3))
+@pytest.mark.parametrize("name", of_today(NEW, len(NEW)))
 def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     """Weights, teacher, step, queue and pointer of a run that was not interrupted; the schedule has the trainer's steps."""
     from fastssl.__main__ import main
