@@ -6,8 +6,8 @@
 //   g_i = dloss w sigmoid(u_i), h_i = dloss w sigmoid(v_i), 0 for one direction, e = g + h
 //   dx_i = (that of similarity_cross with g and h) - scale factor e_i y_i, dy as well, dfactor = scale (that - sum_i e_i <x_i,
 //   y_i>)
-// U = 2 N^2 D FLOP: forward U, backward 2U of the rows whose logits were kept, 3U of others. The operation is
-// similarity_cross, which one direction takes too: without column sums it would be no cheaper by more than the kept logits save.
+// U = 2 N^2 D FLOP: forward U, backward 2U of the rows whose entries were kept, 3U of others. The operation is
+// similarity_cross, which one direction takes too: without column sums it would be no cheaper by more than the kept entries save.
 // Rows of 16 bits are treated as in pair_step.h; rows that are not normalised are x and y, widened where z would be float32.
 #pragma once
 #include <ATen/core/Tensor.h>
@@ -28,7 +28,7 @@ struct Forward {
   at::Tensor loss, x, y, numbers, state, peak, kept;
 };
 
-// a and b (N, D). Logits are kept only if `keep`.
+// a and b (N, D). Entries are kept only if `keep`.
 Forward forward(const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& factor, const How& how, bool keep);
 // The gradients of a and b, in their dtype, and of the factor. Undefined are those that are not wanted.
 std::array<at::Tensor, 3> backward(const at::Tensor& dloss, const Forward& left, const std::optional<at::Tensor>& factor,

@@ -15,6 +15,8 @@
 
 #include <cmath>
 
+#include "cpu/similarity_tiles.h"
+
 namespace fastssl::similarity {
 namespace {
 
@@ -38,27 +40,13 @@ void in_triangle(const Problem<E>& p, const Blocks& blocks, const Pack& pack, co
 
 template <class E>
 void forward_symmetric(const Problem<E>& p, const State<Sum<E>>& state, Sum<E>* lse) {
-  using T = Sum<E>;
-  const auto& f = rows<T>();
   const Blocks blocks = triangle_blocks(p.x.rows());
   Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks);
   state.clear(p, p.x.rows());
   Workspace<E> work(kStrip, blocks.longest());
-  const T* weight = p.x.weight.data();
   const auto pack = [&](int64_t b) { columns.fill(b, blocks); };
   in_triangle(p, blocks, pack, [&](const Tile& t, int64_t I, int64_t J) {
-    const bool both = I != J;
-    const int ld = int(work.ld()), all = padded(t.n);
-    T* column_sum = both && p.bounded ? work.column(0) : nullptr;
-    if (column_sum) std::fill_n(column_sum, all, T(0));
-    const auto of_columns = both && !p.bounded ? work.take_columns(state, t.j0, t.n, all) : Running<T>{};
-    for_each_strip(p, t, columns.of(J), work, [&](int i, int m, T* S, int wide) {
-      const int64_t i0 = t.i0 + i;
-      if (p.bounded) f.sum_bounded(S, m, wide, ld, weight + i0, weight + t.j0, state.sum + i0, column_sum);
-      else f.sum_online(S, m, wide, ld, int(i0), int(t.j0), state.from(i0), of_columns);
-    });
-    for (int j = 0; column_sum && j < t.n; j++) state.sum[t.j0 + j] += column_sum[j];
-    if (both && !p.bounded) work.put_columns(of_columns, t.n, state, t.j0);
+    sum_tile<E>(p, t, columns.of(J), {}, {}, state, I != J ? &state : nullptr, work);
   });
   state.to_lse(p.x.rows(), lse);
 }
@@ -130,7 +118,7 @@ struct RowSweep {
       if (!p.bounded && !p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + t.j0);
       if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, above + i);
       if (!kMean) {
-        if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, cw, row.sum + i, nullptr);
+        if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, cw, row.sum + i, nullptr, {});
         else f.sum_online(S, m, wide, ld, int(i0), int(t.j0), {row.top + i, row.sum + i, row.peak + i}, {});
         return;
       }
@@ -186,29 +174,15 @@ void sweep_rows(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const State
 
 template <class E>
 void backward_symmetric(const Problem<E>& p, const RowTerms<Sum<E>>& terms, Sum<E> factor, bool clear, Sum<E>* dz) {
-  using T = Sum<E>;
-  const auto& f = rows<T>();
   const Blocks blocks = triangle_blocks(p.x.rows());
   Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks), x_rows(p.x.stored, p.D, Form::kRows, blocks);
   Workspace<E> work(blocks.longest(), blocks.longest());
-  const T* weight = p.x.weight.data();
   const auto pack = [&](int64_t b) {
     columns.fill(b, blocks), x_rows.fill(b, blocks);
-    if (clear) std::fill(dz + blocks.start(b) * p.D, dz + blocks.start(b + 1) * p.D, T(0));
+    if (clear) std::fill(dz + blocks.start(b) * p.D, dz + blocks.start(b + 1) * p.D, Sum<E>(0));
   };
   in_triangle(p, blocks, pack, [&](const Tile& t, int64_t I, int64_t J) {
-    const int ld = int(work.ld());
-    for_each_strip(p, t, columns.of(J), work, [&](int i, int m, T* S, int wide) {
-      const int64_t i0 = t.i0 + i;
-      const T *u = &terms.u[i0], *v = &terms.u[t.j0];
-      if (p.bounded) {
-        f.weight_bounded(S, m, wide, ld, weight + i0, weight + t.j0, u, v);
-      } else {
-        put_peaks(S, ld, i0, m, t.j0, t.n, terms, &terms);
-        f.weight_online(S, m, wide, ld, &terms.top[i0], &terms.top[t.j0], u, v);
-      }
-      work.keep(i, m, wide);
-    });
+    weigh_tile<E>(p, t, columns.of(J), {}, terms, &terms, work);
     add_products(p, work, t, x_rows.of(J), x_rows.of(I), factor, dz, I != J ? dz : nullptr);
   });
 }
@@ -227,7 +201,7 @@ void backward_two_sided(const Problem<E>& p, const RowTerms<Sum<E>>& terms, cons
     for_each_strip(p, t, operands.columns.of(J), work, [&](int i, int m, T* S, int wide) {
       const int64_t i0 = t.i0 + i;
       if (p.bounded) {
-        f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + t.j0, &terms.u[i0], nullptr);
+        f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + t.j0, &terms.u[i0], nullptr, {});
       } else {
         if (!p.y.bias.empty()) f.add_bias(S, m, wide, ld, p.y.bias.data() + t.j0);
         put_peaks<T>(S, ld, i0, m, t.j0, t.n, terms, nullptr);

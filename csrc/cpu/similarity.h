@@ -191,10 +191,17 @@ class Workspace {
   std::unique_ptr<int32_t[]> peaks_;
 };
 
-// Pads m rows of n columns with -inf up to the next multiple of the vector width, and returns that multiple.
+// The next multiple of the vector width.
+template <class T>
+int in_vectors(int n) {
+  const int width = rows<T>().width;
+  return (n + width - 1) / width * width;
+}
+
+// Pads m rows of n columns with -inf up to that multiple, and returns it.
 template <class T>
 int pad(T* S, int m, int n, int ld) {
-  const int width = rows<T>().width, wide = (n + width - 1) / width * width;
+  const int wide = in_vectors<T>(n);
   if (wide > n)
     for (int i = 0; i < m; i++) std::fill(S + int64_t(i) * ld + n, S + int64_t(i) * ld + wide, -std::numeric_limits<T>::infinity());
   return wide;
@@ -335,40 +342,6 @@ struct Operands {
     add_products(p, work, t, own ? y_rows.of(J) : nullptr, other ? x_rows.of(I) : nullptr, factor, own, other);
   }
 };
-
-// What the weights of a tile need of each row (or column), in the form of the bounded or of the online functions.
-template <class T>
-struct RowTerms {
-  std::vector<T> u, top;  // u = g / sum; top is +inf where everything is excluded; both are padded
-  const int32_t* peak;
-  RowTerms(int64_t count, const State<T>& state, const T* g) : u(count + kPad), top(count + kPad), peak(state.peak) {
-    for (int64_t i = 0; i < count; i++) {
-      const bool empty = state.sum[i] == 0;  // weight 0
-      top[i] = empty ? std::numeric_limits<T>::infinity() : state.top[i];
-      u[i] = empty ? T(0) : g[i] / state.sum[i];
-    }
-  }
-};
-
-// Gives the largest logit of each row and, unless `columns` is null, of each column of a tile the value that the forward's product
-// gave it. A product of another shape, or by another BLAS, may give a logit other last bits, which at logits of 1e8 change its
-// exponential by factors up to e^(+-32). The weight of a logit that dominates its row is 1, and would then be anything. With the
-// forward's value it is 1 again; other weights are as inexact as in eager PyTorch.
-template <class T>
-void put_peaks(T* S, int ld, int64_t i0, int m, int64_t j0, int n, const RowTerms<T>& rows, const RowTerms<T>* columns) {
-  for (int i = 0; i < m; i++) {
-    const int64_t j = rows.peak[i0 + i] - j0;
-    if (j >= 0 && j < n) S[int64_t(i) * ld + j] = rows.top[i0 + i];
-  }
-  if (!columns) return;
-  for (int j = 0; j < n; j++) {
-    const int64_t i = columns->peak[j0 + j] - i0;
-    if (i < 0 || i >= m) continue;
-    T& s = S[i * ld + j];
-    const T top = columns->top[j0 + j];
-    s = rows.peak[i0 + i] == j0 + j ? std::max(s, top) : top;  // largest of its row and of its column: a weight of 1 for both
-  }
-}
 
 // rank_i is the number of logits above threshold_i. Both pointers are null where nothing is counted.
 template <class T>

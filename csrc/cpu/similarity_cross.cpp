@@ -3,39 +3,25 @@
 //   W_ij = g_i p_ij + h_j q_ij,  p_ij = min(1, exp(s_ij - top_i)) / sum_i, q_ij the same of the columns
 //   dx = scale W y,  dy = scale W^T x,  dscale = <x, dx> / scale
 //
-// The tiles are visited in Latin-square order. The forward takes U; the backward takes 3U, or 2U for the rows whose logits the
-// forward kept. Each entry costs one exponential where the logits are bounded, two otherwise. Memory: one tile for each thread, O(N
-// + M) vectors, and the kept logits. The schema is in fastssl/ops/similarity_cross.py.
+// The tiles are visited in Latin-square order. The forward takes U; the backward takes 3U, or 2U for the rows whose entries the
+// forward kept (similarity_tiles.h). Each entry costs one exponential where the logits are bounded, and none again where it was
+// kept; two otherwise. Memory: one tile for each thread, O(N + M) vectors, and what is kept. The schema is in
+// fastssl/ops/similarity_cross.py.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <array>
+
 #include "cpu/new_tensor.h"
 #include "cpu/similarity_problem.h"
+#include "cpu/similarity_tiles.h"
 
 namespace fastssl::similarity {
 namespace {
 
-// Logits (rows, M) of the first rows, which the forward keeps for the backward, since a copy is cheaper than a product of width D.
-template <class T>
-struct Kept {
-  T* data;
-  int64_t rows, columns;
-  bool has(const Tile& t) const { return t.i0 + t.m <= rows; }
-  void put(const T* S, int64_t ld, int64_t i0, int m, const Tile& t) const {
-    for (int i = 0; i < m; i++) std::copy_n(S + i * ld, t.n, data + (i0 + i) * columns + t.j0);
-  }
-  int get(T* S, int ld, int64_t i0, int m, const Tile& t) const {  // returns the padded n, as logits() does
-    for (int i = 0; i < m; i++) std::copy_n(data + (i0 + i) * columns + t.j0, t.n, S + int64_t(i) * ld);
-    return pad(S, m, t.n, ld);
-  }
-};
-
 template <class E>
-void cross_forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const Kept<Sum<E>>& kept, const State<Sum<E>>& of_rows,
+void cross_forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const KeptRows<Sum<E>>& kept, const State<Sum<E>>& of_rows,
                    const State<Sum<E>>& of_columns, Sum<E>* row, Sum<E>* column) {
-  using T = Sum<E>;
-  const auto& f = rows<T>();
   of_rows.clear(p, p.x.rows());
   of_columns.clear(p, p.y.rows());
   if (ranking.rank) std::fill_n(ranking.rank, p.x.rows(), 0);
@@ -43,19 +29,7 @@ void cross_forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const Ke
   Operands<E> operands(p, latin, false, false);
   auto work = latin.strips();
   operands.run(latin, [&](const Tile& t, int64_t, int64_t J) {
-    const int ld = int(work.ld()), all = padded(t.n);
-    T* column_sum = work.column(0);
-    const Running<T> columns = p.bounded ? Running<T>{} : work.take_columns(of_columns, t.j0, t.n, all);
-    if (p.bounded) std::fill_n(column_sum, all, T(0));
-    for_each_strip(p, t, operands.columns.of(J), work, [&](int i, int m, T* S, int wide) {
-      const int64_t i0 = t.i0 + i;
-      if (kept.has(t)) kept.put(S, ld, i0, m, t);
-      if (ranking.rank) f.count_above(S, m, wide, ld, p.bounded ? T(kLog2e) : T(1), ranking.threshold + i0, ranking.rank + i0);
-      if (p.bounded) f.sum_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + t.j0, of_rows.sum + i0, column_sum);
-      else f.sum_online(S, m, wide, ld, int(i0), int(t.j0), of_rows.from(i0), columns);
-    });
-    for (int j = 0; p.bounded && j < t.n; j++) of_columns.sum[t.j0 + j] += column_sum[j];
-    if (!p.bounded) work.put_columns(columns, t.n, of_columns, t.j0);
+    sum_tile(p, t, operands.columns.of(J), kept.of(t), ranking, of_rows, &of_columns, work);
   });
   of_rows.to_lse(p.x.rows(), row);
   of_columns.to_lse(p.y.rows(), column);
@@ -63,29 +37,13 @@ void cross_forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const Ke
 
 // column is null where the gradients of all columns are 0: what is not finite in one of them then stays out of the weights.
 template <class E>
-void cross_backward(const Problem<E>& p, const RowTerms<Sum<E>>& row, const RowTerms<Sum<E>>* column, const Kept<Sum<E>>& kept,
+void cross_backward(const Problem<E>& p, const RowTerms<Sum<E>>& row, const RowTerms<Sum<E>>* column, const KeptRows<Sum<E>>& kept,
                     Sum<E> factor, Sum<E>* own, Sum<E>* other) {
-  using T = Sum<E>;
-  const auto& f = rows<T>();
   const Latin<E> latin(p);
   Operands<E> operands(p, latin, own, other);
   auto work = latin.workspace();
   operands.run(latin, [&](const Tile& t, int64_t I, int64_t J) {
-    const int ld = int(work.ld());
-    for (int i = 0; i < t.m; i += kStrip) {
-      const int m = std::min(kStrip, t.m - i);
-      const int64_t i0 = t.i0 + i;
-      T* S = work.strip(i);
-      const int wide = kept.has(t) ? kept.get(S, ld, i0, m, t) : logits(p, t, i0, m, operands.columns.of(J), S, ld);
-      const T *u = &row.u[i0], *v = column ? &column->u[t.j0] : nullptr;
-      if (p.bounded) {
-        f.weight_bounded(S, m, wide, ld, p.x.weight.data() + i0, p.y.weight.data() + t.j0, u, v);
-      } else {
-        put_peaks(S, ld, i0, m, t.j0, t.n, row, column);
-        f.weight_online(S, m, wide, ld, &row.top[i0], column ? &column->top[t.j0] : nullptr, u, v);
-      }
-      work.keep(i, m, wide);
-    }
+    weigh_tile(p, t, operands.columns.of(J), kept.of(t), row, column, work);
     operands.add(p, work, t, I, J, factor, own, other);
   });
 }
@@ -107,7 +65,7 @@ Six similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale, const O
     p.bounded = proved_bounded(p);
     const Tensor bars = threshold.has_value() ? threshold->to(compute_dtype(x)).contiguous() : Tensor();
     const Ranking<T> none, ranking{bars.defined() ? bars.const_data_ptr<T>() : nullptr, data_or_null<int32_t>(rank)};
-    const Kept<T> held{kept.mutable_data_ptr<T>(), keep_rows, p.y.rows()};
+    const KeptRows<T> held{kept.mutable_data_ptr<T>(), keep_rows, p.y.rows()};
     const auto of_rows = state_of<T>(state, peak);
     cross_forward(p, bars.defined() ? ranking : none, held, of_rows, {of_rows.from(p.x.rows())}, row.mutable_data_ptr<T>(),
                   column.mutable_data_ptr<T>());
@@ -130,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
     set_backward(p, of_all);
     const RowTerms<T> of_rows(p.x.rows(), of_all, g.const_data_ptr<T>());
     const RowTerms<T> of_columns(p.y.rows(), {of_all.from(p.x.rows())}, h.const_data_ptr<T>());
-    const Kept<T> held{const_cast<T*>(logits.const_data_ptr<T>()), logits.size(0), p.y.rows()};
+    const KeptRows<T> held{const_cast<T*>(logits.const_data_ptr<T>()), logits.size(0), p.y.rows()};
     const T* of_column = h.const_data_ptr<T>();
     const bool rows_only = std::all_of(of_column, of_column + p.y.rows(), [](T each) { return each == T(0); });
     cross_backward(p, of_rows, rows_only ? nullptr : &of_columns, held, T(out.factor()), data_or_null<T>(out.own),

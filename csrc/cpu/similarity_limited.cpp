@@ -15,6 +15,7 @@
 
 #include "cpu/new_tensor.h"
 #include "cpu/similarity_problem.h"
+#include "cpu/similarity_tiles.h"
 
 namespace fastssl::similarity {
 namespace {

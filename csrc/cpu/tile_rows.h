@@ -27,6 +27,16 @@ struct Running {
   int32_t* peak;
 };
 
+// Where the entries of a tile are kept for another pass: entry (i, j) at data + i ld + j. The `columns` columns may end within a
+// vector, and what lies behind them is not touched. Where data is null, nothing is kept.
+template <class T>
+struct Cells {
+  T* data = nullptr;
+  int64_t ld = 0;
+  int columns = 0;
+  Cells from(int64_t i) const { return {data ? data + i * ld : nullptr, ld, columns}; }
+};
+
 template <class T>
 struct Rows {
   int width;  // n and ld are padded to a multiple of it
@@ -35,12 +45,12 @@ struct Rows {
   void (*exclude)(T* S, int m, int n, int ld, const int32_t* row_id, const int32_t* column_id);
   // S += bias of the column
   void (*add_bias)(T* S, int m, int n, int ld, const T* bias);
-  // row_sum_i += sum_j 2^S cw_j;  column_sum_j += sum_i 2^S rw_i (unless null)
-  void (*sum_bounded)(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum);
+  // row_sum_i += sum_j 2^S cw_j;  column_sum_j += sum_i 2^S rw_i (unless null);  kept = 2^S (unless null)
+  void (*sum_bounded)(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum, Cells<T> kept);
   // the same sums with running maxima, of rows and, unless null, of columns; S begins at row i0 and column j0 of the matrix
   void (*sum_online)(const T* S, int m, int n, int ld, int i0, int j0, Running<T> rows, Running<T> columns);
-  // S = 2^S (u_i cw_j + rw_i v_j), the second term only with v
-  void (*weight_bounded)(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v);
+  // S = e (u_i cw_j + rw_i v_j), the second term only with v; e is kept or, where nothing is, 2^S
+  void (*weight_bounded)(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v, Cells<T> kept);
   // S = u_i min(1, e^(S - row_top_i)) + v_j min(1, e^(S - column_top_j)), the second term only with v
   void (*weight_online)(T* S, int m, int n, int ld, const T* row_top, const T* column_top, const T* u, const T* v);
   // S = 2^S cw_j, row_sum_i += sum_j

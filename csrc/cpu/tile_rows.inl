@@ -15,6 +15,20 @@ struct RowFunctions {
   static inline T finite(T top) { return top == -kInf ? T(0) : top; }
   static inline V at_most_0(V a) { return a > L::all(0) ? L::all(0) : a; }  // a NaN stays
 
+  // The first `count` entries of a vector, or all if there are more. What is not loaded is 0.
+  static inline void store_first(T* to, V v, int count) {
+    if (count >= W) return L::store(to, v);
+    T all[W];
+    L::store(all, v);
+    for (int k = 0; k < count; k++) to[k] = all[k];
+  }
+  static inline V load_first(const T* from, int count) {
+    if (count >= W) return L::load(from);
+    T all[W] = {};
+    for (int k = 0; k < count; k++) all[k] = from[k];
+    return L::load(all);
+  }
+
   static void exclude(T* S, int m, int n, int ld, const int32_t* row_id, const int32_t* column_id) {
     for (int i = 0; i < m; i++)
       for (int j = 0; j < n; j += W) {
@@ -31,22 +45,26 @@ struct RowFunctions {
       }
   }
 
-  template <bool kColumns>
-  static void sum_bounded_as(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum) {
+  template <bool kColumns, bool kKeep>
+  static void sum_bounded_as(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum,
+                             const Cells<T>& kept) {
     for (int i = 0; i < m; i++) {
       const T* s = S + int64_t(i) * ld;
       const V r = L::all(rw[i]);
       V total = L::all(0);
       for (int j = 0; j < n; j += W) {
         const V e = L::exp2(L::load(s + j));
+        if (kKeep) store_first(kept.data + i * kept.ld + j, e, kept.columns - j);
         total = total + e * L::load(cw + j);
         if (kColumns) L::store(column_sum + j, L::load(column_sum + j) + e * r);
       }
       row_sum[i] += L::sum(total);
     }
   }
-  static void sum_bounded(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum) {
-    (column_sum ? sum_bounded_as<true> : sum_bounded_as<false>)(S, m, n, ld, rw, cw, row_sum, column_sum);
+  static void sum_bounded(const T* S, int m, int n, int ld, const T* rw, const T* cw, T* row_sum, T* column_sum, Cells<T> kept) {
+    constexpr decltype(&sum_bounded_as<true, true>) forms[2][2] = {{sum_bounded_as<false, false>, sum_bounded_as<false, true>},
+                                                                   {sum_bounded_as<true, false>, sum_bounded_as<true, true>}};
+    forms[column_sum != nullptr][kept.data != nullptr](S, m, n, ld, rw, cw, row_sum, column_sum, kept);
   }
 
   template <bool kColumns>
@@ -91,20 +109,25 @@ struct RowFunctions {
     (columns.top ? sum_online_as<true> : sum_online_as<false>)(S, m, n, ld, i0, j0, rows, columns);
   }
 
-  template <bool kBoth>
-  static void weight_bounded_as(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v) {
+  template <bool kBoth, bool kKept>
+  static void weight_bounded_as(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v,
+                                const Cells<T>& kept) {
     for (int i = 0; i < m; i++) {
       T* s = S + int64_t(i) * ld;
       const V own = L::all(u[i]), r = L::all(rw[i]);
       for (int j = 0; j < n; j += W) {
         V factor = own * L::load(cw + j);
         if (kBoth) factor = factor + r * L::load(v + j);
-        L::store(s + j, L::exp2(L::load(s + j)) * factor);
+        const V e = kKept ? load_first(kept.data + i * kept.ld + j, kept.columns - j) : L::exp2(L::load(s + j));
+        L::store(s + j, e * factor);
       }
     }
   }
-  static void weight_bounded(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v) {
-    (v ? weight_bounded_as<true> : weight_bounded_as<false>)(S, m, n, ld, rw, cw, u, v);
+  static void weight_bounded(T* S, int m, int n, int ld, const T* rw, const T* cw, const T* u, const T* v, Cells<T> kept) {
+    constexpr decltype(&weight_bounded_as<true, true>) forms[2][2] = {
+        {weight_bounded_as<false, false>, weight_bounded_as<false, true>},
+        {weight_bounded_as<true, false>, weight_bounded_as<true, true>}};
+    forms[v != nullptr][kept.data != nullptr](S, m, n, ld, rw, cw, u, v, kept);
   }
 
   template <bool kBoth>

@@ -10,8 +10,8 @@ With upstream gradients g (N,) of row and h (M,) of column:
 
 U = 2 N M D FLOP: forward U, backward 3U (4U where each side owns a sweep of its own, as on a GPU); no N x M matrix. Two calls
 of ``similarity_lse`` would take 2U + 6U. Saved for the backward: x, y, (top, total, peak) of each row and each column as
-``similarity_lse`` has it, and on a CPU the logits of as many rows as fit in ``KEEP_ELEMENTS``: for them the backward takes 2U.
-Up to N = M = 4096 these are all.
+``similarity_lse`` has it, and on a CPU the exponentials of as many rows as fit in ``KEEP_ELEMENTS``, or their logits where these
+are not bounded: for them the backward takes 2U. Up to N = M = 4096 these are all.
 """
 
 import torch

@@ -115,12 +115,12 @@ void bounded(const Rows<float>& rows, Random& random) {
   const Floats u = random.some(kM, 0, 1), v = random.some(kWide, 0, 1);
   for (const bool both : {false, true}) {
     Floats row_sum(kM, 1), column_sum(kWide), out = S;
-    rows.sum_bounded(S.data(), kM, kWide, kLd, rw.data(), cw.data(), row_sum.data(), both ? column_sum.data() : nullptr);
+    rows.sum_bounded(S.data(), kM, kWide, kLd, rw.data(), cw.data(), row_sum.data(), both ? column_sum.data() : nullptr, {});
     std::vector<double> in_row(kM, 1), in_column(kWide);
     each_logit([&](int i, int j, int at) { in_row[i] += std::exp2(S[at]) * cw[j], in_column[j] += std::exp2(S[at]) * rw[i]; });
     for (int i = 0; i < kM; i++) sum.see(row_sum[i], in_row[i], (kWide + 4) * kU * in_row[i]);
     for (int j = 0; both && j < kWide; j++) sum.see(column_sum[j], in_column[j], (kM + 4) * kU * in_column[j]);
-    rows.weight_bounded(out.data(), kM, kWide, kLd, rw.data(), cw.data(), u.data(), both ? v.data() : nullptr);
+    rows.weight_bounded(out.data(), kM, kWide, kLd, rw.data(), cw.data(), u.data(), both ? v.data() : nullptr, {});
     each_logit([&](int i, int j, int at) {
       const double want = std::exp2(S[at]) * (double(u[i]) * cw[j] + both * double(rw[i]) * v[j]);
       weight.see(out[at], want, 6 * kU * want);
@@ -135,6 +135,27 @@ void bounded(const Rows<float>& rows, Random& random) {
   });
   for (int i = 0; i < kM; i++) soft.see(row_sum[i], want[i], (kWide + 4) * kU * want[i]);
   sum.print("sum_bounded"), weight.print("weight_bounded"), soft.print("soft_bounded");
+}
+
+// Exponentials that are kept give the weights their bits, and what lies behind their last column is left alone.
+void kept(const Rows<float>& rows, Random& random) {
+  Worst worst;
+  const Floats S = random.tile(-30, 30), rw = random.some(kM, 0.5, 2), cw = random.some(kWide, 0.5, 2);
+  const Floats u = random.some(kM, 0, 1), v = random.some(kWide, 0, 1);
+  for (const bool both : {false, true}) {
+    Floats sums[2][2] = {{Floats(kM), Floats(kWide)}, {Floats(kM), Floats(kWide)}}, e(kM * (kN + 1), -1);
+    const fastssl::Cells<float> cells[2] = {{}, {e.data(), kN + 1, kN}};
+    for (int k = 0; k < 2; k++)
+      rows.sum_bounded(S.data(), kM, kWide, kLd, rw.data(), cw.data(), sums[k][0].data(), both ? sums[k][1].data() : nullptr,
+                       cells[k]);
+    for (int i = 0; i < kM; i++) worst.exact(sums[0][0][i], sums[1][0][i]), worst.exact(e[i * (kN + 1) + kN], -1);
+    for (int j = 0; j < kWide; j++) worst.exact(sums[0][1][j], sums[1][1][j]);
+    Floats computed = S, read(kM * kLd, 7);
+    rows.weight_bounded(computed.data(), kM, kWide, kLd, rw.data(), cw.data(), u.data(), both ? v.data() : nullptr, cells[0]);
+    rows.weight_bounded(read.data(), kM, kWide, kLd, rw.data(), cw.data(), u.data(), both ? v.data() : nullptr, cells[1]);
+    each_logit([&](int, int, int at) { worst.exact(read[at], computed[at]); });
+  }
+  worst.print("kept");
 }
 
 // A running maximum and sum, begun by an earlier tile or not, and what they must be after the logits s.
@@ -318,6 +339,7 @@ int main() {
     const auto& rows = fastssl::rows<float>();
     excluded_and_biased(rows, random);
     bounded(rows, random);
+    kept(rows, random);
     online(rows, random);
     sigmoid(rows, random);
     dots(rows, random);

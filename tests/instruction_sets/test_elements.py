@@ -20,7 +20,7 @@ X86_ONLY = ("csrc/cpu/products_brgemm.cpp", "csrc/cpu/units.cpp")  # what the fo
 ARM = ("aarch64-linux-gnu-g++", "qemu-aarch64")
 FUNCTIONS = {
     "exclude", "add_bias", "drop_above", "count_above", "column_sum", "sum_bounded", "weight_bounded", "soft_bounded", "sum_online",
-    "peaks", "weight_online", "soft_online", "sigmoid", "dot", "add_squares", "16_bits", "tokens",
+    "kept", "peaks", "weight_online", "soft_online", "sigmoid", "dot", "add_squares", "16_bits", "tokens",
 }  # fmt: skip
 CHECKS = {"elements": FUNCTIONS, "products": {"float", "double", "bfloat16", "symmetric", "rounded", "chained"}}
 
