@@ -7,6 +7,7 @@
 #include "cpu/isa.h"
 #include "cpu/products.h"
 #include "cpu/peak.h"
+#include "cpu/similarity_triangle.h"
 #include "cpu/units.h"
 #include "cpu/unlucky.h"
 #include "python/launch_key.h"
@@ -71,6 +72,8 @@ PYBIND11_MODULE(_C, m) {
       "FLOP/s of all threads in registers, and in a tile that stays in L2 or 0; measured now, in 20 ms on a quiet machine.");
   m.def("uses_brgemm", &fastssl::uses_brgemm, "Whether products of bfloat16 go through oneDNN, as they do on a CPU with AMX.");
   m.def("use_brgemm", &fastssl::use_brgemm, py::arg("on"), "For tests: products of bfloat16 through oneDNN, or by our own code.");
+  m.def("most_kept", &fastssl::similarity::most_kept, "Bytes of tiles that NT-Xent and SupCon keep at most, and rows in float32.");
+  m.def("keep_at_most", &fastssl::similarity::keep_at_most, py::arg("bytes"), "For tests: changes the former.");
   m.def(
       "set_unlucky_products", [](bool on) { fastssl::unlucky_products = on; }, py::arg("on"),
       "For tests: tiles of logits come with last bits that depend on the tile, the order of the operands and the pass.");

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from math import isqrt
 
 import torch
 
@@ -15,6 +16,7 @@ from ._version import __version__
 from .ops import normalize, similarity  # noqa: F401  declare their ops
 from .ops._compiled import CUDA_LIBRARY
 from .ops._register import _C, OWNERS, why_not_cpp, why_not_cuda, why_not_triton
+from .ops.similarity_cross import KEEP_ELEMENTS
 
 #: How losses of the statistics of a batch are computed, which torch's matrix products serve on every device.
 FORMS = "barlow_twins, vicreg: N x N matrices where N < 3/4 D, D x D matrices otherwise (form=); of float32, by torch's products"
@@ -37,6 +39,7 @@ def _cpp_lines() -> list[str]:
         f"CPU             {platform.machine()}, {torch.get_num_threads()} threads, instruction sets {isas}",
         f"16-bit units    {', '.join(_C.units()) or 'none'}",
         f"products        {_products()}",
+        f"kept            {_kept()}",
     ]
 
 
@@ -46,6 +49,15 @@ def _products() -> str:
     pairs = "by oneDNN's brgemm" if _C.uses_brgemm() else "in pairs"
     sixteen = f"bfloat16 {pairs}, float16 in float32" if _C.isa() == "avx512_bf16" else "bfloat16 and float16 in float32"
     return f"similarities by tiles of our own: float32, float64, {sixteen}; all others by torch"
+
+
+def _kept() -> str:
+    """Up to which sizes a forward keeps its exponentials (or logits), which spares the backward a product."""
+    assert _C is not None
+    kept, rows = _C.most_kept()
+    triangle = f"NT-Xent and SupCon up to {rows} rows ({kept >> 20} MiB)"
+    cross = f"CLIP up to {isqrt(KEEP_ELEMENTS)} pairs ({KEEP_ELEMENTS >> 18} MiB)"
+    return f"exponentials for the backward, of any width: {triangle}, {cross}"
 
 
 def _measured() -> list[str]:

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 
 #include "cpu/similarity_problem.h"
+#include "cpu/similarity_triangle.h"
 #include "cpu/softplus.h"
 #include "cpu/unit_pairs.h"
 
@@ -51,11 +52,15 @@ double weight(int64_t N, bool mean) { return mean ? 1.0 / double(N) : 1.0; }
 
 }  // namespace
 
-Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool mean) {
+Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool mean, bool keep) {
   const Tensor a = a_given.contiguous(), b = b_given.contiguous();
   const int64_t B = a.size(0), D = a.size(1), N = 2 * B;
   const auto options = a.options().dtype(similarity::compute_dtype(a));
-  Forward out{at::empty({}, options), {}, at::empty({9, B}, options), at::empty({N}, options.dtype(at::kInt))};
+  Forward out{at::empty({}, options),
+              {},
+              at::empty({9, B}, options),
+              at::empty({N}, options.dtype(at::kInt)),
+              similarity::new_kept(keep ? N : 0, options)};
   similarity::dispatch(a, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
@@ -64,7 +69,7 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool
     unit_pairs::forward<T>({read_only(a), read_only(b)}, B, D, T(unit_pairs::kEps), array_of(out.z), left.norm, left.dot);
     auto p = problem_of<E>(out.z, scale);
     p.bounded = bounded<E>(left.norm, N, scale);
-    similarity::forward(p, {}, left.state(), left.lse);
+    similarity::forward_triangle(p, left.state(), left.lse, similarity::kept_in<T>(out.kept, N));
     double sum = 0.0;
     for (int64_t i = 0; i < N; i++) sum += softplus(left.u(i, B, scale));
     *out.loss.mutable_data_ptr<T>() = T(sum * weight(N, mean));
@@ -72,9 +77,9 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool
   return out;
 }
 
-std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Tensor& z_given, const Tensor& numbers, const Tensor& peak,
-                                   double scale, bool mean, at::ScalarType dtype) {
-  const Tensor z = z_given.contiguous(), lines = numbers.contiguous(), peaks = peak.contiguous();
+std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Forward& given, double scale, bool mean, at::ScalarType dtype) {
+  const Tensor z = given.z.contiguous(), lines = given.numbers.contiguous(), peaks = given.peak.contiguous();
+  const Tensor kept = given.kept.contiguous();
   const int64_t N = z.size(0), B = N / 2, D = z.size(1);
   const auto options = z.options().dtype(dtype);
   Tensor da = at::empty({B, D}, options), db = at::empty({B, D}, options), dz = at::empty(z.sizes(), lines.options());
@@ -91,7 +96,7 @@ std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Tensor& z_given, c
       g[i] = T(of_a), g[B + i] = T(of_b), ddot[i] = T(-scale * (of_a + of_b));
     }
     T* sums = dz.mutable_data_ptr<T>();
-    similarity::backward(p, left.state(), g.data(), {sums, nullptr, nullptr, T(scale), true});
+    similarity::backward_triangle(p, left.state(), g.data(), T(scale), true, sums, similarity::kept_in<T>(kept, N));
     unit_pairs::backward<T>(read_only(dz), ddot.data(), read_only(z), left.norm, T(unit_pairs::kEps), B, D,
                             {array_of(da), array_of(db)});
   });

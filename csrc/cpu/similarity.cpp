@@ -5,7 +5,7 @@
 //
 // Weights of a tile fit a core's L2, strips of logits its L1. The matrix products are our own (products.h), and the exponentials
 // are taken between them:
-//   symmetric   forward U/2, backward 3U/2 over the upper triangle of tiles, in tournament order
+//   symmetric   forward U/2, backward 3U/2 over the upper triangle of tiles (similarity_triangle.h), in tournament order
 //   two-sided   forward U by row groups x column splits, backward 3U in Latin-square order
 //   one-pass    2U: lse and mean_i = sum_j p_ij y_j together, as flash attention with V = Y
 // Memory beside inputs and outputs: one tile for each thread, O(N + M) vectors, where rows are few the partial sums of the column
@@ -16,40 +16,10 @@
 #include <cmath>
 
 #include "cpu/similarity_tiles.h"
+#include "cpu/similarity_triangle.h"
 
 namespace fastssl::similarity {
 namespace {
-
-// The blocks of a triangle are even in number, unless there is only one, so that a batch of pairs is cut in its middle, where the
-// ids start again. A tile on the diagonal is computed whole, which costs 1 / count of the work: hence 16 blocks of at least kLeast.
-Blocks triangle_blocks(int64_t rows) {
-  Blocks blocks = blocks_of(rows, std::max<int64_t>(16, enough_tasks()));
-  blocks.count += blocks.count % 2 && blocks.count > 1;
-  return blocks;
-}
-
-// Calls pack(b) for each block, and visit(tile, number of its block of rows, number of its block of columns) for the upper triangle
-// of tiles, each after its two blocks were packed.
-template <class E, class Pack, class Visit>
-void in_triangle(const Problem<E>& p, const Blocks& blocks, const Pack& pack, const Visit& visit) {
-  const IdRange ids(p.x.id, blocks);
-  in_order(tournament(blocks.count), blocks.count, pack, [&](int64_t I, int64_t J) {
-    visit(Tile{blocks.start(I), blocks.length(I), blocks.start(J), blocks.length(J), ids.meets(I, ids, J)}, I, J);
-  });
-}
-
-template <class E>
-void forward_symmetric(const Problem<E>& p, const State<Sum<E>>& state, Sum<E>* lse) {
-  const Blocks blocks = triangle_blocks(p.x.rows());
-  Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks);
-  state.clear(p, p.x.rows());
-  Workspace<E> work(kStrip, blocks.longest());
-  const auto pack = [&](int64_t b) { columns.fill(b, blocks); };
-  in_triangle(p, blocks, pack, [&](const Tile& t, int64_t I, int64_t J) {
-    sum_tile<E>(p, t, columns.of(J), {}, {}, state, I != J ? &state : nullptr, work);
-  });
-  state.to_lse(p.x.rows(), lse);
-}
 
 // Groups of row blocks by splits of the columns. Each cell owns the partial (max, sum[, mean]) of its rows; the partials are merged
 // in the order of the splits. A cell packs each tile of columns once for all blocks of its group.
@@ -173,21 +143,6 @@ void sweep_rows(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const State
 }
 
 template <class E>
-void backward_symmetric(const Problem<E>& p, const RowTerms<Sum<E>>& terms, Sum<E> factor, bool clear, Sum<E>* dz) {
-  const Blocks blocks = triangle_blocks(p.x.rows());
-  Panels<E> columns(p.x.stored, p.D, Form::kColumns, blocks), x_rows(p.x.stored, p.D, Form::kRows, blocks);
-  Workspace<E> work(blocks.longest(), blocks.longest());
-  const auto pack = [&](int64_t b) {
-    columns.fill(b, blocks), x_rows.fill(b, blocks);
-    if (clear) std::fill(dz + blocks.start(b) * p.D, dz + blocks.start(b + 1) * p.D, Sum<E>(0));
-  };
-  in_triangle(p, blocks, pack, [&](const Tile& t, int64_t I, int64_t J) {
-    weigh_tile<E>(p, t, columns.of(J), {}, terms, &terms, work);
-    add_products(p, work, t, x_rows.of(J), x_rows.of(I), factor, dz, I != J ? dz : nullptr);
-  });
-}
-
-template <class E>
 void backward_two_sided(const Problem<E>& p, const RowTerms<Sum<E>>& terms, const Gradients<Sum<E>>& out) {
   using T = Sum<E>;
   const auto& f = rows<T>();
@@ -215,18 +170,11 @@ void backward_two_sided(const Problem<E>& p, const RowTerms<Sum<E>>& terms, cons
   });
 }
 
-// Logits that have a bias and are not bounded depend on the role of a row (s_ij + b_j or s_ij + b_i), and so does the gradient of a
-// bias. In these cases the two roles are computed apart and the problem is not taken as a triangle.
-template <class E>
-bool triangular(const Problem<E>& p) {
-  return p.symmetric && (p.bounded || p.y.bias.empty());
-}
-
 }  // namespace
 
 template <class E>
 void forward(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const State<Sum<E>>& state, Sum<E>* lse) {
-  if (triangular(p) && !ranking.rank) forward_symmetric(p, state, lse);
+  if (triangular(p) && !ranking.rank) forward_triangle(p, state, lse);
   else sweep_rows<E, false>(p, ranking, state, lse, nullptr);
 }
 
@@ -240,9 +188,9 @@ template <class E>
 void backward(const Problem<E>& p, const State<Sum<E>>& state, const Sum<E>* g, const Gradients<Sum<E>>& out) {
   using T = Sum<E>;
   if (!out.own && !out.other && !out.dbias) return;
+  if (triangular(p) && !out.dbias) return backward_triangle(p, state, g, out.factor, out.clear, out.own);
   const RowTerms<T> terms(p.x.rows(), state, g);
   if (!p.symmetric) return backward_two_sided(p, terms, out);
-  if (triangular(p) && !out.dbias) return backward_symmetric(p, terms, out.factor, out.clear, out.own);
   if (out.clear && out.own) std::fill_n(out.own, p.x.rows() * p.D, T(0));
   std::vector<T> other(out.own ? p.x.rows() * p.D : 0, T(0));  // sums of the rows' second role
   backward_two_sided(p, terms, {out.own, out.own ? other.data() : nullptr, out.dbias, out.factor});

@@ -7,6 +7,7 @@
 
 #include "cpu/class_rows.h"
 #include "cpu/similarity_problem.h"
+#include "cpu/similarity_triangle.h"
 #include "cpu/softplus.h"
 #include "cpu/unit_pairs.h"
 
@@ -149,12 +150,13 @@ double weight(int64_t N, bool mean) { return mean ? 1.0 / double(N) : 1.0; }
 
 }  // namespace
 
-Forward forward(const Tensor& given, const Tensor& labels, double scale, bool normalize, bool mean) {
+Forward forward(const Tensor& given, const Tensor& labels, double scale, bool normalize, bool mean, bool keep) {
   const Tensor features = given.contiguous();
   const int64_t B = features.size(0), V = features.size(1), D = features.size(2), N = V * B;
   const auto options = features.options().dtype(similarity::compute_dtype(features));
-  Forward out{
-      at::empty({}, options), {}, at::empty({5, N}, options), at::empty({N}, options.dtype(at::kInt)), classes_of(labels, B)};
+  Forward out{at::empty({}, options),     {},
+              at::empty({5, N}, options), at::empty({N}, options.dtype(at::kInt)),
+              classes_of(labels, B),      similarity::new_kept(keep ? N : 0, options)};
   const Classes classes(out.classes);
   similarity::dispatch(features, [&](auto zero) {
     using E = decltype(zero);
@@ -164,7 +166,7 @@ Forward forward(const Tensor& given, const Tensor& labels, double scale, bool no
     positives(read_only(features), classes, V, D, normalize, array_of(out.z), left);
     auto p = problem_of<E>(out.z, classes, V, scale);
     p.bounded = bounded<E>(left.norm, N, scale, normalize);
-    similarity::forward(p, {}, left.state(), left.lse);
+    similarity::forward_triangle(p, left.state(), left.lse, similarity::kept_in<T>(out.kept, N));
     double total = 0.0;
     each_anchor(classes, V, left, scale, [&](int64_t c, int64_t, double u, int64_t count) {
       if (count > 0 || std::isnan(u)) total += is_pair(classes, c, V) ? softplus(u) : u;
@@ -175,7 +177,12 @@ Forward forward(const Tensor& given, const Tensor& labels, double scale, bool no
 }
 
 Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool normalize, bool mean, at::ScalarType dtype) {
-  const Forward saved{{}, given.z.contiguous(), given.numbers.contiguous(), given.peak.contiguous(), given.classes.contiguous()};
+  const Forward saved{{},
+                      given.z.contiguous(),
+                      given.numbers.contiguous(),
+                      given.peak.contiguous(),
+                      given.classes.contiguous(),
+                      given.kept.contiguous()};
   const int64_t N = saved.z.size(0), D = saved.z.size(1), B = saved.classes.size(1), V = N / B;
   const Classes classes(saved.classes);
   Tensor dfeatures = at::empty({B, V, D}, saved.z.options().dtype(dtype)), dz = at::empty({N, D}, saved.numbers.options());
@@ -194,7 +201,7 @@ Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool no
       of_class[c] -= 2.0 * scale * share / double(std::max<int64_t>(count, 1) * (count + 1));
     });
     T* G = dz.mutable_data_ptr<T>();
-    similarity::backward(p, left.state(), g.data(), {G, nullptr, nullptr, T(scale), true});
+    similarity::backward_triangle(p, left.state(), g.data(), T(scale), true, G, similarity::kept_in<T>(saved.kept, N));
     const Array z = read_only(saved.z), out = array_of(dfeatures);
     const auto& f = neighbour_rows<T>();
     parallel_for(classes.count(), 4 * N * D / classes.count(), [&](int64_t begin, int64_t end) {

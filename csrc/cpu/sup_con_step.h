@@ -5,22 +5,24 @@
 //   l(u) = u and lse_i = log sum_{j != i} exp(s_ij), except that of a row with one positive, which has one of at most two views,
 //   lse_i leaves the positive out and l is softplus
 //   g_i = dloss w l'(u_i),  G_i = dz_i - (2 / rows of the class) (sum of scale g / n over the class) P_i
-// with dz of similarity.cpp. U = 2 N^2 D FLOP: forward U/2, backward 3U/2. The sums over classes take O(N D), in float64: after a
-// huge row was subtracted, the sum is what it would have been without that row. Rows of 16 bits are treated as in pair_step.h.
+// with dz of similarity.cpp. U = 2 N^2 D FLOP: forward U/2, backward 3U/2, or U where tiles are kept. The sums over classes take
+// O(N D), in float64: after a huge row was subtracted, the sum is what it would have been without that row. Rows of 16 bits are
+// treated as in pair_step.h.
 #pragma once
 #include <ATen/core/Tensor.h>
 
 namespace fastssl::sup_con_step {
 
 // What the forward leaves to the backward beside the loss: z (V B, D); numbers (5, V B), the norm, maximum, sum, lse and mean
-// similarity of the positives of each row; the places of the maxima, peak (V B,) int32; and classes (2, B) int32, the samples in
-// the order of their classes and the class of each.
+// similarity of the positives of each row; the places of the maxima, peak (V B,) int32; classes (2, B) int32, the samples in the
+// order of their classes and the class of each; and kept tiles (similarity_triangle.h).
 struct Forward {
-  at::Tensor loss, z, numbers, peak, classes;
+  at::Tensor loss, z, numbers, peak, classes, kept;
 };
 
-// features (B, V, D); labels (B,) are integers, or undefined where every sample is its own class.
-Forward forward(const at::Tensor& features, const at::Tensor& labels, double scale, bool normalize, bool mean);
+// features (B, V, D); labels (B,) are integers, or undefined where every sample is its own class. Tiles are
+// kept only if `keep`.
+Forward forward(const at::Tensor& features, const at::Tensor& labels, double scale, bool normalize, bool mean, bool keep);
 // The gradient of the features, in their dtype.
 at::Tensor backward(const at::Tensor& dloss, const Forward& left, double scale, bool normalize, bool mean, at::ScalarType dtype);
 

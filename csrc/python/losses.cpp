@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -128,11 +129,12 @@ struct NTXent {
   static constexpr size_t kInputs = 2;
 
   static std::pair<Tensor, variable_list> forward(at::TensorList views, const Call& call) {
-    const auto made = pair_step::forward(views[0], views[1], call.scale, call.mean);
-    return {made.loss, {made.z, made.numbers, made.peak}};
+    const auto made = pair_step::forward(views[0], views[1], call.scale, call.mean, call.keep);
+    return {made.loss, {made.z, made.numbers, made.peak, made.kept}};
   }
   static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
-    const auto [da, db] = pair_step::backward(dloss, saved[0], saved[1], saved[2], call.scale, call.mean, call.dtype);
+    const pair_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3]};
+    const auto [da, db] = pair_step::backward(dloss, left, call.scale, call.mean, call.dtype);
     return {da, db};
   }
 };
@@ -142,11 +144,11 @@ struct SupCon {
   static constexpr size_t kInputs = 1;
 
   static std::pair<Tensor, variable_list> forward(at::TensorList inputs, const Call& call) {
-    const auto made = sup_con_step::forward(inputs[0], call.labels, call.scale, call.normalize, call.mean);
-    return {made.loss, {made.z, made.numbers, made.peak, made.classes}};
+    const auto made = sup_con_step::forward(inputs[0], call.labels, call.scale, call.normalize, call.mean, call.keep);
+    return {made.loss, {made.z, made.numbers, made.peak, made.classes, made.kept}};
   }
   static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
-    const sup_con_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3]};
+    const sup_con_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3], saved[4]};
     return {sup_con_step::backward(dloss, left, call.scale, call.normalize, call.mean, call.dtype)};
   }
 };
@@ -176,6 +178,10 @@ struct Cross {
 
 bool alike(const Tensor& a, const Tensor& b) { return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type(); }
 
+bool a_backward_may_follow(at::TensorList inputs) {
+  return at::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.requires_grad(); });
+}
+
 template <class Step>
 pybind11::object loss_of(at::TensorList inputs, const Call& call) {
   Tensor loss;
@@ -195,7 +201,7 @@ pybind11::object nt_xent(const std::string& op, const pybind11::handle& z0, cons
   if (!a || !b || !alike(*a, *b)) return pybind11::none();
   const auto scale = inverse(temperature, *a);
   if (!scale) return pybind11::none();
-  return loss_of<NTXent>({*a, *b}, {op, *scale, mean});
+  return loss_of<NTXent>({*a, *b}, {op, *scale, mean, true, false, a_backward_may_follow({*a, *b})});
 }
 
 pybind11::object sup_con(const std::string& op, const pybind11::handle& features, const pybind11::handle& labels,
@@ -205,7 +211,7 @@ pybind11::object sup_con(const std::string& op, const pybind11::handle& features
   if (!x || (!of && !labels.is_none()) || (of && of->size(0) != x->size(0))) return pybind11::none();
   const auto scale = inverse(temperature, *x);
   if (!scale) return pybind11::none();
-  return loss_of<SupCon>({*x}, {op, *scale, mean, normalize, false, false, of ? *of : Tensor()});
+  return loss_of<SupCon>({*x}, {op, *scale, mean, normalize, false, a_backward_may_follow({*x}), of ? *of : Tensor()});
 }
 
 pybind11::object info_nce(const std::string& op, const pybind11::handle& query, const pybind11::handle& key,
@@ -213,7 +219,7 @@ pybind11::object info_nce(const std::string& op, const pybind11::handle& query, 
   if (!nothing_listens()) return pybind11::none();
   const Tensor *a = plain_floats(query, 2), *b = plain_floats(key, 2);
   if (!a || !b || !alike(*a, *b)) return pybind11::none();
-  const bool backward = at::GradMode::is_enabled() && (a->requires_grad() || b->requires_grad());
+  const bool backward = a_backward_may_follow({*a, *b});
   if (backward && !symmetric && !(a->requires_grad() && b->requires_grad())) return pybind11::none();  // one pass is cheaper
   const auto scale = inverse(temperature, *a);
   if (!scale) return pybind11::none();
@@ -227,8 +233,7 @@ pybind11::object clip(const std::string& op, const pybind11::handle& image, cons
   if (!a || !b || !alike(*a, *b)) return pybind11::none();
   const auto number = finite(logit_scale, *a);
   if (!factor && !number) return pybind11::none();
-  const bool learned = factor && factor->requires_grad();
-  const bool backward = at::GradMode::is_enabled() && (a->requires_grad() || b->requires_grad() || learned);
+  const bool backward = a_backward_may_follow(factor ? at::TensorList({*a, *b, *factor}) : at::TensorList({*a, *b}));
   if (!factor) return loss_of<Cross<false>>({*a, *b}, {op, *number, true, normalize, true, backward});
   const double value = factor->item<double>();
   if (!std::isfinite(a->scalar_type() == at::kDouble ? value : double(float(value)))) return pybind11::none();
