@@ -20,7 +20,7 @@ Tensor gather_tokens_fwd(const Tensor& x_given, const Tensor& ids_given) {
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(x);
   parallel_for(N * K, D, [&](int64_t begin, int64_t end) {
-    NewRows<float> to(out);
+    NewRows<float> to(out, int64_t(out.nbytes()));
     for (int64_t r = begin; r < end; r++) {
       if (r + 1 < end) prefetch(from, (r + 1) / K * sample + id[r + 1] * row, D);
       to.copy(from, r / K * sample + id[r] * row, r * D, D);
@@ -38,13 +38,13 @@ Tensor gather_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int6
   Tensor dx = new_tensor({N, length, D}, dout.options());
   const Matches matches(ids, length);
   const Array from = array_of(dout);
+  const NextSample next(from, sample, row, ids.size(1), D, length);
   with_accumulator(dout.scalar_type(), [&]<class T>(T) {
     parallel_for(N * length, D, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer;
-      NewRows<T> to(dx);
+      NewRows<T> to(dx, int64_t(dout.nbytes()));
       for (int64_t r = begin; r < end; r++) {
-        const int64_t ahead = std::min(r + kAhead, end - 1), k = matches.first(ahead / length, ahead % length);
-        if (k >= 0) prefetch(from, ahead / length * sample + k * row, D);
+        if (r + length < end) next.ask(r / length, r % length);
         write_matches(matches, r / length, r % length, from, r / length * sample, row, to, r * D, D, buffer);
       }
     });

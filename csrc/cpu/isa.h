@@ -2,6 +2,10 @@
 // each element function is compiled once per set in a target region (each_isa.h), and the first call picks the widest one
 // that this machine has.
 #pragma once
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <string>
 #include <vector>
 

@@ -1,5 +1,5 @@
-// Rows of a new tensor. Those of one that is larger than the caches go past them: the lines that are overwritten are not read
-// first, and what the caches hold stays there.
+// Rows of a new tensor. Where a call moves more than the caches hold, they go past them: the lines that are overwritten are not
+// read first, and what the caches hold stays there.
 #pragma once
 #include <vector>
 
@@ -7,11 +7,9 @@
 
 namespace fastssl {
 
-// Bytes from which a tensor is written past the caches. Who reads a smaller one finds it there.
-constexpr int64_t kPastCaches = 8 << 20;
-
-// How many rows of a result before its own a row is asked for, where one in four results has one.
-constexpr int64_t kAhead = 4;
+// Bytes that are read and written together from which what is written goes past the caches. What smaller calls write is found
+// there.
+constexpr int64_t kPastCaches = 12 << 20;
 
 // Asks for a row that is read soon.
 inline void prefetch(Array from, int64_t i, int64_t n) {
@@ -19,12 +17,37 @@ inline void prefetch(Array from, int64_t i, int64_t n) {
   for (int64_t byte = 0; byte < n * bytes_of(from.dtype); byte += 64) __builtin_prefetch(row + byte, 0, 2);
 }
 
+// Asks for the rows of the next sample while the results of one are made: a part before each result, and in the order of memory,
+// though results may take rows in any order.
+class NextSample {
+ public:
+  // Sample n has `rows` rows of `width` elements from n sample on, each `row` elements behind the one before.
+  NextSample(Array from, int64_t sample, int64_t row, int64_t rows, int64_t width, int64_t results)
+      : from_(from), sample_(sample), row_(row), width_(width), rows_(rows), results_(results) {
+    if (row != width) return;
+    row_ = width_ = kPart;  // neighbouring rows are one long row
+    rows_ = (rows * width + kPart - 1) / kPart;
+  }
+  // Before result t of sample n.
+  void ask(int64_t n, int64_t t) const {
+    for (int64_t r = t * rows_ / results_; r < (t + 1) * rows_ / results_; r++)
+      prefetch(from_, (n + 1) * sample_ + r * row_, width_);
+  }
+
+ private:
+  static constexpr int64_t kPart = 128;  // elements: more lines at once are as many as a core can wait for
+
+  Array from_;
+  int64_t sample_, row_, width_, rows_, results_;
+};
+
 // The rows of one thread, which must be gone before another thread reads them.
 template <class T>
 class NewRows {
  public:
-  explicit NewRows(const at::Tensor& out)
-      : rows_(token_rows<T>()), to_(array_of(out)), past_(rows_.past_caches && int64_t(out.nbytes()) >= kPastCaches) {}
+  // The rows of `out`, which are made from so many bytes.
+  NewRows(const at::Tensor& out, int64_t bytes_read)
+      : rows_(token_rows<T>()), to_(array_of(out)), past_(rows_.past_caches && int64_t(out.nbytes()) + bytes_read >= kPastCaches) {}
   ~NewRows() {
     if (past_) rows_.settle();
   }

@@ -5,9 +5,6 @@
 #include <cstdint>
 #include <stdexcept>
 #include <type_traits>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "cpu/isa.h"
 #include "cpu/transpose.h"
@@ -31,10 +28,11 @@ const Products<double>& products<double>() {
 #define FASTSSL_WIDTH 16
 #define FASTSSL_FMA 1
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
 #endif
 namespace avx512_bf16 {
 #include "cpu/products.inl"

@@ -5,10 +5,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "cpu/isa.h"
 
 namespace fastssl {

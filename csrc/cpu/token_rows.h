@@ -22,6 +22,8 @@ struct Scaling {
   T mean, scale;
 };
 
+constexpr int kTogether = 4;
+
 template <class T>
 struct TokenRows {
   // to <- from
@@ -33,8 +35,8 @@ struct TokenRows {
   bool (*add_past_caches)(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k, int64_t n);
   // to <- a + b, b as wide as to
   void (*add)(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k, int64_t n);
-  // sum += row
-  void (*accumulate)(Array row, int64_t i, int64_t n, T* sum);
+  // sum += the rows that begin at the elements i[0], ... i[count - 1], in this order; at most kTogether
+  void (*accumulate)(Array rows, const int64_t* i, int count, int64_t n, T* sum);
   // out <- the patch whose first pixel is element `begin`
   void (*patch)(Array images, int64_t begin, const PatchShape& shape, T* out);
   // mean and 1 / sqrt(unbiased variance + eps), in two passes

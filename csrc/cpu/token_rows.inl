@@ -83,12 +83,35 @@ static void add_rows(Array a, int64_t i, Array b, int64_t j, Array to, int64_t k
   });
 }
 
+template <int kRows, class E, class T, class F>
+static void accumulate_as(const E* const* rows, int64_t n, T* __restrict sum, const F& value) {
+  const E* x[kRows];
+  for (int r = 0; r < kRows; r++) x[r] = rows[r];
+  for (int64_t e = 0; e < n; e++) {
+    T s = sum[e];
+    for (int r = 0; r < kRows; r++) s += value(x[r][e]);
+    sum[e] = s;
+  }
+}
+
+template <class E, class T, class F>
+static void accumulate_as(const E* const* rows, int count, int64_t n, T* sum, const F& value) {
+  if (count == kTogether) return accumulate_as<kTogether>(rows, n, sum, value);
+  for (int r = 0; r < count; r++) accumulate_as<1>(rows + r, n, sum, value);
+}
+
 template <class T>
-static void accumulate_row(Array row, int64_t i, int64_t n, T* sum) {
-  for_each_block(n, [&](int64_t first, int count) {
-    T buffer[kBlock];
-    const T* x = values_of(row, i + first, count, buffer);
-    for (int e = 0; e < count; e++) sum[first + e] += x[e];
+static void accumulate_rows(Array rows, const int64_t* i, int count, int64_t n, T* sum) {
+  if (rows.dtype == kBFloat16) {
+    const uint16_t* x[kTogether];
+    for (int r = 0; r < count; r++) x[r] = static_cast<const uint16_t*>(at(rows, i[r]));
+    return accumulate_as(x, count, n, sum, [](uint16_t h) { return T(from_bfloat16(h)); });
+  }
+  for_each_block(n, [&](int64_t first, int wide) {
+    T buffer[kTogether][kBlock];
+    const T* x[kTogether];
+    for (int r = 0; r < count; r++) x[r] = values_of(rows, i[r] + first, wide, buffer[r]);
+    accumulate_as(x, count, wide, sum + first, [](T v) { return v; });
   });
 }
 
@@ -191,8 +214,8 @@ static void slope(Array pred, int64_t i, int64_t n, const T* target, Scaling<T> 
 }
 
 template <class T>
-static constexpr TokenRows<T> rows_of = {copy_row<T>,       copy_past_caches, settle,     add_past_caches<T>, add_rows<T>,
-                                         accumulate_row<T>, read_patch<T>,    scaling<T>, error<T>,           slope<T>};
+static constexpr TokenRows<T> rows_of = {copy_row<T>,        copy_past_caches, settle,     add_past_caches<T>, add_rows<T>,
+                                         accumulate_rows<T>, read_patch<T>,    scaling<T>, error<T>,           slope<T>};
 
 static const TokenRows<float>& float_rows = rows_of<float>;
 static const TokenRows<double>& double_rows = rows_of<double>;

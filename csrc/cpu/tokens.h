@@ -89,8 +89,10 @@ void write_matches(const Matches& matches, int64_t n, int64_t l, Array from, int
   if (k < 0) return to.clear(j, width);
   if (matches.next(n, k) < 0) return to.copy(from, start + k * step, j, width);
   buffer.assign(width, T(0));
-  for (int64_t each = k; each >= 0; each = matches.next(n, each))
-    token_rows<T>().accumulate(from, start + each * step, width, buffer.data());
+  for (int64_t each = k; each >= 0; each = matches.next(n, each)) {
+    const int64_t row = start + each * step;
+    token_rows<T>().accumulate(from, &row, 1, width, buffer.data());
+  }
   to.copy({buffer.data(), sizeof(T) == 8 ? kFloat64 : kFloat32}, 0, j, width);
 }
 
