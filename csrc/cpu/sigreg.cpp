@@ -52,19 +52,18 @@ Tensor sigreg_sums(const Tensor& z_given, const Tensor& directions_given, double
   Tensor out = at::empty({z.size(0), 2, knots, directions.size(1)}, z.options());
   with_accumulator(z.scalar_type(), [&]<class T>(T) {
     const Sketches<T>& f = sketches<T>();
-    const Projections<T> p(z, directions, false);
+    const Projections<T> p(z, directions, kSlices, false, false);
     T* sums = out.mutable_data_ptr<T>();
-    parallel_tasks(p.V * p.blocks(), [&](int64_t begin, int64_t end) {
-      const SerialProducts serial;
+    parallel_tasks(p.V * p.blocks, [&](int64_t begin, int64_t end) {
       std::vector<T> x(kWaveRows * kSlices, T(0));
       std::vector<double> total(2 * knots * kSlices);
       for (int64_t task = begin; task < end; task++) {
-        const int64_t v = task / p.blocks(), block = task % p.blocks();
+        const int64_t v = task / p.blocks, block = task % p.blocks;
         const int n = p.columns(block);
         std::fill(total.begin(), total.end(), 0.0);
         for (int64_t i = 0; i < p.N; i += kWaveRows) {
           const int m = int(std::min<int64_t>(kWaveRows, p.N - i));
-          p.tile(v, i, m, block * kSlices, n, x.data(), kSlices);
+          p.tile(v, i, m, block, x.data(), kSlices);
           f.add_waves(x.data(), kSlices, m, padded(n, f.width), grid.step, knots, total.data());
         }
         for (int64_t k = 0; k < 2 * knots; k++)
@@ -128,23 +127,21 @@ Tensor sigreg_bwd(const Tensor& grad, const Tensor& sums_given, const OptionalTe
   Tensor dz = at::empty(z.sizes(), z.options());
   with_accumulator(z.scalar_type(), [&]<class T>(T) {
     const Sketches<T>& f = sketches<T>();
-    const Projections<T> p(z, directions, true);
+    const Projections<T> p(z, directions, kSlices, true, true);
     const T* known = sums.const_data_ptr<T>();
     T* out = dz.mutable_data_ptr<T>();
     const int64_t tiles = (p.N + kWaveRows - 1) / kWaveRows;
     parallel_tasks(p.V * tiles, [&](int64_t begin, int64_t end) {
-      const SerialProducts serial;
       std::vector<T> x(kWaveRows * kSlices, T(0)), factors(2 * grid.knots * kSlices, T(0));
       for (int64_t task = begin; task < end; task++) {
         const int64_t v = task / tiles, i = task % tiles * kWaveRows;
         const int m = int(std::min<int64_t>(kWaveRows, p.N - i));
-        for (int64_t block = 0; block < p.blocks(); block++) {
+        for (int64_t block = 0; block < p.blocks; block++) {
           const int n = p.columns(block);
-          const int64_t j0 = block * kSlices;
-          fill_factors(grid, known + v * 2 * grid.knots * p.S, p.S, j0, n, count, factor, factors.data());
-          p.tile(v, i, m, j0, n, x.data(), kSlices);
+          fill_factors(grid, known + v * 2 * grid.knots * p.S, p.S, block * kSlices, n, count, factor, factors.data());
+          p.tile(v, i, m, block, x.data(), kSlices);
           f.slope(x.data(), kSlices, m, padded(n, f.width), grid.step, grid.knots, factors.data());
-          p.back(x.data(), kSlices, m, j0, n, block ? T(1) : T(0), out + (v * p.N + i) * p.D);
+          p.back(x.data(), kSlices, m, block, block > 0, out + (v * p.N + i) * p.D);
         }
       }
     });

@@ -3,11 +3,10 @@
 //   lse_i = log sum_j exp(s_ij)
 //   W_ij  = g_i p_ij,  p_ij = min(1, exp(s_ij - top_i)) / sum_i      dx = scale W y,  dy = scale W^T x,  dbias = W^T 1
 //
-// Forward U, backward 3U, both in the tiles and the Latin-square order of the other two-sided sweeps. So a logit comes from the
-// same product both times, and a BLAS that gives equal products equal bits lets the backward drop what the forward dropped. Where
-// it does not, a pair at its limit may count in one of them only. Its weight is at most 1 all the same, because every row has a
-// maximum here (a bounded sweep would have none), and the largest logit that the forward kept counts in the backward in any case.
-// The schema is in fastssl/ops/similarity_limited.py.
+// Forward U, backward 3U, both in the tiles and the Latin-square order of the other two-sided sweeps. A logit is the same number
+// both times (products.h), so the backward drops what the forward dropped. Weights are at most 1 whatever limits it is given,
+// because every row has a maximum here (a bounded sweep would have none), and the largest logit that the forward kept counts in any
+// case. The schema is in fastssl/ops/similarity_limited.py.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 

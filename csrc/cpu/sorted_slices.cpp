@@ -38,17 +38,16 @@ std::tuple<Tensor, Tensor> sorted_slices(const Tensor& z_given, const Tensor& di
   Tensor loss = at::empty({}, z.options()), dz = gradient ? new_tensor(z.sizes(), z.options()) : at::empty({0}, z.options());
   with_accumulator(z.scalar_type(), [&]<class T>(T) {
     const Sketches<T>& f = sketches<T>();
-    const Projections<T> p(z, directions, false);
     const T* q = quantiles.const_data_ptr<T>();
-    const int wide = int(std::clamp<int64_t>(kTile / p.N / f.width * f.width, f.width, kSlices));
-    const int64_t tiles = (p.S + wide - 1) / wide, groups = std::clamp<int64_t>(kTasks / p.V, 1, tiles);
+    const int wide = int(std::clamp<int64_t>(kTile / z.size(1) / f.width * f.width, f.width, kSlices));
+    const Projections<T> p(z, directions, wide, gradient, false);
+    const int64_t tiles = p.blocks, groups = std::clamp<int64_t>(kTasks / p.V, 1, tiles);
     const int64_t share = (tiles + groups - 1) / groups;
     const T factor = T(2.0 / (double(p.V * p.N) * double(p.S)));
     Tensor parts = gradient && groups > 1 ? at::empty({groups, p.V, p.N, p.D}, z.options()) : dz;
     T* out = gradient ? parts.template mutable_data_ptr<T>() : nullptr;
     std::vector<double> losses(p.V * groups, 0.0);
     parallel_tasks(p.V * groups, [&](int64_t begin, int64_t end) {
-      const SerialProducts serial;
       std::vector<T> x(p.N * wide, T(0)), keys(p.N * f.width);
       std::vector<int32_t> places(p.N * f.width);
       for (int64_t task = begin; task < end; task++) {
@@ -56,11 +55,9 @@ std::tuple<Tensor, Tensor> sorted_slices(const Tensor& z_given, const Tensor& di
         T* mine = gradient ? out + (group * p.V + v) * p.N * p.D : nullptr;
         if (gradient && group * share >= last) std::fill_n(mine, p.N * p.D, T(0));
         for (int64_t tile = group * share; tile < last; tile++) {
-          const int64_t j0 = tile * wide;
-          const int n = int(std::min<int64_t>(wide, p.S - j0));
-          p.tile(v, 0, int(p.N), j0, n, x.data(), wide);
-          losses[task] += f.match(x.data(), wide, int(p.N), n, q, factor, gradient, keys.data(), places.data());
-          if (gradient) p.back(x.data(), wide, int(p.N), j0, n, tile > group * share ? T(1) : T(0), mine);
+          p.tile(v, 0, int(p.N), tile, x.data(), wide);
+          losses[task] += f.match(x.data(), wide, int(p.N), p.columns(tile), q, factor, gradient, keys.data(), places.data());
+          if (gradient) p.back(x.data(), wide, int(p.N), tile, tile > group * share, mine);
         }
       }
     });

@@ -35,22 +35,6 @@ T moved(T s, uint64_t hash) {
 
 }  // namespace
 
-template <class T>
-void move_logits(const T* left, int64_t left_row, int64_t left_step, const T* right, int64_t right_column, int64_t right_step,
-                 int m, int n, int k, bool backward, T* S, int ld) {
-  const int64_t left_end = (k - 1) * left_step, right_end = (k - 1) * right_step;
-  const uint64_t call = mix(mix(mix(backward, m), n), k);
-  for (int i = 0; i < m; i++) {
-    const T* row = left + i * left_row;
-    const uint64_t of_row = mix(mix(call, bits(row[0])), bits(row[left_end]));
-    for (int j = 0; j < n; j++) {
-      const T* column = right + j * right_column;
-      T& s = S[int64_t(i) * ld + j];
-      s = moved(s, mix(mix(of_row, bits(column[0])), bits(column[right_end])));
-    }
-  }
-}
-
 template <class E>
 void move_logits(const Left<E>& left, const E* packed, int panel, int m, int n, int k, bool backward, Sum<E>* S, int ld) {
   constexpr int terms = kTerms<E>;
@@ -67,8 +51,6 @@ void move_logits(const Left<E>& left, const E* packed, int panel, int m, int n, 
   }
 }
 
-template void move_logits(const float*, int64_t, int64_t, const float*, int64_t, int64_t, int, int, int, bool, float*, int);
-template void move_logits(const double*, int64_t, int64_t, const double*, int64_t, int64_t, int, int, int, bool, double*, int);
 template void move_logits(const Left<float>&, const float*, int, int, int, int, bool, float*, int);
 template void move_logits(const Left<double>&, const double*, int, int, int, int, bool, double*, int);
 template void move_logits(const Left<c10::BFloat16>&, const c10::BFloat16*, int, int, int, int, bool, float*, int);
