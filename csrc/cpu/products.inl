@@ -107,9 +107,10 @@ struct ProductFunctions {
     const T high = T(factor), low = T(factor - double(high));
     const Scale scale{high, low - low == T(0) ? low : T(0)};
     const int steps = (k + kTerms<E> - 1) / kTerms<E>;
+    const int blocks = (m + kRows - 1) / kRows;  // as even as can be: sums of one or two rows would wait for each other
     for (int j = 0; j < n; j += kPanel, packed += int64_t(steps) * kTerms<E> * kPanel)
-      for (int i = 0; i < m; i += kRows) {
-        const int rows = m - i < kRows ? m - i : kRows;
+      for (int block = 0; block < blocks; block++) {
+        const int i = block * m / blocks, rows = (block + 1) * m / blocks - i;
         T* to = C + i * ld + j;
         if (n - j >= kPanel) kBlocks[rows - 1](a.from(i), packed, steps, scale, add, to, ld);
         else edge(a.from(i), packed, rows, n - j, steps, scale, add, to, ld);
