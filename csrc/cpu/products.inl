@@ -110,7 +110,7 @@ struct ProductFunctions {
     const int blocks = (m + kRows - 1) / kRows;  // as even as can be: sums of one or two rows would wait for each other
     for (int j = 0; j < n; j += kPanel, packed += int64_t(steps) * kTerms<E> * kPanel)
       for (int block = 0; block < blocks; block++) {
-        const int i = block * m / blocks, rows = (block + 1) * m / blocks - i;
+        const int i = int(int64_t(block) * m / blocks), rows = int(int64_t(block + 1) * m / blocks) - i;
         T* to = C + i * ld + j;
         if (n - j >= kPanel) kBlocks[rows - 1](a.from(i), packed, steps, scale, add, to, ld);
         else edge(a.from(i), packed, rows, n - j, steps, scale, add, to, ld);
