@@ -140,8 +140,10 @@ std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& given, const 
         cross.call(drow, dcolumn, left.state, left.peak, left.kept, left.x, left.y, how.scale, factor, ids, ids, wanted);
     finish<T>(left, how, ddot.data(), dtype, dx, dy);
     gradients = {wanted[0] ? dx : Tensor(), wanted[1] ? dy : Tensor(), Tensor()};
-    if (wanted[2])
-      gradients[2] = at::empty(factor->sizes(), factor->options()).fill_(how.scale * (dscale.item<double>() - of_pairs));
+    if (wanted[2]) {  // rounded as a cast does it: a number beyond the factor's dtype becomes infinite
+      const double dfactor = how.scale * (dscale.item<double>() - of_pairs);
+      gradients[2] = at::empty(factor->sizes(), factor->options().dtype(at::kDouble)).fill_(dfactor).to(factor->scalar_type());
+    }
   });
   return gradients;
 }

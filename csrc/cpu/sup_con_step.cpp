@@ -176,6 +176,17 @@ Forward forward(const Tensor& given, const Tensor& labels, double scale, bool no
   return out;
 }
 
+bool each_sample_once(const Tensor& given) {
+  const Tensor classes = given.contiguous();
+  const int64_t B = classes.size(1);
+  const int32_t* sample = classes.const_data_ptr<int32_t>();
+  std::vector<bool> seen(B);
+  return std::all_of(sample, sample + B, [&](int32_t k) {
+    if (k < 0 || k >= B || seen[k]) return false;
+    return bool(seen[k] = true);
+  });
+}
+
 Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool normalize, bool mean, at::ScalarType dtype) {
   const Forward saved{{},
                       given.z.contiguous(),

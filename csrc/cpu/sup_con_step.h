@@ -23,7 +23,9 @@ struct Forward {
 // features (B, V, D); labels (B,) are integers, or undefined where every sample is its own class. Tiles are
 // kept only if `keep`.
 Forward forward(const at::Tensor& features, const at::Tensor& labels, double scale, bool normalize, bool mean, bool keep);
-// The gradient of the features, in their dtype.
+// Whether the classes name each of the samples once. They are places in memory, which a hook that saves them in fewer bits moves.
+bool each_sample_once(const at::Tensor& classes);
+// The gradient of the features, in their dtype. The classes name each sample once.
 at::Tensor backward(const at::Tensor& dloss, const Forward& left, double scale, bool normalize, bool mean, at::ScalarType dtype);
 
 }  // namespace fastssl::sup_con_step

@@ -104,14 +104,16 @@ struct LossNode : Function<LossNode<Step>> {
                 ": a hook on saved tensors gave back a tensor of another shape, dtype, device or layout than was saved");
     std::vector<bool> wanted;
     for (size_t i = 0; i < Step::kInputs; i++) wanted.push_back(ctx->needs_input_grad(i));
-    // A batch of upstream gradients, or one that is lazily negated, has no memory that could be read as it is.
+    // A batch of upstream gradients, or one that is lazily negated, has no memory that could be read as it is. The gradients are
+    // then multiplied by it in the dtype of the loss; autograd rounds the products to 16 bits, where the factors may overflow.
     const bool readable = dloss.key_set() == token.key_set();
+    const auto dtype = at::ScalarType(flags / 8);
     {
       const at::NoGradGuard first_derivative_only;
       RECORD_FUNCTION(Step::kBackward, std::vector<c10::IValue>());
-      gradients = Step::backward(
-          readable ? dloss : at::ones({}, token.options()), saved,
-          {op, scale, bool(flags & 1), bool(flags & 2), bool(flags & 4), false, Tensor(), wanted, at::ScalarType(flags / 8)});
+      gradients = Step::backward(readable ? dloss : at::ones({}, token.options()), saved,
+                                 {op, scale, bool(flags & 1), bool(flags & 2), bool(flags & 4), false, Tensor(), wanted,
+                                  readable ? dtype : token.scalar_type()});
       gradients.emplace_back();
     }
     for (size_t i = 0; i < Step::kInputs; i++) {
@@ -149,6 +151,8 @@ struct SupCon {
   }
   static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
     const sup_con_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3], saved[4]};
+    TORCH_CHECK(sup_con_step::each_sample_once(left.classes), call.op,
+                ": a hook on saved tensors gave back other places of the samples than were saved");
     return {sup_con_step::backward(dloss, left, call.scale, call.normalize, call.mean, call.dtype)};
   }
 };

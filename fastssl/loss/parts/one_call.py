@@ -1,8 +1,8 @@
 """Losses that one call of C++ checks, computes and records as one node of autograd, for plain tensors on a CPU.
 
 At small batches the checks, the dispatcher and the nodes of Python take as long as the kernels. ``csrc/python/losses.cpp``
-says None where it sees anything but the plain case: other devices, 16-bit rows, subclasses and modes, learned temperatures, and all
-that must be refused. The loss then goes on in Python.
+says None where it sees anything but the plain case: other devices, subclasses and modes, learned temperatures, and all that must
+be refused. The loss then goes on in Python.
 """
 
 from __future__ import annotations
