@@ -57,10 +57,13 @@ struct Call {
   at::ScalarType dtype = {};      // of the rows, in a backward
 };
 
-// What a step takes for granted of the tensors that it saved, in bytes: element type, place and layout, and sizes.
+// What a step takes for granted of the tensors that it saved: element type, place and layout, and sizes. They are written in bytes
+// of 7 bits, since compiled autograd reads the strings of a node as UTF-8.
 std::string kinds_of(const variable_list& tensors) {
   std::string kinds;
-  const auto add = [&](uint64_t number) { kinds.append(reinterpret_cast<const char*>(&number), sizeof(number)); };
+  const auto add = [&](uint64_t number) {
+    for (int shift = 0; shift < 64; shift += 7) kinds.push_back(char(number >> shift & 127));
+  };
   for (const Tensor& tensor : tensors) {
     if (!tensor.defined()) {
       add(0);

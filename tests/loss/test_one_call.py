@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -122,6 +123,17 @@ LOSSES = {
 def rows_and_losses(losses=None):
     rows = (*(rows.clone().requires_grad_() for rows in (Z, Z.flip(0))), torch.tensor(3.0, requires_grad=True))
     return rows, tuple(loss(*rows) for loss in losses or LOSSES.values())
+
+
+def test_compiled_autograd_takes_the_nodes():
+    """It reads all that a node keeps; what was saved of tensors beside them was no text that it could read."""
+    rows, losses = rows_and_losses()
+    for loss in losses:
+        (want,) = torch.autograd.grad(loss, rows[0], retain_graph=True)
+        rows[0].grad = None
+        with compiled_autograd._enable(lambda graph: graph):
+            loss.backward()
+        assert torch.equal(rows[0].grad, want)
 
 
 def test_upstream_gradients_without_plain_memory():
