@@ -38,13 +38,13 @@ Tensor gather_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int6
   Tensor dx = new_tensor({N, length, D}, dout.options());
   const Matches matches(ids, length);
   const Array from = array_of(dout);
-  const NextSample next(from, sample, row, ids.size(1), D, length);
   with_accumulator(dout.scalar_type(), [&]<class T>(T) {
     parallel_for(N * length, D, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer;
       NewRows<T> to(dx, int64_t(dout.nbytes()));
       for (int64_t r = begin; r < end; r++) {
-        if (r + length < end) next.ask(r / length, r % length);
+        const int64_t ahead = std::min(r + kAhead, end - 1), k = matches.first(ahead / length, ahead % length);
+        if (k >= 0) prefetch(from, ahead / length * sample + k * row, D);
         write_matches(matches, r / length, r % length, from, r / length * sample, row, to, r * D, D, buffer);
       }
     });

@@ -11,35 +11,14 @@ namespace fastssl {
 // there.
 constexpr int64_t kPastCaches = 12 << 20;
 
+// How many rows of a result before its own a row is asked for, where not every result has one.
+constexpr int64_t kAhead = 4;
+
 // Asks for a row that is read soon.
 inline void prefetch(Array from, int64_t i, int64_t n) {
   const char* row = static_cast<const char*>(from.data) + i * bytes_of(from.dtype);
   for (int64_t byte = 0; byte < n * bytes_of(from.dtype); byte += 64) __builtin_prefetch(row + byte, 0, 2);
 }
-
-// Asks for the rows of the next sample while the results of one are made: a part before each result, and in the order of memory,
-// though results may take rows in any order.
-class NextSample {
- public:
-  // Sample n has `rows` rows of `width` elements from n sample on, each `row` elements behind the one before.
-  NextSample(Array from, int64_t sample, int64_t row, int64_t rows, int64_t width, int64_t results)
-      : from_(from), sample_(sample), row_(row), width_(width), rows_(rows), results_(results) {
-    if (row != width) return;
-    row_ = width_ = kPart;  // neighbouring rows are one long row
-    rows_ = (rows * width + kPart - 1) / kPart;
-  }
-  // Before result t of sample n.
-  void ask(int64_t n, int64_t t) const {
-    for (int64_t r = t * rows_ / results_; r < (t + 1) * rows_ / results_; r++)
-      prefetch(from_, (n + 1) * sample_ + r * row_, width_);
-  }
-
- private:
-  static constexpr int64_t kPart = 128;  // elements: more lines at once are as many as a core can wait for
-
-  Array from_;
-  int64_t sample_, row_, width_, rows_, results_;
-};
 
 // The rows of one thread, which must be gone before another thread reads them.
 template <class T>

@@ -44,21 +44,23 @@ Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const 
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(x), hidden = array_of(token);
   const Array position = pos ? array_of(*pos) : Array{nullptr, kNothing};
-  const NextSample next(from, x.stride(0), x.stride(1), prefix + K, D, tokens);
   with_accumulator(out.scalar_type(), [&]<class T>(T) {
     const Tensor made = pos && pos->element_size() == 2 ? masked_tokens<T>(hidden, *pos) : Tensor();
     const Array masked = made.defined() ? array_of(made) : Array{nullptr, kNothing};
     parallel_for(N * tokens, D, [&](int64_t begin, int64_t end) {
       NewRows<T> to(out, int64_t(x.nbytes()));
-      for (int64_t i = begin; i < end; i++) {
+      // The element of x that token i begins with, -1 where it is the mask token.
+      const auto start_of = [&](int64_t i) -> int64_t {
         const int64_t n = i / tokens, t = i % tokens, r = t < prefix ? t - prefix : id[n * L + t - prefix];
-        if (i + tokens < end) next.ask(n, t);
-        const bool shown = t < prefix || uint64_t(r) < uint64_t(K);
-        const Array source = shown ? from : hidden;
-        const int64_t start = shown ? n * x.stride(0) + (prefix + r) * x.stride(1) : 0;
-        if (!shown && masked.data) to.copy(masked, t * D, i * D, D);
-        else if (pos) to.add(source, start, position, t * D, i * D, D);
-        else to.copy(source, start, i * D, D);
+        return t < prefix || uint64_t(r) < uint64_t(K) ? n * x.stride(0) + (prefix + r) * x.stride(1) : -1;
+      };
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t t = i % tokens, start = start_of(i), ahead = start_of(std::min(i + kAhead, end - 1));
+        if (ahead >= 0) prefetch(from, ahead, D);
+        const Array source = start < 0 ? hidden : from;
+        if (start < 0 && masked.data) to.copy(masked, t * D, i * D, D);
+        else if (pos) to.add(source, std::max<int64_t>(start, 0), position, t * D, i * D, D);
+        else to.copy(source, std::max<int64_t>(start, 0), i * D, D);
       }
     });
   });
