@@ -3,8 +3,8 @@
 
 constexpr int kBlock = 512;
 
-// float16 eight at a time where the instruction set has conversions (F16C), which compilers do not make from the code of one
-// element.
+// Conversions of kHalves elements of float16. Instruction sets with F16C convert eight at once; compilers do not use its
+// instructions for code that converts one element.
 #if defined(__x86_64__) && FASTSSL_WIDTH >= 8
 constexpr int kHalves = 8;
 static inline void widen_halves(const uint16_t* from, float* to) {

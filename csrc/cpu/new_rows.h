@@ -7,11 +7,11 @@
 
 namespace fastssl {
 
-// Bytes that are read and written together from which what is written goes past the caches. What smaller calls write is found
-// there.
+// A call that reads and writes so many bytes or more, taken together, writes past the caches. What a smaller call writes stays in
+// them for whoever reads it next.
 constexpr int64_t kPastCaches = 12 << 20;
 
-// How many rows of a result before its own a row is asked for, where not every result has one.
+// A row is asked for so many results before the one that it goes to, where some results are made without a row.
 constexpr int64_t kAhead = 4;
 
 // Asks for a row that is read soon.
@@ -24,7 +24,7 @@ inline void prefetch(Array from, int64_t i, int64_t n) {
 template <class T>
 class NewRows {
  public:
-  // The rows of `out`, which are made from so many bytes.
+  // The rows of `out`, which are made from `bytes_read` bytes of other tensors.
   NewRows(const at::Tensor& out, int64_t bytes_read)
       : rows_(token_rows<T>()), to_(array_of(out)), past_(rows_.past_caches && int64_t(out.nbytes()) + bytes_read >= kPastCaches) {}
   ~NewRows() {

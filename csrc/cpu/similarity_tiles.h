@@ -23,9 +23,9 @@ struct RowTerms {
 };
 
 // Gives the largest logit of each row and, unless `columns` is null, of each column of a tile the value that the forward's product
-// gave it. A product of another shape, or by another BLAS, may give a logit other last bits, which at logits of 1e8 change its
-// exponential by factors up to e^(+-32). The weight of a logit that dominates its row is 1, and would then be anything. With the
-// forward's value it is 1 again; other weights are as inexact as in eager PyTorch.
+// gave it. Our own products would give it again, but those of oneDNN may give a logit other last bits in a tile of another shape,
+// and at logits of 1e8 these change its exponential by factors up to e^(+-32). The weight of a logit that dominates its row is 1,
+// and would then be anything. With the forward's value it is 1 again; other weights are as inexact as in eager PyTorch.
 template <class T>
 void put_peaks(T* S, int ld, int64_t i0, int m, int64_t j0, int n, const RowTerms<T>& rows, const RowTerms<T>* columns) {
   for (int i = 0; i < m; i++) {

@@ -22,7 +22,7 @@ struct Scaling {
   T mean, scale;
 };
 
-constexpr int kTogether = 4;
+constexpr int kTogether = 4;  // rows that are added to a sum at once, at most
 
 template <class T>
 struct TokenRows {

@@ -104,8 +104,8 @@ def new_accumulator(like: Tensor, *shape: int) -> Tensor:
 def gradient_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which an op gives the gradient of the similarities in their rows x.
 
-    On a CPU that of its sums, so that what cancels against them may be added before they are rounded to that of x. The kernels of
-    a GPU round as they store.
+    On a CPU it is the dtype of the sums, so that gradients which cancel against them can be added before anything is rounded. On a
+    GPU it is the dtype of x, to which kernels round as they store.
     """
     return accumulator_dtype(x) if x.device.type == "cpu" else x.dtype
 
@@ -145,7 +145,8 @@ def _in_a_batch(tensor: Tensor | None) -> bool:
 
 
 def _refusing_zero(op: str, sources: list[Tensor], dtype: torch.dtype) -> Tensor:
-    """A zero that depends on the sources, with a derivative that raises: what ``_Refuse`` is where a batch loses its node."""
+    """A zero that depends on the sources, with a derivative that raises. It does what ``_Refuse`` does where the upstream gradient
+    is a batch, for which torch records no node of a Function."""
 
     def refuse(_):
         raise NotImplementedError(f"{op}: second derivatives are not implemented")
