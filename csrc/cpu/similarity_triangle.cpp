@@ -26,7 +26,7 @@ void in_triangle(const Problem<E>& p, const Blocks& blocks, const Pack& pack, co
   });
 }
 
-std::atomic<int64_t> limit{16 << 20};  // of the bytes that are kept
+std::atomic<int64_t> limit{64 << 20};  // of the bytes that are kept; as many as CLIP's sweep keeps in float32
 
 }  // namespace
 

@@ -33,6 +33,8 @@ std::tuple<Tensor, Tensor> sorted_slices(const Tensor& z_given, const Tensor& di
                                          bool gradient) {
   TORCH_CHECK(z_given.dim() == 3 && directions_given.dim() == 2 && directions_given.size(0) == z_given.size(2),
               "visreg: expected z (V, N, D) and directions (D, S), got ", z_given.sizes(), " and ", directions_given.sizes());
+  TORCH_CHECK(z_given.numel() > 0 && directions_given.size(1) > 0, "visreg: expected rows and directions, got z ", z_given.sizes(),
+              " and directions ", directions_given.sizes());
   expect_shape("visreg", quantiles_given, {z_given.size(1)});
   const Tensor z = z_given.contiguous(), directions = directions_given.contiguous(), quantiles = quantiles_given.contiguous();
   Tensor loss = at::empty({}, z.options()), dz = gradient ? new_tensor(z.sizes(), z.options()) : at::empty({0}, z.options());

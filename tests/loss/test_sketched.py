@@ -162,3 +162,10 @@ def test_flops_are_counted():
         with FlopCounterMode(display=False) as counter:
             call(z, slices=16, seed=1).backward()
         assert counter.get_total_flops() == products * 2 * z.numel() * 16
+
+
+def test_the_op_of_sorted_slices_refuses_empty_rows():
+    """The public functions refuse them before; the op itself divided by their number."""
+    for rows, directions in ((0, 8), (5, 0)):
+        with pytest.raises(RuntimeError, match="expected rows and directions"):
+            torch.ops.fastssl.sorted_slices(torch.ones(1, rows, 4), torch.ones(4, directions), torch.ones(rows), True)
