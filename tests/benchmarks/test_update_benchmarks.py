@@ -197,7 +197,7 @@ def test_keys_go_round_the_end_of_the_queue():
 
 
 def test_targets_of_updates_are_judged():
-    entries = {"fastssl": {"status": "ok", "ms": 10.0, "launches": 2}, "eager": {"status": "ok", "ms": 9.8}}
+    entries = {"fastssl": {"status": "ok", "ms": 10.0, "launches": 2}, "eager": {"status": "ok", "ms": 9.8, "times_ours": 0.98}}
     as_fast, one = Target(("tiny",), "not_slower", 0.97, "eager"), Target(("tiny",), "launches", 1)
     assert runner.judge(as_fast, entries, 5.0) == {"target": str(as_fast), "got": "0.98", "met": True}
     assert runner.judge(one, entries, 5.0)["met"] is False and runner.judge(one, {"fastssl": {"status": "ok"}}, 5.0)["met"] is None
@@ -206,13 +206,13 @@ def test_targets_of_updates_are_judged():
 def test_times_are_judged_on_the_replay_of_a_graph_where_there_is_one():
     """A short step waits for the host in a plain call: 0.31 ms where the device needs 0.2."""
     within, at_limit = Target(("tiny",), "ms", 0.26), Target(("tiny",), "times_limit", 1.1)
-    plain = {"status": "ok", "ms": 0.31}
+    plain = {"status": "ok", "ms": 0.31, "share_of_limit": 0.2 / 0.31}
     for target, call, replay in ((within, "0.31", "0.2"), (at_limit, "1.55", "1")):
         assert runner.judge(target, {"fastssl": plain}, 0.2) == {"target": str(target), "got": call, "met": False}
         found = runner.judge(target, {"fastssl": plain | {"graph_ms": 0.2}}, 0.2)
         assert found == {"target": str(target), "got": f"{replay}, CUDA graph", "met": True}
         assert runner.judge(target, {"fastssl": {"status": "wrong"}}, 0.2)["met"] is None
-    peer = {"eager": {"status": "ok", "ms": 0.62, "graph_ms": 0.2}}
+    peer = {"eager": {"status": "ok", "ms": 0.62, "graph_ms": 0.2, "times_ours": 2.0}}
     found = runner.judge(Target(("tiny",), "times_faster", 2, "eager"), {"fastssl": plain | {"graph_ms": 0.2}} | peer, 0.2)
     assert found["got"] == "2", "against a peer both are plain calls, as people run them"
 
