@@ -93,7 +93,7 @@ def _remarks(found: dict) -> Iterable[str]:
     for case in found["cases"]:
         for name, entry in _entries(case).items():
             text = _REMARKS.get((found["work"], name))
-            if text and "ms" in entry:
+            if text and {"ms", "peak_mb"} <= entry.keys():
                 time = f"{number(entry['ms'] / 1e3, 2)} s" if entry["ms"] >= 1000 else ms_text(entry["ms"])
                 memory = f"{number(entry['peak_mb'] / 1e3, 2)} GB"
                 yield text.format(version=entry["version"], time=time, memory=memory, rows=case["rows"])
@@ -166,7 +166,9 @@ def _readme_row(found: dict, shape: tuple[int, ...], label: str, usual: str) -> 
     for case in repeatable(found)["cases"]:
         if tuple(case["shape"]) == shape and case["dtype"] == "float32":
             entries = _entries(case)
-            ours, eager, other = entries[runner.OURS], entries["eager"], entries[usual]
+            ours, eager, other = (entries.get(name, {}) for name in (runner.OURS, "eager", usual))
+            if not ({"ms", "peak_mb"} <= ours.keys() & eager.keys() and "ms" in other):
+                return None  # measured without memory, or without one of the others
             times = (ms_text(ours["ms"]), ms_text(eager["ms"]), f"{ms_text(other['ms'])} ({_USUAL[usual]})")
             return (label, *times, f"{number(ours['peak_mb'])} MB", f"{number(eager['peak_mb'])} MB")
     return None

@@ -62,6 +62,13 @@ def test_numbers_follow_the_results_and_a_gpu_is_no_longer_denied(results):
     assert pages.page(results).index("## nvidia-h100") < pages.page(results).index(f"## {CPU}")
 
 
+def test_a_case_measured_without_memory_fills_no_row_of_the_readme(results):
+    change(results, "nt_xent", lambda case: [entry.pop("peak_mb", None) for entry in case["entries"]])
+    with pytest.raises(ValueError, match="has all rows of the README's table"):
+        pages.readme_block(results)
+    assert "#### NT-Xent" in pages.page(results)
+
+
 def test_the_block_between_the_markers_is_replaced(tmp_path):
     text = f"before\n{pages.START}\nold\n{pages.END}\nafter\n"
     assert pages.with_block(text, "new", tmp_path) == f"before\n{pages.START}\nnew\n{pages.END}\nafter\n"
