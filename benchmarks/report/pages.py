@@ -34,8 +34,8 @@ workload on your machine, and `fastssl bench --save` stores what it measures as 
 ## How it is measured
 - Every implementation first passes an accuracy check against float64. One that fails it gets no time.
 - The implementations run one after the other, again and again, in one process, so that a slow minute of the machine hits all of \
-them. A time is the median over these runs. With `--runs 3` all of \
-this happens three times, minutes apart, and each figure, ratios included, is the median of three.
+them. A time is the median over these rounds. Where a section says so, all of \
+this was done in several runs, one case after the other, and each figure, ratios included, is the median of the runs.
 - The column of another implementation says how many times as long as fastssl it takes: 2.0x is twice the time.
 - Losses, and masked image modelling, are timed forward and backward; updates are timed for one step in place.
 - "Of the limit" compares with what the machine can do at best. For a loss that is the time of the matrix products that it \
@@ -111,6 +111,8 @@ def _workload(found: dict) -> str:
     dates = sorted({case["date"][:10] for case in found["cases"]})
     commits = sorted({case["commit"] for case in found["cases"]})
     measured = f"Measured on {' and '.join(dates)}, commit{'s' * (len(commits) > 1)} {', '.join(commits)}."
+    runs = sorted({case["runs"] for case in found["cases"] if "runs" in case})
+    measured += f" Medians of {' or '.join(map(str, runs))} runs." if runs else ""
     explained = f" {explained[0].upper()}{explained[1:]}." if explained else ""
     return "\n\n".join([f"#### {title}", measured + explained, peer_table(found), *_remarks(found)])
 
