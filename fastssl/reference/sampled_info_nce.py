@@ -26,6 +26,12 @@ def _weighted(weight: Tensor, cosines: Tensor) -> Tensor:
     return weight * cosines.masked_fill(cosines == -torch.inf, 0.0)
 
 
+def _einsum(equation: str, a: Tensor, b: Tensor) -> Tensor:
+    """In the dtype that a and b have, whatever autocast says."""
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.einsum(equation, a, b)
+
+
 def _blocks(index: Tensor, width: int) -> Iterator[slice]:
     step = max(1, ELEMENTS // (index.shape[1] * width))
     return (slice(first, first + step) for first in range(0, len(index), step))
@@ -41,7 +47,7 @@ def sampled_info_nce_fwd(
         named = keys[index[block]]
         again = (named == named[:, :1]).all(2)
         again[:, 0] = False
-        cosines[block] = torch.einsum("nd,ned->ne", x[block], y[index[block]]).masked_fill(again, -torch.inf)
+        cosines[block] = _einsum("nd,ned->ne", x[block], y[index[block]]).masked_fill(again, -torch.inf)
     logits = _logits(cosines, scale)
     lse = torch.logsumexp(logits, 1)
     share = (logits - lse[:, None]).exp()
@@ -52,7 +58,7 @@ def sampled_info_nce_fwd(
     dquery = torch.empty_like(x)
     for block in _blocks(index, x.shape[1]):
         named = y[index[block]]
-        dquery[block] = torch.einsum("ne,ned->nd", share[block], named) - named[:, 0]
+        dquery[block] = _einsum("ne,ned->nd", share[block], named) - named[:, 0]
     along = torch.where(length > eps, slope[:, None], 0.0)
     return loss, slope, lse, cosines, scale / length * (dquery - along * x)
 

@@ -91,6 +91,16 @@ def test_compiled_kernels_are_as_right_as_plain_pytorch(dtype):
         torch.testing.assert_close(torch.ops.fastssl.sampled_info_nce_bwd(*rest), reference.sampled_info_nce_bwd(*rest))
 
 
+def test_plain_pytorch_keeps_its_dtype_under_autocast():
+    query, keys, positive, negatives = drawn(dtype=torch.float32)
+    index, scale = torch.cat([positive[:, None], negatives], 1), torch.tensor(4.0)
+    with torch.no_grad():
+        plain = reference.sampled_info_nce_fwd(query, keys, index, scale, EPS, True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = reference.sampled_info_nce_fwd(query, keys, index, scale, EPS, True)
+    assert all(torch.equal(*pair) for pair in zip(plain, found, strict=True))
+
+
 def test_each_row_of_the_gradient_of_the_keys_is_summed_in_one_order():
     """Any number of threads, and keys in another order, give the same bits."""
     query, keys, positive, negatives = drawn(300, 40, 64, 30, torch.float32)
