@@ -27,6 +27,7 @@ TRAIN_PACKAGES = (
     "PIL",
     "torchmetrics",
     "tqdm",
+    "yaml",
 )
 
 

@@ -1,4 +1,7 @@
-"""Options of a command line: argparse that names a wrong one in one line, with the nearest right one. No abbreviations."""
+"""Options of a command line: argparse that names a wrong one in one line, with the nearest right one. No abbreviations.
+
+A command whose parser has ``--config`` takes options from a file too; those of the command line win.
+"""
 
 import argparse
 import difflib
@@ -8,13 +11,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ._config import Value, read_options
 from ._ending import UsageError
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?``, or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, list(known), 1, 0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    """``; did you mean X?``, or nothing where no known word is near. Capitals, dashes and underscores make no difference."""
+
+    def plain(text: str) -> str:
+        return text.casefold().replace("-", "").replace("_", "") or text
+
+    by_plain = {plain(each): each for each in reversed(list(known))}
+    near = difflib.get_close_matches(plain(word), by_plain, 1, 0.6)
+    return f"; did you mean {by_plain[near[0]]}?" if near else ""
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -58,6 +67,34 @@ class Parser(argparse.ArgumentParser):
             self.error(self.unknown(rest[0].split("=")[0]))
         return parsed
 
+    def parse_args_after(self, file: Path | None, entries: dict[str, Value], args: list[str]) -> argparse.Namespace:
+        """Parses ``args``, and before them the options that ``file`` holds as ``entries``."""
+        return self.parse_args([*(word for name, value in entries.items() for word in self.from_file(file, name, value)), *args])
+
+    def from_file(self, file: Path | None, name: str, value: Value) -> list[str]:
+        """The words of the command line that say what a file says by ``name: value``."""
+        where, flag = f"--config {file}: ", "--" + name.replace("_", "-")
+        actions = {word: action for action in self._actions for word in action.option_strings if word.startswith("--")}
+        action = actions.get(flag)
+        if action is None or flag in ("--config", "--help"):
+            there = [word[2:].replace("-", "_") for word in actions if word not in ("--config", "--help")]
+            why = self.instead.get(flag)
+            raise UsageError(where + (f"{name}: {why}" if why else f"unknown option {name}{closest(name, there)}"))
+        if value is None:
+            return []
+        if action.nargs == 0:
+            if not isinstance(value, bool):
+                raise UsageError(f"{where}{name}: must be true or false, got {value!r}")
+            off = flag.replace("--", "--no-", 1)
+            return [flag] if value else [off] if off in action.option_strings else []
+        text = str(value).lower() if isinstance(value, bool) else ",".join(value) if isinstance(value, list) else value
+        try:
+            if callable(action.type):
+                action.type(text)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{where}{name}: {error}") from None
+        return [f"{flag}={text}"]
+
     def unknown(self, word: str) -> str:
         if not word.startswith("-"):
             return f"one argument too many: '{word}'"
@@ -65,6 +102,20 @@ class Parser(argparse.ArgumentParser):
             return f"{word}: {self.instead[word]}"
         known = [name for action in self._actions for name in action.option_strings]
         return f"unknown option {word}{closest(word, known)}; {self.prog} --help lists them"
+
+
+def add_config(group: argparse._ActionsContainer) -> None:
+    """Adds ``--config``, whose file ``options_of_file`` reads."""
+    what = "a YAML or JSON file with options by their names, such as epochs: 20; those of the command line win"
+    group.add_argument("--config", type=path, metavar="FILE", help=what)
+
+
+def options_of_file(args: list[str]) -> tuple[Path | None, dict[str, Value]]:
+    """The file that ``--config`` names in a command line, and the options in it; None and {} without one."""
+    parser = Parser("", add_help=False)
+    add_config(parser)
+    file = parser.parse_known_args(args)[0].config
+    return file, {} if file is None else read_options(file)
 
 
 def number(kind: type, low: float, *, above: bool = False, most: float | None = None) -> Callable[[str], Any]:
@@ -91,6 +142,13 @@ def directory(text: str) -> Path:
         what = "is a file, not a directory" if text.strip() else "must be a path"
         raise argparse.ArgumentTypeError(f"{what}, got '{text}'")
     return path
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path, which is looked at later."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must be a path, got '{text}'")
+    return Path(text)
 
 
 def share(text: str) -> float:

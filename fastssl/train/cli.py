@@ -13,10 +13,11 @@ from torch import nn
 from fastssl._ending import PLACE, STOP, first_process, foreseen, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.layout import counted, refuse_as_out
-from fastssl.train.options import eval_parser, refuse_unused, refuse_unused_of_eval, refuse_unused_of_tasks, train_options
+from fastssl.train.options import eval_options, refuse_unused, refuse_unused_of_eval, refuse_unused_of_tasks, train_options
 from fastssl.train.processes import Meeting, join_processes, launched, leave_processes, met, note_job, requeued, with_processes
 from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
+from fastssl.train.repeat import write_config
 from fastssl.train.rundir import claimed, set_earlier_run_aside
 from fastssl.train.settings import changed, flag, knn_vote
 
@@ -227,7 +228,7 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
     wanted, processes = config.batch_size, check_hardware(given)
     config = fitting_batch(config, data, chosen="batch_size" in settings or found is not None, processes=processes)
     if not found and recipe.refuse is not None:
-        recipe.refuse(config, data, settings)
+        recipe.refuse(config, data)
     method = build_method(config, data)
     if found:
         check_weights(method, found[1], found[0])
@@ -236,6 +237,7 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
             held.enter_context(claimed(out))
             set_earlier_run_aside(out)
         note_job(out)
+        write_config(out, config, given)
         if meeting is not None:
             meeting.begin()
         if again:
@@ -317,7 +319,7 @@ def usable_device(name: str) -> torch.device:
 
 def evaluate_run(argv: list[str]) -> int:
     """Evaluates a run directory or a checkpoint file; the pictures go beside the checkpoint."""
-    given = eval_parser().parse_args(argv)
+    given = eval_options(argv)
     PLACE.debug, device = given.debug, usable_device(given.device)
     refuse_unused_of_tasks(given)
     from fastssl.train.checkpoints import config_of, data_changes, fingerprint, history_of, readable_checkpoint, restore_method

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from fastssl._options import Parser, closest, number, one_of
+from fastssl._options import Parser, add_config, closest, number, one_of, options_of_file, path
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.recipes import RECIPES
 from fastssl.train.settings import MOST_SEED, Setting, data_name, flag, settings_of
@@ -40,12 +40,6 @@ def method_name(text: str) -> str:
         hint = closest(text, RECIPES) or f"; known: {', '.join(RECIPES)}"
         raise argparse.ArgumentTypeError(f"unknown method '{text}'{hint}")
     return text
-
-
-def path(text: str) -> Path:
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"must be a path, got '{text}'")
-    return Path(text)
 
 
 def named(what: str) -> Callable[[str], str]:
@@ -124,12 +118,12 @@ def train_parser(method: str = "simclr") -> Parser:
     return parser
 
 
-def _method_of(argv: list[str]) -> str:
+def _method_of(argv: list[str]) -> str | None:
     """Which method the words of a command line name. Only the options' names and whether they take a value matter for that."""
     parser = Parser("fastssl train", add_help=False)
-    parser.add_argument("method", type=method_name, nargs="?", default="simclr")
+    parser.add_argument("method", type=method_name, nargs="?")
     for setting in all_settings().values():
-        parser.add_argument(setting.flag, action="store_true" if setting.hint is bool else "store")
+        parser.add_argument(setting.flag, action=argparse.BooleanOptionalAction if setting.hint is bool else "store")
     _run_options(parser, "simclr")
     return parser.parse_known_args(argv)[0].method
 
@@ -139,6 +133,8 @@ def _run_options(parser: Parser, method: str) -> None:
     group = parser.add_argument_group("where and how it runs")
     group.add_argument("--out", type=path, default=Path("runs", method), help="directory of the run")
     group.add_argument("--resume", action="store_true", help="go on where the run in --out was left, if there is one")
+    dry = "say what would run, where, and about how long, by a few timed steps; write nothing"
+    group.add_argument("--dry-run", action="store_true", help=dry)
     group.add_argument("--accelerator", type=named("an accelerator"), default="auto", help="for lightning: auto, cpu, gpu, ...")
     each = "number or list of devices of each machine, whose kind --accelerator chooses, with a process for each; auto: as many as "
     group.add_argument("--devices", type=devices, default="auto", help=f"{each}torchrun or srun has started, else all, of CPUs one")
@@ -155,12 +151,27 @@ def _common_options(parser: argparse._ActionsContainer) -> None:
     workers = f"processes that decode images, at most {MOST_WORKERS} (default: 0 for data in memory, else up to 8)"
     parser.add_argument("--workers", type=number(int, 0, most=MOST_WORKERS), default=None, help=workers)
     parser.add_argument("--map", **one_of("tsne", "pca", "none"), default="tsne", help="how the picture of the embeddings is made")
+    add_config(parser)
     parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
 
 
 def train_options(argv: list[str]) -> dict[str, Any]:
-    """The options of ``fastssl train`` by name; of the method's settings only those that were given."""
-    return vars(train_parser(_method_of(argv)).parse_args(argv))
+    """The options of ``fastssl train`` by name; of the method's settings only those that were given, in a file too."""
+    method, (file, entries) = _method_of(argv), options_of_file(argv)
+    there = entries.pop("method", None)
+    if method is None and there is not None:
+        try:
+            method = method_name(str(there))
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"--config {file}: {error}") from None
+        argv = [method, *argv]
+    given = vars(train_parser(method or "simclr").parse_args_after(file, entries, argv))
+    return {name: value for name, value in given.items() if name != "config"}
+
+
+def eval_options(argv: list[str]) -> argparse.Namespace:
+    """The options of ``fastssl eval``, those of a file too."""
+    return eval_parser().parse_args_after(*options_of_file(argv), argv)
 
 
 def refuse_unused(given: Collection[str], config: TrainConfig) -> None:
@@ -173,6 +184,9 @@ def refuse_unused(given: Collection[str], config: TrainConfig) -> None:
                 raise UsageError(f"{flag(name)}: only {flag(other)} {wanted} uses it, and {flag(other)} is {found}")
         if option.unused_at is not None:
             other, value = option.unused_at
+            if isinstance(value, str) and getattr(config, other) == (same := getattr(config, value)):
+                both = f"{flag(other)} and {flag(value)}, which are both {same:g}"
+                raise UsageError(f"{flag(name)}: a run does not use it without a difference between {both}")
             if getattr(config, other) == value:
                 raise UsageError(f"{flag(name)}: a run with {flag(other)} {value:g} does not use it")
     if "warmup_epochs" in given and config.warmup_epochs > config.epochs:

@@ -1,6 +1,6 @@
 """What ``fastssl train`` has to know of a method: its settings, and how it is built, fed and scored."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,7 @@ class Recipe:
         scores: names of ``monitor``'s scores -> how the line of an epoch and how the table calls them. The first one is drawn, and
             may come without the others.
         watch: other names of ``monitor``'s -> the same two, and the format of the number.
-        refuse: (config, data, given) -> None, before a new run begins: raises ``UsageError`` for settings that do not fit the data,
-            or that the run would not use. ``given`` holds the names of those that the command line gives.
+        refuse: (config, data) -> None, before a new run begins: raises ``UsageError`` for settings that do not fit the data.
         prepare: (module) -> None, once before the first epoch: fills a bank.
         each_round: (module, epoch) -> the training samples (N,) that the epoch takes, in their order, or None for each of them once
             in random order. It is called before the first step of each epoch, which it may prepare, such as by new pseudo-labels,
@@ -55,7 +54,7 @@ class Recipe:
     points: Callable[..., tuple[Tensor, Tensor, tuple[str, ...]] | None]
     scores: dict[str, tuple[str, str]]
     watch: dict[str, tuple[str, str, str]] = field(default_factory=dict)
-    refuse: Callable[[Any, Any, Collection[str]], None] | None = None
+    refuse: Callable[[Any, Any], None] | None = None
     prepare: Callable[[Any], None] | None = None
     each_round: Callable[[Any, int], Tensor | None] | None = None
     steady: tuple[str, ...] = ()

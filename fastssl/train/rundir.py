@@ -18,6 +18,7 @@ except ImportError:  # no POSIX: no lock
     fcntl = None  # type: ignore[assignment]
 
 LOCK, LOCK_BEGINS = ".lock", "process "
+CONFIG = "config.yaml"  # the options that repeat the run
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "last.partial")
 FINE_TUNED = ("fine_tuned.ckpt", "fine_tuned.partial")
 DRAWN: tuple[str, ...] = (
@@ -31,7 +32,7 @@ DRAWN: tuple[str, ...] = (
     "completions.png",
 )
 DRAWN += ("next_frames.png", "colour_tracking.png", "spectrograms.png", "few_shot.png", "retrieval.png")
-OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, "error.txt", "csv", "tensorboard")
+OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, CONFIG, "error.txt", "csv", "tensorboard")
 EARLIER = re.compile(r"earlier-\d+")
 
 

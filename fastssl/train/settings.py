@@ -11,6 +11,7 @@ stores them. A subclass that only gives a field another default keeps the field'
 """
 
 import argparse
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from inspect import get_annotations
@@ -37,7 +38,8 @@ class Option:
         metavar: what stands for the value in the help text, for a ``parse`` that takes more than a word.
         default: what the help text says of the default in place of its value, such as "the encoder's width" where that is ``None``.
         only_with: another option and the value of it without which a run does not use this option.
-        unused_at: another option and the value of it at which a run does not use this option.
+        unused_at: another option and the value of it at which a run does not use this option; or two other options, and a run does
+            not use this one where they have the same value.
     """
 
     help: str
@@ -49,7 +51,7 @@ class Option:
     metavar: str | None = None
     default: str = ""
     only_with: tuple[str, str] | None = None
-    unused_at: tuple[str, float] | None = None
+    unused_at: tuple[str, float | str] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Setting:
         """The arguments of argparse's ``add_argument`` that say which values the option takes."""
         option, types = self.option, types_of(self.hint)
         if bool in types:
-            return {"action": "store_true"}
+            return {"action": argparse.BooleanOptionalAction}
         if option.choices:
             return one_of(*option.choices)
         parse = option.parse
@@ -123,6 +125,7 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (*types, int) if float in types else types)
 
 
+@functools.cache
 def settings_of(config: "type[TrainConfig]") -> dict[str, Setting]:
     """The settings of a method that have an option, by name, those of all methods first."""
     found = {

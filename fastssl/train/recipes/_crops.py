@@ -1,7 +1,7 @@
 """What the recipes of methods share that learn from several crops of an image: settings, crops, an encoder for crops of two sizes,
 and a picture of what a transformer's class token looks at."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 NO_CROPS = ("local_crops", 0)
+SAME_TEMPERATURE = ("warmup_teacher_temperature", "teacher_temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,9 @@ class DistillationSettings(CropSettings):
     warmup_teacher_temperature: Annotated[
         float, Option("temperature of the teacher at the first step", above=0, unused_at=("temperature_warmup", 0))
     ] = 0.04
-    temperature_warmup: Annotated[float, Option("share of the training over which it changes", least=0, most=1)] = 0.3
+    temperature_warmup: Annotated[
+        float, Option("share of the training over which it changes", least=0, most=1, unused_at=SAME_TEMPERATURE)
+    ] = 0.3
     frozen: Frozen = 0.03
     momentum: Momentum = 0.99
     final_momentum: FinalMomentum = 1.0
@@ -79,13 +82,6 @@ def distillation(config: DistillationSettings, data: "ImageData") -> dict[str, A
         "final_momentum": config.final_momentum,
         "total_steps": total_steps(config, data),
     }
-
-
-def refuse_warmup(config: DistillationSettings, data: "ImageData", given: Collection[str]) -> None:
-    """Raises UsageError for a warm-up that leads from a temperature to the same one."""
-    if "temperature_warmup" in given and config.warmup_teacher_temperature == config.teacher_temperature:
-        both = f"--warmup-teacher-temperature and --teacher-temperature, which are both {config.teacher_temperature:g}"
-        raise UsageError(f"--temperature-warmup: a run does not use it without a difference between {both}")
 
 
 def crop_backbone(config: CropSettings, data: "ImageData") -> nn.Module:

@@ -1,6 +1,5 @@
 """How ``fastssl train deepcluster`` runs DeepCluster: each epoch is a round, with clusters of the features that it starts with."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +41,7 @@ def build(config: DeepClusterSettings, data: "ImageData") -> DeepCluster:
     return DeepCluster(backbone(config, data), count, num_clusters=clusters, components=config.components)
 
 
-def refuse_clusters(config: DeepClusterSettings, data: "ImageData", given: Collection[str]) -> None:
+def refuse_clusters(config: DeepClusterSettings, data: "ImageData") -> None:
     """Raises UsageError for more clusters than training images; those that cannot be read are found by the first round."""
     if (wanted := config.num_clusters or 0) > (count := len(data.train)):
         raise UsageError(f"--num-clusters {wanted}: must be at most {count}, the number of training images")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from torch import nn
 
 from fastssl.methods import IBOT
-from fastssl.train.recipes._crops import DistillationSettings, crop_backbone, crop_recipe, distillation, refuse_warmup
+from fastssl.train.recipes._crops import DistillationSettings, crop_backbone, crop_recipe, distillation
 from fastssl.train.recipes._masked import refused_in_options
 from fastssl.train.recipes._options import Centering
 from fastssl.train.settings import Option
@@ -53,4 +53,4 @@ def encoder(config: IBOTSettings, data: "ImageData") -> nn.Module:
     return ConvEncoder(strides=STRIDES, channels=data.channels) if config.backbone == "conv" else crop_backbone(config, data)
 
 
-RECIPE = crop_recipe(IBOTSettings, build, loss="iBOT", blur=(1.0, 0.1, 0.5), solarize=0.2, refuse=refuse_warmup)
+RECIPE = crop_recipe(IBOTSettings, build, loss="iBOT", blur=(1.0, 0.1, 0.5), solarize=0.2)

@@ -1,7 +1,6 @@
 """How ``fastssl train noisy_student`` runs noisy student: the training is cut into rounds, and each but the first one begins with
 pseudo-labels of all training images."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +53,7 @@ def build(config: NoisyStudentSettings, data: "ImageData") -> NoisyStudent:
     )
 
 
-def refuse_rounds(config: NoisyStudentSettings, data: "ImageData", given: Collection[str]) -> None:
+def refuse_rounds(config: NoisyStudentSettings, data: "ImageData") -> None:
     """Raises UsageError for more rounds than epochs: a round begins with an epoch."""
     if (config.rounds or 0) > config.epochs:
         wanted = f"at most the {config.epochs} of --epochs, since a round begins with an epoch"

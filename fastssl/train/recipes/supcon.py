@@ -1,6 +1,5 @@
 """How ``fastssl train supcon`` runs SupCon: the classes of the images are its keys, or groups that a CSV file beside them has."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,7 +60,7 @@ def groups_of(config: SupConSettings, data: "ImageData") -> Tensor | None:
     return group_codes(Path(config.data.removeprefix("folder:")).expanduser(), paths, config.group_key)
 
 
-def refuse_groups(config: SupConSettings, data: "ImageData", given: Collection[str]) -> None:
+def refuse_groups(config: SupConSettings, data: "ImageData") -> None:
     """Raises UsageError for group keys that the images do not have, or of which none has two images; says how many there are."""
     if (groups := groups_of(config, data)) is None:
         return

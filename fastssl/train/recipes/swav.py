@@ -1,6 +1,5 @@
 """How ``fastssl train swav`` runs SwAV."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +46,7 @@ def build(config: SwAVSettings, data: "ImageData") -> SwAV:
     )
 
 
-def refuse_idle_queue(config: SwAVSettings, data: "ImageData", given: Collection[str]) -> None:
+def refuse_idle_queue(config: SwAVSettings, data: "ImageData") -> None:
     """Raises UsageError for a queue that is not full, or not due, before the training ends."""
     steps = total_steps(config, data)
     before = (steps - 1) * config.batch_size  # images that are on the queue in the last step
