@@ -20,6 +20,7 @@ from benchmarks.gpu import profile as gpu_profile
 from benchmarks.gpu.bench import Lane
 from benchmarks.gpu.cases import CONTEXT_LOST, Case
 from benchmarks.gpu.run import Run
+from tests.support.rotation import every
 
 
 @pytest.fixture
@@ -255,6 +256,7 @@ def test_a_profiled_process_begins_no_case_late(monkeypatch, capsys):
 # --- rehearsals ---------------------------------------------------------------------------------------------------------------
 
 
+@every(3)
 def test_everything_is_rehearsed_on_a_cpu(tmp_path, monkeypatch):
     """Both calls in one, with stand-ins for the stages that would take minutes."""
     for stage in ("build", "tests"):

@@ -22,6 +22,7 @@ from fastssl.kernels import similarity_chunked, similarity_forward, similarity_w
 from fastssl.kernels.tiles import config as tile_configs
 from fastssl.kernels.tiles import plan
 from fastssl.kernels.tiles.config import TileConfig, pick_config
+from tests.support.rotation import every
 
 ROOT = Path(__file__).parents[2]
 KEY, WIDE = ("fwd", "16-bit", 128), ("wide", "16-bit", 256)
@@ -260,6 +261,7 @@ assert launched and len(hits) == len(launched) and all(hits), (launched, hits)
 """
 
 
+@every(3)
 def test_offline_compiling_fills_the_cache_that_a_launch_reads(tmp_path):
     """And a listed candidate survives again, where a tile too large for its programs does not."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
@@ -317,6 +319,7 @@ sys.exit(tune_worker.main(*sys.argv[1:]))
 """
 
 
+@every(3)
 def test_a_candidate_that_kills_the_process_costs_only_itself(tmp_path, monkeypatch):
     chunk = next(i for i, case in enumerate(tune_cases.TINY) if case.chunked)
     items = [(chunk, [(2048, 23), (1024, 22), (4096, 22), (1024, 23)]), (0, [USUAL, FAST])]

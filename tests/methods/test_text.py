@@ -180,13 +180,16 @@ def test_bad_input_is_refused_with_a_message(call, said):
 
 @pytest.mark.parametrize(
     "arguments, named",
-    [
-        (["clip", "--data", "photos"], "--data"),
-        (["simcse", "--data", "photos"], "--data"),
-        (["simcse", "--backbone", "conv"], "--backbone"),
-        (["simcse", "--pooler", "max"], "--pooler"),
-        (["siglip", "--temperature", "1"], "--temperature"),
-    ],
+    of_today(
+        [
+            (["clip", "--data", "photos"], "--data"),
+            (["simcse", "--data", "photos"], "--data"),
+            (["simcse", "--backbone", "conv"], "--backbone"),
+            (["simcse", "--pooler", "max"], "--pooler"),
+            (["siglip", "--temperature", "1"], "--temperature"),
+        ],
+        3,
+    ),
 )
 def test_wrong_options_are_one_line(arguments, named, capsys):
     assert main(["train", *arguments]) == 2
@@ -204,7 +207,7 @@ def test_test_captions_are_new_sentences_of_known_words():
     assert data.train.labels.max() == 17
 
 
-@pytest.mark.parametrize("pieces", [False, pytest.param(True, marks=NO_TRANSFORMERS)])
+@pytest.mark.parametrize("pieces", of_today([False, pytest.param(True, marks=NO_TRANSFORMERS)], 2))
 def test_sentences_are_the_same_every_time(pieces, phrases):
     data, again = phrases("triples", pieces), sentences.sentences("triples", pieces=pieces)
     assert torch.equal(data.train.tokens, again.train.tokens) and torch.equal(data.parts, again.parts)

@@ -13,7 +13,7 @@ from torch import distributed, multiprocessing
 
 from fastssl.train import UsageError
 from fastssl.train.processes import Launch, Meeting, launched, note_job, refuse_differences, requeued, with_processes
-from tests.support.rotation import of_today
+from tests.support.rotation import every
 from tests.support.training import needs_train, write_grey_classes
 
 pytestmark = [
@@ -176,7 +176,7 @@ def by_srun(rank: int, port: int, said: Path, argv: list[str]) -> None:
 
 
 @needs_train
-@pytest.mark.skipif(not of_today([1], 3), reason="runs every third day")
+@every(3)
 def test_a_killed_process_is_started_again_and_the_run_is_the_one_that_was_not_killed(tmp_path, capfd):
     """torchrun starts both processes again, and they go on after the last finished epoch, bit for bit. Then one process goes on."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

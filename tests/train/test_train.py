@@ -25,6 +25,7 @@ from fastssl.methods import SimCLR
 from fastssl.train import UsageError, backbones, data
 from fastssl.train.augment import TwoViews
 from fastssl.train.evaluate import embed, knn_predict, linear_probe_accuracy
+from tests.support.rotation import every, of_today
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--data", "digits", "--image-size", "16", "--batch-size", "256", "--map", "pca", "--accelerator", "cpu"]
@@ -136,6 +137,7 @@ for name in names.split():
 """
 
 
+@every(2)
 def test_library_backbones():
     if find_spec("timm") is None or find_spec("torchvision") is None:
         pytest.skip("timm and torchvision are not installed")
@@ -251,6 +253,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.lucky
+@every(2)
 def test_kill_and_resume_is_the_same_run(tmp_path, capsys):
     """A run killed with SIGKILL in the middle of an epoch and resumed at once ends with the weights, the teacher, its step and the
     queue of an undisturbed one."""
@@ -303,27 +306,30 @@ def test_a_forgotten_resume_loses_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments, named",
-    [
-        (["train", "simclr", "--data", "nothing"], "--data"),
-        (["train", "simclr", "--data", "folder:/no/such/folder"], "--data"),
-        (["train", "simclr", "--data", "folder:{empty}"], "no images"),
-        (["train", "simclr", "--data", "digits", "--backbone", "no_such_net"], "--backbone"),
-        (["train", "simclr", "--data", "digits", "--backbone", "zoo:net"], "--backbone"),
-        (["train", "simclr", "--data", "digits", "--batch-size", "100000"], "--batch-size"),
-        (["train", "simclr", "--batch-size", "1"], "--batch-size"),
-        (["train", "simclr", "--temperature", "0"], "--temperature"),
-        (["train", "simclr", "--temperature", "nan"], "--temperature"),
-        (["train", "simclr", "--epochs", "many"], "--epochs"),
-        (["train", "simclr", "--min-scale", "1.5"], "--min-scale"),
-        (["train", "simclr", "--data", "digits", "--devices", "none", "--out", "{empty}"], "--devices"),
-        (["train", "simclr", "--data", "digits", "--precision", "7", "--out", "{empty}"], "--precision"),
-        (["train", "simclr", "--no-such-option"], "--no-such-option"),
-        (["train", "no_such_method"], "method"),
-        (["train"], "METHOD"),
-        (["eval", "/no/such/run"], "/no/such/run"),
-        (["eval", "{empty}"], "no checkpoint"),
-        (["no_such_command"], "no_such_command"),
-    ],
+    of_today(
+        [
+            (["train", "simclr", "--data", "nothing"], "--data"),
+            (["train", "simclr", "--data", "folder:/no/such/folder"], "--data"),
+            (["train", "simclr", "--data", "folder:{empty}"], "no images"),
+            (["train", "simclr", "--data", "digits", "--backbone", "no_such_net"], "--backbone"),
+            (["train", "simclr", "--data", "digits", "--backbone", "zoo:net"], "--backbone"),
+            (["train", "simclr", "--data", "digits", "--batch-size", "100000"], "--batch-size"),
+            (["train", "simclr", "--batch-size", "1"], "--batch-size"),
+            (["train", "simclr", "--temperature", "0"], "--temperature"),
+            (["train", "simclr", "--temperature", "nan"], "--temperature"),
+            (["train", "simclr", "--epochs", "many"], "--epochs"),
+            (["train", "simclr", "--min-scale", "1.5"], "--min-scale"),
+            (["train", "simclr", "--data", "digits", "--devices", "none", "--out", "{empty}"], "--devices"),
+            (["train", "simclr", "--data", "digits", "--precision", "7", "--out", "{empty}"], "--precision"),
+            (["train", "simclr", "--no-such-option"], "--no-such-option"),
+            (["train", "no_such_method"], "method"),
+            (["train"], "METHOD"),
+            (["eval", "/no/such/run"], "/no/such/run"),
+            (["eval", "{empty}"], "no checkpoint"),
+            (["no_such_command"], "no_such_command"),
+        ],
+        3,
+    ),
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, named, tmp_path, capsys):
     assert main([argument.replace("{empty}", str(tmp_path)) for argument in arguments]) == 2

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.support.rotation import of_today
+from tests.support.rotation import every, of_today
 from tests.support.training import assert_same_runs, needs_train, part_of, train, train_until, write_grey_classes
 
 NEW = ("mae", "simmim", "inpainting", "bert")
@@ -246,6 +246,7 @@ def test_images_without_classes_or_test_half_still_have_the_picture(tmp_path, ca
     assert (tmp_path / "run" / "reconstruction.png").exists() and "squared error" not in said.out
 
 
+@every(3)
 def test_bert_by_the_command_line(phrases, tmp_path, capsys, monkeypatch):
     from fastssl.__main__ import main
     from fastssl.train import sentences
@@ -267,28 +268,37 @@ def test_bert_by_the_command_line(phrases, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "options, named",
-    [
-        (["mae", "--backbone", "conv"], "--backbone: MAE: backbone must be a vision transformer"),
-        (["mae", "--mask-ratio", "0.999"], "--mask-ratio: MAE: mask_ratio must remove some of 64 patches"),
-        (["mae", "--mask-ratio", "1.5"], "--mask-ratio"),
-        (["mae", "--decoder-dim", "30"], "--decoder-dim 30"),
-        (["mae", "--image-size", "30"], "--image-size"),
-        (["mae", "--temperature", "0.1"], "--temperature"),
-        (["simmim", "--mask-size", "6"], "--mask-size: SimMIM: mask_size"),
-        (["simmim", "--mask-size", "32"], "--mask-ratio: SimMIM: mask_ratio"),
-        (["simmim", "--norm-pix-loss"], "--norm-pix-loss"),
-        (["inpainting", "--backbone", "vit"], "--backbone: Inpainting: backbone"),
-        (["inpainting", "--mask-size", "7"], "--mask-size: Inpainting: mask_size"),
-        (["inpainting", "--image-size", "16", "--mask-size", "6"], "--mask-size: Inpainting: mask_size must divide image_size 16"),
-        (["inpainting", "--image-size", "20"], "--image-size 20: must be a multiple of 16 for inpainting with --backbone conv"),
-        (["simmim", "--mask-ratio", "0.999"], "--mask-size: no square of 4 to 8 pixels divides an image of 32 x 32 and leaves and"),
-        (["inpainting", "--corruption", "holes"], "--corruption"),
-        (["inpainting", "--sigma", "0"], "--sigma"),
-        (["bert", "--data", "triples"], "--data"),
-        (["bert", "--mask-ratio", "0"], "--mask-ratio"),
-        (["mae", "--mask-ratio", "1"], "--mask-ratio"),
-        (["bert", "--backbone", "conv"], "--backbone"),
-    ],
+    of_today(
+        [
+            (["mae", "--backbone", "conv"], "--backbone: MAE: backbone must be a vision transformer"),
+            (["mae", "--mask-ratio", "0.999"], "--mask-ratio: MAE: mask_ratio must remove some of 64 patches"),
+            (["mae", "--mask-ratio", "1.5"], "--mask-ratio"),
+            (["mae", "--decoder-dim", "30"], "--decoder-dim 30"),
+            (["mae", "--image-size", "30"], "--image-size"),
+            (["mae", "--temperature", "0.1"], "--temperature"),
+            (["simmim", "--mask-size", "6"], "--mask-size: SimMIM: mask_size"),
+            (["simmim", "--mask-size", "32"], "--mask-ratio: SimMIM: mask_ratio"),
+            (["simmim", "--norm-pix-loss"], "--norm-pix-loss"),
+            (["inpainting", "--backbone", "vit"], "--backbone: Inpainting: backbone"),
+            (["inpainting", "--mask-size", "7"], "--mask-size: Inpainting: mask_size"),
+            (
+                ["inpainting", "--image-size", "16", "--mask-size", "6"],
+                "--mask-size: Inpainting: mask_size must divide image_size 16",
+            ),
+            (["inpainting", "--image-size", "20"], "--image-size 20: must be a multiple of 16 for inpainting with --backbone conv"),
+            (
+                ["simmim", "--mask-ratio", "0.999"],
+                "--mask-size: no square of 4 to 8 pixels divides an image of 32 x 32 and leaves and",
+            ),
+            (["inpainting", "--corruption", "holes"], "--corruption"),
+            (["inpainting", "--sigma", "0"], "--sigma"),
+            (["bert", "--data", "triples"], "--data"),
+            (["bert", "--mask-ratio", "0"], "--mask-ratio"),
+            (["mae", "--mask-ratio", "1"], "--mask-ratio"),
+            (["bert", "--backbone", "conv"], "--backbone"),
+        ],
+        3,
+    ),
 )
 def test_wrong_options_are_one_line(options, named, capsys):
     from fastssl.__main__ import main
@@ -339,6 +349,7 @@ def test_noise_takes_no_notice_of_the_squares():
         assert method(torch.rand(2, 3, size, size)).isfinite()
 
 
+@every(3)
 def test_masked_methods_offer_their_own_options(capsys):
     from fastssl.__main__ import main
 

@@ -9,7 +9,7 @@ import torch
 
 from fastssl.functional import negative_cosine
 from fastssl.methods import SimSiam
-from tests.support.rotation import of_today
+from tests.support.rotation import every, of_today
 from tests.support.training import assert_same_runs, needs_train, train_briefly, train_until, write_grey_classes
 
 NEW = ("moco", "moco_v3", "byol", "simsiam", "mean_teacher")
@@ -42,6 +42,7 @@ class Collapsing(SimSiam):
         return negative_cosine(self.embed(view0), self.embed(view1))
 
 
+@every(3)
 def test_a_collapse_is_seen_and_said(tmp_path, capsys, monkeypatch):
     """A transformer: batch normalisation alone would hold the features apart for a while."""
     from fastssl.__main__ import main
@@ -148,6 +149,7 @@ def test_a_run_stopped_at_any_step_resumes_bit_for_bit(name, tmp_path, capsys):
     assert "accuracy" not in capsys.readouterr().out.replace("accuracy on test images", "")
 
 
+@every(3)
 def test_the_options_of_a_method_with_a_teacher(capsys):
     from fastssl.__main__ import main
 

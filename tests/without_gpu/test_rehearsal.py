@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.rotation import every
+
 HERE = Path(__file__).resolve().parents[1] / "gpu"
 #: A few tests of each file; all of them:  python tests/gpu/rehearse.py
 CHOSEN = {
@@ -39,6 +41,7 @@ def test_every_file_is_rehearsed():
     torch.version.cuda is not None, reason="the stand-in takes the place of torch's CUDA; on a GPU the tests themselves run"
 )
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="needs a C++ compiler")
+@every(3)
 def test_some_of_each_file_pass_on_the_stand_in():
     words = " or ".join(f"({name} and ({chosen}))" for name, chosen in CHOSEN.items())
     command = [sys.executable, str(HERE / "rehearse.py"), str(HERE), "-q", "-rs", "-p", "no:cacheprovider", "-k", words]
@@ -46,6 +49,7 @@ def test_some_of_each_file_pass_on_the_stand_in():
     assert done.returncode == 0 and " passed" in done.stdout and "SKIPPED" not in done.stdout, done.stdout[-3000:] + done.stderr
 
 
+@every(3)
 def test_racecheck_is_asked_about_cuda_cpp_alone():
     """Every kernel of CUDA C++ with shared memory is in its set, and no Triton kernel and no matrix product."""
     command = [sys.executable, "-m", "pytest", str(HERE / "test_sanitized.py"), "--collect-only", "-q", "-p", "no:cacheprovider"]

@@ -47,7 +47,7 @@ from fastssl.loss.parts import one_call
 from fastssl.optim import SparseAdam
 from fastssl.testing.cases import CASES
 from fastssl.testing.compile import disassembly, resources, serialised
-from tests.support.rotation import of_today
+from tests.support.rotation import every, of_today
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 NVIDIA = Path(triton.__file__).parent / "backends/nvidia"
@@ -192,7 +192,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize(
-    "name, shape, dtype", of_today(STEPS, 4), ids=lambda p: "x".join(map(str, p)) if isinstance(p, tuple) else str(p)
+    "name, shape, dtype", of_today(STEPS, 8), ids=lambda p: "x".join(map(str, p)) if isinstance(p, tuple) else str(p)
 )
 def test_a_step_compiles_without_faults_and_other_values_compile_nothing(name, shape, dtype):
     before = len(BUILT)
@@ -273,7 +273,7 @@ def _kernels_of(module: ModuleType) -> set[str]:
     return {name for name in mine if name.endswith("_kernel")}
 
 
-@pytest.mark.skipif(not of_today([1], 4), reason="launches all steps, every fourth day")
+@every(4)
 def test_every_kernel_is_launched_by_some_step(tf32):
     steps = [*STEPS, ("nt_xent", (16, 8), F32)]
     launched = {name for case, shape, dtype in steps for name, _ in train(CASES[case], shape, dtype)}
