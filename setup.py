@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import setuptools
@@ -62,6 +63,8 @@ if CHOICE in ("cuda", "cpu") and (missing := NO_CPP or (CHOICE == "cuda" and NO_
 
 torch = cpp = None
 if not NO_CPP:
+    # pip builds with a path of its own, but by the interpreter of the environment that it installs into: the torch there is meant.
+    sys.path += [path for path in {sysconfig.get_path(kind) for kind in ("purelib", "platlib")} if path not in sys.path]
     try:
         import torch
         from torch.utils import cpp_extension as cpp
@@ -73,9 +76,9 @@ def refuse() -> None:
     """Ends a build that cannot come to a good end before anything is compiled."""
     if torch is None:
         stop(
-            "its kernels are compiled for the torch that will run them, and there is no torch in this build (pip builds in an "
-            'environment of its own unless told otherwise). Install torch first, then: pip install "setuptools>=77" ninja && '
-            f"pip install --no-build-isolation . ({WITHOUT}.)"
+            "its kernels are compiled for the torch that will run them, and there is no torch in this environment. Install "
+            'torch first, then: pip install . (where a builder hides it, as uv does: pip install "setuptools>=77" ninja, then build '
+            f"with --no-build-isolation; {WITHOUT}.)"
         )
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
         stop(f"it needs torch 2.11 or newer, this is {torch.__version__}")

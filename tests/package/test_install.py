@@ -134,10 +134,27 @@ HIDE_NINJA = f"{TORCH}sys.modules['ninja'] = None; sys.executable = '/nowhere/py
 OLD_TORCH = f"{TORCH}torch.__version__ = '2.10.1+cpu'"
 
 
+def test_a_build_that_pip_isolates_takes_the_torch_of_the_environment(tree, tmp_path):
+    """Such a build has a path of its own; the environment's folder of packages holds a torch that is too old, which is refused."""
+    package = tmp_path / "packages" / "torch"
+    (package / "utils").mkdir(parents=True)
+    (package / "__init__.py").write_text("__version__ = '2.10.2'\n")
+    (package / "utils" / "__init__.py").touch()
+    classes = ("setuptools.command.build_ext import build_ext as BuildExtension", "setuptools import Extension as CppExtension")
+    (package / "utils" / "cpp_extension.py").write_text("".join(f"from {each}\n" for each in classes))
+    before = (
+        "import ninja, setuptools, setuptools.command.build_ext, setuptools.command.build_py, sysconfig\n"
+        "sys.path = [path for path in sys.path if 'site-packages' not in path]\n"
+        f"sysconfig.get_path = lambda kind: {str(package.parent)!r}"
+    )
+    tried = setup(tree, "build_ext", "--inplace", before=before, FASTSSL_BUILD="cpu")
+    assert "fastssl: it needs torch 2.11 or newer, this is 2.10.2" in tried.stderr, tried.stderr
+
+
 @pytest.mark.parametrize(
     ("before", "env", "message"),
     [
-        (HIDE_TORCH, {}, "no torch in this build .* pip install --no-build-isolation .*FASTSSL_BUILD=none"),
+        (HIDE_TORCH, {}, "no torch in this environment.* pip install .* --no-build-isolation; FASTSSL_BUILD=none"),
         (HIDE_NINJA, {"FASTSSL_BUILD": "cuda"}, "nvcc is here, but ninja is not.*pip install ninja.*FASTSSL_BUILD=cpu"),
         (OLD_TORCH, {}, r"needs torch 2.11 or newer, this is 2.10.1\+cpu"),
         ("import setuptools; setuptools.__version__ = '65.5.0'", {}, "setuptools 77 or newer .* 65.5.0: pip install"),
