@@ -215,7 +215,7 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file, not a directory")
     refuse_among_images(out, settings.get("data", ""))
-    if resume and first_process():
+    if resume and first_process() and not given["dry_run"]:
         held.enter_context(claimed(out))
     found = find_checkpoint(out) if resume else None
     recipe = RECIPES[settings["method"]]
@@ -233,11 +233,8 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
     if found:
         check_weights(method, found[1], found[0])
     if first_process():
-        if not resume:
-            held.enter_context(claimed(out))
-            set_earlier_run_aside(out)
-        note_job(out)
-        write_config(out, config, given)
+        if not given["dry_run"]:
+            take_folder(config, given, held)
         if meeting is not None:
             meeting.begin()
         if again:
@@ -248,7 +245,29 @@ def run(given: dict, settings: dict, held: contextlib.ExitStack) -> int:
             say(f"--batch-size {config.batch_size}: all training {recipe.unit}{of}, which are fewer than the default {wanted}")
         if unfilled := left_out(config, data, processes):
             warn(unfilled)
+    if given["dry_run"]:
+        return dry_run(method, config, data, found, given, processes)
     return train_and_evaluate(method, config, data, found, given, meeting)
+
+
+def take_folder(config: TrainConfig, given: dict, held: contextlib.ExitStack) -> None:
+    """Makes the folder of a new run, or takes up that of a resumed one, and writes there what the run is."""
+    if not given["resume"]:
+        held.enter_context(claimed(given["out"]))
+        set_earlier_run_aside(given["out"])
+    note_job(given["out"])
+    write_config(given["out"], config, given)
+
+
+def dry_run(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict, processes: int) -> int:
+    """Says what would run, in the first process."""
+    from fastssl.train.rehearsal import rehearse
+
+    if first_process():
+        done = found[1]["fastssl"]["history"][-1]["epoch"] if found else 0
+        workers = loader_workers(given["workers"], config.data)
+        rehearse(method, config, data, given, workers=workers, done=done, processes=processes)
+    return 0
 
 
 def fitting_batch(config: TrainConfig, data: Any, *, chosen: bool, processes: int = 1) -> TrainConfig:

@@ -33,7 +33,7 @@ from fastssl.train.optimizers import DEFAULT_LR, make_optimizer
 from fastssl.train.options import PRECISIONS
 from fastssl.train.order import Shuffled
 from fastssl.train.processes import launched, refuse_differences, share_of_rows
-from fastssl.train.progress import Steps, say
+from fastssl.train.progress import Steps, peak_memory, say, speed
 from fastssl.train.recipes import RECIPES
 from fastssl.train.settings import knn_vote
 
@@ -261,15 +261,23 @@ class MethodModule(pl.LightningModule):
         assert isinstance(callback, ModelCheckpoint) and callback.dirpath is not None
         return Path(callback.dirpath)
 
+    def cost(self) -> list[str]:
+        """What the last epoch took: samples a second and memory; and the time that all others take."""
+        trainer = self.trainer
+        samples = int(trainer.num_training_batches) * self.config.batch_size * trainer.world_size
+        rest = "" if self.steps is None else self.steps.rest()
+        return [speed(samples, self.clock.epochs, self.recipe.unit), peak_memory(self.device), rest]
+
     def say_row(self) -> None:
-        """The line of the last epoch: loss and scores, as far as there are any."""
+        """The line of the last epoch: loss and scores, as far as there are any, and what it took."""
         row = self.history[-1]
         first, (short, _) = next(iter(self.recipe.scores.items()))
         shown = {first: (short, ".3f")} | {name: (short, form) for name, (short, _, form) in self.recipe.watch.items()}
         parts = [] if row["loss"] is None else [f"loss {row['loss']:.3f}"]
         parts += [f"{short} {row[name]:{form}}" for name, (short, form) in shown.items() if name in row]
+        cost = self.cost() if row["epoch"] else []
         if self.trainer.is_global_zero and parts:
-            say("  ".join([f"epoch {row['epoch']:>3}/{self.config.epochs}", *parts]))
+            say("  ".join(filter(None, [f"epoch {row['epoch']:>3}/{self.config.epochs}", *parts, *cost])))
 
     def monitor(self, full: bool = False) -> dict[str, float]:
         """The recipe's scores of the method as it is now, in the first process; the others wait. ``full``: the slow ones too."""

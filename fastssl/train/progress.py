@@ -5,10 +5,16 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fastssl import _ending
+
+try:
+    import resource
+except ImportError:  # no POSIX
+    resource = None  # type: ignore[assignment]
 
 EVERY = 30.0  # seconds between lines where there is no bar
 SHORT = 2.0  # seconds; what ends sooner has no bar of its own
@@ -30,6 +36,35 @@ def duration(seconds: float) -> str:
     """A time in seconds for a person, such as "2 h 05 min" or "3 min 07 s"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def peak_memory(device: torch.device | None = None) -> str:
+    """The most memory that this process has had so far, such as "1.3 GiB", and of a GPU what torch has taken of it for tensors.
+
+    Processes that read data are not counted. "" where the system does not tell.
+    """
+    known = []
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+        known.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB")
+    if device is not None and device.type == "cuda":
+        known.append(f"GPU {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
+    return ", ".join(known)
+
+
+def speed(samples: int, spent: list[float | None], unit: str) -> str:
+    """How many samples a second the last epoch took, such as "1,234 images/s"; "" where its time is not known.
+
+    Args:
+        samples: of all processes in the epoch.
+        spent: seconds of training up to the end of each epoch, 0 first.
+        unit: what the samples are.
+    """
+    before, after = spent[-2:] if len(spent) > 1 else (None, None)
+    if before is None or after is None or after <= before:
+        return ""
+    rate = samples / (after - before)
+    return f"{rate:,.{0 if rate >= 10 else 1}f} {unit}/s"
 
 
 def watched(parts: Iterable[T], total: int, what: str) -> Iterator[T]:
@@ -69,6 +104,10 @@ class Steps:
         """The time that the rest takes at the pace so far, evaluations included."""
         pace = (time.monotonic() - self.begun) / max(1, self.done - self.before)
         return duration(pace * (self.total - self.done))
+
+    def rest(self) -> str:
+        """What the line of an epoch says of the time that is left, where no bar shows it: "about 3 min 07 s left", or ""."""
+        return f"about {self.left()} left" if self.bar is None and self.before < self.done < self.total else ""
 
     def step(self, loss: Tensor) -> None:
         """Counts one step more. Its loss, a tensor (), is read only when it is shown."""

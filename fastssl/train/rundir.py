@@ -74,11 +74,35 @@ def claimed(out: Path) -> Iterator[None]:
         yield
 
 
+def holder(out: Path) -> str | None:
+    """The process that trains in a run's folder now, such as "process 7 on HOST (since ...)"; None where none does."""
+    try:
+        with open(out / LOCK, encoding="utf-8", errors="replace") as file:
+            if fcntl is None:
+                return None
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed
+            except (BlockingIOError, PermissionError):
+                return file.read().strip() or "another process"
+    except OSError:
+        pass
+    return None
+
+
+def lock_alone(file: int) -> None:
+    """Locks an open file, also where ``holder`` looks at its lock for a moment. Raises BlockingIOError or PermissionError."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        time.sleep(0.1)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def lock(file: TextIO, out: Path) -> None:
     """Locks the open file, and writes into it which process has done so."""
     try:
         if fcntl is not None:  # of the process, not of the open file: forked workers that outlive it do not keep it
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_alone(file.fileno())
     except (BlockingIOError, PermissionError):
         file.seek(0)
         other = file.read().strip() or "another process"

@@ -11,7 +11,6 @@ stores them. A subclass that only gives a field another default keeps the field'
 """
 
 import argparse
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from inspect import get_annotations
@@ -21,6 +20,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from fastssl._options import number, one_of
 
 C = TypeVar("C", bound="TrainConfig")
+KNOWN: "dict[type[TrainConfig], dict[str, Setting]]" = {}
 MOST_SEED = 2**32 - 1  # torch's generator of the CPU takes no more bits: a larger seed would be the run of a smaller one
 
 
@@ -125,9 +125,15 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (*types, int) if float in types else types)
 
 
-@functools.cache
 def settings_of(config: "type[TrainConfig]") -> dict[str, Setting]:
     """The settings of a method that have an option, by name, those of all methods first."""
+    if config not in KNOWN:
+        KNOWN[config] = read_settings(config)
+    return KNOWN[config]
+
+
+def read_settings(config: "type[TrainConfig]") -> dict[str, Setting]:
+    """What ``settings_of`` keeps: the annotations of all methods take most of a second to read."""
     found = {
         name: extra
         for part in reversed(config.__mro__)

@@ -1,6 +1,7 @@
 """``--config FILE``: options from YAML and JSON, and the ``config.yaml`` of a run, which repeats it."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ REFUSED = {
     "- epochs": "must hold lines such as epochs: 20",
     "epochs: [3": "is no YAML: ",
     "epochs: \xff": "is no text in UTF-8",
-    "a: " + "[" * 2000: "is nested too deeply",
+    "a: " + "[" * 500: "is nested too deeply",
 }
 
 
@@ -117,7 +118,7 @@ def test_the_settings_of_each_method_come_back_from_its_file(tmp_path):
         refuse_unused(names, again)
 
 
-def test_a_run_writes_the_file_that_repeats_it(grey_run, tmp_path, monkeypatch):
+def test_a_run_writes_the_file_that_repeats_it(grey_run, tmp_path, monkeypatch, capsys):
     """Also from another folder, and where the run was told its folder of images from where it ran."""
     from fastssl.train.repeat import options_of_run
 
@@ -131,5 +132,6 @@ def test_a_run_writes_the_file_that_repeats_it(grey_run, tmp_path, monkeypatch):
     assert options_of_run(told, HOW)["data"] == entries["data"]
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--config", str(file), "--out", "again"]) == 0
+    assert re.search(r"^epoch   2/2  loss \d.*  [\d,.]+ images/s  \d+\.\d GiB$", capsys.readouterr().out, re.M)
     assert_same_runs(tmp_path / "again", grey_run)
     assert read_options(tmp_path / "again" / "config.yaml") == entries
