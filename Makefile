@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
 # Python compiles a module when it is first imported; all those that are installed would take a minute and more.
-export PIP_NO_COMPILE := 1
+export PIP_COMPILE := 0
 
 .PHONY: demo test races bench docs lint setup clean
 
