@@ -1,7 +1,8 @@
-"""The command line: ``fastssl train | eval | compare | info | bench``, also as ``python -m fastssl``."""
+"""The command line: ``fastssl train | eval | export | compare | info | bench``, also as ``python -m fastssl``."""
 
 import difflib
 import sys
+from importlib import import_module
 
 from fastssl._ending import UsageError, ended, lines_at_once, patient_restart
 
@@ -9,12 +10,19 @@ USAGE = """usage: fastssl COMMAND ...
 
   train METHOD   train an encoder (train --help lists the methods)
   eval RUN       weighted kNN, linear probe and pictures of a trained encoder; few labels, fine-tuning, retrieval
+  export RUN     write the trained encoder for torch, timm, torchvision, safetensors, Hugging Face or ONNX
   compare RUN... runs side by side: a table, and a plot of their scores against time and epochs
   info           what is built and what this machine can run
   bench          time the ops on this machine
 
 fastssl COMMAND --help lists the options of a command; docs/training.md tells how a run is stopped, resumed and used."""
-COMMANDS = ("train", "eval", "compare", "info", "bench")
+TRAIN_COMMANDS = {  # the module of fastssl.train and the function in it
+    "train": ("cli", "train"),
+    "eval": ("cli", "evaluate_run"),
+    "export": ("export", "export"),
+    "compare": ("compare", "compare"),
+}
+COMMANDS = (*TRAIN_COMMANDS, "info", "bench")
 
 TRAIN_PACKAGES = (
     "lightning",
@@ -33,9 +41,8 @@ TRAIN_PACKAGES = (
 
 def _train(command: str, argv: list[str]) -> int:
     try:
-        from fastssl.train import cli, compare
-
-        return {"train": cli.train, "eval": cli.evaluate_run, "compare": compare.compare}[command](argv)
+        module, function = TRAIN_COMMANDS[command]
+        return getattr(import_module(f"fastssl.train.{module}"), function)(argv)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in TRAIN_PACKAGES:
             raise
@@ -79,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if argv is None:
         lines_at_once()
-    if command in ("train", "eval", "compare"):
+    if command in TRAIN_COMMANDS:
         if argv is None:
             patient_restart()
         return ended(command, lambda: _train(command, rest), resume=command == "train")

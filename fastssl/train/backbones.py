@@ -100,23 +100,40 @@ def tokens_line(method: nn.Module) -> str | None:
     return None
 
 
-def _timm_backbone(timm: ModuleType, name: str, image_size: int, channels: int, all_sizes: bool) -> nn.Module:
-    """A timm model without its classifier; transformers are made for ``image_size``, with ``all_sizes`` also for other sizes."""
+def timm_model(timm: ModuleType, name: str, image_size: int, channels: int, all_sizes: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """A timm model without its classifier, and the options of ``timm.create_model`` that make it.
+
+    Transformers are made for ``image_size``, with ``all_sizes`` also for other sizes.
+    """
     options: dict[str, Any] = {"img_size": image_size, "dynamic_img_size": True} if all_sizes else {"img_size": image_size}
     while True:
+        every = {"num_classes": 0, **({} if channels == 3 else {"in_chans": channels}), **options}
         try:
-            return timm.create_model(name, num_classes=0, in_chans=channels, **options)
+            return timm.create_model(name, **every), every
         except TypeError:  # convolutional models take no img_size, and some transformers no dynamic_img_size
             if not options:
                 raise
             options.popitem()
 
 
+def _timm_backbone(*arguments: Any) -> nn.Module:
+    return timm_model(*arguments)[0]
+
+
+def torchvision_options(name: str, image_size: int) -> dict[str, Any]:
+    """The options of torchvision's ``get_model`` that make a model with fresh weights; transformers are made for ``image_size``."""
+    return {"weights": None, **({"image_size": image_size} if name.startswith("vit_") else {})}
+
+
+def head_of(model: nn.Module) -> str | None:
+    """The name of the last module of a torchvision classifier; None where the model is none."""
+    return next((head for head in ("fc", "classifier", "heads", "head") if hasattr(model, head)), None)
+
+
 def _torchvision_backbone(models: ModuleType, name: str, image_size: int, channels: int, all_sizes: bool) -> nn.Module:
     """A torchvision classifier whose last module is replaced by the identity, and its first filters where they take 3 channels."""
-    model = models.get_model(name, weights=None, **({"image_size": image_size} if name.startswith("vit_") else {}))
-    head = next((head for head in ("fc", "classifier", "heads", "head") if hasattr(model, head)), None)
-    if head is None:
+    model = models.get_model(name, **torchvision_options(name, image_size))
+    if (head := head_of(model)) is None:
         raise UsageError(f"--backbone torchvision:{name}: not an image classifier")
     setattr(model, head, nn.Identity())
     if channels != 3:
@@ -127,7 +144,7 @@ def _torchvision_backbone(models: ModuleType, name: str, image_size: int, channe
     return model
 
 
-def _library(name: str) -> tuple[ModuleType | None, str]:
+def library_module(name: str) -> tuple[ModuleType | None, str]:
     """The module ``timm`` or ``torchvision.models`` and "", or None and why it cannot be used. timm imports torchvision."""
     if find_spec(name) is None:
         return None, f"{name} is not installed (pip install {name})"
@@ -185,7 +202,7 @@ def build_backbone(
         raise UsageError(f"--backbone: unknown library '{prefix}' in '{name}'; known: timm:NAME, torchvision:NAME")
     known, reasons = list(BUILT_IN), []
     for library in (prefix,) if prefix else ("timm", "torchvision"):
-        module, reason = _library(library)
+        module, reason = library_module(library)
         if module is None:
             reasons.append(reason)
             continue

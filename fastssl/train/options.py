@@ -252,6 +252,19 @@ def whole_numbers(text: str) -> list[int]:
     return sorted({number(int, 1)(part) for part in text.split(",")})
 
 
+def export_parser() -> Parser:
+    parser = Parser(
+        "fastssl export", description="Write the trained encoder alone, for another library, and a card that says what it is."
+    )
+    parser.add_argument("run", type=path, metavar="RUN", help="run directory or checkpoint file")
+    what = "the library or format; hf is a folder as Hugging Face's hub has them, for timm and transformers"
+    targets = one_of("torch", "timm", "torchvision", "safetensors", "hf", "onnx")
+    parser.add_argument("--to", required=True, help=what, **targets)
+    parser.add_argument("--out", type=path, help="folder of the files (default: export/TARGET beside the checkpoint)")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
+    return parser
+
+
 def compare_parser() -> Parser:
     parser = Parser("fastssl compare", description="Put runs side by side: a table, and a plot of their scores.")
     runs = "run directories, checkpoint files, or patterns such as 'runs/*'"

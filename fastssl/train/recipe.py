@@ -41,6 +41,10 @@ class Recipe:
         heading: of the table of scores.
         negatives: of a method without the setting ``negatives``: where its negatives come from when several processes train
             together, or "" where it has none.
+        encoder: the place in the method, such as "teacher.module", of the backbone whose features of images are scored; "" where
+            the features need more of the method than one backbone.
+        needs_data: whether ``build`` reads samples or more of the data than the size, the channels, the classes and the number of
+            its images, so that the method cannot be built from a checkpoint alone.
         unit: what the samples are, in the plural.
         unscored: the line that says that no score was computed.
     """
@@ -62,5 +66,7 @@ class Recipe:
     loss: str = "NT-Xent"
     heading: str = "accuracy on test images"
     negatives: str = ""
+    encoder: str = ""
+    needs_data: bool = False
     unit: str = "images"
     unscored: str = "kNN and linear probe left out: they need test images, and two classes with images that can be read"

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("functional", "loss", "momentum", "optim", "masking", "methods", "distributed", "graphs", "patch")
+MODULES = ("functional", "loss", "momentum", "optim", "masking", "methods", "distributed", "graphs", "loading", "patch")
 
 
 @cache

@@ -112,4 +112,6 @@ def caption_recipe(settings: type[CaptionSettings], build: Callable[[Any, Any], 
         scores={"to_text": ("acc@1", "image to caption, acc@1"), "to_image": ("P@10", "caption to image, P@10")},
         loss=loss,
         heading="test crops, test captions",
+        encoder="image_encoder",
+        needs_data=True,
     )

@@ -125,5 +125,6 @@ def clip_recipe(
         "watch": {**WATCH, **watch},
         "heading": "accuracy on test photographs",
         "unit": "clips",
+        "encoder": "backbone",
     }
     return Recipe(settings=settings, build=build, **(usual | more))

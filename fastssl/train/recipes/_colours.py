@@ -87,5 +87,6 @@ def colour_recipe(settings: type[FolderSettings], build: Callable[[Any, Any], nn
             "grey": ("grey", "the same of grey", ".2f"),
         },
         draw=draw,
+        encoder="",  # it sees lightness, or colour, and not images
         **({"loss": "colour"} | more),
     )

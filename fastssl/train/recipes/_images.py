@@ -246,5 +246,6 @@ def image_recipe(settings: type[FolderSettings], build: Callable[[Any, Any], nn.
         "points": image_points,
         "scores": SCORES,
         "watch": WATCH,
+        "encoder": "backbone",
     }
     return Recipe(settings=settings, build=build, **(usual | more))

@@ -44,4 +44,4 @@ def lightness_and_colour(module: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor
     return module.method.split(view0)[0], module.method.split(view1)[1]
 
 
-RECIPE = image_recipe(CMCSettings, build, arguments=lightness_and_colour, loss="InfoNCE")
+RECIPE = image_recipe(CMCSettings, build, arguments=lightness_and_colour, loss="InfoNCE", encoder="")

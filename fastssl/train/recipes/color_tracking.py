@@ -98,4 +98,6 @@ RECIPE = clip_recipe(
     },
     draw=draw,
     loss="cross-entropy",
+    encoder="",  # it sees the lightness of images
+    needs_data=True,
 )

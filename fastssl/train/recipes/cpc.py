@@ -48,4 +48,4 @@ def build(config: CPCSettings, data: "ImageData") -> CPC:
     )
 
 
-RECIPE = image_recipe(CPCSettings, build, arguments=single_view, loss="InfoNCE")
+RECIPE = image_recipe(CPCSettings, build, arguments=single_view, loss="InfoNCE", encoder="")

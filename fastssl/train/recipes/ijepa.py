@@ -76,4 +76,5 @@ RECIPE = image_recipe(
     monitor=with_image_scores(found),
     watch={**WATCH, "found": ("found", "hidden patches found of 100", ".3f")},
     loss="I-JEPA",
+    encoder="teacher.module",
 )

@@ -83,4 +83,5 @@ RECIPE = image_recipe(
     },
     draw=draw,
     loss="next pixel",
+    encoder="",
 )

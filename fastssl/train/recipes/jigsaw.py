@@ -30,4 +30,4 @@ def build(config: JigsawSettings, data: "ImageData") -> Jigsaw:
     return Jigsaw(encoder, num_permutations=config.num_permutations, tile_size=size, puzzles=config.puzzles)
 
 
-RECIPE = pretext_recipe(JigsawSettings, build, ("puzzles", "test puzzles solved"), augment=one_view, draw=draw)
+RECIPE = pretext_recipe(JigsawSettings, build, ("puzzles", "test puzzles solved"), augment=one_view, draw=draw, encoder="")

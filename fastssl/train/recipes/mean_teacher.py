@@ -32,4 +32,6 @@ def build(config: MeanTeacherSettings, data: "ImageData") -> MeanTeacher:
     )
 
 
-RECIPE = few_label_recipe(MeanTeacherSettings, build, arguments=views_and_labels, loss="mean teacher")
+RECIPE = few_label_recipe(
+    MeanTeacherSettings, build, arguments=views_and_labels, loss="mean teacher", encoder="teacher.module.backbone"
+)
