@@ -7,10 +7,6 @@ named with its reason, and nothing is written over it.
 import errno
 import hashlib
 import os
-import pickle
-import warnings
-import zipfile
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastssl._ending import Failure, foreseen, out_of_memory
+from fastssl._ending import Failure, foreseen, out_of_memory, visible
 from fastssl.train import TrainConfig, UsageError
-from fastssl.train.options import refused_setting
+from fastssl.train.archives import MoreThanTensors, damage, first_line
+from fastssl.train.contents import malformed
 from fastssl.train.recipes import RECIPES
 from fastssl.train.settings import knn_vote
 
@@ -35,91 +32,48 @@ class Unreadable(UsageError):
 
 
 def read_checkpoint(path: Path) -> dict:
-    """The checkpoint on the CPU. Raises ``FileNotFoundError`` or ``NotADirectoryError``, and ``Unreadable`` with the reason."""
-    archive = False
+    """The checkpoint on the CPU. Raises ``FileNotFoundError`` or ``NotADirectoryError``, and ``Unreadable`` with the reason.
+
+    The archive's own numbers are looked at before torch reads it: a file that claims more than it holds gets no memory.
+    """
     try:
-        archive = is_archive(path)
-        if archive and (why := damage(path)):
+        if not is_archive(path):
+            raise Unreadable(f"{path} cannot be read: it is no checkpoint, or damaged")
+        if why := damage(path):
             raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({why})")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch's, of old pickles: what is wrong with them raises
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (Unreadable, FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         damaged = error.errno == errno.EINVAL  # torch looks for parts where the file has ended
         said = "it is cut short or damaged" if damaged else error.strerror or str(error)
         raise Unreadable(f"{path} cannot be read: {said}") from error
-    except pickle.UnpicklingError as error:
-        raise Unreadable(f"{path} cannot be read: it is no checkpoint, or holds more than tensors and numbers") from error
-    except Exception as error:  # truncated archives raise RuntimeError, EOFError, ValueError, ... by where they end
+    except MoreThanTensors as error:
+        what = f"it is no checkpoint, or holds more than tensors and numbers ({visible(str(error))})"
+        raise Unreadable(f"{path} cannot be read: {what}") from error
+    except Exception as error:  # torch raises a dozen types by what is wrong
         if out_of_memory(error):
             raise
-        why = f"cut short or damaged ({first_line(error).split('. ')[0]})" if archive else "no checkpoint, or damaged"
-        raise Unreadable(f"{path} cannot be read: it is {why}") from error
-    if why := malformed(checkpoint):
-        raise Unreadable(f"{path} cannot be used: {why}")
+        why = visible(first_line(error).split(". ")[0])
+        raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({why})") from error
+    try:
+        why = malformed(checkpoint)
+    except Exception as error:  # of another type or shape than any value of a checkpoint has
+        if out_of_memory(error):
+            raise
+        why = f"its contents are damaged ({first_line(error)})"
+    if why:
+        raise Unreadable(f"{path} cannot be used: {visible(why)}")
     return checkpoint
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file begins as torch's archives do. Others may be of a torch before 1.6."""
+    """Whether the file begins as torch's archives do."""
     with open(path, "rb") as file:
         begins = file.read(4)
     if not begins:
         raise Unreadable(f"{path} cannot be read: the file is empty")
     return begins == ARCHIVE_BYTES
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a zip archive by its own checksums, which torch does not look at; None where all of them are right."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
-        return first_line(error)
-    return f"the checksum of {wrong} is wrong" if wrong else None
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def malformed(checkpoint: Any) -> str | None:
-    """Why this is no whole checkpoint of ``fastssl train``; None where it is."""
-    own = checkpoint.get("fastssl") if isinstance(checkpoint, dict) else None
-    if not isinstance(own, dict):
-        return "it was not written by fastssl train"
-    config, history, weights = own.get("config"), own.get("history"), checkpoint.get("state_dict")
-    if not isinstance(config, dict) or config.get("method") not in RECIPES:
-        return "the settings of its run are missing, or of a method that is not known here"
-    if why := refused_setting(config):
-        return why
-    if not (isinstance(history, list) and history and all(isinstance(row, dict) for row in history)):
-        return "it has no history of epochs"
-    if not all(isinstance(row.get("epoch"), int) and "loss" in row for row in history):
-        return "its history of epochs is damaged"
-    if not (isinstance(weights, dict) and weights and all(isinstance(value, Tensor) for value in weights.values())):
-        return "its weights are missing"
-    return not_finite(checkpoint)
-
-
-def not_finite(checkpoint: dict) -> str | None:
-    """Names a weight, or what the optimizer keeps for one, with values that are NaN or infinite."""
-    weights = {name.removeprefix("method."): value for name, value in checkpoint["state_dict"].items()}
-    for name, value in (*weights.items(), *tensors_in(checkpoint.get("optimizer_states"), "optimizer")):
-        if value.is_floating_point() and not value.isfinite().all():
-            return f"{name} has values that are NaN or infinite"
-    return None
-
-
-def tensors_in(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors at any depth of dictionaries and lists, each with the keys that lead to it."""
-    if isinstance(state, Tensor):
-        yield name, state
-    elif isinstance(state, (dict, list, tuple)):
-        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from tensors_in(value, f"{name}.{key}")
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_as: str | None = None) -> None:

@@ -163,7 +163,8 @@ def fit(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: 
         trainer.fit(module, ckpt_path=found[0] if found else None, weights_only=True)
     except Exception as error:
         if found and not module.begun and not isinstance(error, UsageError) and foreseen(error) is None:
-            raise UsageError(f"--resume: {found[0]} cannot be restored: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {visible(str(error).strip())}"
+            raise UsageError(f"--resume: {found[0]} cannot be restored: {why}") from error
         raise
     finally:
         STOP.patient = False

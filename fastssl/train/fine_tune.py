@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Subset
 from fastssl.optim import AdamW
 from fastssl.train import UsageError
 from fastssl.train.augment import as_float, view_steps
-from fastssl.train.checkpoints import not_finite, write_checkpoint
+from fastssl.train.checkpoints import write_checkpoint
+from fastssl.train.contents import not_finite
 from fastssl.train.data import batches
 from fastssl.train.downstream import ENCODERS, TrainedRun
 from fastssl.train.evaluate import embed, evaluating

@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader
 from fastssl._ending import STOP, Stopped
 from fastssl.methods._common import sees_all_rows
 from fastssl.train import TrainConfig, UsageError, broken_torchvision_hidden, warn
-from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, not_finite, write_checkpoint
+from fastssl.train.checkpoints import LAST, PREVIOUS, fingerprint, history_of, read_checkpoint, write_checkpoint
 from fastssl.train.clock import SECONDS, Clock
+from fastssl.train.contents import not_finite
 from fastssl.train.data import batches
 from fastssl.train.evaluate import collapse_warning
 from fastssl.train.layout import counted
@@ -50,7 +51,7 @@ MONITOR_BANK = 20_000  # samples at most that a score during training embeds; th
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint by ``write_checkpoint``, loads it with ``weights_only=True``. The one before stays as ``previous.ckpt``.
+    """Writes a checkpoint by ``write_checkpoint``, loads it by ``read_checkpoint``. The one before stays as ``previous.ckpt``.
 
     So a process that is killed at any moment leaves at least one complete checkpoint.
     """
@@ -59,7 +60,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_checkpoint(checkpoint, Path(path), keep_as=PREVIOUS)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes nothing: a run replaces its checkpoint by itself, and lightning takes the path from the checkpoint's own text."""
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
@@ -85,7 +89,7 @@ class MethodModule(pl.LightningModule):
         self.losses: list[Tensor] = []
         self.cut_short: dict | None = None  # of the checkpoint: the epoch that was interrupted
         self.steps: Steps | None = None
-        self.begun = False
+        self.begun = False  # whether a step was done, and with it what was restored is known to fit
         self.clock = Clock()
         self.done: int | None = None  # finished epochs of the checkpoint that this process goes on from
         self.waiting: Any = None  # the group in which the processes wait while the first one scores
@@ -145,7 +149,7 @@ class MethodModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        trainer, self.begun = self.trainer, True
+        trainer = self.trainer
         if self.heeds and trainer.world_size > 1:
             signal.signal(signal.SIGTERM, self.end_all)
         self.losses = [loss.to(self.device) for loss in self.losses]
@@ -209,6 +213,7 @@ class MethodModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Shows the step. Where a signal came in the middle of an epoch, saves the run as it is and ends it."""
+        self.begun = True
         if self.steps is not None:
             self.steps.step(self.losses[-1])
         if STOP.patient and STOP.signum is not None and batch_idx + 1 < self.trainer.num_training_batches:
