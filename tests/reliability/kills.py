@@ -80,7 +80,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
 
 def kill_and_resume(argv: list[str], folder: Path, whole: Path, times: int, seconds: float, chance: random.Random) -> dict:
     """Kills runs of ``argv`` ``times`` times; each is gone on with until it ends -> counts, and what went wrong."""
-    found: dict = {"kills": 0, "in a checkpoint": 0, "resumes": 0, "runs": 0, "wrong": []}
+    found: dict = {"kills": 0, "while a file was written": 0, "resumes": 0, "runs": 0, "wrong": []}
     out, log, resume = folder / "killed 0", folder / "log", False
     while found["kills"] < times or resume:
         how: dict = {}
@@ -91,7 +91,7 @@ def kill_and_resume(argv: list[str], folder: Path, whole: Path, times: int, seco
         found["resumes"] += resume
         if os.WIFSIGNALED(status):
             found["kills"] += 1
-            found["in a checkpoint"] += "deadly" in how or (out / "last.partial").exists()
+            found["while a file was written"] += "deadly" in how
             resume = True
         elif status:
             found["wrong"].append(f"{out.name} ended with {os.waitstatus_to_exitcode(status)}: {log.read_text()[-500:]}")
@@ -114,7 +114,10 @@ def main(options) -> int:
         if status:
             raise RuntimeError((folder / "log").read_text())
         found = kill_and_resume(argv, folder, folder / "whole", options.times, seconds, random.Random(options.times))
-    shown = [f"{found['kills']} kills ({found['in a checkpoint']} of them in a checkpoint)", f"{found['resumes']} resumes"]
+    shown = [
+        f"{found['kills']} kills ({found['while a file was written']} of them while a file was written)",
+        f"{found['resumes']} resumes",
+    ]
     print(f"kills: {', '.join(shown)}, {found['runs']} runs ended, {len(found['wrong'])} with other bits or an error")
     print(*found["wrong"], sep="\n", end="\n" * bool(found["wrong"]))
     return len(found["wrong"])
