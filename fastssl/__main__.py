@@ -1,4 +1,4 @@
-"""The command line: ``fastssl train | eval | export | compare | info | bench``, also as ``python -m fastssl``."""
+"""The command line: ``fastssl train | eval | export | report | compare | info | bench``, also as ``python -m fastssl``."""
 
 import difflib
 import sys
@@ -11,6 +11,7 @@ USAGE = """usage: fastssl COMMAND ...
   train METHOD   train an encoder (train --help lists the methods)
   eval RUN       weighted kNN, linear probe and pictures of a trained encoder; few labels, fine-tuning, retrieval
   export RUN     write the trained encoder for torch, timm, torchvision, safetensors, Hugging Face or ONNX
+  report RUN     report.html of a run, made anew from what is in its folder
   compare RUN... runs side by side: a table, and a plot of their scores against time and epochs
   info           what is built and what this machine can run
   bench          time the ops on this machine
@@ -20,6 +21,7 @@ TRAIN_COMMANDS = {  # the module of fastssl.train and the function in it
     "train": ("cli", "train"),
     "eval": ("cli", "evaluate_run"),
     "export": ("export", "export"),
+    "report": ("report_command", "report"),
     "compare": ("compare", "compare"),
 }
 COMMANDS = (*TRAIN_COMMANDS, "info", "bench")

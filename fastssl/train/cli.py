@@ -12,13 +12,16 @@ from torch import nn
 
 from fastssl._ending import PLACE, STOP, first_process, foreseen, visible
 from fastssl.train import TrainConfig, UsageError, warn
+from fastssl.train.evaluation import evaluate, report_corrupt
 from fastssl.train.layout import counted, refuse_as_out
 from fastssl.train.options import eval_options, refuse_unused, refuse_unused_of_eval, refuse_unused_of_tasks, train_options
 from fastssl.train.processes import Meeting, join_processes, launched, leave_processes, met, note_job, requeued, with_processes
 from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.repeat import write_config
+from fastssl.train.report import write_report
 from fastssl.train.rundir import claimed, set_earlier_run_aside
+from fastssl.train.scores import machine
 from fastssl.train.settings import changed, flag, knn_vote
 
 Found = tuple[Path, dict] | None  # a checkpoint to go on from, with its path
@@ -47,89 +50,6 @@ def resumed_config(given: dict, stored: TrainConfig, out: Path = Path("RUN")) ->
             out_of_it = f"leave {flag(name)} out, or start without --resume"
             raise UsageError(f"{flag(name)} {value}: the run to resume has {there}; {out_of_it}")
     return replace(stored, **{name: value for name, value in given.items() if name in free})
-
-
-def report_corrupt(data: Any) -> None:
-    from fastssl.train.data import classes_lost, reading_warnings
-
-    for line in reading_warnings(data):
-        warn(line)
-    if lost := classes_lost(data):
-        warn(f"no file can be used of the {'class' if len(lost) == 1 else 'classes'} {', '.join(lost)}")
-
-
-def print_scores(scores: dict[str, float], untrained: dict[str, float], config: TrainConfig) -> None:
-    """The recipe's scores of the trained method, and those of the untrained one where they are known."""
-    recipe = RECIPES[config.method]
-    rows = {name: (label.format(config=config), ".3f") for name, (_, label) in recipe.scores.items() if name in scores}
-    rows |= {name: (label.format(config=config), form) for name, (_, label, form) in recipe.watch.items() if name in scores}
-    width = max(28, *(len(label) for label, _ in rows.values())) if rows else 28
-    say(f"  {recipe.heading:<{width}}{'untrained' if untrained else '':>10}{'trained':>10}")
-    for name, (label, form) in rows.items():
-        before = f"{untrained[name]:{form}}" if name in untrained else "-" if untrained else ""
-        say(f"  {label:<{width}}{before:>10}{scores[name]:>10{form}}")
-
-
-def untrained_scores(history: list[dict], config: TrainConfig, voters: int) -> dict:
-    """The scores of the untrained encoder that stand beside those of now: kNN's only where it voted in the same way."""
-    first = history[0] if history and history[0]["epoch"] == 0 else {}
-    now = knn_vote(config)
-    then = now | {name: first[name] for name in now if name in first}
-    same = not now or (min(then["knn_k"], voters), then["knn_t"]) == (min(now["knn_k"], voters), now["knn_t"])
-    return {name: value for name, value in first.items() if same or name != "knn"}
-
-
-def draw_all(
-    method: nn.Module, data: Any, config: TrainConfig, *, where: dict, pictures: Path, kind: str, history: list[dict]
-) -> None:
-    """Draws the pictures that there is something to draw for, and prints their paths."""
-    from fastssl.train.checkpoints import build_method
-    from fastssl.train.pictures import draw_curves, draw_map
-
-    recipe, drawn = RECIPES[config.method], []
-    first, (short, _) = next(iter(recipe.scores.items()))
-    if any(row["loss"] is not None for row in history):
-        title = f"{short} {recipe.heading}" if recipe.heading.startswith("accuracy") else f"{short}, {recipe.heading}"
-        drawn.append(pictures / "curves.png")
-        draw_curves(history, drawn[-1], loss=recipe.loss, score=first, title=title)
-    if recipe.draw is not None and (path := recipe.draw(method, data, pictures, device=where["device"])) is not None:
-        drawn.append(path)
-    points = recipe.points(method, data, **where) if kind != "none" else None
-    if points is not None and len(points[1]) > 2:
-        features, labels, class_names = points
-        how = "t-SNE" if kind == "tsne" else "principal components"
-        say(f"drawing a map of {len(labels)} embeddings before and after training by {how} ...")
-        before = recipe.points(build_method(config, data).to(where["device"]), data, **where)
-        assert before is not None  # there are points of the same data
-        drawn.append(pictures / "map.png")
-        panels = {f"untrained encoder ({how})": before[0], f"trained by {config.method}": features}
-        draw_map(panels, labels, class_names, drawn[-1], kind=kind)
-    if drawn:
-        say(f"  pictures    {'  '.join(map(str, drawn))}")
-
-
-def readable(half: Any) -> int:
-    """How many samples there are, without those that could not be read so far."""
-    lost = getattr(half, "corrupt_files", None)
-    return len(half) - (len(lost()) if lost else 0)
-
-
-def evaluate(
-    method: nn.Module, data: Any, config: TrainConfig, *, device: Any, workers: int, pictures: Path, kind: str, history: list[dict]
-) -> None:
-    """Prints the scores beside those of the untrained encoder, draws the pictures, prints their paths."""
-    method.to(device)
-    recipe, where = RECIPES[config.method], {"device": device, "workers": workers}
-    say(f"evaluating on {len(data.train)} training and {len(data.test)} test {recipe.unit} ...")
-    scores = recipe.monitor(method, data, config, **where, most=None, full=True)
-    if scores:
-        voters = readable(data.train)
-        shown = changed(config, knn_k=min(getattr(config, "knn_k", voters), voters))
-        print_scores(scores, untrained_scores(history, config, voters), shown)
-    if next(iter(recipe.scores)) not in scores:
-        say(f"  {recipe.unscored}")
-    draw_all(method, data, config, where=where, pictures=pictures, kind=kind, history=history)
-    report_corrupt(data)
 
 
 def check_hardware(given: dict) -> int:
@@ -311,16 +231,18 @@ def train_and_evaluate(
     done = found[1]["fastssl"]["history"][-1]["epoch"] if found else 0
     if found and done >= config.epochs:
         method.load_state_dict(method_weights(found[1]))
-        history, device, checkpoint = history_of(found[1]), "cpu", found[0]
+        noted, device, checkpoint, training = found[1], "cpu", found[0], None
         say(f"\ntrained for {counted(done, 'epoch')}")
     else:
         module = fit(method, config, data, found, given, workers, meeting)
         if module is None:
             return 0
-        history, device, checkpoint = module.history, module.device, out / LAST
+        noted, device, checkpoint = module.noted(), module.device, out / LAST
+        training = machine(device) | {"parameters": sum(each.numel() for each in method.parameters())}
         part = f", the last {config.epochs - done}" if done else ""
         say(f"\ntrained for {counted(config.epochs, 'epoch')}{part} in {duration(time.perf_counter() - started)}")
-    evaluate(method, data, config, device=device, workers=workers, pictures=out, kind=given["map"], history=history)
+    how = {"checkpoint": checkpoint, "noted": noted, "kind": given["map"], "history": history_of(noted), "training": training}
+    evaluate(method, data, config, device=device, workers=workers, **how)
     say(f"  checkpoint  {checkpoint}")
     return 0
 
@@ -368,8 +290,10 @@ def evaluate_run(argv: list[str]) -> int:
     say(visible(f"{path}: {', '.join(filter(None, (stored.method, stored.backbone)))}, on {data.name}: {data.summary()}"))
     if asked_for(given):
         do_tasks(TrainedRun(path, checkpoint, config, data, device, workers), given)
+        say(f"  report      {write_report(path, checkpoint)}")
         report_corrupt(data)
         return 0
     method = restore_method(checkpoint, data, path).to(device)
-    evaluate(method, data, config, device=device, workers=workers, pictures=path.parent, kind=given.map, history=history)
+    how = {"checkpoint": path, "noted": checkpoint, "kind": given.map, "history": history}
+    evaluate(method, data, config, device=device, workers=workers, **how)
     return 0

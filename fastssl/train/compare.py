@@ -6,7 +6,7 @@ for each kind.
 
 import glob
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,15 @@ def found_runs(given: Iterable[Path]) -> list[Path]:
     return list({run.resolve(): run for run in reversed(runs)}.values())[::-1]
 
 
+def readable_runs(given: Iterable[Path]) -> Iterator[tuple[Path, Path, dict]]:
+    """The runs that were given: path, path of the checkpoint, and what it holds."""
+    for run in found_runs(given):
+        path, checkpoint, warning = readable_checkpoint(run)
+        if warning:
+            say(warning, error=True)
+        yield run, path, checkpoint
+
+
 def by_kind(found: Iterable[tuple[Kind, Row]]) -> dict[Kind, list[Row]]:
     """The rows of each kind, the best last score first."""
     kinds: dict[Kind, list[Row]] = {}
@@ -147,18 +156,22 @@ def shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+COLUMNS = ("run", "method", "encoder", "data", "epochs", "training", "untrained", "last", "other scores")
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    """What the table says of a run, a text for each of ``COLUMNS``."""
+    epochs = str(row.epochs) if row.epochs == row.of else f"{row.epochs} of {row.of}"
+    time = "-" if row.seconds is None else duration(row.seconds)
+    recipe = RECIPES[row.method]
+    short = {name: each[0] for name, each in (recipe.scores | recipe.watch).items()}
+    others = ", ".join(f"{short[name]} {value:.3f}" for name, value in row.scores.items())
+    return row.run, row.method, row.encoder or "-", row.data, epochs, time, shown(row.first), shown(row.last), others or "-"
+
+
 def print_table(kind: Kind, rows: Sequence[Row]) -> None:
     say(visible(heading_of(kind, rows)))
-    cells = [("run", "method", "encoder", "data", "epochs", "training", "untrained", "last", "other scores")]
-    for row in rows:
-        epochs = str(row.epochs) if row.epochs == row.of else f"{row.epochs} of {row.of}"
-        time = "-" if row.seconds is None else duration(row.seconds)
-        recipe = RECIPES[row.method]
-        short = {name: each[0] for name, each in (recipe.scores | recipe.watch).items()}
-        others = ", ".join(f"{short[name]} {value:.3f}" for name, value in row.scores.items())
-        cells.append(
-            (row.run, row.method, row.encoder or "-", row.data, epochs, time, shown(row.first), shown(row.last), others or "-")
-        )
+    cells = [COLUMNS, *map(cells_of, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         say(visible("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))
@@ -250,13 +263,7 @@ def compare(argv: list[str]) -> int:
         refuse_place("--json", given.json)
     if given.out.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UsageError(f"--out {given.out}: must end with .png, .pdf or .svg")
-    found = []
-    for run in found_runs(given.runs):
-        _, checkpoint, warning = readable_checkpoint(run)
-        if warning:
-            say(warning, error=True)
-        found.append(row_of(run, checkpoint))
-    kinds = by_kind(found)
+    kinds = by_kind(row_of(run, checkpoint) for run, _, checkpoint in readable_runs(given.runs))
     for kind, rows in kinds.items():
         print_table(kind, rows)
     if given.json is not None:

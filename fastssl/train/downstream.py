@@ -12,6 +12,7 @@ from fastssl.train import TrainConfig, UsageError
 from fastssl.train.checkpoints import build_method, restore_method
 from fastssl.train.recipes import RECIPES
 from fastssl.train.samples import ImageSamples
+from fastssl.train.scores import Table, Value
 
 ENCODERS = ("untrained", "trained")
 Half = tuple[Tensor, Tensor]  # features (N, D) and labels (N,)
@@ -54,6 +55,28 @@ class TrainedRun:
         if not (hasattr(self.labelled, "image_size") and all(isinstance(half, ImageSamples) for half in halves)):
             raise UsageError(f"RUN {self.path}: {self.learned_from}; fine-tuning and retrieval need images")
         return self.labelled
+
+    def table(
+        self,
+        task: str,
+        heading: str,
+        rows: tuple[tuple[str, tuple[Value, ...]], ...],
+        *,
+        columns: tuple[str, ...],
+        names: tuple[str, ...],
+    ) -> Table:
+        """An answer for ``scores.json``: a ``Table`` of this run on its labelled data, with three decimals."""
+        return Table(
+            task=task,
+            heading=heading,
+            data=self.labelled.name,
+            checkpoint=self.path.name,
+            epoch=self.checkpoint["fastssl"]["history"][-1]["epoch"],
+            columns=columns,
+            rows=rows,
+            names=names,
+            forms=(".3f",) * len(rows),
+        )
 
     @property
     def learned_from(self) -> str:

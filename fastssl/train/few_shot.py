@@ -19,6 +19,7 @@ from fastssl.train.evaluate import knn_accuracy, linear_probe_accuracy
 from fastssl.train.progress import say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.samples import some_of_each
+from fastssl.train.scores import Table, keep
 from fastssl.train.settings import knn_vote
 
 LABELS, DRAWS = (1, 5, 10, 20), 20
@@ -110,6 +111,19 @@ def few_shot(run: TrainedRun, labels: Sequence[int] | None, draws: int | None, s
     path = run.path.parent / "few_shot.png"
     draw_few_shot(rows, path, draws=draws, title=f"{run.config.method}, {run.labelled.name}")
     say(f"  picture     {path}")
+    keep(path.parent, few_shot_table(run, rows, draws), drawn={path.name: run.labelled.name})
+
+
+def few_shot_table(run: TrainedRun, rows: dict[int, dict[tuple[str, str], Interval]], draws: int) -> Table:
+    """The accuracies, each with half of its interval, for ``scores.json``."""
+    kept = [(name, encoder) for name in PROBES for encoder in ENCODERS]
+    values = tuple(
+        (f"{number} label{'s' * (number > 1)} a class", tuple((found[each].mean, found[each].half) for each in kept))
+        for number, found in rows.items()
+    )
+    heading = f"{RECIPES[run.config.method].heading}, mean of {draws} draws ± {INTERVAL}"
+    columns = tuple(f"{name}, {encoder}" for name, encoder in kept)
+    return run.table("few labels", heading, values, columns=columns, names=tuple(f"labels_{number}" for number in rows))
 
 
 def print_table(rows: dict[int, dict[tuple[str, str], Interval]], knn_k: int) -> None:

@@ -26,6 +26,7 @@ from fastssl.train.loop import pl, plain_trainer, quiet_lightning, step_seed, wa
 from fastssl.train.order import Shuffled
 from fastssl.train.progress import say
 from fastssl.train.samples import some_of_each
+from fastssl.train.scores import keep
 
 LR, WARM_UP = 1e-3, 0.1  # the latter is a share of the steps
 FILE = "fine_tuned.ckpt"
@@ -190,6 +191,9 @@ def fine_tune(run: TrainedRun, how: FineTuneOptions) -> None:
     path = run.path.parent / FILE
     write_checkpoint(state, path)
     say(f"  weights     {path}")
+    heading = f"accuracy on test images, {known} labelled images, {counted(how.epochs, 'epoch')}"
+    rows = (("encoder and linear layer", tuple(accuracies.values())),)
+    keep(path.parent, run.table("fine-tuning", heading, rows, columns=tuple(accuracies), names=("accuracy",)))
 
 
 def state_of(classifier: Classifier, run: TrainedRun, how: FineTuneOptions, accuracies: dict[str, float]) -> dict[str, Any]:

@@ -294,10 +294,14 @@ class MethodModule(pl.LightningModule):
             distributed.barrier(self.waiting, device_ids=None if self.device.index is None else [self.device.index])
         return scores
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
+    def noted(self) -> dict[str, Any]:
+        """What a checkpoint holds of the run besides Lightning's state: settings, history, data, seconds of training."""
         size = getattr(self.data, "image_size", None)
-        checkpoint["fastssl"] = {"config": asdict(self.config), "history": self.history, "image_size": size, "data": self.prints}
-        checkpoint[SECONDS] = self.clock.state()
+        own = {"config": asdict(self.config), "history": self.history, "image_size": size, "data": self.prints}
+        return {"fastssl": own, SECONDS: self.clock.state()}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint |= self.noted()
         if why := not_finite(checkpoint):
             raise UsageError(f"--lr: {why} in epoch {len(self.history) - 1 + bool(self.losses)}, which is not saved; {ADVICE}")
         if self.losses:

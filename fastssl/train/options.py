@@ -273,3 +273,14 @@ def compare_parser() -> Parser:
     parser.add_argument("--json", type=path, help="a file for the table as data, with the scores of all epochs")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
     return parser
+
+
+def report_parser() -> Parser:
+    about = "Make the report of a run anew, from what is in its folder; of several runs also a page that compares them."
+    parser = Parser("fastssl report", description=about)
+    runs = "run directories, checkpoint files, or patterns such as 'runs/*'"
+    parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help=runs)
+    where = "the page (default: report.html in the run's folder; of several runs: compare.html here)"
+    parser.add_argument("--out", type=path, help=where)
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
+    return parser

@@ -38,18 +38,24 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
-def peak_memory(device: torch.device | None = None) -> str:
-    """The most memory that this process has had so far, such as "1.3 GiB", and of a GPU what torch has taken of it for tensors.
+def peak_bytes(device: torch.device | None = None) -> dict[str, int]:
+    """The most bytes that this process has had so far, as "memory", and what torch has taken of a GPU for tensors, "device_memory".
 
-    Processes that read data are not counted. "" where the system does not tell.
+    Processes that read data are not counted. What the system does not tell is left out.
     """
-    known = []
+    known = {}
     if resource is not None:
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-        known.append(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB")
+        known["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device is not None and device.type == "cuda":
-        known.append(f"GPU {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
-    return ", ".join(known)
+        known["device_memory"] = torch.cuda.max_memory_allocated(device)
+    return known
+
+
+def peak_memory(device: torch.device | None = None) -> str:
+    """``peak_bytes`` for a person, such as "1.3 GiB"; "" where the system does not tell."""
+    names = {"memory": "", "device_memory": "GPU "}
+    return ", ".join(f"{names[name]}{count / 2**30:.1f} GiB" for name, count in peak_bytes(device).items())
 
 
 def speed(samples: int, spent: list[float | None], unit: str) -> str:

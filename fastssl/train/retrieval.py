@@ -5,22 +5,32 @@ that order has the query's class and 0 elsewhere, R the sum of all r_i. Precisio
 1/R sum_i r_i (r_1 + ... + r_i) / i. Both are averaged over the queries.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Subset
 
+from fastssl.train import TrainConfig
 from fastssl.train.augment import as_float
+from fastssl.train.data import limited
 from fastssl.train.downstream import ENCODERS, Half, TrainedRun
 from fastssl.train.evaluate import KNN_CHUNK, centre
 from fastssl.train.progress import say
+from fastssl.train.recipes import RECIPES
 from fastssl.train.reconstruct import as_colours, mosaic
-from fastssl.train.samples import ImageSamples
+from fastssl.train.samples import ImageSamples, Samples
+from fastssl.train.scores import Table, keep
 
 TOP, MOST_ROWS, MOST_SHOWN = 10, 20, 20
 FRAMES = {True: (0.0, 0.62, 0.45), False: (0.84, 0.37, 0.0)}  # of right and of wrong classes, for all eyes
 QUERY = (0.35, 0.35, 0.35)
+CROSS: Any = {"s": 42, "marker": "X", "color": FRAMES[False], "edgecolors": "white", "linewidths": 0.8}
+AVERAGE = "mean average precision"
+MOST_BANK, UNLABELLED_ROWS = 5000, 10  # of the picture after a training: images of each half, and rows without classes
 
 
 def ranking(queries: Tensor, bank: Tensor) -> Tensor:
@@ -65,12 +75,40 @@ def retrieve(run: TrainedRun, top: int | None) -> None:
     found = {encoder: retrieval_scores(*run.embeddings[encoder][::-1], k) for encoder in ENCODERS}
     say(f"{len(train[1])} training images in the order of their nearness to each of {len(test[1])} test images")
     say(f"  {'':<28}" + "".join(f"{encoder:>10}" for encoder in ENCODERS))
-    for i, name in enumerate((f"precision@{k}", "mean average precision")):
+    for i, name in enumerate((f"precision@{k}", AVERAGE)):
         say(f"  {name:<28}" + "".join(f"{found[encoder][i]:>10.3f}" for encoder in ENCODERS))
     path = run.path.parent / "retrieval.png"
     title = f"{run.config.method}, {images.name}: precision@{k} {found['trained'][0]:.3f} ({found['untrained'][0]:.3f} untrained)"
-    draw_retrieval(run, path, columns=min(k, MOST_SHOWN), title=title)
+    draw_retrieval(images, (images.train, train), (images.test, test), path, columns=min(k, MOST_SHOWN), title=title)
     say(f"  picture     {path}")
+    keep(run.path.parent, retrieval_table(run, found, k), drawn={path.name: images.name})
+
+
+def retrieval_table(run: TrainedRun, found: dict[str, tuple[float, float]], k: int) -> Table:
+    """Precision@k and mean average precision of each of ``ENCODERS``, for ``scores.json``."""
+    labels = (f"precision@{k}", AVERAGE)
+    rows = tuple((name, tuple(found[each][i] for each in ENCODERS)) for i, name in enumerate(labels))
+    heading = "training images in the order of their nearness to test images"
+    return run.table("retrieval", heading, rows, columns=ENCODERS, names=("precision", "average_precision"))
+
+
+def draw_neighbours(method: nn.Module, data: Any, config: TrainConfig, path: Path, *, device: Any, workers: int) -> bool:
+    """Draws test images, and the nearest ones of ``MOST_BANK`` training images at most -> whether there were images to draw."""
+    images, points = getattr(data, "stills", data), RECIPES[config.method].points
+    wholes = [getattr(half, "whole", half) for half in (images.train, images.test)]
+    if not all(isinstance(half, ImageSamples) and len(half) for half in wholes):
+        return False
+    halves = [limited(half, MOST_BANK) for half in wholes]
+    found: list[Half] = []
+    for half in halves:
+        asked = replace(images, test=half)  # the half whose features a recipe gives
+        part = points(method, replace(data, stills=asked) if hasattr(data, "stills") else asked, device=device, workers=workers)
+        if part is None or not len(part[1]):
+            return False
+        found.append(part[:2])
+    columns, title = min(TOP, len(found[0][1])), f"{config.method}, {images.name}"
+    draw_retrieval(images, (halves[0], found[0]), (halves[1], found[1]), path, columns=columns, title=title)
+    return True
 
 
 def one_of_each(labels: Tensor, known: Tensor, most: int) -> Tensor:
@@ -80,10 +118,12 @@ def one_of_each(labels: Tensor, known: Tensor, most: int) -> Tensor:
     return torch.stack([(labels == label).nonzero()[0, 0] for label in classes[kept.to(classes.device)]])
 
 
-def read_rows(half: ImageSamples, rows: Tensor, size: int) -> Tensor:
+def read_rows(half: Samples | Subset, rows: Tensor, size: int) -> Tensor:
     """The images (N, 3, size, size) that rows of the embeddings belong to, which have none of the files that cannot be read."""
-    corrupt = getattr(half, "corrupt", torch.zeros(len(half), dtype=torch.bool))
-    images = half.__getitems__((~corrupt).nonzero().flatten()[rows.cpu()].tolist())[0]
+    whole: Any = half.dataset if isinstance(half, Subset) else half
+    places = torch.as_tensor(half.indices) if isinstance(half, Subset) else torch.arange(len(half))
+    corrupt = getattr(whole, "corrupt", torch.zeros(len(whole), dtype=torch.bool))
+    images = whole.__getitems__(places[~corrupt[places]][rows.cpu()].tolist())[0]
     return as_colours(centre(as_float(images), size)).float().clamp(0, 1)
 
 
@@ -96,29 +136,67 @@ def framed(images: Tensor, colours: list[tuple[float, float, float]]) -> Tensor:
     return out
 
 
-def draw_retrieval(run: TrainedRun, path: Path, *, columns: int, title: str) -> None:
-    """A test image of each class at the left, and behind it its nearest training images, framed by whether their class is right."""
+def queries_of(train: Half, test: Half, labelled: bool) -> Tensor:
+    """The test images that a picture shows: one of each class, or without classes ``UNLABELLED_ROWS`` of them, evenly spaced."""
+    if labelled:
+        return one_of_each(test[1], train[1], MOST_ROWS)
+    count = len(test[1])
+    return torch.linspace(0, count - 1, min(count, UNLABELLED_ROWS), dtype=torch.float64).long()
+
+
+def draw_retrieval(
+    images: Any,
+    train: tuple[Samples | Subset, Half],
+    test: tuple[Samples | Subset, Half],
+    path: Path,
+    *,
+    columns: int,
+    title: str,
+) -> None:
+    """A test image of each class at the left, and behind it its nearest training images, framed by whether their class is right.
+
+    Args:
+        images: the data, with its size and the names of its classes.
+        train, test: the images of each half, and their features and labels.
+        path: of the picture.
+        columns: neighbours of each test image.
+        title: the first line above the picture.
+    """
+    (bank, classes), (features, labels) = train[1], test[1]
+    labelled = len(images.class_names) > 1
+    asked = queries_of(train[1], test[1], labelled)
+    nearest = ranking(features[asked], bank)[:, :columns]
+    right = (classes[nearest] == labels[asked][:, None]).tolist()
+    rows = []
+    for query, found, its in zip(asked, nearest, right, strict=True):
+        shown = [read_rows(half, index, images.image_size) for half, index in ((test[0], query[None]), (train[0], found))]
+        frames = [FRAMES[each] if labelled else QUERY for each in its]
+        rows.append(framed(torch.cat(shown), [QUERY, *frames]))
+    names = [images.class_names[int(label)] for label in labels[asked]] if labelled else None
+    draw_rows_of_neighbours(rows, right, names, path, title)
+
+
+def draw_rows_of_neighbours(rows: list[Tensor], right: list[list[bool]], names: list[str] | None, path: Path, title: str) -> None:
+    """Rows of framed images (1 + K, 3, H, W), with the name of the row's class, a cross on each wrong one, and how many are right.
+
+    ``names``: None where there are no classes, and nothing is right or wrong.
+    """
     from fastssl.train.pictures import STYLE, plt, save
 
-    (bank, classes), (queries, labels) = run.embeddings["trained"]
-    asked = one_of_each(labels, classes, MOST_ROWS)
-    nearest = ranking(queries[asked], bank)[:, :columns]
-    right = classes[nearest] == labels[asked][:, None]
-    size, halves = run.images.image_size, (run.images.test, run.images.train)
-    rows = []
-    for query, found, its in zip(asked, nearest, right.tolist(), strict=True):
-        shown = [read_rows(half, index, size) for half, index in zip(halves, (query[None], found), strict=True)]
-        rows.append(framed(torch.cat(shown), [QUERY, *(FRAMES[each] for each in its)]))
-    gap = max(1, size // 10)
-    picture = mosaic(rows, gap).numpy()
+    columns, side = len(rows[0]), rows[0].shape[3]
+    gap = max(1, side // 12)
+    picture, step = mosaic(rows, gap).numpy(), side + gap
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(0.62 * (columns + 1) + 2.5, 0.62 * len(rows) + 0.8))
+        figure, axis = plt.subplots(figsize=(0.62 * columns + 2.5, 0.62 * len(rows) + 0.8))
         axis.imshow(picture, interpolation="nearest")
         axis.axis("off")
-        high = picture.shape[0] / len(rows)
-        for i, (query, its) in enumerate(zip(asked, right.tolist(), strict=True)):
-            name = run.images.class_names[int(labels[query])]
-            axis.text(-gap, (i + 0.5) * high, name, ha="right", va="center")
-            axis.text(picture.shape[1] + gap, (i + 0.5) * high, f"{sum(its)} of {len(its)}", ha="left", va="center", color="0.35")
-        axis.set_title(f"{title}\na test image of a class, and the training images nearest to it: green right, orange wrong class")
+        for i, (name, its) in enumerate(zip(names or (), right, strict=False)):
+            height = i * step + side / 2
+            axis.text(-gap, height, name, ha="right", va="center")
+            axis.text(picture.shape[1] + gap, height, f"{sum(its)} of {len(its)}", ha="left", va="center", color="0.35")
+            crosses = [((j + 1) * step + 0.84 * side, i * step + 0.16 * side) for j, found in enumerate(its) if not found]
+            if crosses:
+                axis.scatter(*zip(*crosses, strict=True), **CROSS)
+        told = "a test image of a class, and the training images nearest to it: green right, orange with a cross wrong class"
+        axis.set_title(f"{title}\n{told if names else 'a test image, and the training images nearest to it'}")
         save(figure, path)

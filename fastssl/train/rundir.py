@@ -32,7 +32,8 @@ DRAWN: tuple[str, ...] = (
     "completions.png",
 )
 DRAWN += ("next_frames.png", "colour_tracking.png", "spectrograms.png", "few_shot.png", "retrieval.png")
-OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, CONFIG, "error.txt", "export", "csv", "tensorboard")
+SCORES, REPORT = "scores.json", "report.html"
+OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, SCORES, REPORT, CONFIG, "error.txt", "export", "csv", "tensorboard")
 EARLIER = re.compile(r"earlier-\d+")
 
 

@@ -368,8 +368,8 @@ def test_a_resumed_run_remembers_how_the_untrained_knn_voted(run, capsys):
 
 
 def test_as_many_voters_are_the_same_vote():
-    from fastssl.train.cli import untrained_scores
     from fastssl.train.recipes import RECIPES
+    from fastssl.train.scores import untrained_scores
 
     settings = RECIPES["simclr"].settings
     history = [{"epoch": 0, "loss": None, "knn": 0.5, "rank": 3.0, "knn_k": 40, "knn_t": 0.2}, {"epoch": 1, "loss": 1.0}]

@@ -73,6 +73,8 @@ def test_the_table_and_the_picture(grey_run, capsys):
     assert list(rows) == [1, 3] and all(len(row) == 4 for row in rows.values()) and said.err == ""
     assert min(rows[3][2:]) > 0.9  # the linear probes tell two shades of grey apart, also before the training
     assert (grey_run / "few_shot.png").stat().st_size > 10_000
+    page = (grey_run / "report.html").read_text()
+    assert "<h3>Few labels</h3>" in page and "3 labels a class" in page and f"<td>{rows[1][0]:.3f} ± " in page
     assert main(command) == 0 and table(capsys.readouterr().out) == rows
     assert main([*command[:3], "--draws", "2", "--workers", "0"]) == 0
     assert list(table(capsys.readouterr().out)) == [1, 5, 10]  # the default 20 is more than the 12 images of a class

@@ -60,6 +60,8 @@ def test_it_learns_the_classes(grey_run, capsys):
     made = state["fine_tuned"]
     assert made["class_names"] == ["dark", "light"] and made["epochs"] == 12 and state["linear"]["weight"].shape == (2, 256)
     assert [f"{made['accuracy'][name]:.3f}" for name in ("from scratch", "fine-tuned")] == scores
+    page = (grey_run / "report.html").read_text()
+    assert "<h3>Fine-tuning</h3>" in page and "24 labelled images, 12 epochs" in page
 
 
 def test_what_is_refused(grey_run, capsys):
