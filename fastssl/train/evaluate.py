@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from fastssl.checks import accumulator_dtype
 from fastssl.train import UsageError
 from fastssl.train.augment import as_float
-from fastssl.train.data import batches
+from fastssl.train.data import ImageData, batches
 from fastssl.train.progress import watched
 from fastssl.train.samples import Samples
 
@@ -178,6 +178,51 @@ def embed(
     reduced to their centre square of that side. Undecodable files are left out.
     """
     return embed_all(encoder, dataset, lambda images: centre(as_float(images), size), "images", device=device, workers=workers)
+
+
+def knn_score(
+    encoder: nn.Module,
+    data: ImageData,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    knn_k: int = 20,
+    knn_t: float = 0.1,
+) -> float:
+    """The accuracy of a weighted kNN vote on the test images of a data set, by an encoder's features of its training images.
+
+    Args:
+        encoder: a method of ``fastssl.methods``, whose ``embed`` is called, or any module from images (B, C, S, S) float32 in
+            [0, 1] to features (B, ...), which are flattened. It is moved to ``device``; its mode is kept.
+        data: what ``load_data`` returns.
+        device: where the images are embedded.
+        workers: processes that read the images; 0 reads in this process.
+        knn_k: neighbours that vote.
+        knn_t: temperature of the vote.
+
+    Returns:
+        The share of the test images whose class the vote names, in [0, 1].
+
+    Raises:
+        TypeError: an encoder that is no module, or data that are no ``ImageData``.
+        ValueError: the data set has no classes or no test images of them, or ``knn_k`` or ``knn_t`` is not above 0.
+        UsageError: a feature is NaN or infinite.
+
+    Examples:
+        >>> from fastssl.train.data import load_data
+        >>> knn_score(nn.Identity(), load_data("digits", size=8)) > 0.95  # by the pixels themselves
+        True
+    """
+    if not isinstance(encoder, nn.Module):
+        raise TypeError(f"knn_score: encoder must be a module, got {type(encoder).__name__}")
+    if not isinstance(data, ImageData):
+        raise TypeError(f"knn_score: data must be an ImageData, as load_data returns it, got {type(data).__name__}")
+    if not data.labelled:
+        raise ValueError(f"knn_score: data must have two classes and test images of them, got {data.summary()}")
+    train, test = (
+        embed(encoder.to(device), half, data.image_size, device=device, workers=workers) for half in (data.train, data.test)
+    )
+    return knn_accuracy(train, test, len(data.class_names), knn_k, knn_t)
 
 
 @torch.no_grad()

@@ -54,12 +54,14 @@ PAIRS = {
     "swav.main_swav --nmb_prototypes 64 --local_crops 2 --queue_batches 1 --swap patch": (),
 }
 SCRIPTS |= {script: PAIRS[script] for script in of_today(PAIRS, 2)}
+#: two imports of Lightning take as long as the other scripts of several processes
+TURNS = ("torchrun.lightning_simclr",)
 #: scripts of several processes
 TOGETHER = (
     "torchrun.simclr",
     "torchrun.simclr --wrap fsdp2 --accumulate 2 --transport ring",
     "grad_cache.train --chunk_size 4",
-    *of_today(["torchrun.lightning_simclr"], 4),  # two imports of Lightning take as long as the others
+    *of_today(TURNS, 4),
 )
 
 

@@ -24,7 +24,7 @@ from fastssl.functional import nt_xent
 from fastssl.methods import SimCLR
 from fastssl.train import UsageError, backbones, data
 from fastssl.train.augment import TwoViews
-from fastssl.train.evaluate import embed, knn_predict, linear_probe_accuracy
+from fastssl.train.evaluate import embed, knn_predict, knn_score, linear_probe_accuracy
 from tests.support.rotation import every, of_today
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +159,29 @@ def test_knn_predict_against_a_loop():
     assert knn_predict(feature, bank, labels, 3, knn_k=1000).shape == (7, 3)
     with pytest.raises(ValueError, match="must share D"):
         knn_predict(feature, bank.T, labels, 3)
+
+
+def test_knn_score_counts_the_right_votes_and_refuses_what_has_no_classes():
+    """Of the mean of each image: dark and bright ones are told apart, and equal ones are not."""
+    dark, bright = (torch.full((6, 3, 8, 8), value, dtype=torch.uint8) for value in (10, 240))
+
+    def classes(right: int) -> data.TensorImages:
+        return data.TensorImages(torch.cat([dark, bright]), torch.tensor([0] * right + [1] * (12 - right)), ("dark", "bright"))
+
+    class Two(torch.nn.Module):
+        def forward(self, images):
+            return torch.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], 1)
+
+    encoder = Two().train()
+    assert knn_score(encoder, data.ImageData("grey", classes(6), classes(6), 8), knn_k=3) == 1.0
+    assert knn_score(encoder, data.ImageData("grey", classes(6), classes(9), 8), knn_k=3) == 0.75
+    assert encoder.training
+    with pytest.raises(ValueError, match="two classes"):
+        knn_score(encoder, data.ImageData("grey", classes(0), classes(6), 8))
+    with pytest.raises(TypeError, match="encoder must be a module, got method"):
+        knn_score(encoder.forward, data.ImageData("grey", classes(6), classes(6), 8))
+    with pytest.raises(TypeError, match="data must be an ImageData, as load_data returns it, got TensorImages"):
+        knn_score(encoder, classes(6))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
