@@ -6,6 +6,7 @@ both. All that it shows is in the folder: the checkpoint, ``scores.json``, ``csv
 """
 
 import base64
+import functools
 import shlex
 import time
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from fastssl._config import replace_text
 from fastssl._ending import visible
 from fastssl._version import __version__
 from fastssl.train import TrainConfig, warn
-from fastssl.train.checkpoints import config_of, history_of
+from fastssl.train.checkpoints import LAST, config_of, history_of
 from fastssl.train.clock import seconds_of
 from fastssl.train.layout import counted
 from fastssl.train.papers import PAPERS
@@ -40,8 +41,8 @@ PICTURES = {  # a run's pictures in the order of the page: heading, and how to r
     "retrieval.png": (
         "Nearest neighbours",
         "Each row begins with a test image. Behind it stand the training images whose features are nearest to its own, the nearest "
-        "first. A green frame: the class is right. An orange frame with a cross: it is another one. At the end stands how many are "
-        "right.",
+        "first. Where images have classes, a green frame says that the class is right, an orange one with a cross that it is "
+        "another; at the end stands how many are right.",
     ),
     "reconstruction.png": (
         "Reconstructions",
@@ -153,6 +154,8 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
         facts.append(("Input", f"{size} x {size} pixels, {channels} channel{'s' * (channels != 1)}"))
     facts.append(("Loss", recipe.loss))
     done = f"{run.epochs}" if run.epochs == config.epochs else f"{run.epochs} of {config.epochs}"
+    if run.checkpoint != LAST:
+        facts.append(("Checkpoint", run.checkpoint))
     facts += [("Epochs", f"{done}, batch size {config.batch_size}"), ("Optimizer", config.optimizer), ("Seed", str(config.seed))]
     return facts
 
@@ -240,9 +243,10 @@ def pictures_of(run: Run) -> list[Picture]:
     return [picture for picture in found if picture is not None]
 
 
-def rendered(page: str, **values: Any) -> str:
-    """A template of the folder ``pages`` with these values. Markup in a text is escaped, and so is what cannot be printed."""
-    environment = jinja2.Environment(
+@functools.cache
+def templates() -> jinja2.Environment:
+    """The templates of the folder ``pages``. They escape markup in a text, and what cannot be printed."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("fastssl.train", "pages"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -250,8 +254,12 @@ def rendered(page: str, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
+
+
+def rendered(page: str, **values: Any) -> str:
+    """A template with these values."""
     made = f"fastssl {__version__}, {time.strftime('%Y-%m-%d %H:%M')}"
-    return environment.get_template(page).render(made=made, shown=shown, **values)
+    return templates().get_template(page).render(made=made, shown=shown, **values)
 
 
 def report_of(run: Run) -> str:

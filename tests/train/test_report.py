@@ -148,7 +148,7 @@ def test_what_is_damaged_is_named_and_left_out(tmp_path, capsys):
 
 
 def test_scores_of_an_earlier_epoch_are_not_those_of_the_run(tmp_path):
-    from fastssl.train.report import Run, scores_of
+    from fastssl.train.report import Run, facts_of, scores_of
     from fastssl.train.scores import Scores, evaluation_table
 
     noted = torch.load(write_run(tmp_path / "run") / "last.ckpt", weights_only=True)
@@ -160,6 +160,8 @@ def test_scores_of_an_earlier_epoch_are_not_those_of_the_run(tmp_path):
         table = evaluation_table({"knn": 0.9}, {"knn": 0.4}, run.config, **of)
         found = scores_of(replace(run, scores=Scores((table,))))
         assert found is not None and found.rows[0][1][1] == wanted
+    assert not [value for _, value in facts_of(run) if "ckpt" in value]
+    assert ("Checkpoint", "fine_tuned.ckpt") in facts_of(replace(run, checkpoint="fine_tuned.ckpt"))
 
 
 def test_an_answer_replaces_the_one_to_the_same_question(tmp_path):
