@@ -20,7 +20,7 @@ def pair_of(name: str, argument: str, size: int | tuple[int, int]) -> tuple[int,
 def check_images(name: str, images: Tensor, shape: tuple[int, int, int], weight: Tensor, argument: str = "images") -> None:
     """Refuses what are no float images (N, C, H, W) of ``shape`` (C, H, W) with dtype and device of ``weight``, N at least 1."""
     check_dense(name, argument, images, "a tensor (N, C, H, W)")
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape or images.shape[0] == 0:
         wanted = f"(N, {', '.join(map(str, shape))})"
         raise ValueError(f"{name}: {argument} must have the shape of the backbone, {wanted}, got {tuple(images.shape)}")
     if not images.is_floating_point():

@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
         check_images(type(self).__name__, images, (image_shape(self)[0], grid[0] * patch, grid[1] * patch), self.pos_embed)
         tokens = self.patch_embed(images)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], 1)
+            tokens = torch.cat([self.cls_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], 1)
         positions = resized_positions(self.pos_embed, self.num_prefix_tokens, self.patch_embed.grid_size, grid)
         return run_blocks(self, tokens + positions)
 

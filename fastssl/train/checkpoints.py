@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastssl._ending import Failure, foreseen, out_of_memory, visible
 from fastssl.train import TrainConfig, UsageError
+from fastssl.train.allocation import Bounded, TooLarge
 from fastssl.train.archives import MoreThanTensors, damage, first_line
 from fastssl.train.contents import malformed
 from fastssl.train.recipes import RECIPES
@@ -189,7 +190,12 @@ def build_method(config: TrainConfig, data: Any) -> nn.Module:
 
 def restore_method(checkpoint: dict, data: Any, path: Path) -> nn.Module:
     """The method with the weights of a checkpoint, which may be a run on other data than ``data``."""
-    method, weights = build_method(config_of(checkpoint), data), method_weights(checkpoint)
+    weights = method_weights(checkpoint)
+    try:
+        with Bounded(weights, data):
+            method = build_method(config_of(checkpoint), data)
+    except TooLarge as error:
+        raise Unreadable(f"{path} does not fit: its settings ask for a method far larger than its weights") from error
     for name, tensor in (*method.named_buffers(), *method.named_parameters()):
         there = None if "backbone" in name or "_encoder" in name else weights.get(name)
         most = 1 if isinstance(tensor, nn.Parameter) else 2  # a buffer may have a row for each sample and a column for each class

@@ -198,7 +198,8 @@ def data_of(checkpoint: dict, config: TrainConfig, path: Path) -> Any:
     stored = checkpoint["fastssl"].get("data")
     half = stored.get("train") if isinstance(stored, dict) else None
     count, classes = (half.get("count"), half.get("classes")) if isinstance(half, dict) else (None, None)
-    count = count if isinstance(count, int) and count > 0 else config.batch_size
+    longest = max((len(value) for value in checkpoint["state_dict"].values() if value.ndim), default=0)
+    count = min(count, longest) if isinstance(count, int) and count > 0 else config.batch_size  # what has a row for each is there
     names = tuple(map(str, classes)) if isinstance(classes, list) and classes else ("",)
     return StoredData(config.data, size, config.channels, names, StoredHalf(count), StoredHalf(0))
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from fastssl.methods._encoder import pooled
 from fastssl.train import UsageError
-from fastssl.train.checkpoints import first_line
+from fastssl.train.archives import first_line
 from fastssl.train.encoders import RunEncoder
 from fastssl.train.makers import Maker, backbone_of, own_maker, timm_maker, torchvision_maker
 
@@ -205,16 +206,18 @@ class Pixels(nn.Module):
 
 def _save_onnx(encoder: RunEncoder, maker: Maker, folder: Path, metadata: dict[str, str]) -> None:
     images = torch.rand(2, encoder.channels, encoder.image_size, encoder.image_size)
-    program = torch.onnx.export(
-        Pixels(encoder).eval(),
-        (images,),
-        input_names=["images"],
-        output_names=["features"],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        program = torch.onnx.export(
+            Pixels(encoder).eval(),
+            (images,),
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     program.model.metadata_props.update(metadata)
     program.save(folder / "model.onnx", external_data=False)

@@ -155,6 +155,16 @@ def altered(run: Path, change) -> None:
     torch.save(checkpoint, run / "last.ckpt")
 
 
+def deep(run: Path) -> None:
+    write_run(run, "mae", backbone="vit", image_size=16)
+    altered(run, lambda c: c["fastssl"]["config"].update(decoder_depth=10**9))
+
+
+def long_queue(run: Path) -> None:
+    write_run(run, "moco", image_size=16)
+    altered(run, lambda c: c["fastssl"]["config"].update(queue_size=10**9))
+
+
 HOSTILE = {
     "text": (lambda run: altered(run, lambda c: c["fastssl"]["config"].update(method="gpt", backbone="")), "learns from"),
     "no size": (
@@ -165,6 +175,13 @@ HOSTILE = {
     "cut short": (lambda run: (run / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:5000]), "cut short"),
     "NaN": (lambda run: altered(run, lambda c: c["state_dict"]["method.backbone.0.weight"].fill_(torch.nan)), "NaN"),
     "a weight gone": (lambda run: altered(run, lambda c: c["state_dict"].pop("method.backbone.0.weight")), "is missing"),
+    "many samples": (lambda run: altered(run, lambda c: c["fastssl"]["data"]["train"].update(count=10**13)), None),
+    "a wide head": (
+        lambda run: altered(run, lambda c: c["fastssl"]["config"].update(projection_dim=10**9)),
+        "far larger than its weights",
+    ),
+    "a deep decoder": (deep, "far larger than its weights"),
+    "a long queue": (long_queue, "far larger than its weights"),
     "an object": (lambda run: torch.save({"fastssl": Path("x")}, run / "last.ckpt"), "more than tensors"),
 }
 
@@ -174,6 +191,9 @@ def test_a_hostile_checkpoint_is_refused_by_load_and_export(name, run, capsys):
     spoil, reason = HOSTILE[name]
     spoil(run)
     before = files(run)
+    if reason is None:  # what it claims is not asked for
+        assert export(run, "--to", "torch") == 0
+        return
     assert export(run, "--to", "torch") == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and reason in said.err and not said.out and files(run) == before, said
@@ -319,3 +339,38 @@ def test_a_disk_that_refuses(run, capsys, monkeypatch):
     assert export(run, "--to", "torch") == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "No space left on device" in said and not list(run.rglob("model.pth"))
+
+
+needs_onnx = pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="ONNX is not installed")
+
+
+@needs_onnx
+@pytest.mark.parametrize("name, backbone", of_today([("mae", "vit"), ("simclr", "conv"), ("dino", "vit")], 3))
+def test_onnx_runs_with_any_number_of_images(name, backbone, tmp_path, monkeypatch):
+    """The graph takes pixels from 0 to 1, as ``fastssl.load``'s module does."""
+    write_run(tmp_path, name, backbone=backbone, image_size=16)
+    assert export(tmp_path, "--to", "onnx") == 0
+    session = check_card(tmp_path, tmp_path / "export/onnx", monkeypatch, 1e-4)["session"]
+    images, encoder = torch.rand(3, 3, 16, 16), fastssl.load(tmp_path)
+    with torch.no_grad():
+        for count in (1, 3):
+            features = torch.from_numpy(session.run(None, {"images": images[:count].numpy()})[0])
+            torch.testing.assert_close(features, encoder(images[:count]), rtol=1e-4, atol=1e-4)
+    assert session.get_modelmeta().custom_metadata_map["method"] == name
+
+
+@needs_timm
+@pytest.mark.parametrize("library", of_today(["transformers", "timm"], 2))
+def test_a_folder_of_the_hub_is_loaded_by_both_libraries(library, tmp_path):
+    write_run(tmp_path, "simclr", backbone="vit", image_size=16)
+    assert export(tmp_path, "--to", "hf") == 0
+    images, folder = torch.rand(2, 3, 16, 16), tmp_path / "export/hf"
+    module = pytest.importorskip(library)
+    with torch.no_grad():
+        if library == "timm":
+            features = module.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()(images)
+        elif module.utils.is_timm_available():
+            features = module.AutoModel.from_pretrained(folder).eval()(images).pooler_output
+        else:
+            pytest.skip("transformers finds no timm")
+        torch.testing.assert_close(features, fastssl.load(tmp_path)(images), rtol=0, atol=1e-5)
