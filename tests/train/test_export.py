@@ -117,7 +117,8 @@ def test_load_gives_what_eval_scores(written):
 def test_load_needs_no_data_and_gives_the_features_of_the_method(name, tmp_path):
     options = {"data": f"folder:{tmp_path}/gone"} | ({"backbone": "vit"} if name in ("ijepa", "simmim", "dino") else {})
     method = write_run(tmp_path, name, **({} if name == "time_contrastive" else options))
-    encoder, images = fastssl.load(tmp_path), torch.rand(3, 3, 32, 32)
+    encoder = fastssl.load(tmp_path)
+    images = torch.rand(3, 3, encoder.image_size, encoder.image_size)
     with torch.no_grad():
         wanted = method.embed(images)
         torch.testing.assert_close(encoder(images), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
@@ -239,13 +240,11 @@ def test_timm_takes_the_built_in_transformer(tmp_path, monkeypatch):
 
 @needs_timm
 def test_pixels_that_are_normalised(tmp_path, monkeypatch):
-    """MAE's encoder wants (pixel - 0.5) / 0.25, in the example and in what timm's own transforms read."""
+    """MAE's encoder wants (pixel - 0.5) / 0.25: the example does that, and the module of ``fastssl.load``."""
     write_run(tmp_path, "mae", backbone="vit", image_size=16)
-    assert export(tmp_path, "--to", "hf", "--out", tmp_path / "hub") == 0
-    check_card(tmp_path, tmp_path / "hub", monkeypatch)
-    config = json.loads((tmp_path / "hub/config.json").read_text())["pretrained_cfg"]
-    assert (config["mean"], config["std"], config["input_size"]) == ([0.5] * 3, [0.25] * 3, [3, 16, 16])
-    assert not {"license", "tag"} & config.keys(), "these are of other weights"
+    assert export(tmp_path, "--to", "timm") == 0
+    check_card(tmp_path, tmp_path / "export/timm", monkeypatch)
+    assert "features = model((images - 0.5) / 0.25)" in (tmp_path / "export/timm/README.md").read_text()
 
 
 @needs_timm
@@ -345,7 +344,7 @@ needs_onnx = pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "o
 
 
 @needs_onnx
-@pytest.mark.parametrize("name, backbone", of_today([("mae", "vit"), ("simclr", "conv"), ("dino", "vit")], 3))
+@pytest.mark.parametrize("name, backbone", of_today([("mae", "vit"), ("simclr", "conv"), ("dino", "vit")], 6))
 def test_onnx_runs_with_any_number_of_images(name, backbone, tmp_path, monkeypatch):
     """The graph takes pixels from 0 to 1, as ``fastssl.load``'s module does."""
     write_run(tmp_path, name, backbone=backbone, image_size=16)
@@ -360,17 +359,21 @@ def test_onnx_runs_with_any_number_of_images(name, backbone, tmp_path, monkeypat
 
 
 @needs_timm
-@pytest.mark.parametrize("library", of_today(["transformers", "timm"], 2))
-def test_a_folder_of_the_hub_is_loaded_by_both_libraries(library, tmp_path):
-    write_run(tmp_path, "simclr", backbone="vit", image_size=16)
+@pytest.mark.parametrize("library", of_today(["transformers", "timm"], 4))
+def test_a_folder_of_the_hub_is_loaded_by_both_libraries(library, tmp_path, monkeypatch):
+    """Its config.json also has what the transforms of both libraries do."""
+    write_run(tmp_path, "mae", backbone="vit", image_size=16)
     assert export(tmp_path, "--to", "hf") == 0
-    images, folder = torch.rand(2, 3, 16, 16), tmp_path / "export/hf"
-    module = pytest.importorskip(library)
+    images, folder, module = torch.rand(2, 3, 16, 16), tmp_path / "export/hf", pytest.importorskip(library)
+    check_card(tmp_path, folder, monkeypatch)
+    config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    assert (config["mean"], config["std"], config["input_size"]) == ([0.5] * 3, [0.25] * 3, [3, 16, 16])
+    assert not {"license", "tag"} & config.keys(), "these are of other weights"
     with torch.no_grad():
         if library == "timm":
-            features = module.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()(images)
+            features = module.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()((images - 0.5) / 0.25)
         elif module.utils.is_timm_available():
-            features = module.AutoModel.from_pretrained(folder).eval()(images).pooler_output
+            features = module.AutoModel.from_pretrained(folder).eval()((images - 0.5) / 0.25).pooler_output
         else:
             pytest.skip("transformers finds no timm")
         torch.testing.assert_close(features, fastssl.load(tmp_path)(images), rtol=0, atol=1e-5)
