@@ -7,6 +7,7 @@ answer. It also notes what the training itself took and which versions did it.
 import json
 import math
 import platform
+import re
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from fastssl.train.recipes import RECIPES
 from fastssl.train.rundir import SCORES
 from fastssl.train.settings import knn_vote
 
+FORM = re.compile(r"\.\df")
+MOST_BYTES = 16 << 20  # of the file
 Value = float | None | tuple[float, float]  # a number, none where it is not known, or a mean and half of its 95 % interval
 
 
@@ -109,8 +112,8 @@ def table_of(values: dict[str, Any]) -> Table:
         raise ValueError("rows, names and forms must be as many")
     if any(len(found) != len(table.columns) for _, found in table.rows):
         raise ValueError("each row must have a value for each column")
-    for form in table.forms:
-        format(0.5, form)
+    if wrong := [form for form in table.forms if not FORM.fullmatch(form)]:
+        raise ValueError(f"a form must be like .3f, got {wrong[0]!r}")
     return table
 
 
@@ -150,6 +153,8 @@ def read_scores(folder: Path) -> Scores:
     """The scores of a run's folder; none, with a warning, where the file is damaged."""
     path = folder / SCORES
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
         found = json.loads(path.read_text(encoding="utf-8"))
         drawn, training = found.get("drawn", {}), found.get("training", {})
         if not isinstance(drawn, dict) or not isinstance(training, dict):

@@ -131,6 +131,7 @@ def test_what_is_damaged_is_named_and_left_out(tmp_path, capsys):
         {"rows": [["x", [0.5, 0.5]]]},
         {"rows": [["x", ["0.5"]]]},
         {"forms": ["}{"]},
+        {"forms": [".999999999f"]},  # a gigabyte of digits
         {"names": []},
         {"task": 3},
         {"epoch": None},
@@ -188,7 +189,9 @@ def test_every_method_has_a_paper_and_every_picture_a_text():
     from fastssl.train.recipes import METHODS, RECIPES
     from fastssl.train.report import PICTURES
     from fastssl.train.rundir import DRAWN
+    from fastssl.train.scores import FORM
 
+    assert all(FORM.fullmatch(form) for recipe in RECIPES.values() for _, _, form in recipe.watch.values())
     assert tuple(PAPERS) == METHODS and set(PICTURES) == set(DRAWN) - {"curves.png"}
     methods = Path(__file__).resolve().parents[2] / "fastssl" / "methods"
     for name, paper in PAPERS.items():
