@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # else several processes on a CPU would not meet
     set_seed(0)
     data = load_data(args.data)
+    batch_size = min(args.batch_size, len(data.train))
     views = TwoViews(data.image_size, mirror=data.mirror, colour=data.colour, hue=data.hue)
     encoder = ConvEncoder()
     untrained = knn_score(encoder, data)
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = nn.Sequential(encoder, projector(256))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     sampler = torch.utils.data.RandomSampler(data.train)
-    loader = batches(data.train, args.batch_size // accelerator.num_processes, sampler=sampler, drop_last=True)
+    loader = batches(data.train, batch_size // accelerator.num_processes, sampler=sampler, drop_last=True)
     steps = args.epochs * len(loader)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)

@@ -58,13 +58,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = load_data(args.data)
+    batch_size = min(args.batch_size, len(data.train))
     model = SimCLR(ConvEncoder(), 256).to(device)
     untrained = knn_score(model.backbone, data, device=device)
 
     mirror = 0.5 if data.mirror else 0.0
     transform = SimCLRTransform(data.image_size, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0, hf_prob=mirror, normalize=None)
     dataset = LightlyDataset.from_torch_dataset(Pictures(data.train), transform=transform)
-    loader = torch.utils.data.DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers)
+    loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=args.workers)
     criterion = NTXentLoss(temperature=0.5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
 

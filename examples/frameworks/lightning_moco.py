@@ -49,12 +49,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     lightning.seed_everything(0, verbose=False)
     data = load_data(args.data)
+    batch_size = min(args.batch_size, len(data.train))
     views = TwoViews(data.image_size, mirror=data.mirror, colour=data.colour, hue=data.hue)
     method = MoCo(ConvEncoder(), mlp=True, queue_size=args.queue_size, temperature=0.2, momentum=0.99)
     untrained = knn_score(method, data)
 
     sampler = torch.utils.data.RandomSampler(data.train)
-    loader = batches(data.train, args.batch_size, sampler=sampler, drop_last=True)
+    loader = batches(data.train, batch_size, sampler=sampler, drop_last=True)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(max_epochs=args.epochs, devices=1, **quiet)  # the accelerator is found
     trainer.fit(SelfSupervised(method, views, args.lr), loader)

@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     torch.manual_seed(0)  # the same weights in every process
     data = load_data(args.data)
+    batch_size = min(args.batch_size, len(data.train))
     views = TwoViews(data.image_size, mirror=data.mirror, colour=data.colour, hue=data.hue)
     encoder = ConvEncoder().to(device)
     head = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 128)).to(device)
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     sampler = DistributedSampler(data.train, world, rank, drop_last=True)
-    loader = batches(data.train, args.batch_size // world, sampler=sampler, drop_last=True)
+    loader = batches(data.train, batch_size // world, sampler=sampler, drop_last=True)
     group = Ranks() if together else None  # the negatives of all processes, or of this one
 
     for epoch in range(args.epochs):

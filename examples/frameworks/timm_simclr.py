@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = load_data(args.data)
+    batch_size = min(args.batch_size, len(data.train))
     model = timm.create_model(args.model, num_classes=0).to(device)
     head = nn.Sequential(nn.Linear(model.num_features, 256), nn.ReLU(), nn.Linear(256, 128)).to(device)
     untrained = knn_score(model, data, device=device)
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     crop = {"scale": (0.2, 1.0), "hflip": 0.5 if data.mirror else 0.0}
     transform = create_transform(data.image_size, is_training=True, normalize=False, **crop, **jitter)
     dataset = TwoViews(data.train, transform)
-    loader = torch.utils.data.DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True, num_workers=args.workers)
+    loader = torch.utils.data.DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=args.workers)
     both = nn.Sequential(model, head)
     optimizer = create_optimizer_v2(both, opt=args.opt, lr=args.lr, weight_decay=1e-4)
     scheduler, epochs = create_scheduler_v2(optimizer, sched="cosine", num_epochs=args.epochs, warmup_epochs=0)
