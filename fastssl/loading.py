@@ -29,7 +29,8 @@ def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> 
 
     Raises:
         TypeError: ``run`` is no path.
-        ValueError: there is no checkpoint that can be used, or its method learns from something else than images.
+        ValueError: there is no checkpoint that can be used, its method learns from something else than images, or ``device``
+            names no device.
 
     Examples:
         >>> import fastssl
@@ -39,6 +40,10 @@ def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> 
     """
     if not isinstance(run, str | os.PathLike) or not os.fspath(run):
         raise TypeError(f"load: run must be the path of a run or of a checkpoint, got {run!r}")
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"load: device must name a device of torch, such as cpu or cuda, got {device!r}") from error
     from fastssl._ending import UsageError
     from fastssl.train import warn
     from fastssl.train.encoders import load_run
@@ -49,4 +54,4 @@ def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> 
         raise ValueError(f"load: {error}") from error
     if loaded.warning:
         warn(loaded.warning.removeprefix("warning: "))
-    return loaded.encoder.to(device)
+    return loaded.encoder.to(place)

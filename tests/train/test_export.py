@@ -133,6 +133,8 @@ def test_load_needs_no_data_and_gives_the_features_of_the_method(name, tmp_path)
 def test_what_load_refuses(tmp_path):
     with pytest.raises(TypeError, match=r"^load: run must be the path of a run or of a checkpoint, got 3$"):
         fastssl.load(3)
+    with pytest.raises(ValueError, match=r"^load: device must name a device of torch, such as cpu or cuda, got 'nope'$"):
+        fastssl.load(tmp_path, device="nope")
     with pytest.raises(ValueError, match=r"^load: RUN .*gone: no such file or directory$"):
         fastssl.load(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"^load: RUN .* there is no checkpoint in it$"):
