@@ -1,10 +1,10 @@
-"""The command line: ``fastssl train | eval | export | report | compare | info | bench``, also as ``python -m fastssl``."""
+"""The command line: ``fastssl COMMAND ...``, also as ``python -m fastssl``."""
 
-import difflib
 import sys
 from importlib import import_module
 
 from fastssl._ending import UsageError, ended, lines_at_once, patient_restart
+from fastssl._options import closest
 
 USAGE = """usage: fastssl COMMAND ...
 
@@ -13,18 +13,24 @@ USAGE = """usage: fastssl COMMAND ...
   export RUN     write the trained encoder for torch, timm, torchvision, safetensors, Hugging Face or ONNX
   report RUN     report.html of a run, made anew from what is in its folder
   compare RUN... runs side by side: a table, and a plot of their scores against time and epochs
+  runs [FOLDER]  the runs in a folder: what they are, how far they came, their scores
   info           what is built and what this machine can run
   bench          time the ops on this machine
+  completion     what makes bash, zsh or fish complete these commands and their options
 
 fastssl COMMAND --help lists the options of a command; docs/training.md tells how a run is stopped, resumed and used."""
-TRAIN_COMMANDS = {  # the module of fastssl.train and the function in it
-    "train": ("cli", "train"),
-    "eval": ("cli", "evaluate_run"),
-    "export": ("export", "export"),
-    "report": ("report_command", "report"),
-    "compare": ("compare", "compare"),
+COMMANDS = {  # the module and the function of each
+    "train": ("fastssl.train.cli", "train"),
+    "eval": ("fastssl.train.cli", "evaluate_run"),
+    "export": ("fastssl.train.export", "export"),
+    "report": ("fastssl.train.report_command", "report"),
+    "compare": ("fastssl.train.compare", "compare"),
+    "runs": ("fastssl.train.runs", "runs"),
+    "info": ("fastssl.info", "main"),
+    "bench": ("fastssl.bench", "main"),
+    "completion": ("fastssl.completion", "main"),
 }
-COMMANDS = (*TRAIN_COMMANDS, "info", "bench")
+HEAVY = ("train", "eval", "export", "compare")  # that compute with all cores
 
 TRAIN_PACKAGES = (
     "lightning",
@@ -38,30 +44,19 @@ TRAIN_PACKAGES = (
     "torchmetrics",
     "tqdm",
     "yaml",
+    "shtab",
 )
 
 
-def _train(command: str, argv: list[str]) -> int:
+def _run(command: str, argv: list[str]) -> int:
+    module, function = COMMANDS[command]
     try:
-        module, function = TRAIN_COMMANDS[command]
-        return getattr(import_module(f"fastssl.train.{module}"), function)(argv)
+        return getattr(import_module(module), function)(argv)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in TRAIN_PACKAGES:
             raise
         hint = 'in a clone of fastssl: pip install --no-build-isolation ".[train]"'
         raise UsageError(f"{error.name} is not installed; {hint}") from None
-
-
-def _info(argv: list[str]) -> int:
-    from fastssl.info import main
-
-    return main(argv)
-
-
-def _bench(argv: list[str]) -> int:
-    from fastssl.bench import main
-
-    return main(argv)
 
 
 def _usage(command: str) -> int:
@@ -77,9 +72,8 @@ def _usage(command: str) -> int:
     if not command:
         print(USAGE, file=sys.stderr)
         return 2
-    close = difflib.get_close_matches(command, COMMANDS, 1, 0.5)
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(COMMANDS)}"
-    print(f"fastssl: error: unknown command '{command}'; {hint}", file=sys.stderr)
+    hint = closest(command, COMMANDS) or f"; known: {', '.join(COMMANDS)}"
+    print(f"fastssl: error: unknown command '{command}'{hint}", file=sys.stderr)
     return 2
 
 
@@ -88,12 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
     if argv is None:
         lines_at_once()
-    if command in TRAIN_COMMANDS:
-        if argv is None:
+        if command in HEAVY:
             patient_restart()
-        return ended(command, lambda: _train(command, rest), resume=command == "train")
-    other = {"info": _info, "bench": _bench}.get(command)
-    return ended(command, lambda: other(rest) if other else _usage(command))
+    return ended(command, lambda: _run(command, rest) if command in COMMANDS else _usage(command), resume=command == "train")
 
 
 if __name__ == "__main__":

@@ -245,12 +245,13 @@ def quiet_hooks() -> Iterator[None]:
         threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
 
 
-def traceback_kept(error: BaseException) -> Path | None:
-    """Writes the traceback to ``error.txt`` of the run's folder, or to the folder for temporary files -> its path."""
+def traceback_kept(error: BaseException, *, elsewhere: bool = True) -> Path | None:
+    """Writes the traceback to ``error.txt`` of the run's folder, or of the one for temporary files (``elsewhere``) -> its path."""
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
     folder = PLACE.folder
     places = [folder / "error.txt"] if folder is not None and folder.is_dir() else []
-    for path in (*places, Path(tempfile.gettempdir(), f"fastssl-error-{os.getpid()}.txt")):
+    places += [Path(tempfile.gettempdir(), f"fastssl-error-{os.getpid()}.txt")] if elsewhere else []
+    for path in places:
         try:
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError:

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ._config import Value, read_options
 from ._ending import UsageError
@@ -156,6 +156,19 @@ def share(text: str) -> float:
     return number(float, 0.0, above=True, most=1)(text)
 
 
+T = TypeVar("T", bound=Callable[[str], Any])
+
+
+def takes(*names: str) -> Callable[[T], T]:
+    """Notes on an argparse type which words it takes, for the completion of shells."""
+
+    def note(parse: T) -> T:
+        parse.names = names  # type: ignore[attr-defined]
+        return parse
+
+    return note
+
+
 def one_of(*names: str) -> dict[str, Any]:
     """The arguments of ``add_argument`` for an option that is one of these names."""
 
@@ -164,4 +177,4 @@ def one_of(*names: str) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, got '{text}'{closest(text, names)}")
         return text
 
-    return {"type": parse, "metavar": "{" + ",".join(names) + "}"}
+    return {"type": takes(*names)(parse), "metavar": "{" + ",".join(names) + "}"}

@@ -3,14 +3,15 @@
 import importlib
 import itertools
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ._ending import UsageError
-from ._options import Parser, closest, directory, number, one_of
+from ._ending import UsageError, ended
+from ._options import Parser, closest, directory, number, one_of, takes
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,10 +33,29 @@ def _dtypes(text: str) -> list[str]:
     return [one(name) for name in text.split(",")]
 
 
+def _workload(*names: str) -> Callable[[str], str]:
+    """An argparse type: the name of a workload."""
+
+    @takes(*names)
+    def parse(text: str) -> str:
+        if text not in names:
+            hint = closest(text, names) or f"; known: {', '.join(names)}"
+            raise ArgumentTypeError(f"unknown workload '{text}'{hint}")
+        return text
+
+    return parse
+
+
 def _parser(workloads: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
     what = "Runs the benchmarks of a source checkout, compares with the peers, prints tables and targets."
     parser = Parser("fastssl bench", description=what)
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"what is timed; default: all of {', '.join(workloads)}")
+    parser.add_argument(
+        "workloads",
+        nargs="*",
+        type=_workload(*workloads),
+        metavar="WORKLOAD",
+        help=f"what is timed; default: all of {', '.join(workloads)}",
+    )
     listed = "print the workloads, their shapes, and the peers with the reason where one is absent"
     parser.add_argument("--list", action="store_true", help=listed)
     parser.add_argument("--shapes", nargs="+", metavar="BxD", help="for example 4096x128; default: the workload's own")
@@ -132,10 +152,6 @@ def run(args: Namespace) -> int:
         return 0
     dtypes = _options(args, runner, peers)
     device = dtypes[0].device
-    unknown = [name for name in args.workloads if name not in registry.WORKLOADS]
-    if unknown:
-        hint = closest(unknown[0], registry.WORKLOADS) or f"; choose from {', '.join(registry.WORKLOADS)}"
-        raise ValueError(f"bench: unknown workload {unknown[0]!r}{hint}")
     folders = [args.out] if args.out else []
     folders += [report.RESULTS / machine.slug(device)] if args.save else []
     for folder in folders:  # before hours of work
@@ -157,21 +173,22 @@ def run(args: Namespace) -> int:
     return int(bad)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """``fastssl bench [WORKLOAD ...]``; the exit status is 1 where our own code fails, 2 for a wrong command."""
-    try:
-        _benchmarks()
-        from benchmarks import peers
-        from benchmarks.core import registry
+def parser() -> Parser:
+    """The options of ``fastssl bench``. Raises ImportError where this is no source checkout."""
+    _benchmarks()
+    from benchmarks import peers
+    from benchmarks.core import registry
 
-        return run(_parser(tuple(registry.WORKLOADS), peers.NAMES).parse_args(argv))
-    except UsageError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
+    return _parser(tuple(registry.WORKLOADS), peers.NAMES)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """``fastssl bench [WORKLOAD ...]``; the exit code is 1 where our own code fails. Raises UsageError for a wrong command."""
+    try:
+        return run(parser().parse_args(argv))
     except (ImportError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
+        raise UsageError(str(error).removeprefix("bench: ")) from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("bench", main))

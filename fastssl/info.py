@@ -132,12 +132,17 @@ def report() -> str:
     return "\n".join(lines)
 
 
+def parser() -> Parser:
+    """The options of ``fastssl info``."""
+    found = Parser("fastssl info", description="What is built, what this machine can run, and what serves each op.")
+    measure = "also measure what this CPU can do at best: multiply-adds for each dtype, and its memory; a second"
+    found.add_argument("--measure", action="store_true", help=measure)
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints the report, and with ``--measure`` the peaks of this CPU."""
-    parser = Parser("fastssl info", description="What is built, what this machine can run, and what serves each op.")
-    measure = "also measure what this CPU can do at best: multiply-adds for each dtype, and its memory; a second"
-    parser.add_argument("--measure", action="store_true", help=measure)
-    args = parser.parse_args(argv or [])
+    args = parser().parse_args(argv or [])
     print(report())
     if args.measure:
         print("\n".join(_measured()))

@@ -32,17 +32,18 @@ class Unreadable(UsageError):
     """A checkpoint is there and cannot be used. The text says which one and why."""
 
 
-def read_checkpoint(path: Path) -> dict:
+def read_checkpoint(path: Path, *, values: bool = True) -> dict:
     """The checkpoint on the CPU. Raises ``FileNotFoundError`` or ``NotADirectoryError``, and ``Unreadable`` with the reason.
 
-    The archive's own numbers are looked at before torch reads it: a file that claims more than it holds gets no memory.
+    The archive's own numbers are looked at before torch reads it: a file that claims more than it holds gets no memory. Without
+    ``values``, those of the tensors stay on the disk until somebody asks for them, so that nobody looks whether they are whole.
     """
     try:
         if not is_archive(path):
             raise Unreadable(f"{path} cannot be read: it is no checkpoint, or damaged")
-        if why := damage(path):
+        if why := damage(path, checksums=values):
             raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({why})")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=not values)
     except (Unreadable, FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
@@ -58,7 +59,7 @@ def read_checkpoint(path: Path) -> dict:
         why = visible(first_line(error).split(". ")[0])
         raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({why})") from error
     try:
-        why = malformed(checkpoint)
+        why = malformed(checkpoint, values=values)
     except Exception as error:  # of another type or shape than any value of a checkpoint has
         if out_of_memory(error):
             raise

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastssl._ending import PLACE, STOP, first_process, foreseen, visible
+from fastssl._ending import PLACE, STOP, first_process, foreseen, traceback_kept, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.evaluation import evaluate, report_corrupt
 from fastssl.train.layout import counted, refuse_as_out
@@ -82,6 +82,8 @@ def fit(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: 
         join_processes(trainer, meeting)
         trainer.fit(module, ckpt_path=found[0] if found else None, weights_only=True)
     except Exception as error:
+        if (module.begun or not found) and first_process() and STOP.signum is None:
+            traceback_kept(error, elsewhere=False)
         if found and not module.begun and not isinstance(error, UsageError) and foreseen(error) is None:
             why = f"{type(error).__name__}: {visible(str(error).strip())}"
             raise UsageError(f"--resume: {found[0]} cannot be restored: {why}") from error

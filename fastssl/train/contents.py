@@ -13,8 +13,8 @@ MOST_DEEP = 32  # dictionaries and lists inside each other; six in a checkpoint 
 MOST_VALUES = 10_000_000  # a few bytes that hold the same list twice, and so on, are more
 
 
-def malformed(checkpoint: Any) -> str | None:
-    """Why this is no whole checkpoint of ``fastssl train``; None where it is."""
+def malformed(checkpoint: Any, *, values: bool = True) -> str | None:
+    """Why this is no whole checkpoint of ``fastssl train``; None where it is. ``values``: whether to look at those of tensors."""
     own = checkpoint.get("fastssl") if isinstance(checkpoint, dict) else None
     if not isinstance(own, dict):
         return "it was not written by fastssl train"
@@ -33,7 +33,7 @@ def malformed(checkpoint: Any) -> str | None:
         return why
     if not (isinstance(weights, dict) and weights and all(isinstance(value, Tensor) for value in weights.values())):
         return "its weights are missing"
-    return not_finite(checkpoint)
+    return not_finite(checkpoint) if values else None
 
 
 def wrong_rows(history: Any) -> str | None:

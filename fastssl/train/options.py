@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from fastssl._options import Parser, add_config, closest, number, one_of, options_of_file, path
+from fastssl._options import Parser, add_config, closest, number, one_of, options_of_file, path, takes
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.recipes import RECIPES
 from fastssl.train.settings import MOST_SEED, Setting, data_name, flag, settings_of
@@ -34,6 +34,7 @@ OF_TASK = {  # of eval, and which of its tasks use it
 OF_EVAL = ("pixel_range", "knn_k", "knn_t")  # settings of a run that its evaluation may have otherwise
 
 
+@takes(*RECIPES)
 def method_name(text: str) -> str:
     """An argparse type: the name of a method."""
     if text not in RECIPES:
@@ -70,6 +71,7 @@ def strategy(text: str) -> str:
     return text
 
 
+@takes(*PRECISIONS)
 def precision(text: str) -> str:
     short = next((short for short, long in PRECISIONS.items() if text in (short, long)), None)
     if short is None:
@@ -261,6 +263,15 @@ def export_parser() -> Parser:
     targets = one_of("torch", "timm", "torchvision", "safetensors", "hf", "onnx")
     parser.add_argument("--to", required=True, help=what, **targets)
     parser.add_argument("--out", type=path, help="folder of the files (default: export/TARGET beside the checkpoint)")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
+    return parser
+
+
+def runs_parser() -> Parser:
+    parser = Parser("fastssl runs", description="List the runs below a folder: those that are running first, then the newest.")
+    parser.add_argument("folder", nargs="?", type=path, default=Path("runs"), metavar="FOLDER", help="where the runs lie")
+    parser.add_argument("--sort", **one_of("newest", "name", "score", "size"), default="newest", help="what they are sorted by")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON, with sizes in bytes and times in seconds")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
     return parser
 

@@ -17,6 +17,7 @@ try:
 except ImportError:  # no POSIX: no lock
     fcntl = None  # type: ignore[assignment]
 
+ERROR = "error.txt"  # the traceback of what ended the training
 LOCK, LOCK_BEGINS = ".lock", "process "
 CONFIG = "config.yaml"  # the options that repeat the run
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "last.partial")
@@ -33,7 +34,7 @@ DRAWN: tuple[str, ...] = (
 )
 DRAWN += ("next_frames.png", "colour_tracking.png", "spectrograms.png", "few_shot.png", "retrieval.png")
 SCORES, REPORT = "scores.json", "report.html"
-OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, SCORES, REPORT, CONFIG, "error.txt", "export", "csv", "tensorboard")
+OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, SCORES, REPORT, CONFIG, ERROR, "export", "csv", "tensorboard")
 EARLIER = re.compile(r"earlier-\d+")
 
 

@@ -18,6 +18,7 @@ from benchmarks.peers import Peer
 from benchmarks.report import plots
 from benchmarks.report import tables as report
 from fastssl import bench, peaks
+from fastssl.__main__ import main
 from fastssl.testing.compare import relative_error
 
 NT_XENT = WORKLOADS["nt_xent"]
@@ -297,12 +298,12 @@ def test_old_result_files_are_refused(tmp_path):
 
 def test_command_line_words(capsys, monkeypatch, tmp_path):
     assert bench.main(["--list"]) == 0 and "pytorch_metric_learning" in capsys.readouterr().out
-    assert bench.main(["triplets"]) == 2 and "unknown workload 'triplets'" in capsys.readouterr().err
-    assert bench.main(["nt_xent", "--shapes", "12"]) == 2 and "must read like 256x128" in capsys.readouterr().err
+    assert main(["bench", "triplets"]) == 2 and "unknown workload 'triplets'" in capsys.readouterr().err
+    assert main(["bench", "nt_xent", "--shapes", "12"]) == 2 and "must read like 256x128" in capsys.readouterr().err
     out = ["--out", str(tmp_path), "--peers", "none", "--no-memory", "--budget", "0.1"]
     assert bench.main(["nt_xent", "--shapes", "16x8", "--device", "cpu", *out]) == 0 and (tmp_path / "nt_xent.json").exists()
     monkeypatch.setattr(bench, "_ROOT", tmp_path)
-    assert bench.main(["--list"]) == 2 and "no benchmarks folder beside" in capsys.readouterr().err
+    assert main(["bench", "--list"]) == 2 and "no benchmarks folder beside" in capsys.readouterr().err
     assert parse_shape("4096X128", NT_XENT) == (4096, 128)
 
 

@@ -14,6 +14,7 @@ from benchmarks.core.registry import WORKLOADS, Target, parse_shape
 from benchmarks.report import plots
 from benchmarks.report import tables as report
 from fastssl import bench
+from fastssl.__main__ import main
 from fastssl.testing.updates import MODELS, as_module, copied, elements
 
 EMA, QUEUE, MOCO = WORKLOADS["ema"], WORKLOADS["queue_push"], WORKLOADS["moco_step"]
@@ -262,7 +263,7 @@ def test_command_line_of_updates(tmp_path, capsys):
     out = ["--quick", "--peers", "none", "--no-memory", "--budget", "0.05", "--device", "cpu", "--out", str(tmp_path)]
     assert bench.main(["ema", "queue_push", *out]) == 0
     assert {path.name for path in tmp_path.glob("*.json")} == {"ema.json", "queue_push.json"}
-    assert bench.main(["ema", "--shapes", "resnet51"]) == 2 and "must be one of tiny, resnet50" in capsys.readouterr().err
+    assert main(["bench", "ema", "--shapes", "resnet51"]) == 2 and "must be one of tiny, resnet50" in capsys.readouterr().err
     assert parse_shape("vit_l16", EMA) == ("vit_l16",) and parse_shape("8x40x16", QUEUE) == (8, 40, 16)
 
 

@@ -1,0 +1,141 @@
+"""``fastssl runs``: which runs lie below a folder, what became of them, and what they reached."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fastssl.__main__ import main
+from tests.support.training import needs_train
+from tests.train.test_dry_run import HOLD
+
+pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
+
+
+def listed(folder, capsys, *options: str) -> dict[str, dict]:
+    """The list by the names of the folders, in its order."""
+    assert main(["runs", str(folder), "--json", *options]) == 0
+    return {os.path.relpath(run["run"], folder): run for run in json.loads(capsys.readouterr().out)}
+
+
+def copied(run, folder, **history: dict) -> None:
+    """A copy of a run whose settings or last epoch are others."""
+    folder.mkdir(parents=True)
+    shutil.copy(run / ".lock", folder)
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    own = checkpoint["fastssl"]
+    own["config"] |= history.pop("config", {})
+    own["history"][-1] |= history
+    torch.save(checkpoint, folder / "last.ckpt")
+
+
+@pytest.fixture(scope="module")
+def many(grey_run, tmp_path_factory):
+    """Runs of which one is finished, and others were stopped, failed, are damaged, or have no checkpoint yet."""
+    folder = tmp_path_factory.mktemp("runs")
+    copied(grey_run, folder / "done", knn=0.75)
+    copied(grey_run, folder / "group" / "better", knn=0.875)
+    copied(grey_run, folder / "stopped", config={"epochs": 30})
+    copied(grey_run, folder / "failed", config={"epochs": 30})
+    (folder / "failed" / "error.txt").write_text("the loss became nan")
+    copied(grey_run, folder / "done" / "earlier-1")
+    for name in ("damaged", "begun"):
+        (folder / name).mkdir()
+        shutil.copy(grey_run / ".lock", folder / name)
+    (folder / "damaged" / "last.ckpt").write_bytes((grey_run / "last.ckpt").read_bytes()[:5000])
+    shutil.copy(grey_run / "config.yaml", folder / "begun")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("no run")
+    for age, name in enumerate(("begun", "group/better", "done", "stopped", "failed", "damaged")):
+        for path in (folder / name).iterdir():
+            if path.is_file() and path.name != "error.txt":
+                os.utime(path, (time.time() - 4000 * age,) * 2)
+    return folder
+
+
+def test_what_became_of_each_run(many, grey_run, capsys):
+    found = listed(many, capsys)
+    states = {name: (run["state"], run["epochs"], run["of"]) for name, run in found.items()}
+    assert states == {
+        "begun": ("stopped", 0, 2),
+        "group/better": ("finished", 2, 2),
+        "done": ("finished", 2, 2),
+        "stopped": ("stopped", 2, 30),
+        "failed": ("failed", 2, 30),
+        "damaged": ("damaged", 0, None),
+    }
+    assert list(found) == list(states)  # the newest first
+    done = found["done"]
+    assert done["scores"] == {"knn": 0.75} and done["method"] == "simclr" and done["encoder"] == "conv"
+    assert done["data"].startswith("folder:") and done["seconds"] > 0
+    assert done["bytes"] == sum(path.stat().st_size for path in (many / "done").rglob("*") if path.is_file())
+    assert found["begun"]["method"] == "simclr" and found["damaged"]["method"] == ""
+    assert list(listed(many, capsys, "--sort", "score"))[:4] == ["failed", "stopped", "group/better", "done"]
+    assert list(listed(many, capsys, "--sort", "name")) == sorted(found)
+    assert next(iter(listed(many, capsys, "--sort", "size"))) == "done"
+    assert list(listed(many / "group" / "better", capsys)) == ["."]
+
+
+def test_the_scores_are_those_of_the_evaluation_at_the_end(many, grey_run, capsys):
+    shutil.copy(grey_run / "scores.json", many / "done")
+    done, better = (listed(many, capsys)[name] for name in ("done", "group/better"))
+    assert set(done["scores"]) == {"knn", "probe"} and done["scores"]["knn"] == 1.0 and better["scores"] == {"knn": 0.875}
+    scores = json.loads((many / "done" / "scores.json").read_text())
+    scores["tables"][0]["epoch"] = 1  # of an earlier checkpoint
+    (many / "done" / "scores.json").write_text(json.dumps(scores))
+    assert listed(many, capsys)["done"]["scores"] == {"knn": 0.75}
+    (many / "done" / "scores.json").unlink()
+
+
+def test_the_table(many, capsys, monkeypatch):
+    from fastssl.train import runs
+
+    assert main(["runs", str(many)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["run", "method", "encoder", "data", "epochs", "state", "scores", "size", "age"]
+    rows = {line.split()[0]: " ".join(line.split()) for line in lines[1:]}
+    assert rows["done"].startswith("done simclr conv folder:/") and " 2 finished kNN 0.750 " in rows["done"]
+    assert rows["done"].endswith(" MB 2 h") and " 2 of 30 failed " in rows["failed"] and " - damaged - " in rows["damaged"]
+    monkeypatch.setattr(runs.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["runs", str(many)]) == 0
+    narrow = capsys.readouterr().out.splitlines()
+    assert max(map(len, narrow)) == 100 and "~" in narrow[1]
+
+
+def test_a_running_one_comes_first_and_is_not_disturbed(many, capsys):
+    with subprocess.Popen([sys.executable, "-c", HOLD, many / "failed"], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        found = listed(many, capsys)
+        assert next(iter(found)) == "failed" and found["failed"]["state"] == "running"
+        other.stdin.close()
+    assert other.returncode == 0
+
+
+def test_nothing_to_list(tmp_path, capsys):
+    assert main(["runs", str(tmp_path)]) == 0 and capsys.readouterr().out == f"no runs in {tmp_path}\n"
+    assert main(["runs", str(tmp_path), "--json"]) == 0 and json.loads(capsys.readouterr().out) == []
+    assert main(["runs", str(tmp_path / "none")]) == 2 and "there is no such folder" in capsys.readouterr().err
+    assert main(["runs", "--sort", "nmae"]) == 2 and "did you mean name?" in capsys.readouterr().err
+
+
+def test_what_ends_a_training_is_kept(grey_run, tmp_path, monkeypatch, capsys):
+    """Also an error that is told in one line, so that the list can say that the run failed."""
+    from fastssl.train import loop
+
+    monkeypatch.setattr(loop.MethodModule, "training_step", lambda self, arguments, index: self.refuse())
+    monkeypatch.setattr(loop.MethodModule, "refuse", refuse, raising=False)
+    assert main(["train", "--config", str(grey_run / "config.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert "the loss became nan" in capsys.readouterr().err and "Traceback" in (tmp_path / "run" / "error.txt").read_text()
+    assert listed(tmp_path, capsys)["run"]["state"] == "failed"
+
+
+def refuse(self) -> None:
+    from fastssl.train import UsageError
+
+    raise UsageError("--lr: the loss became nan")
