@@ -1,4 +1,6 @@
-"""Builds fastssl._C (C++ kernels) and, where there is nvcc, fastssl/_cuda.so; fastssl/_build.json says what was left out and why.
+"""Builds fastssl/_cpu.so (C++ kernels), fastssl._C (what the host does beside them) and, where there is nvcc, fastssl/_cuda.so;
+fastssl/_build.json says what was left out and why. The two .so serve torch 2.11 and every later one, beside any Python. fastssl._C
+is for the Python and the minor version of torch that built it; beside others fastssl does its work in Python.
 
 FASTSSL_BUILD=auto|cuda|cpu|none chooses: "auto" builds what the compilers here allow, which may be nothing, "cuda" and "cpu"
 fail if they can't, "none" installs pure Python. FASTSSL_CUDA_ARCH="9.0" (or "8.0;9.0") compiles for these GPUs alone.
@@ -43,6 +45,9 @@ def find_ninja() -> str | None:
     return shutil.which("ninja")
 
 
+CPU = "fastssl._cpu"
+#: The oldest torch whose stable interface the kernels use.
+STABLE_ABI = ("TORCH_TARGET_VERSION", "0x020b000000000000")
 CHOICE = os.environ.get("FASTSSL_BUILD", "auto")
 ASKED = re.split(r"[;,\s]+", os.environ.get("FASTSSL_CUDA_ARCH", "").strip())
 CXX = os.environ.get("CXX", "g++")
@@ -76,9 +81,9 @@ def refuse() -> None:
     """Ends a build that cannot come to a good end before anything is compiled."""
     if torch is None:
         stop(
-            "its kernels are compiled for the torch that will run them, and there is no torch in this environment. Install "
-            'torch first, then: pip install . (where a builder hides it, as uv does: pip install "setuptools>=77" ninja, then build '
-            f"with --no-build-isolation; {WITHOUT}.)"
+            "its kernels are compiled beside a torch, and there is no torch in this environment. Install torch first, then: "
+            'pip install . (where a builder hides it, as uv does: pip install "setuptools>=77" ninja, then build with '
+            f"--no-build-isolation; {WITHOUT}.)"
         )
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
         stop(f"it needs torch 2.11 or newer, this is {torch.__version__}")
@@ -87,26 +92,38 @@ def refuse() -> None:
 
 
 def write_record(folder: Path) -> None:
-    """What fastssl reads when it is imported: the torch that it was built for, and why a library was left out."""
+    """What fastssl reads when it is imported: the torch that fastssl._C was built for, and why a library was left out."""
     record = {"torch": str(torch.__version__) if torch else None, "no_cpp": NO_CPP, "no_cuda": NO_CUDA}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "_build.json").write_text(json.dumps(record) + "\n")
 
 
-def extension() -> setuptools.Extension:
-    cuda = ROOT / "csrc" / "cuda"
-    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp") if path.parent != cuda)
+def sources_of(folder: str) -> dict[str, list[str]]:
+    """The C++ sources of csrc/``folder`` and what they are compiled again for, as an extension takes them."""
+    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/{folder}/*.cpp"))
+    depends = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl"))
+    return {"sources": sources, "depends": depends, "include_dirs": [str(ROOT / "csrc")]}
+
+
+def extensions() -> list[setuptools.Extension]:
+    """The kernels, which see torch's stable interface alone and export what fastssl/ops/_cpu_library.py calls, and the module."""
     if cpp is None:
-        return setuptools.Extension("fastssl._C", sources)
-    return cpp.CppExtension(
-        "fastssl._C",
-        sources,
-        depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.suffix in (".h", ".inl")),
-        include_dirs=[str(ROOT / "csrc")],
-        # Without -fopenmp at::parallel_for is a serial loop, in silence. Python's own flags say -g: a quarter of the compile time.
-        extra_compile_args=["-O3", "-g0", "-std=c++20", "-fopenmp", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas"],
-        extra_link_args=["-fopenmp"],
+        return [setuptools.Extension(name, []) for name in (CPU, "fastssl._C")]
+    # Python's own flags say -g: a quarter of the compile time.
+    flags = ["-O3", "-g0", "-std=c++20", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas"]
+    kernels = sources_of("cpu")
+    kernels["include_dirs"] += cpp.include_paths()
+    library = setuptools.Extension(
+        CPU,
+        **kernels,
+        define_macros=[STABLE_ABI],
+        library_dirs=cpp.library_paths(),
+        libraries=["stdc++", "torch_cpu"],  # in this order: torch's library exports some of the standard library's functions too
+        extra_compile_args=[*flags, "-fvisibility=hidden"],
+        extra_link_args=["-Wl,--no-undefined"],
+        language="c++",
     )
+    return [library, cpp.CppExtension("fastssl._C", **sources_of("python"), extra_compile_args=flags)]
 
 
 def cuda_codes() -> tuple[str, int]:
@@ -137,7 +154,7 @@ def build_cuda(library: Path) -> None:
     includes = " ".join(f"-I{path}" for path in cpp.include_paths())
     common = f"-O3 -std=c++20 -Xcompiler -fPIC -I{ROOT / 'csrc'}"
     kernel = f"{common} -Xptxas -v --threads {count} {codes}"
-    op = f"{common} -DTORCH_TARGET_VERSION=0x020b000000000000 -DUSE_CUDA {includes}"
+    op = f"{common} -D{STABLE_ABI[0]}={STABLE_ABI[1]} -DUSE_CUDA {includes}"
     stub = build / "libtorch_cuda.so"
     libraries = " ".join([*(f"-L{folder}" for folder in (build, *cpp.library_paths())), "-ltorch_cuda -ltorch_cpu -lc10"])
     objects = [build / f"{source.name}.o" for source in sources]
@@ -165,6 +182,10 @@ class BuildPy(build_py):
 
 
 class BuildExt(build_ext if cpp is None else cpp.BuildExtension):
+    def get_ext_filename(self, name):
+        """The kernels know no Python: their library has none in its name."""
+        return os.path.join(*name.split(".")) + ".so" if CPU.endswith(name) else super().get_ext_filename(name)
+
     def run(self):
         folder = Path(self.get_ext_fullpath("fastssl._C")).resolve().parent  # the package where built in place, else a wheel's
         library = folder / "_cuda.so"
@@ -185,5 +206,4 @@ class BuildExt(build_ext if cpp is None else cpp.BuildExtension):
 
 if NO_CPP:
     print(f"fastssl: {NO_CPP}: it is installed in plain PyTorch, without kernels", file=sys.stderr)
-modules = [] if NO_CPP else [extension()]
-setuptools.setup(ext_modules=modules, cmdclass={"build_py": BuildPy, "build_ext": BuildExt})
+setuptools.setup(ext_modules=[] if NO_CPP else extensions(), cmdclass={"build_py": BuildPy, "build_ext": BuildExt})

@@ -15,7 +15,7 @@ from ._options import Parser
 from ._version import __version__
 from .ops import normalize, similarity  # noqa: F401  declare their ops
 from .ops._compiled import CUDA_LIBRARY
-from .ops._register import _C, OWNERS, why_not_cpp, why_not_cuda, why_not_triton
+from .ops._register import _C, OWNERS, why_not_cpp, why_not_cuda, why_not_host, why_not_triton
 from .ops.similarity_cross import KEEP_ELEMENTS
 
 #: How losses of the statistics of a batch are computed, which torch's matrix products serve on every device.
@@ -35,12 +35,20 @@ def _cpp_lines() -> list[str]:
     build = _C.build_info()
     isas = ", ".join(f"[{name}]" if name == _C.isa() else name for name in _C.isas())
     return [
-        f"C++ kernels     {build['compiler']}, C++{build['cxx_standard']}, for torch {build['torch']}",
+        f"C++ kernels     {build['compiler']}, C++{build['cxx_standard']}, headers of torch {build['torch']}, for 2.11 and newer",
+        f"C++ on the host {_host()}",
         f"CPU             {platform.machine()}, {torch.get_num_threads()} threads, instruction sets {isas}",
         f"16-bit units    {', '.join(_C.units()) or 'none'}",
         f"products        {_products()}",
         f"kept            {_kept()}",
     ]
+
+
+def _host() -> str:
+    """What small losses and the checks of lists take: fastssl._C, or Python where that module does not fit."""
+    if why_not_host is None:
+        return f"fastssl._C for torch {torch.__version__.split('+')[0]} and Python {platform.python_version()}"
+    return f"none, Python does its work: {why_not_host}"
 
 
 def _products() -> str:

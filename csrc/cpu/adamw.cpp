@@ -1,7 +1,5 @@
 // One step of AdamW for all tensors in one parallel region.
 // An element costs 28 bytes in float32 (read p, g, m, v, write p, m, v), 8 more for an average and 2 for a 16-bit shadow.
-#include <torch/library.h>
-
 #include <cmath>
 
 #include "cpu/optimizers.h"
@@ -9,10 +7,10 @@
 namespace fastssl::adamw {
 namespace {
 
-void adamw_(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq, double step,
+void adamw_(const Tensors& params, const Tensors& grads, const Tensors& exp_avg, const Tensors& exp_avg_sq, double step,
             const OptionalTensor& step_scalar, double lr, const OptionalTensor& lr_scalar, double beta1, double beta2, double eps,
-            at::ArrayRef<double> weight_decay, at::TensorList ema, double ema_momentum, const OptionalTensor& ema_momentum_scalar,
-            at::TensorList shadow, at::TensorList ema_shadow) {
+            const std::vector<double>& weight_decay, const Tensors& ema, double ema_momentum,
+            const OptionalTensor& ema_momentum_scalar, const Tensors& shadow, const Tensors& ema_shadow) {
   const double rate = value_of(lr, lr_scalar), t = value_of(step, step_scalar);
   const AdamRule shared{1.0,
                         1.0 - beta1,
@@ -35,4 +33,4 @@ void adamw_(at::TensorList params, at::TensorList grads, at::TensorList exp_avg,
 }  // namespace
 }  // namespace fastssl::adamw
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("adamw_", &fastssl::adamw::adamw_); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("adamw_", TORCH_BOX(&fastssl::adamw::adamw_)); }

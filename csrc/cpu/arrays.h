@@ -1,10 +1,9 @@
 // An array of elements of one dtype, and the array of a tensor.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 
 #include "common/dtypes.h"
+#include "cpu/tensor.h"
 
 namespace fastssl {
 
@@ -13,21 +12,21 @@ struct Array {
   Dtype dtype;  // kNothing where no tensor was given
 };
 
-inline Dtype dtype_of(const at::Tensor& tensor) {
+inline Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case at::kFloat:
+    case ScalarType::Float:
       return kFloat32;
-    case at::kBFloat16:
+    case ScalarType::BFloat16:
       return kBFloat16;
-    case at::kHalf:
+    case ScalarType::Half:
       return kFloat16;
-    case at::kDouble:
+    case ScalarType::Double:
       return kFloat64;
     default:
-      TORCH_CHECK(false, "expected a float tensor, got ", tensor.scalar_type());
+      refuse<std::runtime_error>("expected a float tensor, got ", tensor.scalar_type());
   }
 }
 
-inline Array array_of(const at::Tensor& tensor) { return {tensor.data_ptr(), dtype_of(tensor)}; }
+inline Array array_of(const Tensor& tensor) { return {tensor.data_ptr(), dtype_of(tensor)}; }
 
 }  // namespace fastssl

@@ -1,17 +1,13 @@
 // Block-wise masks by common/block_mask.h: a sample is drawn with one bit for each patch, then one byte is written for each.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "cpu/tensor.h"
 
 namespace fastssl {
 namespace {
-
-using at::Tensor;
 
 #define FASTSSL_FN inline
 #include "common/philox.h"
@@ -26,7 +22,7 @@ void mask_samples(const BlockRule& rule, const int64_t* num_masked, bool* out, i
   const BlockBits mask{bits.data(), words, 1};
   for (int64_t n = begin; n < end; n++) {
     std::fill(bits.begin(), bits.end(), 0u);
-    mask_blocks(mask, rule, uint32_t(n), int(num_masked[n]));
+    mask_blocks(mask, rule, uint32_t(n), int(std::clamp<int64_t>(num_masked[n], 0, rule.H * rule.W)));
     bool* to = out + n * rule.H * rule.W;
     for (int row = 0; row < rule.H; row++)
       for (int column = 0; column < rule.W; column++) *to++ = word_of(mask, row, column / 32) >> (column % 32) & 1u;
@@ -35,13 +31,13 @@ void mask_samples(const BlockRule& rule, const int64_t* num_masked, bool* out, i
 
 Tensor block_mask(const Tensor& num_masked, const Tensor& seed, const Tensor& aspects, int64_t rows, int64_t height, int64_t width,
                   int64_t min_block, int64_t max_block, int64_t attempts, bool exact) {
-  TORCH_CHECK(rows > 0 && height > 0 && width > 0 && height <= 512 && width <= 512, "block_mask: bad size");
-  TORCH_CHECK(min_block > 0 && min_block < (int64_t(1) << 31) && max_block > 0 && max_block < (int64_t(1) << 31),
-              "block_mask: bad min_block or max_block");
-  TORCH_CHECK(num_masked.numel() == rows && seed.numel() == 1 && aspects.numel() > 0 && aspects.numel() < (int64_t(1) << 31),
-              "block_mask: bad num_masked, seed or aspects");
-  const Tensor goals = num_masked.clamp(0, height * width).contiguous(), table = aspects.contiguous();
-  const Tensor out = at::empty({rows, height, width}, seed.options().dtype(at::kBool));
+  FASTSSL_CHECK(rows > 0 && height > 0 && width > 0 && height <= 512 && width <= 512, "block_mask: bad size");
+  FASTSSL_CHECK(min_block > 0 && min_block < (int64_t(1) << 31) && max_block > 0 && max_block < (int64_t(1) << 31),
+                "block_mask: bad min_block or max_block");
+  FASTSSL_CHECK(num_masked.numel() == rows && seed.numel() == 1 && aspects.numel() > 0 && aspects.numel() < (int64_t(1) << 31),
+                "block_mask: bad num_masked, seed or aspects");
+  const Tensor goals = as_contiguous(num_masked), table = as_contiguous(aspects);
+  const Tensor out = empty({rows, height, width}, ScalarType::Bool);
   const BlockRule rule{uint64_t(*seed.const_data_ptr<int64_t>()),
                        table.const_data_ptr<float>(),
                        int(table.numel()),
@@ -60,4 +56,4 @@ Tensor block_mask(const Tensor& num_masked, const Tensor& seed, const Tensor& as
 }  // namespace
 }  // namespace fastssl
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("block_mask", &fastssl::block_mask); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("block_mask", TORCH_BOX(&fastssl::block_mask)); }

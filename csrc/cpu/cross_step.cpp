@@ -1,11 +1,9 @@
 // What lies around similarity_cross; cross_step.h has the equations.
 #include "cpu/cross_step.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/empty.h>
+#include <numeric>
 
+#include "cpu/similarity_cross.h"
 #include "cpu/similarity_problem.h"
 #include "cpu/softplus.h"
 #include "cpu/unit_pairs.h"
@@ -13,22 +11,9 @@
 namespace fastssl::cross_step {
 namespace {
 
-using at::Tensor;
 using similarity::OptTensor;
 
 constexpr int64_t kKeepElements = 1 << 24;  // as in fastssl/ops/similarity_cross.py
-
-using CrossForward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, double,
-                                                                                const OptTensor&, const OptTensor&,
-                                                                                const OptTensor&, const OptTensor&, c10::SymInt);
-using CrossBackward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                                         const Tensor&, const Tensor&, double, const OptTensor&, const OptTensor&,
-                                                         const OptTensor&, std::array<bool, 3>);
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> operation(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 template <class T>
 struct Numbers {
@@ -39,28 +24,32 @@ struct Numbers {
   }
 };
 
+Tensor numbered(int64_t N) {
+  const Tensor ids = empty({N}, ScalarType::Int);
+  std::iota(ids.mutable_data_ptr<int32_t>(), ids.mutable_data_ptr<int32_t>() + N, 0);
+  return ids;
+}
+
 double weight(int64_t N, const How& how) { return (how.mean ? 1.0 / double(N) : 1.0) / (how.both ? 2.0 : 1.0); }
 
 }  // namespace
 
 Forward forward(const Tensor& a_given, const Tensor& b_given, const OptTensor& factor, const How& how, bool keep) {
-  static const auto cross = operation<CrossForward>("fastssl::similarity_cross_fwd");
-  const at::AutoDispatchBelowADInplaceOrView kernels_only;
-  const Tensor a = a_given.contiguous(), b = b_given.contiguous();
+  const Tensor a = as_contiguous(a_given), b = as_contiguous(b_given);
   const int64_t N = a.size(0), D = a.size(1);
-  const auto options = a.options().dtype(similarity::compute_dtype(a));
-  Forward out{.loss = at::empty({}, options), .numbers = at::empty({5, N}, options)};
+  const ScalarType wide = similarity::compute_dtype(a);
+  Forward out{.loss = empty({}, wide), .numbers = empty({5, N}, wide)};
   similarity::dispatch(a, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
-    constexpr auto dtype = c10::CppTypeToScalarType<E>::value;
+    constexpr auto dtype = kScalarType<E>;
     const Numbers<T> left(out.numbers);
     if (how.normalize) {
-      const Tensor z = at::empty({2 * N, D}, options.dtype(dtype));
+      const Tensor z = empty({2 * N, D}, dtype);
       unit_pairs::forward<T>({read_only(a), read_only(b)}, N, D, T(unit_pairs::kEps), array_of(z), left.norm, left.dot);
-      out.x = z.narrow(0, 0, N), out.y = z.narrow(0, N, N);
+      out.x = narrowed(z, 0, 0, N), out.y = narrowed(z, 0, N, N);
     } else {
-      out.x = a.to(dtype), out.y = b.to(dtype);
+      out.x = as_dtype(a, dtype), out.y = as_dtype(b, dtype);
       const Array x = read_only(out.x), y = read_only(out.y);
       std::fill_n(left.norm, 2 * N, T(1));
       parallel_for(N, D, [&](int64_t begin, int64_t end) {
@@ -69,11 +58,11 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, const OptTensor& f
           left.dot[i] = rows<T>().dot_with(x, i * D, neighbour_rows<T>().values(y, i * D, D, buffer.data()), D);
       });
     }
-    const Tensor ids = at::arange(N, a.options().dtype(at::kInt));
+    const Tensor ids = numbered(N);
     const int64_t keep_rows = keep ? std::min(N, kKeepElements / N) : 0;
     Tensor row, column, rank;
     std::tie(row, column, rank, out.kept, out.state, out.peak) =
-        cross.call(out.x, out.y, how.scale, factor, ids, ids, std::nullopt, keep_rows);
+        similarity::similarity_cross_fwd(out.x, out.y, how.scale, factor, ids, ids, std::nullopt, keep_rows);
     std::copy_n(row.const_data_ptr<T>(), N, left.row), std::copy_n(column.const_data_ptr<T>(), N, left.column);
     const double scale = similarity::effective(how.scale, factor);
     double sum = 0.0;
@@ -89,14 +78,14 @@ namespace {
 // Adds -scale e_i times the partner to dx and dy, which have no elements where they are not wanted; brings them back through the
 // norms where rows were normalised. Leaves them in `dtype`.
 template <class T>
-void finish(const Forward& left, const How& how, const T* ddot, at::ScalarType dtype, Tensor& dx, Tensor& dy) {
+void finish(const Forward& left, const How& how, const T* ddot, ScalarType dtype, Tensor& dx, Tensor& dy) {
   const Numbers<T> of(left.numbers);
   const int64_t N = left.x.size(0), D = left.x.size(1);
   const auto& f = neighbour_rows<T>();
   const Array unit[2] = {read_only(left.x), read_only(left.y)};
   Tensor made[2] = {dx, dy};
   T* const sums[2] = {similarity::data_or_null<T>(made[0]), similarity::data_or_null<T>(made[1])};
-  if (dx.scalar_type() != dtype) dx = at::empty(dx.sizes(), dx.options().dtype(dtype)), dy = at::empty(dy.sizes(), dx.options());
+  if (dx.scalar_type() != dtype) dx = empty(dx.sizes(), dtype), dy = empty(dy.sizes(), dtype);
   const Array out[2] = {array_of(dx), array_of(dy)};
   parallel_for(N, 2 * D, [&](int64_t begin, int64_t end) {
     std::vector<T> wide(2 * D);
@@ -114,11 +103,9 @@ void finish(const Forward& left, const How& how, const T* ddot, at::ScalarType d
 }  // namespace
 
 std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& given, const OptTensor& factor, const How& how,
-                               std::array<bool, 3> wanted, at::ScalarType dtype) {
-  static const auto cross = operation<CrossBackward>("fastssl::similarity_cross_bwd");
-  const at::AutoDispatchBelowADInplaceOrView kernels_only;
+                               const std::vector<bool>& wanted, ScalarType dtype) {
   Forward left = given;
-  left.x = given.x.contiguous(), left.y = given.y.contiguous(), left.numbers = given.numbers.contiguous();
+  left.x = as_contiguous(given.x), left.y = as_contiguous(given.y), left.numbers = as_contiguous(given.numbers);
   const int64_t N = left.x.size(0);
   std::array<Tensor, 3> gradients;
   similarity::dispatch(left.x, [&](auto zero) {
@@ -126,7 +113,7 @@ std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& given, const 
     const Numbers<T> of(left.numbers);
     const double scale = similarity::effective(how.scale, factor);
     const double upstream = double(*dloss.const_data_ptr<T>()) * weight(N, how);
-    const Tensor drow = at::empty({N}, left.numbers.options()), dcolumn = at::empty({N}, left.numbers.options());
+    const Tensor drow = empty({N}, left.numbers.scalar_type()), dcolumn = empty({N}, left.numbers.scalar_type());
     T *g = drow.mutable_data_ptr<T>(), *h = dcolumn.mutable_data_ptr<T>();
     std::vector<T> ddot(N);
     double of_pairs = 0.0;
@@ -135,14 +122,16 @@ std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& given, const 
       const double other = how.both ? upstream * sigmoid(double(of.column[i]) - scale * dot) : 0.0;
       g[i] = T(one), h[i] = T(other), ddot[i] = T(-scale * (one + other)), of_pairs += (one + other) * dot;
     }
-    const Tensor ids = at::arange(N, left.x.options().dtype(at::kInt));
-    auto [dx, dy, dscale] =
-        cross.call(drow, dcolumn, left.state, left.peak, left.kept, left.x, left.y, how.scale, factor, ids, ids, wanted);
+    const Tensor ids = numbered(N);
+    auto [dx, dy, dscale] = similarity::similarity_cross_bwd(drow, dcolumn, left.state, left.peak, left.kept, left.x, left.y,
+                                                             how.scale, factor, ids, ids, wanted);
     finish<T>(left, how, ddot.data(), dtype, dx, dy);
     gradients = {wanted[0] ? dx : Tensor(), wanted[1] ? dy : Tensor(), Tensor()};
     if (wanted[2]) {  // rounded as a cast does it: a number beyond the factor's dtype becomes infinite
-      const double dfactor = how.scale * (dscale.item<double>() - of_pairs);
-      gradients[2] = at::empty(factor->sizes(), factor->options().dtype(at::kDouble)).fill_(dfactor).to(factor->scalar_type());
+      const double dfactor = how.scale * (as_double(dscale) - of_pairs);
+      const Tensor exact = empty(factor->sizes(), ScalarType::Double);
+      *exact.mutable_data_ptr<double>() = dfactor;
+      gradients[2] = as_dtype(exact, factor->scalar_type());
     }
   });
   return gradients;

@@ -10,10 +10,10 @@
 // similarity_cross, which one direction takes too: without column sums it would be no cheaper by more than the kept entries save.
 // Rows of 16 bits are treated as in pair_step.h; rows that are not normalised are x and y, widened where z would be float32.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <array>
 #include <optional>
+
+#include "cpu/tensor.h"
 
 namespace fastssl::cross_step {
 
@@ -25,13 +25,13 @@ struct How {
 // What the forward leaves to the backward beside the loss: x and y (N, D); numbers (5, N): the norms of a and b, where rows were
 // normalised, the lse of rows and columns, and <x_i, y_i>; and what similarity_cross leaves.
 struct Forward {
-  at::Tensor loss, x, y, numbers, state, peak, kept;
+  Tensor loss, x, y, numbers, state, peak, kept;
 };
 
 // a and b (N, D). Entries are kept only if `keep`.
-Forward forward(const at::Tensor& a, const at::Tensor& b, const std::optional<at::Tensor>& factor, const How& how, bool keep);
+Forward forward(const Tensor& a, const Tensor& b, const std::optional<Tensor>& factor, const How& how, bool keep);
 // The gradients of a and b, in their dtype, and of the factor. Undefined are those that are not wanted.
-std::array<at::Tensor, 3> backward(const at::Tensor& dloss, const Forward& left, const std::optional<at::Tensor>& factor,
-                                   const How& how, std::array<bool, 3> wanted, at::ScalarType dtype);
+std::array<Tensor, 3> backward(const Tensor& dloss, const Forward& left, const std::optional<Tensor>& factor, const How& how,
+                               const std::vector<bool>& wanted, ScalarType dtype);
 
 }  // namespace fastssl::cross_step

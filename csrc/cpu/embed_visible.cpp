@@ -2,26 +2,21 @@
 //   A[n, P + k] = patch ids[n, k] of image n in the order (c, p, q), A[n, i < P] = 0
 //   O[n, P + k] = bias + pos[P + ids[n, k]],  O[n, i < P] = prefix[i] + pos[i]
 // N K C p q elements are read and written; runs of q pixels are neighbours in an image.
-#include <torch/library.h>
-
 #include "cpu/tokens.h"
 
 namespace fastssl::embed_visible {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, int64_t height, int64_t width, int64_t prefix,
-                           at::ScalarType dtype) {
+                           ScalarType dtype) {
   expect_images("embed_visible", images_given.sizes(), height, width);
   expect_ids("embed_visible", ids_given, images_given.size(0));
-  TORCH_CHECK(prefix >= 0, "embed_visible: bad prefix");
-  const Tensor images = images_given.stride(3) == 1 ? images_given : images_given.contiguous(), ids = ids_given.contiguous();
+  FASTSSL_CHECK(prefix >= 0, "embed_visible: bad prefix");
+  const Tensor images = images_given.stride(3) == 1 ? images_given : as_contiguous(images_given), ids = as_contiguous(ids_given);
   const int64_t N = images.size(0), C = images.size(1), across = images.size(3) / width, K = ids.size(1);
   check_range("embed_visible", ids, images.size(2) / height * across);
   const int64_t entries = C * height * width, tokens = prefix + K;
-  Tensor out = new_tensor({N, tokens, entries}, images.options().dtype(dtype));
+  Tensor out = new_tensor({N, tokens, entries}, dtype);
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(images), to = array_of(out);
   const PatchShape shape{C, height, width, images.stride(1), images.stride(2), false};
@@ -46,17 +41,17 @@ Tensor visible_patches_fwd(const Tensor& images_given, const Tensor& ids_given, 
   return out;
 }
 
-Tensor visible_patches_bwd(const Tensor& dpatches_given, const Tensor& ids_given, at::IntArrayRef shape, int64_t height,
-                           int64_t width, int64_t prefix) {
+Tensor visible_patches_bwd(const Tensor& dpatches_given, const Tensor& ids_given, IntArrayRef shape, int64_t height, int64_t width,
+                           int64_t prefix) {
   expect_images("embed_visible", shape, height, width);
   expect_ids("embed_visible", ids_given, shape[0]);
-  TORCH_CHECK(prefix >= 0, "embed_visible: bad prefix");
+  FASTSSL_CHECK(prefix >= 0, "embed_visible: bad prefix");
   expect_shape("embed_visible", dpatches_given, {shape[0], prefix + ids_given.size(1), shape[1] * height * width});
-  const Tensor dpatches = dpatches_given.contiguous(), ids = ids_given.contiguous();
+  const Tensor dpatches = as_contiguous(dpatches_given), ids = as_contiguous(ids_given);
   const int64_t N = shape[0], C = shape[1], H = shape[2], W = shape[3], across = W / width, length = H / height * across;
   const int64_t entries = C * height * width, tokens = dpatches.size(1);
   check_range("embed_visible", ids, length);
-  Tensor out = new_tensor(shape, dpatches.options());
+  Tensor out = new_tensor(shape, dpatches.scalar_type());
   const Matches matches(ids, length);
   const Array from = array_of(dpatches), to = array_of(out);
   with_accumulator(dpatches.scalar_type(), [&]<class T>(T) {
@@ -76,15 +71,15 @@ Tensor visible_patches_bwd(const Tensor& dpatches_given, const Tensor& ids_given
 }
 
 Tensor visible_positions(const Tensor& ids_given, const OptionalTensor& bias, const OptionalTensor& pos,
-                         const OptionalTensor& prefix, int64_t width, at::ScalarType dtype) {
-  TORCH_CHECK(ids_given.dim() == 2 && (!pos || pos->dim() == 2) && (!prefix || prefix->dim() == 2), "embed_visible: bad shapes");
-  const Tensor ids = ids_given.contiguous();
+                         const OptionalTensor& prefix, int64_t width, ScalarType dtype) {
+  FASTSSL_CHECK(ids_given.dim() == 2 && (!pos || pos->dim() == 2) && (!prefix || prefix->dim() == 2), "embed_visible: bad shapes");
+  const Tensor ids = as_contiguous(ids_given);
   const int64_t N = ids.size(0), K = ids.size(1), before = prefix ? prefix->size(0) : 0, tokens = before + K;
   if (bias) expect_dense("embed_visible", *bias, {width});
   if (pos) expect_dense("embed_visible", *pos, {std::max(pos->size(0), before), width});
   if (prefix) expect_dense("embed_visible", *prefix, {before, width});
   if (pos) check_range("embed_visible", ids, pos->size(0) - before);
-  Tensor out = new_tensor({N, tokens, width}, ids.options().dtype(dtype));
+  Tensor out = new_tensor({N, tokens, width}, dtype);
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array to = array_of(out), none{nullptr, kNothing};
   const Array shift = bias ? array_of(*bias) : none, position = pos ? array_of(*pos) : none;
@@ -109,8 +104,8 @@ Tensor visible_positions(const Tensor& ids_given, const OptionalTensor& bias, co
 }  // namespace
 }  // namespace fastssl::embed_visible
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("visible_patches_fwd", &fastssl::embed_visible::visible_patches_fwd);
-  m.impl("visible_patches_bwd", &fastssl::embed_visible::visible_patches_bwd);
-  m.impl("visible_positions", &fastssl::embed_visible::visible_positions);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("visible_patches_fwd", TORCH_BOX(&fastssl::embed_visible::visible_patches_fwd));
+  m.impl("visible_patches_bwd", TORCH_BOX(&fastssl::embed_visible::visible_patches_bwd));
+  m.impl("visible_positions", TORCH_BOX(&fastssl::embed_visible::visible_positions));
 }

@@ -1,11 +1,9 @@
-// Row-major matrix products on tiles, by the BLAS that torch carries.
-//   C (m, n) = alpha op(A) op(B) + beta C
-// torch's x86 wheels export the Fortran entry points; where they are missing the product goes through at::addmm_out, which
-// costs a few microseconds more a tile. Inside a parallel region the BLAS runs on the calling thread.
+// Products of rows by the BLAS that torch carries. torch's x86 wheels export its Fortran entry points; where they are missing, the
+// products are our own. Inside a parallel region the BLAS runs on the calling thread.
 #pragma once
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm_cpu_dispatch.h>
-#include <ATen/ops/from_blob.h>
+#include <vector>
+
+#include "cpu/products.h"
 
 extern "C" {
 void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*, const float*,
@@ -31,27 +29,20 @@ class SerialProducts {
   int before_;
 };
 
-enum class Op { kPlain, kTransposed };
-
 inline auto blas_gemm(float) { return &sgemm_; }
 inline auto blas_gemm(double) { return &dgemm_; }
 
-// A is (m, k) plain or (k, m) transposed, B (k, n) or (n, k); lda, ldb, ldc are row strides in elements.
+// C (m, n) = A (m, k) B (n, k)^T, all of them dense.
 template <class T>
-void gemm(Op op_a, Op op_b, int m, int n, int k, T alpha, const T* a, int lda, const T* b, int ldb, T beta, T* c, int ldc) {
-  const bool ta = op_a == Op::kTransposed, tb = op_b == Op::kTransposed;
-  if (auto blas = blas_gemm(T())) {  // column-major BLAS sees C^T = op(B)^T op(A)^T
-    blas(tb ? "T" : "N", ta ? "T" : "N", &n, &m, &k, &alpha, b, &ldb, a, &lda, &beta, c, &ldc);
-    return;
+void row_products(const T* a, int m, const T* b, int n, int k, T* c) {
+  if (auto blas = blas_gemm(T())) {  // column-major BLAS sees C^T = B A^T
+    const T one = 1, zero = 0;
+    return blas("T", "N", &n, &m, &k, &one, b, &k, a, &k, &zero, c, &n);
   }
-  constexpr auto dtype = std::is_same_v<T, float> ? at::kFloat : at::kDouble;
-  auto matrix = [](const T* p, int64_t rows, int64_t cols, int64_t ld, bool transposed) {
-    auto stored = at::from_blob(const_cast<T*>(p), transposed ? at::IntArrayRef{cols, rows} : at::IntArrayRef{rows, cols},
-                                at::IntArrayRef{ld, 1}, dtype);
-    return transposed ? stored.t() : stored;
-  };
-  auto out = matrix(c, m, n, ldc, false);
-  at::cpu::addmm_out(out, out, matrix(a, m, k, lda, ta), matrix(b, k, n, ldb, tb), beta, alpha);
+  const Products<T>& own = products<T>();
+  std::vector<T> packed(own.size(k, n));
+  own.pack({{const_cast<T*>(b), sizeof(T) == 8 ? kFloat64 : kFloat32}, 0, 1, k}, k, n, packed.data());
+  own.multiply({a, k, 1}, packed.data(), m, n, k, 1.0, false, c, n);
 }
 
 }  // namespace fastssl

@@ -5,9 +5,6 @@
 //   b_r = sum_t c_{r,t} - sum over the same (i, t) of c_{i,t}, in double: of rows that are equal, these are what cancels
 //   dz_r = (G_r - x_r <x_r, G_r>) / |z_r|, without the second term where |z_r| was clamped
 // Each row of the gradient is summed by one thread, in the order of t and then of (i, t): the same bits for any number of threads.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -18,16 +15,14 @@
 namespace fastssl::koleo {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 constexpr const char* kOp = "koleo";
 
 std::tuple<Tensor, Tensor> koleo_rows(const Tensor& z_given, double eps) {
-  TORCH_CHECK(z_given.dim() == 2, kOp, ": expected z (N, D), got ", z_given.sizes());
-  const Tensor z = z_given.stride(1) == 1 ? z_given : z_given.contiguous();
+  FASTSSL_CHECK(z_given.dim() == 2, kOp, ": expected z (N, D), got ", z_given.sizes());
+  const Tensor z = z_given.stride(1) == 1 ? z_given : as_contiguous(z_given);
   const int64_t N = z.size(0), D = z.size(1);
-  const auto options = z.options().dtype(accumulator(z.scalar_type()));
-  Tensor x = new_tensor({N, D}, options), norm = at::empty({N}, options);
+  const ScalarType wide = accumulator(z.scalar_type());
+  Tensor x = new_tensor({N, D}, wide), norm = empty({N}, wide);
   const Array from = array_of(z);
   with_accumulator(z.scalar_type(), [&]<class T>(T) {
     const auto unit = neighbour_rows<T>().unit;
@@ -41,16 +36,16 @@ std::tuple<Tensor, Tensor> koleo_rows(const Tensor& z_given, double eps) {
 
 // x (M, D) dense, in the dtype of sums; ids (N, k) of rows of x, N at most M.
 void check(const Tensor& x, const Tensor& ids) {
-  TORCH_CHECK(x.dim() == 2 && ids.dim() == 2 && ids.size(0) <= x.size(0) && ids.size(1) > 0, kOp, ": expected x (M, D) and ids of ",
-              "at most M rows, got ", x.sizes(), " and ", ids.sizes());
+  FASTSSL_CHECK(x.dim() == 2 && ids.dim() == 2 && ids.size(0) <= x.size(0) && ids.size(1) > 0, kOp,
+                ": expected x (M, D) and ids of ", "at most M rows, got ", x.sizes(), " and ", ids.sizes());
   check_range(kOp, ids, x.size(0));
 }
 
 std::tuple<Tensor, Tensor> koleo_fwd(const Tensor& x_given, const Tensor& ids_given, double eps) {
-  const Tensor x = x_given.contiguous(), ids = ids_given.contiguous();
+  const Tensor x = as_contiguous(x_given), ids = as_contiguous(ids_given);
   check(x, ids);
   const int64_t k = ids.size(1), D = x.size(1);
-  Tensor terms = at::empty(ids.sizes(), x.options()), distance = at::empty(ids.sizes(), x.options());
+  Tensor terms = empty(ids.sizes(), x.scalar_type()), distance = empty(ids.sizes(), x.scalar_type());
   with_accumulator(x.scalar_type(), [&]<class T>(T) {
     const auto distance_of = neighbour_rows<T>().distance;
     const T* row = x.const_data_ptr<T>();
@@ -67,9 +62,9 @@ std::tuple<Tensor, Tensor> koleo_fwd(const Tensor& x_given, const Tensor& ids_gi
 }
 
 Tensor koleo_bwd(const Tensor& dterms_given, const Tensor& x_given, const Tensor& ids_given, const Tensor& distance_given,
-                 const OptionalTensor& norm_given, double eps, int64_t, at::ScalarType dtype) {
-  const Tensor x = x_given.contiguous(), ids = ids_given.contiguous(), distance = distance_given.contiguous();
-  const Tensor dterms = dterms_given.to(x.scalar_type()).contiguous();
+                 const OptionalTensor& norm_given, double eps, int64_t, ScalarType dtype) {
+  const Tensor x = as_contiguous(x_given), ids = as_contiguous(ids_given), distance = as_contiguous(distance_given);
+  const Tensor dterms = as_contiguous(as_dtype(dterms_given, x.scalar_type()));
   check(x, ids);
   expect_shape(kOp, dterms, ids.sizes());
   expect_shape(kOp, distance, ids.sizes());
@@ -77,11 +72,11 @@ Tensor koleo_bwd(const Tensor& dterms_given, const Tensor& x_given, const Tensor
   Tensor norm;
   if (norm_given) {
     expect_shape(kOp, *norm_given, {M});
-    norm = norm_given->contiguous();
+    norm = as_contiguous(*norm_given);
   }
-  Tensor out = new_tensor({M, D}, x.options().dtype(dtype));
+  Tensor out = new_tensor({M, D}, dtype);
   const Array to = array_of(out);
-  const Matches matches(ids.view({1, count}), M);
+  const Matches matches(ids.const_data_ptr<int64_t>(), 1, count, M);
   with_accumulator(x.scalar_type(), [&]<class T>(T) {
     const NeighbourRows<T>& f = neighbour_rows<T>();
     const T *row = x.const_data_ptr<T>(), *g = dterms.const_data_ptr<T>(), *d = distance.const_data_ptr<T>();
@@ -119,8 +114,8 @@ Tensor koleo_bwd(const Tensor& dterms_given, const Tensor& x_given, const Tensor
 }  // namespace
 }  // namespace fastssl::koleo
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("koleo_rows", &fastssl::koleo::koleo_rows);
-  m.impl("koleo_fwd", &fastssl::koleo::koleo_fwd);
-  m.impl("koleo_bwd", &fastssl::koleo::koleo_bwd);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("koleo_rows", TORCH_BOX(&fastssl::koleo::koleo_rows));
+  m.impl("koleo_fwd", TORCH_BOX(&fastssl::koleo::koleo_fwd));
+  m.impl("koleo_bwd", TORCH_BOX(&fastssl::koleo::koleo_bwd));
 }

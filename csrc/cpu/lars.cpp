@@ -1,8 +1,6 @@
 // One step of LARS for all tensors: one parallel region for the norms, one for the update. Squares are added in float64, within a
 // chunk and then in the order of the chunks, so that any number of threads gives the same bits. An element costs 28 bytes in
 // float32 (8 for the norms, 20 for the update), 8 more for an average and 2 for a 16-bit shadow.
-#include <torch/library.h>
-
 #include <array>
 #include <cmath>
 
@@ -16,8 +14,8 @@ namespace {
 #undef FASTSSL_FN
 
 // |p|^2 and |d|^2 of every tensor that is adapted, zeros for the others.
-std::vector<std::array<double, 2>> squares_of(at::TensorList params, at::TensorList grads, at::ArrayRef<double> weight_decay,
-                                              at::IntArrayRef adapt, bool decayed) {
+std::vector<std::array<double, 2>> squares_of(const Tensors& params, const Tensors& grads, const std::vector<double>& weight_decay,
+                                              IntArrayRef adapt, bool decayed) {
   std::vector<int64_t> first_chunk(params.size() + 1, 0);
   for (size_t t = 0; t < params.size(); t++)
     first_chunk[t + 1] = first_chunk[t] + (adapt[t] ? (params[t].numel() + kChunk - 1) / kChunk : 0);
@@ -34,10 +32,10 @@ std::vector<std::array<double, 2>> squares_of(at::TensorList params, at::TensorL
   return of_tensor;
 }
 
-void lars_(at::TensorList params, at::TensorList grads, at::TensorList momenta, double lr, const OptionalTensor& lr_scalar,
-           double momentum, at::ArrayRef<double> weight_decay, double trust_coefficient, double eps, int64_t form,
-           at::IntArrayRef adapt, bool nesterov, bool clip, at::TensorList ema, double ema_momentum,
-           const OptionalTensor& ema_momentum_scalar, at::TensorList shadow, at::TensorList ema_shadow) {
+void lars_(const Tensors& params, const Tensors& grads, const Tensors& momenta, double lr, const OptionalTensor& lr_scalar,
+           double momentum, const std::vector<double>& weight_decay, double trust_coefficient, double eps, int64_t form,
+           IntArrayRef adapt, bool nesterov, bool clip, const Tensors& ema, double ema_momentum,
+           const OptionalTensor& ema_momentum_scalar, const Tensors& shadow, const Tensors& ema_shadow) {
   const LarsOptions options{int(form), value_of(lr, lr_scalar), trust_coefficient, eps, clip};
   const auto squares = squares_of(params, grads, weight_decay, adapt, form == 0);
   LarsRule shared{0.0, 1.0, momentum, form == 2 ? 1.0 : options.lr, nesterov, average_of(ema_momentum, ema_momentum_scalar)};
@@ -57,4 +55,4 @@ void lars_(at::TensorList params, at::TensorList grads, at::TensorList momenta, 
 }  // namespace
 }  // namespace fastssl::lars
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("lars_", &fastssl::lars::lars_); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("lars_", TORCH_BOX(&fastssl::lars::lars_)); }

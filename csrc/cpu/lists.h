@@ -1,7 +1,5 @@
 // Lists of tensors for the updates: their arrays, and loops over chunks of all tensors, small and large ones alike.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -11,7 +9,7 @@
 namespace fastssl {
 
 // The array at position t, or kNothing where the list is empty.
-inline Array array_of(at::TensorList list, size_t t) {
+inline Array array_of(const Tensors& list, size_t t) {
   if (list.empty()) return {nullptr, kNothing};
   return array_of(list[t]);
 }
@@ -22,7 +20,7 @@ constexpr int64_t kChunk = 1 << 15;
 
 // Calls task(tensor, offset, count) for every chunk of the tensors, in parallel; which thread does a chunk changes no bit.
 template <class F>
-void for_each_chunk(at::TensorList tensors, const F& task) {
+void for_each_chunk(const Tensors& tensors, const F& task) {
   struct Chunk {
     size_t tensor;
     int64_t offset, count;

@@ -3,9 +3,6 @@
 // Up to 256 keys are ordered by a sorting network on the machine's vector registers (mask_rows.inl). More of them, and keys that
 // are nearly all equal, take a stable sort by digits of 8 bits, least significant first: 4 passes over (key, index) pairs in the
 // first-level cache.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <array>
 #include <limits>
 #include <utility>
@@ -16,9 +13,6 @@
 
 namespace fastssl::mask_ids {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 template <class Key>
 struct Pair {
@@ -93,23 +87,22 @@ void order_rows(int64_t rows, const Result& result, const F& fill) {
 
 std::tuple<Tensor, Tensor, Tensor> mask_ids(const OptionalTensor& noise, const OptionalTensor& seed, int64_t rows, int64_t length,
                                             int64_t keep) {
-  TORCH_CHECK_VALUE(length < std::numeric_limits<uint32_t>::max(), "mask_ids: size must be below 2^31, got ", length);
-  TORCH_CHECK(rows >= 0 && length > 0 &&
-                  (noise ? noise->sizes() == at::IntArrayRef{rows, length}
-                         : seed && seed->numel() == 1 && seed->scalar_type() == at::kLong),
-              "mask_ids: bad size, noise or seed");
-  const auto options = (noise ? *noise : *seed).options();
-  Tensor shuffle = at::empty({rows, length}, options.dtype(at::kLong)), restore = at::empty({rows, length}, shuffle.options());
-  Tensor mask = at::empty({rows, length}, options.dtype(at::kFloat));
+  FASTSSL_CHECK_VALUE(length < std::numeric_limits<uint32_t>::max(), "mask_ids: size must be below 2^31, got ", length);
+  FASTSSL_CHECK(
+      rows >= 0 && length > 0 &&
+          (noise ? noise->sizes().equals({rows, length}) : seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long),
+      "mask_ids: bad size, noise or seed");
+  Tensor shuffle = empty({rows, length}, ScalarType::Long), restore = empty({rows, length}, ScalarType::Long);
+  Tensor mask = empty({rows, length}, ScalarType::Float);
   const Result result{shuffle.mutable_data_ptr<int64_t>(), restore.mutable_data_ptr<int64_t>(), mask.mutable_data_ptr<float>(),
                       length, keep};
   const MaskRows& of = mask_rows();
   if (!noise) {
-    const uint64_t key = uint64_t(seed->item<int64_t>());
+    const uint64_t key = uint64_t(as_int64(*seed));
     order_rows<uint32_t>(rows, result, [&](int64_t n, uint32_t* keys) { of.draw(key, uint32_t(n), length, keys); });
     return {shuffle, restore, mask};
   }
-  const Tensor dense = noise->contiguous();
+  const Tensor dense = as_contiguous(*noise);
   const Array values = array_of(dense);
   if (values.dtype == kFloat64)
     order_rows<uint64_t>(rows, result, [&](int64_t n, uint64_t* keys) { of.read_wide(values, n * length, length, keys); });
@@ -120,4 +113,4 @@ std::tuple<Tensor, Tensor, Tensor> mask_ids(const OptionalTensor& noise, const O
 }  // namespace
 }  // namespace fastssl::mask_ids
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("mask_ids", &fastssl::mask_ids::mask_ids); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("mask_ids", TORCH_BOX(&fastssl::mask_ids::mask_ids)); }

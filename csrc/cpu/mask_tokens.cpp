@@ -1,16 +1,12 @@
 // Inputs and labels of masked language modelling by common/mask_tokens.h, four tokens of a row at a time.
 //   ids (N, L) int64, special (N, L) bool or none -> inputs, labels (N, L) int64; 8 or 9 bytes read, 16 written for each token
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 
 #include "cpu/parallel.h"
+#include "cpu/tensor.h"
 
 namespace fastssl {
 namespace {
-
-using at::Tensor;
 
 #define FASTSSL_FN inline
 #include "common/philox.h"
@@ -21,11 +17,11 @@ using at::Tensor;
 std::tuple<Tensor, Tensor> mask_tokens(const Tensor& given, const std::optional<Tensor>& special, const Tensor& seed,
                                        int64_t mask_id, int64_t vocab_size, int64_t hide, int64_t swap, int64_t pick,
                                        int64_t ignore_index) {
-  const Tensor ids = given.contiguous(), never = special ? special->contiguous() : Tensor();
-  TORCH_CHECK(ids.dim() == 2 && seed.numel() == 1 && (!special || never.numel() == ids.numel()),
-              "mask_tokens: bad ids, special or seed");
+  const Tensor ids = as_contiguous(given), never = special ? as_contiguous(*special) : Tensor();
+  FASTSSL_CHECK(ids.dim() == 2 && seed.numel() == 1 && (!special || never.numel() == ids.numel()),
+                "mask_tokens: bad ids, special or seed");
   const int64_t N = ids.size(0), L = ids.size(1);
-  const Tensor inputs = at::empty({N, L}, ids.options()), labels = at::empty({N, L}, ids.options());
+  const Tensor inputs = empty({N, L}, ids.scalar_type()), labels = empty({N, L}, ids.scalar_type());
   const TokenRule rule{uint64_t(*seed.const_data_ptr<int64_t>()),
                        mask_id,
                        ignore_index,
@@ -50,4 +46,4 @@ std::tuple<Tensor, Tensor> mask_tokens(const Tensor& given, const std::optional<
 }  // namespace
 }  // namespace fastssl
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("mask_tokens", &fastssl::mask_tokens); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("mask_tokens", TORCH_BOX(&fastssl::mask_tokens)); }

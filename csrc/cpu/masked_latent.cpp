@@ -3,30 +3,25 @@
 //   row[p, k] = w mean_i d(e_i),   loss = s sum of rows,   dpred_i = g s w d'(e_i) / D,   s = 1 / (P K) for a mean, otherwise 1
 // With M = P K D elements one pass reads 2 M and writes M for both the loss and the gradient of g = 1. Rows of weight 0 are not
 // read.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include "cpu/latent_rows.h"
 #include "cpu/tokens.h"
 
 namespace fastssl::masked_latent {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 constexpr const char* kOp = "masked_latent_loss";
 
-Distance distance_of(c10::string_view loss) {
+Distance distance_of(const Text& loss) {
   if (loss == "l1") return Distance::kAbsolute;
   if (loss == "l2") return Distance::kSquare;
   if (loss == "smooth_l1") return Distance::kSmooth;
-  TORCH_CHECK(loss == "power", kOp, ": expected a loss l1, l2, smooth_l1 or power");
+  FASTSSL_CHECK(loss == "power", kOp, ": expected a loss l1, l2, smooth_l1 or power");
   return Distance::kPower;
 }
 
 Tensor dense_rows(const Tensor& t) {
-  TORCH_CHECK(t.dim() == 3, kOp, ": expected tensors of 3 dimensions, got ", t.sizes());
-  return t.stride(2) == 1 ? t : t.contiguous();
+  FASTSSL_CHECK(t.dim() == 3, kOp, ": expected tensors of 3 dimensions, got ", t.sizes());
+  return t.stride(2) == 1 ? t : as_contiguous(t);
 }
 
 // What a call is about: row r = p K + k of pred (P, K, D) belongs to row `place` of the target.
@@ -37,7 +32,7 @@ struct Problem {
   bool mean;
 
   Problem(const Tensor& pred_given, const Tensor& target_given, const OptionalTensor& ids_given, const OptionalTensor& weight_given,
-          c10::string_view loss, double value, bool normalize, double eps, bool mean)
+          const Text& loss, double value, bool normalize, double eps, bool mean)
       : pred(dense_rows(pred_given)),
         target(dense_rows(target_given)),
         N(target.size(0)),
@@ -46,18 +41,18 @@ struct Problem {
         D(pred.size(2)),
         mean(mean) {
     how = {distance_of(loss), value, normalize, eps, D};
-    TORCH_CHECK(N > 0 && D > 0 && P % N == 0 && target.size(2) == D, kOp, ": expected pred and target of one width, got ",
-                pred.sizes(), " and ", target.sizes());
+    FASTSSL_CHECK(N > 0 && D > 0 && P % N == 0 && target.size(2) == D, kOp, ": expected pred and target of one width, got ",
+                  pred.sizes(), " and ", target.sizes());
     if (ids_given) {
       expect_shape(kOp, *ids_given, {P, K});
-      ids = ids_given->contiguous();
+      ids = as_contiguous(*ids_given);
       check_range(kOp, ids, target.size(1));
     } else {
-      TORCH_CHECK(K == target.size(1), kOp, ": expected ", target.size(1), " rows of pred, got ", K);
+      FASTSSL_CHECK(K == target.size(1), kOp, ": expected ", target.size(1), " rows of pred, got ", K);
     }
     if (weight_given) {
       expect_shape(kOp, *weight_given, {P, K});
-      weight = weight_given->to(accumulator(pred.scalar_type())).contiguous();
+      weight = as_contiguous(as_dtype(*weight_given, accumulator(pred.scalar_type())));
     }
   }
   int64_t rows() const { return P * K; }
@@ -101,22 +96,22 @@ T forward(const Problem& p, T* losses, const Tensor* dpred) {
 }
 
 std::tuple<Tensor, Tensor> masked_latent_fwd(const Tensor& pred, const Tensor& target, const OptionalTensor& ids,
-                                             const OptionalTensor& weight, c10::string_view loss, double value, bool normalize,
+                                             const OptionalTensor& weight, const Text& loss, double value, bool normalize,
                                              double eps, bool mean) {
   const Problem p(pred, target, ids, weight, loss, value, normalize, eps, mean);
-  const auto options = pred.options().dtype(accumulator(pred.scalar_type()));
-  Tensor total = at::empty({}, options), losses = at::empty({p.P, p.K}, options);
+  const ScalarType wide = accumulator(pred.scalar_type());
+  Tensor total = empty({}, wide), losses = empty({p.P, p.K}, wide);
   with_accumulator(pred.scalar_type(),
                    [&]<class T>(T) { *total.mutable_data_ptr<T>() = forward(p, losses.mutable_data_ptr<T>(), nullptr); });
   return {total, losses};
 }
 
 std::tuple<Tensor, Tensor> masked_latent_one_pass(const Tensor& pred, const Tensor& target, const OptionalTensor& ids,
-                                                  const OptionalTensor& weight, c10::string_view loss, double value, bool normalize,
+                                                  const OptionalTensor& weight, const Text& loss, double value, bool normalize,
                                                   double eps, bool mean) {
   const Problem p(pred, target, ids, weight, loss, value, normalize, eps, mean);
-  Tensor total = at::empty({}, pred.options().dtype(accumulator(pred.scalar_type())));
-  Tensor dpred = new_tensor(pred.sizes(), pred.options());
+  Tensor total = empty({}, accumulator(pred.scalar_type()));
+  Tensor dpred = new_tensor(pred.sizes(), pred.scalar_type());
   with_accumulator(pred.scalar_type(), [&]<class T>(T) {
     std::vector<T> losses(p.rows());
     *total.mutable_data_ptr<T>() = forward(p, losses.data(), &dpred);
@@ -125,11 +120,11 @@ std::tuple<Tensor, Tensor> masked_latent_one_pass(const Tensor& pred, const Tens
 }
 
 Tensor masked_latent_bwd(const Tensor& grad_given, const Tensor& pred, const Tensor& target, const OptionalTensor& ids,
-                         const OptionalTensor& weight, c10::string_view loss, double value, bool normalize, double eps, bool mean) {
+                         const OptionalTensor& weight, const Text& loss, double value, bool normalize, double eps, bool mean) {
   const Problem p(pred, target, ids, weight, loss, value, normalize, eps, mean);
-  const Tensor grad = grad_given.to(accumulator(pred.scalar_type())).contiguous();
+  const Tensor grad = as_contiguous(as_dtype(grad_given, accumulator(pred.scalar_type())));
   if (grad.dim() != 0) expect_shape(kOp, grad, {p.P, p.K});
-  Tensor dpred = new_tensor(pred.sizes(), pred.options());
+  Tensor dpred = new_tensor(pred.sizes(), pred.scalar_type());
   with_accumulator(pred.scalar_type(), [&]<class T>(T) {
     const LatentRows<T>& f = latent_rows<T>();
     const T* g = grad.const_data_ptr<T>();
@@ -147,8 +142,8 @@ Tensor masked_latent_bwd(const Tensor& grad_given, const Tensor& pred, const Ten
 }  // namespace
 }  // namespace fastssl::masked_latent
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("masked_latent_fwd", &fastssl::masked_latent::masked_latent_fwd);
-  m.impl("masked_latent_bwd", &fastssl::masked_latent::masked_latent_bwd);
-  m.impl("masked_latent_one_pass", &fastssl::masked_latent::masked_latent_one_pass);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("masked_latent_fwd", TORCH_BOX(&fastssl::masked_latent::masked_latent_fwd));
+  m.impl("masked_latent_bwd", TORCH_BOX(&fastssl::masked_latent::masked_latent_bwd));
+  m.impl("masked_latent_one_pass", TORCH_BOX(&fastssl::masked_latent::masked_latent_one_pass));
 }

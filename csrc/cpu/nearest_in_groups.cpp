@@ -3,9 +3,6 @@
 // it lies below the diagonal, since s_ij = s_ji serves both rows. Only tiles of one triangle are made. A more similar row comes
 // first, and of equally similar ones that with the smaller place. The result is thus the same in whatever order the threads take
 // the tiles.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -18,7 +15,6 @@
 namespace fastssl::nearest {
 namespace {
 
-using at::Tensor;
 constexpr int kRows = 64;           // of a tile, and of what one lock protects
 constexpr int64_t kColumns = 1024;  // of a tile at most: 256 KB of floats
 
@@ -69,7 +65,7 @@ class Nearest {
   }
 
   void find() {
-    const int64_t threads = N_ * size_ * D_ < 16 * kGrain ? 1 : at::get_num_threads();
+    const int64_t threads = N_ * size_ * D_ < 16 * kGrain ? 1 : thread_count();
     const std::vector<Tile> tiles = enough_tiles(N_, size_, threads);
     std::atomic<size_t> next{0};
     parallel_tasks(std::min<int64_t>(threads, int64_t(tiles.size())), [&](int64_t, int64_t) {
@@ -84,7 +80,7 @@ class Nearest {
   void look(const Tile& t, T* S, T* largest) {
     const auto& f = neighbour_rows<T>();
     const int ld = t.n;
-    gemm<T>(Op::kPlain, Op::kTransposed, t.m, t.n, int(D_), T(1), x_ + t.i0 * D_, int(D_), x_ + t.j0 * D_, int(D_), T(0), S, ld);
+    row_products(x_ + t.i0 * D_, t.m, x_ + t.j0 * D_, t.n, int(D_), S);
     for (int i = 0; i < t.m; i++) {  // the diagonal, where the tile has it
       const int64_t j = t.i0 + i - t.j0;
       if (j >= t.n) break;
@@ -152,10 +148,10 @@ class Nearest {
 };
 
 Tensor nearest_in_groups(const Tensor& rows_given, int64_t count, int64_t size) {
-  const Tensor rows = rows_given.contiguous();
-  TORCH_CHECK(rows.dim() == 2 && count > 0 && size > count && rows.size(0) % size == 0,
-              "nearest_in_groups: expected rows in groups of more than ", count, ", got ", rows.sizes(), " in groups of ", size);
-  Tensor ids = at::empty({rows.size(0), count}, rows.options().dtype(at::kLong));
+  const Tensor rows = as_contiguous(rows_given);
+  FASTSSL_CHECK(rows.dim() == 2 && count > 0 && size > count && rows.size(0) % size == 0,
+                "nearest_in_groups: expected rows in groups of more than ", count, ", got ", rows.sizes(), " in groups of ", size);
+  Tensor ids = empty({rows.size(0), count}, ScalarType::Long);
   with_accumulator(rows.scalar_type(), [&]<class T>(T) { Nearest<T>(rows, count, size, ids.mutable_data_ptr<int64_t>()).find(); });
   return ids;
 }
@@ -163,4 +159,4 @@ Tensor nearest_in_groups(const Tensor& rows_given, int64_t count, int64_t size) 
 }  // namespace
 }  // namespace fastssl::nearest
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("nearest_in_groups", &fastssl::nearest::nearest_in_groups); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("nearest_in_groups", TORCH_BOX(&fastssl::nearest::nearest_in_groups)); }

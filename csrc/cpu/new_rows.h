@@ -25,8 +25,10 @@ template <class T>
 class NewRows {
  public:
   // The rows of `out`, which are made from `bytes_read` bytes of other tensors.
-  NewRows(const at::Tensor& out, int64_t bytes_read)
-      : rows_(token_rows<T>()), to_(array_of(out)), past_(rows_.past_caches && int64_t(out.nbytes()) + bytes_read >= kPastCaches) {}
+  NewRows(const Tensor& out, int64_t bytes_read)
+      : rows_(token_rows<T>()),
+        to_(array_of(out)),
+        past_(rows_.past_caches && int64_t(bytes_of(out)) + bytes_read >= kPastCaches) {}
   ~NewRows() {
     if (past_) rows_.settle();
   }

@@ -6,9 +6,7 @@
 
 namespace fastssl {
 
-using OptionalTensor = std::optional<at::Tensor>;
-
-inline double value_of(double number, const OptionalTensor& tensor) { return tensor ? tensor->item<double>() : number; }
+inline double value_of(double number, const OptionalTensor& tensor) { return tensor ? as_double(*tensor) : number; }
 
 // The rule of the average that a step writes in the same pass: torch's lerp, rounded to the nearest.
 inline EmaRule average_of(double momentum, const OptionalTensor& scalar) {

@@ -1,8 +1,6 @@
 // The kernels are those of similarity.cpp; pair_step.h has the equations.
 #include "cpu/pair_step.h"
 
-#include <ATen/ops/empty.h>
-
 #include "cpu/similarity_problem.h"
 #include "cpu/similarity_triangle.h"
 #include "cpu/softplus.h"
@@ -11,7 +9,6 @@
 namespace fastssl::pair_step {
 namespace {
 
-using at::Tensor;
 using similarity::Problem;
 using similarity::State;
 
@@ -53,18 +50,14 @@ double weight(int64_t N, bool mean) { return mean ? 1.0 / double(N) : 1.0; }
 }  // namespace
 
 Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool mean, bool keep) {
-  const Tensor a = a_given.contiguous(), b = b_given.contiguous();
+  const Tensor a = as_contiguous(a_given), b = as_contiguous(b_given);
   const int64_t B = a.size(0), D = a.size(1), N = 2 * B;
-  const auto options = a.options().dtype(similarity::compute_dtype(a));
-  Forward out{at::empty({}, options),
-              {},
-              at::empty({9, B}, options),
-              at::empty({N}, options.dtype(at::kInt)),
-              similarity::new_kept(keep ? N : 0, options)};
+  const ScalarType wide = similarity::compute_dtype(a);
+  Forward out{empty({}, wide), {}, empty({9, B}, wide), empty({N}, ScalarType::Int), similarity::new_kept(keep ? N : 0, wide)};
   similarity::dispatch(a, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
-    out.z = at::empty({N, D}, options.dtype(c10::CppTypeToScalarType<E>::value));
+    out.z = empty({N, D}, kScalarType<E>);
     const Numbers<T> left(out.numbers, out.peak);
     unit_pairs::forward<T>({read_only(a), read_only(b)}, B, D, T(unit_pairs::kEps), array_of(out.z), left.norm, left.dot);
     auto p = problem_of<E>(out.z, scale);
@@ -77,12 +70,12 @@ Forward forward(const Tensor& a_given, const Tensor& b_given, double scale, bool
   return out;
 }
 
-std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Forward& given, double scale, bool mean, at::ScalarType dtype) {
-  const Tensor z = given.z.contiguous(), lines = given.numbers.contiguous(), peaks = given.peak.contiguous();
-  const Tensor kept = given.kept.contiguous();
+std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Forward& given, double scale, bool mean, ScalarType dtype) {
+  const Tensor z = as_contiguous(given.z), lines = as_contiguous(given.numbers), peaks = as_contiguous(given.peak);
+  const Tensor kept = as_contiguous(given.kept);
   const int64_t N = z.size(0), B = N / 2, D = z.size(1);
-  const auto options = z.options().dtype(dtype);
-  Tensor da = at::empty({B, D}, options), db = at::empty({B, D}, options), dz = at::empty(z.sizes(), lines.options());
+  const ScalarType wide = dtype;
+  Tensor da = empty({B, D}, wide), db = empty({B, D}, wide), dz = empty(z.sizes(), lines.scalar_type());
   similarity::dispatch(z, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;

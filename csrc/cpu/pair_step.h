@@ -8,22 +8,21 @@
 // Of rows in 16 bits, z is bfloat16 where the CPU multiplies that (has_bfloat16_products()) and they are bfloat16, otherwise
 // float32. All that follows from z is float32, also G, in which dz and the positive's term cancel; da is rounded at the end.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <utility>
+
+#include "cpu/tensor.h"
 
 namespace fastssl::pair_step {
 
 // What the forward leaves to the backward beside the loss: z (2B, D); numbers (9, B), the norm, maximum, sum and lse of each row
 // and the similarity of each pair; the place of each row's maximum, peak (2B,) int32; and kept tiles (similarity_triangle.h).
 struct Forward {
-  at::Tensor loss, z, numbers, peak, kept;
+  Tensor loss, z, numbers, peak, kept;
 };
 
 // a and b (B, D). Tiles are kept only if `keep`.
-Forward forward(const at::Tensor& a, const at::Tensor& b, double scale, bool mean, bool keep);
+Forward forward(const Tensor& a, const Tensor& b, double scale, bool mean, bool keep);
 // The gradients of a and b, in their dtype.
-std::pair<at::Tensor, at::Tensor> backward(const at::Tensor& dloss, const Forward& left, double scale, bool mean,
-                                           at::ScalarType dtype);
+std::pair<Tensor, Tensor> backward(const Tensor& dloss, const Forward& left, double scale, bool mean, ScalarType dtype);
 
 }  // namespace fastssl::pair_step

@@ -1,11 +1,16 @@
 // Notices forks, see parallel.h.
 #include "cpu/parallel.h"
 
-#include <omp.h>
 #include <pthread.h>
 #ifdef __linux__
 #include <dirent.h>
 #endif
+
+// torch brings OpenMP; where it was built without, there is no team.
+extern "C" {
+int omp_get_max_threads() __attribute__((weak));
+void omp_set_num_threads(int) __attribute__((weak));
+}
 
 namespace fastssl {
 namespace {
@@ -36,7 +41,23 @@ void in_child() { lost = lost || others; }
 
 bool lost_its_team() { return lost; }
 
-Alone::Alone() : serial_(true), before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-Alone::~Alone() { omp_set_num_threads(before_); }
+Alone::Alone() : before_(omp_get_max_threads ? omp_get_max_threads() : 1) {
+  if (omp_set_num_threads) omp_set_num_threads(1);
+}
+Alone::~Alone() {
+  if (omp_set_num_threads) omp_set_num_threads(before_);
+}
+
+int thread_count() {
+  uint32_t count;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
+  return int(count);
+}
+
+int thread_index() {
+  uint32_t index;
+  TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&index));
+  return int(index);
+}
 
 }  // namespace fastssl

@@ -3,16 +3,10 @@
 //   dpred_i = g m d'(e) / (P sum m);  rows of weight 0 are not read, their gradient is 0
 // With M = N L P elements and a share r of removed patches, the forward reads 2 r M elements, and the backward reads 2 r M and
 // writes M. One pass, which makes the gradient for g = 1 beside the loss, reads 2 r M and writes M for both.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include "cpu/tokens.h"
 
 namespace fastssl::patch_loss {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // The errors of so many rows are summed together, so that every number of threads gives the same sums.
 constexpr int64_t kRows = 64;
@@ -28,13 +22,13 @@ struct Problem {
 
   static const Tensor& checked(const Tensor& images, const Tensor& pred, int64_t height, int64_t width) {
     expect_images("masked_patch_loss", images.sizes(), height, width);
-    TORCH_CHECK(pred.dim() == 3, "masked_patch_loss: expected pred (N, R, P), got ", pred.sizes());
+    FASTSSL_CHECK(pred.dim() == 3, "masked_patch_loss: expected pred (N, R, P), got ", pred.sizes());
     return images;
   }
   Problem(const Tensor& images_given, const Tensor& pred_given, const OptionalTensor& mask_given, const OptionalTensor& ids_given,
           int64_t height, int64_t width, bool channels_last, bool normalize, double eps, bool absolute)
-      : images(checked(images_given, pred_given, height, width).stride(3) == 1 ? images_given : images_given.contiguous()),
-        pred(pred_given.stride(2) == 1 ? pred_given : pred_given.contiguous()),
+      : images(checked(images_given, pred_given, height, width).stride(3) == 1 ? images_given : as_contiguous(images_given)),
+        pred(pred_given.stride(2) == 1 ? pred_given : as_contiguous(pred_given)),
         shape{images.size(1), height, width, images.stride(1), images.stride(2), channels_last},
         R(pred.size(1)),
         across(images.size(3) / width),
@@ -47,10 +41,10 @@ struct Problem {
     if (mask_given) expect_shape(op, *mask_given, pred.sizes().slice(0, 2));
     if (ids_given) {
       expect_shape(op, *ids_given, pred.sizes().slice(0, 2));
-      ids = ids_given->contiguous();
+      ids = as_contiguous(*ids_given);
       check_range(op, ids, length);
     }
-    if (mask_given) mask = mask_given->contiguous();
+    if (mask_given) mask = as_contiguous(*mask_given);
   }
   int64_t rows() const { return pred.size(0) * R; }
   float weight(int64_t i) const { return mask.defined() ? mask.const_data_ptr<float>()[i] : 1.0f; }
@@ -145,9 +139,9 @@ std::tuple<Tensor, Tensor, Tensor> patch_loss_fwd(const Tensor& images, const Te
                                                   const OptionalTensor& ids, int64_t height, int64_t width, bool channels_last,
                                                   bool normalize, double eps, bool absolute) {
   const Problem p(images, pred, mask, ids, height, width, channels_last, normalize, eps, absolute);
-  const auto options = pred.options().dtype(accumulator(pred.scalar_type()));
-  Tensor loss = at::empty({}, options), total = at::empty({}, options);
-  Tensor stats = normalize ? at::empty({pred.size(0), pred.size(1), 2}, options) : at::empty({0}, options);
+  const ScalarType wide = accumulator(pred.scalar_type());
+  Tensor loss = empty({}, wide), total = empty({}, wide);
+  Tensor stats = normalize ? empty({pred.size(0), pred.size(1), 2}, wide) : empty({0}, wide);
   with_accumulator(pred.scalar_type(), [&]<class T>(T) {
     forward(p, normalize ? stats.mutable_data_ptr<T>() : nullptr, nullptr, loss.mutable_data_ptr<T>(), total.mutable_data_ptr<T>());
   });
@@ -159,9 +153,9 @@ Tensor patch_loss_bwd(const Tensor& grad, const Tensor& total, const Tensor& sta
                       bool normalize, double eps, bool absolute) {
   const Problem p(images, pred, mask, ids, height, width, channels_last, normalize, eps, absolute);
   if (normalize) expect_dense("masked_patch_loss", stats, {pred.size(0), pred.size(1), 2});
-  Tensor dpred = new_tensor(pred.sizes(), pred.options());
+  Tensor dpred = new_tensor(pred.sizes(), pred.scalar_type());
   with_accumulator(pred.scalar_type(),
-                   [&]<class T>(T) { backward(p, stats.const_data_ptr<T>(), grad.item<T>(), total.item<T>(), dpred); });
+                   [&]<class T>(T) { backward(p, stats.const_data_ptr<T>(), T(as_double(grad)), T(as_double(total)), dpred); });
   return dpred;
 }
 
@@ -169,8 +163,8 @@ std::tuple<Tensor, Tensor> patch_loss_one_pass(const Tensor& images, const Tenso
                                                const OptionalTensor& ids, int64_t height, int64_t width, bool channels_last,
                                                bool normalize, double eps, bool absolute) {
   const Problem p(images, pred, mask, ids, height, width, channels_last, normalize, eps, absolute);
-  Tensor loss = at::empty({}, pred.options().dtype(accumulator(pred.scalar_type()))), total = at::empty({}, loss.options());
-  Tensor dpred = new_tensor(pred.sizes(), pred.options());
+  Tensor loss = empty({}, accumulator(pred.scalar_type())), total = empty({}, loss.scalar_type());
+  Tensor dpred = new_tensor(pred.sizes(), pred.scalar_type());
   with_accumulator(pred.scalar_type(),
                    [&]<class T>(T) { forward<T>(p, nullptr, &dpred, loss.mutable_data_ptr<T>(), total.mutable_data_ptr<T>()); });
   return {loss, dpred};
@@ -179,8 +173,8 @@ std::tuple<Tensor, Tensor> patch_loss_one_pass(const Tensor& images, const Tenso
 }  // namespace
 }  // namespace fastssl::patch_loss
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("patch_loss_fwd", &fastssl::patch_loss::patch_loss_fwd);
-  m.impl("patch_loss_bwd", &fastssl::patch_loss::patch_loss_bwd);
-  m.impl("patch_loss_one_pass", &fastssl::patch_loss::patch_loss_one_pass);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("patch_loss_fwd", TORCH_BOX(&fastssl::patch_loss::patch_loss_fwd));
+  m.impl("patch_loss_bwd", TORCH_BOX(&fastssl::patch_loss::patch_loss_bwd));
+  m.impl("patch_loss_one_pass", TORCH_BOX(&fastssl::patch_loss::patch_loss_one_pass));
 }

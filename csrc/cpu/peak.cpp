@@ -55,7 +55,7 @@ double fastest(int threads, const F& loop) {
 }
 
 Peak measure(const PeakLoops& loops) {
-  const int threads = lost_its_team() ? 1 : at::get_num_threads();
+  const int threads = lost_its_team() ? 1 : thread_count();
   Peak peak{fastest(threads, [&](int64_t, int64_t rounds) { return loops.registers(rounds); }), 0};
   if (!loops.tile) return peak;
   constexpr int64_t kPage = 4096;

@@ -48,20 +48,20 @@ namespace avx512_bf16 {
 
 bool has_bfloat16_products() { return isa::current() == isa::Isa::kAvx512Bf16; }
 template <>
-const Products<c10::BFloat16>& products<c10::BFloat16>() {
+const Products<BFloat16>& products<BFloat16>() {
   return uses_brgemm() ? *brgemm_products : avx512_bf16::bfloat16_products;
 }
-const Products<c10::BFloat16>& products_across() { return avx512_bf16::bfloat16_products_across; }
+const Products<BFloat16>& products_across() { return avx512_bf16::bfloat16_products_across; }
 #else
 bool has_bfloat16_products() { return false; }
 template <>
-const Products<c10::BFloat16>& products<c10::BFloat16>() {
+const Products<BFloat16>& products<BFloat16>() {
   throw std::logic_error("this machine has no instruction for products of bfloat16");
 }
-const Products<c10::BFloat16>& products_across() { return products<c10::BFloat16>(); }
+const Products<BFloat16>& products_across() { return products<BFloat16>(); }
 #endif
 
-const Products<c10::BFloat16>* brgemm_products = nullptr;
+const Products<BFloat16>* brgemm_products = nullptr;
 namespace {
 std::atomic<bool> brgemm_wanted{false};
 }

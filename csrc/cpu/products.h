@@ -10,8 +10,6 @@
 // twice the rate of float32. `step` is then the distance from one pair to the next, and the two terms of a pair are neighbours.
 // Where k is odd, the missing term is a zero. A CPU with AMX multiplies whole tiles of bfloat16; oneDNN does that for us.
 #pragma once
-#include <c10/util/BFloat16.h>
-
 #include <cstdint>
 #include <type_traits>
 
@@ -25,7 +23,7 @@ using Sum = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
 // Terms that one instruction takes together.
 template <class E>
-constexpr int kTerms = std::is_same_v<E, c10::BFloat16> ? 2 : 1;
+constexpr int kTerms = std::is_same_v<E, BFloat16> ? 2 : 1;
 
 // A left operand: row i, term (or pair of terms) p is at data + i row + p step.
 template <class E>
@@ -67,9 +65,9 @@ const Products<E>& products();  // of the instruction set in use; those of bfloa
 bool has_bfloat16_products();
 
 // Products of bfloat16 by oneDNN (products_brgemm.cpp), for CPUs with matrix units (AMX). It wants left operands as rows.
-extern const Products<c10::BFloat16>* brgemm_products;  // null where that file is left out
+extern const Products<BFloat16>* brgemm_products;  // null where that file is left out, or torch has none
 bool uses_brgemm();
-void use_brgemm(bool on);                          // at first where the CPU has matrix units; for tests, anywhere
-const Products<c10::BFloat16>& products_across();  // our own, with left operands as brgemm wants them
+void use_brgemm(bool on);                     // at first where the CPU has matrix units; for tests, anywhere
+const Products<BFloat16>& products_across();  // our own, with left operands as brgemm wants them
 
 }  // namespace fastssl

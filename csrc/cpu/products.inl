@@ -21,7 +21,7 @@ struct Single {
 
 #ifdef FASTSSL_BFLOAT16
 struct Pairs {
-  using E = c10::BFloat16;
+  using E = BFloat16;
   using T = float;
   static constexpr int W = 16;
   using V = Single<float>::V;
@@ -246,8 +246,8 @@ struct ProductFunctions {
 };
 
 #ifdef FASTSSL_BFLOAT16
-static const Products<c10::BFloat16>& bfloat16_products = ProductFunctions<Pairs>::table;
-static const Products<c10::BFloat16>& bfloat16_products_across = ProductFunctions<Pairs>::table_across;
+static const Products<BFloat16>& bfloat16_products = ProductFunctions<Pairs>::table;
+static const Products<BFloat16>& bfloat16_products_across = ProductFunctions<Pairs>::table_across;
 #else
 static const Products<float>& float_products = ProductFunctions<Single<float> >::table;
 static const Products<double>& double_products = ProductFunctions<Single<double> >::table;

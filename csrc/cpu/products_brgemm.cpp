@@ -3,17 +3,22 @@
 // It has no scale, which is rounded to float32 here: the panel of C is scaled after the product, where that is not 1, or added from
 // a buffer. On other machines than x86-64 this file is empty.
 #if defined(__x86_64__)
-#include <ATen/native/CPUBlas.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/products.h"
 #include "cpu/units.h"
 
+// torch's own interface to oneDNN is not part of its stable ABI: a torch that lacks these functions leaves us our own products.
+namespace at::native::cpublas {
+__attribute__((weak)) void brgemm(int64_t m, int64_t n, int64_t k, int64_t ld_a, int64_t ld_b, int64_t ld_c, bool add_c,
+                                  const c10::BFloat16* a, const c10::BFloat16* b, float* c, bool is_vnni);
+__attribute__((weak)) void brgemm_release(bool is_vnni);
+}  // namespace at::native::cpublas
+
 namespace fastssl {
 namespace {
-
-using c10::BFloat16;
 
 void multiply(const Left<BFloat16>& a, const BFloat16* packed, int m, int n, int k, double scale, bool add, float* C, int64_t ld) {
   const int64_t terms = k + k % 2, panel = products_across().panel;
@@ -37,6 +42,7 @@ void multiply(const Left<BFloat16>& a, const BFloat16* packed, int m, int n, int
 // Where AMX is there at the start, it is used.
 const bool registered = [] {
   static const Products<BFloat16> table = {32, multiply, products_across().pack, products_across().round_weights, true};
+  if (!at::native::cpublas::brgemm || !at::native::cpublas::brgemm_release) return false;
   brgemm_products = &table;
   use_brgemm(units::has(units::Unit::kAmxBf16) && units::may_use_tiles());
   return true;

@@ -1,8 +1,6 @@
 // Tiles of projections on directions: x = z A and, for gradients, dz = dx A^T.       z (V, N, D), A (D, S), both contiguous and of
 // one dtype. A is packed once, in blocks of columns: D S elements for each of the two products.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -22,7 +20,7 @@ class Projections {
  public:
   const int64_t V, N, D, S, wide, blocks;  // blocks of `wide` columns
 
-  Projections(const at::Tensor& z_given, const at::Tensor& directions, int64_t wide, bool gradient, bool backward)
+  Projections(const Tensor& z_given, const Tensor& directions, int64_t wide, bool gradient, bool backward)
       : V(z_given.size(0)),
         N(z_given.size(1)),
         D(z_given.size(2)),
@@ -33,7 +31,7 @@ class Projections {
         backward_(backward),
         columns_size_(product_.size(D, wide)),
         rows_size_(gradient ? product_.size(wide, D) : 0),
-        packed_(new_tensor({blocks * (columns_size_ + rows_size_)}, z_given.options())) {
+        packed_(new_tensor({blocks * (columns_size_ + rows_size_)}, z_given.scalar_type())) {
     const Array A = array_of(directions);
     parallel_for(blocks, 2 * D * wide, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; block++) {
@@ -65,7 +63,7 @@ class Projections {
   const T* z_;
   bool backward_;
   int64_t columns_size_, rows_size_;
-  at::Tensor packed_;
+  Tensor packed_;
 };
 
 }  // namespace fastssl

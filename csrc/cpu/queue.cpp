@@ -1,18 +1,13 @@
 // Pushes keys onto a ring in place: queue[(ptr + i) mod K] <- keys_i, then the labels and the pointer.
 // N D elements are read and written. In layout (D, K) a key is a column: blocks are transposed in registers, and both sides are
 // touched in whole cache lines.
-#include <ATen/Dispatch.h>
-#include <torch/library.h>
-
 #include <algorithm>
 
+#include "cpu/tensor.h"
 #include "cpu/transpose.h"
 
 namespace fastssl::queue {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // `count` keys from `first` on go to `count` places of the queue from `place` on (rows of (K, D), columns of (D, K)).
 struct Run {
@@ -43,8 +38,8 @@ template <class T>
 void copy_keys(const Tensor& queue, const Tensor& keys, const Run& run, bool columns) {
   const int64_t D = keys.size(1), key = keys.stride(0), key_entry = keys.stride(1);
   const int64_t row = queue.stride(columns ? 1 : 0), entry = queue.stride(columns ? 0 : 1);
-  const T* from = keys.const_data_ptr<T>() + run.first * key;
-  T* to = queue.mutable_data_ptr<T>() + run.place * row;
+  const T* from = static_cast<const T*>(keys.const_data_ptr()) + run.first * key;
+  T* to = static_cast<T*>(queue.data_ptr()) + run.place * row;
   if (key_entry == 1 && entry == 1 && key == D && row == D) std::copy_n(from, run.count * D, to);
   else if (key_entry == 1 && entry == 1)
     for (int64_t k = 0; k < run.count; k++) std::copy_n(from + k * key, D, to + k * row);
@@ -54,10 +49,18 @@ void copy_keys(const Tensor& queue, const Tensor& keys, const Run& run, bool col
       for (int64_t k = 0; k < run.count; k++) to[k * row + d * entry] = from[k * key + d * key_entry];
 }
 
+// Calls f with a number of so many bytes: what is only copied may be of any type.
+template <class F>
+void of_size(int64_t bytes, const F& f) {
+  if (bytes == 8) return f(uint64_t());
+  if (bytes == 4) return f(uint32_t());
+  return bytes == 2 ? f(uint16_t()) : f(uint8_t());
+}
+
 template <class T>
 void copy_labels(const Tensor& label_queue, const Tensor& labels, const Run& run) {
-  const T* from = labels.const_data_ptr<T>() + run.first * labels.stride(0);
-  T* to = label_queue.mutable_data_ptr<T>() + run.place * label_queue.stride(0);
+  const T* from = static_cast<const T*>(labels.const_data_ptr()) + run.first * labels.stride(0);
+  T* to = static_cast<T*>(label_queue.data_ptr()) + run.place * label_queue.stride(0);
   for (int64_t i = 0; i < run.count; i++) to[i * label_queue.stride(0)] = from[i * labels.stride(0)];
 }
 
@@ -65,17 +68,17 @@ void queue_push_(const Tensor& queue, const Tensor& ptr, const Tensor& keys, con
                  const OptionalTensor& labels, bool columns, bool truncate) {
   const int64_t K = queue.size(columns ? 1 : 0), N = keys.size(0);
   int64_t& pointer = *ptr.mutable_data_ptr<int64_t>();
-  TORCH_CHECK_VALUE(pointer >= 0 && pointer < K, "queue_push_: ptr must be in [0, ", K, "), got ", pointer);
+  FASTSSL_CHECK_VALUE(pointer >= 0 && pointer < K, "queue_push_: ptr must be in [0, ", K, "), got ", pointer);
   const int64_t first = truncate ? 0 : std::max<int64_t>(0, N - K);
   const int64_t place = (pointer + first) % K;
   const int64_t before_end = std::min(N - first, K - place);
   const Run runs[2] = {{first, place, before_end}, {first + before_end, 0, truncate ? 0 : N - first - before_end}};
   for (const Run& run : runs) {
     if (run.count == 0) continue;
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, queue.scalar_type(), "queue_push_",
-                                    [&] { copy_keys<scalar_t>(queue, keys, run, columns); });
-    if (labels)
-      AT_DISPATCH_INTEGRAL_TYPES(labels->scalar_type(), "queue_push_", [&] { copy_labels<scalar_t>(*label_queue, *labels, run); });
+    of_size(queue.element_size(), [&]<class T>(T) {
+      if constexpr (sizeof(T) > 1) copy_keys<T>(queue, keys, run, columns);
+    });
+    if (labels) of_size(labels->element_size(), [&]<class T>(T) { copy_labels<T>(*label_queue, *labels, run); });
   }
   pointer = truncate && pointer + N >= K ? 0 : (pointer + N) % K;
 }
@@ -83,4 +86,4 @@ void queue_push_(const Tensor& queue, const Tensor& ptr, const Tensor& keys, con
 }  // namespace
 }  // namespace fastssl::queue
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("queue_push_", &fastssl::queue::queue_push_); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("queue_push_", TORCH_BOX(&fastssl::queue::queue_push_)); }

@@ -3,9 +3,6 @@
 //   dx[n, P + r] = sum over l with ids[n, l] = r of dout[n, P + l]
 //   dtoken = sum over (n, l) with ids[n, l] >= K of dout[n, P + l]
 // N (2 P + K + L) D elements are moved forward, N (2 P + L + K) D backward.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <utility>
 
 #include "cpu/new_rows.h"
@@ -13,16 +10,13 @@
 namespace fastssl::restore_tokens {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 // The mask token's gradient is summed for each group of so many samples, so that every number of threads gives the same sums.
 constexpr int64_t kSamples = 8, kBeside = 4;
 
 // The mask token at every place, pos + token. In 16 bits, where a sum is widened and rounded, it is made once for all samples.
 template <class T>
 Tensor masked_tokens(Array token, const Tensor& pos) {
-  Tensor out = at::empty(pos.sizes(), pos.options());
+  Tensor out = empty(pos.sizes(), pos.scalar_type());
   const int64_t D = pos.size(1);
   const Array position = array_of(pos), to = array_of(out);
   parallel_for(pos.size(0), D, [&](int64_t begin, int64_t end) {
@@ -33,14 +27,14 @@ Tensor masked_tokens(Array token, const Tensor& pos) {
 
 Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const Tensor& token, const OptionalTensor& pos,
                           int64_t prefix) {
-  TORCH_CHECK(x_given.dim() == 3 && prefix >= 0 && prefix <= x_given.size(1), "restore_tokens: expected x (N, P + K, D), got ",
-              x_given.sizes());
+  FASTSSL_CHECK(x_given.dim() == 3 && prefix >= 0 && prefix <= x_given.size(1), "restore_tokens: expected x (N, P + K, D), got ",
+                x_given.sizes());
   expect_ids("restore_tokens", ids_given, x_given.size(0));
   expect_dense("restore_tokens", token, {x_given.size(2)});
   if (pos) expect_dense("restore_tokens", *pos, {prefix + ids_given.size(1), x_given.size(2)});
-  const Tensor x = x_given.stride(2) == 1 ? x_given : x_given.contiguous(), ids = ids_given.contiguous();
+  const Tensor x = x_given.stride(2) == 1 ? x_given : as_contiguous(x_given), ids = as_contiguous(ids_given);
   const int64_t N = x.size(0), D = x.size(2), L = ids.size(1), tokens = prefix + L, K = x.size(1) - prefix;
-  Tensor out = new_tensor({N, tokens, D}, token.options());
+  Tensor out = new_tensor({N, tokens, D}, token.scalar_type());
   const int64_t* id = ids.const_data_ptr<int64_t>();
   const Array from = array_of(x), hidden = array_of(token);
   const Array position = pos ? array_of(*pos) : Array{nullptr, kNothing};
@@ -48,7 +42,7 @@ Tensor restore_tokens_fwd(const Tensor& x_given, const Tensor& ids_given, const 
     const Tensor made = pos && pos->element_size() == 2 ? masked_tokens<T>(hidden, *pos) : Tensor();
     const Array masked = made.defined() ? array_of(made) : Array{nullptr, kNothing};
     parallel_for(N * tokens, D, [&](int64_t begin, int64_t end) {
-      NewRows<T> to(out, int64_t(x.nbytes()));
+      NewRows<T> to(out, int64_t(bytes_of(x)));
       // The element of x that token i begins with, -1 where it is the mask token.
       const auto start_of = [&](int64_t i) -> int64_t {
         const int64_t n = i / tokens, t = i % tokens, r = t < prefix ? t - prefix : id[n * L + t - prefix];
@@ -116,7 +110,7 @@ class Gradients {
 
   // Reads each row of dout once. A core reads several streams of memory faster than one, so kBeside samples are read in turn.
   void groups(int64_t begin, int64_t end) const {
-    NewRows<T> to(dx_, int64_t(dout_.nbytes()));
+    NewRows<T> to(dx_, int64_t(bytes_of(dout_)));
     for (int64_t group = begin; group < end; group++) {
       RowSum<T> hidden(from_, D_, partial_.data() + group * D_);
       const int64_t last = std::min(dout_.size(0), (group + 1) * kSamples);
@@ -160,15 +154,15 @@ class Gradients {
 };
 
 std::tuple<Tensor, Tensor> restore_tokens_bwd(const Tensor& dout_given, const Tensor& ids_given, int64_t kept, int64_t prefix,
-                                              std::array<bool, 2> need) {
-  TORCH_CHECK(dout_given.dim() == 3 && kept >= 0 && prefix >= 0, "restore_tokens: expected dout (N, P + L, D), got ",
-              dout_given.sizes());
+                                              const std::vector<bool>& need) {
+  FASTSSL_CHECK(dout_given.dim() == 3 && kept >= 0 && prefix >= 0, "restore_tokens: expected dout (N, P + L, D), got ",
+                dout_given.sizes());
   expect_ids("restore_tokens", ids_given, dout_given.size(0));
   expect_shape("restore_tokens", dout_given, {dout_given.size(0), prefix + ids_given.size(1), dout_given.size(2)});
-  const Tensor dout = dout_given.stride(2) == 1 ? dout_given : dout_given.contiguous(), ids = ids_given.contiguous();
+  const Tensor dout = dout_given.stride(2) == 1 ? dout_given : as_contiguous(dout_given), ids = as_contiguous(ids_given);
   const int64_t N = dout.size(0), D = dout.size(2), groups = (N + kSamples - 1) / kSamples;
-  Tensor dx = need[0] ? new_tensor({N, prefix + kept, D}, dout.options()) : at::empty({0}, dout.options());
-  Tensor dtoken = at::empty({need[1] ? D : 0}, dout.options().dtype(accumulator(dout.scalar_type())));
+  Tensor dx = need[0] ? new_tensor({N, prefix + kept, D}, dout.scalar_type()) : empty({0}, dout.scalar_type());
+  Tensor dtoken = empty({need[1] ? D : 0}, accumulator(dout.scalar_type()));
   std::vector<double> partial(need[1] ? groups * D : 0, 0.0);
   with_accumulator(dout.scalar_type(), [&]<class T>(T) {
     const Gradients<T> gradients(dout, ids, kept, prefix, dx, partial);
@@ -184,7 +178,7 @@ std::tuple<Tensor, Tensor> restore_tokens_bwd(const Tensor& dout_given, const Te
 }  // namespace
 }  // namespace fastssl::restore_tokens
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("restore_tokens_fwd", &fastssl::restore_tokens::restore_tokens_fwd);
-  m.impl("restore_tokens_bwd", &fastssl::restore_tokens::restore_tokens_bwd);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("restore_tokens_fwd", TORCH_BOX(&fastssl::restore_tokens::restore_tokens_fwd));
+  m.impl("restore_tokens_bwd", TORCH_BOX(&fastssl::restore_tokens::restore_tokens_bwd));
 }

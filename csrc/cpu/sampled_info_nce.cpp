@@ -5,9 +5,6 @@
 //   - [e = 0]) x_i) / |q_k|
 // The rows of a query are read for s and again, from the cache, for G. One thread sums a row of dq in the order of (i, e): the same
 // bits for any number of threads.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <cmath>
 #include <limits>
 
@@ -18,7 +15,6 @@
 namespace fastssl::sampled_info_nce {
 namespace {
 
-using at::Tensor;
 constexpr const char* kOp = "sampled_info_nce";
 
 struct Rows {
@@ -28,8 +24,8 @@ struct Rows {
 template <class T>
 Rows unit_rows(const Tensor& z, double eps) {
   const int64_t N = z.size(0), D = z.size(1);
-  const auto options = z.options().dtype(accumulator(z.scalar_type()));
-  Rows rows{new_tensor({N, D}, options), at::empty({N}, options)};
+  const ScalarType wide = accumulator(z.scalar_type());
+  Rows rows{new_tensor({N, D}, wide), empty({N}, wide)};
   const Array from = array_of(z);
   const auto unit = neighbour_rows<T>().unit;
   T *to = rows.unit.mutable_data_ptr<T>(), *length = rows.length.mutable_data_ptr<T>();
@@ -40,10 +36,10 @@ Rows unit_rows(const Tensor& z, double eps) {
 }
 
 void check(const Tensor& query, const Tensor& keys, const Tensor& index, const Tensor& scale) {
-  TORCH_CHECK(query.dim() == 2 && keys.dim() == 2 && index.dim() == 2 && query.size(1) == keys.size(1) && index.size(1) > 0 &&
-                  index.size(0) == query.size(0) && query.scalar_type() == keys.scalar_type() && scale.numel() == 1,
-              kOp, ": expected query (M, D), keys (K, D), index (M, E) and one scale, got ", query.sizes(), ", ", keys.sizes(),
-              ", ", index.sizes(), " and ", scale.sizes());
+  FASTSSL_CHECK(query.dim() == 2 && keys.dim() == 2 && index.dim() == 2 && query.size(1) == keys.size(1) && index.size(1) > 0 &&
+                    index.size(0) == query.size(0) && query.scalar_type() == keys.scalar_type() && scale.numel() == 1,
+                kOp, ": expected query (M, D), keys (K, D), index (M, E) and one scale, got ", query.sizes(), ", ", keys.sizes(),
+                ", ", index.sizes(), " and ", scale.sizes());
   check_range(kOp, index, keys.size(0));
 }
 
@@ -69,27 +65,28 @@ T logits_of(const T* s, int64_t count, T scale, T* logits) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(const Tensor& query_given, const Tensor& keys_given,
                                                        const Tensor& index_given, const Tensor& scale_given, double eps,
                                                        bool gradient) {
-  const Tensor query = query_given.contiguous(), keys = keys_given.contiguous(), index = index_given.contiguous();
+  const Tensor query = as_contiguous(query_given), keys = as_contiguous(keys_given), index = as_contiguous(index_given);
   check(query, keys, index, scale_given);
   const int64_t M = query.size(0), D = query.size(1), E = index.size(1);
-  const auto options = query.options().dtype(accumulator(query.scalar_type()));
-  Tensor loss = at::empty({M}, options), slope = at::empty({M}, options), lse = at::empty({M}, options);
-  Tensor cosines = new_tensor({M, E}, options), dquery = new_tensor({M, gradient ? D : 0}, options);
+  const ScalarType wide = accumulator(query.scalar_type());
+  Tensor loss = empty({M}, wide), slope = empty({M}, wide), lse = empty({M}, wide);
+  Tensor cosines = new_tensor({M, E}, wide), dquery = new_tensor({M, gradient ? D : 0}, wide);
   const Array to = array_of(dquery);
   with_accumulator(query.scalar_type(), [&]<class T>(T) {
     const Rows x = unit_rows<T>(query, eps), y = unit_rows<T>(keys, eps);
     const SampledRows<T>& f = sampled_rows<T>();
     const auto write = neighbour_rows<T>().write;
     const T *unit = x.unit.const_data_ptr<T>(), *length = x.length.const_data_ptr<T>(), *table = y.unit.const_data_ptr<T>();
-    const T scale = scale_given.item<T>();
-    const Tensor exact = keys.to(options);  // rows of other lengths may be equal at unit length
+    const T scale = T(as_double(scale_given));
+    const Tensor exact = as_dtype(keys, wide);  // rows of other lengths may be equal at unit length
     const T* given = exact.const_data_ptr<T>();
     T *losses = loss.mutable_data_ptr<T>(), *slopes = slope.mutable_data_ptr<T>(), *sums = lse.mutable_data_ptr<T>();
     T* all = cosines.mutable_data_ptr<T>();
+    const int64_t* index_of = index.const_data_ptr<int64_t>();
     parallel_for(M, (gradient ? 4 : 2) * E * D, [&](int64_t begin, int64_t end) {
       std::vector<T> logits(E), share(E), sum(D);
       for (int64_t i = begin; i < end; i++) {
-        const int64_t* ids = index.const_data_ptr<int64_t>() + i * E;
+        const int64_t* ids = index_of + i * E;
         const T* own = unit + i * D;
         T* s = all + i * E;
         f.products(own, table, ids, E, D, s);
@@ -116,25 +113,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(const Tensor& query_given
 
 Tensor bwd(const Tensor& dloss_given, const Tensor& query_given, const Tensor& keys_given, const Tensor& index_given,
            const Tensor& scale_given, const Tensor& lse_given, const Tensor& cosines_given, double eps) {
-  const Tensor query = query_given.contiguous(), keys = keys_given.contiguous(), index = index_given.contiguous();
-  const Tensor lse = lse_given.contiguous(), cosines = cosines_given.contiguous();
+  const Tensor query = as_contiguous(query_given), keys = as_contiguous(keys_given), index = as_contiguous(index_given);
+  const Tensor lse = as_contiguous(lse_given), cosines = as_contiguous(cosines_given);
   check(query, keys, index, scale_given);
   const int64_t M = query.size(0), D = query.size(1), E = index.size(1), K = keys.size(0);
   expect_shape(kOp, dloss_given, {M});
   expect_shape(kOp, lse, {M});
   expect_shape(kOp, cosines, {M, E});
-  Tensor out = new_tensor(keys.sizes(), keys.options());
+  Tensor out = new_tensor(keys.sizes(), keys.scalar_type());
   const Array to = array_of(out);
-  const Matches matches(index.view({1, M * E}), K);
+  const Matches matches(index.const_data_ptr<int64_t>(), 1, M * E, K);
   with_accumulator(query.scalar_type(), [&]<class T>(T) {
-    const Tensor dloss = dloss_given.to(lse.scalar_type()).contiguous();
+    const Tensor dloss = as_contiguous(as_dtype(dloss_given, lse.scalar_type()));
     const Rows x = unit_rows<T>(query, eps), y = unit_rows<T>(keys, eps);
     const SampledRows<T>& f = sampled_rows<T>();
     const auto write = neighbour_rows<T>().write;
     const T *queries = x.unit.const_data_ptr<T>(), *table = y.unit.const_data_ptr<T>(), *length = y.length.const_data_ptr<T>();
     const T *upstream = dloss.const_data_ptr<T>(), *sums = lse.const_data_ptr<T>(), *s = cosines.const_data_ptr<T>();
-    const T scale = scale_given.item<T>();
-    const Tensor weights = new_tensor({M, E}, lse.options());
+    const T scale = T(as_double(scale_given));
+    const Tensor weights = new_tensor({M, E}, lse.scalar_type());
     T* weight = weights.mutable_data_ptr<T>();
     parallel_for(M, 8 * E, [&](int64_t begin, int64_t end) {
       std::vector<T> logits(E);
@@ -165,7 +162,7 @@ Tensor bwd(const Tensor& dloss_given, const Tensor& query_given, const Tensor& k
 }  // namespace
 }  // namespace fastssl::sampled_info_nce
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("sampled_info_nce_fwd", &fastssl::sampled_info_nce::fwd);
-  m.impl("sampled_info_nce_bwd", &fastssl::sampled_info_nce::bwd);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("sampled_info_nce_fwd", TORCH_BOX(&fastssl::sampled_info_nce::fwd));
+  m.impl("sampled_info_nce_bwd", TORCH_BOX(&fastssl::sampled_info_nce::bwd));
 }

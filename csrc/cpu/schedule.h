@@ -46,7 +46,7 @@ void in_order(const Pairs& pairs, int64_t slots, const Prepare& prepare, const V
     return true;
   };
   std::atomic<int64_t> next{0};
-  const int64_t tasks = slots + int64_t(pairs.size()), threads = std::min<int64_t>(at::get_num_threads(), int64_t(pairs.size()));
+  const int64_t tasks = slots + int64_t(pairs.size()), threads = std::min<int64_t>(thread_count(), int64_t(pairs.size()));
   const auto work = [&] {
     for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       if (t < slots) {

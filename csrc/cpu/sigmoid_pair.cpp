@@ -6,9 +6,6 @@
 // Tiles of logits are visited in Latin-square order and turned into w in place: 3U with both gradients, U without any. Each entry
 // costs one exponential, one polynomial logarithm and one division. Memory: one tile for each thread and O(N + M) vectors.
 // The schema is in fastssl/ops/sigmoid_pair.py.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <array>
 #include <numeric>
 
@@ -23,7 +20,7 @@ template <class T>
 std::vector<T> positive_weights(const OptTensor& given, int64_t count) {
   std::vector<T> weight(count + kPad, T(0.5));
   if (!given.has_value()) return weight;
-  const Tensor wide = given->to(c10::CppTypeToScalarType<T>::value).contiguous();
+  const Tensor wide = as_contiguous(as_dtype(*given, kScalarType<T>));
   std::copy_n(wide.const_data_ptr<T>(), count, weight.begin());
   return weight;
 }
@@ -59,12 +56,12 @@ void sweep(const Problem<E>& p, double bias, const std::vector<Sum<E>>& x_weight
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pair(const Tensor& x, const Tensor& y, double scale,
                                                                 const OptTensor& factor, double bias, const OptTensor& bias_term,
                                                                 const Tensor& x_id, const Tensor& y_id, const OptTensor& x_weight,
-                                                                const OptTensor& y_weight, std::array<bool, 4> need) {
-  const auto options = x.options().dtype(compute_dtype(x));
-  const auto [need_x, need_y, need_scale, need_bias] = need;
-  const double b = bias_term.has_value() ? bias + bias_term->item<double>() : bias;
+                                                                const OptTensor& y_weight, const std::vector<bool>& need) {
+  const ScalarType wide = compute_dtype(x);
+  const bool need_x = need[0], need_y = need[1], need_scale = need[2], need_bias = need[3];
+  const double b = bias_term.has_value() ? bias + as_double(*bias_term) : bias;
   GradientSums gradients(x, y, effective(scale, factor), need_x, need_y, need_scale);
-  Tensor loss = at::empty({}, options), dbias = need_bias ? at::empty({}, options) : at::empty({0}, options);
+  Tensor loss = empty({}, wide), dbias = need_bias ? empty({}, wide) : empty({0}, wide);
   dispatch(x, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
@@ -82,4 +79,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid_pair(const Tensor& x,
 }  // namespace
 }  // namespace fastssl::similarity
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("sigmoid_pair", &fastssl::similarity::sigmoid_pair); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("sigmoid_pair", TORCH_BOX(&fastssl::similarity::sigmoid_pair)); }

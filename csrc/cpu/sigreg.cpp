@@ -5,9 +5,6 @@
 // Tiles of 64 samples and 128 directions are made by a matrix product, in the forward and again in the backward. An element costs
 // one sine and cosine and a rotation for each knot, or in the backward a step of Horner's rule. A thread holds one tile and, in the
 // forward, the sums of 128 directions in float64.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <cmath>
 
 #include "cpu/projections.h"
@@ -15,9 +12,6 @@
 
 namespace fastssl::sigreg {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // t, phi and w of the knots but the first.
 struct Grid {
@@ -35,21 +29,21 @@ struct Grid {
 };
 
 void check(const Tensor& z, const Tensor& directions) {
-  TORCH_CHECK(z.dim() == 3 && directions.dim() == 2 && directions.size(0) == z.size(2),
-              "sigreg: expected z (V, N, D) and directions "
-              "(D, S), got ",
-              z.sizes(), " and ", directions.sizes());
+  FASTSSL_CHECK(z.dim() == 3 && directions.dim() == 2 && directions.size(0) == z.size(2),
+                "sigreg: expected z (V, N, D) and directions "
+                "(D, S), got ",
+                z.sizes(), " and ", directions.sizes());
 }
 
-Tensor wide(const Tensor& t) { return t.to(accumulator(t.scalar_type())).contiguous(); }
+Tensor wide(const Tensor& t) { return as_contiguous(as_dtype(t, accumulator(t.scalar_type()))); }
 
 Tensor sigreg_sums(const Tensor& z_given, const Tensor& directions_given, double t_max, int64_t knots_given) {
   check(z_given, directions_given);
-  TORCH_CHECK(knots_given >= 2, "sigreg: expected 2 knots or more, got ", knots_given);
+  FASTSSL_CHECK(knots_given >= 2, "sigreg: expected 2 knots or more, got ", knots_given);
   const Tensor z = wide(z_given), directions = wide(directions_given);
   const Grid grid(knots_given - 1, t_max);
   const int knots = grid.knots;
-  Tensor out = at::empty({z.size(0), 2, knots, directions.size(1)}, z.options());
+  Tensor out = empty({z.size(0), 2, knots, directions.size(1)}, z.scalar_type());
   with_accumulator(z.scalar_type(), [&]<class T>(T) {
     const Sketches<T>& f = sketches<T>();
     const Projections<T> p(z, directions, kSlices, false, false);
@@ -74,16 +68,17 @@ Tensor sigreg_sums(const Tensor& z_given, const Tensor& directions_given, double
   return out;
 }
 
-double count_of(const OptionalTensor& total, int64_t samples) { return total ? total->item<double>() : double(samples); }
+double count_of(const OptionalTensor& total, int64_t samples) { return total ? as_double(*total) : double(samples); }
 
 Tensor sigreg_loss(const Tensor& sums_given, const OptionalTensor& total, int64_t samples, double t_max) {
-  TORCH_CHECK(sums_given.dim() == 4 && sums_given.size(1) == 2, "sigreg: expected sums (V, 2, K - 1, S), got ", sums_given.sizes());
-  const Tensor given = sums_given.contiguous();
+  FASTSSL_CHECK(sums_given.dim() == 4 && sums_given.size(1) == 2, "sigreg: expected sums (V, 2, K - 1, S), got ",
+                sums_given.sizes());
+  const Tensor given = as_contiguous(sums_given);
   const int64_t views = given.size(0), slices = given.size(3);
   const Grid grid(given.size(2), t_max);
   const double count = count_of(total, samples);
   std::vector<double> parts(views * grid.knots);
-  Tensor out = at::empty({}, given.options());
+  Tensor out = empty({}, given.scalar_type());
   with_accumulator(given.scalar_type(), [&]<class T>(T) {
     const T* sums = given.const_data_ptr<T>();
     parallel_for(int64_t(parts.size()), 2 * slices, [&](int64_t begin, int64_t end) {
@@ -120,11 +115,11 @@ void fill_factors(const Grid& grid, const T* sums, int64_t slices, int64_t j0, i
 Tensor sigreg_bwd(const Tensor& grad, const Tensor& sums_given, const OptionalTensor& total, const Tensor& z_given,
                   const Tensor& directions_given, int64_t samples, double t_max) {
   check(z_given, directions_given);
-  const Tensor z = wide(z_given), directions = wide(directions_given), sums = sums_given.contiguous();
+  const Tensor z = wide(z_given), directions = wide(directions_given), sums = as_contiguous(sums_given);
   const Grid grid(sums.size(2), t_max);
   expect_dense("sigreg", sums, {z.size(0), 2, grid.knots, directions.size(1)});
-  const double count = count_of(total, samples), factor = 2.0 * grad.item<double>() / double(z.size(0) * directions.size(1));
-  Tensor dz = at::empty(z.sizes(), z.options());
+  const double count = count_of(total, samples), factor = 2.0 * as_double(grad) / double(z.size(0) * directions.size(1));
+  Tensor dz = empty(z.sizes(), z.scalar_type());
   with_accumulator(z.scalar_type(), [&]<class T>(T) {
     const Sketches<T>& f = sketches<T>();
     const Projections<T> p(z, directions, kSlices, true, true);
@@ -146,14 +141,14 @@ Tensor sigreg_bwd(const Tensor& grad, const Tensor& sums_given, const OptionalTe
       }
     });
   });
-  return dz.to(z_given.scalar_type());
+  return as_dtype(dz, z_given.scalar_type());
 }
 
 }  // namespace
 }  // namespace fastssl::sigreg
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("sigreg_sums", &fastssl::sigreg::sigreg_sums);
-  m.impl("sigreg_loss", &fastssl::sigreg::sigreg_loss);
-  m.impl("sigreg_bwd", &fastssl::sigreg::sigreg_bwd);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("sigreg_sums", TORCH_BOX(&fastssl::sigreg::sigreg_sums));
+  m.impl("sigreg_loss", TORCH_BOX(&fastssl::sigreg::sigreg_loss));
+  m.impl("sigreg_bwd", TORCH_BOX(&fastssl::sigreg::sigreg_bwd));
 }

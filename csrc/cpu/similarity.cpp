@@ -117,10 +117,10 @@ void sweep_rows(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const State
   std::vector<int32_t> above(ranking.rank ? splits * N : 0, 0);
   std::unique_ptr<T[]> parts(kMean && splits > 1 ? new T[splits * N * D] : nullptr);
   Workspace<E> work(kMean ? grid.rows.longest() : kStrip, grid.columns.longest());
-  Panels<E> columns(p.y.stored, p.D, Form::kColumns, grid.columns.longest(), at::get_num_threads());
-  Panels<E> y_rows(p.y.stored, p.D, Form::kRows, grid.columns.longest(), kMean ? at::get_num_threads() : 0);
+  Panels<E> columns(p.y.stored, p.D, Form::kColumns, grid.columns.longest(), thread_count());
+  Panels<E> y_rows(p.y.stored, p.D, Form::kRows, grid.columns.longest(), kMean ? thread_count() : 0);
   grid.run([&](int64_t first_row, int64_t last_row, int64_t split, int64_t first, int64_t last) {
-    const int thread = at::get_thread_num();
+    const int thread = thread_index();
     for (int64_t J = first; J < last; J++) {
       const int64_t j0 = grid.columns.start(J);
       const int n = grid.columns.length(J);
@@ -203,6 +203,6 @@ void backward(const Problem<E>& p, const State<Sum<E>>& state, const Sum<E>* g, 
   template void backward(const Problem<E>&, const State<Sum<E>>&, const Sum<E>*, const Gradients<Sum<E>>&);
 FASTSSL_FOR(float)
 FASTSSL_FOR(double)
-FASTSSL_FOR(c10::BFloat16)
+FASTSSL_FOR(BFloat16)
 
 }  // namespace fastssl::similarity

@@ -1,7 +1,5 @@
 // What the schedules of the similarity log-sum-exp share: the problem, the ranges of its ids, buffers, and tiles of logits.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -54,9 +52,9 @@ struct Problem {
   bool symmetric;  // y is x
   int D;
   double scale;
-  bool bounded = false;            // |scale| max|x| max|y| + max|bias| <= kBound is proved, in nats
-  bool backward = false;           // the logits of a forward are computed again
-  std::array<at::Tensor, 2> keep;  // the tensors to which the rows belong
+  bool bounded = false;        // |scale| max|x| max|y| + max|bias| <= kBound is proved, in nats
+  bool backward = false;       // the logits of a forward are computed again
+  std::array<Tensor, 2> keep;  // the tensors to which the rows belong
 };
 
 template <class T>
@@ -140,9 +138,9 @@ class Workspace {
         stride_(int64_t(rows_ + 2) * ld_ + padded(tile_rows)),
         forms_ld_(std::max(padded(tile_columns), padded(tile_rows + kStrip)) + kPad),
         rounded_(kTerms<E> == 1 ? 0 : int64_t(std::max(padded(tile_rows), padded(tile_columns)) + 1) * forms_ld_),
-        data_(new_aligned<T>(size_t(at::get_num_threads()) * stride_)),
-        forms_(new_aligned<E>(size_t(at::get_num_threads()) * 2 * rounded_)),
-        peaks_(new int32_t[size_t(at::get_num_threads()) * ld_]) {}
+        data_(new_aligned<T>(size_t(thread_count()) * stride_)),
+        forms_(new_aligned<E>(size_t(thread_count()) * 2 * rounded_)),
+        peaks_(new int32_t[size_t(thread_count()) * ld_]) {}
   int ld() const { return ld_; }
   T* column(int k) { return mine() + int64_t(rows_ + k) * ld_; }
   T* row() { return column(2); }
@@ -169,7 +167,7 @@ class Workspace {
 
   // take_columns copies the state of the n columns from j0 on into a buffer that is padded to `wide`; put_columns copies it back.
   Running<T> take_columns(const State<T>& state, int64_t j0, int n, int wide) {
-    const Running<T> copy{column(0), column(1), peaks_.get() + at::get_thread_num() * ld_};
+    const Running<T> copy{column(0), column(1), peaks_.get() + thread_index() * ld_};
     std::copy_n(state.top + j0, n, copy.top), std::fill(copy.top + n, copy.top + wide, -std::numeric_limits<T>::infinity());
     std::copy_n(state.sum + j0, n, copy.sum), std::fill(copy.sum + n, copy.sum + wide, T(0));
     std::copy_n(state.peak + j0, n, copy.peak), std::fill(copy.peak + n, copy.peak + wide, -1);
@@ -181,8 +179,8 @@ class Workspace {
   }
 
  private:
-  T* mine() { return data_.get() + at::get_thread_num() * stride_; }
-  E* form(int k) { return forms_.get() + (2 * at::get_thread_num() + k) * rounded_; }
+  T* mine() { return data_.get() + thread_index() * stride_; }
+  E* form(int k) { return forms_.get() + (2 * thread_index() + k) * rounded_; }
 
   const Products<E>& product_ = products<E>();
   int64_t ld_, rows_, stride_, forms_ld_, rounded_;
@@ -243,7 +241,7 @@ class Panels {
         D_(D),
         form_(form),
         stride_(form == Form::kColumns ? products<E>().size(D, longest) : products<E>().size(longest, D)),
-        data_(new_tensor({count * stride_}, at::TensorOptions().dtype(c10::CppTypeToScalarType<E>::value))) {}
+        data_(new_tensor({count * stride_}, kScalarType<E>)) {}
   void fill(int64_t b, const Blocks& blocks) { fill(b, blocks.start(b), blocks.length(b)); }
   void fill(int64_t b, int64_t first, int rows) {
     if (!data_.defined()) return;
@@ -258,7 +256,7 @@ class Panels {
   int D_;
   Form form_;
   int64_t stride_;
-  at::Tensor data_;
+  Tensor data_;
 };
 
 // own_I += factor W y_J unless own is null, and other_J += factor W^T x_I unless other is null, for the weights of a tile.
@@ -273,7 +271,7 @@ constexpr int kTile = 256;  // rows and columns of a tile: 256 KB of floats, ins
 constexpr int kLeast = 64;  // rows of a block; smaller ones were no faster
 
 // A number of tasks that keeps every thread busy while one of them is late.
-inline int64_t enough_tasks() { return 2 * at::get_num_threads(); }
+inline int64_t enough_tasks() { return 2 * thread_count(); }
 
 // Blocks of at most kTile rows. There are at least `least_count` of them, unless they would then have fewer than kLeast rows.
 inline Blocks blocks_of(int64_t rows, int64_t least_count) {

@@ -7,10 +7,7 @@
 // forward kept (similarity_tiles.h). Each entry costs one exponential where the logits are bounded, and none again where it was
 // kept; two otherwise. Memory: one tile for each thread, O(N + M) vectors, and what is kept. The schema is in
 // fastssl/ops/similarity_cross.py.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
-#include <array>
+#include "cpu/similarity_cross.h"
 
 #include "cpu/new_tensor.h"
 #include "cpu/similarity_problem.h"
@@ -48,22 +45,22 @@ void cross_backward(const Problem<E>& p, const RowTerms<Sum<E>>& row, const RowT
   });
 }
 
-using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+}  // namespace
 
-Six similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale, const OptTensor& factor, const OptTensor& x_id,
-                         const OptTensor& y_id, const OptTensor& threshold, int64_t keep_rows) {
-  const auto options = x.options().dtype(compute_dtype(x));
-  Tensor row = at::empty({x.size(0)}, options), column = at::empty({y.size(0)}, options);
-  Tensor rank = at::empty({threshold.has_value() ? x.size(0) : 0}, x.options().dtype(at::kInt));
-  Tensor kept = new_tensor({keep_rows, y.size(0)}, options);
+CrossResults similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale, const OptTensor& factor, const OptTensor& x_id,
+                                  const OptTensor& y_id, const OptTensor& threshold, int64_t keep_rows) {
+  const ScalarType wide = compute_dtype(x);
+  Tensor row = empty({x.size(0)}, wide), column = empty({y.size(0)}, wide);
+  Tensor rank = empty({threshold.has_value() ? x.size(0) : 0}, ScalarType::Int);
+  Tensor kept = new_tensor({keep_rows, y.size(0)}, wide);
   const int64_t all = x.size(0) + y.size(0);  // the state of the rows, then that of the columns
-  Tensor state = at::empty({2, all}, options), peak = at::empty({all}, x.options().dtype(at::kInt));
+  Tensor state = empty({2, all}, wide), peak = empty({all}, ScalarType::Int);
   dispatch(x, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
     auto p = problem<E>(x, y, effective(scale, factor), x_id, y_id, std::nullopt);
     p.bounded = proved_bounded(p);
-    const Tensor bars = threshold.has_value() ? threshold->to(compute_dtype(x)).contiguous() : Tensor();
+    const Tensor bars = threshold.has_value() ? as_contiguous(as_dtype(*threshold, compute_dtype(x))) : Tensor();
     const Ranking<T> none, ranking{bars.defined() ? bars.const_data_ptr<T>() : nullptr, data_or_null<int32_t>(rank)};
     const KeptRows<T> held{kept.mutable_data_ptr<T>(), keep_rows, p.y.rows()};
     const auto of_rows = state_of<T>(state, peak);
@@ -76,10 +73,10 @@ Six similarity_cross_fwd(const Tensor& x, const Tensor& y, double scale, const O
 std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, const Tensor& dcolumn, const Tensor& state,
                                                         const Tensor& peak, const Tensor& kept, const Tensor& x, const Tensor& y,
                                                         double scale, const OptTensor& factor, const OptTensor& x_id,
-                                                        const OptTensor& y_id, std::array<bool, 3> need) {
+                                                        const OptTensor& y_id, const std::vector<bool>& need) {
   GradientSums out(x, y, effective(scale, factor), need[0], need[1], need[2]);
-  const Tensor g = drow.to(compute_dtype(x)).contiguous(), h = dcolumn.to(compute_dtype(x)).contiguous();
-  const Tensor sums = state.contiguous(), peaks = peak.contiguous(), logits = kept.contiguous();
+  const Tensor g = as_contiguous(as_dtype(drow, compute_dtype(x))), h = as_contiguous(as_dtype(dcolumn, compute_dtype(x)));
+  const Tensor sums = as_contiguous(state), peaks = as_contiguous(peak), logits = as_contiguous(kept);
   dispatch(x, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
@@ -98,10 +95,9 @@ std::tuple<Tensor, Tensor, Tensor> similarity_cross_bwd(const Tensor& drow, cons
   return {out.dx(), out.other, out.dscale};
 }
 
-}  // namespace
 }  // namespace fastssl::similarity
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("similarity_cross_fwd", &fastssl::similarity::similarity_cross_fwd);
-  m.impl("similarity_cross_bwd", &fastssl::similarity::similarity_cross_bwd);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("similarity_cross_fwd", TORCH_BOX(&fastssl::similarity::similarity_cross_fwd));
+  m.impl("similarity_cross_bwd", TORCH_BOX(&fastssl::similarity::similarity_cross_bwd));
 }

@@ -7,9 +7,6 @@
 // both times (products.h), so the backward drops what the forward dropped. Weights are at most 1 whatever limits it is given,
 // because every row has a maximum here (a bounded sweep would have none), and the largest logit that the forward kept counts in any
 // case. The schema is in fastssl/ops/similarity_limited.py.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <array>
 
 #include "cpu/new_tensor.h"
@@ -79,12 +76,12 @@ using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Four similarity_limited_fwd(const Tensor& x, const Tensor& y, double scale, const OptTensor& factor, const OptTensor& x_id,
                             const OptTensor& y_id, const OptTensor& y_bias, const OptTensor& threshold, const Tensor& limit) {
-  const auto options = x.options().dtype(compute_dtype(x));
-  Tensor lse = at::empty({x.size(0)}, options), state = at::empty({2, x.size(0)}, options);
-  Tensor rank = at::empty({threshold.has_value() ? x.size(0) : 0}, x.options().dtype(at::kInt));
-  Tensor peak = at::empty({x.size(0)}, x.options().dtype(at::kInt));
-  const Tensor bars = threshold.has_value() ? threshold->to(compute_dtype(x)).contiguous() : Tensor();
-  const Tensor limits = limit.to(compute_dtype(x)).contiguous();
+  const ScalarType wide = compute_dtype(x);
+  Tensor lse = empty({x.size(0)}, wide), state = empty({2, x.size(0)}, wide);
+  Tensor rank = empty({threshold.has_value() ? x.size(0) : 0}, ScalarType::Int);
+  Tensor peak = empty({x.size(0)}, ScalarType::Int);
+  const Tensor bars = threshold.has_value() ? as_contiguous(as_dtype(*threshold, compute_dtype(x))) : Tensor();
+  const Tensor limits = as_contiguous(as_dtype(limit, compute_dtype(x)));
   dispatch(x, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
@@ -98,13 +95,13 @@ Four similarity_limited_fwd(const Tensor& x, const Tensor& y, double scale, cons
 
 Four similarity_limited_bwd(const Tensor& dlse, const Tensor& state, const Tensor& peak, const Tensor& x, const Tensor& y,
                             double scale, const OptTensor& factor, const OptTensor& x_id, const OptTensor& y_id,
-                            const OptTensor& y_bias, const Tensor& limit, std::array<bool, 4> need) {
-  const auto options = x.options().dtype(compute_dtype(x));
-  const auto [need_x, need_y, need_bias, need_scale] = need;
+                            const OptTensor& y_bias, const Tensor& limit, const std::vector<bool>& need) {
+  const ScalarType wide = compute_dtype(x);
+  const bool need_x = need[0], need_y = need[1], need_bias = need[2], need_scale = need[3];
   GradientSums gradients(x, y, effective(scale, factor), need_x, need_y, need_scale);
-  Tensor dbias = need_bias && y_bias.has_value() ? zeros(y_bias->sizes(), options) : at::empty({0}, options);
-  const Tensor g = dlse.to(options.dtype()).contiguous(), sums = state.contiguous(), peaks = peak.contiguous();
-  const Tensor limits = limit.to(compute_dtype(x)).contiguous();
+  Tensor dbias = need_bias && y_bias.has_value() ? zeros(y_bias->sizes(), wide) : empty({0}, wide);
+  const Tensor g = as_contiguous(as_dtype(dlse, wide)), sums = as_contiguous(state), peaks = as_contiguous(peak);
+  const Tensor limits = as_contiguous(as_dtype(limit, compute_dtype(x)));
   dispatch(x, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
@@ -116,14 +113,14 @@ Four similarity_limited_bwd(const Tensor& dlse, const Tensor& state, const Tenso
     if (out.own || out.other || out.dbias) limited_backward(p, limits.const_data_ptr<T>(), terms, out);
     gradients.finish(p, false);
   });
-  if (y_bias.has_value()) dbias = dbias.to(y_bias->scalar_type());
+  if (y_bias.has_value()) dbias = as_dtype(dbias, y_bias->scalar_type());
   return {gradients.dx(), gradients.other, dbias, gradients.dscale};
 }
 
 }  // namespace
 }  // namespace fastssl::similarity
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("similarity_limited_fwd", &fastssl::similarity::similarity_limited_fwd);
-  m.impl("similarity_limited_bwd", &fastssl::similarity::similarity_limited_bwd);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("similarity_limited_fwd", TORCH_BOX(&fastssl::similarity::similarity_limited_fwd));
+  m.impl("similarity_limited_bwd", TORCH_BOX(&fastssl::similarity::similarity_limited_bwd));
 }

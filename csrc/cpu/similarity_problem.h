@@ -2,9 +2,6 @@
 // bfloat16 is multiplied as it is where the CPU can do so. Otherwise 16-bit rows of x are widened once, those of y as they are
 // packed.
 #pragma once
-#include <ATen/ops/_unique2.h>
-#include <ATen/ops/cat.h>
-
 #include <cmath>
 #include <optional>
 
@@ -13,7 +10,6 @@
 
 namespace fastssl::similarity {
 
-using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
 // The largest |logit| that the bounded element functions take, in nats. Sums of e^22 and weights of e^-22 stay far inside float
@@ -21,7 +17,9 @@ using OptTensor = std::optional<Tensor>;
 // bits than the forward's, the weight is off by 1.3e-6 for each unit in the last place, and no maximum would correct it.
 constexpr double kBound = 22.0;
 
-inline at::ScalarType compute_dtype(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+inline ScalarType compute_dtype(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 
 // Whether the rows of x are dense along D. A dimension of one entry may have any stride, which contiguous() does not change.
 inline bool has_rows(const Tensor& x) {
@@ -29,34 +27,40 @@ inline bool has_rows(const Tensor& x) {
 }
 
 // x with dense rows or dense columns, the latter as in a queue stored (D, rows).
-inline Tensor as_dense(const Tensor& x) { return has_rows(x) || has_rows(x.t()) ? x : x.contiguous(); }
+inline bool has_columns(const Tensor& x) {
+  return (x.size(0) == 1 || x.stride(0) == 1) && (x.size(1) == 1 || x.stride(1) >= x.size(0));
+}
+
+inline Tensor as_dense(const Tensor& x) { return has_rows(x) || has_columns(x) ? x : as_contiguous(x); }
 
 inline StoredRows rows_of(const Tensor& x) {
   const bool rows = has_rows(x);
-  const Tensor stored = rows ? x : x.t();
-  const int64_t ld = stored.size(0) == 1 ? stored.size(1) : stored.stride(0);
+  const int outer = rows ? 0 : 1;
+  const int64_t ld = x.size(outer) == 1 ? x.size(1 - outer) : x.stride(outer);
   return {array_of(x), x.size(0), rows ? ld : 1, rows ? 1 : ld};
 }
 
 // x with dense rows of elements E, an even number of them where E is multiplied in pairs.
 template <class E>
 Tensor as_left(const Tensor& x) {
-  const Tensor same = x.to(c10::CppTypeToScalarType<E>::value);
+  const Tensor same = as_dtype(x, kScalarType<E>);
   const int64_t D = x.size(1), whole = (D + kTerms<E> - 1) / kTerms<E> * kTerms<E>;
-  if (whole == D) return has_rows(same) ? same : same.contiguous();
-  const Tensor padded = zeros({x.size(0), whole}, same.options());
-  padded.narrow(1, 0, D).copy_(same);
-  return padded.narrow(1, 0, D);
+  if (whole == D) return has_rows(same) ? same : as_contiguous(same);
+  const Tensor dense = as_contiguous(same), padded = empty({x.size(0), whole}, same.scalar_type());
+  const E* from = dense.const_data_ptr<E>();
+  E* to = padded.mutable_data_ptr<E>();
+  for (int64_t i = 0; i < x.size(0); i++) std::fill(std::copy_n(from + i * D, D, to + i * whole), to + (i + 1) * whole, E(0));
+  return narrowed(padded, 1, 0, D);
 }
 
 inline std::vector<int32_t> to_int32(const Tensor& id) {  // padded; empty if an id does not fit
   std::vector<int32_t> out(id.numel() + kPad, 0);
-  if (id.scalar_type() != at::kLong) {
-    const Tensor narrow = id.to(at::kInt).contiguous();
+  if (id.scalar_type() != ScalarType::Long) {
+    const Tensor narrow = as_contiguous(as_dtype(id, ScalarType::Int));
     std::copy_n(narrow.const_data_ptr<int32_t>(), id.numel(), out.begin());
     return out;
   }
-  const Tensor wide = id.contiguous();
+  const Tensor wide = as_contiguous(id);
   const int64_t* from = wide.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < wide.numel(); i++) {
     out[i] = int32_t(from[i]);
@@ -70,9 +74,17 @@ inline void set_ids(std::vector<int32_t>& x_id, std::vector<int32_t>& y_id, cons
   x_id = to_int32(x_given);
   y_id = to_int32(y_given);
   if (!x_id.empty() && !y_id.empty()) return;
-  const Tensor ranks = std::get<1>(at::_unique2(at::cat({x_given.to(at::kLong), y_given.to(at::kLong)}), true, true));
-  x_id = to_int32(ranks.narrow(0, 0, x_given.numel()));
-  y_id = to_int32(ranks.narrow(0, x_given.numel(), y_given.numel()));
+  std::vector<int64_t> known;
+  for (const Tensor* given : {&x_given, &y_given}) {
+    const Tensor wide = as_contiguous(as_dtype(*given, ScalarType::Long));
+    known.insert(known.end(), wide.const_data_ptr<int64_t>(), wide.const_data_ptr<int64_t>() + wide.numel());
+  }
+  const std::vector<int64_t> ids = known;
+  std::sort(known.begin(), known.end());
+  const auto rank = [&](int64_t id) { return int32_t(std::lower_bound(known.begin(), known.end(), id) - known.begin()); };
+  const auto of_y = ids.begin() + x_given.numel();
+  x_id.assign(x_given.numel() + kPad, 0), y_id.assign(y_given.numel() + kPad, 0);
+  std::transform(ids.begin(), of_y, x_id.begin(), rank), std::transform(of_y, ids.end(), y_id.begin(), rank);
 }
 
 // The larger one, or NaN if one is NaN. A NaN is not below any bound.
@@ -103,7 +115,7 @@ Problem<E> problem(const Tensor& x, const OptTensor& y, double scale, const OptT
   using T = Sum<E>;
   Problem<E> p;
   p.symmetric = !y.has_value();
-  const Tensor x_rows = as_left<E>(x), y_rows = p.symmetric ? x_rows : as_dense(y->to(x.scalar_type()));
+  const Tensor x_rows = as_left<E>(x), y_rows = p.symmetric ? x_rows : as_dense(as_dtype(*y, x.scalar_type()));
   p.keep = {x_rows, y_rows};
   p.D = int(x.size(1));
   p.scale = scale;
@@ -113,10 +125,11 @@ Problem<E> problem(const Tensor& x, const OptTensor& y, double scale, const OptT
   p.x.weight.assign(p.x.rows() + kPad, T(1));
   p.y.weight.assign(p.y.rows() + kPad, T(1));
   if (y_bias.has_value()) {
-    const Tensor given = y_bias->to(compute_dtype(x)).contiguous();
+    const Tensor given = as_contiguous(as_dtype(*y_bias, compute_dtype(x)));
+    const T* of = given.const_data_ptr<T>();
     p.y.bias.assign(p.y.rows() + kPad, T(0));
     for (int64_t j = 0; j < p.y.rows(); j++) {
-      const T bias = given.const_data_ptr<T>()[j];
+      const T bias = of[j];
       p.y.bias[j] = bias;
       p.y.weight[j] = std::exp(bias);
     }
@@ -146,17 +159,15 @@ void set_backward(Problem<E>& p, const State<Sum<E>>& state) {
 // Calls f with a value of the type whose products are taken. float16 and, without an instruction for it, bfloat16 become float.
 template <class F>
 auto dispatch(const Tensor& x, const F& f) {
-  if (x.scalar_type() == at::kDouble) return f(double());
-  return x.scalar_type() == at::kBFloat16 && has_bfloat16_products() ? f(c10::BFloat16()) : f(float());
+  if (x.scalar_type() == ScalarType::Double) return f(double());
+  return x.scalar_type() == ScalarType::BFloat16 && has_bfloat16_products() ? f(BFloat16()) : f(float());
 }
 
 // The largest length of a row brought to unit length, whose norm, quotients and elements E are rounded.
 template <class E>
 constexpr double kLongestUnit = kTerms<E> == 2 ? 1.004 : 1.001;
 
-inline double effective(double scale, const OptTensor& factor) {
-  return factor.has_value() ? scale * factor->item<double>() : scale;
-}
+inline double effective(double scale, const OptTensor& factor) { return factor.has_value() ? scale * as_double(*factor) : scale; }
 
 // <x, own> summed over all rows, in a fixed order.
 template <class E>
@@ -188,10 +199,10 @@ struct GradientSums {
 
   GradientSums(const Tensor& x, const OptTensor& y, double scale, bool need_x, bool need_y, bool need_scale)
       : scale(scale), need_x(need_x), need_scale(need_scale) {
-    const auto options = x.options().dtype(compute_dtype(x));
-    own = need_x || need_scale ? zeros(x.sizes(), options) : at::empty({0}, options);
-    other = need_y && y.has_value() ? zeros(y->sizes(), options) : at::empty({0}, options);
-    dscale = need_scale ? at::empty({}, options) : at::empty({0}, options);
+    const ScalarType wide = compute_dtype(x);
+    own = need_x || need_scale ? zeros(x.sizes(), wide) : empty({0}, wide);
+    other = need_y && y.has_value() ? zeros(y->sizes(), wide) : empty({0}, wide);
+    dscale = need_scale ? empty({}, wide) : empty({0}, wide);
   }
 
   // The factor by which the kernel multiplies the sums: the scale, or 1 if the gradient of the scale needs the plain sums.
@@ -205,11 +216,15 @@ struct GradientSums {
     if (!need_scale) return;
     const T total = scale_gradient(p, own.const_data_ptr<T>());
     *dscale.mutable_data_ptr<T>() = symmetric ? total / 2 : total;
-    own.mul_(scale);
-    other.mul_(scale);
+    for (const Tensor* sums : {&own, &other}) {
+      T* all = sums->mutable_data_ptr<T>();
+      parallel_for(sums->numel(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) all[i] *= T(scale);
+      });
+    }
   }
 
-  Tensor dx() const { return need_x ? own : at::empty({0}, own.options()); }
+  Tensor dx() const { return need_x ? own : empty({0}, own.scalar_type()); }
 };
 
 }  // namespace fastssl::similarity

@@ -39,14 +39,14 @@ std::pair<int64_t, int64_t> most_kept() {
 
 void keep_at_most(int64_t bytes) { limit = bytes; }
 
-at::Tensor new_kept(int64_t rows, const at::TensorOptions& options) {
+Tensor new_kept(int64_t rows, ScalarType dtype) {
   const KeptTriangle<char> shape{nullptr, triangle_blocks(rows)};
-  const bool keep = shape.elements() * int64_t(options.dtype().itemsize()) <= limit;
-  return new_tensor({keep ? shape.blocks.count : 0, shape.elements() / shape.blocks.count}, options);
+  const bool keep = shape.elements() * (dtype == ScalarType::Double ? 8 : 4) <= limit;
+  return new_tensor({keep ? shape.blocks.count : 0, shape.elements() / shape.blocks.count}, dtype);
 }
 
 template <class T>
-KeptTriangle<T> kept_in(const at::Tensor& kept, int64_t rows) {
+KeptTriangle<T> kept_in(const Tensor& kept, int64_t rows) {
   if (kept.numel() == 0) return {};
   return {const_cast<T*>(kept.const_data_ptr<T>()), {rows, kept.size(0)}};
 }
@@ -88,9 +88,9 @@ void backward_triangle(const Problem<E>& p, const State<Sum<E>>& state, const Su
                                   const KeptTriangle<Sum<E>>&);
 FASTSSL_FOR(float)
 FASTSSL_FOR(double)
-FASTSSL_FOR(c10::BFloat16)
+FASTSSL_FOR(BFloat16)
 
-template KeptTriangle<float> kept_in(const at::Tensor&, int64_t);
-template KeptTriangle<double> kept_in(const at::Tensor&, int64_t);
+template KeptTriangle<float> kept_in(const Tensor&, int64_t);
+template KeptTriangle<double> kept_in(const Tensor&, int64_t);
 
 }  // namespace fastssl::similarity

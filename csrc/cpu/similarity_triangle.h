@@ -30,9 +30,9 @@ struct KeptTriangle {
 };
 
 // Room for what the forward of a triangle of so many rows keeps, and for nothing where that is not worth its memory.
-at::Tensor new_kept(int64_t rows, const at::TensorOptions& options);
+Tensor new_kept(int64_t rows, ScalarType dtype);
 template <class T>
-KeptTriangle<T> kept_in(const at::Tensor& kept, int64_t rows);
+KeptTriangle<T> kept_in(const Tensor& kept, int64_t rows);
 
 template <class E>
 void forward_triangle(const Problem<E>& p, const State<Sum<E>>& state, Sum<E>* lse, const KeptTriangle<Sum<E>>& kept = {});

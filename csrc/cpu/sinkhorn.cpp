@@ -2,9 +2,6 @@
 //   start:  top_gk = max_m x_mk,  sum_gk = sum_m exp((x_mk - top_gk) / T)       over the rows m of group g = (m // inner) mod G
 //   step:   c_gk = sum_m softmax((x_m + b_g) / T)_k         the exponentials of a row are kept in a cache until their sum is known
 // The rows of a group are cut into parts, as many whatever the number of threads is, whose sums are joined in their order.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -14,9 +11,6 @@
 
 namespace fastssl::sinkhorn {
 namespace {
-
-using at::IntArrayRef;
-using at::Tensor;
 
 constexpr const char* kOp = "sinkhorn";
 // So many tasks are wanted. A part has at least kFewest rows, which repay its own sums, and at most kMost, so that sums in float32
@@ -39,14 +33,14 @@ struct Rows {
 };
 
 Tensor checked(const Tensor& logits, int64_t inner, int64_t groups) {
-  TORCH_CHECK(logits.dim() == 2 && inner > 0 && groups > 0 && logits.size(0) % (inner * groups) == 0, kOp, ": expected rows in ",
-              groups, " groups of multiples of ", inner, ", got ", logits.sizes());
-  return logits.stride(1) == 1 ? logits : logits.contiguous();
+  FASTSSL_CHECK(logits.dim() == 2 && inner > 0 && groups > 0 && logits.size(0) % (inner * groups) == 0, kOp, ": expected rows in ",
+                groups, " groups of multiples of ", inner, ", got ", logits.sizes());
+  return logits.stride(1) == 1 ? logits : as_contiguous(logits);
 }
 
 template <class T>
 T scale_of(const Tensor& temperature) {
-  return T(1.0 / temperature.to(at::kDouble).item<double>());
+  return T(1.0 / as_double(as_dtype(temperature, ScalarType::Double)));
 }
 
 // Joins the largest entries and sums of the parts of one group, over columns begin .. end.
@@ -69,8 +63,8 @@ std::tuple<Tensor, Tensor> sinkhorn_start(const Tensor& given, const Tensor& tem
   const Tensor logits = checked(given, inner, groups);
   const int64_t columns = logits.size(1), strips = (columns + kStrip - 1) / kStrip;
   const Rows rows(logits, inner, groups, (kTasks + strips - 1) / strips);
-  const auto options = logits.options().dtype(accumulator(logits.scalar_type()));
-  Tensor top = at::empty({groups, columns}, options), sum = at::empty({groups, columns}, options);
+  const ScalarType wide = accumulator(logits.scalar_type());
+  Tensor top = empty({groups, columns}, wide), sum = empty({groups, columns}, wide);
   with_accumulator(logits.scalar_type(), [&]<class T>(T) {
     const T scale = scale_of<T>(temperature);
     std::vector<T> some_tops, some_sums;
@@ -123,11 +117,11 @@ Tensor sinkhorn_step(const Tensor& given, const Tensor& bias_given, const Tensor
   expect_shape(kOp, bias_given, {groups, columns});
   int64_t in_heads = 0;
   for (int64_t size : heads) in_heads += size;
-  TORCH_CHECK(in_heads == columns && std::all_of(heads.begin(), heads.end(), [](int64_t size) { return size > 0; }), kOp,
-              ": expected heads of ", columns, " columns, got ", heads);
+  FASTSSL_CHECK(in_heads == columns && std::all_of(heads.begin(), heads.end(), [](int64_t size) { return size > 0; }), kOp,
+                ": expected heads of ", columns, " columns, got ", heads);
   const Rows rows(logits, inner, groups, kTasks);
-  const Tensor bias = bias_given.to(accumulator(logits.scalar_type())).contiguous();
-  Tensor sum = at::empty(bias.sizes(), bias.options());
+  const Tensor bias = as_contiguous(as_dtype(bias_given, accumulator(logits.scalar_type())));
+  Tensor sum = empty(bias.sizes(), bias.scalar_type());
   with_accumulator(logits.scalar_type(), [&]<class T>(T) {
     const T scale = scale_of<T>(temperature);
     std::vector<T> some;
@@ -161,7 +155,7 @@ Tensor sinkhorn_step(const Tensor& given, const Tensor& bias_given, const Tensor
 }  // namespace
 }  // namespace fastssl::sinkhorn
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("sinkhorn_start", &fastssl::sinkhorn::sinkhorn_start);
-  m.impl("sinkhorn_step", &fastssl::sinkhorn::sinkhorn_step);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("sinkhorn_start", TORCH_BOX(&fastssl::sinkhorn::sinkhorn_start));
+  m.impl("sinkhorn_step", TORCH_BOX(&fastssl::sinkhorn::sinkhorn_step));
 }

@@ -5,9 +5,6 @@
 // rows, once for all its student rows. Where there are few images the columns are cut into parts, whose sums are joined in their
 // order. With N = S B and M = T B rows of K elements of e bytes: 2 e (N + M) K read, the second time from a cache, and e N K
 // written.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -17,10 +14,6 @@
 
 namespace fastssl::soft_cross_entropy {
 namespace {
-
-using at::IntArrayRef;
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 constexpr const char* kOp = "soft_cross_entropy";
 // So many tasks are wanted, and a part of the columns is worth starting a thread from so many on.
@@ -52,7 +45,7 @@ std::vector<Part> parts_of(IntArrayRef heads, int64_t batch) {
   return parts;
 }
 
-Tensor with_dense_rows(const Tensor& rows) { return rows.stride(1) == 1 ? rows : rows.contiguous(); }
+Tensor with_dense_rows(const Tensor& rows) { return rows.stride(1) == 1 ? rows : as_contiguous(rows); }
 
 template <class T>
 class Call {
@@ -68,11 +61,11 @@ class Call {
         teachers_(teacher_.size(0) / batch_),
         columns_(student_.size(1)) {
     const auto dtype = accumulator(student_.scalar_type());
-    const Tensor divided = temperatures.to(at::kDouble);
+    const Tensor divided = as_dtype(temperatures, ScalarType::Double);
     student_scale_ = 1.0 / divided.const_data_ptr<double>()[0];
     teacher_scale_ = 1.0 / divided.const_data_ptr<double>()[1];
-    if (bias) bias_ = bias->to(dtype).contiguous();
-    if (weight) weight_ = weight->to(dtype).contiguous();
+    if (bias) bias_ = as_contiguous(as_dtype(*bias, dtype));
+    if (weight) weight_ = as_contiguous(as_dtype(*weight, dtype));
     sums_.assign(parts_.size() * (student_.size(0) + teacher_.size(0)), RowSum<T>{-std::numeric_limits<T>::infinity(), T(0)});
     dots_.assign(parts_.size() * student_.size(0), 0.0);
   }
@@ -237,27 +230,27 @@ class Call {
 
 void check(const Tensor& student, const Tensor& teacher, const OptionalTensor& bias, const OptionalTensor& weight,
            const Tensor& temperatures, const Options& o) {
-  TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2, kOp, ": expected matrices, got ", student.sizes(), ", ", teacher.sizes());
-  TORCH_CHECK(o.batch > 0 && o.inner > 0 && student.size(0) % o.batch == 0 && teacher.size(0) % o.batch == 0, kOp,
-              ": expected multiples of ", o.batch, " rows, got ", student.sizes(), ", ", teacher.sizes());
+  FASTSSL_CHECK(student.dim() == 2 && teacher.dim() == 2, kOp, ": expected matrices, got ", student.sizes(), ", ", teacher.sizes());
+  FASTSSL_CHECK(o.batch > 0 && o.inner > 0 && student.size(0) % o.batch == 0 && teacher.size(0) % o.batch == 0, kOp,
+                ": expected multiples of ", o.batch, " rows, got ", student.sizes(), ", ", teacher.sizes());
   expect_shape(kOp, teacher, {teacher.size(0), student.size(1)});
   expect_shape(kOp, temperatures, {2});
   if (bias) expect_shape(kOp, *bias, {bias->size(0), student.size(1)});
   if (weight) expect_shape(kOp, *weight, {student.size(0)});
   int64_t columns = 0;
   for (int64_t size : o.heads) {
-    TORCH_CHECK(size > 0, kOp, ": expected heads of at least 1 column, got ", o.heads);
+    FASTSSL_CHECK(size > 0, kOp, ": expected heads of at least 1 column, got ", o.heads);
     columns += size;
   }
-  TORCH_CHECK(columns == student.size(1), kOp, ": expected heads of ", student.size(1), " columns, got ", o.heads);
-  TORCH_CHECK((student.scalar_type() == at::kDouble) == (teacher.scalar_type() == at::kDouble), kOp,
-              ": expected float64 on both sides or none");
+  FASTSSL_CHECK(columns == student.size(1), kOp, ": expected heads of ", student.size(1), " columns, got ", o.heads);
+  FASTSSL_CHECK((student.scalar_type() == ScalarType::Double) == (teacher.scalar_type() == ScalarType::Double), kOp,
+                ": expected float64 on both sides or none");
 }
 
 Tensor run(const Tensor& student, const Tensor& teacher, const OptionalTensor& bias, const OptionalTensor& weight,
            const Tensor& temperatures, const Options& options, const Tensor* out) {
   check(student, teacher, bias, weight, temperatures, options);
-  Tensor loss = at::empty({student.size(0)}, student.options().dtype(accumulator(student.scalar_type())));
+  Tensor loss = empty({student.size(0)}, accumulator(student.scalar_type()));
   with_accumulator(student.scalar_type(), [&]<class T>(T) {
     Call<T>(student, teacher, bias, weight, temperatures, options)
         .run(loss.mutable_data_ptr<T>(), out ? array_of(*out) : Array{nullptr, kNothing}, out ? out->stride(0) : 0);
@@ -269,7 +262,7 @@ std::tuple<Tensor, Tensor> soft_cross_entropy_fwd(const Tensor& student, const T
                                                   const OptionalTensor& weight, const Tensor& temperatures, IntArrayRef heads,
                                                   int64_t batch, int64_t inner, bool skip_diagonal, bool probabilities,
                                                   bool gradient) {
-  Tensor dstudent = gradient ? new_tensor(student.sizes(), student.options()) : at::empty({0}, student.options());
+  Tensor dstudent = gradient ? new_tensor(student.sizes(), student.scalar_type()) : empty({0}, student.scalar_type());
   Tensor loss = run(student, teacher, bias, weight, temperatures, {heads, batch, inner, skip_diagonal, probabilities},
                     gradient ? &dstudent : nullptr);
   return {loss, dstudent};
@@ -278,17 +271,17 @@ std::tuple<Tensor, Tensor> soft_cross_entropy_fwd(const Tensor& student, const T
 Tensor soft_cross_entropy_in_place(const Tensor& student, const Tensor& teacher, const OptionalTensor& bias,
                                    const OptionalTensor& weight, const Tensor& temperatures, IntArrayRef heads, int64_t batch,
                                    int64_t inner, bool skip_diagonal, bool probabilities) {
-  TORCH_CHECK(student.dim() == 2 && student.stride(1) == 1, kOp, ": expected a matrix with dense rows");
+  FASTSSL_CHECK(student.dim() == 2 && student.stride(1) == 1, kOp, ": expected a matrix with dense rows");
   return run(student, teacher, bias, weight, temperatures, {heads, batch, inner, skip_diagonal, probabilities}, &student);
 }
 
 void soft_cross_entropy_scale(const Tensor& dstudent, const Tensor& upstream) {
-  TORCH_CHECK(dstudent.dim() == 2 && dstudent.stride(1) == 1, kOp, ": expected a matrix with dense rows");
+  FASTSSL_CHECK(dstudent.dim() == 2 && dstudent.stride(1) == 1, kOp, ": expected a matrix with dense rows");
   const int64_t rows = dstudent.size(0), columns = dstudent.size(1);
-  TORCH_CHECK(upstream.numel() == 1 || upstream.numel() == rows, kOp, ": expected an upstream gradient for each of ", rows,
-              " rows");
+  FASTSSL_CHECK(upstream.numel() == 1 || upstream.numel() == rows, kOp, ": expected an upstream gradient for each of ", rows,
+                " rows");
   with_accumulator(dstudent.scalar_type(), [&]<class T>(T) {
-    const Tensor dense = upstream.to(accumulator(dstudent.scalar_type())).contiguous();
+    const Tensor dense = as_contiguous(as_dtype(upstream, accumulator(dstudent.scalar_type())));
     const T* factor = dense.const_data_ptr<T>();
     const bool one = dense.numel() == 1;
     if (std::all_of(factor, factor + dense.numel(), [](T each) { return each == T(1); })) return;
@@ -303,8 +296,8 @@ void soft_cross_entropy_scale(const Tensor& dstudent, const Tensor& upstream) {
 }  // namespace
 }  // namespace fastssl::soft_cross_entropy
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("soft_cross_entropy_fwd", &fastssl::soft_cross_entropy::soft_cross_entropy_fwd);
-  m.impl("soft_cross_entropy_in_place", &fastssl::soft_cross_entropy::soft_cross_entropy_in_place);
-  m.impl("soft_cross_entropy_scale", &fastssl::soft_cross_entropy::soft_cross_entropy_scale);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("soft_cross_entropy_fwd", TORCH_BOX(&fastssl::soft_cross_entropy::soft_cross_entropy_fwd));
+  m.impl("soft_cross_entropy_in_place", TORCH_BOX(&fastssl::soft_cross_entropy::soft_cross_entropy_in_place));
+  m.impl("soft_cross_entropy_scale", TORCH_BOX(&fastssl::soft_cross_entropy::soft_cross_entropy_scale));
 }

@@ -3,9 +3,6 @@
 // A tile holds all samples of a view and some directions. Columns are sorted by a network, as many at once as a register has lanes,
 // so the time does not depend on the data. Directions are divided into a fixed number of groups, whose gradients are added in
 // order.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <cmath>
 
 #include "cpu/projections.h"
@@ -13,8 +10,6 @@
 
 namespace fastssl::sorted_slices {
 namespace {
-
-using at::Tensor;
 
 constexpr int64_t kTile = 1 << 16;  // elements, at most, unless that is less than one register of columns
 constexpr int64_t kTasks = 16;      // views times groups of directions, at least, if there are as many tiles
@@ -31,13 +26,13 @@ void add_parts(const T* parts, int64_t count, int64_t n, T* to) {
 
 std::tuple<Tensor, Tensor> sorted_slices(const Tensor& z_given, const Tensor& directions_given, const Tensor& quantiles_given,
                                          bool gradient) {
-  TORCH_CHECK(z_given.dim() == 3 && directions_given.dim() == 2 && directions_given.size(0) == z_given.size(2),
-              "visreg: expected z (V, N, D) and directions (D, S), got ", z_given.sizes(), " and ", directions_given.sizes());
-  TORCH_CHECK(z_given.numel() > 0 && directions_given.size(1) > 0, "visreg: expected rows and directions, got z ", z_given.sizes(),
-              " and directions ", directions_given.sizes());
+  FASTSSL_CHECK(z_given.dim() == 3 && directions_given.dim() == 2 && directions_given.size(0) == z_given.size(2),
+                "visreg: expected z (V, N, D) and directions (D, S), got ", z_given.sizes(), " and ", directions_given.sizes());
+  FASTSSL_CHECK(z_given.numel() > 0 && directions_given.size(1) > 0, "visreg: expected rows and directions, got z ",
+                z_given.sizes(), " and directions ", directions_given.sizes());
   expect_shape("visreg", quantiles_given, {z_given.size(1)});
-  const Tensor z = z_given.contiguous(), directions = directions_given.contiguous(), quantiles = quantiles_given.contiguous();
-  Tensor loss = at::empty({}, z.options()), dz = gradient ? new_tensor(z.sizes(), z.options()) : at::empty({0}, z.options());
+  const Tensor z = as_contiguous(z_given), directions = as_contiguous(directions_given), quantiles = as_contiguous(quantiles_given);
+  Tensor loss = empty({}, z.scalar_type()), dz = gradient ? new_tensor(z.sizes(), z.scalar_type()) : empty({0}, z.scalar_type());
   with_accumulator(z.scalar_type(), [&]<class T>(T) {
     const Sketches<T>& f = sketches<T>();
     const T* q = quantiles.const_data_ptr<T>();
@@ -46,7 +41,7 @@ std::tuple<Tensor, Tensor> sorted_slices(const Tensor& z_given, const Tensor& di
     const int64_t tiles = p.blocks, groups = std::clamp<int64_t>(kTasks / p.V, 1, tiles);
     const int64_t share = (tiles + groups - 1) / groups;
     const T factor = T(2.0 / (double(p.V * p.N) * double(p.S)));
-    Tensor parts = gradient && groups > 1 ? at::empty({groups, p.V, p.N, p.D}, z.options()) : dz;
+    Tensor parts = gradient && groups > 1 ? empty({groups, p.V, p.N, p.D}, z.scalar_type()) : dz;
     T* out = gradient ? parts.template mutable_data_ptr<T>() : nullptr;
     std::vector<double> losses(p.V * groups, 0.0);
     parallel_tasks(p.V * groups, [&](int64_t begin, int64_t end) {
@@ -74,4 +69,4 @@ std::tuple<Tensor, Tensor> sorted_slices(const Tensor& z_given, const Tensor& di
 }  // namespace
 }  // namespace fastssl::sorted_slices
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("sorted_slices", &fastssl::sorted_slices::sorted_slices); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("sorted_slices", TORCH_BOX(&fastssl::sorted_slices::sorted_slices)); }

@@ -1,8 +1,6 @@
 // The kernels are those of similarity.cpp; sup_con_step.h has the equations.
 #include "cpu/sup_con_step.h"
 
-#include <ATen/ops/empty.h>
-
 #include <numeric>
 
 #include "cpu/class_rows.h"
@@ -14,7 +12,6 @@
 namespace fastssl::sup_con_step {
 namespace {
 
-using at::Tensor;
 using similarity::Problem;
 using similarity::State;
 
@@ -43,14 +40,14 @@ struct Classes {
 };
 
 Tensor classes_of(const Tensor& labels, int64_t B) {
-  Tensor classes = at::empty({2, B}, at::kInt);
+  Tensor classes = empty({2, B}, ScalarType::Int);
   int32_t *sample = classes.mutable_data_ptr<int32_t>(), *of = sample + B;
   std::iota(sample, sample + B, 0);
   if (!labels.defined()) {
     std::iota(of, of + B, 0);
     return classes;
   }
-  const Tensor wide = labels.to(at::kLong).contiguous();
+  const Tensor wide = as_contiguous(as_dtype(labels, ScalarType::Long));
   const int64_t* label = wide.const_data_ptr<int64_t>();
   if (!std::is_sorted(label, label + B)) std::stable_sort(sample, sample + B, [&](int a, int b) { return label[a] < label[b]; });
   for (int64_t k = 0, c = 0; k < B; k++) {
@@ -151,17 +148,17 @@ double weight(int64_t N, bool mean) { return mean ? 1.0 / double(N) : 1.0; }
 }  // namespace
 
 Forward forward(const Tensor& given, const Tensor& labels, double scale, bool normalize, bool mean, bool keep) {
-  const Tensor features = given.contiguous();
+  const Tensor features = as_contiguous(given);
   const int64_t B = features.size(0), V = features.size(1), D = features.size(2), N = V * B;
-  const auto options = features.options().dtype(similarity::compute_dtype(features));
-  Forward out{at::empty({}, options),     {},
-              at::empty({5, N}, options), at::empty({N}, options.dtype(at::kInt)),
-              classes_of(labels, B),      similarity::new_kept(keep ? N : 0, options)};
+  const ScalarType wide = similarity::compute_dtype(features);
+  Forward out{empty({}, wide),       {},
+              empty({5, N}, wide),   empty({N}, ScalarType::Int),
+              classes_of(labels, B), similarity::new_kept(keep ? N : 0, wide)};
   const Classes classes(out.classes);
   similarity::dispatch(features, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;
-    out.z = at::empty({N, D}, options.dtype(c10::CppTypeToScalarType<E>::value));
+    out.z = empty({N, D}, kScalarType<E>);
     const Numbers<T> left(out);
     positives(read_only(features), classes, V, D, normalize, array_of(out.z), left);
     auto p = problem_of<E>(out.z, classes, V, scale);
@@ -177,7 +174,7 @@ Forward forward(const Tensor& given, const Tensor& labels, double scale, bool no
 }
 
 bool each_sample_once(const Tensor& given) {
-  const Tensor classes = given.contiguous();
+  const Tensor classes = as_contiguous(given);
   const int64_t B = classes.size(1);
   const int32_t* sample = classes.const_data_ptr<int32_t>();
   std::vector<bool> seen(B);
@@ -187,16 +184,16 @@ bool each_sample_once(const Tensor& given) {
   });
 }
 
-Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool normalize, bool mean, at::ScalarType dtype) {
+Tensor backward(const Tensor& dloss, const Forward& given, double scale, bool normalize, bool mean, ScalarType dtype) {
   const Forward saved{{},
-                      given.z.contiguous(),
-                      given.numbers.contiguous(),
-                      given.peak.contiguous(),
-                      given.classes.contiguous(),
-                      given.kept.contiguous()};
+                      as_contiguous(given.z),
+                      as_contiguous(given.numbers),
+                      as_contiguous(given.peak),
+                      as_contiguous(given.classes),
+                      as_contiguous(given.kept)};
   const int64_t N = saved.z.size(0), D = saved.z.size(1), B = saved.classes.size(1), V = N / B;
   const Classes classes(saved.classes);
-  Tensor dfeatures = at::empty({B, V, D}, saved.z.options().dtype(dtype)), dz = at::empty({N, D}, saved.numbers.options());
+  Tensor dfeatures = empty({B, V, D}, dtype), dz = empty({N, D}, saved.numbers.scalar_type());
   similarity::dispatch(saved.z, [&](auto zero) {
     using E = decltype(zero);
     using T = Sum<E>;

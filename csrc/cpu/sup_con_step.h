@@ -9,7 +9,7 @@
 // O(N D), in float64: after a huge row was subtracted, the sum is what it would have been without that row. Rows of 16 bits are
 // treated as in pair_step.h.
 #pragma once
-#include <ATen/core/Tensor.h>
+#include "cpu/tensor.h"
 
 namespace fastssl::sup_con_step {
 
@@ -17,15 +17,15 @@ namespace fastssl::sup_con_step {
 // similarity of the positives of each row; the places of the maxima, peak (V B,) int32; classes (2, B) int32, the samples in the
 // order of their classes and the class of each; and kept tiles (similarity_triangle.h).
 struct Forward {
-  at::Tensor loss, z, numbers, peak, classes, kept;
+  Tensor loss, z, numbers, peak, classes, kept;
 };
 
 // features (B, V, D); labels (B,) are integers, or undefined where every sample is its own class. Tiles are
 // kept only if `keep`.
-Forward forward(const at::Tensor& features, const at::Tensor& labels, double scale, bool normalize, bool mean, bool keep);
+Forward forward(const Tensor& features, const Tensor& labels, double scale, bool normalize, bool mean, bool keep);
 // Whether the classes name each of the samples once. They are places in memory, which a hook that saves them in fewer bits moves.
-bool each_sample_once(const at::Tensor& classes);
+bool each_sample_once(const Tensor& classes);
 // The gradient of the features, in their dtype. The classes name each sample once.
-at::Tensor backward(const at::Tensor& dloss, const Forward& left, double scale, bool normalize, bool mean, at::ScalarType dtype);
+Tensor backward(const Tensor& dloss, const Forward& left, double scale, bool normalize, bool mean, ScalarType dtype);
 
 }  // namespace fastssl::sup_con_step

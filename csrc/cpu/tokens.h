@@ -1,8 +1,6 @@
 // What the ops on tokens (N, L, D) share: which rows of a gradient come from which, the checks of ids and shapes, and the type that
 // sums are kept in.
 #pragma once
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -14,35 +12,35 @@ namespace fastssl {
 
 // Calls f with a value of the type that sums over elements of `dtype` are kept in.
 template <class F>
-auto with_accumulator(at::ScalarType dtype, const F& f) {
-  return dtype == at::kDouble ? f(double()) : f(float());
+auto with_accumulator(ScalarType dtype, const F& f) {
+  return dtype == ScalarType::Double ? f(double()) : f(float());
 }
 
-inline at::ScalarType accumulator(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+inline ScalarType accumulator(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
 // Python refuses ids out of range where it may look at them; a compiled graph comes here without that check.
-inline void check_range(const char* op, const at::Tensor& ids, int64_t below) {
+inline void check_range(const char* op, const Tensor& ids, int64_t below) {
   const int64_t* id = ids.const_data_ptr<int64_t>();
   uint64_t largest = 0;  // a negative id is larger than any other
   for (int64_t i = 0, n = ids.numel(); i < n; i++) largest = std::max(largest, uint64_t(id[i]));
-  TORCH_CHECK_VALUE(largest < uint64_t(below), op, ": ids must be in [0, ", below, "), got ", int64_t(largest));
+  FASTSSL_CHECK_VALUE(largest < uint64_t(below), op, ": ids must be in [0, ", below, "), got ", int64_t(largest));
 }
 
 // Python refuses bad calls with a message. These checks keep a call that does not come from there from reading beside a tensor.
-inline void expect_shape(const char* op, const at::Tensor& t, at::IntArrayRef shape) {
-  TORCH_CHECK(t.sizes() == shape, op, ": expected a tensor of shape ", shape, ", got ", t.sizes());
+inline void expect_shape(const char* op, const Tensor& t, IntArrayRef shape) {
+  FASTSSL_CHECK(t.sizes().equals(shape), op, ": expected a tensor of shape ", shape, ", got ", t.sizes());
 }
-inline void expect_dense(const char* op, const at::Tensor& t, at::IntArrayRef shape) {
+inline void expect_dense(const char* op, const Tensor& t, IntArrayRef shape) {
   expect_shape(op, t, shape);
-  TORCH_CHECK(t.is_contiguous(), op, ": expected a contiguous tensor of shape ", shape);
+  FASTSSL_CHECK(t.is_contiguous(), op, ": expected a contiguous tensor of shape ", shape);
 }
-inline void expect_ids(const char* op, const at::Tensor& ids, int64_t rows) {
-  TORCH_CHECK(ids.dim() == 2 && ids.size(0) == rows, op, ": expected ids of ", rows, " rows, got ", ids.sizes());
+inline void expect_ids(const char* op, const Tensor& ids, int64_t rows) {
+  FASTSSL_CHECK(ids.dim() == 2 && ids.size(0) == rows, op, ": expected ids of ", rows, " rows, got ", ids.sizes());
 }
 // (N, C, H, W) in patches of height x width.
-inline void expect_images(const char* op, at::IntArrayRef shape, int64_t height, int64_t width) {
-  TORCH_CHECK(shape.size() == 4 && height > 0 && width > 0 && shape[2] % height == 0 && shape[3] % width == 0, op,
-              ": expected images in patches of ", height, " x ", width, ", got ", shape);
+inline void expect_images(const char* op, IntArrayRef shape, int64_t height, int64_t width) {
+  FASTSSL_CHECK(shape.size() == 4 && height > 0 && width > 0 && shape[2] % height == 0 && shape[3] % width == 0, op,
+                ": expected images in patches of ", height, " x ", width, ", got ", shape);
 }
 
 // Writes n zeros from element i on.
@@ -53,10 +51,10 @@ inline void clear(Array to, int64_t i, int64_t n) {
 // For each sample n and row l the k with ids[n, k] = l, in their order. Ids from `length` on belong to no row.
 class Matches {
  public:
-  Matches(const at::Tensor& ids, int64_t length)
-      : count_(ids.size(1)), length_(length), first_(ids.size(0) * length, -1), next_(ids.numel(), -1) {
-    const int64_t* id = ids.const_data_ptr<int64_t>();
-    for (int64_t n = 0; n < ids.size(0); n++)
+  Matches(const Tensor& ids, int64_t length) : Matches(ids.const_data_ptr<int64_t>(), ids.size(0), ids.size(1), length) {}
+  Matches(const int64_t* id, int64_t rows, int64_t count, int64_t length)
+      : count_(count), length_(length), first_(rows * length, -1), next_(rows * count, -1) {
+    for (int64_t n = 0; n < rows; n++)
       for (int64_t k = count_ - 1; k >= 0; k--) {
         const int64_t l = id[n * count_ + k];
         if (uint64_t(l) >= uint64_t(length)) continue;

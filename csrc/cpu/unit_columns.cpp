@@ -1,8 +1,5 @@
 // Unit columns from a seed: standard normal numbers by Philox4x32-10, divided by the length of their column.      out (D, S)
 //   Four rows of a column come from the four words of the counter (row / 4, column, "dirs", 0).
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <cmath>
 #include <vector>
 
@@ -12,15 +9,13 @@
 namespace fastssl::unit_columns {
 namespace {
 
-using at::Tensor;
-
 constexpr uint32_t kStream = 0x64697273;
 
-Tensor unit_columns(const Tensor& seed, int64_t D, int64_t S, at::ScalarType dtype) {
-  TORCH_CHECK(seed.numel() == 1 && seed.scalar_type() == at::kLong && D > 0 && S > 0,
-              "unit_columns: expected an int64 seed and a shape");
-  Tensor out = at::empty({D, S}, seed.options().dtype(accumulator(dtype)));
-  const uint64_t key = uint64_t(seed.item<int64_t>());
+Tensor unit_columns(const Tensor& seed, int64_t D, int64_t S, ScalarType dtype) {
+  FASTSSL_CHECK(seed.numel() == 1 && seed.scalar_type() == ScalarType::Long && D > 0 && S > 0,
+                "unit_columns: expected an int64 seed and a shape");
+  Tensor out = empty({D, S}, accumulator(dtype));
+  const uint64_t key = uint64_t(as_int64(seed));
   with_accumulator(dtype, [&]<class T>(T) {
     const Sketches<T>& f = sketches<T>();
     T* to = out.mutable_data_ptr<T>();
@@ -39,10 +34,10 @@ Tensor unit_columns(const Tensor& seed, int64_t D, int64_t S, at::ScalarType dty
       }
     });
   });
-  return out.to(dtype);
+  return as_dtype(out, dtype);
 }
 
 }  // namespace
 }  // namespace fastssl::unit_columns
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("unit_columns", &fastssl::unit_columns::unit_columns); }
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("unit_columns", TORCH_BOX(&fastssl::unit_columns::unit_columns)); }

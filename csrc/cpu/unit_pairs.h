@@ -12,7 +12,7 @@
 namespace fastssl {
 
 // The array of a tensor that is only read. One that shares its memory until somebody writes goes on sharing it.
-inline Array read_only(const at::Tensor& tensor) { return {const_cast<void*>(tensor.const_data_ptr()), dtype_of(tensor)}; }
+inline Array read_only(const Tensor& tensor) { return {const_cast<void*>(tensor.const_data_ptr()), dtype_of(tensor)}; }
 
 namespace unit_pairs {
 

@@ -53,6 +53,6 @@ void move_logits(const Left<E>& left, const E* packed, int panel, int m, int n, 
 
 template void move_logits(const Left<float>&, const float*, int, int, int, int, bool, float*, int);
 template void move_logits(const Left<double>&, const double*, int, int, int, int, bool, double*, int);
-template void move_logits(const Left<c10::BFloat16>&, const c10::BFloat16*, int, int, int, int, bool, float*, int);
+template void move_logits(const Left<BFloat16>&, const BFloat16*, int, int, int, int, bool, float*, int);
 
 }  // namespace fastssl

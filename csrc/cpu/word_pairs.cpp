@@ -4,9 +4,6 @@
 //   sums_r = sum over (b, t) with ids_bt = r of weight_b factor_bt source_b
 // The places of an id are found by a radix sort, which keeps their order. Each row of the sums is summed by one thread in that
 // order: the same bits for any number of threads. Work and memory follow the ids, and no array is as large as a table.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -17,17 +14,15 @@
 namespace fastssl::word_pairs {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 constexpr const char* kOp = "word_pairs";
 
-Tensor dense_rows(const Tensor& t) { return t.stride(1) == 1 ? t : t.contiguous(); }
+Tensor dense_rows(const Tensor& t) { return t.stride(1) == 1 ? t : as_contiguous(t); }
 
 void check_below(const Tensor& ids, int64_t rows) {
   const int64_t* id = ids.const_data_ptr<int64_t>();
   int64_t largest = -1;
   for (int64_t i = 0, n = ids.numel(); i < n; i++) largest = std::max(largest, id[i]);
-  TORCH_CHECK_VALUE(largest < rows, kOp, ": ids must be below ", rows, ", got ", largest);
+  FASTSSL_CHECK_VALUE(largest < rows, kOp, ": ids must be below ", rows, ", got ", largest);
 }
 
 // softplus(u), and its derivative sigmoid(u) in `slope`
@@ -40,16 +35,16 @@ T softplus(T u, T& slope) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> word_pairs_fwd(const Tensor& inputs_given, const Tensor& outputs_given,
                                                           const Tensor& input_ids_given, const Tensor& target_ids_given) {
-  TORCH_CHECK(inputs_given.dim() == 2 && outputs_given.dim() == 2 && inputs_given.size(1) == outputs_given.size(1), kOp,
-              ": expected tables of one width, got ", inputs_given.sizes(), " and ", outputs_given.sizes());
+  FASTSSL_CHECK(inputs_given.dim() == 2 && outputs_given.dim() == 2 && inputs_given.size(1) == outputs_given.size(1), kOp,
+                ": expected tables of one width, got ", inputs_given.sizes(), " and ", outputs_given.sizes());
   const Tensor inputs = dense_rows(inputs_given), outputs = dense_rows(outputs_given);
-  const Tensor input_ids = input_ids_given.contiguous(), target_ids = target_ids_given.contiguous();
+  const Tensor input_ids = as_contiguous(input_ids_given), target_ids = as_contiguous(target_ids_given);
   const int64_t D = inputs.size(1), B = input_ids.size(0), C = input_ids.size(1), T_ = target_ids.size(1);
   expect_ids(kOp, target_ids, B);
   check_below(input_ids, inputs.size(0)), check_below(target_ids, outputs.size(0));
-  const auto options = inputs.options().dtype(accumulator(inputs.scalar_type()));
-  Tensor loss = at::empty({B}, options), hidden = new_tensor({B, D}, options), pull = new_tensor({B, D}, options);
-  Tensor slope = at::empty({B, T_}, options);
+  const ScalarType wide = accumulator(inputs.scalar_type());
+  Tensor loss = empty({B}, wide), hidden = new_tensor({B, D}, wide), pull = new_tensor({B, D}, wide);
+  Tensor slope = empty({B, T_}, wide);
   const Array from = array_of(inputs), to = array_of(outputs);
   const int64_t in_stride = inputs.stride(0), out_stride = outputs.stride(0);
   const int64_t *in = input_ids.const_data_ptr<int64_t>(), *out = target_ids.const_data_ptr<int64_t>();
@@ -120,13 +115,13 @@ class Places {
 template <class F>
 void write_sums(const Places& places, const Tensor& source_given, const OptionalTensor& factor_given, const Tensor& weight_given,
                 int64_t columns, Tensor out, const F& to) {
-  const Tensor source = dense_rows(source_given), weight = weight_given.to(source.scalar_type()).contiguous();
+  const Tensor source = dense_rows(source_given), weight = as_contiguous(as_dtype(weight_given, source.scalar_type()));
   const int64_t B = source.size(0), D = source.size(1), stride = source.stride(0);
   expect_shape(kOp, weight, {B});
   Tensor factor;
   if (factor_given) {
     expect_shape(kOp, *factor_given, {B, columns});
-    factor = factor_given->contiguous();
+    factor = as_contiguous(*factor_given);
   }
   const Array from = array_of(source), target = array_of(out);
   with_accumulator(source.scalar_type(), [&]<class T>(T) {
@@ -147,31 +142,32 @@ void write_sums(const Places& places, const Tensor& source_given, const Optional
 }
 
 Tensor checked(const Tensor& source, const Tensor& ids, int64_t table) {
-  TORCH_CHECK(source.dim() == 2, kOp, ": expected source (B, D), got ", source.sizes());
+  FASTSSL_CHECK(source.dim() == 2, kOp, ": expected source (B, D), got ", source.sizes());
   expect_ids(kOp, ids, source.size(0));
-  TORCH_CHECK(ids.numel() < std::numeric_limits<int32_t>::max(), kOp, ": too many ids in one call: ", ids.numel());
-  const Tensor dense = ids.contiguous();
+  FASTSSL_CHECK(ids.numel() < std::numeric_limits<int32_t>::max(), kOp, ": too many ids in one call: ", ids.numel());
+  const Tensor dense = as_contiguous(ids);
   check_below(dense, table);
   return dense;
 }
 
 std::tuple<Tensor, Tensor> word_pairs_rows(const Tensor& source, const OptionalTensor& factor, const Tensor& weight,
-                                           const Tensor& ids_given, int64_t table, at::ScalarType dtype) {
+                                           const Tensor& ids_given, int64_t table, ScalarType dtype) {
   const Tensor ids = checked(source, ids_given, table);
   const Places places(ids, table);
-  Tensor rows = at::empty({places.rows()}, ids.options());
-  Tensor out = new_tensor({places.rows(), source.size(1)}, source.options().dtype(dtype));
-  for (int64_t r = 0; r < places.rows(); r++)
-    rows.mutable_data_ptr<int64_t>()[r] = ids.const_data_ptr<int64_t>()[places.place(places.begin(r))];
+  Tensor rows = empty({places.rows()}, ids.scalar_type());
+  Tensor out = new_tensor({places.rows(), source.size(1)}, dtype);
+  int64_t* row = rows.mutable_data_ptr<int64_t>();
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  for (int64_t r = 0; r < places.rows(); r++) row[r] = id[places.place(places.begin(r))];
   write_sums(places, source, factor, weight, ids.size(1), out, [](int64_t r) { return r; });
   return {rows, out};
 }
 
 Tensor word_pairs_table(const Tensor& source, const OptionalTensor& factor, const Tensor& weight, const Tensor& ids_given,
-                        int64_t table, at::ScalarType dtype) {
+                        int64_t table, ScalarType dtype) {
   const Tensor ids = checked(source, ids_given, table);
   const Places places(ids, table);
-  Tensor out = zeros({table, source.size(1)}, source.options().dtype(dtype));
+  Tensor out = zeros({table, source.size(1)}, dtype);
   const int64_t* id = ids.const_data_ptr<int64_t>();
   write_sums(places, source, factor, weight, ids.size(1), out, [&](int64_t r) { return id[places.place(places.begin(r))]; });
   return out;
@@ -180,8 +176,8 @@ Tensor word_pairs_table(const Tensor& source, const OptionalTensor& factor, cons
 }  // namespace
 }  // namespace fastssl::word_pairs
 
-TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
-  m.impl("word_pairs_fwd", &fastssl::word_pairs::word_pairs_fwd);
-  m.impl("word_pairs_rows", &fastssl::word_pairs::word_pairs_rows);
-  m.impl("word_pairs_table", &fastssl::word_pairs::word_pairs_table);
+STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) {
+  m.impl("word_pairs_fwd", TORCH_BOX(&fastssl::word_pairs::word_pairs_fwd));
+  m.impl("word_pairs_rows", TORCH_BOX(&fastssl::word_pairs::word_pairs_rows));
+  m.impl("word_pairs_table", TORCH_BOX(&fastssl::word_pairs::word_pairs_table));
 }

@@ -12,13 +12,12 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
 #include <vector>
 
-#include "cpu/cross_step.h"
-#include "cpu/pair_step.h"
-#include "cpu/sup_con_step.h"
+#include "python/kernels.h"
 #include "python/plain.h"
 
 namespace fastssl {
@@ -129,18 +128,49 @@ struct LossNode : Function<LossNode<Step>> {
   }
 };
 
+// The step as the kernels' library takes it.
+Step step_of(const Call& call) {
+  Step step{call.scale, call.mean, call.normalize, call.both, call.keep, {}, call.dtype};
+  std::copy(call.wanted.begin(), call.wanted.end(), step.wanted);
+  return step;
+}
+
+template <size_t N>
+std::array<AtenTensorHandle, N> lent(at::TensorList tensors) {
+  std::array<AtenTensorHandle, N> handles;
+  for (size_t i = 0; i < N; i++) handles[i] = fastssl::lent(tensors[i]);
+  return handles;
+}
+
+// Calls f(room for N handles), and takes the tensors that it left there.
+template <size_t N, class F>
+variable_list made_by(const F& f) {
+  AtenTensorHandle handles[N];
+  f(handles);
+  variable_list tensors;
+  for (AtenTensorHandle handle : handles) tensors.push_back(taken(handle));
+  return tensors;
+}
+
+// The loss, which comes first, and what was left to the backward.
+std::pair<Tensor, variable_list> loss_and_rest(variable_list made) {
+  const Tensor loss = made[0];
+  made.erase(made.begin());
+  return {loss, made};
+}
+
 struct NTXent {
   static constexpr const char *kForward = "fastssl::nt_xent_fwd", *kBackward = "fastssl::nt_xent_bwd";
   static constexpr size_t kInputs = 2;
 
   static std::pair<Tensor, variable_list> forward(at::TensorList views, const Call& call) {
-    const auto made = pair_step::forward(views[0], views[1], call.scale, call.mean, call.keep);
-    return {made.loss, {made.z, made.numbers, made.peak, made.kept}};
+    return loss_and_rest(
+        made_by<5>([&](AtenTensorHandle* made) { kernels().nt_xent_forward(lent<2>(views).data(), step_of(call), made); }));
   }
   static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
-    const pair_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3]};
-    const auto [da, db] = pair_step::backward(dloss, left, call.scale, call.mean, call.dtype);
-    return {da, db};
+    return made_by<2>([&](AtenTensorHandle* made) {
+      kernels().nt_xent_backward(fastssl::lent(dloss), lent<4>(saved).data(), step_of(call), made);
+    });
   }
 };
 
@@ -149,14 +179,15 @@ struct SupCon {
   static constexpr size_t kInputs = 1;
 
   static std::pair<Tensor, variable_list> forward(at::TensorList inputs, const Call& call) {
-    const auto made = sup_con_step::forward(inputs[0], call.labels, call.scale, call.normalize, call.mean, call.keep);
-    return {made.loss, {made.z, made.numbers, made.peak, made.classes, made.kept}};
+    return loss_and_rest(made_by<6>(
+        [&](AtenTensorHandle* made) { kernels().sup_con_forward(lent<2>({inputs[0], call.labels}).data(), step_of(call), made); }));
   }
   static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
-    const sup_con_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3], saved[4]};
-    TORCH_CHECK(sup_con_step::each_sample_once(left.classes), call.op,
+    TORCH_CHECK(kernels().each_sample_once(fastssl::lent(saved[3])), call.op,
                 ": a hook on saved tensors gave back other places of the samples than were saved");
-    return {sup_con_step::backward(dloss, left, call.scale, call.normalize, call.mean, call.dtype)};
+    return made_by<1>([&](AtenTensorHandle* made) {
+      kernels().sup_con_backward(fastssl::lent(dloss), lent<5>(saved).data(), step_of(call), made);
+    });
   }
 };
 
@@ -166,20 +197,21 @@ struct Cross {
   static constexpr const char *kForward = "fastssl::cross_fwd", *kBackward = "fastssl::cross_bwd";
   static constexpr size_t kInputs = kFactor ? 3 : 2;
 
-  static cross_step::How how(const Call& call) { return {call.scale, call.mean, call.normalize, call.both}; }
   static std::pair<Tensor, variable_list> forward(at::TensorList inputs, const Call& call) {
-    const std::optional<Tensor> factor = kFactor ? std::optional(inputs[2]) : std::nullopt;
-    const auto made = cross_step::forward(inputs[0], inputs[1], factor, how(call), call.keep);
-    variable_list saved = {made.x, made.y, made.numbers, made.state, made.peak, made.kept};
-    if (kFactor) saved.push_back(inputs[2]);
-    return {made.loss, saved};
+    const Tensor factor = kFactor ? inputs[2] : Tensor();
+    auto [loss, saved] = loss_and_rest(made_by<7>([&](AtenTensorHandle* made) {
+      kernels().cross_forward(lent<3>({inputs[0], inputs[1], factor}).data(), step_of(call), made);
+    }));
+    if (kFactor) saved.push_back(factor);
+    return {loss, saved};
   }
   static variable_list backward(const Tensor& dloss, const variable_list& saved, const Call& call) {
-    const cross_step::Forward left{{}, saved[0], saved[1], saved[2], saved[3], saved[4], saved[5]};
-    const std::optional<Tensor> factor = kFactor ? std::optional(saved[6]) : std::nullopt;
-    const auto [da, db, dfactor] = cross_step::backward(dloss, left, factor, how(call),
-                                                        {call.wanted[0], call.wanted[1], kFactor && call.wanted[2]}, call.dtype);
-    return kFactor ? variable_list{da, db, dfactor} : variable_list{da, db};
+    variable_list left(saved.begin(), saved.begin() + 6);
+    left.push_back(kFactor ? saved[6] : Tensor());
+    variable_list gradients = made_by<3>(
+        [&](AtenTensorHandle* made) { kernels().cross_backward(fastssl::lent(dloss), lent<7>(left).data(), step_of(call), made); });
+    gradients.resize(kInputs);
+    return gradients;
   }
 };
 

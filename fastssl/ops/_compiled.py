@@ -6,11 +6,13 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
+from ._cpu_library import CpuLibrary
+
 _PACKAGE = Path(__file__).resolve().parents[1]
+CPU_LIBRARY = _PACKAGE / "_cpu.so"
 CUDA_LIBRARY = _PACKAGE / "_cuda.so"
 RECORD = _PACKAGE / "_build.json"
 COMPILE_AGAIN = (
@@ -19,12 +21,13 @@ COMPILE_AGAIN = (
 
 
 def _record() -> dict[str, str | None]:
-    """What setup.py wrote: ``torch`` it was built for, ``no_cpp`` and ``no_cuda`` why a library was left out. Empty without it."""
+    """What setup.py wrote: the ``torch`` that ``fastssl._C`` was built for, ``no_cpp`` and ``no_cuda`` why a library was left out.
+    Empty without it."""
     return json.loads(RECORD.read_text()) if RECORD.exists() else {}
 
 
-def _minor(version: str) -> list[str]:
-    return version.split("+")[0].split(".")[:2]
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
 
 
 def _unused(library: str, why: str) -> str:
@@ -33,26 +36,39 @@ def _unused(library: str, why: str) -> str:
     return why
 
 
-def load_cpp() -> tuple[ModuleType | None, str | None]:
-    """``fastssl._C``, whose import registers the C++ kernels for the CPU key; or None, and why.
+def load_cpu() -> tuple[CpuLibrary | None, str | None]:
+    """``fastssl/_cpu.so``, which registers the C++ kernels for the CPU key; or None, and why.
 
-    It uses torch's C++ interface, which changes with every minor version: beside another torch it would crash, or worse.
+    It uses torch's stable C interface, as torch 2.11 has it: it serves every later torch, beside any Python.
     """
-    record = _record()
-    if record.get("no_cpp"):
-        return None, f"left out when fastssl was installed: {record['no_cpp']}"
-    if importlib.util.find_spec("fastssl._C") is None:
-        return None, f"fastssl._C is not built for Python {sys.version_info.major}.{sys.version_info.minor}"
-    built_for = record.get("torch")
-    if built_for and _minor(built_for) != _minor(torch.__version__):
-        return None, _unused(
-            "fastssl._C",
-            f"it was compiled for torch {built_for}, and this is torch {torch.__version__}. {COMPILE_AGAIN}",
-        )
+    if not CPU_LIBRARY.exists():
+        why = _record().get("no_cpp")
+        return None, f"left out when fastssl was installed: {why}" if why else "fastssl/_cpu.so is not built"
+    if _minor(torch.__version__) < (2, 11):
+        return None, _unused("fastssl/_cpu.so", f"it needs torch 2.11 or newer, and this is torch {torch.__version__}")
     try:
-        return importlib.import_module("fastssl._C"), None
-    except ImportError as error:
-        return None, _unused("fastssl._C", str(error))
+        return CpuLibrary(CPU_LIBRARY), None
+    except OSError as error:  # torch's own message names the file alone
+        return None, _unused("fastssl/_cpu.so", str(error.__cause__ or error))
+
+
+def load_host(library: CpuLibrary | None) -> str | None:
+    """Lets the module ``fastssl._C`` join the library, or says why not: then Python does what it does, at its own pace.
+
+    The module uses torch's C++ interface, which changes with every minor version: beside another torch it would crash, or worse.
+    """
+    if library is None:
+        return "without the C++ kernels it has nothing to call"
+    if importlib.util.find_spec("fastssl._C") is None:
+        return f"it is not built for Python {sys.version_info.major}.{sys.version_info.minor}"
+    built_for = _record().get("torch")
+    if built_for and _minor(built_for) != _minor(torch.__version__):
+        return f"it was compiled for torch {built_for}, and this is torch {torch.__version__}. {COMPILE_AGAIN}"
+    try:
+        library.join(importlib.import_module("fastssl._C"))
+    except (ImportError, RuntimeError) as error:
+        return _unused("fastssl._C", str(error))
+    return None
 
 
 def load_cuda() -> str | None:

@@ -19,6 +19,7 @@ from fastssl.checks import check_data, check_dense, check_float_dtype, type_name
 from ._register import _C, refuse_transforms
 
 _increment_versions = getattr(_C, "bump_versions", torch.autograd.graph.increment_version)
+_lists_agree: Any = getattr(_C, "lists_agree", None)
 
 
 def as_list(op: str, name: str, value, *, local: bool = True) -> list[Tensor]:
@@ -47,7 +48,7 @@ def check_lists(
     tensors.
     """
     refuse_transforms(op)
-    if _C is not None and not torch.compiler.is_compiling() and _C.lists_agree([*written.values()], [*read.values()]):
+    if _lists_agree and not torch.compiler.is_compiling() and _lists_agree([*written.values()], [*read.values()]):
         return written, read, True
     written, read = ({name: as_list(op, name, each(op, name, value)) for name, value in lists.items()} for lists in (written, read))
     read = {name: [_resolved(tensor) for tensor in tensors] for name, tensors in read.items()}

@@ -14,12 +14,13 @@ from torch.autograd import forward_ad
 
 from fastssl.checks import accumulator_dtype
 
-from ._compiled import COMPILE_AGAIN, load_cpp, load_cuda
+from ._compiled import COMPILE_AGAIN, load_cpu, load_cuda, load_host
 
 _Given = TypeVar("_Given", Tensor, Tensor | None)
 _LIBRARY = torch.library.Library("fastssl", "FRAGMENT")
 
-_C, why_not_cpp = load_cpp()
+_C, why_not_cpp = load_cpu()
+why_not_host = load_host(_C)
 why_not_cuda = load_cuda()
 why_not_triton = None if importlib.util.find_spec("triton") else "triton is not installed"
 

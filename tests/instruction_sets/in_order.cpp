@@ -1,8 +1,7 @@
 // Whether `in_order` of csrc/cpu/schedule.h ends when one of its tasks throws: without that its other threads would wait for ever.
-// Arguments: the number of threads. Prints "reached" for each way to fail whose exception reached the caller, then "sums" if the
+// OMP_NUM_THREADS is the number of threads. Prints "reached" for each way to fail whose exception reached the caller, then "sums" if the
 // tasks are in order afterwards.
 #include <cstdio>
-#include <cstdlib>
 #include <new>
 #include <vector>
 
@@ -24,8 +23,7 @@ void fail(const Prepare& prepare, const Visit& visit) {
   }
 }
 
-int main(int, char** arguments) {
-  at::set_num_threads(std::atoi(arguments[1]));
+int main() {
   const auto nothing = [](int64_t) {};
   for (int64_t bad = 0; bad < kSlots; bad += 5) {
     fail(

@@ -30,7 +30,7 @@ def errors(name: str, folder: Path, compiler: str, *flags: str, run: tuple[str, 
     program = folder / name
     sources = [f"tests/instruction_sets/{name}.cpp", *(f"csrc/cpu/{each}.cpp" for each in ("isa", *SOURCES[name]))]
     includes = ["-Icsrc", "-isystem", str(Path(torch.__file__).parent / "include")]
-    flags = ("-std=c++20", "-fno-math-errno", "-Wno-unknown-pragmas", *flags)
+    flags = ("-std=c++20", "-fno-math-errno", "-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020b000000000000", *flags)
     subprocess.run([compiler, *flags, *includes, *sources, "-o", str(program)], check=True, cwd=ROOT)
     done = subprocess.run([*run, str(program)], check=True, capture_output=True, text=True)
     found: dict[str, dict[str, float]] = {}

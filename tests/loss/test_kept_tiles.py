@@ -6,7 +6,7 @@ import torch
 from fastssl.functional import nt_xent, sup_con
 from fastssl.ops._register import _C
 
-pytestmark = pytest.mark.skipif(_C is None, reason="fastssl._C is not built")
+pytestmark = pytest.mark.skipif(_C is None, reason="C++ kernels are not built")
 LABELS = torch.arange(75) // 3
 KEEPERS = {
     "nt_xent": (lambda x: nt_xent(x[:150], x[150:], 0.3), 300),

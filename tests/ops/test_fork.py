@@ -111,5 +111,5 @@ def test_every_op_works_in_a_child_of_fork():
 
 def test_kernels_share_work_out_in_one_way():
     """Loops of torch's own do not know of forks."""
-    others = [path.name for path in (ROOT / "csrc" / "cpu").iterdir() if "at::parallel_" in path.read_text()]
+    others = [path.name for path in (ROOT / "csrc" / "cpu").iterdir() if "torch_parallel_for" in path.read_text()]
     assert others == ["parallel.h"]

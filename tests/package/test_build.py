@@ -34,9 +34,10 @@ def test_info_names_the_owner_of_every_op_and_why():
 
 
 @pytest.mark.skipif(_C is None, reason="C++ kernels are not built")
-def test_the_extension_tells_how_it_was_built():
+def test_the_kernels_tell_how_they_were_built():
     build = _C.build_info()
-    assert build["torch"].split(".")[:2] == torch.__version__.split("+")[0].split(".")[:2]
+    assert build["compiler"].startswith(("gcc", "clang")) and build["cxx_standard"] >= 20
+    assert tuple(map(int, build["torch"].split(".")[:2])) >= (2, 11)
     assert _C.isa() == _C.isas()[-1] and all(owners["CPU"] == "C++" for owners in OWNERS.values())
     with pytest.raises(ValueError, match=r"set_isa: expected one of .*, got mmx"):
         _C.set_isa("mmx")
@@ -80,10 +81,19 @@ def test_an_installation_of_bytecode_alone_has_a_digest_too(tmp_path):
     assert contracts_digest(tmp_path) != digest
 
 
-def test_without_the_extension_the_reference_serves_the_cpu():
+#: Without the library, then without the module beside it.
+NO_KERNELS = (
+    "import torch\n"
+    "def refuse(path): raise OSError('it is kept from this process')\n"
+    "torch.ops.load_library = refuse\n"
+    "import fastssl, warnings\n"
+)
+NO_HOST = "import sys; sys.modules['fastssl._C'] = None\nimport torch, fastssl\n"
+
+
+def test_without_the_kernels_the_reference_serves_the_cpu():
     out = python(
-        "import sys; sys.modules['fastssl._C'] = None\n"
-        "import torch, fastssl\n"
+        f"{NO_KERNELS}"
         "from fastssl.ops._register import OWNERS, why_not_cpp\n"
         "from fastssl.testing.inputs import two_views\nfrom fastssl.testing.contrastive import nt_xent as eager_nt_xent\n"
         "from fastssl.info import report\n"
@@ -95,6 +105,53 @@ def test_without_the_extension_the_reference_serves_the_cpu():
         "torch.testing.assert_close(loss[0], loss[1]); torch.testing.assert_close(grads[0], grads[1]); print('right')"
     )
     assert out.strip() == "right"
+
+
+@pytest.mark.skipif(_C is None, reason="C++ kernels are not built")
+def test_the_kernels_serve_a_python_or_a_torch_that_the_module_was_not_built_for():
+    """Losses by their general way, texts and lists as arguments, an op that refuses, and a tensor in large pages."""
+    out = python(
+        f"{NO_HOST}"
+        "from fastssl import functional as F\n"
+        "from fastssl.info import report\n"
+        "from fastssl.ops._register import OWNERS\n"
+        "from fastssl.reference.masked_latent import masked_latent_fwd\n"
+        "from fastssl.testing import contrastive\n"
+        "assert all(o['CPU'] == 'C++' for o in OWNERS.values()) and 'none, Python does its work: it is not built' in report()\n"
+        "a, b = torch.randn(2, 20, 8, requires_grad=True).unbind()\n"
+        "for ours, theirs in ((fastssl.nt_xent, contrastive.nt_xent), (fastssl.info_nce, contrastive.info_nce)):\n"
+        "    loss = ours(a, b), theirs(a, b)\n"
+        "    torch.testing.assert_close(*loss)\n"
+        "    torch.testing.assert_close(*(torch.autograd.grad(each, (a, b)) for each in loss))\n"
+        "call = (torch.randn(2, 3, 4), torch.randn(2, 3, 4), None, None, 'smooth_l1', 0.5, True, 1e-6, True)\n"
+        "torch.testing.assert_close(torch.ops.fastssl.masked_latent_fwd(*call), masked_latent_fwd(*call))\n"
+        "ema, params = [torch.zeros(3), torch.zeros(2, 2)], [torch.ones(3), torch.ones(2, 2)]\n"
+        "F.ema_update_(ema, params, momentum=0.75); assert all((t == 0.25).all() for t in ema)\n"
+        "queue, ptr = torch.zeros(3, 4), torch.tensor([2]); F.queue_push_(queue, ptr, torch.ones(2, 4), layout='kd')\n"
+        "assert queue[[0, 2]].all() and not queue[1].any() and ptr.item() == 1\n"
+        "try: torch.ops.fastssl.queue_push_(queue, torch.tensor([3]), torch.ones(2, 4), None, None, False, False)\n"
+        "except ValueError as error: print(error)\n"
+        "x, ids = torch.randn(4, 300, 512), torch.arange(300).flip(0).repeat(4, 1)\n"
+        "for _ in range(3): assert torch.equal(F.gather_tokens(x, ids), x.flip(1))\n"
+    )
+    assert out.strip() == "queue_push_: ptr must be in [0, 3), got 3"
+
+
+@pytest.mark.skipif(_C is None or not sys.platform.startswith("linux"), reason="C++ kernels are not built, or no ELF library")
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm here")
+def test_the_kernels_ask_torch_for_its_stable_interface_alone():
+    """Nothing of Python and nothing of torch's C++ interface, but for functions that may be missing: oneDNN's and the BLAS's."""
+    words = ["nm", "-D", "--undefined-only", str(ROOT / "fastssl" / "_cpu.so")]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\n")
+    wanted = {kind: {name.split("@")[0] for mark, name in map(str.split, filter(None, lines)) if mark == kind} for kind in "Uw"}
+    theirs = {name for name in wanted["U"] if not re.match(r"(aoti_)?torch_", name)}
+    assert {name for name in theirs if re.match(r"_Py|Py|_?Z?N?K?[0-9]*(2at|3c10|5torch)", name) or "at6native" in name} == set()
+    versioned = [name for line in lines if " U " in line and (name := line.split()[-1]).split("@")[0] in theirs]
+    assert [name for name in versioned if "@" not in name] == [], "neither torch's nor of a system library with versions"
+    optional = {name for name in wanted["w"] if not name.startswith(("_ITM", "__"))}
+    assert {re.sub(r"^_ZN2at6native\d+cpublas\d+(brgemm|brgemm_release)E.*", r"\1", name) for name in optional} == {
+        "MKL_Set_Num_Threads_Local", "brgemm", "brgemm_release", "dgemm_", "omp_get_max_threads", "omp_set_num_threads", "sgemm_",
+    }  # fmt: skip
 
 
 def test_no_cuda_kernel_spills_registers():

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fastssl.ops import _compiled
+from fastssl.ops._register import why_not_host
 from tests.support import machine_code
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,7 @@ from types import ModuleType as Module
 torch, utils, cpp = Module('torch'), Module('torch.utils'), Module('torch.utils.cpp_extension')
 torch.utils, utils.cpp_extension, torch.__version__ = utils, cpp, '2.99.0'
 cpp.BuildExtension, cpp.CppExtension = build_ext, Extension
+cpp.include_paths = cpp.library_paths = lambda: []
 sys.modules |= {'torch': torch, 'torch.utils': utils, 'torch.utils.cpp_extension': cpp}
 """
 gcc_only = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc here")
@@ -44,7 +46,12 @@ def tree(tmp_path):
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "fastssl/_version.py"):
         shutil.copy(ROOT / name, root / name)
     (root / "fastssl" / "__init__.py").touch()
-    (root / "csrc" / "module.cpp").write_text('extern "C" void* PyInit__C() { return nullptr; }\n')
+    for folder, source in (
+        ("cpu", "int kernel() { return 0; }\n"),
+        ("python", 'extern "C" void* PyInit__C() { return nullptr; }\n'),
+    ):
+        (root / "csrc" / folder).mkdir()
+        (root / "csrc" / folder / "module.cpp").write_text(source)
     (root / "csrc" / "cuda" / "twice.cu").write_text("__global__ void twice(float* x) { x[threadIdx.x] *= 2; }\n")
     (root / "csrc" / "cuda" / "twice.cpp").write_text("#include <torch/csrc/stable/tensor.h>\n")
     return root
@@ -73,7 +80,9 @@ def test_a_wheel_carries_both_libraries_and_the_sources_stay_as_they_are(tree, t
     assert sorted((tree / "fastssl").iterdir()) == before
     (wheel,) = tmp_path.glob("*.whl")
     names = members(wheel)
-    assert {"fastssl/_cuda.so", "fastssl/_build.json"} <= names and any(re.match(r"fastssl/_C\..*so$", name) for name in names)
+    assert {"fastssl/_cpu.so", "fastssl/_cuda.so", "fastssl/_build.json"} <= names and any(
+        re.match(r"fastssl/_C\..*so$", name) for name in names
+    )
     assert any(name.endswith("LICENSE") for name in names) and "linux" in wheel.name
     with zipfile.ZipFile(wheel) as files:
         (metadata,) = (files.read(name).decode() for name in names if name.endswith("METADATA"))
@@ -141,7 +150,8 @@ def test_a_build_that_pip_isolates_takes_the_torch_of_the_environment(tree, tmp_
     (package / "__init__.py").write_text("__version__ = '2.10.2'\n")
     (package / "utils" / "__init__.py").touch()
     classes = ("setuptools.command.build_ext import build_ext as BuildExtension", "setuptools import Extension as CppExtension")
-    (package / "utils" / "cpp_extension.py").write_text("".join(f"from {each}\n" for each in classes))
+    lines = [*(f"from {each}" for each in classes), "include_paths = library_paths = lambda: []"]
+    (package / "utils" / "cpp_extension.py").write_text("\n".join(lines) + "\n")
     before = (
         "import ninja, setuptools, setuptools.command.build_ext, setuptools.command.build_py, sysconfig\n"
         "sys.path = [path for path in sys.path if 'site-packages' not in path]\n"
@@ -179,7 +189,7 @@ def test_what_cannot_be_built_ends_before_the_compiler_in_one_sentence(tree, tmp
 
 @gcc_only
 def test_a_compiler_that_fails_ends_with_the_way_around_it(tree):
-    (tree / "csrc" / "module.cpp").write_text("#error not today\n")
+    (tree / "csrc" / "python" / "module.cpp").write_text("#error not today\n")
     tried = setup(tree, "build_ext", "--inplace", FASTSSL_BUILD="auto")
     assert tried.returncode != 0 and "not today" in tried.stdout + tried.stderr
     assert "Traceback" not in tried.stderr
@@ -191,6 +201,7 @@ def test_a_compiler_that_fails_ends_with_the_way_around_it(tree):
 def beside(tmp_path, monkeypatch):
     """A folder that stands for the package's, where the import looks for setup.py's record and the CUDA library."""
     monkeypatch.setattr(_compiled, "RECORD", tmp_path / "_build.json")
+    monkeypatch.setattr(_compiled, "CPU_LIBRARY", tmp_path / "_cpu.so")
     monkeypatch.setattr(_compiled, "CUDA_LIBRARY", tmp_path / "_cuda.so")
     return tmp_path
 
@@ -198,20 +209,29 @@ def beside(tmp_path, monkeypatch):
 def test_a_library_that_was_left_out_is_not_loaded_and_its_reason_is_told(beside):
     assert _compiled.load_cuda() == "fastssl/_cuda.so is not built"
     (beside / "_build.json").write_text('{"torch": null, "no_cpp": "no C++ compiler (icc)", "no_cuda": "nvcc is away"}')
-    assert _compiled.load_cpp() == (None, "left out when fastssl was installed: no C++ compiler (icc)")
+    assert _compiled.load_cpu() == (None, "left out when fastssl was installed: no C++ compiler (icc)")
     assert _compiled.load_cuda() == "left out when fastssl was installed: nvcc is away"
 
 
-@pytest.mark.skipif(_compiled.load_cpp()[0] is None, reason="C++ kernels are not built")
-def test_kernels_of_another_torch_are_refused_in_words(beside):
+@pytest.mark.skipif(why_not_host is not None, reason="fastssl._C is not in use")
+def test_the_module_of_another_torch_is_refused_in_words_and_the_kernels_are_not(beside, monkeypatch):
+    monkeypatch.setattr(_compiled, "CPU_LIBRARY", ROOT / "fastssl" / "_cpu.so")
     major, minor, *_ = torch.__version__.split(".")
     (beside / "_build.json").write_text(json.dumps({"torch": f"{major}.{minor}.77+cu999"}))
-    assert _compiled.load_cpp()[1] is None
+    library, why = _compiled.load_cpu()
+    assert why is None and _compiled.load_host(library) is None and hasattr(library, "nt_xent")
     other = f"{major}.{int(minor) + 1}.0"
     (beside / "_build.json").write_text(json.dumps({"torch": other}))
-    with pytest.warns(RuntimeWarning, match=f"fastssl._C is not in use: it was compiled for torch {other}, and this is torch"):
-        module, why = _compiled.load_cpp()
-    assert module is None and "pip install --no-build-isolation" in why
+    library, why = _compiled.load_cpu()
+    reason = _compiled.load_host(library)
+    assert why is None and not hasattr(library, "nt_xent")
+    assert reason.startswith(f"it was compiled for torch {other}, and this is torch {torch.__version__}. ")
+    assert "pip install --no-build-isolation" in reason
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cpu")
+    with pytest.warns(
+        RuntimeWarning, match=r"fastssl/_cpu.so is not in use: it needs torch 2.11 or newer, and this is torch 2.10.1"
+    ):
+        assert _compiled.load_cpu()[0] is None
 
 
 @gcc_only

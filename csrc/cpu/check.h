@@ -1,0 +1,32 @@
+// Refusals of bad arguments, whose message is made of the parts that follow the condition. Python gets a RuntimeError, or a
+// ValueError from FASTSSL_CHECK_VALUE.
+#pragma once
+#include <torch/headeronly/util/HeaderOnlyArrayRef.h>
+
+#include <cstdint>
+#include <ostream>
+#include <sstream>
+#include <stdexcept>
+
+namespace fastssl {
+
+using IntArrayRef = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// As torch writes a shape: [2, 3].
+inline std::ostream& operator<<(std::ostream& out, IntArrayRef numbers) {
+  out << '[';
+  for (size_t i = 0; i < numbers.size(); i++) out << (i ? ", " : "") << numbers[i];
+  return out << ']';
+}
+
+template <class Error, class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw Error(message.str());
+}
+
+}  // namespace fastssl
+
+#define FASTSSL_CHECK(condition, ...) ((condition) ? void() : ::fastssl::refuse<std::runtime_error>(__VA_ARGS__))
+#define FASTSSL_CHECK_VALUE(condition, ...) ((condition) ? void() : ::fastssl::refuse<std::invalid_argument>(__VA_ARGS__))
