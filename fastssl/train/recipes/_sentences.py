@@ -35,9 +35,8 @@ def load_sentences(config: Any) -> "SentenceData":
         known = f"known: sentences, triples (supervised); text of your own: {OWN_DATA}"
         raise UsageError(f"--data: unknown data set '{config.data}'{hint or f'; {known}'}")
     if config.backbone not in TEXT_ENCODERS:
-        raise UsageError(
-            f"--backbone: unknown encoder '{config.backbone}' of text{closest(config.backbone, TEXT_ENCODERS)}; known: {', '.join(TEXT_ENCODERS)}"
-        )
+        hint = closest(config.backbone, TEXT_ENCODERS) or f"; known: {', '.join(TEXT_ENCODERS)}"
+        raise UsageError(f"--backbone: unknown encoder '{config.backbone}' of text{hint}")
     if config.backbone == "bert" and not find_spec("transformers"):
         raise UsageError("--backbone bert: needs transformers (pip install transformers); the built-in encoder is --backbone text")
     return sentences(config.data, pieces=config.backbone == "bert")
