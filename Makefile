@@ -7,7 +7,7 @@ JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 # Python compiles a module when it is first imported; all those that are installed would take a minute and more.
 export PIP_COMPILE := 0
 
-.PHONY: demo test races bench docs lint setup clean
+.PHONY: demo test races bench docs dist dist-check lint setup clean
 
 demo: .venv/.train
 	$(BIN)/fastssl train simclr --out runs/demo $(DEMO)
@@ -31,6 +31,14 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The site is in build/site; its search needs a server: cd build/site && python3 -m http.server"
 
+# The sources' archive and the two wheels, in dist/. Only what has changed since the last time is compiled again.
+dist: .venv/.dist
+	$(BIN)/python -m tests.dist build
+
+# Installs each of them into fresh environments and runs a part of the tests there: DIST="--python 3.12 --torch 2.13.0 --form wheel".
+dist-check: dist
+	$(BIN)/python -m tests.dist check $(DIST)
+
 lint: .venv/.dev docs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*')
 
@@ -39,7 +47,9 @@ setup: .venv/.dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
+# LOCKED=1 first installs all but torch from files with the hashes of requirements/hashes.txt, and none without such a hash.
 .venv/.base: requirements/base.txt | .venv/bin/python
+	$(if $(LOCKED),$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/hashes.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/base.txt
 	touch $@
 
@@ -68,6 +78,10 @@ setup: .venv/.dev
 	.venv-races/bin/python -m pip install --quiet --disable-pip-version-check \
 		$$(grep -hE '^(torch|numpy|pytest|pytest-xdist)==' requirements/base.txt requirements/dev.txt)
 	.venv-races/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements/races.txt
+	touch $@
+
+.venv/.dist: .venv/.base requirements/dist.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dist.txt
 	touch $@
 
 clean:
