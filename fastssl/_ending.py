@@ -204,6 +204,8 @@ def foreseen(error: Exception, command: str = "train") -> str | None:
     if isinstance(error, OSError) and error.errno in REFUSED:
         where = f" (the run is in {PLACE.folder})" if PLACE.folder else ""
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else where)
+    if isinstance(error, FileNotFoundError) and PLACE.folder and str(error.filename).startswith(f"{PLACE.folder}{os.sep}"):
+        return f"{error.filename} is gone: the run's folder was removed, or changed, while it was written to"
     if "DataLoader worker" in text and "killed by signal" in text:
         return f"--workers: a process that reads the data was killed; fewer --workers need less memory ({first})"
     kinds = {kind.__name__ for kind in type(error).__mro__}

@@ -210,6 +210,6 @@ def build_backbone(
         known += names
         if bare.split(".")[0] in names:
             return _library_backbone(library, module, bare, image_size, channels, all_sizes)
-    close = ", ".join(difflib.get_close_matches(bare, dict.fromkeys(known), 3, 0.5))
-    hint = f"close: {close}" if close else f"built in: {', '.join(BUILT_IN)}; others are models of timm and torchvision"
+    close = " or ".join(difflib.get_close_matches(bare, dict.fromkeys(known), 3, 0.5))
+    hint = f"did you mean {close}?" if close else f"built in: {', '.join(BUILT_IN)}; others are models of timm and torchvision"
     raise UsageError(f"--backbone: unknown encoder '{name}'; {'; '.join([hint, *reasons])}")

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastssl._options import closest
 from fastssl.train import UsageError
 from fastssl.train.augment import as_float
 from fastssl.train.data import PHOTOS_SPLIT, ImageData, photos, shipped_photos
@@ -164,7 +165,8 @@ def load_clips(spec: str, size: int | None = None, frames: int = 9) -> ClipData:
         train, test, notes = video_clips(Path(spec.removeprefix("folder:")).expanduser(), size or 32, frames)
         return ClipData(spec, train, test, photos(size or 32), size or 32, frames, notes=notes)
     if spec != "clips":
-        raise UsageError(f"--data: unknown clips '{spec}'; known: clips, folder:PATH")
+        hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else closest(spec, ["clips"])
+        raise UsageError(f"--data: unknown clips '{spec}'{hint or '; known: clips, folder:PATH'}")
     return clips(size or 32, frames)
 
 

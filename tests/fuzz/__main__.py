@@ -13,12 +13,16 @@ import argparse
 import sys
 import time
 import warnings
+from collections import Counter
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .cases import CASES
 from .run import describe, fuzz, kinds_of
+
+#: Kinds of faults, as the last line counts them.
+KINDS = {"crash": "crashes", "wrong": "wrong_results", "twice": "wrong_results", "changed": "changed_states"}
 
 
 def main() -> int:
@@ -42,7 +46,7 @@ def main() -> int:
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     if options.call is not None:
         return _one(chosen[0], seeds[0], options.call)
-    bad = 0
+    bad, total = 0, Counter()
     for case in chosen:
         start = time.monotonic()
         report = fuzz(case, [(seed, number) for seed in seeds for number in range(options.calls)])
@@ -57,7 +61,9 @@ def main() -> int:
             for seed, number, kind, what, call in faults[: options.examples]:
                 print(f"  {kind} [{len(faults)}x] --seed {seed} --call {number}: {what}\n      {call}", flush=True)
         bad += bool(kinds)
-    print(f"{len(chosen)} functions, {bad} with faults", flush=True)
+        total.update(calls=len(seeds) * options.calls, **Counter(KINDS.get(kind, "others") for _, _, kind, _, _ in report.faults))
+    shown = ", ".join(f"{total[kind]} {kind.replace('_', ' ')}" for kind in ("calls", *dict.fromkeys(KINDS.values()), "others"))
+    print(f"{len(chosen)} functions, {shown}; {bad} functions with faults", flush=True)
     return 1 if bad else 0
 
 

@@ -15,6 +15,10 @@ import warnings
 CHECKS = {
     "checkpoints": "damaged and hostile checkpoints, read and given to eval and resume",
     "kills": "kill -9 at random points, as many resumes, the same bits in the end",
+    "resumes": "stopped after a random step, resumed: the same losses, for six methods",
+    "soak": "as long as --minutes: no growth of memory, threads, open files",
+    "disks": "full and read-only disks, data and folders that vanish during a run",
+    "workers": "loaders that fork and spawn, Python threads in the losses, OpenMP beside MKL: the same bits",
 }
 
 

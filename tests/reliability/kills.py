@@ -4,11 +4,13 @@ Half of the kills come after a random time that the process has computed, the ot
 is flushed, before the former one is renamed, between the two renames, after them.
 """
 
+import functools
 import os
 import random
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,35 +30,38 @@ def seconds_of(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / TICK
 
 
-def child(argv: list[str], log: Path, deadly: tuple[str, int] | None) -> None:
-    """Runs the command and ends this process with its exit code. ``deadly``: it dies in this call of this function of ``os``."""
-    from fastssl.train import checkpoints
+def dies_in(name: str, left: int) -> None:
+    """From now on this process kills itself in a call of this function of ``os``, before it does anything."""
+    call = getattr(os, name)
 
-    if deadly is not None:
-        name, left = deadly
-        call = getattr(os, name)
+    def dies(*arguments):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments)
 
-        def dies(*arguments):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments)
-
-        setattr(checkpoints.os, name, dies)
-    code, out, err = command(argv)
-    log.write_text(out + err)
-    os._exit(code)
+    setattr(os, name, dies)
 
 
-def run(argv: list[str], log: Path, seconds: float | None = None, deadly: tuple[str, int] | None = None) -> tuple[int, float]:
-    """The wait status of the command in a process that is killed after these CPU seconds, and the CPU seconds that it took."""
-    before = sum(os.times()[2:4])
-    if (pid := os.fork()) == 0:
-        try:
-            child(argv, log, deadly)
-        finally:
-            os._exit(99)
+def run(
+    argv: list[str], log: Path, *, seconds: float | None = None, prepare: Callable[[], object] | None = None
+) -> tuple[int, float]:
+    """The wait status of ``fastssl argv`` in a child process, and the CPU seconds that it took.
+
+    ``seconds``: of CPU time, after which it is killed. ``prepare``: what it does before. What it says is written to ``log``.
+    """
+    before, code = sum(os.times()[2:4]), 99
+    with log.open("w") as file:  # before the fork: the child may lose the right to
+        if (pid := os.fork()) == 0:
+            try:
+                if prepare is not None:
+                    prepare()
+                code, out, err = command(argv)
+                file.write(out + err)
+                file.flush()
+            finally:
+                os._exit(code)
     while seconds is not None:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -85,13 +90,13 @@ def kill_and_resume(argv: list[str], folder: Path, whole: Path, times: int, seco
     while found["kills"] < times or resume:
         how: dict = {}
         if found["kills"] < times:
-            deadly = (chance.choice(("fsync", "replace")), chance.randint(1, 4))
-            how = {"deadly": deadly} if found["kills"] % 2 else {"seconds": chance.uniform(0, seconds / 3)}
+            dies = functools.partial(dies_in, chance.choice(("fsync", "replace")), chance.randint(1, 4))
+            how = {"prepare": dies} if found["kills"] % 2 else {"seconds": chance.uniform(0, seconds / 3)}
         status, _ = run([*argv, "--out", str(out), *["--resume"] * resume], log, **how)
         found["resumes"] += resume
         if os.WIFSIGNALED(status):
             found["kills"] += 1
-            found["while a file was written"] += "deadly" in how
+            found["while a file was written"] += "prepare" in how
             resume = True
         elif status:
             found["wrong"].append(f"{out.name} ended with {os.waitstatus_to_exitcode(status)}: {log.read_text()[-500:]}")
@@ -114,10 +119,8 @@ def main(options) -> int:
         if status:
             raise RuntimeError((folder / "log").read_text())
         found = kill_and_resume(argv, folder, folder / "whole", options.times, seconds, random.Random(options.times))
-    shown = [
-        f"{found['kills']} kills ({found['while a file was written']} of them while a file was written)",
-        f"{found['resumes']} resumes",
-    ]
-    print(f"kills: {', '.join(shown)}, {found['runs']} runs ended, {len(found['wrong'])} with other bits or an error")
+    kills = f"{found['kills']} kills ({found['while a file was written']} of them while a file was written)"
+    ends = f"{found['runs']} runs ended, {len(found['wrong'])} with other bits or an error"
+    print(f"kills: {kills}, {found['resumes']} resumes, {ends}")
     print(*found["wrong"], sep="\n", end="\n" * bool(found["wrong"]))
     return len(found["wrong"])

@@ -53,6 +53,14 @@ def test_an_error_is_a_line_and_an_exit_code(error, code, words, capsys):
     assert said.out == "" and words in said.err and said.err.count("\n") == bool(words)
 
 
+def test_a_folder_of_a_run_that_vanished_is_said_to_be_gone(tmp_path, monkeypatch):
+    from fastssl._ending import PLACE, foreseen
+
+    inside, outside = (FileNotFoundError(2, "x", str(folder / "csv" / "a.csv")) for folder in (tmp_path, tmp_path.parent))
+    monkeypatch.setattr(PLACE, "folder", tmp_path)
+    assert "a.csv is gone: the run's folder was removed" in foreseen(inside) and foreseen(outside) is None
+
+
 def test_out_of_memory_names_options_that_the_command_has(capsys):
     assert ended("bench", raising(MemoryError())) == ended("train", raising(MemoryError())) == 1
     bench, train = capsys.readouterr().err.splitlines()

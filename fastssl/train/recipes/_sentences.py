@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastssl._options import closest
 from fastssl.train import UsageError
 from fastssl.train.recipes._options import OWN_DATA
 
@@ -30,10 +31,12 @@ def load_sentences(config: Any) -> "SentenceData":
     from fastssl.train.sentences import sentences
 
     if config.data not in ("sentences", "triples"):
+        hint = closest(config.data, ("sentences", "triples"))
         known = f"known: sentences, triples (supervised); text of your own: {OWN_DATA}"
-        raise UsageError(f"--data: unknown data set '{config.data}'; {known}")
+        raise UsageError(f"--data: unknown data set '{config.data}'{hint or f'; {known}'}")
     if config.backbone not in TEXT_ENCODERS:
-        raise UsageError(f"--backbone: unknown encoder '{config.backbone}' of text; known: {', '.join(TEXT_ENCODERS)}")
+        hint = closest(config.backbone, TEXT_ENCODERS) or f"; known: {', '.join(TEXT_ENCODERS)}"
+        raise UsageError(f"--backbone: unknown encoder '{config.backbone}' of text{hint}")
     if config.backbone == "bert" and not find_spec("transformers"):
         raise UsageError("--backbone bert: needs transformers (pip install transformers); the built-in encoder is --backbone text")
     return sentences(config.data, pieces=config.backbone == "bert")
