@@ -8,17 +8,22 @@ from fastssl._options import closest
 
 USAGE = """usage: fastssl COMMAND ...
 
-  train METHOD   train an encoder (train --help lists the methods)
-  eval RUN       weighted kNN, linear probe and pictures of a trained encoder; few labels, fine-tuning, retrieval
-  export RUN     write the trained encoder for torch, timm, torchvision, safetensors, Hugging Face or ONNX
-  report RUN     report.html of a run, made anew from what is in its folder
-  compare RUN... runs side by side: a table, and a plot of their scores against time and epochs
-  runs [FOLDER]  the runs in a folder: what they are, how far they came, their scores
-  info           what is built and what this machine can run
-  bench          time the ops on this machine
-  completion     what makes bash, zsh or fish complete these commands and their options
+  train METHOD    train an encoder (train --help lists the methods)
+  eval RUN        weighted kNN, linear probe and pictures of a trained encoder;
+                  few labels, fine-tuning, retrieval
+  export RUN      write the trained encoder for torch, timm, torchvision,
+                  safetensors, Hugging Face or ONNX
+  report RUN...   report.html of each run, made anew from what is in its folder
+  compare RUN...  runs side by side: a table, and a plot of their scores against
+                  time and epochs
+  runs [FOLDER]   the runs in a folder: what they are, how far they came, scores
+  info            what is built and what this machine can run
+  bench           time the ops on this machine
+  completion SHELL
+                  what makes bash, zsh or fish complete commands and options
 
-fastssl COMMAND --help lists the options of a command; docs/training.md tells how a run is stopped, resumed and used."""
+fastssl COMMAND --help lists the options of a command; docs/training.md tells
+how a run is stopped, resumed and used."""
 COMMANDS = {  # the module and the function of each
     "train": ("fastssl.train.cli", "train"),
     "eval": ("fastssl.train.cli", "evaluate_run"),

@@ -101,7 +101,7 @@ class Parser(argparse.ArgumentParser):
         if word in self.instead:
             return f"{word}: {self.instead[word]}"
         known = [name for action in self._actions for name in action.option_strings]
-        return f"unknown option {word}{closest(word, known)}; {self.prog} --help lists them"
+        return f"unknown option {word}" + (closest(word, known) or f"; {self.prog} --help lists them")
 
 
 def add_config(group: argparse._ActionsContainer) -> None:

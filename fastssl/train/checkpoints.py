@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastssl._ending import Failure, foreseen, out_of_memory, visible
+from fastssl._options import closest
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.allocation import Bounded, TooLarge
 from fastssl.train.archives import MoreThanTensors, damage, first_line
@@ -131,6 +132,15 @@ def way_out(run: Path, path: Path) -> str:
     return f"; {PREVIOUS} beside it is whole, with {epoch} finished epochs: move {LAST} away to go on from that"
 
 
+def meant(run: Path) -> str:
+    """A hint with the run beside a path that is not there whose name is nearest, or nothing."""
+    try:
+        beside = sorted(path for path in run.parent.iterdir() if (path / LAST).exists() or (path / PREVIOUS).exists())
+    except OSError:
+        return ""
+    return closest(str(run), map(str, beside)) if closest(run.name, [path.name for path in beside]) else ""
+
+
 def readable_checkpoint(run: Path) -> tuple[Path, dict, str]:
     """For evaluation, which writes no checkpoint: the newest that can be used, and a warning about one that can't, or ""."""
     try:
@@ -138,13 +148,14 @@ def readable_checkpoint(run: Path) -> tuple[Path, dict, str]:
     except Unreadable as error:
         before = run / PREVIOUS
         if run.is_file() or not before.exists():
-            raise Unreadable(f"RUN {run}: {error}") from error
+            raise Unreadable(f"RUN {error}" if run.is_file() else f"RUN {run}: {error}") from error
         try:
             return before, read_checkpoint(before), f"warning: {str(error).split(';')[0]}; {before} is evaluated instead"
         except Unreadable:
             raise Unreadable(f"RUN {run}: {error}") from error
     if found is None:
-        raise UsageError(f"RUN {run}: {'there is no checkpoint in it' if run.exists() else 'no such file or directory'}")
+        why = "there is no checkpoint in it" if run.exists() else f"no such file or directory{meant(run)}"
+        raise UsageError(f"RUN {run}: {why}")
     return *found, ""
 
 

@@ -159,3 +159,11 @@ def test_the_citation_and_the_package_agree():
     package = tomllib.loads(text_of("pyproject.toml"))["project"]
     assert said["license"] == package["license"] == "MIT" and text_of("LICENSE").startswith("MIT License")
     assert said["version"] == fastssl.__version__
+
+
+def test_the_list_of_commands_fits_a_terminal():
+    from fastssl.__main__ import COMMANDS, USAGE
+
+    lines = USAGE.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line[:2] == "  " != line[2:4]] == list(COMMANDS)

@@ -15,7 +15,7 @@ WRONG = {
     "train simclrr": "did you mean simclr?",
     "train xyz": "known: simclr, supcon",
     "train simclr --dat photos": "unknown option --dat; did you mean --data?",
-    "train simclr --batchsize 8": "did you mean --batch-size?",
+    "train simclr --batchsize 8": "did you mean --batch-size?\n",
     "train simclr --device cuda": "--accelerator gpu",
     "train simclr --momentum 0.9": "only moco, moco_v3, byol, mean_teacher, dino, ibot, ijepa take it",
     "train --out moco simclr --bn-splits 2": "--bn-splits: only moco takes it",

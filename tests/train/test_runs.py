@@ -139,3 +139,22 @@ def refuse(self) -> None:
     from fastssl.train import UsageError
 
     raise UsageError("--lr: the loss became nan")
+
+
+def test_a_wrong_name_of_a_run_is_told_with_the_one_that_was_meant(grey_run, tmp_path, capsys):
+    (tmp_path / "leaves").mkdir()
+    os.link(grey_run / "last.ckpt", tmp_path / "leaves" / "last.ckpt")
+    (tmp_path / "leafs").mkdir()  # no run
+    assert main(["eval", str(tmp_path / "leavs")]) == 2
+    said = f"RUN {tmp_path / 'leavs'}: no such file or directory; did you mean {tmp_path / 'leaves'}?\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert main(["export", str(tmp_path / "birds"), "--to", "torch"]) == 2
+    assert capsys.readouterr().err.endswith("no such file or directory\n")
+
+
+def test_a_file_that_is_no_checkpoint_is_named_once(tmp_path, capsys):
+    file = tmp_path / "my.yaml"
+    file.write_text("epochs: 2\n", encoding="utf-8")
+    for words in (["eval"], ["report"], ["export", "--to", "torch"]):
+        assert main([*words, str(file)]) == 2
+        assert capsys.readouterr().err.endswith(f"error: RUN {file} cannot be read: it is no checkpoint, or damaged\n")
