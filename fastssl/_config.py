@@ -5,6 +5,9 @@ Values keep the text that they have in the file, so that the command checks them
 
 import json
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from ._ending import UsageError
 
 Value = str | bool | None | list[str]
 MOST_BYTES = 1 << 20
+TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "seq"))
 
 
 def read_options(path: Path) -> dict[str, Value]:
@@ -27,13 +31,13 @@ def read_options(path: Path) -> dict[str, Value]:
         UsageError: the file can't be read, or is no mapping from the names of options to such values.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UsageError(f"--config {path}: has more than {MOST_BYTES >> 20} MiB, which no file of options needs")
-        text = path.read_text(encoding="utf-8")
+        text = short_text(path, MOST_BYTES)
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"--config {path}: is no text in UTF-8") from error
+    except ValueError as error:
+        raise UsageError(f"--config {path}: {error}, which no file of options needs") from error
     try:
         pairs = json_pairs(text) if path.suffix.lower() == ".json" else yaml_pairs(text)
     except UsageError as error:
@@ -46,6 +50,20 @@ def read_options(path: Path) -> dict[str, Value]:
             raise UsageError(f"--config {path}: {key} is there twice")
         found[key] = value
     return found
+
+
+def short_text(path: Path, most: int) -> str:
+    """The text of a file in UTF-8; no more than ``most`` bytes are read, also of what has no size, such as /dev/zero.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it has more than ``most`` bytes; ``UnicodeDecodeError`` where they are no text.
+    """
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"has more than {most >> 20} MiB")
+    return content.decode("utf-8")
 
 
 def json_pairs(text: str) -> list[tuple[str, Value]]:
@@ -83,7 +101,15 @@ def yaml_pairs(text: str) -> list[tuple[str, Value]]:
     if not isinstance(tree, yaml.MappingNode):
         raise UsageError("must hold lines such as epochs: 20")
 
+    def key_of(node: Any) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise UsageError("must hold names of options, such as epochs: 20; one of its keys is a list or a mapping")
+        return node.value
+
     def value_of(key: str, node: Any) -> Value:
+        if wrong := [each.tag for each in (node, *node.value) if isinstance(each, yaml.Node) and each.tag not in TAGS]:
+            kind = wrong[0].removeprefix("tag:yaml.org,2002:")
+            raise UsageError(f"{key} must have one value, or a list of numbers or words, got {kind}")
         if isinstance(node, yaml.SequenceNode) and all(isinstance(part, yaml.ScalarNode) for part in node.value):
             return [part.value for part in node.value]
         if not isinstance(node, yaml.ScalarNode):
@@ -92,7 +118,7 @@ def yaml_pairs(text: str) -> list[tuple[str, Value]]:
             return node.value.lower() == "true"
         return None if node.tag == "tag:yaml.org,2002:null" else node.value
 
-    return [(str(key.value), value_of(str(key.value), node)) for key, node in tree.value]
+    return [(key_of(key), value_of(key_of(key), node)) for key, node in tree.value]
 
 
 def write_options(path: Path, heading: str, options: dict[str, Any]) -> None:
@@ -104,11 +130,23 @@ def write_options(path: Path, heading: str, options: dict[str, Any]) -> None:
     replace_text(path, text)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside its target and renames it, so that the target is whole at any moment."""
-    partial = path.with_name(f"{path.name}.partial")
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A new path beside ``path``; what the block writes there takes its place when the block ends well, so that it is always whole.
+
+    The name is one of its own: several processes may write the same target, and a link that lies there is not followed.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file that is whole at any moment."""
+    with replaced(path) as partial, open(partial, "x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -310,7 +310,7 @@ def outcome(command: str, error: BaseException, resume: bool) -> int:
     if isinstance(error, (Stopped, KeyboardInterrupt)) or STOP.signum is not None:  # lightning makes SystemExit of SIGTERM
         return stopped(command, error, resume)
     if isinstance(error, UsageError):
-        say(f"fastssl {command}: error: {process_name()}{error}", error=True)
+        say(f"fastssl {command}: error: {process_name()}{visible(str(error))}", error=True)
         return 2
     if isinstance(error, BrokenPipeError):
         drop(sys.stdout)

@@ -14,6 +14,8 @@ from typing import Any, NoReturn, TypeVar
 from ._config import Value, read_options
 from ._ending import UsageError
 
+LARGEST = 2**63 - 1  # whole number that torch takes
+
 
 def closest(word: str, known: Iterable[str]) -> str:
     """``; did you mean X?``, or nothing where no known word is near. Capitals, dashes and underscores make no difference."""
@@ -126,10 +128,11 @@ def number(kind: type, low: float, *, above: bool = False, most: float | None = 
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be {'a whole' if kind is int else 'a'} number, got '{text}'") from None
-        if not (value > low if above else value >= low) or math.isinf(value):
+        if not (value > low if above else value >= low) or value == math.inf:
             raise argparse.ArgumentTypeError(f"must be {'above' if above else 'at least'} {low:g}, got {text}")
-        if most is not None and value > most:
-            raise argparse.ArgumentTypeError(f"must be at most {most}, got {text}")
+        limit = LARGEST if most is None and kind is int else most
+        if limit is not None and value > limit:
+            raise argparse.ArgumentTypeError(f"must be at most {limit}, got {text}")
         return value
 
     return parse

@@ -22,8 +22,12 @@ COMPILE_AGAIN = (
 
 def _record() -> dict[str, str | None]:
     """What setup.py wrote: the ``torch`` that ``fastssl._C`` was built for, ``no_cpp`` and ``no_cuda`` why a library was left out.
-    Empty without it."""
-    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    Empty without it, or where it is damaged."""
+    try:
+        found = json.loads(RECORD.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _minor(version: str) -> tuple[int, ...]:
@@ -62,7 +66,9 @@ def load_host(library: CpuLibrary | None) -> str | None:
     if importlib.util.find_spec("fastssl._C") is None:
         return f"it is not built for Python {sys.version_info.major}.{sys.version_info.minor}"
     built_for = _record().get("torch")
-    if built_for and _minor(built_for) != _minor(torch.__version__):
+    if not isinstance(built_for, str):
+        return f"fastssl/_build.json does not say which torch it was compiled for. {COMPILE_AGAIN}"
+    if _minor(built_for) != _minor(torch.__version__):
         return f"it was compiled for torch {built_for}, and this is torch {torch.__version__}. {COMPILE_AGAIN}"
     try:
         library.join(importlib.import_module("fastssl._C"))

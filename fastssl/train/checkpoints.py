@@ -4,9 +4,11 @@ A run's folder holds ``last.ckpt`` and, as long as that is being replaced and af
 named with its reason, and nothing is written over it.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
+import stat
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def read_checkpoint(path: Path, *, values: bool = True) -> dict:
             raise Unreadable(f"{path} cannot be read: it is no checkpoint, or damaged")
         if why := damage(path, checksums=values):
             raise Unreadable(f"{path} cannot be read: it is cut short or damaged ({why})")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=not values)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=not values and torch_takes(path))
     except (Unreadable, FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
@@ -71,12 +73,24 @@ def read_checkpoint(path: Path, *, values: bool = True) -> dict:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file begins as torch's archives do."""
+    """Whether the file begins as torch's archives do. Raises ``Unreadable`` for a pipe or a device, which may have no end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise Unreadable(f"{path} cannot be read: it is no file")
     with open(path, "rb") as file:
         begins = file.read(4)
     if not begins:
         raise Unreadable(f"{path} cannot be read: the file is empty")
     return begins == ARCHIVE_BYTES
+
+
+def torch_takes(path: Path) -> bool:
+    """Whether torch can map a file into memory by its name: it knows those in UTF-8 only."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_as: str | None = None) -> None:
@@ -87,12 +101,14 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_as: str | N
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     try:
-        with open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # of a killed process, or a link, which is not followed
+        with open(partial, "xb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         if not isinstance(error, (OSError, RuntimeError)):
             raise
         cause = error if isinstance(error, OSError) else error.__context__  # torch's archive writer: RuntimeError

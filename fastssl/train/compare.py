@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastssl._config import replace_text
 from fastssl._ending import PLACE, visible
 from fastssl.train import UsageError
 from fastssl.train.checkpoints import config_of, history_of, readable_checkpoint
@@ -141,7 +142,8 @@ def names_of(rows: Sequence[Row]) -> list[str]:
     names = [row.method for row in rows]
     folders = [Path(row.run).parent.name if Path(row.run).suffix == ".ckpt" else Path(row.run).name for row in rows]
     names = [name if names.count(name) == 1 else f"{name} {folder}" for name, folder in zip(names, folders, strict=True)]
-    return [name if names.count(name) == 1 else f"{row.method} {row.run}" for name, row in zip(names, rows, strict=True)]
+    names = [name if names.count(name) == 1 else f"{row.method} {row.run}" for name, row in zip(names, rows, strict=True)]
+    return list(map(visible, names))
 
 
 def heading_of(kind: Kind, rows: Sequence[Row]) -> str:
@@ -188,7 +190,7 @@ def draw_compare(kinds: dict[Kind, list[Row]], path: Path) -> None:
         for pair, (kind, rows) in zip(axes, kinds.items(), strict=True):
             draw = draw_lines if len(rows) <= MOST_LINES else draw_dots
             draw(pair, rows)
-            pair[0].set_title(heading_of(kind, rows))
+            pair[0].set_title(visible(heading_of(kind, rows)))
         save(figure, path)
 
 
@@ -269,7 +271,7 @@ def compare(argv: list[str]) -> int:
     if given.json is not None:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps([asdict(row) for rows in kinds.values() for row in rows], indent=1)
-        given.json.write_text(text + "\n", encoding="utf-8")
+        replace_text(given.json, text + "\n")
         say(f"  table       {given.json}")
     draw_compare(kinds, given.out)
     say(f"  picture     {given.out}")

@@ -49,8 +49,8 @@ def export(argv: list[str]) -> int:
             file.write(card(run, target, maker))
     for name, gap in gaps.items():
         say(f"  loaded by {name}: the features of {len(images)} {what} are {closeness(gap)}")
-    say(f"  weights     {out / target.file}")
-    say(f"  card        {out / CARD}")
+    say(visible(f"  weights     {out / target.file}"))
+    say(visible(f"  card        {out / CARD}"))
     return 0
 
 
@@ -122,6 +122,8 @@ def attempt(name: str, act: Callable[[], T]) -> T:
     except Exception as error:  # each library has its own types
         if isinstance(error, UsageError) or out_of_memory(error) or (isinstance(error, OSError) and foreseen(error)):
             raise
+        if isinstance(cause := error.__context__, OSError) and foreseen(cause):  # torch's archive writer raises RuntimeError
+            raise cause from error
         raise explained(name, error) from error
 
 
@@ -139,10 +141,11 @@ def refuse_out(out: Path, target: Target) -> None:
 
 @contextmanager
 def written_aside(out: Path) -> Iterator[Path]:
-    """A new folder near ``out``, whose files move to ``out`` when the block ends well; else nothing is left of it."""
-    near = next(folder for folder in out.absolute().parents if folder.is_dir())
+    """A new folder in ``out``, or where that will be, whose files move to ``out`` when the block ends well; else nothing is left
+    of it. ``out`` may be the root of another disk."""
+    near = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=near))
+        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=near))
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
     try:

@@ -11,7 +11,10 @@ from torch import Tensor
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+
+from fastssl._config import replaced
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe and Ito, yellow left out
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")  # shape tells classes apart where colour comes round again
@@ -26,6 +29,7 @@ STYLE: Any = {
     "axes.titlesize": 12,
     "figure.dpi": 120,
     "savefig.bbox": "tight",
+    "text.parse_math": False,  # names of folders and classes may hold dollar signs
 }
 
 
@@ -143,5 +147,8 @@ def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a class name in a script that the font lacks shows as boxes
-        figure.savefig(path)
+        for text in figure.findobj(Text):  # a name that is no UTF-8, which the font cannot take
+            text.set_text(text.get_text().encode(errors="backslashreplace").decode())
+        with replaced(path) as partial:
+            figure.savefig(partial, format=path.suffix[1:].lower())
     plt.close(figure)

@@ -160,6 +160,11 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     return facts
 
 
+def is_count(value: Any) -> bool:
+    """Whether a value of ``scores.json`` is a number of bytes, parameters or threads that a machine can have."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
 def costs_of(run: Run) -> list[tuple[str, str]]:
     """Time, memory, machine and versions, as far as they were noted."""
     seconds, training = seconds_of(run.noted)[-1], run.scores.training or {}
@@ -168,12 +173,12 @@ def costs_of(run: Run) -> list[tuple[str, str]]:
         each = f", {seconds / run.epochs:.1f} s an epoch" if run.epochs else ""
         costs.append(("Training", f"{duration(seconds)}{each}; without scores and pictures"))
     for name, label in (("memory", "Memory of the process"), ("device_memory", "Memory of the device")):
-        if isinstance(training.get(name), int):
+        if is_count(training.get(name)):
             costs.append((label, f"{training[name] / 2**30:.1f} GiB at most"))
-    if isinstance(training.get("parameters"), int):
+    if is_count(training.get("parameters")):
         costs.append(("Parameters", f"{training['parameters']:,}, those of heads and teachers among them"))
     if "device" in training:
-        threads = f", {counted(training['threads'], 'thread')}" if isinstance(training.get("threads"), int) else ""
+        threads = f", {counted(training['threads'], 'thread')}" if is_count(training.get("threads")) else ""
         costs.append(("Machine", f"{training['device']}{threads}"))
     versions = training.get("versions")
     if isinstance(versions, dict):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fastssl._ending import PLACE
+from fastssl._ending import PLACE, visible
 from fastssl.train.compare import (
     COLUMNS,
     Kind,
@@ -40,12 +40,12 @@ def report(argv: list[str]) -> int:
     alone = len(runs) == 1
     pages = {run: write_report(path, checkpoint, given.out if alone else None) for run, path, checkpoint in runs}
     for page in pages.values():
-        say(f"  report      {page}")
+        say(visible(f"  report      {page}"))
     if not alone:
         kinds = by_kind(row_of(run, checkpoint) for run, _, checkpoint in runs)
         out = given.out or COMPARISON
         write_page(out, comparison_of(kinds, {str(run): page for run, page in pages.items()}, out))
-        say(f"  comparison  {out}")
+        say(visible(f"  comparison  {out}"))
     return 0
 
 
@@ -70,7 +70,7 @@ def tables_of(kinds: dict[Kind, list[Row]], pages: dict[str, Path], out: Path) -
     """For each kind its heading, and for each of its rows the link to the run's own page and the cells."""
 
     def link(run: str) -> str:
-        return quote(Path(os.path.relpath(pages[run], out.parent)).as_posix())
+        return quote(os.fsencode(Path(os.path.relpath(pages[run], out.parent)).as_posix()))
 
     return [
         {

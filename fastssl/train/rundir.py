@@ -18,7 +18,7 @@ except ImportError:  # no POSIX: no lock
     fcntl = None  # type: ignore[assignment]
 
 ERROR = "error.txt"  # the traceback of what ended the training
-LOCK, LOCK_BEGINS = ".lock", "process "
+LOCK, LOCK_BEGINS, MOST_OF_LOCK = ".lock", "process ", 1000  # characters of the lock's file that are shown
 CONFIG = "config.yaml"  # the options that repeat the run
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "last.partial")
 FINE_TUNED = ("fine_tuned.ckpt", "fine_tuned.partial")
@@ -45,9 +45,17 @@ def holds_run(folder: Path, names: Iterable[str]) -> bool:
         return True
     path = folder / LOCK
     try:
-        return LOCK in names and path.is_file() and path.read_text(errors="replace").startswith(LOCK_BEGINS)
+        if LOCK not in names or not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(LOCK_BEGINS)) == LOCK_BEGINS.encode()
     except OSError:
         return False
+
+
+def no_link(path: str, flags: int) -> int:
+    """An ``opener`` of ``open`` that follows no link at the end of the path, and does not wait for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def written_by_run(name: str) -> bool:
@@ -65,7 +73,7 @@ def claimed(out: Path) -> Iterator[None]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = open(out / LOCK, "a+", encoding="utf-8")  # noqa: SIM115  open as long as the lock
+        file = open(out / LOCK, "a+", encoding="utf-8", opener=no_link)  # noqa: SIM115  open as long as the lock
     except FileExistsError:
         raise UsageError(f"--out {out}: is a file, not a directory") from None
     except OSError as error:
@@ -79,13 +87,13 @@ def claimed(out: Path) -> Iterator[None]:
 def holder(out: Path) -> str | None:
     """The process that trains in a run's folder now, such as "process 7 on HOST (since ...)"; None where none does."""
     try:
-        with open(out / LOCK, encoding="utf-8", errors="replace") as file:
+        with open(out / LOCK, encoding="utf-8", errors="replace", opener=no_link) as file:
             if fcntl is None:
                 return None
             try:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back when the file is closed
             except (BlockingIOError, PermissionError):
-                return file.read().strip() or "another process"
+                return file.read(MOST_OF_LOCK).strip() or "another process"
     except OSError:
         pass
     return None
@@ -107,7 +115,7 @@ def lock(file: TextIO, out: Path) -> None:
             lock_alone(file.fileno())
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        other = file.read().strip() or "another process"
+        other = file.read(MOST_OF_LOCK).strip() or "another process"
         raise UsageError(f"--out {out}: {other} is training there; wait for it, or name another --out") from None
     except OSError as error:  # a file system without locks
         say(f"warning: {out} cannot be locked ({error.strerror}); take care that no other run writes there", error=True)

@@ -1,7 +1,9 @@
 """``fastssl runs [FOLDER]``: the runs that lie below a folder, with what became of each."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -79,7 +81,11 @@ def record(folder: Path) -> dict[str, Any] | None:
 
 def newest(*paths: Path) -> float:
     """When the last of these files was written; 0 where there is none."""
-    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+    times = [0.0]
+    for path in paths:
+        with contextlib.suppress(OSError):  # a checkpoint that is renamed meanwhile
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def state_of(folder: Path, epochs: int, of: int | None) -> str:
@@ -113,7 +119,8 @@ def run_of(folder: Path) -> Run:
         if checkpoint is None:
             told = begun(folder)
             run.method, run.encoder, run.data = (told.get(name, "") for name in ("method", "backbone", "data"))
-            run.of = int(told["epochs"]) if told.get("epochs", "").isdigit() else None
+            epochs = told.get("epochs", "")
+            run.of = int(epochs) if re.fullmatch("[0-9]{1,18}", epochs) else None
         else:
             row = row_of(folder, checkpoint)[1]
             run.method, run.encoder, run.data, run.epochs, run.of = row.method, row.encoder, row.data, row.epochs, row.of
@@ -142,8 +149,10 @@ def at_the_end(folder: Path, row: Row) -> dict[str, float]:
 
 def begun(folder: Path) -> dict[str, str]:
     """The options of a run that has no checkpoint yet."""
+    path = folder / CONFIG
     try:
-        return {name: value for name, value in read_options(folder / CONFIG).items() if isinstance(value, str)}
+        options = read_options(path) if path.is_file() else {}
+        return {name: value for name, value in options.items() if isinstance(value, str)}
     except UsageError:  # of an earlier version, or damaged
         return {}
 

@@ -6,21 +6,24 @@ answer. It also notes what the training itself took and which versions did it.
 
 import json
 import math
+import os
 import platform
 import re
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastssl._config import replace_text
+from fastssl._config import replace_text, short_text
 from fastssl._version import __version__
 from fastssl.train import TrainConfig, warn
 from fastssl.train.progress import peak_bytes
 from fastssl.train.recipes import RECIPES
-from fastssl.train.rundir import SCORES
+from fastssl.train.rundir import SCORES, fcntl
 from fastssl.train.settings import knn_vote
 
 FORM = re.compile(r"\.\df")
@@ -153,16 +156,16 @@ def read_scores(folder: Path) -> Scores:
     """The scores of a run's folder; none, with a warning, where the file is damaged."""
     path = folder / SCORES
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise ValueError("is no file")
+        found = json.loads(short_text(path, MOST_BYTES))
         drawn, training = found.get("drawn", {}), found.get("training", {})
         if not isinstance(drawn, dict) or not isinstance(training, dict):
             raise TypeError("drawn and training must be objects")
         return Scores(tuple(map(table_of, found.get("tables", ()))), {name: text(data) for name, data in drawn.items()}, training)
     except FileNotFoundError:
         return Scores()
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
         warn(f"{path} cannot be used and is left out: {type(error).__name__}: {error}")
         return Scores()
 
@@ -174,11 +177,32 @@ def keep(folder: Path, *tables: Table, drawn: dict[str, str] | None = None, trai
         folder: of the run.
         tables, drawn, training: as ``Scores`` has them; of ``drawn`` the pictures that are new.
     """
-    known = read_scores(folder)
+    with alone(folder):
+        keep_beside(folder, read_scores(folder), tables, drawn or {}, training)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside this context no other evaluation adds to the folder's file, where the system can lock a folder."""
+    with ExitStack() as stack:
+        if fcntl is not None:
+            try:
+                number = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, number)
+                fcntl.flock(number, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                pass
+        yield
+
+
+def keep_beside(
+    folder: Path, known: Scores, tables: tuple[Table, ...], drawn: dict[str, str], training: dict[str, Any] | None
+) -> None:
+    """Writes the file with what is known and what is new."""
     asked = {table.question: table for table in (*known.tables, *tables)}
     found = {
         "tables": [asdict(table) for table in asked.values()],
-        "drawn": known.drawn | (drawn or {}),
+        "drawn": known.drawn | drawn,
         "training": training or known.training,
     }
     replace_text(folder / SCORES, json.dumps(finite(found), indent=1, allow_nan=False) + "\n")

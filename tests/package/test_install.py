@@ -220,6 +220,9 @@ def test_the_module_of_another_torch_is_refused_in_words_and_the_kernels_are_not
     (beside / "_build.json").write_text(json.dumps({"torch": f"{major}.{minor}.77+cu999"}))
     library, why = _compiled.load_cpu()
     assert why is None and _compiled.load_host(library) is None and hasattr(library, "nt_xent")
+    for damaged in ("{", "[]", "{}"):
+        (beside / "_build.json").write_text(damaged)
+        assert _compiled.load_host(library).startswith("fastssl/_build.json does not say which torch it was compiled for. ")
     other = f"{major}.{int(minor) + 1}.0"
     (beside / "_build.json").write_text(json.dumps({"torch": other}))
     library, why = _compiled.load_cpu()

@@ -3,13 +3,14 @@
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastssl.__main__ import main
-from fastssl._config import read_options, write_options
+from fastssl._config import read_options, replace_text, write_options
 from tests.support.rotation import of_today
 from tests.support.training import assert_same_runs, needs_train
 
@@ -39,6 +40,10 @@ REFUSED = {
     "- epochs": "must hold lines such as epochs: 20",
     "epochs: [3": "is no YAML: ",
     "epochs: \xff": "is no text in UTF-8",
+    "epochs: !!python/object:os.system 3": "epochs must have one value, or a list of numbers or words, got python/object:os.system",
+    "epochs: !!set {3}": "epochs must have one value, or a list of numbers or words",
+    "? [epochs]\n: 3": "must hold names of options, such as epochs: 20; one of its keys is a list or a mapping",
+    f"epochs: {'9' * 400}": "epochs: must be at most 9223372036854775807, got 999",
     "a: " + "[" * 500: "is nested too deeply",
 }
 
@@ -67,6 +72,21 @@ def test_a_file_that_is_not_there_or_too_large(tmp_path, capsys):
     (tmp_path / "large.json").write_text(" " * (1 << 20) + "{}")
     assert main(["train", "simclr", "--config", str(tmp_path / "large.json")]) == 2
     assert "has more than 1 MiB" in capsys.readouterr().err
+    assert main(["train", "simclr", "--config", "/dev/zero"]) == 2
+    assert "has more than 1 MiB" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "two\nlines")]) == 2
+    assert "two\\nlines: no such file or directory\n" in capsys.readouterr().err
+
+
+def test_files_are_replaced_beside_others_that_write_them_and_no_link_is_followed(tmp_path):
+    mine, page = tmp_path / "mine", tmp_path / ("x" * 250)
+    mine.write_text("mine")
+    page.symlink_to(mine)
+    (tmp_path / f"{page.name[:200]}.partial").symlink_to(mine)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda i: replace_text(page, f"{i}" * 1000), range(64)))
+    assert mine.read_text() == "mine" and not page.is_symlink() and len({*page.read_text()}) <= 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_command_line_wins(tmp_path):

@@ -1,6 +1,7 @@
 """Encoders that leave: ``fastssl.load`` and ``fastssl export``, whose files are loaded as the card beside them says."""
 
 import json
+import os
 import re
 import shutil
 from importlib.util import find_spec
@@ -336,10 +337,29 @@ def test_a_disk_that_refuses(run, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    def archive(*_):
+        try:
+            full()
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("fastssl.train.targets.torch.save", archive)
+    assert export(run, "--to", "torch") == 1 and "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
     monkeypatch.setattr(command.os, "replace", full)
     assert export(run, "--to", "torch") == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "No space left on device" in said and not list(run.rglob("model.pth"))
+
+
+def test_a_folder_on_another_disk(run, monkeypatch):
+    """Files move within ``--out``, which may be where a disk is mounted: from its parent they could not be renamed into it."""
+    out, moved = run / "disk", []
+    out.mkdir()
+    rename = os.replace
+    monkeypatch.setattr("fastssl.train.export.os.replace", lambda a, b: (moved.append(Path(a)), rename(a, b)))
+    assert export(run, "--to", "torch", "--out", out) == 0
+    assert files(out) == {"README.md", "model.pth"} and all(out in path.parents for path in moved)
 
 
 needs_onnx = pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="ONNX is not installed")

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -135,6 +137,8 @@ def test_what_is_damaged_is_named_and_left_out(tmp_path, capsys):
         {"names": []},
         {"task": 3},
         {"epoch": None},
+        {"epoch": float("inf")},
+        {"rows": [["x", [10**400]]]},
     )
     for content in ("{", "[]", '{"tables": [3]}', '{"drawn": []}', *(json.dumps({"tables": [good | each]}) for each in bad)):
         (run / "scores.json").write_text(content)
@@ -144,7 +148,12 @@ def test_what_is_damaged_is_named_and_left_out(tmp_path, capsys):
         assert f"{run / 'map.png'} is no picture" in said
     page = page_of(run / "report.html")
     assert len(page.of("img")) == 1 and "Attention" in page.words("h2") and "Map of the features" not in page.words("h2")
-    (run / "scores.json").write_text(json.dumps({"tables": [good]}))
+    (run / "scores.json").unlink()
+    os.mkfifo(run / "scores.json")
+    assert reported(run) == 0 and "scores.json cannot be used and is left out: ValueError: is no file" in capsys.readouterr().err
+    (run / "scores.json").unlink()
+    counts = {"memory": 10**400, "parameters": -1, "threads": True}
+    (run / "scores.json").write_text(json.dumps({"tables": [good], "training": counts}))
     assert reported(run) == 0 and "Few labels" in page_of(run / "report.html").words("h3")
 
 
@@ -277,6 +286,10 @@ def test_several_runs_get_a_page_that_leads_to_their_own(tmp_path, capsys, monke
     page = page_of(tmp_path / "new" / "all.html")
     links = [unquote(each["href"] or "") for each in page.of("a")]
     assert [(tmp_path / "new" / link).resolve() for link in links] == [(run / "report.html").resolve() for run in runs[::-1]]
+    odd = [write_run(Path(os.fsdecode(bytes(tmp_path) + name))) for name in (b"/no\xffutf8", b"/$\\frac$")]
+    assert reported(*odd, "--out", tmp_path / "odd.html") == 0
+    assert "simclr" in (tmp_path / "odd.html").read_text() and "no%FFutf8/report.html" in (tmp_path / "odd.html").read_text()
+    capsys.readouterr()
     assert page.words("a") == ["runs/c", "runs/a & <b>"] and len(page.of("img")) == 1
     assert "weighted kNN, k=20, accuracy on test images; photos, 32 x 32" in page.words("h2")
     assert reported(runs[0], "--out", tmp_path / "one.html") == 0 and "SimCLR on photos" in page_of(tmp_path / "one.html").words(
@@ -296,6 +309,35 @@ def test_a_page_is_replaced_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("fastssl._config.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert reported(run) == 1
     assert (run / "report.html").read_bytes() == before and re.fullmatch(r"last.ckpt report.html", names_in(run))
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    from fastssl.train.pictures import draw_curves
+
+    history, path = [{"epoch": 0, "loss": None}, {"epoch": 1, "loss": 1.0}], tmp_path / "curves.png"
+    draw_curves(history, path, loss="L", score="knn", title="$\\no$ \udcff")
+    before = path.read_bytes()
+
+    def full(self, where, **how):
+        Path(where).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError):
+        draw_curves(history, path, loss="L", score="knn", title="")
+    assert path.read_bytes() == before and names_in(tmp_path) == "curves.png"
+
+
+def test_scores_that_are_added_at_the_same_time_are_all_kept(tmp_path):
+    def add(i: int) -> None:
+        table = Table("retrieval", "h", f"data {i}", "last.ckpt", 1, ("a",), (("x", (0.5,)),), ("x",), (".3f",))
+        keep(tmp_path, table)
+
+    from fastssl.train.scores import Table, keep, read_scores
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add, range(24)))
+    assert len(read_scores(tmp_path).tables) == 24 and names_in(tmp_path) == "scores.json"
 
 
 def names_in(folder: Path) -> str:

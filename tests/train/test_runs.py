@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastssl.__main__ import main
+from fastssl._ending import UsageError
 from tests.support.training import needs_train
 from tests.train.test_dry_run import HOLD
 
@@ -115,6 +116,38 @@ def test_a_running_one_comes_first_and_is_not_disturbed(many, capsys):
         assert next(iter(found)) == "failed" and found["failed"]["state"] == "running"
         other.stdin.close()
     assert other.returncode == 0
+
+
+def test_what_is_no_file_or_has_odd_numbers_holds_no_list_up(grey_run, tmp_path, capsys):
+    from fastssl.train.rundir import holder
+
+    odd = tmp_path / os.fsdecode(b"no\xffutf8")
+    copied(grey_run, odd, knn=0.5)
+    for name in ("pipe", "epochs"):
+        (tmp_path / name).mkdir()
+        shutil.copy(grey_run / ".lock", tmp_path / name)
+    os.mkfifo(tmp_path / "pipe" / "last.ckpt")
+    os.mkfifo(tmp_path / "pipe" / "config.yaml")
+    (tmp_path / "epochs" / "config.yaml").write_text("method: simclr\nepochs: \u00b2\n", encoding="utf-8")
+    (tmp_path / "neither").mkdir()
+    os.mkfifo(tmp_path / "neither" / ".lock")
+    runs = listed(tmp_path, capsys)
+    assert {name: run["state"] for name, run in runs.items()} == {odd.name: "finished", "pipe": "damaged", "epochs": "stopped"}
+    assert holder(tmp_path / "neither") is None
+
+
+def test_a_link_in_the_place_of_a_file_of_a_run_is_not_followed(tmp_path):
+    from fastssl.train.checkpoints import write_checkpoint
+    from fastssl.train.rundir import claimed
+
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / ".lock").symlink_to(mine)
+    with pytest.raises(UsageError, match="cannot be written"), claimed(tmp_path):
+        pass
+    (tmp_path / "last.partial").symlink_to(mine)
+    write_checkpoint({"a": torch.ones(3)}, tmp_path / "last.ckpt")
+    assert mine.read_text() == "mine" and torch.load(tmp_path / "last.ckpt", weights_only=True)["a"].sum() == 3
 
 
 def test_nothing_to_list(tmp_path, capsys):
