@@ -341,7 +341,7 @@ def test_a_disk_that_refuses(run, capsys, monkeypatch):
         try:
             full()
         except OSError:
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0") from None
 
     monkeypatch.setattr("fastssl.train.targets.torch.save", archive)
     assert export(run, "--to", "torch") == 1 and "No space left on device" in capsys.readouterr().err
