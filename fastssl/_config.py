@@ -148,5 +148,3 @@ def replace_text(path: Path, text: str) -> None:
     """Writes a file that is whole at any moment."""
     with replaced(path) as partial, open(partial, "x", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

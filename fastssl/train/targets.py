@@ -92,7 +92,8 @@ def refuse_missing(name: str, target: Target) -> None:
 
 
 def _save_torch(encoder: RunEncoder, maker: Maker, folder: Path, metadata: dict[str, str]) -> None:
-    torch.save(weights_of(encoder), folder / "model.pth")
+    with open(folder / "model.pth", "wb") as file:  # by its name torch would not say why it cannot be written
+        torch.save(weights_of(encoder), file)
 
 
 def _save_safetensors(encoder: RunEncoder, maker: Maker, folder: Path, metadata: dict[str, str]) -> None:
