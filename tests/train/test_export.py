@@ -339,8 +339,9 @@ def test_a_disk_that_refuses(run, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastssl.train.targets.torch.save", lambda state, _: torch_save(state, Path("/dev/full").open("wb", 0)))
-    assert export(run, "--to", "torch") == 1 and "No space left on device" in capsys.readouterr().err
+    with open("/dev/full", "wb", 0) as disk:
+        monkeypatch.setattr("fastssl.train.targets.torch.save", lambda state, _: torch_save(state, disk))
+        assert export(run, "--to", "torch") == 1 and "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(command.os, "replace", full)
     assert export(run, "--to", "torch") == 1
