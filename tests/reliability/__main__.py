@@ -18,6 +18,7 @@ CHECKS = {
     "resumes": "stopped after a random step, resumed: the same losses, for six methods",
     "soak": "as long as --minutes: no growth of memory, threads, open files",
     "disks": "full and read-only disks, data and folders that vanish during a run",
+    "sanitizers": "the C++ kernels with checks of addresses and undefined behaviour, over the table of cases",
     "workers": "loaders that fork and spawn, Python threads in the losses, OpenMP beside MKL: the same bits",
 }
 
