@@ -49,7 +49,7 @@ class Row:
         seconds: of training so far; None where the run was begun by a version that did not note them.
         score, heading: how the table of a run calls the score, and what it is of.
         first: that of the untrained encoder; None where it is not known, or where its neighbours voted in another way.
-        last: the newest one; None where nothing was scored.
+        last: the newest one; None where nothing was scored since the training began.
         scores: the other scores of the last epoch that has any.
         history: epoch, seconds and score of each epoch that was scored.
     """
@@ -84,7 +84,8 @@ def row_of(run: Path, checkpoint: dict) -> tuple[Kind, Row]:
         if row.get(score) is not None
     ]
     others = [name for name in (*recipe.scores, *recipe.watch) if name != score and name not in WATCH]
-    last: dict[str, Any] = next((row for row in reversed(rows) if score in row or any(name in row for name in others)), {})
+    trained = [row for row in rows if row["epoch"] > 0 and any(name in row for name in (score, *others))]
+    last: dict[str, Any] = trained[-1] if trained else {}
     names = [name for name in others if name in last]
     vote = {name: value for name, value in knn_vote(config).items() if name in rows[0]}
     same = score != "knn" or all(rows[0][name] == value for name, value in vote.items())
@@ -99,7 +100,7 @@ def row_of(run: Path, checkpoint: dict) -> tuple[Kind, Row]:
         score=label,
         heading=recipe.heading,
         first=rows[0].get(score) if rows[0]["epoch"] == 0 and same else None,
-        last=scored[-1]["score"] if scored else None,
+        last=scored[-1]["score"] if scored and scored[-1]["epoch"] > 0 else None,
         scores={name: last[name] for name in names},
         history=scored,
     )

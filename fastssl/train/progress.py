@@ -33,8 +33,10 @@ def say(text: str = "", *, error: bool = False) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds for a person, such as "2 h 05 min" or "3 min 07 s"."""
+    """A time in seconds for a person, such as "2 h 05 min", "3 min 07 s" or "23 s"."""
     minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 

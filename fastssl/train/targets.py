@@ -281,7 +281,7 @@ TARGETS = {
 def refusal(name: str, encoder: RunEncoder) -> UsageError:
     """That the target has no model with the weights of the encoder, and which targets have."""
     fits = [other for other, target in TARGETS.items() if other != name and _fits(target, encoder)]
-    what = f"{name} has no model with the weights of --backbone {encoder.backbone_name}"
+    what = f"no model there has the weights of --backbone {encoder.backbone_name}"
     return UsageError(f"--to {name}: {what}; --to {', '.join(fits)} fit{'s' if len(fits) == 1 else ''}")
 
 

@@ -105,13 +105,13 @@ def test_what_is_said_between_the_epochs(capsys, monkeypatch):
         steps.step(torch.tensor(1.5))
     assert capsys.readouterr().out.splitlines() == [
         "epoch   2/3  step 3/4  loss 1.500  about 1 min 40 s left",
-        "epoch   3/3  step 2/4  loss 1.500  about 0 min 40 s left",
+        "epoch   3/3  step 2/4  loss 1.500  about 40 s left",
     ]
     parts = progress.watched(range(5), 5, "embedding 5 images")
     for _ in parts:
         clock.now += 31.0
     assert capsys.readouterr().out.splitlines() == [f"  embedding 5 images: {done} of 5 batches" for done in (1, 2, 3, 4)]
-    assert [progress.duration(s) for s in (7.4, 187, 3599.6, 7500)] == ["0 min 07 s", "3 min 07 s", "1 h 00 min", "2 h 05 min"]
+    assert [progress.duration(s) for s in (7.4, 187, 3599.6, 7500)] == ["7 s", "3 min 07 s", "1 h 00 min", "2 h 05 min"]
 
 
 def test_the_bar_counts_all_steps(capsys, monkeypatch):

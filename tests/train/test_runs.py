@@ -59,6 +59,17 @@ def many(grey_run, tmp_path_factory):
     return folder
 
 
+def test_the_untrained_encoders_scores_are_not_the_runs(grey_run, tmp_path, capsys):
+    copied(grey_run, tmp_path / "run")
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    untrained, *trained = checkpoint["fastssl"]["history"]
+    assert untrained["epoch"] == 0 and "knn" in untrained
+    for row in trained:
+        row.pop("knn", None)
+    torch.save(checkpoint, tmp_path / "run" / "last.ckpt")
+    assert listed(tmp_path, capsys)["run"]["scores"] == {}
+
+
 def test_what_became_of_each_run(many, grey_run, capsys):
     found = listed(many, capsys)
     states = {name: (run["state"], run["epochs"], run["of"]) for name, run in found.items()}
