@@ -20,8 +20,8 @@ def documented_prefixes() -> dict[str, list[str]]:
     return {name: re.findall(r"`(method\.[a-z_.0-9]*\.)`", what) for names, what in rows for name in names.split(", ")}
 
 
-def from_documentation(run: Path, prefix: str, images: torch.Tensor) -> torch.Tensor:
-    code = SNIPPET.replace('"RUN/last.ckpt"', repr(str(run / "last.ckpt"))).replace('"method.backbone."', repr(prefix))
+def from_documentation(run: Path, images: torch.Tensor) -> torch.Tensor:
+    code = SNIPPET.replace('"RUN"', repr(str(run)))
     names = {"images": images}
     with torch.no_grad():
         exec(code, names)
@@ -47,7 +47,7 @@ def test_the_documented_snippet_gives_the_features_of_the_run(name, more, tmp_pa
     said = capsys.readouterr().out
     assert ("patches of 8 x 8 pixels, 4 tokens an image" in said) == (name == "moco")
     images = torch.rand(3, 3, 16, 16)
-    got = from_documentation(tmp_path, documented_prefixes()[name][0], images)
+    got = from_documentation(tmp_path, images)
     path, checkpoint = find_checkpoint(tmp_path)
     config = SimpleNamespace(**checkpoint["fastssl"]["config"])
     method = restore_method(checkpoint, RECIPES[name].load(config), path).eval()

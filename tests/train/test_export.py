@@ -273,7 +273,7 @@ def test_models_of_libraries(backbone, target, tmp_path, monkeypatch):
 def test_a_target_that_does_not_know_the_backbone(backbone, target, fits, tmp_path, capsys):
     write_run(tmp_path, "simclr", backbone=backbone)
     assert export(tmp_path, "--to", target) == 2
-    assert capsys.readouterr().err.endswith(f"has no model with the weights of --backbone {backbone}; --to {fits} fit\n")
+    assert capsys.readouterr().err.endswith(f"no model there has the weights of --backbone {backbone}; --to {fits} fit\n")
     assert files(tmp_path) == {"last.ckpt"}
 
 
