@@ -75,8 +75,9 @@ def with_kernels(sources: Path, out: Path) -> Path:
     setuptools names it after this Python, for which only the module ``_C`` is made. fastssl does without that beside another one.
     """
     old = old_libc.make(WORK / "old_libc")
-    flags = f"-L{old}"
-    made = wheel(unpacked(sources, WORK / "compiled"), WORK / "wheel", LDFLAGS=flags, NVCC_APPEND_FLAGS=flags)
+    hidden = "--exclude-libs=ALL"  # what comes from an archive, such as CUDA's runtime library, is no other library's business
+    flags = {"LDFLAGS": f"-L{old} -Wl,{hidden}", "NVCC_APPEND_FLAGS": f"-L{old} -Xlinker {hidden}"}
+    made = wheel(unpacked(sources, WORK / "compiled"), WORK / "wheel", **flags)
     contents.check_compiled(made)
     run(sys.executable, "-m", "wheel", "tags", "--remove", "--python-tag", "py3", "--abi-tag", "none", made)
     (made,) = made.parent.glob("*.whl")

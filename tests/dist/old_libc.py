@@ -1,5 +1,5 @@
 """Links against the glibc and the libstdc++ of 2018 on a machine that has newer ones, so that a library runs wherever
-``manylinux_2_28`` runs.
+manylinux_2_28 runs.
 
 glibc keeps the old versions of its functions beside the new ones, but a linker always takes the newest. Here it finds libraries
 that have the names of glibc's and hold no code, only each function's newest version up to ``LIMIT``. What libstdc++ has got since
@@ -13,21 +13,32 @@ from collections import defaultdict
 from pathlib import Path
 
 LIMIT = (2, 28)
-LIMIT_CXX = (3, 4, 24)
+LIMIT_CXX = {"GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}
 #: Since glibc 2.34 these functions are in libc.so.6; before, they were in libraries of their own.
 MOVED = {"libdl.so.2": r"dl", "libpthread.so.0": r"(pthread|sem)_", "librt.so.1": r"shm_"}
 #: A variable that glibc has since 2.32. libstdc++ reads it to count references without atomic operations; 0 means never.
 NEWER = 'char __libc_single_threaded __attribute__((visibility("hidden"))) = 0;\n'
-#: Members of string streams that libstdc++ has since GCC 9 and 11, and what throws where an array would have too many elements.
+#: Members of string streams that libstdc++ has since GCC 9 and 11, what throws where an array would have too many elements, and how
+#: GCC 12 counts who holds an exception: before, copying a pointer to it and destroying one did so, which libstdc++ still exports.
 NEWER_CXX = """
+#include <exception>
 #include <new>
 #include <sstream>
+extern "C" void old_copy(void*, const void*);
+extern "C" void old_destroy(void*);
+__asm__(".symver old_copy, _ZNSt15__exception_ptr13exception_ptrC1ERKS0_@CXXABI_1.3.3");
+__asm__(".symver old_destroy, _ZNSt15__exception_ptr13exception_ptrD1Ev@CXXABI_1.3.3");
 template std::ostringstream::basic_ostringstream();
 template std::stringstream::basic_stringstream();
 template std::string std::stringbuf::str() const &;
 template std::string std::stringbuf::str() &&;
 namespace std {
 void __throw_bad_array_new_length() { throw std::bad_array_new_length(); }
+void __exception_ptr::exception_ptr::_M_addref() noexcept {
+  void* never_destroyed;
+  old_copy(&never_destroyed, this);
+}
+void __exception_ptr::exception_ptr::_M_release() noexcept { old_destroy(this); }
 }
 """
 
@@ -107,8 +118,8 @@ def too_new(library: Path) -> set[str]:
     """``name@version`` of what a compiled library takes from a glibc or libstdc++ newer than the limits, and the bare names of
     functions of this machine's glibc that it takes in no version, which an older one may lack."""
     table = subprocess.run(["readelf", "-W", "--dyn-syms", str(library)], capture_output=True, text=True, check=True).stdout
-    wanted = re.findall(r" UND (\w+)(?:@(GLIBC|GLIBCXX)_([\d.]+))?(?: \(\d+\))?$", table, re.M)
-    limits = {"GLIBC": LIMIT, "GLIBCXX": LIMIT_CXX}
-    newer = {f"{name}@{of}_{each}" for name, of, each in wanted if of and version(each)[: len(limits[of])] > limits[of]}
+    wanted = re.findall(r" UND (\w+)(?:@([A-Z]+)_([\d.]+))?(?: \(\d+\))?$", table, re.M)
+    limits = {"GLIBC": LIMIT, **LIMIT_CXX}
+    newer = {f"{name}@{of}_{each}" for name, of, each in wanted if of in limits and version(each)[: len(limits[of])] > limits[of]}
     ours = functions("libc.so.6").keys() | functions("libm.so.6").keys()
     return newer | {name for name, of, _ in wanted if not of and name in ours}

@@ -15,13 +15,31 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = """
 #include <cmath>
 #include <dlfcn.h>
+#include <exception>
 #include <memory>
+#include <sstream>
+#include <stdexcept>
 #include <thread>
 extern "C" double work(double x) {
   auto sum = std::make_shared<double>(dlsym(RTLD_DEFAULT, "malloc") != nullptr);
-  std::thread other([sum, x] { *sum += std::exp(x) + std::pow(x, 3.0); });
+  std::exception_ptr thrown;
+  std::thread other([sum, x, &thrown] {
+    try {
+      *sum += std::exp(x) + std::pow(x, 3.0);
+      throw std::runtime_error("1000");
+    } catch (...) {
+      auto first = std::current_exception(), second = first;
+      thrown = second;
+    }
+  });
   other.join();
-  return *sum;
+  std::ostringstream words;
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const std::exception& error) {
+    words << error.what();
+  }
+  return *sum + std::stod(words.str());
 }
 """
 on_linux = pytest.mark.skipif(shutil.which("g++") is None or shutil.which("readelf") is None, reason="no g++ or binutils here")
@@ -49,7 +67,7 @@ def test_a_library_for_an_old_glibc_takes_old_versions_and_works(compiled, tmp_p
     assert contents.check_library(library) is None
     work = ctypes.CDLL(str(library)).work
     work.restype, work.argtypes = ctypes.c_double, [ctypes.c_double]
-    assert work(2.0) == pytest.approx(1 + 7.38905609893065 + 8)
+    assert work(2.0) == pytest.approx(1 + 7.38905609893065 + 8 + 1000)
 
 
 @on_linux
