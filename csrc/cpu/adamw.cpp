@@ -4,33 +4,25 @@
 
 #include "cpu/optimizers.h"
 
-namespace fastssl::adamw {
-namespace {
+namespace fastssl {
 
-void adamw_(const Tensors& params, const Tensors& grads, const Tensors& exp_avg, const Tensors& exp_avg_sq, double step,
-            const OptionalTensor& step_scalar, double lr, const OptionalTensor& lr_scalar, double beta1, double beta2, double eps,
-            const std::vector<double>& weight_decay, const Tensors& ema, double ema_momentum,
-            const OptionalTensor& ema_momentum_scalar, const Tensors& shadow, const Tensors& ema_shadow) {
-  const double rate = value_of(lr, lr_scalar), t = value_of(step, step_scalar);
+void adamw(const AdamCall& call) {
   const AdamRule shared{1.0,
-                        1.0 - beta1,
-                        1.0 - beta2,
-                        beta2,
-                        rate / (1.0 - std::pow(beta1, t)),
-                        std::sqrt(1.0 - std::pow(beta2, t)),
-                        eps,
-                        average_of(ema_momentum, ema_momentum_scalar)};
+                        1.0 - call.beta1,
+                        1.0 - call.beta2,
+                        call.beta2,
+                        call.lr / (1.0 - std::pow(call.beta1, call.step)),
+                        std::sqrt(1.0 - std::pow(call.beta2, call.step)),
+                        call.eps,
+                        average_of(call.ema_momentum)};
   const Updates& f = updates();
-  for_each_chunk(params, [&](size_t i, int64_t offset, int64_t count) {
+  for_each_chunk(call.params, [&](size_t t, int64_t offset, int64_t count) {
     AdamRule rule = shared;
-    rule.kept = 1.0 - rate * weight_decay[i];
-    const StepLists lists{array_of(params, i), array_of(grads, i),  array_of(exp_avg, i),   array_of(exp_avg_sq, i),
-                          array_of(ema, i),    array_of(shadow, i), array_of(ema_shadow, i)};
+    rule.kept = 1.0 - call.lr * call.weight_decay[t];
+    const StepLists lists{array_of(call.params, t), array_of(call.grads, t),  array_of(call.first, t),     array_of(call.second, t),
+                          array_of(call.ema, t),    array_of(call.shadow, t), array_of(call.ema_shadow, t)};
     f.adamw(lists, offset, count, rule);
   });
 }
 
-}  // namespace
-}  // namespace fastssl::adamw
-
-STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("adamw_", TORCH_BOX(&fastssl::adamw::adamw_)); }
+}  // namespace fastssl

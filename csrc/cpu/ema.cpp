@@ -3,21 +3,14 @@
 // An element costs 12 bytes in float32 (read e and p, write e), 2 more for a bfloat16 shadow, and 3 FLOP: memory is the limit.
 #include "cpu/lists.h"
 
-namespace fastssl::ema {
-namespace {
+namespace fastssl {
 
-void ema_update_(const Tensors& ema, const Tensors& params, const Tensors& shadow, double momentum,
-                 const OptionalTensor& momentum_scalar, bool mul_add, bool stochastic, int64_t seed,
-                 const OptionalTensor& seed_scalar) {
-  const double kept = momentum_scalar ? as_double(*momentum_scalar) : momentum;
-  const EmaRule rule{mul_add, kept, 1.0 - kept, stochastic, uint64_t(seed_scalar ? as_int64(*seed_scalar) : seed)};
+void ema_update(const EmaCall& call) {
+  const EmaRule rule{call.mul_add, call.momentum, 1.0 - call.momentum, call.stochastic, uint64_t(call.seed)};
   const Updates& f = updates();
-  for_each_chunk(ema, [&](size_t t, int64_t offset, int64_t count) {
-    f.ema(array_of(ema, t), array_of(params, t), array_of(shadow, t), offset, count, uint32_t(t), rule);
+  for_each_chunk(call.ema, [&](size_t t, int64_t offset, int64_t count) {
+    f.ema(array_of(call.ema, t), array_of(call.params, t), array_of(call.shadow, t), offset, count, uint32_t(t), rule);
   });
 }
 
-}  // namespace
-}  // namespace fastssl::ema
-
-STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("ema_update_", TORCH_BOX(&fastssl::ema::ema_update_)); }
+}  // namespace fastssl

@@ -69,8 +69,20 @@ void cross_backward(AtenTensorHandle dloss, const AtenTensorHandle left[7], cons
 }
 
 constexpr Interface kInterface{
-    Interface::kVersion, nt_xent_forward, nt_xent_backward, sup_con_forward, each_sample_once, sup_con_backward,
-    cross_forward,       cross_backward,  pages::take,      pages::keep,     set_make_large,
+    Interface::kVersion,
+    nt_xent_forward,
+    nt_xent_backward,
+    sup_con_forward,
+    each_sample_once,
+    sup_con_backward,
+    cross_forward,
+    cross_backward,
+    ema_update,
+    adamw,
+    lars,
+    pages::take,
+    pages::keep,
+    set_make_large,
 };
 
 std::string joined(const std::vector<std::string>& names) {

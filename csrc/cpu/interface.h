@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/list_calls.h"
 #include "cpu/pages.h"
 
 namespace fastssl {
@@ -23,7 +24,7 @@ struct Step {
 // The forward of a step makes the loss and what it leaves behind, in the order of the struct Forward of pair_step.h, sup_con_step.h
 // or cross_step.h. The backward takes the upstream gradient, and of these what follows the loss.
 struct Interface {
-  static constexpr int64_t kVersion = 1;
+  static constexpr int64_t kVersion = 2;
   int64_t version;
 
   void (*nt_xent_forward)(const AtenTensorHandle views[2], const Step& step, AtenTensorHandle made[5]);
@@ -38,6 +39,10 @@ struct Interface {
   void (*cross_forward)(const AtenTensorHandle inputs[3], const Step& step, AtenTensorHandle made[7]);
   void (*cross_backward)(AtenTensorHandle dloss, const AtenTensorHandle left[7], const Step& step, AtenTensorHandle gradients[3]);
 
+  void (*ema_update)(const EmaCall& call);
+  void (*adamw)(const AdamCall& call);
+  void (*lars)(const LarsCall& call);
+
   pages::Block (*take_pages)(size_t bytes);
   void (*keep_pages)(pages::Block block);
   // From then on large tensors are made by this function: new_tensor.h.
@@ -45,3 +50,6 @@ struct Interface {
 };
 
 }  // namespace fastssl
+
+// In the kernels' library alone: fastssl._C is given the address.
+extern "C" __attribute__((visibility("default"))) const fastssl::Interface* fastssl_interface();

@@ -6,7 +6,7 @@
 
 #include "cpu/optimizers.h"
 
-namespace fastssl::lars {
+namespace fastssl {
 namespace {
 
 #define FASTSSL_FN inline
@@ -14,16 +14,17 @@ namespace {
 #undef FASTSSL_FN
 
 // |p|^2 and |d|^2 of every tensor that is adapted, zeros for the others.
-std::vector<std::array<double, 2>> squares_of(const Tensors& params, const Tensors& grads, const std::vector<double>& weight_decay,
-                                              IntArrayRef adapt, bool decayed) {
+std::vector<std::array<double, 2>> squares_of(const LarsCall& call) {
+  const Arrays params = call.params;
   std::vector<int64_t> first_chunk(params.size() + 1, 0);
   for (size_t t = 0; t < params.size(); t++)
-    first_chunk[t + 1] = first_chunk[t] + (adapt[t] ? (params[t].numel() + kChunk - 1) / kChunk : 0);
+    first_chunk[t + 1] = first_chunk[t] + (call.adapt[t] ? (params[t].numel + kChunk - 1) / kChunk : 0);
   std::vector<std::array<double, 2>> of_chunk(first_chunk.back()), of_tensor(params.size(), {0.0, 0.0});
+  const bool decayed = call.form == 0;
   const Updates& f = updates();
   for_each_chunk(params, [&](size_t t, int64_t offset, int64_t count) {
-    if (adapt[t])
-      f.lars_norms(array_of(params, t), array_of(grads, t), offset, count, decayed ? weight_decay[t] : 0.0,
+    if (call.adapt[t])
+      f.lars_norms(array_of(params, t), array_of(call.grads, t), offset, count, decayed ? call.weight_decay[t] : 0.0,
                    of_chunk[first_chunk[t] + offset / kChunk].data());
   });
   for (size_t t = 0; t < params.size(); t++)
@@ -32,27 +33,23 @@ std::vector<std::array<double, 2>> squares_of(const Tensors& params, const Tenso
   return of_tensor;
 }
 
-void lars_(const Tensors& params, const Tensors& grads, const Tensors& momenta, double lr, const OptionalTensor& lr_scalar,
-           double momentum, const std::vector<double>& weight_decay, double trust_coefficient, double eps, int64_t form,
-           IntArrayRef adapt, bool nesterov, bool clip, const Tensors& ema, double ema_momentum,
-           const OptionalTensor& ema_momentum_scalar, const Tensors& shadow, const Tensors& ema_shadow) {
-  const LarsOptions options{int(form), value_of(lr, lr_scalar), trust_coefficient, eps, clip};
-  const auto squares = squares_of(params, grads, weight_decay, adapt, form == 0);
-  LarsRule shared{0.0, 1.0, momentum, form == 2 ? 1.0 : options.lr, nesterov, average_of(ema_momentum, ema_momentum_scalar)};
-  std::vector<LarsRule> rules(params.size(), shared);
-  for (size_t t = 0; t < params.size(); t++) {
-    const LarsScale scale = lars_scale(adapt[t], squares[t][0], squares[t][1], weight_decay[t], options);
+}  // namespace
+
+void lars(const LarsCall& call) {
+  const LarsOptions options{call.form, call.lr, call.trust_coefficient, call.eps, call.clip};
+  const auto squares = squares_of(call);
+  LarsRule shared{0.0, 1.0, call.momentum, call.form == 2 ? 1.0 : call.lr, call.nesterov, average_of(call.ema_momentum)};
+  std::vector<LarsRule> rules(call.params.size(), shared);
+  for (size_t t = 0; t < rules.size(); t++) {
+    const LarsScale scale = lars_scale(call.adapt[t], squares[t][0], squares[t][1], call.weight_decay[t], options);
     rules[t].ratio = scale.ratio, rules[t].weight_decay = scale.weight_decay;
   }
   const Updates& f = updates();
-  for_each_chunk(params, [&](size_t t, int64_t offset, int64_t count) {
-    const StepLists lists{array_of(params, t), array_of(grads, t),  array_of(momenta, t),   {nullptr, kNothing},
-                          array_of(ema, t),    array_of(shadow, t), array_of(ema_shadow, t)};
+  for_each_chunk(call.params, [&](size_t t, int64_t offset, int64_t count) {
+    const StepLists lists{array_of(call.params, t), array_of(call.grads, t),  array_of(call.momenta, t),   {nullptr, kNothing},
+                          array_of(call.ema, t),    array_of(call.shadow, t), array_of(call.ema_shadow, t)};
     f.lars(lists, offset, count, rules[t]);
   });
 }
 
-}  // namespace
-}  // namespace fastssl::lars
-
-STABLE_TORCH_LIBRARY_IMPL(fastssl, CPU, m) { m.impl("lars_", TORCH_BOX(&fastssl::lars::lars_)); }
+}  // namespace fastssl

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "python/list_ops.h"
+
 namespace fastssl {
 namespace {
 
@@ -48,6 +50,7 @@ void attach(uintptr_t address) {
   if (given->version != Interface::kVersion) throw std::runtime_error("fastssl/_cpu.so is that of another version of fastssl");
   table = given;
   table->set_make_large(make_large);
+  register_list_ops();
 }
 
 const Interface& kernels() { return *table; }

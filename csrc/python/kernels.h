@@ -7,7 +7,8 @@
 
 namespace fastssl {
 
-// Takes the table at this address, as a number; std::runtime_error if it is that of another version.
+// Takes the table at this address, as a number, and registers the ops over lists; std::runtime_error if it is that of another
+// version.
 void attach(uintptr_t address);
 
 const Interface& kernels();

@@ -16,7 +16,8 @@ namespace py = pybind11;
 PYBIND11_MODULE(_C, m) {
   m.doc() = "What fastssl does on the host beside its ops, in C++.";
   m.attr("torch") = TORCH_VERSION;
-  m.def("attach", &fastssl::attach, py::arg("address"), "Takes the table of the kernels' library, which its losses call.");
+  m.def("attach", &fastssl::attach, py::arg("address"),
+        "Takes the table of the kernels' library and registers the ops over lists of tensors with it.");
   m.def("lists_agree", &fastssl::lists_agree, py::arg("written"), py::arg("read"),
         "Whether kernels can take these lists of tensors without changes; ops/_lists.py finds out why they cannot.");
   m.def("launch_key", &fastssl::launch_key, py::arg("arguments"),

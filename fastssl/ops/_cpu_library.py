@@ -34,9 +34,9 @@ _CALLS: dict[str, tuple[list[Any], Any]] = {
 
 
 class CpuLibrary:
-    """The C++ kernels, which are registered for the CPU key while this object is made.
+    """The C++ kernels, which are registered for the CPU key while this object is made, but for those over lists of tensors.
 
-    After ``join`` the functions of the module ``fastssl._C`` are attributes too. Raises OSError where the library does not load.
+    These are registered by ``join`` or ``register_list_ops``. After ``join`` the functions of the module ``fastssl._C`` are attributes too. Raises OSError where the library does not load.
     """
 
     def __init__(self, path: Path):
@@ -47,9 +47,16 @@ class CpuLibrary:
             function.argtypes, function.restype = arguments, result
 
     def join(self, host: ModuleType) -> None:
-        """Gives the module the kernels that its losses call, and takes over its functions. RuntimeError if they do not fit."""
+        """Gives the module the kernels that it calls, and takes over its functions. RuntimeError if they do not fit.
+
+        The module registers the ops over lists: to it torch lends the tensors of a list, where the library is given new ones.
+        """
         host.attach(self._library.fastssl_interface())
         self.__dict__.update({name: value for name, value in vars(host).items() if not name.startswith("_") and callable(value)})
+
+    def register_list_ops(self) -> None:
+        """Registers the ops over lists where no module has joined in this process."""
+        self._library.fastssl_register_list_ops()
 
     def _ask(self, name: str) -> str:
         return getattr(self._library, f"fastssl_{name}")().decode()

@@ -21,6 +21,8 @@ _LIBRARY = torch.library.Library("fastssl", "FRAGMENT")
 
 _C, why_not_cpp = load_cpu()
 why_not_host = load_host(_C)
+if _C is not None and why_not_host is not None:
+    _C.register_list_ops()
 why_not_cuda = load_cuda()
 why_not_triton = None if importlib.util.find_spec("triton") else "triton is not installed"
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastssl.info import report
-from fastssl.ops._register import _C, OWNERS, contracts_digest
+from fastssl.ops._register import _C, OWNERS, contracts_digest, why_not_host
 from tests.support import machine_code
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +88,7 @@ NO_KERNELS = (
     "torch.ops.load_library = refuse\n"
     "import fastssl, warnings\n"
 )
+LIST_OPS = ("ema_update_", "adamw_", "lars_")
 NO_HOST = "import sys; sys.modules['fastssl._C'] = None\nimport torch, fastssl\n"
 
 
@@ -127,6 +128,15 @@ def test_the_kernels_serve_a_python_or_a_torch_that_the_module_was_not_built_for
         "torch.testing.assert_close(torch.ops.fastssl.masked_latent_fwd(*call), masked_latent_fwd(*call))\n"
         "ema, params = [torch.zeros(3), torch.zeros(2, 2)], [torch.ones(3), torch.ones(2, 2)]\n"
         "F.ema_update_(ema, params, momentum=0.75); assert all((t == 0.25).all() for t in ema)\n"
+        "from fastssl.reference import adamw, lars\n"
+        "decays, copies = [0.1, 0.0], ([], 0.0, None, [], [])\n"
+        "adamw_call = (5.0, None, 0.1, torch.tensor(0.2), 0.9, 0.99, 1e-8, decays, *copies)\n"
+        "lars_call = (0.1, None, 0.9, decays, 0.001, 1e-8, 0, [1, 0], True, False, *copies)\n"
+        "for name, lists, module, rest in (('adamw_', 4, adamw, adamw_call), ('lars_', 3, lars, lars_call)):\n"
+        "    ours = [[torch.rand(3), torch.rand(2, 2)] for _ in range(lists)]\n"
+        "    theirs = [[t.clone() for t in each] for each in ours]\n"
+        "    getattr(torch.ops.fastssl, name)(*ours, *rest); getattr(module, name)(*theirs, *rest)\n"
+        "    torch.testing.assert_close(ours, theirs)\n"
         "queue, ptr = torch.zeros(3, 4), torch.tensor([2]); F.queue_push_(queue, ptr, torch.ones(2, 4), layout='kd')\n"
         "assert queue[[0, 2]].all() and not queue[1].any() and ptr.item() == 1\n"
         "try: torch.ops.fastssl.queue_push_(queue, torch.tensor([3]), torch.ones(2, 4), None, None, False, False)\n"
@@ -135,6 +145,20 @@ def test_the_kernels_serve_a_python_or_a_torch_that_the_module_was_not_built_for
         "for _ in range(3): assert torch.equal(F.gather_tokens(x, ids), x.flip(1))\n"
     )
     assert out.strip() == "queue_push_: ptr must be in [0, 3), got 3"
+
+
+@pytest.mark.skipif(_C is None, reason="C++ kernels are not built")
+@pytest.mark.parametrize("setup, file", [("import fastssl\n", "python"), (NO_HOST, "cpu")])
+def test_ops_over_lists_are_registered_once_and_by_the_module_where_it_is_in_use(setup, file):
+    """A second registration of an op would warn. Through the module torch lends the tensors of a list and makes none."""
+    if file == "python" and why_not_host is not None:
+        pytest.skip("fastssl._C is not in use")
+    done = subprocess.run(
+        [sys.executable, "-c", f"{setup}import torch\nfor op in {LIST_OPS}: print(torch._C._dispatch_dump(f'fastssl::{{op}}'))"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert re.findall(r"^CPU: registered at \S*csrc/(\w+/\w+.cpp)", done.stdout, re.M) == [f"{file}/list_ops.cpp"] * len(LIST_OPS)
 
 
 @pytest.mark.skipif(_C is None or not sys.platform.startswith("linux"), reason="C++ kernels are not built, or no ELF library")
