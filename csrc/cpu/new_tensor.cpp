@@ -33,8 +33,8 @@ Tensor new_tensor(IntArrayRef shape, ScalarType dtype) {
   if (!block.data) return empty(shape, dtype);  // whose error names the number of bytes
   AtenTensorHandle made;
   TORCH_ERROR_CODE_CHECK(torch_from_blob(block.data, int64_t(shape.size()), shape.data(), contiguous_strides(shape).data(), 0, type,
-                                         aoti_torch_device_type_cpu(), -1, &made, aoti_torch_layout_strided(), nullptr, 0, give_back,
-                                         new pages::Block(block)));
+                                         aoti_torch_device_type_cpu(), -1, &made, aoti_torch_layout_strided(), nullptr, 0,
+                                         give_back, new pages::Block(block)));
   return Tensor(made);
 }
 

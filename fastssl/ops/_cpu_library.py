@@ -36,7 +36,8 @@ _CALLS: dict[str, tuple[list[Any], Any]] = {
 class CpuLibrary:
     """The C++ kernels, which are registered for the CPU key while this object is made, but for those over lists of tensors.
 
-    These are registered by ``join`` or ``register_list_ops``. After ``join`` the functions of the module ``fastssl._C`` are attributes too. Raises OSError where the library does not load.
+    ``join`` or ``register_list_ops`` registers these. After ``join`` the functions of the module ``fastssl._C`` are attributes too.
+    Raises OSError where the library does not load.
     """
 
     def __init__(self, path: Path):
