@@ -4,9 +4,6 @@ BIN := .venv/bin
 # Test processes side by side; one thread each, since OpenMP threads that wait for each other's cores cost minutes.
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
-# Python compiles a module when it is first imported; all those that are installed would take a minute and more.
-export PIP_COMPILE := 0
-
 .PHONY: demo test races bench docs dist dist-check lint setup clean
 
 demo: .venv/.train
