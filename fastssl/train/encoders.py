@@ -83,6 +83,14 @@ class RunEncoder(nn.Module):
     Attributes:
         backbone: the backbone alone, from images that are normalised already; None where the features need the whole method.
         num_features: the number D.
+
+    Examples:
+        >>> import torch
+        >>> from fastssl.train.encoders import RunEncoder
+        >>> seen = {"image_size": 8, "channels": 1, "mean": 0.5, "std": 0.25}
+        >>> encoder = RunEncoder(torch.nn.Flatten(), method="simclr", backbone_name="flat", **seen)
+        >>> encoder(torch.full((2, 1, 8, 8), 0.75))[0, :3]
+        tensor([1., 1., 1.])
     """
 
     def __init__(
