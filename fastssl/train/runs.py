@@ -136,11 +136,12 @@ def run_of(folder: Path) -> Run:
 
 
 def at_the_end(folder: Path, row: Row) -> dict[str, float]:
-    """The scores of the evaluation after the run's last epoch, on its own data."""
+    """The scores of the evaluation of the run's own checkpoint after its last epoch, on its own data."""
     names = [name for name in (*RECIPES[row.method].scores, *RECIPES[row.method].watch) if name not in WATCH]
     found: dict[str, float] = {}
     for table in read_scores(folder).tables:
-        if (table.task, table.data, table.epoch) == ("evaluation", row.data, row.epochs) and "trained" in table.columns:
+        own = table.checkpoint in (LAST, PREVIOUS)  # not of fine_tuned.ckpt
+        if own and (table.task, table.data, table.epoch) == ("evaluation", row.data, row.epochs) and "trained" in table.columns:
             place = table.columns.index("trained")
             values = {name: values[place] for name, (_, values) in zip(table.names, table.rows, strict=True)}
             found |= {name: value for name in names if isinstance(value := values.get(name), float)}

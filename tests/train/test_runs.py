@@ -98,9 +98,10 @@ def test_the_scores_are_those_of_the_evaluation_at_the_end(many, grey_run, capsy
     done, better = (listed(many, capsys)[name] for name in ("done", "group/better"))
     assert set(done["scores"]) == {"knn", "probe"} and done["scores"]["knn"] == 1.0 and better["scores"] == {"knn": 0.875}
     scores = json.loads((many / "done" / "scores.json").read_text())
-    scores["tables"][0]["epoch"] = 1  # of an earlier checkpoint
-    (many / "done" / "scores.json").write_text(json.dumps(scores))
-    assert listed(many, capsys)["done"]["scores"] == {"knn": 0.75}
+    own = next(table for table in scores["tables"] if table["task"] == "evaluation" and table["checkpoint"] == "last.ckpt")
+    for other in ({"epoch": 1}, {"checkpoint": "fine_tuned.ckpt"}, {"data": "digits"}):
+        (many / "done" / "scores.json").write_text(json.dumps({"tables": [own | other]}))
+        assert listed(many, capsys)["done"]["scores"] == {"knn": 0.75}, other
     (many / "done" / "scores.json").unlink()
 
 
