@@ -7,10 +7,11 @@ from typing import Any
 
 from fastssl._ending import visible
 from fastssl.train import TrainConfig
-from fastssl.train.checkpoints import history_of
+from fastssl.train.checkpoints import fine_tuning_of
 from fastssl.train.encoders import LoadedRun, RunEncoder
 from fastssl.train.makers import Maker
 from fastssl.train.recipes import RECIPES
+from fastssl.train.scores import Table, read_scores, scores_of, shown
 from fastssl.train.settings import settings_of
 from fastssl.train.targets import Target
 
@@ -60,44 +61,32 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def scores_of(run: LoadedRun) -> list[tuple[str, str, float | None, float]]:
-    """(name, what it is, of the untrained encoder or None, of the trained one) of the scores that the checkpoint has."""
-    recipe, history = RECIPES[run.config.method], history_of(run.checkpoint)
-    labels = {name: entry[1] for name, entry in (*recipe.scores.items(), *recipe.watch.items())}
-    first = history[0] if history[0]["epoch"] == 0 else {}
-    found = []
-    for name, label in labels.items():
-        row = next((row for row in reversed(history) if name in row and row["epoch"] > 0), None)
-        if row is not None:
-            found.append((name, label.format(config=run.config), first.get(name), row[name]))
-    return found
-
-
 def card(run: LoadedRun, target: Target, maker: Maker) -> str:
     """The text of the card."""
     encoder, config = run.encoder, run.config
-    title = f"{encoder.backbone_name}, trained by {encoder.method} on {shown_data(config.data)}"
-    parts = [front_matter(run, target), f"# {title}", MARK, what_it_is(run), "## Use", use(encoder, target, maker)]
+    scores = scores_of(run.checkpoint, run.path.name, read_scores(run.path.parent).tables)
+    tuned = fine_tuning_of(run.checkpoint)
+    title = f"{encoder.backbone_name}, trained by {encoder.method} on {shown_data(config.data)}" + (f", {tuned}" if tuned else "")
+    parts = [front_matter(run, target, scores), f"# {title}", MARK, what_it_is(run), "## Use", use(encoder, target, maker)]
     parts += ["## Training", f"```bash\n{command_of(config)}\n```", training(run)]
-    if scores := scores_of(run):
-        rows = [f"| {label} | {'' if before is None else f'{before:.3f}'} | {after:.3f} |" for _, label, before, after in scores]
-        table = ["| Score | untrained | trained |", "|---|---|---|", *rows]
-        parts += [
-            "## Scores",
-            f"Of the frozen encoder, {RECIPES[config.method].heading}, at the last epoch that was scored.",
-            "\n".join(table),
-        ]
+    if scores is not None:
+        forms = zip(scores.rows, scores.forms, strict=True)
+        rows = [f"| {' | '.join([visible(label), *(shown(value, form) for value in values)])} |" for (label, values), form in forms]
+        table = [f"| Score | {' | '.join(map(visible, scores.columns))} |", "|---" * (1 + len(scores.columns)) + "|", *rows]
+        what = f"Of the frozen encoder, {RECIPES[config.method].heading}, after epoch {scores.epoch}."
+        parts += ["## Scores", what, "\n".join(table)]
     packages = ("fastssl", "torch", *target.packages)
     parts += ["## Versions", "Written by " + ", ".join(f"{name} {version_of(name)}" for name in packages) + "."]
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(run: LoadedRun, target: Target) -> str:
+def front_matter(run: LoadedRun, target: Target, scores: Table | None) -> str:
     """The header that the hub reads. Strings are in JSON's notation, which YAML takes."""
     name, data = f"{run.encoder.backbone_name}-{run.encoder.method}", shown_data(run.config.data)
     tags = ["fastssl", "self-supervised-learning", "image-feature-extraction", run.encoder.method]
     lines = ["---", f"library_name: {target.tag}", "pipeline_tag: image-feature-extraction", f"tags: {json.dumps(tags)}"]
-    accuracies = [(label, after) for name, label, _, after in scores_of(run) if name in SHARED]
+    found = () if scores is None else zip(scores.names, scores.rows, strict=True)
+    accuracies = [(label, values[-1]) for name, (label, values) in found if name in SHARED and isinstance(values[-1], float)]
     if accuracies:
         lines += ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
         lines += ["  - task: {type: image-classification}", f"    dataset: {{name: {json.dumps(data)}, type: {json.dumps(data)}}}"]

@@ -22,6 +22,7 @@ from fastssl.train import TrainConfig, UsageError
 from fastssl.train.allocation import Bounded, TooLarge
 from fastssl.train.archives import MoreThanTensors, damage, first_line
 from fastssl.train.contents import malformed
+from fastssl.train.layout import counted
 from fastssl.train.recipes import RECIPES
 from fastssl.train.settings import knn_vote
 
@@ -175,6 +176,27 @@ def readable_checkpoint(run: Path) -> tuple[Path, dict, str]:
     return *found, ""
 
 
+def own_checkpoint(given: Path, path: Path, checkpoint: dict) -> tuple[Path, dict]:
+    """The checkpoint that the run around another one is known by, and what it holds; its weights may stay on the disk.
+
+    Args:
+        given: the run or the file that a person named.
+        path, checkpoint: what was read of it.
+
+    Returns:
+        The newest checkpoint of the run in the same folder; what was read where that is the one, or where no run is there.
+    """
+    if given.is_file():
+        for there in (path.with_name(LAST), path.with_name(PREVIOUS)):
+            if path == there:
+                break
+            try:
+                return there, read_checkpoint(there, values=False)
+            except (FileNotFoundError, NotADirectoryError, Unreadable):
+                continue
+    return path, checkpoint
+
+
 def config_of(checkpoint: dict) -> TrainConfig:
     """The settings of a run.
 
@@ -199,9 +221,23 @@ def config_of(checkpoint: dict) -> TrainConfig:
     return settings(**{name: value for name, value in stored.items() if name in known})
 
 
+def fine_tuning_of(checkpoint: dict) -> str:
+    """That the encoder learned from labels after the run, as a part of a sentence; "" where it did not."""
+    made = checkpoint.get("fine_tuned")
+    if made is None:
+        return ""
+    epochs = made.get("epochs") if isinstance(made, dict) else None
+    return "fine-tuned on labels" + (f" for {counted(epochs, 'epoch')}" if isinstance(epochs, int) else "")
+
+
 def history_of(checkpoint: dict) -> list[dict]:
-    """The rows of a run. That of the untrained encoder says how its kNN voted; before it did, that was as the settings say."""
+    """The rows of a run. That of the untrained encoder says how its kNN voted; before it did, that was as the settings say.
+
+    The scores of the run's encoder are not those of the fine-tuned one, whose checkpoint has the same history.
+    """
     first, *later = checkpoint["fastssl"]["history"]
+    if "fine_tuned" in checkpoint:
+        later = [{name: row[name] for name in ("epoch", "loss") if name in row} for row in later]
     if first["epoch"] == 0 and "knn" in first and "knn_k" not in first:
         first = {**first, **knn_vote(config_of(checkpoint))}
     return [first, *later]

@@ -266,7 +266,15 @@ def evaluate_run(argv: list[str]) -> int:
     given = eval_options(argv)
     PLACE.debug, device = given.debug, usable_device(given.device)
     refuse_unused_of_tasks(given)
-    from fastssl.train.checkpoints import config_of, data_changes, fingerprint, history_of, readable_checkpoint, restore_method
+    from fastssl.train.checkpoints import (
+        config_of,
+        data_changes,
+        fingerprint,
+        history_of,
+        own_checkpoint,
+        readable_checkpoint,
+        restore_method,
+    )
     from fastssl.train.downstream import TrainedRun
     from fastssl.train.tasks import asked_for, do_tasks
 
@@ -290,12 +298,13 @@ def evaluate_run(argv: list[str]) -> int:
         data = replace(data, name=f"{data.name}, changed")  # a classifier knows others
     workers = loader_workers(given.workers, spec)
     say(visible(f"{path}: {', '.join(filter(None, (stored.method, stored.backbone)))}, on {data.name}: {data.summary()}"))
+    run = own_checkpoint(given.run, path, checkpoint)
     if asked_for(given):
-        do_tasks(TrainedRun(path, checkpoint, config, data, device, workers), given)
-        say(f"  report      {write_report(path, checkpoint)}")
+        do_tasks(TrainedRun(path, checkpoint, config, data, device, workers, own=run[0] == path), given)
+        say(f"  report      {write_report(*run)}")
         report_corrupt(data)
         return 0
     method = restore_method(checkpoint, data, path).to(device)
-    how = {"checkpoint": path, "noted": checkpoint, "kind": given.map, "history": history}
+    how = {"checkpoint": path, "noted": checkpoint, "kind": given.map, "history": history, "run": run}
     evaluate(method, data, config, device=device, workers=workers, **how)
     return 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.checkpoints import build_method, restore_method
 from fastssl.train.recipes import RECIPES
+from fastssl.train.rundir import name_beside
 from fastssl.train.samples import ImageSamples
 from fastssl.train.scores import Table, Value
 
@@ -29,6 +30,7 @@ class TrainedRun:
         data: what the recipe of the run loads.
         device: where the encoder works.
         workers: processes that read images.
+        own: whether the run in the folder is known by this checkpoint.
     """
 
     path: Path
@@ -37,6 +39,11 @@ class TrainedRun:
     data: Any
     device: torch.device
     workers: int
+    own: bool = True
+
+    def place(self, name: str) -> Path:
+        """Where a picture or the weights of a task are written."""
+        return self.path.with_name(name_beside(self.path, name, own=self.own))
 
     @cached_property
     def labelled(self) -> Any:

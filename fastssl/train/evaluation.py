@@ -1,5 +1,7 @@
 """What follows a training, and what ``fastssl eval`` does: scores beside those of the untrained encoder, pictures, the report."""
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from fastssl.train import TrainConfig, warn
 from fastssl.train.progress import say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.report import write_report
+from fastssl.train.rundir import name_beside
 from fastssl.train.scores import evaluation_table, keep, score_rows, untrained_scores
 from fastssl.train.settings import changed
 
@@ -36,7 +39,7 @@ def print_scores(scores: dict[str, float], untrained: dict[str, float], config: 
 def draw_all(
     method: nn.Module, data: Any, config: TrainConfig, *, where: dict, pictures: Path, kind: str, history: list[dict]
 ) -> list[Path]:
-    """Draws the pictures that there is something to draw for, and prints and gives their paths."""
+    """Draws the pictures that there is something to draw for, and gives their paths."""
     from fastssl.train.checkpoints import build_method
     from fastssl.train.pictures import draw_curves, draw_map
     from fastssl.train.retrieval import draw_neighbours
@@ -61,6 +64,20 @@ def draw_all(
         draw_map(panels, labels, class_names, drawn[-1], kind=kind)
         if draw_neighbours(method, data, config, pictures / "retrieval.png", **where):
             drawn.append(pictures / "retrieval.png")
+    return drawn
+
+
+def drawn_beside(checkpoint: Path, draw: Callable[[Path], list[Path]], *, own: bool) -> list[Path]:
+    """The pictures that ``draw`` puts into a folder, which becomes that of the checkpoint, with their paths printed.
+
+    ``own``: whether the run there is known by the checkpoint. The names of other checkpoints' pictures begin with theirs.
+    """
+    folder = checkpoint.parent
+    if own:
+        drawn = draw(folder)
+    else:
+        with tempfile.TemporaryDirectory(prefix=".pictures-", dir=folder) as aside:
+            drawn = [path.replace(folder / name_beside(checkpoint, path.name, own=False)) for path in draw(Path(aside))]
     if drawn:
         say(f"  pictures    {'  '.join(map(str, drawn))}")
     return drawn
@@ -84,14 +101,15 @@ def evaluate(
     kind: str,
     history: list[dict],
     training: dict | None = None,
+    run: tuple[Path, dict] | None = None,
 ) -> None:
     """Prints the scores beside those of the untrained encoder, draws the pictures, prints their paths, and writes the report.
 
     Pictures, scores and report go beside ``checkpoint``, which holds at least what ``noted`` holds; ``training`` is what is kept of
-    a training that this follows.
+    a training that this follows, and ``run`` the checkpoint that the run in the folder is known by, where that is another one.
     """
     method.to(device)
-    recipe, where, pictures = RECIPES[config.method], {"device": device, "workers": workers}, checkpoint.parent
+    recipe, where, own = RECIPES[config.method], {"device": device, "workers": workers}, run is None or run[0] == checkpoint
     say(f"evaluating on {len(data.train)} training and {len(data.test)} test {recipe.unit} ...")
     scores = recipe.monitor(method, data, config, **where, most=None, full=True)
     tables = []
@@ -106,7 +124,9 @@ def evaluate(
         tables.append(evaluation_table(scores, untrained, shown, **of))
     if next(iter(recipe.scores)) not in scores:
         say(f"  {recipe.unscored}")
-    drawn = draw_all(method, data, config, where=where, pictures=pictures, kind=kind, history=history)
-    keep(pictures, *tables, drawn={path.name: data.name for path in drawn if path.name != "curves.png"}, training=training)
-    say(f"  report      {write_report(checkpoint, noted)}")
+    how: dict[str, Any] = {"where": where, "kind": kind, "history": history if own else []}
+    drawn = drawn_beside(checkpoint, lambda folder: draw_all(method, data, config, pictures=folder, **how), own=own)
+    named = {path.name: data.name for path in drawn if path.name != "curves.png"}
+    keep(checkpoint.parent, *tables, drawn=named, training=training)
+    say(f"  report      {write_report(*(run or (checkpoint, noted)))}")
     report_corrupt(data)

@@ -16,11 +16,13 @@ from fastssl._ending import PLACE, Failure, foreseen, out_of_memory, say, visibl
 from fastssl.train import UsageError
 from fastssl.train.augment import as_float
 from fastssl.train.card import CARD, MARK, card, metadata_of
+from fastssl.train.checkpoints import own_checkpoint
 from fastssl.train.encoders import LoadedRun, difference, load_run
 from fastssl.train.evaluate import centre
 from fastssl.train.makers import Maker
 from fastssl.train.options import export_parser
 from fastssl.train.recipes import RECIPES
+from fastssl.train.rundir import name_beside
 from fastssl.train.settings import changed
 from fastssl.train.targets import TARGETS, Target, explained, fitting, refusal, refuse_missing
 
@@ -38,7 +40,8 @@ def export(argv: list[str]) -> int:
     run = load_run(given.run)
     if run.warning:
         say(run.warning.replace("is evaluated", "is exported"), error=True)
-    out = given.out or run.path.parent / "export" / given.to
+    own = own_checkpoint(given.run, run.path, run.checkpoint)[0] == run.path
+    out = given.out or run.path.parent / "export" / name_beside(run.path, given.to, own=own)
     refuse_out(out, target)
     maker = maker_for(run, given.to, target)
     images, what = some_images(run)

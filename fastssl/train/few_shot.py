@@ -108,7 +108,7 @@ def few_shot(run: TrainedRun, labels: Sequence[int] | None, draws: int | None, s
         rows.setdefault(number, {}).update({(name, encoder): confidence_interval(values) for name, values in found.items()})
     say(f"{RECIPES[run.config.method].heading}, {len(tested)} of them, with few labels: mean of {draws} draws ± {INTERVAL}")
     print_table(rows, vote["knn_k"])
-    path = run.path.parent / "few_shot.png"
+    path = run.place("few_shot.png")
     draw_few_shot(rows, path, draws=draws, title=f"{run.config.method}, {run.labelled.name}")
     say(f"  picture     {path}")
     keep(path.parent, few_shot_table(run, rows, draws), drawn={path.name: run.labelled.name})

@@ -179,7 +179,8 @@ def fine_tuned(run: TrainedRun, how: FineTuneOptions, encoder: str) -> tuple[Cla
 def fine_tune(run: TrainedRun, how: FineTuneOptions) -> None:
     """Prints the test accuracy of an encoder that learned the classes from scratch and of the fine-tuned one.
 
-    The weights of the fine-tuned one become ``fine_tuned.ckpt`` beside the run's checkpoint.
+    The weights of the fine-tuned one become ``fine_tuned.ckpt`` beside the run's checkpoint. What was found of an earlier file
+    of that name is forgotten.
     """
     known = len(labelled_part(run, how))
     say(f"learning the classes of {known} images for {counted(how.epochs, 'epoch')}, from scratch and from the run's weights ...")
@@ -188,12 +189,13 @@ def fine_tune(run: TrainedRun, how: FineTuneOptions) -> None:
     state = state_of(found["trained"][0], run, how, accuracies)
     say(f"  {'accuracy on test images':<28}" + "".join(f"{name:>14}" for name in accuracies))
     say(f"  {'encoder and linear layer':<28}" + "".join(f"{accuracy:>14.3f}" for accuracy in accuracies.values()))
-    path = run.path.parent / FILE
+    path = run.place(FILE)
     write_checkpoint(state, path)
     say(f"  weights     {path}")
     heading = f"accuracy on test images, {known} labelled images, {counted(how.epochs, 'epoch')}"
     rows = (("encoder and linear layer", tuple(accuracies.values())),)
-    keep(path.parent, run.table("fine-tuning", heading, rows, columns=tuple(accuracies), names=("accuracy",)))
+    table = run.table("fine-tuning", heading, rows, columns=tuple(accuracies), names=("accuracy",))
+    keep(path.parent, table, replaced=path)
 
 
 def state_of(classifier: Classifier, run: TrainedRun, how: FineTuneOptions, accuracies: dict[str, float]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastssl._ending import visible
 from fastssl.train import UsageError
-from fastssl.train.rundir import DRAWN, holds_run, written_by_run
+from fastssl.train.rundir import drawn_of_checkpoints, holds_run, written_by_run
 
 PICTURES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
 IMAGE_SUFFIXES = PICTURES | {".webp", ".npy"}
@@ -64,13 +64,13 @@ class Search:
         except OSError as error:
             raise UsageError(f"--data folder:{self.root}: {folder} cannot be listed: {error.strerror}") from None
         run = holds_run(folder, (entry.name for entry in listed))
-        drawn = any(entry.name.endswith(".ckpt") for entry in listed)  # `fastssl eval` of a checkpoint by any name draws beside it
+        drawn = drawn_of_checkpoints(entry.name for entry in listed)
         for entry in listed:
             name = entry.name.lower()
             suffix = Path(name).suffix
             if entry.is_symlink():
                 self.linked.add(Path(entry.path))
-            if (run and written_by_run(entry.name)) or (drawn and entry.name in DRAWN):
+            if (run and written_by_run(entry.name)) or entry.name in drawn:
                 continue
             if name.startswith(".") or name in NO_DATA or name in NO_FILES:
                 hidden += 1

@@ -19,15 +19,15 @@ from fastssl._config import replace_text
 from fastssl._ending import visible
 from fastssl._version import __version__
 from fastssl.train import TrainConfig, warn
-from fastssl.train.checkpoints import LAST, config_of, history_of
+from fastssl.train.checkpoints import LAST, config_of, fine_tuning_of, history_of
 from fastssl.train.clock import seconds_of
 from fastssl.train.layout import counted
 from fastssl.train.papers import PAPERS
 from fastssl.train.progress import duration
 from fastssl.train.recipes import RECIPES
 from fastssl.train.report_curves import charts_of, history_table
-from fastssl.train.rundir import REPORT
-from fastssl.train.scores import Scores, Table, Value, evaluation_table, read_scores, untrained_scores
+from fastssl.train.rundir import REPORT, name_beside
+from fastssl.train.scores import Scores, Table, read_scores, scores_of, shown
 from fastssl.train.settings import Setting, settings_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -91,12 +91,14 @@ class Run:
         checkpoint: the name of the checkpoint file there.
         noted: of the checkpoint what is no weight: settings, history, data, seconds of training.
         scores: what is in ``scores.json``.
+        own: whether the run in the folder is known by this checkpoint.
     """
 
     folder: Path
     checkpoint: str
     noted: dict[str, Any]
     scores: Scores
+    own: bool = True
 
     @property
     def config(self) -> TrainConfig:
@@ -155,7 +157,7 @@ def facts_of(run: Run) -> list[tuple[str, str]]:
     facts.append(("Loss", recipe.loss))
     done = f"{run.epochs}" if run.epochs == config.epochs else f"{run.epochs} of {config.epochs}"
     if run.checkpoint != LAST:
-        facts.append(("Checkpoint", run.checkpoint))
+        facts.append(("Checkpoint", ", ".join(filter(None, (run.checkpoint, fine_tuning_of(run.noted))))))
     facts += [("Epochs", f"{done}, batch size {config.batch_size}"), ("Optimizer", config.optimizer), ("Seed", str(config.seed))]
     return facts
 
@@ -188,33 +190,6 @@ def costs_of(run: Run) -> list[tuple[str, str]]:
     return costs
 
 
-def scores_of(run: Run) -> Table | None:
-    """The scores of the run's own data: those of the last evaluation, or of the history where no evaluation followed it."""
-    for table in run.scores.tables:
-        if (table.question, table.epoch) == (("evaluation", run.config.data, run.checkpoint), run.epochs):
-            return table
-    names = (*RECIPES[run.config.method].scores, *RECIPES[run.config.method].watch)
-    scored = [row for row in run.history if row["epoch"] > 0 and any(row.get(name) is not None for name in names)]
-    if not scored:
-        return None
-    voters = (run.noted["fastssl"].get("data") or {}).get("train", {}).get("count", 0)
-    untrained = untrained_scores(run.history, run.config, voters)
-    where = {"data": run.config.data, "checkpoint": run.checkpoint, "epoch": scored[-1]["epoch"]}
-    return evaluation_table(scored[-1], untrained, run.config, **where)
-
-
-def shown(value: Value, form: str) -> str:
-    """A value of a table as text.
-
-    Examples:
-        >>> shown(0.75, ".3f"), shown((0.5, 0.125), ".2f"), shown(None, ".3f")
-        ('0.750', '0.50 ± 0.12', '-')
-    """
-    if value is None:
-        return "-"
-    return f"{value[0]:{form}} ± {value[1]:{form}}" if isinstance(value, tuple) else f"{value:{form}}"
-
-
 def tiles_of(scores: Table | None) -> list[tuple[str, str, str]]:
     """Label, value and the untrained encoder's value, or "", of the scores at the head of the page: those that training changes."""
     if scores is None:
@@ -243,8 +218,12 @@ def picture_of(path: Path, heading: str, text: str, data: str = "") -> Picture |
 
 
 def pictures_of(run: Run) -> list[Picture]:
-    """The pictures of the folder that are whole."""
-    found = (picture_of(run.folder / name, *told, run.scores.drawn.get(name, "")) for name, told in PICTURES.items())
+    """The pictures of the folder that are of this checkpoint and whole."""
+    drawn, found = run.scores.drawn, []
+    for name, told in PICTURES.items():
+        file = name_beside(Path(run.checkpoint), name, own=run.own)
+        if run.own or file in drawn:  # others may be of an earlier file by the checkpoint's name
+            found.append(picture_of(run.folder / file, *told, drawn.get(file, "")))
     return [picture for picture in found if picture is not None]
 
 
@@ -269,7 +248,8 @@ def rendered(page: str, **values: Any) -> str:
 
 def report_of(run: Run) -> str:
     """The page of a run as text."""
-    config, scores, paper = run.config, scores_of(run), PAPERS[run.config.method]
+    config, paper = run.config, PAPERS[run.config.method]
+    scores = scores_of(run.noted, run.checkpoint, run.scores.tables)
     others = [table for table in run.scores.tables if table.question != ("evaluation", config.data, run.checkpoint)]
     return rendered(
         "run.html.jinja",
@@ -289,19 +269,20 @@ def report_of(run: Run) -> str:
     )
 
 
-def write_report(path: Path, checkpoint: dict[str, Any], out: Path | None = None) -> Path:
+def write_report(path: Path, checkpoint: dict[str, Any], out: Path | None = None, *, own: bool = True) -> Path:
     """Writes the page of a run.
 
     Args:
         path: the run's checkpoint.
         checkpoint: what it holds; the weights may be left out.
         out: where the page is written; by default beside the checkpoint.
+        own: whether the run in the folder is known by this checkpoint; the page of another one has a name of its own.
 
     Returns:
         The path of the page, which was replaced as a whole.
     """
-    target = path.parent / REPORT if out is None else out
-    return write_page(target, report_of(Run(path.parent, path.name, checkpoint, read_scores(path.parent))))
+    target = path.with_name(name_beside(path, REPORT, own=own)) if out is None else out
+    return write_page(target, report_of(Run(path.parent, path.name, checkpoint, read_scores(path.parent), own)))
 
 
 def write_page(path: Path, text: str) -> Path:

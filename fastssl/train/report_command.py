@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastssl._ending import PLACE, visible
+from fastssl.train.checkpoints import own_checkpoint
 from fastssl.train.compare import (
     COLUMNS,
     Kind,
@@ -38,7 +39,10 @@ def report(argv: list[str]) -> int:
         refuse_place("--out", given.out)
     runs = list(readable_runs(given.runs))
     alone = len(runs) == 1
-    pages = {run: write_report(path, checkpoint, given.out if alone else None) for run, path, checkpoint in runs}
+    pages = {}
+    for run, path, checkpoint in runs:
+        own = own_checkpoint(run, path, checkpoint)[0] == path
+        pages[run] = write_report(path, checkpoint, given.out if alone else None, own=own)
     for page in pages.values():
         say(visible(f"  report      {page}"))
     if not alone:

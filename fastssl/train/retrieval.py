@@ -77,7 +77,7 @@ def retrieve(run: TrainedRun, top: int | None) -> None:
     say(f"  {'':<28}" + "".join(f"{encoder:>10}" for encoder in ENCODERS))
     for i, name in enumerate((f"precision@{k}", AVERAGE)):
         say(f"  {name:<28}" + "".join(f"{found[encoder][i]:>10.3f}" for encoder in ENCODERS))
-    path = run.path.parent / "retrieval.png"
+    path = run.place("retrieval.png")
     title = f"{run.config.method}, {images.name}: precision@{k} {found['trained'][0]:.3f} ({found['untrained'][0]:.3f} untrained)"
     draw_retrieval(images, (images.train, train), (images.test, test), path, columns=min(k, MOST_SHOWN), title=title)
     say(f"  picture     {path}")

@@ -34,7 +34,8 @@ DRAWN: tuple[str, ...] = (
 )
 DRAWN += ("next_frames.png", "colour_tracking.png", "spectrograms.png", "few_shot.png", "retrieval.png")
 SCORES, REPORT = "scores.json", "report.html"
-OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, SCORES, REPORT, CONFIG, ERROR, "export", "csv", "tensorboard")
+OF_OTHERS = tuple(f"{stem}_{name}" for stem in ("fine_tuned", "previous") for name in (*FINE_TUNED, *DRAWN, REPORT))
+OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, SCORES, REPORT, *OF_OTHERS, CONFIG, ERROR, "export", "csv", "tensorboard")
 EARLIER = re.compile(r"earlier-\d+")
 
 
@@ -51,6 +52,24 @@ def holds_run(folder: Path, names: Iterable[str]) -> bool:
             return file.read(len(LOCK_BEGINS)) == LOCK_BEGINS.encode()
     except OSError:
         return False
+
+
+def name_beside(checkpoint: Path, name: str, *, own: bool) -> str:
+    """What a file about a checkpoint is called in its folder; ``own``: whether it is the one that the run there is known by.
+
+    Examples:
+        >>> name_beside(Path("run/last.ckpt"), "map.png", own=True)
+        'map.png'
+        >>> name_beside(Path("run/fine_tuned.ckpt"), "map.png", own=False)
+        'fine_tuned_map.png'
+    """
+    return name if own else f"{checkpoint.stem}_{name}"
+
+
+def drawn_of_checkpoints(names: Iterable[str]) -> set[str]:
+    """What the pictures are called that ``fastssl eval`` draws in a folder with entries of these names."""
+    stems = [name.removesuffix(".ckpt") for name in names if name.endswith(".ckpt")]
+    return {before + name for before in ("", *(f"{stem}_" for stem in stems)) for name in DRAWN} if stems else set()
 
 
 def no_link(path: str, flags: int) -> int:

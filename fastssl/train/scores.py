@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from fastssl._config import replace_text, short_text
 from fastssl._version import __version__
 from fastssl.train import TrainConfig, warn
+from fastssl.train.checkpoints import config_of, history_of
 from fastssl.train.progress import peak_bytes
 from fastssl.train.recipes import RECIPES
 from fastssl.train.rundir import SCORES, fcntl
@@ -137,6 +138,18 @@ def number(value: Any) -> Value:
     return float(value)
 
 
+def shown(value: Value, form: str) -> str:
+    """A value of a table as text.
+
+    Examples:
+        >>> shown(0.75, ".3f"), shown((0.5, 0.125), ".2f"), shown(None, ".3f")
+        ('0.750', '0.50 ± 0.12', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value[0]:{form}} ± {value[1]:{form}}" if isinstance(value, tuple) else f"{value:{form}}"
+
+
 @dataclass(frozen=True)
 class Scores:
     """What ``scores.json`` holds.
@@ -170,15 +183,48 @@ def read_scores(folder: Path) -> Scores:
         return Scores()
 
 
-def keep(folder: Path, *tables: Table, drawn: dict[str, str] | None = None, training: dict[str, Any] | None = None) -> None:
+def scores_of(checkpoint: dict[str, Any], name: str, tables: Iterable[Table]) -> Table | None:
+    """The scores of a checkpoint on the data of its run: those of the last evaluation, or of the history where none followed it.
+
+    Args:
+        checkpoint: what it holds.
+        name: of its file.
+        tables: those of the run's folder.
+    """
+    config, rows, own = config_of(checkpoint), history_of(checkpoint), checkpoint["fastssl"]
+    for table in tables:
+        if (table.question, table.epoch) == (("evaluation", config.data, name), rows[-1]["epoch"]):
+            return table
+    names = (*RECIPES[config.method].scores, *RECIPES[config.method].watch)
+    scored = [row for row in rows if row["epoch"] > 0 and any(row.get(each) is not None for each in names)]
+    if not scored:
+        return None
+    voters = (own.get("data") or {}).get("train", {}).get("count", 0)
+    where = {"data": config.data, "checkpoint": name, "epoch": scored[-1]["epoch"]}
+    return evaluation_table(scored[-1], untrained_scores(rows, config, voters), config, **where)
+
+
+def keep(
+    folder: Path,
+    *tables: Table,
+    drawn: dict[str, str] | None = None,
+    training: dict[str, Any] | None = None,
+    replaced: Path | None = None,
+) -> None:
     """Puts more into the folder's ``scores.json``, in the place of earlier answers to the same questions.
 
     Args:
         folder: of the run.
         tables, drawn, training: as ``Scores`` has them; of ``drawn`` the pictures that are new.
+        replaced: a checkpoint that was written anew; what the file says of the one before is left out.
     """
     with alone(folder):
-        keep_beside(folder, read_scores(folder), tables, drawn or {}, training)
+        known = read_scores(folder)
+        if replaced is not None:
+            old = tuple(table for table in known.tables if table.checkpoint != replaced.name)
+            seen = {name: data for name, data in known.drawn.items() if not name.startswith(f"{replaced.stem}_")}
+            known = Scores(old, seen, known.training)
+        keep_beside(folder, known, tables, drawn or {}, training)
 
 
 @contextmanager

@@ -357,4 +357,4 @@ def test_every_picture_of_a_run_is_known_as_one():
     from fastssl.train.rundir import DRAWN
 
     sources = "".join(path.read_text() for path in (Path(__file__).resolve().parents[2] / "fastssl" / "train").rglob("*.py"))
-    assert set(re.findall(r'\w+ / "(\w+\.png)"', sources)) == set(DRAWN)
+    assert set(re.findall(r'(?:\w+ / |run\.place\()"(\w+\.png)"', sources)) == set(DRAWN)

@@ -158,17 +158,17 @@ def test_what_is_damaged_is_named_and_left_out(tmp_path, capsys):
 
 
 def test_scores_of_an_earlier_epoch_are_not_those_of_the_run(tmp_path):
-    from fastssl.train.report import Run, facts_of, scores_of
-    from fastssl.train.scores import Scores, evaluation_table
+    from fastssl.train.report import Run, facts_of
+    from fastssl.train.scores import Scores, evaluation_table, scores_of
 
     noted = torch.load(write_run(tmp_path / "run") / "last.ckpt", weights_only=True)
     run = Run(tmp_path, "last.ckpt", noted, Scores())
-    history = scores_of(run)
+    history = scores_of(noted, "last.ckpt", ())
     assert history is not None and history.epoch == 4 and dict(history.rows)["weighted kNN, k=20"] == (0.4, 0.75)
     for epoch, wanted in ((2, 0.75), (4, 0.9)):
         of = {"data": "photos", "checkpoint": "last.ckpt", "epoch": epoch}
         table = evaluation_table({"knn": 0.9}, {"knn": 0.4}, run.config, **of)
-        found = scores_of(replace(run, scores=Scores((table,))))
+        found = scores_of(noted, "last.ckpt", (table,))
         assert found is not None and found.rows[0][1][1] == wanted
     assert not [value for _, value in facts_of(run) if "ckpt" in value]
     assert ("Checkpoint", "fine_tuned.ckpt") in facts_of(replace(run, checkpoint="fine_tuned.ckpt"))
