@@ -7,6 +7,7 @@ import torch
 
 from fastssl.ops._register import _C
 from fastssl.testing import compare, inputs
+from tests.support import shared_folders
 
 _FLOOR = compare.FLOOR[torch.float32]
 _SEED = int(os.environ.get("FASTSSL_TEST_SEED", "0"))  # other random inputs: tests/machines.py
@@ -19,6 +20,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.pluginmanager.register(shared_folders)  # here, since pytest asks no conftest.py about fixtures of the session
     for name, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(name) is signal.SIG_IGN:  # a shell starts what runs in the background so, nohup what outlives it
             signal.signal(name, usual)

@@ -1,5 +1,6 @@
 """What several files of these tests ask about."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.support.training import write_grey_classes
 
 @pytest.fixture(scope="session")
 def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of SimCLR on 24 training and 6 test images of two classes of grey; tests may write beside its checkpoint."""
+    """A run of SimCLR on 24 training and 6 test images of two classes of grey. No test writes there."""
     from fastssl.__main__ import main
 
     folder = tmp_path_factory.mktemp("grey")
@@ -22,3 +23,9 @@ def grey_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["train", "simclr", *where, *options]) == 0
     torch.set_num_threads(before)
     return folder / "run"
+
+
+@pytest.fixture
+def own_grey_run(grey_run: Path, tmp_path: Path) -> Path:
+    """A copy of ``grey_run``, of the same images, for a test that writes beside its checkpoint."""
+    return shutil.copytree(grey_run, tmp_path / "grey_run")

@@ -60,10 +60,10 @@ def table(text: str) -> dict[int, list[float]]:
     return {int(number): [float(value) for value in re.findall(r"([\d.]+) ±", cells)] for number, cells in rows}
 
 
-def test_the_table_and_the_picture(grey_run, capsys):
+def test_the_table_and_the_picture(own_grey_run, capsys):
     from fastssl.__main__ import main
 
-    command = ["eval", str(grey_run), "--few-shot", "--labels", "3,1", "--draws", "4", "--workers", "0"]
+    command = ["eval", str(own_grey_run), "--few-shot", "--labels", "3,1", "--draws", "4", "--workers", "0"]
     assert main(command) == 0
     said = capsys.readouterr()
     assert (
@@ -72,8 +72,8 @@ def test_the_table_and_the_picture(grey_run, capsys):
     rows = table(said.out)
     assert list(rows) == [1, 3] and all(len(row) == 4 for row in rows.values()) and said.err == ""
     assert min(rows[3][2:]) > 0.9  # the linear probes tell two shades of grey apart, also before the training
-    assert (grey_run / "few_shot.png").stat().st_size > 10_000
-    page = (grey_run / "report.html").read_text()
+    assert (own_grey_run / "few_shot.png").stat().st_size > 10_000
+    page = (own_grey_run / "report.html").read_text()
     assert "<h3>Few labels</h3>" in page and "3 labels a class" in page and f"<td>{rows[1][0]:.3f} ± " in page
     assert main(command) == 0 and table(capsys.readouterr().out) == rows
     assert main([*command[:3], "--draws", "2", "--workers", "0"]) == 0
@@ -108,14 +108,14 @@ def test_what_is_refused(grey_run, tmp_path, capsys):
         assert "two classes with samples that can be read; a class is a subfolder" in one_line(capsys.readouterr().err)
 
 
-def test_files_that_cannot_be_read_have_no_label(grey_run, tmp_path, capsys):
+def test_files_that_cannot_be_read_have_no_label(own_grey_run, tmp_path, capsys):
     """They do not count as images of a class; where a whole class cannot be read, that is said."""
     from fastssl.__main__ import main
 
     write_grey_classes(tmp_path / "images")
     for i in range(6):
         (tmp_path / "images" / "light" / f"{i}.png").write_bytes(b"no image")
-    command = ["eval", str(grey_run), "--data", f"folder:{tmp_path / 'images'}", "--few-shot", "--draws", "2", "--workers", "0"]
+    command = ["eval", str(own_grey_run), "--data", f"folder:{tmp_path / 'images'}", "--few-shot", "--draws", "2", "--workers", "0"]
     assert main(command) == 0
     said = capsys.readouterr()
     assert list(table(said.out)) == [1, 5] and "6 of 30 files cannot be used" in said.err

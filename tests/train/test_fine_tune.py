@@ -18,32 +18,32 @@ def tune(run, *more: str) -> int:
     return main(["eval", str(run), "--fine-tune", "2", "--workers", "0", *more])
 
 
-def test_started_again_it_writes_the_same_bits(grey_run, capsys, monkeypatch):
+def test_started_again_it_writes_the_same_bits(own_grey_run, capsys, monkeypatch):
     """Also where the first start was killed before it had written its file; the run's own checkpoint stays as it was."""
     from fastssl.__main__ import main
     from fastssl.train import checkpoints
 
-    before, path = (grey_run / "last.ckpt").read_bytes(), grey_run / "fine_tuned.ckpt"
+    before, path = (own_grey_run / "last.ckpt").read_bytes(), own_grey_run / "fine_tuned.ckpt"
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints.os, "replace", killed)
-    assert tune(grey_run) == 130 and not path.exists()
+    assert tune(own_grey_run) == 130 and not path.exists()
     monkeypatch.undo()
     capsys.readouterr()
-    assert tune(grey_run) == 0
+    assert tune(own_grey_run) == 0
     said, first = capsys.readouterr(), torch.load(path, weights_only=True)
     assert "fine-tuned, epoch   2/2  loss" in said.out and "from scratch, epoch   2/2  loss" in said.out and said.err == ""
-    assert tune(grey_run) == 0
+    assert tune(own_grey_run) == 0
     again = torch.load(path, weights_only=True)
     assert capsys.readouterr().out == said.out and again["fine_tuned"] == first["fine_tuned"]
     for part in ("state_dict", "linear"):
         assert all(torch.equal(value, again[part][name]) for name, value in first[part].items())
-    assert not (grey_run / "fine_tuned.partial").exists() and (grey_run / "last.ckpt").read_bytes() == before
-    assert tune(grey_run, "--seed", "1") == 0
+    assert not (own_grey_run / "fine_tuned.partial").exists() and (own_grey_run / "last.ckpt").read_bytes() == before
+    assert tune(own_grey_run, "--seed", "1") == 0
     assert not torch.equal(torch.load(path, weights_only=True)["linear"]["weight"], first["linear"]["weight"])
-    stored = torch.load(grey_run / "last.ckpt", weights_only=True)["state_dict"]
+    stored = torch.load(own_grey_run / "last.ckpt", weights_only=True)["state_dict"]
     moved = [name for name, value in first["state_dict"].items() if not torch.equal(value, stored[name])]
     assert all(f"method.backbone.{i}.weight" in moved for i in (0, 3, 6, 9))
     assert not any("head" in name for name in moved)  # the projection has no part in it
@@ -51,29 +51,29 @@ def test_started_again_it_writes_the_same_bits(grey_run, capsys, monkeypatch):
     assert "weighted kNN" in capsys.readouterr().out
 
 
-def test_it_learns_the_classes(grey_run, capsys):
+def test_it_learns_the_classes(own_grey_run, capsys):
     """Two shades of grey, from all labels: both trainings reach them, and the saved linear layer is the one that was scored."""
-    assert tune(grey_run, "--lr", "0.01", "--fine-tune", "12") == 0
+    assert tune(own_grey_run, "--lr", "0.01", "--fine-tune", "12") == 0
     scores = next(line for line in capsys.readouterr().out.splitlines() if "encoder and linear layer" in line).split()[-2:]
     assert all(float(score) > 0.8 for score in scores)
-    state = torch.load(grey_run / "fine_tuned.ckpt", weights_only=True)
+    state = torch.load(own_grey_run / "fine_tuned.ckpt", weights_only=True)
     made = state["fine_tuned"]
     assert made["class_names"] == ["dark", "light"] and made["epochs"] == 12 and state["linear"]["weight"].shape == (2, 256)
     assert [f"{made['accuracy'][name]:.3f}" for name in ("from scratch", "fine-tuned")] == scores
-    page = (grey_run / "report.html").read_text()
+    page = (own_grey_run / "report.html").read_text()
     assert "<h3>Fine-tuning</h3>" in page and "24 labelled images, 12 epochs" in page
 
 
-def test_what_is_refused(grey_run, capsys):
+def test_what_is_refused(own_grey_run, capsys):
     for options, words in (
         (["--labels-per-class", "13"], "--labels-per-class 13: class dark has only 12 training images"),
         (["--lr", "1e30"], "--lr: "),
         (["--top", "2"], "--top: is used with --retrieve only"),
     ):
-        assert tune(grey_run, *options) == 2
+        assert tune(own_grey_run, *options) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and words in said
-    assert tune(grey_run, "--labels-per-class", "2") == 0 and "the classes of 4 images for 2 epochs" in capsys.readouterr().out
+    assert tune(own_grey_run, "--labels-per-class", "2") == 0 and "the classes of 4 images for 2 epochs" in capsys.readouterr().out
 
 
 def test_the_saved_layer_has_the_standardisation_in_it():

@@ -68,20 +68,20 @@ def test_rows_of_the_embeddings_find_their_images(tmp_path):
     assert torch.equal(images[1], centre(half.__getitems__([2])[0], 16)[0] / 255)
 
 
-def test_numbers_and_picture_of_a_run(grey_run, capsys):
+def test_numbers_and_picture_of_a_run(own_grey_run, capsys):
     from fastssl.__main__ import main
     from fastssl.train.scores import read_scores
 
-    assert main(["eval", str(grey_run), "--retrieve", "--top", "3", "--workers", "0"]) == 0
+    assert main(["eval", str(own_grey_run), "--retrieve", "--top", "3", "--workers", "0"]) == 0
     said = capsys.readouterr()
     lines = {
         line[:26].strip(): [float(word) for word in line.split()[-2:]] for line in said.out.splitlines() if "precision" in line
     }
     assert lines.keys() == {"precision@3", "mean average precision"} and said.err == ""
     assert all(0.4 < value <= 1 for values in lines.values() for value in values)
-    assert (grey_run / "retrieval.png").stat().st_size > 5_000
-    kept = {table.task: dict(table.rows) for table in read_scores(grey_run).tables}["retrieval"]
+    assert (own_grey_run / "retrieval.png").stat().st_size > 5_000
+    kept = {table.task: dict(table.rows) for table in read_scores(own_grey_run).tables}["retrieval"]
     assert {name: [round(value, 3) for value in values] for name, values in kept.items()} == lines
-    page = (grey_run / "report.html").read_text()
+    page = (own_grey_run / "report.html").read_text()
     assert "<h3>Retrieval</h3>" in page and "<h2>Nearest neighbours</h2>" in page and "precision@3" in page
-    assert main(["eval", str(grey_run), "--top", "3"]) == 2 and "--top: is used with --retrieve only" in capsys.readouterr().err
+    assert main(["eval", str(own_grey_run), "--top", "3"]) == 2 and "--top: is used with --retrieve only" in capsys.readouterr().err

@@ -35,10 +35,10 @@ def copied(run, folder, **history: dict) -> None:
     torch.save(checkpoint, folder / "last.ckpt")
 
 
-@pytest.fixture(scope="module")
-def many(grey_run, tmp_path_factory):
+@pytest.fixture
+def many(grey_run, tmp_path):
     """Runs of which one is finished, and others were stopped, failed, are damaged, or have no checkpoint yet."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder = tmp_path / "runs"
     copied(grey_run, folder / "done", knn=0.75)
     copied(grey_run, folder / "group" / "better", knn=0.875)
     copied(grey_run, folder / "stopped", config={"epochs": 30})
@@ -102,7 +102,6 @@ def test_the_scores_are_those_of_the_evaluation_at_the_end(many, grey_run, capsy
     for other in ({"epoch": 1}, {"checkpoint": "fine_tuned.ckpt"}, {"data": "digits"}):
         (many / "done" / "scores.json").write_text(json.dumps({"tables": [own | other]}))
         assert listed(many, capsys)["done"]["scores"] == {"knn": 0.75}, other
-    (many / "done" / "scores.json").unlink()
 
 
 def test_the_table(many, capsys, monkeypatch):
