@@ -99,9 +99,11 @@ def _options(args: Namespace, runner: Any, peers: Any) -> list[Any]:
     """How to measure, once for each dtype."""
     import torch
 
+    from ._devices import why_no_gpu
+
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("bench: --device cuda, but this torch sees no GPU")
+        raise UsageError(f"--device cuda: cannot be used here: {why_no_gpu()}")
     chosen = peers.NAMES if args.peers is None else tuple(p for p in args.peers if p != "none")
     return [
         runner.Options(

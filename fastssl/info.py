@@ -11,6 +11,7 @@ from math import isqrt
 
 import torch
 
+from ._devices import why_no_gpu
 from ._options import Parser
 from ._version import __version__
 from .ops import normalize, similarity  # noqa: F401  declare their ops
@@ -100,8 +101,7 @@ def _cuda_line() -> str:
 def _gpu_lines() -> list[str]:
     kernels = _cuda_line()
     if not torch.cuda.is_available():
-        reason = "this torch is built without CUDA" if torch.version.cuda is None else "no usable GPU"
-        return [kernels, f"GPU             none: {reason}"]
+        return [kernels, f"GPU             none: {why_no_gpu()}"]
     gpus = []
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)

@@ -7,12 +7,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from fastssl._devices import usable_device
 from fastssl._ending import PLACE, STOP, first_process, foreseen, traceback_kept, visible
 from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.evaluation import evaluate, report_corrupt
+from fastssl.train.hardware import HARDWARE, check_hardware
 from fastssl.train.layout import counted, refuse_as_out
 from fastssl.train.options import eval_options, refuse_unused, refuse_unused_of_eval, refuse_unused_of_tasks, train_options
 from fastssl.train.processes import Meeting, join_processes, launched, leave_processes, met, note_job, requeued, with_processes
@@ -25,7 +26,6 @@ from fastssl.train.scores import machine
 from fastssl.train.settings import changed, flag, knn_vote
 
 Found = tuple[Path, dict] | None  # a checkpoint to go on from, with its path
-HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 FREE_ON_RESUME = ("epochs", "knn_every", "knn_k", "knn_t")  # the other settings of a run stay as they were
 
 
@@ -50,25 +50,6 @@ def resumed_config(given: dict, stored: TrainConfig, out: Path = Path("RUN")) ->
             out_of_it = f"leave {flag(name)} out, or start without --resume"
             raise UsageError(f"{flag(name)} {value}: the run to resume has {there}; {out_of_it}")
     return replace(stored, **{name: value for name, value in given.items() if name in free})
-
-
-def check_hardware(given: dict) -> int:
-    """Refuses a combination that lightning has no trainer for, before anything of an earlier run is moved -> how many processes."""
-    from fastssl.train.loop import plain_trainer, quiet_lightning
-
-    quiet_lightning()
-    try:
-        trainer = plain_trainer(**{name: given[name] for name in HARDWARE}, logger=False, enable_checkpointing=False)
-    except UsageError:
-        raise
-    except Exception as error:  # a dozen exception types
-        named = [f"{flag(name)} {given[name]}" for name in HARDWARE if given[name] not in ("auto", "32", 1)]
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{' '.join(named) or '--accelerator, --devices, --strategy'}: {reason}") from error
-    processes = max(trainer.world_size, trainer.num_devices * trainer.num_nodes)  # world_size is 1 until the processes are there
-    if processes > 1 and not hasattr(trainer.strategy, "cluster_environment"):
-        raise UsageError(f"--strategy {given['strategy']}: is for one process, and there are {processes}; leave the option out")
-    return processes
 
 
 def fit(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: dict, workers: int, meeting: Meeting | None) -> Any:
@@ -247,18 +228,6 @@ def train_and_evaluate(
     evaluate(method, data, config, device=device, workers=workers, **how)
     say(f"  checkpoint  {checkpoint}")
     return 0
-
-
-def usable_device(name: str) -> torch.device:
-    """The device that ``--device`` names, on which a sum was seen to work."""
-    try:
-        device = torch.device(name)
-        if torch.ones(2, device=device).sum().item() == 2:
-            return device
-        reason = "it computes nothing"
-    except Exception as error:  # each backend has its own types
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-    raise UsageError(f"--device {name}: cannot be used here: {reason}")
 
 
 def evaluate_run(argv: list[str]) -> int:

@@ -76,7 +76,8 @@ def test_no_whole_batch_for_each_of_several_processes():
 
 @pytest.mark.parametrize("images, batch_size", [(17, 8), (5, 2), (16, 8)])
 def test_the_default_batch_is_what_each_process_has(images, batch_size):
-    from fastssl.train.cli import check_hardware, fitting_batch
+    from fastssl.train.cli import fitting_batch
+    from fastssl.train.hardware import check_hardware
     from fastssl.train.recipes import RECIPES
 
     processes = check_hardware({"accelerator": "cpu", "devices": "2", "num_nodes": 1, "strategy": "auto", "precision": "32"})

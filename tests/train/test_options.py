@@ -49,7 +49,10 @@ WRONG = {
     "train simclr --strategy fsdp": "--strategy: fsdp cannot be used: a method's teacher, queue and scores need whole weights",
     "train simclr --strategy ddp_spawn": "--strategy: ddp_spawn cannot be used: the history of the run would stay in processes",
     "train simclr --num-nodes 0": "--num-nodes: must be at least 1, got 0",
-    "train simclr --data digits --accelerator gup --out {here}/run": "--accelerator gup:",
+    "train simclr --data digits --accelerator gup --out {here}/run": "--accelerator gup: must be one of auto, cpu, gpu, cuda, mps",
+    "train simclr --data digits --accelerator cdua": "; did you mean cuda?\n",
+    "train simclr --data digits --strategy dpp": "--strategy dpp: must be auto or ddp; did you mean ddp?\n",
+    "train simclr --data digits --accelerator cpu --devices x": "--devices x: on CPUs it is a number of processes, such as 2\n",
     "train simclr --data digits --patch-size 4": "--patch-size 4: only --backbone vit",
     "train mae --data digits --patch-size 5": "--patch-size 5: must divide",
     "train mae --data digits --image-size 16 --patch-size 16": "--patch-size 16: makes one patch of an image of 16 x 16 pixels",
@@ -63,8 +66,12 @@ WRONG = {
     "train moco --data digits --head linear --hidden-dim 5": "--hidden-dim: only --head mlp uses it, and --head is linear\n",
     "train simclr --data digits --hidden-dim 999999999999": "hidden_dim must be in [1, 2147483648)",
     "train simclr --data digits --hidden-dim 2147483647": "out of memory",
-    "eval {here} --device meta": "--device meta: cannot be used here",
-    "eval {here} --device gpu": "--device gpu: cannot be used here",
+    "eval {here} --device meta": "--device meta: cannot be used here: torch computes nothing on meta on this machine\n",
+    "eval {here} --device gpu": "--device gpu: names no device; did you mean cuda?\n",
+    "eval {here} --device cdua": "--device cdua: names no device; did you mean cuda?\n",
+    "eval {here} --device zzz": "--device zzz: names no device; known: cpu, cuda, mps, xpu\n",
+    "eval {here} --device cuda:x": "--device cuda:x: names no device; a number may follow the colon, such as cuda:0\n",
+    "bench --device cdua": "--device: must be one of cpu, cuda, got 'cdua'; did you mean cuda?\n",
     "eval ''": "RUN: must be a path",
     "eval /dev/null": "there is no checkpoint in it",
     "info --foo": "--foo",
@@ -187,3 +194,13 @@ def test_patches_by_image_size():
         assert method == "mae" or built.unit * side == masked
     config = RECIPES["simclr"].settings()
     assert tokens_line(RECIPES["simclr"].build(config, SimpleNamespace(image_size=32, channels=3))) is None
+
+
+def test_a_gpu_that_is_not_there_is_told_from_one_that_fails(monkeypatch):
+    from fastssl import _devices
+
+    monkeypatch.setattr(_devices.torch.cuda, "is_available", lambda: True)
+    third, failure = _devices.torch.device("cuda", 2), RuntimeError("CUDA error: no kernel image. More about it\nelsewhere")
+    for count, words in ((1, "the only GPU is cuda:0"), (2, "the last of 2 GPUs is cuda:1"), (3, "CUDA error: no kernel image")):
+        monkeypatch.setattr(_devices.torch.cuda, "device_count", lambda count=count: count)
+        assert _devices.why_not(third, failure) == words
