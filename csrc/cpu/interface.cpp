@@ -21,7 +21,7 @@ namespace {
 
 Tensor borrowed(AtenTensorHandle handle) {
   AtenTensorHandle own;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(handle, &own));
+  FASTSSL_TORCH(aoti_torch_new_tensor_handle(handle, &own));
   return Tensor(own);
 }
 

@@ -32,9 +32,9 @@ Tensor new_tensor(IntArrayRef shape, ScalarType dtype) {
   const pages::Block block = pages::take(bytes);
   if (!block.data) return empty(shape, dtype);  // whose error names the number of bytes
   AtenTensorHandle made;
-  TORCH_ERROR_CODE_CHECK(torch_from_blob(block.data, int64_t(shape.size()), shape.data(), contiguous_strides(shape).data(), 0, type,
-                                         aoti_torch_device_type_cpu(), -1, &made, aoti_torch_layout_strided(), nullptr, 0,
-                                         give_back, new pages::Block(block)));
+  FASTSSL_TORCH(torch_from_blob(block.data, int64_t(shape.size()), shape.data(), contiguous_strides(shape).data(), 0, type,
+                                aoti_torch_device_type_cpu(), -1, &made, aoti_torch_layout_strided(), nullptr, 0, give_back,
+                                new pages::Block(block)));
   return Tensor(made);
 }
 
@@ -42,7 +42,7 @@ Tensor zeros(IntArrayRef shape, ScalarType dtype) {
   const Tensor made = empty(shape, dtype);
   std::optional<Alone> alone;
   if (lost_its_team()) alone.emplace();
-  TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(made.get()));
+  FASTSSL_TORCH(aoti_torch_zero_(made.get()));
   return made;
 }
 

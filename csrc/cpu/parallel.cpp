@@ -50,13 +50,13 @@ Alone::~Alone() {
 
 int thread_count() {
   uint32_t count;
-  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
+  FASTSSL_TORCH(torch_get_num_threads(&count));
   return int(count);
 }
 
 int thread_index() {
   uint32_t index;
-  TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&index));
+  FASTSSL_TORCH(torch_get_thread_idx(&index));
   return int(index);
 }
 

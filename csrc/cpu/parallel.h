@@ -2,13 +2,14 @@
 // does one in a child of fork, which lacks its parent's threads. Which thread does a task changes no bit of any result.
 #pragma once
 #include <torch/csrc/stable/c/shim.h>
-#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
 #include <mutex>
+
+#include "cpu/check.h"
 
 namespace fastssl {
 
@@ -57,7 +58,7 @@ void parallel_for(int64_t count, int64_t elements, const F& task) {
       if (!of.failed.test_and_set()) of.error = std::current_exception();
     }
   };
-  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain_of(elements), run, &loop));
+  FASTSSL_TORCH(torch_parallel_for(0, count, grain_of(elements), run, &loop));
   if (loop.error) std::rethrow_exception(loop.error);
 }
 

@@ -14,7 +14,7 @@ void drop(AtenTensorHandle handle) { aoti_torch_delete_tensor_object(handle); }
 template <class... Arguments>
 Tensor call(const char* name, const char* overload, const Tensor& t, Arguments... arguments) {
   std::array<StableIValue, 1 + sizeof...(arguments)> stack{stable::from(t.new_handle()), stable::from(arguments)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  FASTSSL_TORCH(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
   return Tensor(stable::to<AtenTensorHandle>(stack[0]));
 }
 
@@ -22,7 +22,7 @@ Tensor call(const char* name, const char* overload, const Tensor& t, Arguments..
 
 Tensor::Tensor(AtenTensorHandle owned) {
   bool is_something;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_is_defined(owned, &is_something));
+  FASTSSL_TORCH(aoti_torch_is_defined(owned, &is_something));
   handle_ = std::shared_ptr<AtenTensorOpaque>(owned, drop);
   if (!is_something) {
     handle_.reset();
@@ -30,12 +30,12 @@ Tensor::Tensor(AtenTensorHandle owned) {
   }
   int64_t *sizes, *strides;
   int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(owned, &sizes));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(owned, &strides));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(owned, &dim_));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(owned, &numel_));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(owned, &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(owned, &contiguous_));
+  FASTSSL_TORCH(aoti_torch_get_sizes(owned, &sizes));
+  FASTSSL_TORCH(aoti_torch_get_strides(owned, &strides));
+  FASTSSL_TORCH(aoti_torch_get_dim(owned, &dim_));
+  FASTSSL_TORCH(aoti_torch_get_numel(owned, &numel_));
+  FASTSSL_TORCH(aoti_torch_get_dtype(owned, &dtype));
+  FASTSSL_TORCH(aoti_torch_is_contiguous(owned, &contiguous_));
   sizes_ = sizes, strides_ = strides, element_size_ = int64_t(aoti_torch_dtype_element_size(dtype));
   dtype_ = stable::to<ScalarType>(stable::from(dtype));
 }
@@ -43,22 +43,22 @@ Tensor::Tensor(AtenTensorHandle owned) {
 AtenTensorHandle Tensor::new_handle() const {
   AtenTensorHandle made;
   if (defined()) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(get(), &made));
+    FASTSSL_TORCH(aoti_torch_new_tensor_handle(get(), &made));
   } else {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_new_uninitialized_tensor(&made));
+    FASTSSL_TORCH(aoti_torch_new_uninitialized_tensor(&made));
   }
   return made;
 }
 
 void* Tensor::data_ptr() const {
   void* data;
-  TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(get(), &data));
+  FASTSSL_TORCH(torch_get_mutable_data_ptr(get(), &data));
   return data;
 }
 
 const void* Tensor::const_data_ptr() const {
   const void* data;
-  TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(get(), &data));
+  FASTSSL_TORCH(torch_get_const_data_ptr(get(), &data));
   return data;
 }
 
@@ -71,9 +71,8 @@ std::vector<int64_t> contiguous_strides(IntArrayRef shape) {
 
 Tensor empty(IntArrayRef shape, ScalarType dtype) {
   AtenTensorHandle made;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), contiguous_strides(shape).data(),
-                                                  stable::to<int32_t>(stable::from(dtype)), aoti_torch_device_type_cpu(), 0,
-                                                  &made));
+  FASTSSL_TORCH(aoti_torch_empty_strided(int64_t(shape.size()), shape.data(), contiguous_strides(shape).data(),
+                                         stable::to<int32_t>(stable::from(dtype)), aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
 
@@ -89,19 +88,19 @@ Tensor as_contiguous(const Tensor& t) {
 
 Tensor narrowed(const Tensor& t, int64_t dimension, int64_t first, int64_t count) {
   AtenTensorHandle made;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_narrow(t.get(), dimension, first, count, &made));
+  FASTSSL_TORCH(aoti_torch_aten_narrow(t.get(), dimension, first, count, &made));
   return Tensor(made);
 }
 
 double as_double(const Tensor& t) {
   double value;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_item_float64(t.get(), &value));
+  FASTSSL_TORCH(aoti_torch_item_float64(t.get(), &value));
   return value;
 }
 
 int64_t as_int64(const Tensor& t) {
   int64_t value;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(t.get(), &value));
+  FASTSSL_TORCH(aoti_torch_item_int64(t.get(), &value));
   return value;
 }
 
@@ -111,9 +110,9 @@ fastssl::Text torch::stable::detail::ToImpl<fastssl::Text>::call(StableIValue va
   const StringHandle text = to<StringHandle>(value);
   size_t length;
   const char* data;
-  TORCH_ERROR_CODE_CHECK(torch_string_length(text, &length));
-  TORCH_ERROR_CODE_CHECK(torch_string_c_str(text, &data));
+  FASTSSL_TORCH(torch_string_length(text, &length));
+  FASTSSL_TORCH(torch_string_c_str(text, &data));
   fastssl::Text copy(data, length);
-  TORCH_ERROR_CODE_CHECK(torch_delete_string(text));
+  FASTSSL_TORCH(torch_delete_string(text));
   return copy;
 }

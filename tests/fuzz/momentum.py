@@ -91,7 +91,7 @@ def _adamw(m: Maker) -> dict:
 
 
 def _of_each(value, count: int) -> list[float]:
-    return list(value) if isinstance(value, list | tuple) else [value] * count
+    return list(value) if isinstance(value, list | tuple | range) else [value] * count
 
 
 @torch.no_grad()
@@ -156,8 +156,8 @@ def _push(m: Maker) -> dict:
 
 @torch.no_grad()
 def _push_truth(queue, ptr, keys, layout="dk", overflow="wrap", label_queue=None, labels=None):
-    labels = None if labels is None else labels.to(label_queue.dtype)
-    keys = keys.detach().to(queue.dtype)
+    labels = None if labels is None else labels.to(label_queue.dtype, copy=True)  # they may lie in the memory that is written
+    keys = keys.detach().to(queue.dtype, copy=True)
     queue_reference.queue_push_(queue.detach(), ptr, keys, label_queue, labels, layout == "dk", overflow == "truncate")
 
 

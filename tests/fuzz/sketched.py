@@ -51,16 +51,19 @@ def _visreg(m: Maker) -> dict:
     }
 
 
-def _columns(z: Tensor, slices, directions, seed) -> Tensor:
+def _columns(z: Tensor, slices, directions, seed, generator) -> Tensor:
     """The directions of a call; new ones without the rounding to the dtype of its rows."""
     if directions is not None:
         return wide(directions).to(wide(z).dtype)
+    if seed is None:
+        state = (torch.default_generator if generator is None else generator).get_state()
+        seed = torch.randint(-(2**63), 2**63 - 1, (), generator=torch.Generator().set_state(state))
     seed = seed if isinstance(seed, Tensor) else torch.tensor(int(seed))
     return unit_columns(seed.reshape(()), z.shape[-1], int(slices), torch.float64).to(wide(z).dtype)
 
 
 def sigreg(z, slices=1024, knots=17, t_max=3.0, directions=None, generator=None, seed=None, group=None):
-    return sketched.sigreg(wide(z), _columns(z, slices, directions, seed), int(knots), float(t_max))
+    return sketched.sigreg(wide(z), _columns(z, slices, directions, seed, generator), int(knots), float(t_max))
 
 
 def lejepa_loss(z, global_views=None, lambda_param=0.05, **how):
@@ -69,7 +72,7 @@ def lejepa_loss(z, global_views=None, lambda_param=0.05, **how):
 
 
 def visreg(z, global_views, lambda_param, weights, slices, eps, directions, generator, seed, group, return_terms):
-    found = sketched.visreg_terms(wide(z), _columns(z, slices, directions, seed), global_views, eps)
+    found = sketched.visreg_terms(wide(z), _columns(z, slices, directions, seed, generator), global_views, eps)
     pred, scale, shape, center = found
     total = weights[0] * scale + weights[1] * shape + weights[2] * center
     total = (1 - lambda_param) * pred + lambda_param * total

@@ -22,6 +22,7 @@ def _words(m: Maker) -> dict:
 
 
 def _truth(inputs, outputs, input_ids, target_ids, negative_ids, sparse=True, reduction="mean"):
+    input_ids, target_ids, negative_ids = (ids.long() for ids in (input_ids, target_ids, negative_ids))
     ids = input_ids if input_ids.ndim == 2 else input_ids[:, None]
     there = (ids >= 0).to(inputs.dtype)[..., None]
     h = (inputs[ids.clamp_min(0)] * there).sum(1) / there.sum(1).clamp_min(1)

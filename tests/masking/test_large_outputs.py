@@ -11,6 +11,7 @@ from fastssl.ops._register import _C
 from fastssl.testing import masking
 
 linux_kernels = pytest.mark.skipif(_C is None or sys.platform != "linux", reason="C++ kernels keep memory on Linux alone")
+has_words = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 LARGE = 10 << 20  # bytes; what a call of 12 MiB or more writes goes past the caches, and outputs are most of what a call moves
 
 
@@ -135,3 +136,9 @@ def test_a_child_of_fork_has_its_own_memory():
     again = big(4, 7.0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert again.data_ptr() == address and bool((again == 7.0).all())
+
+
+@pytest.mark.skipif(_C is not None and not has_words, reason="torch before 2.13 keeps the words of an error to itself")
+def test_what_memory_cannot_hold_is_refused_in_the_words_of_torch():
+    with pytest.raises(RuntimeError, match=r"can't allocate memory: you tried to allocate \d+ bytes"):
+        F.mask_ids((2**31 - 1, 2**17), seed=3)  # 2 PiB, more than addresses reach

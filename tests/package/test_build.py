@@ -165,7 +165,7 @@ def test_ops_over_lists_are_registered_by_the_module_alone_where_it_is_in_use():
 @pytest.mark.skipif(_C is None or not sys.platform.startswith("linux"), reason="C++ kernels are not built, or no ELF library")
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm here")
 def test_the_kernels_ask_torch_for_its_stable_interface_alone():
-    """Nothing of Python and nothing of torch's C++ interface, but for functions that may be missing: oneDNN's and the BLAS's."""
+    """Nothing of Python and nothing of torch's C++ interface, but for functions that may be missing: oneDNN's, the BLAS's, and of torch 2.13."""
     words = ["nm", "-D", "--undefined-only", str(ROOT / "fastssl" / "_cpu.so")]
     lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\n")
     wanted = {kind: {name.split("@")[0] for mark, name in map(str.split, filter(None, lines)) if mark == kind} for kind in "Uw"}
@@ -176,6 +176,7 @@ def test_the_kernels_ask_torch_for_its_stable_interface_alone():
     optional = {name for name in wanted["w"] if not name.startswith(("_ITM", "__"))}
     assert {re.sub(r"^_ZN2at6native\d+cpublas\d+(brgemm|brgemm_release)E.*", r"\1", name) for name in optional} == {
         "MKL_Set_Num_Threads_Local", "brgemm", "brgemm_release", "dgemm_", "omp_get_max_threads", "omp_set_num_threads", "sgemm_",
+        "torch_exception_get_what_without_backtrace",
     }  # fmt: skip
 
 
