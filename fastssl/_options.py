@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from ._config import Value, read_options
 from ._ending import UsageError
 
+PRINTED = Path("-")  # the file that --json names where it names none
 LARGEST = 2**63 - 1  # whole number that torch takes
 
 
@@ -69,6 +70,11 @@ class Parser(argparse.ArgumentParser):
             self.error(self.unknown(rest[0].split("=")[0]))
         return parsed
 
+    def parse_args_and_file(self, args: Iterable[str] | None = None) -> argparse.Namespace:
+        """Parses ``args``, by default those of this process, and the options of the file that ``--config`` names there."""
+        words = list(sys.argv[1:] if args is None else args)
+        return self.parse_args_after(*options_of_file(words), words)
+
     def parse_args_after(self, file: Path | None, entries: dict[str, Value], args: list[str]) -> argparse.Namespace:
         """Parses ``args``, and before them the options that ``file`` holds as ``entries``."""
         return self.parse_args([*(word for name, value in entries.items() for word in self.from_file(file, name, value)), *args])
@@ -84,18 +90,22 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(where + (f"{name}: {why}" if why else f"unknown option {name}{closest(name, there)}"))
         if value is None:
             return []
-        if action.nargs == 0:
+        if action.nargs == 0 or (action.nargs == "?" and isinstance(value, bool)):
             if not isinstance(value, bool):
                 raise UsageError(f"{where}{name}: must be true or false, got {value!r}")
             off = flag.replace("--", "--no-", 1)
-            return [flag] if value else [off] if off in action.option_strings else []
-        text = str(value).lower() if isinstance(value, bool) else ",".join(value) if isinstance(value, list) else value
+            end = [f"--config={file}"] if action.nargs == "?" else []  # what follows is no value of this option
+            return [flag, *end] if value else [off] if off in action.option_strings else []
+        several = action.nargs == "+"
+        texts = value if isinstance(value, list) else [str(value).lower() if isinstance(value, bool) else value]
+        texts = texts if several else [",".join(texts)]
         try:
-            if callable(action.type):
-                action.type(text)
+            for text in texts:
+                if callable(action.type):
+                    action.type(text)
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"{where}{name}: {error}") from None
-        return [f"{flag}={text}"]
+        return [flag, *texts, f"--config={file}"] if several else [f"{flag}={texts[0]}"]  # which ends the list
 
     def unknown(self, word: str) -> str:
         if not word.startswith("-"):
@@ -110,6 +120,12 @@ def add_config(group: argparse._ActionsContainer) -> None:
     """Adds ``--config``, whose file ``options_of_file`` reads."""
     what = "a YAML or JSON file with options by their names, such as epochs: 20; those of the command line win"
     group.add_argument("--config", type=path, metavar="FILE", help=what)
+
+
+def add_json(parser: argparse._ActionsContainer, what: str) -> None:
+    """Adds ``--json``, which is ``PRINTED`` where no file is named."""
+    text = f"print {what} as JSON in place of a table; with FILE, print the table and write the JSON there"
+    parser.add_argument("--json", nargs="?", const=PRINTED, type=path, metavar="FILE", help=text)
 
 
 def options_of_file(args: list[str]) -> tuple[Path | None, dict[str, Value]]:

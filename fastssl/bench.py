@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ._ending import UsageError, ended
-from ._options import Parser, closest, directory, number, one_of, takes
+from ._options import Parser, add_config, closest, directory, number, one_of, takes
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,6 +79,7 @@ def _parser(workloads: tuple[str, ...], peers: tuple[str, ...]) -> Parser:
     parser.add_argument("--graphs", action="store_true", help="on cuda: also time replays of CUDA graphs")
     parser.add_argument("--out", type=directory, metavar="DIR", help="write result files and pictures there")
     parser.add_argument("--save", action="store_true", help="write them to benchmarks/results/<device>")
+    add_config(parser)
     return parser
 
 
@@ -187,7 +188,7 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """``fastssl bench [WORKLOAD ...]``; the exit code is 1 where our own code fails. Raises UsageError for a wrong command."""
     try:
-        return run(parser().parse_args(argv))
+        return run(parser().parse_args_and_file(argv))
     except (ImportError, ValueError) as error:
         raise UsageError(str(error).removeprefix("bench: ")) from error
 

@@ -18,6 +18,7 @@ def parser() -> Parser:
     """The options of ``fastssl completion``."""
     what = "Print the script that makes a shell complete the commands of fastssl. docs/training.md says where it goes."
     found = Parser("fastssl completion", description=what)
+    found.instead["--config"] = "completion has no options that a file could hold"
     found.add_argument("shell", type=one_of(*SHELLS)["type"], metavar="SHELL", help="bash, zsh or fish")
     return found
 

@@ -145,6 +145,7 @@ def parser() -> Parser:
     found = Parser("fastssl info", description="What is built, what this machine can run, and what serves each op.")
     measure = "also measure what this CPU can do at best: multiply-adds for each dtype, and its memory; a second"
     found.add_argument("--measure", action="store_true", help=measure)
+    found.instead["--config"] = "info has one option, which needs no file"
     return found
 
 

@@ -15,7 +15,7 @@ from fastssl.train import TrainConfig, UsageError, warn
 from fastssl.train.evaluation import evaluate, report_corrupt
 from fastssl.train.hardware import HARDWARE, check_hardware
 from fastssl.train.layout import counted, refuse_as_out
-from fastssl.train.options import eval_options, refuse_unused, refuse_unused_of_eval, refuse_unused_of_tasks, train_options
+from fastssl.train.options import eval_parser, refuse_unused, refuse_unused_of_eval, refuse_unused_of_tasks, train_options
 from fastssl.train.processes import Meeting, join_processes, launched, leave_processes, met, note_job, requeued, with_processes
 from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
@@ -232,7 +232,7 @@ def train_and_evaluate(
 
 def evaluate_run(argv: list[str]) -> int:
     """Evaluates a run directory or a checkpoint file; the pictures go beside the checkpoint."""
-    given = eval_options(argv)
+    given = eval_parser().parse_args_and_file(argv)
     PLACE.debug, device = given.debug, usable_device(given.device)
     refuse_unused_of_tasks(given)
     from fastssl.train.checkpoints import (

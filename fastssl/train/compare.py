@@ -13,6 +13,7 @@ from typing import Any
 
 from fastssl._config import replace_text
 from fastssl._ending import PLACE, visible
+from fastssl._options import PRINTED
 from fastssl.train import UsageError
 from fastssl.train.checkpoints import config_of, history_of, readable_checkpoint
 from fastssl.train.clock import seconds_of
@@ -22,6 +23,7 @@ from fastssl.train.recipes import RECIPES
 from fastssl.train.recipes._images import WATCH
 from fastssl.train.settings import knn_vote
 
+PICTURE = Path("compare.png")
 MOST_LINES = 7  # runs of one kind that have a line each, with a colour of its own and a name beside it
 MOST_KINDS = 6
 
@@ -257,23 +259,37 @@ def refuse_place(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path}: is a directory; name a file in it")
 
 
+def as_json(rows: Iterable[Any], place: Path) -> None:
+    """Prints dataclasses as JSON, or writes them to a file."""
+    text = json.dumps([asdict(row) for row in rows], indent=1)
+    if place == PRINTED:
+        say(text)
+        return
+    refuse_place("--json", place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(place, text + "\n")
+    say(visible(f"  table       {place}"))
+
+
 def compare(argv: list[str]) -> int:
-    """Prints the tables, draws the plot, and writes the table as data where ``--json`` asks for it."""
-    given = compare_parser().parse_args(argv)
+    """Prints the tables, draws the plot, and prints or writes the table as data where ``--json`` asks for it."""
+    given = compare_parser().parse_args_and_file(argv)
     PLACE.debug = given.debug
-    refuse_place("--out", given.out)
-    if given.json is not None:
-        refuse_place("--json", given.json)
-    if given.out.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"--out {given.out}: must end with .png, .pdf or .svg")
+    if given.json is not None and (given.json.is_dir() or given.json.suffix == ".ckpt"):  # the word after --json is a run
+        given.runs, given.json = [given.json, *given.runs], PRINTED
+    printed = given.json == PRINTED
+    out = given.out or (None if printed else PICTURE)
+    if out is not None:
+        refuse_place("--out", out)
+        if out.suffix.lower() not in (".png", ".pdf", ".svg"):
+            raise UsageError(f"--out {out}: must end with .png, .pdf or .svg")
     kinds = by_kind(row_of(run, checkpoint) for run, _, checkpoint in readable_runs(given.runs))
-    for kind, rows in kinds.items():
-        print_table(kind, rows)
+    if not printed:
+        for kind, rows in kinds.items():
+            print_table(kind, rows)
     if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([asdict(row) for rows in kinds.values() for row in rows], indent=1)
-        replace_text(given.json, text + "\n")
-        say(f"  table       {given.json}")
-    draw_compare(kinds, given.out)
-    say(f"  picture     {given.out}")
+        as_json((row for rows in kinds.values() for row in rows), given.json)
+    if out is not None:
+        draw_compare(kinds, out)
+        say(visible(f"  picture     {out}"), error=printed)
     return 0

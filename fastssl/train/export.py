@@ -33,7 +33,7 @@ FILES = ("model.pth", "model.safetensors", "model.onnx", "config.json", CARD)
 
 def export(argv: list[str]) -> int:
     """Writes what the command line asks for."""
-    given = export_parser().parse_args(argv)
+    given = export_parser().parse_args_and_file(argv)
     PLACE.debug = given.debug
     target = TARGETS[given.to]
     refuse_missing(given.to, target)

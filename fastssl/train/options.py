@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from fastssl._options import Parser, add_config, closest, number, one_of, options_of_file, path, takes
+from fastssl._options import Parser, add_config, add_json, closest, number, one_of, options_of_file, path, takes
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.recipes import RECIPES
 from fastssl.train.settings import MOST_SEED, Setting, data_name, flag, settings_of
@@ -153,6 +153,11 @@ def _common_options(parser: argparse._ActionsContainer) -> None:
     workers = f"processes that decode images, at most {MOST_WORKERS} (default: 0 for data in memory, else up to 8)"
     parser.add_argument("--workers", type=number(int, 0, most=MOST_WORKERS), default=None, help=workers)
     parser.add_argument("--map", **one_of("tsne", "pca", "none"), default="tsne", help="how the picture of the embeddings is made")
+    _file_and_debug(parser)
+
+
+def _file_and_debug(parser: argparse._ActionsContainer) -> None:
+    """Adds the options that every command on runs takes."""
     add_config(parser)
     parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
 
@@ -169,11 +174,6 @@ def train_options(argv: list[str]) -> dict[str, Any]:
         argv = [method, *argv]
     given = vars(train_parser(method or "simclr").parse_args_after(file, entries, argv))
     return {name: value for name, value in given.items() if name != "config"}
-
-
-def eval_options(argv: list[str]) -> argparse.Namespace:
-    """The options of ``fastssl eval``, those of a file too."""
-    return eval_parser().parse_args_after(*options_of_file(argv), argv)
 
 
 def refuse_unused(given: Collection[str], config: TrainConfig) -> None:
@@ -263,7 +263,7 @@ def export_parser() -> Parser:
     targets = one_of("torch", "timm", "torchvision", "safetensors", "hf", "onnx")
     parser.add_argument("--to", required=True, help=what, **targets)
     parser.add_argument("--out", type=path, help="folder of the files (default: export/TARGET beside the checkpoint)")
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
+    _file_and_debug(parser)
     return parser
 
 
@@ -271,8 +271,8 @@ def runs_parser() -> Parser:
     parser = Parser("fastssl runs", description="List the runs below a folder: those that are running first, then the newest.")
     parser.add_argument("folder", nargs="?", type=path, default=Path("runs"), metavar="FOLDER", help="where the runs lie")
     parser.add_argument("--sort", **one_of("newest", "name", "score", "size"), default="newest", help="what they are sorted by")
-    parser.add_argument("--json", action="store_true", help="print the list as JSON, with sizes in bytes and times in seconds")
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
+    add_json(parser, "the list, with sizes in bytes and times in seconds,")
+    _file_and_debug(parser)
     return parser
 
 
@@ -280,9 +280,10 @@ def compare_parser() -> Parser:
     parser = Parser("fastssl compare", description="Put runs side by side: a table, and a plot of their scores.")
     runs = "run directories, checkpoint files, or patterns such as 'runs/*'"
     parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help=runs)
-    parser.add_argument("--out", type=path, default=Path("compare.png"), help="the picture")
-    parser.add_argument("--json", type=path, help="a file for the table as data, with the scores of all epochs")
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
+    picture = "the picture (default: compare.png; with --json alone none is drawn)"
+    parser.add_argument("--out", type=path, help=picture)
+    add_json(parser, "the table, with the scores of all epochs,")
+    _file_and_debug(parser)
     return parser
 
 
@@ -293,5 +294,5 @@ def report_parser() -> Parser:
     parser.add_argument("runs", nargs="+", type=path, metavar="RUN", help=runs)
     where = "the page (default: report.html in the run's folder; of several runs: compare.html here)"
     parser.add_argument("--out", type=path, help=where)
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an unexpected error")
+    _file_and_debug(parser)
     return parser

@@ -33,7 +33,7 @@ ABOUT = (
 
 def report(argv: list[str]) -> int:
     """Writes the pages and prints their paths."""
-    given = report_parser().parse_args(argv)
+    given = report_parser().parse_args_and_file(argv)
     PLACE.debug = given.debug
     if given.out is not None:
         refuse_place("--out", given.out)

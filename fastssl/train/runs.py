@@ -1,22 +1,22 @@
 """``fastssl runs [FOLDER]``: the runs that lie below a folder, with what became of each."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastssl._config import read_options
 from fastssl._ending import PLACE, visible
+from fastssl._options import PRINTED
 from fastssl.train import UsageError
 from fastssl.train.checkpoints import LAST, PREVIOUS, Unreadable, read_checkpoint
-from fastssl.train.compare import Row, row_of
+from fastssl.train.compare import Row, as_json, row_of
 from fastssl.train.options import runs_parser
 from fastssl.train.progress import say
 from fastssl.train.recipes import RECIPES
@@ -227,19 +227,24 @@ def shortened(text: str, width: int) -> str:
 
 
 def runs(argv: list[str]) -> int:
-    """Prints the list, as a table or as JSON."""
-    given = runs_parser().parse_args(argv)
+    """Prints the list as a table or as JSON, or writes it to a file."""
+    given = runs_parser().parse_args_and_file(argv)
     PLACE.debug = given.debug
+    if given.json is not None and given.json.is_dir() and not given.folder.is_dir():  # the word after --json is the folder
+        given.folder, given.json = given.json, PRINTED
     if not given.folder.is_dir():
         raise UsageError(f"FOLDER {given.folder}: {'is no folder' if given.folder.exists() else 'there is no such folder'}")
     found = in_order((run_of(path) for path in run_folders(given.folder)), given.sort)
-    if given.json:
-        say(json.dumps([asdict(run) for run in found], indent=1))
-    elif not found:
+    if given.json == PRINTED:
+        as_json(found, PRINTED)
+        return 0
+    if not found:
         say(visible(f"no runs in {given.folder}"))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         rows = [tuple(map(visible, cells_of(run, given.folder))) for run in found]
         for line in fitting([HEAD, *rows], width):
             say(line)
+    if given.json is not None:
+        as_json(found, given.json)
     return 0

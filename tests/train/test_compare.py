@@ -61,6 +61,28 @@ def test_the_table_is_sorted_and_written_as_data(tmp_path, capsys):
     assert table[1]["history"][1]["score"] == pytest.approx(0.575)
 
 
+def test_json_is_printed_where_no_file_is_named(tmp_path, capsys, monkeypatch):
+    """Also where the word behind ``--json`` is a run, or the folder of ``fastssl runs``; a picture is drawn where asked for."""
+    from fastssl.__main__ import main
+
+    runs = write_run(tmp_path / "runs/a"), write_run(tmp_path / "runs/b", end=0.8)
+    monkeypatch.chdir(tmp_path)
+    kept = (runs[0] / "last.ckpt").read_bytes()
+    for words in (["runs/a", "runs/b", "--json"], ["--json", "runs/a/last.ckpt", "runs/b"], ["runs/b", "runs/a", "--json", "-"]):
+        assert main(["compare", *words]) == 0
+        assert [row["last"] for row in json.loads(capsys.readouterr().out)] == [0.8, 0.75]
+    assert {path.name for path in tmp_path.iterdir()} == {"runs"} and (runs[0] / "last.ckpt").read_bytes() == kept
+    assert main(["compare", "runs/a", "--json", "--out", "a.png"]) == 0 and (tmp_path / "a.png").exists()
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 1 and said.err == "  picture     a.png\n"
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert main(["runs", "--json", "elsewhere"]) == 0 and len(json.loads(capsys.readouterr().out)) == 2
+    assert main(["runs", "elsewhere", "--json", "new/list.json"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("run ") and said.endswith("  table       new/list.json\n")
+    assert len(json.loads((tmp_path / "new/list.json").read_text())) == 2
+
+
 def test_a_run_given_twice_is_one_row(tmp_path, capsys, monkeypatch):
     write_run(tmp_path / "runs/a")
     write_run(tmp_path / "runs/b", "moco")

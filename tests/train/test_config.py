@@ -11,6 +11,9 @@ import pytest
 
 from fastssl.__main__ import main
 from fastssl._config import read_options, replace_text, write_options
+from fastssl._ending import UsageError
+from fastssl._options import PRINTED
+from fastssl.completion import parsers
 from tests.support.rotation import of_today
 from tests.support.training import assert_same_runs, needs_train
 
@@ -114,11 +117,44 @@ def test_json_is_read_without_pyyaml(tmp_path, monkeypatch, capsys):
 
 
 def test_eval_takes_a_file(tmp_path):
-    from fastssl.train.options import eval_options
+    from fastssl.train.options import eval_parser
 
     write_options(tmp_path / "x.yaml", "", {"few_shot": True, "labels": [5, 1], "map": "none"})
-    given = eval_options(["runs/mine", "--config", str(tmp_path / "x.yaml"), "--map", "pca"])
+    given = eval_parser().parse_args_and_file(["runs/mine", "--config", str(tmp_path / "x.yaml"), "--map", "pca"])
     assert given.few_shot and given.labels == [1, 5] and given.map == "pca" and given.run == Path("runs/mine")
+
+
+FILES = {  # of the other commands: a file, words of the command line, and what becomes of them
+    "export": ("to: timm\nout: there", "runs/a --to onnx", {"to": "onnx", "out": Path("there")}),
+    "report": ("out: a.html", "runs/a runs/b", {"out": Path("a.html"), "runs": [Path("runs/a"), Path("runs/b")]}),
+    "compare": ("out: a.pdf\njson: a.json", "runs/a --out b.pdf", {"out": Path("b.pdf"), "json": Path("a.json")}),
+    "runs": ("sort: size\njson: true", "elsewhere", {"sort": "size", "json": PRINTED, "folder": Path("elsewhere")}),
+    "bench": (
+        "shapes: [16x8, 32x8]\nquick: true\ndtype: [float32, bfloat16]",
+        "nt_xent --no-memory",
+        {"shapes": ["16x8", "32x8"], "quick": True, "dtype": ["float32", "bfloat16"], "workloads": ["nt_xent"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_the_other_commands_take_a_file(command, tmp_path):
+    text, words, wanted = FILES[command]
+    (tmp_path / "x.yaml").write_text(text)
+    given = vars(parsers()[command]().parse_args_and_file([*words.split(), "--config", str(tmp_path / "x.yaml")]))
+    assert {name: given[name] for name in wanted} == wanted
+    (tmp_path / "x.yaml").write_text("ouut: there")
+    with pytest.raises(UsageError, match="unknown option ouut"):
+        parsers()[command]().parse_args_and_file(["nt_xent", "--config", str(tmp_path / "x.yaml")])
+
+
+def test_every_command_takes_a_file_or_says_why_not(capsys):
+    for command, make in parsers().items():
+        takes = any("--config" in action.option_strings for action in make()._actions)
+        assert takes == (command not in ("info", "completion")), command
+        if not takes:
+            assert main([command, *(["bash"] if command == "completion" else []), "--config", "x.yaml"]) == 2
+            assert f"fastssl {command}: error: --config: {command} has " in capsys.readouterr().err
 
 
 def test_the_settings_of_each_method_come_back_from_its_file(tmp_path):
