@@ -4,7 +4,7 @@
 // A block of rows and one panel of columns stay in registers while k runs, so that each c_ij is one chain of k multiply-adds from
 // the first term to the last. Its bits depend on row i of A and column j of B alone: not on the tile, the thread or the machine's
 // BLAS, and <x, y> has the bits of <y, x>. Instruction sets with fused multiply-adds agree with each other. The scale is taken as
-// the sum of two numbers of type T, so that its own rounding, which all logits would share, is none.
+// the sum of two numbers of type T, so that its own rounding, which all logits would share, is none; but for bfloat16 it is one.
 //
 // bfloat16 operands are taken in pairs of terms, which a CPU with AVX512_BF16 multiplies and adds in float32 in one instruction, at
 // twice the rate of float32. `step` is then the distance from one pair to the next, and the two terms of a pair are neighbours.
@@ -47,8 +47,8 @@ struct Products {
   // An array of float32 or of 16 bits is packed as float or, where it holds bfloat16, as such; one of float64 as double.
   void (*pack)(const Right& b, int k, int n, E* packed);
   // Rounds weights S (m, n) to bfloat16 as left operands: `rows` holds W, and `columns` W^T, either as pairs of rows of W, in which
-  // the terms of each two rows are neighbours, or, with `across`, as rows of its own. n is a multiple of 16, and m at most 32. Both
-  // have ld elements from one row to the next. Null for other elements, which need no such copy.
+  // the terms of each two rows are neighbours, or, with `across`, as rows of its own. n is a multiple of 16, and m at most 16. Both
+  // have ld elements from one row to the next; one that is null is not written. Null for other elements, which need no such copy.
   void (*round_weights)(const float* S, int S_ld, int m, int n, E* rows, E* columns, int64_t ld);
   bool across;
 

@@ -54,6 +54,12 @@ struct ProductFunctions {
 
   struct Scale {
     T high, low;
+    // Terms that were rounded to bfloat16 have errors far above that of a scale in one number.
+    V times(V x) const {
+      if (kTerms<E> == 2) return x * high;
+      const V part = x * low;  // of an infinite x, it may have the other sign
+      return x * high + (part - part == V{} ? part : V{});
+    }
   };
 
   // C of M rows and one whole panel. The loops over sums are unrolled, since the sums would be arrays in memory otherwise.
@@ -82,12 +88,10 @@ struct ProductFunctions {
       left += step;
       b += kPanel * kTerms<E>;
     }
-    const V high = scale.high - V{}, low = scale.low - V{};
 #pragma GCC unroll 16
     for (int s = 0; s < M * kRegisters; s++) {
       T* to = C + s / kRegisters * ld + s % kRegisters * W;
-      const V x = sum[s / kRegisters][s % kRegisters], part = x * low;  // of an infinite x, `part` may have the other sign
-      const V scaled = x * high + (part - part == V{} ? part : V{});
+      const V scaled = scale.times(sum[s / kRegisters][s % kRegisters]);
       store(to, add ? load(to) + scaled : scaled);
     }
   }
@@ -209,33 +213,38 @@ struct ProductFunctions {
   using Narrow = uint16_t __attribute__((vector_size(32)));
   using Wide = uint32_t __attribute__((vector_size(64)));
 
-  // Rounds rows i and i + 1, where the latter exists, of 16 columns, stores them and returns the pairs.
+  // Rounds rows i and i + 1, where the latter exists, of 16 columns, stores them unless `rows` is null, and returns the pairs.
   static inline Wide round_pair(const float* S, int S_ld, int i, int m, int j, E* rows, int64_t ld) {
     __m256i half[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (int r = 0; r < 2 && i + r < m; r++) {
       half[r] = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(S + int64_t(i + r) * S_ld + j));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + (i + r) * ld + j), half[r]);
+      if (rows) _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + (i + r) * ld + j), half[r]);
     }
     return __builtin_convertvector((Narrow)half[0], Wide) | __builtin_convertvector((Narrow)half[1], Wide) << 16;
   }
 
   static void round_weights(const float* S, int S_ld, int m, int n, E* rows, E* columns, int64_t ld) {
     for (int i = 0; i < m; i += 2)
-      for (int j = 0; j < n; j += 16)
-        _mm512_storeu_si512(columns + i * ld + 2 * j, (__m512i)round_pair(S, S_ld, i, m, j, rows, ld));
+      for (int j = 0; j < n; j += 16) {
+        const auto pairs = round_pair(S, S_ld, i, m, j, rows, ld);
+        if (columns) _mm512_storeu_si512(columns + i * ld + 2 * j, (__m512i)pairs);
+      }
   }
 
-  // The same with W^T as rows: 16 pairs of rows by 16 columns are transposed through a block in the first-level cache.
+  // The same with W^T as rows: 8 pairs of rows by 16 columns are transposed through a block in the first-level cache.
   static void round_weights_across(const float* S, int S_ld, int m, int n, E* rows, E* columns, int64_t ld) {
     for (int j = 0; j < n; j += 16) {
-      alignas(64) uint32_t block[16][16];
-      for (int p = 0; p < 16; p++) {
+      alignas(64) uint32_t block[8][16];
+      for (int p = 0; p < 8; p++) {
         const Wide pairs = 2 * p < m ? round_pair(S, S_ld, 2 * p, m, j, rows, ld) : Wide{};
         _mm512_store_si512(block[p], (__m512i)pairs);
       }
-      const __m512i place = _mm512_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240);
-      for (int c = 0; c < 16; c++)
-        _mm512_storeu_si512(columns + (j + c) * ld, _mm512_mask_i32gather_epi32(__m512i{}, 0xFFFF, place, &block[0][c], 4));
+      if (!columns) continue;
+      const __m256i place = _mm256_setr_epi32(0, 16, 32, 48, 64, 80, 96, 112);
+      for (int c = 0; c < 16; c++) {
+        const auto* from = reinterpret_cast<const int*>(&block[0][c]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(columns + (j + c) * ld), _mm256_i32gather_epi32(from, place, 4));
+      }
     }
   }
   static constexpr Products<E> table = {kPanel, multiply, pack, round_weights, false};

@@ -39,7 +39,7 @@ void sweep(const Problem<E>& p, double bias, const std::vector<Sum<E>>& x_weight
   const auto& f = rows<T>();
   const Latin<E> latin(p);
   Operands<E> operands(p, latin, out.own, out.other);
-  auto work = out.own || out.other ? latin.workspace() : latin.strips();
+  auto work = out.own || out.other ? latin.workspace(out.own, out.other) : latin.strips();
   operands.run(latin, [&](const Tile& t, int64_t I, int64_t J) {
     Tile all = t;
     all.ids_meet = false;  // equal ids are positive pairs here, which stay

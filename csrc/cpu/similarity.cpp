@@ -116,7 +116,7 @@ void sweep_rows(const Problem<E>& p, const Ranking<Sum<E>>& ranking, const State
   part.clear(p, splits * N);
   std::vector<int32_t> above(ranking.rank ? splits * N : 0, 0);
   std::unique_ptr<T[]> parts(kMean && splits > 1 ? new T[splits * N * D] : nullptr);
-  Workspace<E> work(kMean ? grid.rows.longest() : kStrip, grid.columns.longest());
+  Workspace<E> work(kMean ? grid.rows.longest() : kStrip, grid.columns.longest(), true, false);
   Panels<E> columns(p.y.stored, p.D, Form::kColumns, grid.columns.longest(), thread_count());
   Panels<E> y_rows(p.y.stored, p.D, Form::kRows, grid.columns.longest(), kMean ? thread_count() : 0);
   grid.run([&](int64_t first_row, int64_t last_row, int64_t split, int64_t first, int64_t last) {
@@ -148,7 +148,7 @@ void backward_two_sided(const Problem<E>& p, const RowTerms<Sum<E>>& terms, cons
   const auto& f = rows<T>();
   const Latin<E> latin(p);
   Operands<E> operands(p, latin, out.own, out.other);
-  auto work = latin.workspace();
+  auto work = latin.workspace(out.own, out.other);
   operands.run(latin, [&](const Tile& t, int64_t I, int64_t J) {
     const int ld = int(work.ld());
     T* sums = work.column(0);

@@ -124,16 +124,18 @@ struct Tile {
   bool ids_meet;
 };
 
-constexpr int kStrip = 32;  // rows of logits that are computed before the next step: 32 KB of floats, which the caches still hold
+constexpr int kStrip = 16;  // rows of logits that are computed before the next step: 16 KB of floats, which the nearest cache holds
 
 // Every thread's buffers, allocated once for a whole sweep: weights of a tile, two padded column vectors and a row vector.
-// A sweep that needs logits only, strip by strip, asks for a tile of kStrip rows.
+// A sweep that needs logits only, strip by strip, asks for a tile of kStrip rows. One that multiplies by W alone, or by W^T alone,
+// says so: where the weights are rounded, the other form is then not made.
 template <class E>
 class Workspace {
  public:
   using T = Sum<E>;
-  Workspace(int tile_rows, int tile_columns)
-      : ld_(padded(tile_columns) + kPad),  // rows at a distance of 2^k would meet in few lines of the cache
+  Workspace(int tile_rows, int tile_columns, bool weights = true, bool transposed = true)
+      : wanted_{weights, transposed},
+        ld_(padded(tile_columns) + kPad),  // rows at a distance of 2^k would meet in few lines of the cache
         rows_(kTerms<E> == 1 ? tile_rows : kStrip),
         stride_(int64_t(rows_ + 2) * ld_ + padded(tile_rows)),
         forms_ld_(std::max(padded(tile_columns), padded(tile_rows + kStrip)) + kPad),
@@ -150,8 +152,9 @@ class Workspace {
   T* strip(int i) { return mine() + (kTerms<E> == 1 && i < rows_ ? int64_t(i) * ld_ : 0); }
   void keep(int i, int m, int wide) {
     if constexpr (kTerms<E> == 2) {
-      E* columns = form(1) + (product_.across ? i : i * forms_ld_);
-      product_.round_weights(strip(i), int(ld_), m, wide, form(0) + i * forms_ld_, columns, forms_ld_);
+      E* rows = wanted_[0] ? form(0) + i * forms_ld_ : nullptr;
+      E* columns = wanted_[1] ? form(1) + (product_.across ? i : i * forms_ld_) : nullptr;
+      product_.round_weights(strip(i), int(ld_), m, wide, rows, columns, forms_ld_);
     }
   }
   // W and W^T of the weights that were kept.
@@ -183,6 +186,7 @@ class Workspace {
   E* form(int k) { return forms_.get() + (2 * thread_index() + k) * rounded_; }
 
   const Products<E>& product_ = products<E>();
+  std::array<bool, 2> wanted_;
   int64_t ld_, rows_, stride_, forms_ld_, rounded_;
   AlignedArray<T> data_;
   AlignedArray<E> forms_;
@@ -292,7 +296,7 @@ struct Latin {
         columns(cut(p.y.rows())),
         x_ids(p.x.id, rows),
         y_ids(p.y.id, columns) {}
-  Workspace<E> workspace() const { return {rows.longest(), columns.longest()}; }
+  Workspace<E> workspace(bool own = true, bool other = true) const { return {rows.longest(), columns.longest(), own, other}; }
   Workspace<E> strips() const { return {kStrip, columns.longest()}; }
 
   // visit(tile, number of its block of rows, number of its block of columns) may add to sums of its rows and columns. Before, each

@@ -38,7 +38,7 @@ void cross_backward(const Problem<E>& p, const RowTerms<Sum<E>>& row, const RowT
                     Sum<E> factor, Sum<E>* own, Sum<E>* other) {
   const Latin<E> latin(p);
   Operands<E> operands(p, latin, own, other);
-  auto work = latin.workspace();
+  auto work = latin.workspace(own, other);
   operands.run(latin, [&](const Tile& t, int64_t I, int64_t J) {
     weigh_tile(p, t, operands.columns.of(J), kept.of(t), row, column, work);
     operands.add(p, work, t, I, J, factor, own, other);

@@ -55,7 +55,7 @@ void limited_backward(const Problem<E>& p, const Sum<E>* limit, const RowTerms<S
   const auto& f = rows<T>();
   const Latin<E> latin(p);
   Operands<E> operands(p, latin, out.own, out.other);
-  auto work = latin.workspace();
+  auto work = latin.workspace(out.own, out.other);
   operands.run(latin, [&](const Tile& t, int64_t I, int64_t J) {
     T* sums = work.column(0);
     if (out.dbias) std::fill_n(sums, padded(t.n), T(0));

@@ -140,12 +140,16 @@ void chained(Worst& worst) {
 
 // W and W^T as left operands after their rounding to bfloat16, in products with ones: the sums of rows and of columns.
 void rounded(const fastssl::Products<BFloat16>& f, Worst& worst) {
-  for (const int m : {1, 2, 15, 32}) {
+  for (const int m : {1, 2, 15, 16}) {
     constexpr int n = 48, ld = 64;
     std::vector<float> S(m * ld), sums(std::max(m, n));
     for (float& s : S) s = between(0, 1);
     std::vector<BFloat16> rows((m + 1) * ld), columns((n + 1) * ld), ones(n, BFloat16(1.f)), packed(f.size(n, 1));
     f.round_weights(S.data(), ld, m, n, rows.data(), columns.data(), ld);
+    std::vector<BFloat16> rows_alone(rows.size()), columns_alone(columns.size());
+    f.round_weights(S.data(), ld, m, n, rows_alone.data(), nullptr, ld);
+    f.round_weights(S.data(), ld, m, n, nullptr, columns_alone.data(), ld);
+    worst.see(rows_alone == rows && columns_alone == columns, 1, 0);
     const auto rounded_to = [](float s) { return double(float(BFloat16(s))); };
     f.pack({{ones.data(), fastssl::kBFloat16}, 0, 1, n}, n, 1, packed.data());
     fastssl::products<BFloat16>().multiply({rows.data(), ld, 2}, packed.data(), m, 1, n, 1, false, sums.data(), 1);
