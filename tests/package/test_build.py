@@ -165,7 +165,7 @@ def test_ops_over_lists_are_registered_by_the_module_alone_where_it_is_in_use():
 @pytest.mark.skipif(_C is None or not sys.platform.startswith("linux"), reason="C++ kernels are not built, or no ELF library")
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm here")
 def test_the_kernels_ask_torch_for_its_stable_interface_alone():
-    """Nothing of Python and nothing of torch's C++ interface, but for functions that may be missing: oneDNN's, the BLAS's, and of torch 2.13."""
+    """Nothing of Python and of torch's C++ interface, but for functions that may be missing, of oneDNN, the BLAS and torch 2.13."""
     words = ["nm", "-D", "--undefined-only", str(ROOT / "fastssl" / "_cpu.so")]
     lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\n")
     wanted = {kind: {name.split("@")[0] for mark, name in map(str.split, filter(None, lines)) if mark == kind} for kind in "Uw"}
