@@ -4,13 +4,10 @@ Values keep the text that they have in the file, so that the command checks them
 """
 
 import json
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ._aside import replace_text
 from ._ending import UsageError
 
 Value = str | bool | None | list[str]
@@ -128,23 +125,3 @@ def write_options(path: Path, heading: str, options: dict[str, Any]) -> None:
     comments = "".join(f"# {line}\n" for line in heading.splitlines())
     text = comments + yaml.safe_dump(options, allow_unicode=True, sort_keys=False, width=1000)
     replace_text(path, text)
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A new path beside ``path``; what the block writes there takes its place when the block ends well, so that it is always whole.
-
-    The name is one of its own: several processes may write the same target, and a link that lies there is not followed.
-    """
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file that is whole at any moment."""
-    with replaced(path) as partial, open(partial, "x", encoding="utf-8") as file:
-        file.write(text)

@@ -25,6 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from ._aside import replace_text
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 RESTARTED = "FASTSSL_RESTARTED"
 SAME_REQUEST = 0.5  # seconds in which a signal that comes again is the same request: timeout(1) and some wrappers send it twice
@@ -189,6 +191,18 @@ def out_of_memory(error: BaseException) -> bool:
     return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
 
 
+def machines_own(error: BaseException) -> OSError | None:
+    """The refusal of the machine (a full disk, no right to write) behind an error: the error itself, one that it came from, or one
+    whose words a library has put into its own. None where there is none."""
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, OSError) and each.errno in REFUSED:
+            return each
+        each = each.__cause__ or each.__context__
+    text = str(error)
+    return next((OSError(code, os.strerror(code)) for code in REFUSED if os.strerror(code) in text), None)
+
+
 def foreseen(error: Exception, command: str = "train") -> str | None:
     """The line about an error that correct code can meet: no memory, a full disk, a killed worker process. None for others."""
     text = str(error).strip()
@@ -247,15 +261,20 @@ def quiet_hooks() -> Iterator[None]:
         threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
 
 
-def traceback_kept(error: BaseException, *, elsewhere: bool = True) -> Path | None:
-    """Writes the traceback to ``error.txt`` of the run's folder, or of the one for temporary files (``elsewhere``) -> its path."""
+def traceback_kept(error: BaseException, command: str = "train", *, elsewhere: bool = True) -> Path | None:
+    """Writes the traceback into the run's folder, or that of temporary files (``elsewhere``) -> its path.
+
+    The name is ``error.txt`` for a training, whose end it tells, and for another command ``error-COMMAND.txt``. A link there is
+    replaced.
+    """
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
     folder = PLACE.folder
-    places = [folder / "error.txt"] if folder is not None and folder.is_dir() else []
+    name = "error.txt" if command == "train" else f"error-{command}.txt"
+    places = [folder / name] if folder is not None and folder.is_dir() else []
     places += [Path(tempfile.gettempdir(), f"fastssl-error-{os.getpid()}.txt")] if elsewhere else []
     for path in places:
         try:
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+            replace_text(path, text)
         except OSError:
             continue
         return path
@@ -269,7 +288,7 @@ def failed(command: str, error: Exception) -> int:
         say("".join(traceback.format_exception(error)).rstrip(), error=True)
     if words is None:
         first = (str(error).strip().splitlines() or ["no message"])[0]
-        kept = traceback_kept(error)
+        kept = traceback_kept(error, command)
         if kept is None and not PLACE.debug:
             say("".join(traceback.format_exception(error)).rstrip(), error=True)
         where = f"; the traceback is in {kept}" if kept else ""

@@ -30,7 +30,7 @@ def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> 
     Raises:
         TypeError: ``run`` is no path.
         ValueError: there is no checkpoint that can be used, its method learns from something else than images, or ``device``
-            names no device.
+            is none of this machine.
 
     Examples:
         >>> import fastssl
@@ -44,10 +44,16 @@ def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> 
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"load: device must name a device of torch, such as cpu or cuda, got {device!r}") from error
+    from fastssl._devices import usable_device
     from fastssl._ending import UsageError
     from fastssl.train import warn
     from fastssl.train.encoders import load_run
 
+    try:
+        usable_device(str(place))
+    except UsageError as error:
+        why = str(error).rpartition("cannot be used here: ")[2]
+        raise ValueError(f"load: device must be one that computes here, got {str(place)!r}: {why}") from error
     try:
         loaded = load_run(Path(run).expanduser())
     except UsageError as error:

@@ -4,7 +4,6 @@ A run's folder holds ``last.ckpt`` and, as long as that is being replaced and af
 named with its reason, and nothing is written over it.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastssl._ending import Failure, foreseen, out_of_memory, visible
+from fastssl._aside import replaced
+from fastssl._ending import Failure, foreseen, machines_own, out_of_memory, visible
 from fastssl._options import closest
 from fastssl.train import TrainConfig, UsageError
 from fastssl.train.allocation import Bounded, TooLarge
@@ -100,25 +100,17 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, *, keep_as: str | N
     ``keep_as``: the name that a checkpoint which was at ``path`` before gets; without it, that one is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     try:
-        partial.unlink(missing_ok=True)  # of a killed process, or a link, which is not followed
-        with open(partial, "xb") as file:
+        with replaced(path) as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if not isinstance(error, (OSError, RuntimeError)):
-            raise
-        cause = error if isinstance(error, OSError) else error.__context__  # torch's archive writer: RuntimeError
-        reason = foreseen(cause) if isinstance(cause, OSError) else None
+            if keep_as is not None and path.exists():
+                os.replace(path, path.with_name(keep_as))
+    except (OSError, RuntimeError) as error:
+        reason = foreseen(machines_own(error) or error)
         kept = f"; {path} is still the one before" if path.exists() else ""
         raise Failure(f"a checkpoint could not be saved in {path.parent}: {reason or error}{kept}") from error
-    if keep_as is not None and path.exists():
-        os.replace(path, path.with_name(keep_as))
-    os.replace(partial, path)
 
 
 def find_checkpoint(run: Path) -> tuple[Path, dict] | None:
@@ -159,7 +151,7 @@ def meant(run: Path) -> str:
 
 
 def readable_checkpoint(run: Path) -> tuple[Path, dict, str]:
-    """For evaluation, which writes no checkpoint: the newest that can be used, and a warning about one that can't, or ""."""
+    """For commands that write no checkpoint: the newest that can be used, and a warning about one that can't, or ""."""
     try:
         found = find_checkpoint(run)
     except Unreadable as error:
@@ -167,7 +159,7 @@ def readable_checkpoint(run: Path) -> tuple[Path, dict, str]:
         if run.is_file() or not before.exists():
             raise Unreadable(f"RUN {error}" if run.is_file() else f"RUN {run}: {error}") from error
         try:
-            return before, read_checkpoint(before), f"warning: {str(error).split(';')[0]}; {before} is evaluated instead"
+            return before, read_checkpoint(before), f"warning: {str(error).split(';')[0]}; {before} is taken instead"
         except Unreadable:
             raise Unreadable(f"RUN {run}: {error}") from error
     if found is None:

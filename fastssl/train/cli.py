@@ -21,7 +21,7 @@ from fastssl.train.progress import duration, say
 from fastssl.train.recipes import RECIPES
 from fastssl.train.repeat import write_config
 from fastssl.train.report import write_report
-from fastssl.train.rundir import claimed, set_earlier_run_aside
+from fastssl.train.rundir import claimed, refuse_links, set_earlier_run_aside
 from fastssl.train.scores import machine
 from fastssl.train.settings import changed, flag, knn_vote
 
@@ -63,9 +63,10 @@ def fit(method: nn.Module, config: TrainConfig, data: Any, found: Found, given: 
         join_processes(trainer, meeting)
         trainer.fit(module, ckpt_path=found[0] if found else None, weights_only=True)
     except Exception as error:
-        if (module.begun or not found) and first_process() and STOP.signum is None:
+        restoring = found is not None and module.restoring
+        if not restoring and first_process() and STOP.signum is None:
             traceback_kept(error, elsewhere=False)
-        if found and not module.begun and not isinstance(error, UsageError) and foreseen(error) is None:
+        if found and restoring and not isinstance(error, UsageError) and foreseen(error) is None:
             why = f"{type(error).__name__}: {visible(str(error).strip())}"
             raise UsageError(f"--resume: {found[0]} cannot be restored: {why}") from error
         raise
@@ -159,6 +160,7 @@ def take_folder(config: TrainConfig, given: dict, held: contextlib.ExitStack) ->
     if not given["resume"]:
         held.enter_context(claimed(given["out"]))
         set_earlier_run_aside(given["out"])
+    refuse_links(given["out"])
     note_job(given["out"])
     write_config(given["out"], config, given)
 

@@ -6,12 +6,13 @@ for each kind.
 
 import glob
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastssl._config import replace_text
+from fastssl._aside import replace_text
 from fastssl._ending import PLACE, visible
 from fastssl._options import PRINTED
 from fastssl.train import UsageError
@@ -255,8 +256,11 @@ def draw_dots(axes: Sequence[Any], rows: Sequence[Row]) -> None:
 
 
 def refuse_place(option: str, path: Path) -> None:
+    """Raises UsageError for what a file may not take the place of: a directory, a device such as /dev/stdout."""
     if path.is_dir():
         raise UsageError(f"{option} {path}: is a directory; name a file in it")
+    if os.path.lexists(path) and (not path.is_file() or Path("/dev") in path.absolute().parents):
+        raise UsageError(f"{option} {path}: is a device, a pipe or a broken link, which would be replaced; name a file")
 
 
 def as_json(rows: Iterable[Any], place: Path) -> None:

@@ -52,10 +52,18 @@ def wrong_rows(history: Any) -> str | None:
 def wrong_notes(own: dict) -> str | None:
     """Why what a run notes of its data and of an interrupted epoch is not that; None where it is."""
     data, short = own.get("data"), own.get("cut_short")
-    if not (data is None or (isinstance(data, dict) and all(isinstance(half, dict) for half in data.values()))):
+    if not (data is None or (isinstance(data, dict) and all(map(is_fingerprint, data.values())))):
         return "what it notes of its data is damaged"
     states = (short["losses"], *short["generators"].values()) if short else ()
     return None if all(isinstance(state, Tensor) and state.ndim == 1 for state in states) else "its interrupted epoch is damaged"
+
+
+def is_fingerprint(half: Any) -> bool:
+    """Whether this is what ``fingerprint`` notes of one half of a data set."""
+    if not (isinstance(half, dict) and isinstance(half.get("classes"), list) and isinstance(half.get("digest"), str)):
+        return False
+    count = half.get("count")
+    return isinstance(count, int) and not isinstance(count, bool) and count >= 0 and all(type(c) is str for c in half["classes"])
 
 
 def not_finite(checkpoint: dict) -> str | None:

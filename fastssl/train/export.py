@@ -3,16 +3,17 @@ kept."""
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from fastssl._ending import PLACE, Failure, foreseen, out_of_memory, say, visible
+from fastssl._aside import exchanged, folder_aside, remove_left
+from fastssl._config import short_text
+from fastssl._ending import PLACE, Failure, foreseen, machines_own, out_of_memory, say, visible
 from fastssl.train import UsageError
 from fastssl.train.augment import as_float
 from fastssl.train.card import CARD, MARK, card, metadata_of
@@ -29,6 +30,7 @@ from fastssl.train.targets import TARGETS, Target, explained, fitting, refusal, 
 T = TypeVar("T")
 ROWS = 16  # images on which features are compared
 FILES = ("model.pth", "model.safetensors", "model.onnx", "config.json", CARD)
+MOST_OF_CARD = 1 << 20  # bytes
 
 
 def export(argv: list[str]) -> int:
@@ -39,7 +41,7 @@ def export(argv: list[str]) -> int:
     refuse_missing(given.to, target)
     run = load_run(given.run)
     if run.warning:
-        say(run.warning.replace("is evaluated", "is exported"), error=True)
+        say(run.warning, error=True)
     own = own_checkpoint(given.run, run.path, run.checkpoint)[0] == run.path
     out = given.out or run.path.parent / "export" / name_beside(run.path, given.to, own=own)
     refuse_out(out, target)
@@ -123,40 +125,80 @@ def attempt(name: str, act: Callable[[], T]) -> T:
     try:
         return act()
     except Exception as error:  # each library has its own types
-        if isinstance(error, UsageError) or out_of_memory(error) or (isinstance(error, OSError) and foreseen(error)):
+        if isinstance(error, UsageError) or out_of_memory(error):
             raise
-        if isinstance(cause := error.__context__, OSError) and foreseen(cause):  # torch's archive writer raises RuntimeError
-            raise cause from error
+        if (refused := machines_own(error)) is not None:
+            raise refused from error
         raise explained(name, error) from error
 
 
 def refuse_out(out: Path, target: Target) -> None:
     """Raises UsageError for a path that is a file or a folder whose files are not those of an export."""
-    if out.suffix in (".pth", ".pt", ".safetensors", ".onnx") or (out.exists() and not out.is_dir()):
+    if out.suffix in (".pth", ".pt", ".safetensors", ".onnx") or (os.path.lexists(out) and not out.is_dir()):
         raise UsageError(f"--out {out}: must be a folder, for {target.file} and {CARD}")
     if not out.is_dir():
         return
     there = out / CARD
-    ours = not there.exists() or (there.is_file() and MARK in there.read_text(encoding="utf-8", errors="replace"))
-    if not ours or (not there.exists() and any((out / name).exists() for name in FILES)):
+    if not (is_card(there) if there.exists() else not any((out / name).exists() for name in FILES)):
         raise UsageError(f"--out {out}: holds files that fastssl export did not write; name another folder")
+
+
+def is_card(path: Path) -> bool:
+    try:
+        return path.is_file() and MARK in short_text(path, MOST_OF_CARD)
+    except (OSError, ValueError):  # it cannot be read, is larger than any card, or no text
+        return False
 
 
 @contextmanager
 def written_aside(out: Path) -> Iterator[Path]:
-    """A new folder in ``out``, or where that will be, whose files move to ``out`` when the block ends well; else nothing is left
-    of it. ``out`` may be the root of another disk."""
-    near = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    """A new folder, whose files are in ``out`` when the block ends well; else nothing is left of it.
+
+    The new folder becomes ``out``, or is exchanged with it, in one act, so that files of two exports are never beside each other.
+    Only where ``out`` is no folder of its own (``movable``) or holds other files do they move there one by one, the card first.
+    """
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=near))
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
-    try:
-        yield folder
-        out.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.iterdir()):
-            os.replace(path, out / path.name)
+        with aside_of(out) as folder:
+            yield folder
+            out.parent.mkdir(parents=True, exist_ok=True)
+            if not takes_place(folder, out):
+                for path in sorted(folder.iterdir()):
+                    os.replace(path, out / path.name)
     except OSError as error:
         raise Failure(f"--out {out}: could not be written: {foreseen(error) or error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def aside_of(out: Path) -> Iterator[Path]:
+    """A folder on the disk of ``out``: beside it, or inside where it may not be exchanged; where it will be if it is not there."""
+    near = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    for place in (near, *near.parents[:2]):
+        remove_left(place)  # of an export that was killed before these folders were there
+    with ExitStack() as stack:
+        try:
+            place = near.parent if out.is_dir() and movable(out) else near
+            folder = stack.enter_context(folder_aside(place))
+        except OSError as error:
+            raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
+        yield folder
+
+
+def movable(out: Path) -> bool:
+    """Whether a folder is one of its own, that may be replaced: no link, no disk, not where this command runs, in one to write."""
+    try:
+        works_there = Path.cwd().is_relative_to(out.resolve())
+    except OSError:
+        works_there = True
+    return not (works_there or out.is_symlink() or os.path.ismount(out)) and os.access(out.parent, os.W_OK | os.X_OK)
+
+
+def takes_place(folder: Path, out: Path) -> bool:
+    """Makes ``folder`` be ``out`` where that has no other files than it; what ``out`` was is then where ``folder`` was."""
+    if not out.exists():
+        os.rename(folder, out)
+        return True
+    new = {path.name for path in folder.iterdir()}
+    if folder.parent.samefile(out) or not all(path.name in new and path.is_file() for path in out.iterdir()):
+        return False
+    shutil.copymode(out, folder)
+    return exchanged(folder, out)

@@ -36,6 +36,7 @@ from fastssl.train.order import Shuffled
 from fastssl.train.processes import launched, refuse_differences, share_of_rows
 from fastssl.train.progress import Steps, peak_memory, say, speed
 from fastssl.train.recipes import RECIPES
+from fastssl.train.rundir import next_version
 from fastssl.train.settings import knn_vote
 
 with broken_torchvision_hidden():
@@ -89,7 +90,8 @@ class MethodModule(pl.LightningModule):
         self.losses: list[Tensor] = []
         self.cut_short: dict | None = None  # of the checkpoint: the epoch that was interrupted
         self.steps: Steps | None = None
-        self.begun = False  # whether a step was done, and with it what was restored is known to fit
+        self.restoring = True  # whether something of a checkpoint is being put in place, or used for the first time
+        self.begun = False  # whether a step was done, and with it all that was restored is known to fit
         self.clock = Clock()
         self.done: int | None = None  # finished epochs of the checkpoint that this process goes on from
         self.waiting: Any = None  # the group in which the processes wait while the first one scores
@@ -152,7 +154,7 @@ class MethodModule(pl.LightningModule):
         trainer = self.trainer
         if self.heeds and trainer.world_size > 1:
             signal.signal(signal.SIGTERM, self.end_all)
-        self.losses = [loss.to(self.device) for loss in self.losses]
+        self.losses, self.restoring = [loss.to(self.device) for loss in self.losses], False
         if self.cut_short and trainer.world_size > 1:
             raise UsageError("--devices: the run was stopped in the middle of an epoch on one device; go on with one")
         if not self.history:
@@ -197,8 +199,9 @@ class MethodModule(pl.LightningModule):
         if self.waiting is not None and not joins_processes(self.method):
             self.share = share_of_rows(len(batch[0]), self.device)
         if self.cut_short:
+            self.restoring = True
             restore_generators(self.cut_short["generators"], self.device)
-            self.cut_short = None
+            self.cut_short, self.restoring = None, False
         elif not self.losses:  # not in on_train_epoch_start: whether the loader draws from the generator after it varies
             torch.manual_seed(step_seed(self.config.seed, self.current_epoch, self.global_rank))
         return self.recipe.arguments(self, batch)
@@ -211,9 +214,12 @@ class MethodModule(pl.LightningModule):
         self.log("loss_step", loss)
         return loss
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.restoring = not self.begun
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Shows the step. Where a signal came in the middle of an epoch, saves the run as it is and ends it."""
-        self.begun = True
+        self.begun, self.restoring = True, False
         if self.steps is not None:
             self.steps.step(self.losses[-1])
         if STOP.patient and STOP.signum is not None and batch_idx + 1 < self.trainer.num_training_batches:
@@ -372,8 +378,9 @@ def plain_trainer(
 
 def make_trainer(config: TrainConfig, out: Path, **hardware: Any) -> pl.Trainer:
     """The trainer of ``plain_trainer`` with the run's logs and its atomic checkpoint after each epoch."""
-    csv = CSVLogger(out, name="csv", flush_logs_every_n_steps=50)
-    tensorboard = TensorBoardLogger(out, name="tensorboard", version=csv.version)
+    version = next_version(out)
+    csv = CSVLogger(out, name="csv", version=version, flush_logs_every_n_steps=50)
+    tensorboard = TensorBoardLogger(out, name="tensorboard", version=version)
     checkpoint = ModelCheckpoint(out, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False)
     return plain_trainer(
         **hardware,

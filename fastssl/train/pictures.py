@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from fastssl._config import replaced
+from fastssl._aside import replaced
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")  # Okabe and Ito, yellow left out
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")  # shape tells classes apart where colour comes round again
@@ -149,6 +149,6 @@ def save(figure: Any, path: Path) -> None:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a class name in a script that the font lacks shows as boxes
         for text in figure.findobj(Text):  # a name that is no UTF-8, which the font cannot take
             text.set_text(text.get_text().encode(errors="backslashreplace").decode())
-        with replaced(path) as partial:
-            figure.savefig(partial, format=path.suffix[1:].lower())
+        with replaced(path) as file:
+            figure.savefig(file, format=path.suffix[1:].lower())
     plt.close(figure)

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from fastssl._aside import no_link, replace_text
 from fastssl._ending import Failure
 from fastssl.train import UsageError
 from fastssl.train.settings import flag
 
+MOST_OF_JOB = 1000  # characters
 JOB = ".job"  # in the folder of a run: the SLURM job that began it, so that the job knows it when it is started again
 STARTERS = "start it with torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each machine"
 
@@ -187,7 +189,8 @@ def requeued(out: Path) -> bool:
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return False
     try:
-        return (out / JOB).read_text(encoding="utf-8") == os.environ.get("SLURM_JOB_ID")
+        with open(out / JOB, encoding="utf-8", errors="replace", opener=no_link) as file:
+            return file.read(MOST_OF_JOB) == os.environ.get("SLURM_JOB_ID")
     except OSError:
         return False
 
@@ -195,7 +198,7 @@ def requeued(out: Path) -> bool:
 def note_job(out: Path) -> None:
     """Leaves the name of the SLURM job in ``out``, for ``requeued``."""
     if job := os.environ.get("SLURM_JOB_ID"):
-        (out / JOB).write_text(job, encoding="utf-8")
+        replace_text(out / JOB, job)
     else:
         (out / JOB).unlink(missing_ok=True)
 

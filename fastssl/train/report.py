@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from fastssl._config import replace_text
+from fastssl._aside import replace_text
 from fastssl._ending import visible
 from fastssl._version import __version__
 from fastssl.train import TrainConfig, warn
@@ -288,5 +288,5 @@ def write_report(path: Path, checkpoint: dict[str, Any], out: Path | None = None
 def write_page(path: Path, text: str) -> Path:
     """Writes a page as a whole -> its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, text.encode(errors="backslashreplace").decode())
+    replace_text(path, text)
     return path

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from fastssl._aside import no_link
 from fastssl._ending import PLACE, say
 from fastssl.train import UsageError
 
@@ -18,6 +19,7 @@ except ImportError:  # no POSIX: no lock
     fcntl = None  # type: ignore[assignment]
 
 ERROR = "error.txt"  # the traceback of what ended the training
+ERROR_OF_EVAL = "error-eval.txt"
 LOCK, LOCK_BEGINS, MOST_OF_LOCK = ".lock", "process ", 1000  # characters of the lock's file that are shown
 CONFIG = "config.yaml"  # the options that repeat the run
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "last.partial")
@@ -34,9 +36,11 @@ DRAWN: tuple[str, ...] = (
 )
 DRAWN += ("next_frames.png", "colour_tracking.png", "spectrograms.png", "few_shot.png", "retrieval.png")
 SCORES, REPORT = "scores.json", "report.html"
+LOGS = ("csv", "tensorboard")  # folders with one for each start of the run
 OF_OTHERS = tuple(f"{stem}_{name}" for stem in ("fine_tuned", "previous") for name in (*FINE_TUNED, *DRAWN, REPORT))
-OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, SCORES, REPORT, *OF_OTHERS, CONFIG, ERROR, "export", "csv", "tensorboard")
+OWN_FILES = (*CHECKPOINTS, *FINE_TUNED, *DRAWN, SCORES, REPORT, *OF_OTHERS, CONFIG, ERROR, ERROR_OF_EVAL, "export", *LOGS)
 EARLIER = re.compile(r"earlier-\d+")
+VERSION = re.compile(r"version_([0-9]{1,9})")
 
 
 def holds_run(folder: Path, names: Iterable[str]) -> bool:
@@ -147,12 +151,27 @@ def lock(file: TextIO, out: Path) -> None:
         raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
 
 
+def refuse_links(out: Path) -> None:
+    """Raises UsageError where a link lies in the place of a folder of logs, through which a run would write elsewhere."""
+    for name in LOGS:
+        path = out / name
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            kind = "link" if path.is_symlink() else "file"
+            raise UsageError(f"--out {out}: {name} there is a {kind}, and must be a folder; move it away")
+
+
+def next_version(out: Path) -> int:
+    """The number of this start of a run: one that no folder of logs has yet."""
+    known = [int(found[1]) for name in LOGS for path in (out / name).glob("version_*") if (found := VERSION.fullmatch(path.name))]
+    return 1 + max(known, default=-1)
+
+
 def set_earlier_run_aside(out: Path) -> None:
     """Moves the files of an earlier run to ``out/earlier-N``: nothing that was trained is lost to a forgotten --resume."""
-    own = [out / name for name in OWN_FILES if (out / name).exists()]
+    own = [out / name for name in OWN_FILES if os.path.lexists(out / name)]
     if not own:
         return
-    aside = next(path for n in range(1, 10_000) if not (path := out / f"earlier-{n}").exists())
+    aside = next(path for n in range(1, 10_000) if not os.path.lexists(path := out / f"earlier-{n}"))
     aside.mkdir()
     for path in own:
         path.rename(aside / path.name)

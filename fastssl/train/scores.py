@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from fastssl._config import replace_text, short_text
+from fastssl._aside import replace_text
+from fastssl._config import short_text
 from fastssl._version import __version__
 from fastssl.train import TrainConfig, warn
 from fastssl.train.checkpoints import config_of, history_of

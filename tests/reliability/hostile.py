@@ -176,7 +176,7 @@ def exchanged(value: object, path: tuple, new: object) -> object:
         return new
     key, *rest = path
     if isinstance(value, dict):
-        return {**value, key: exchanged(value[key], tuple(rest), new)}
+        return {**value, key: exchanged(value.get(key), tuple(rest), new)}
     parts = list(value)
     parts[key] = exchanged(parts[key], tuple(rest), new)
     return type(value)(parts)

@@ -3,14 +3,13 @@
 import json
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastssl.__main__ import main
-from fastssl._config import read_options, replace_text, write_options
+from fastssl._config import read_options, write_options
 from fastssl._ending import UsageError
 from fastssl._options import PRINTED
 from fastssl.completion import parsers
@@ -79,17 +78,6 @@ def test_a_file_that_is_not_there_or_too_large(tmp_path, capsys):
     assert "has more than 1 MiB" in capsys.readouterr().err
     assert main(["eval", str(tmp_path / "two\nlines")]) == 2
     assert "two\\nlines: no such file or directory\n" in capsys.readouterr().err
-
-
-def test_files_are_replaced_beside_others_that_write_them_and_no_link_is_followed(tmp_path):
-    mine, page = tmp_path / "mine", tmp_path / ("x" * 250)
-    mine.write_text("mine")
-    page.symlink_to(mine)
-    (tmp_path / f"{page.name[:200]}.partial").symlink_to(mine)
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda i: replace_text(page, f"{i}" * 1000), range(64)))
-    assert mine.read_text() == "mine" and not page.is_symlink() and len({*page.read_text()}) <= 2
-    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_command_line_wins(tmp_path):

@@ -38,6 +38,7 @@ ALTERED = [
     (("fastssl", "history", 1, "epoch"), 7, "history of epochs is damaged"),
     (("fastssl", "image_size"), 1 << 40, "image_size must be at most"),
     (("fastssl", "data"), [1], "what it notes of its data is damaged"),
+    (("fastssl", "data", "train", "count"), {}, "what it notes of its data is damaged"),
     (("fastssl", "cut_short"), {"losses": [1], "generators": {}}, "its interrupted epoch is damaged"),
     (("optimizer_states", 0, "state", 2, "exp_avg"), -1, "cannot be restored"),
     (("lr_schedulers", 0, "last_epoch"), {}, "cannot be restored"),

@@ -306,7 +306,7 @@ def test_a_page_is_replaced_as_a_whole(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run")
     assert reported(run) == 0
     before = (run / "report.html").read_bytes()
-    monkeypatch.setattr("fastssl._config.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("fastssl._aside.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert reported(run) == 1
     assert (run / "report.html").read_bytes() == before and re.fullmatch(r"last.ckpt report.html", names_in(run))
 
@@ -319,7 +319,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_before(tmp_path, monkey
     before = path.read_bytes()
 
     def full(self, where, **how):
-        Path(where).write_bytes(b"half")
+        where.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from fastssl import _ending
 from fastssl.__main__ import main
 from fastssl._ending import UsageError
 from tests.support.training import needs_train
@@ -147,7 +148,7 @@ def test_what_is_no_file_or_has_odd_numbers_holds_no_list_up(grey_run, tmp_path,
     assert holder(tmp_path / "neither") is None
 
 
-def test_a_link_in_the_place_of_a_file_of_a_run_is_not_followed(tmp_path):
+def test_a_link_in_the_place_of_a_file_of_a_run_is_not_followed(tmp_path, monkeypatch):
     from fastssl.train.checkpoints import write_checkpoint
     from fastssl.train.rundir import claimed
 
@@ -156,9 +157,31 @@ def test_a_link_in_the_place_of_a_file_of_a_run_is_not_followed(tmp_path):
     (tmp_path / ".lock").symlink_to(mine)
     with pytest.raises(UsageError, match="cannot be written"), claimed(tmp_path):
         pass
-    (tmp_path / "last.partial").symlink_to(mine)
+    for name in ("last.ckpt", "error.txt"):
+        (tmp_path / name).symlink_to(mine)
     write_checkpoint({"a": torch.ones(3)}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(_ending.PLACE, "folder", tmp_path)
+    assert _ending.traceback_kept(ValueError("no")) == tmp_path / "error.txt"
     assert mine.read_text() == "mine" and torch.load(tmp_path / "last.ckpt", weights_only=True)["a"].sum() == 3
+    assert "ValueError: no" in (tmp_path / "error.txt").read_text() and not (tmp_path / "error.txt").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["csv", "tensorboard"])
+def test_logs_are_not_written_through_a_link(name, tmp_path):
+    from fastssl.train.rundir import next_version, refuse_links, set_earlier_run_aside
+
+    (tmp_path / "run" / "csv" / "version_7").mkdir(parents=True)
+    (tmp_path / "run" / "tensorboard" / "version_x").mkdir(parents=True)
+    (tmp_path / "run" / "tensorboard" / "version_11").symlink_to(tmp_path / "nowhere")
+    assert next_version(tmp_path / "run") == 12 and next_version(tmp_path) == 0
+    refuse_links(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / name)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=f"{name} there is a link, and must be a folder"):
+        refuse_links(tmp_path / "run")
+    set_earlier_run_aside(tmp_path / "run")
+    assert (tmp_path / "run" / "earlier-1" / name).is_symlink()
+    refuse_links(tmp_path / "run")
 
 
 def test_nothing_to_list(tmp_path, capsys):
@@ -177,6 +200,29 @@ def test_what_ends_a_training_is_kept(grey_run, tmp_path, monkeypatch, capsys):
     assert main(["train", "--config", str(grey_run / "config.yaml"), "--out", str(tmp_path / "run")]) == 2
     assert "the loss became nan" in capsys.readouterr().err and "Traceback" in (tmp_path / "run" / "error.txt").read_text()
     assert listed(tmp_path, capsys)["run"]["state"] == "failed"
+
+
+def test_an_error_of_eval_is_not_the_trainings(grey_run, tmp_path, monkeypatch, capsys):
+    from fastssl.train import cli
+
+    copied(grey_run, tmp_path / "run", config={"epochs": 30})
+    monkeypatch.setattr(cli, "evaluate", lambda *_, **__: [].pop())
+    assert main(["eval", str(tmp_path / "run"), "--data", f"folder:{grey_run.parent / 'images'}"]) == 1
+    kept = tmp_path / "run" / "error-eval.txt"
+    assert capsys.readouterr().err.endswith(f"unexpected IndexError: pop from empty list; the traceback is in {kept}\n")
+    assert "Traceback" in kept.read_text()
+    assert listed(tmp_path, capsys)["run"]["state"] == "stopped"
+
+
+def test_an_error_in_the_first_step_after_a_resume_is_not_the_checkpoints(grey_run, tmp_path, monkeypatch, capsys):
+    from fastssl.train import loop
+
+    copied(grey_run, tmp_path / "run")
+    monkeypatch.setattr(loop.MethodModule, "training_step", lambda self, arguments, index: [].pop())
+    options = ["--data", f"folder:{grey_run.parent / 'images'}", "--accelerator", "cpu", "--workers", "0", "--epochs", "3"]
+    assert main(["train", "simclr", *options, "--out", str(tmp_path / "run"), "--resume"]) == 1
+    assert "error: unexpected IndexError: pop from empty list; the traceback is in" in capsys.readouterr().err
+    assert "pop from empty list" in (tmp_path / "run" / "error.txt").read_text()
 
 
 def refuse(self) -> None:

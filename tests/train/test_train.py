@@ -296,13 +296,14 @@ def test_kill_and_resume_is_the_same_run(tmp_path, capsys):
     process.kill()
     process.wait()
     assert (killed / "last.ckpt").exists()
-    (killed / "last.partial").write_bytes(b"half-written")
+    (killed / f".{16 * '0'}.partial").write_bytes(b"half-written")
 
     capsys.readouterr()
     assert main(["train", *options, "--out", str(killed), "--resume"]) == 0
     said = capsys.readouterr().out
     assert "resume: 1 of 3 epochs" in said or "resume: 2 of 3 epochs" in said
     assert "epoch   1/3" not in said and "epoch   3/3" in said
+    assert not list(killed.glob(".*.partial"))
     ours, theirs = (torch.load(run / "last.ckpt", weights_only=True) for run in (killed, whole))
     assert ours["fastssl"]["history"] == theirs["fastssl"]["history"]
     assert ours["lr_schedulers"][0]["last_epoch"] == theirs["lr_schedulers"][0]["last_epoch"] == 33
