@@ -220,6 +220,8 @@ def foreseen(error: Exception, command: str = "train") -> str | None:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else where)
     if isinstance(error, FileNotFoundError) and PLACE.folder and str(error.filename).startswith(f"{PLACE.folder}{os.sep}"):
         return f"{error.filename} is gone: the run's folder was removed, or changed, while it was written to"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename2 or error.filename} is a directory, and a file was to be written or read there; move it away"
     if "DataLoader worker" in text and "killed by signal" in text:
         return f"--workers: a process that reads the data was killed; fewer --workers need less memory ({first})"
     kinds = {kind.__name__ for kind in type(error).__mro__}

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastssl.train.options import refused_setting
 from fastssl.train.recipes import RECIPES
 
+MOST_NUMBER = 2**53  # of whole ones in a history, which floats hold exactly
 MOST_DEEP = 32  # dictionaries and lists inside each other; six in a checkpoint of a run
 MOST_VALUES = 10_000_000  # a few bytes that hold the same list twice, and so on, are more
 
@@ -41,6 +42,8 @@ def wrong_rows(history: Any) -> str | None:
     if not (isinstance(history, list) and history and all(isinstance(row, dict) for row in history)):
         return "it has no history of epochs"
     values = [value for row in history for value in row.values()]
+    if any(isinstance(value, int) and abs(value) > MOST_NUMBER for value in values):
+        return "its history of epochs has a number that no run reaches"
     epochs = [row.get("epoch") for row in history]
     numbers = all(value is None or isinstance(value, (int, float)) for value in values)
     whole = all(isinstance(epoch, int) and epoch >= 0 for epoch in epochs) and epochs == sorted(set(epochs))

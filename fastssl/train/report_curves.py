@@ -1,53 +1,69 @@
 """The curves in the report of a run: from its history, and from the losses of single steps in ``csv/``."""
 
 import csv
+import io
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from fastssl._config import short_text
 from fastssl.train import TrainConfig, warn
 from fastssl.train.chart import Chart, Points, line_chart
 from fastssl.train.recipes import RECIPES
 from fastssl.train.scores import score_rows
 
+MOST_BYTES = 32 << 20  # of a file of losses: some 500,000 rows
+MOST_SHOWN = 1e30
 VERSION = re.compile(r"version_(\d+)[/\\]metrics\.csv$")
 
 
 def number_in(row: dict[str, Any], name: str) -> float:
-    """A number of a row of the history or of a CSV file; NaN where it has none."""
+    """A number of a row of the history or of a CSV file; NaN where it has none, or one that no axis can show."""
     try:
-        return float(row.get(name, math.nan))
+        number = float(row.get(name, math.nan))
     except (TypeError, ValueError):
         return math.nan
+    return number if abs(number) <= MOST_SHOWN else math.nan
 
 
-def csv_rows(folder: Path) -> list[list[dict[str, Any]]]:
-    """The rows of each file in ``csv/``, one file for each start of the run, the first start first."""
+def csv_files(folder: Path) -> list[Path]:
+    """The files in ``csv/``, one for each start of the run, the first start first."""
     numbered = [(int(found[1]), path) for path in folder.glob("csv/version_*/metrics.csv") if (found := VERSION.search(str(path)))]
-    files = []
-    for _, path in sorted(numbered):
-        try:
-            files.append(list(csv.DictReader(path.read_text(encoding="utf-8", errors="replace").splitlines())))
-        except (OSError, csv.Error) as error:
-            warn(f"{path} cannot be read and is left out of the report: {error}")
-    return files
+    return [path for _, path in sorted(numbered)]
+
+
+def losses_in(path: Path) -> tuple[Points, float]:
+    """The steps that were done, and the loss, of each row that has it; and the steps of an epoch, 0 where no row ends one.
+
+    Raises:
+        OSError, ValueError, csv.Error: it cannot be read, or is no such file.
+    """
+    if not path.is_file():
+        raise ValueError("it is no file")
+    found, length = [], 0.0
+    for row in csv.DictReader(io.StringIO(short_text(path, MOST_BYTES))):
+        done, loss = number_in(row, "step") + 1, number_in(row, "loss_step")
+        if math.isfinite(done) and math.isfinite(loss):
+            found.append((done, loss))
+        if done > 0 and math.isfinite(number_in(row, "loss")) and number_in(row, "epoch") >= 0:
+            length = done / (number_in(row, "epoch") + 1)
+    return found, length
 
 
 def step_losses(folder: Path) -> Points:
     """Place in epochs and loss of each step that ``csv/`` has. A later start of the run replaces the steps that it repeats."""
     steps: dict[float, float] = {}
-    length = 0.0  # steps of an epoch, as the last row says that ends one
-    for rows in csv_rows(folder):
-        found: dict[float, float] = {}
-        for row in rows:
-            done, loss = number_in(row, "step") + 1, number_in(row, "loss_step")
-            if math.isfinite(done) and math.isfinite(loss):
-                found[done] = loss
-            if done > 0 and math.isfinite(number_in(row, "loss")) and number_in(row, "epoch") >= 0:
-                length = done / (number_in(row, "epoch") + 1)
+    length = 0.0
+    for path in csv_files(folder):
+        try:
+            rows, steps_of_epoch = losses_in(path)
+        except (OSError, ValueError, csv.Error) as error:
+            warn(f"{path} cannot be read and is left out of the report: {error}")
+            continue
+        found, length = dict(rows), steps_of_epoch or length
         steps = {done: loss for done, loss in steps.items() if done < min(found, default=math.inf)} | found
-    return [(done / length, loss) for done, loss in sorted(steps.items())] if length else []
+    return [(done / length, loss) for done, loss in sorted(steps.items()) if done / length <= MOST_SHOWN] if length else []
 
 
 def charts_of(folder: Path, config: TrainConfig, history: list[dict]) -> list[Chart]:

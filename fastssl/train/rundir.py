@@ -76,11 +76,6 @@ def drawn_of_checkpoints(names: Iterable[str]) -> set[str]:
     return {before + name for before in ("", *(f"{stem}_" for stem in stems)) for name in DRAWN} if stems else set()
 
 
-def no_link(path: str, flags: int) -> int:
-    """An ``opener`` of ``open`` that follows no link at the end of the path, and does not wait for the other end of a pipe."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-
-
 def written_by_run(name: str) -> bool:
     """Whether an entry of a run's folder is the run's own by its name."""
     return name in OWN_FILES or name == LOCK or EARLIER.fullmatch(name) is not None
@@ -100,7 +95,7 @@ def claimed(out: Path) -> Iterator[None]:
     except FileExistsError:
         raise UsageError(f"--out {out}: is a file, not a directory") from None
     except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
+        raise UsageError(f"--out {out}: cannot be written: {error.strerror or f'{LOCK} there is no file'}") from error
     with file:
         lock(file, out)
         PLACE.folder = out

@@ -29,7 +29,7 @@ from fastssl.train.rundir import SCORES, fcntl
 from fastssl.train.settings import knn_vote
 
 FORM = re.compile(r"\.\df")
-MOST_BYTES = 16 << 20  # of the file
+MOST_BYTES, MOST_TABLES = 16 << 20, 1000  # of the file
 Value = float | None | tuple[float, float]  # a number, none where it is not known, or a mean and half of its 95 % interval
 
 
@@ -176,7 +176,10 @@ def read_scores(folder: Path) -> Scores:
         drawn, training = found.get("drawn", {}), found.get("training", {})
         if not isinstance(drawn, dict) or not isinstance(training, dict):
             raise TypeError("drawn and training must be objects")
-        return Scores(tuple(map(table_of, found.get("tables", ()))), {name: text(data) for name, data in drawn.items()}, training)
+        tables = found.get("tables", ())
+        if len(tables) > MOST_TABLES:
+            raise ValueError(f"has {len(tables)} tables, more than {MOST_TABLES}")
+        return Scores(tuple(map(table_of, tables)), {name: text(data) for name, data in drawn.items()}, training)
     except FileNotFoundError:
         return Scores()
     except (AttributeError, KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
@@ -194,7 +197,8 @@ def scores_of(checkpoint: dict[str, Any], name: str, tables: Iterable[Table]) ->
     """
     config, rows, own = config_of(checkpoint), history_of(checkpoint), checkpoint["fastssl"]
     for table in tables:
-        if (table.question, table.epoch) == (("evaluation", config.data, name), rows[-1]["epoch"]):
+        own = (table.question, table.epoch) == (("evaluation", config.data, name), rows[-1]["epoch"])
+        if own and table.columns == ("untrained", "trained"):
             return table
     names = (*RECIPES[config.method].scores, *RECIPES[config.method].watch)
     scored = [row for row in rows if row["epoch"] > 0 and any(row.get(each) is not None for each in names)]

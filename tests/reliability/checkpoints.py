@@ -2,7 +2,8 @@
 
 Four kinds are read as resume and eval read them: a small file cut at every 64th byte, flipped bits, files that were made to do harm
 (``hostile.py``), and pickles in which a bit was flipped before the checksums were made. Then checkpoints in which one value is of
-another type or size are given to ``fastssl eval`` and to ``fastssl train --resume`` themselves.
+another type or size are given to ``fastssl eval`` and to ``fastssl train --resume`` themselves, and with those that were made to do
+harm to ``fastssl report``, ``runs``, ``compare`` and ``export``.
 """
 
 import io
@@ -111,10 +112,15 @@ def by_command(run: Path, images: Path, times: int) -> dict[str, list]:
     altered = list(odd_values(state, times, chance))
     data = ["--data", f"folder:{images}"]
     resume = ["train", "simclr", *data, "--accelerator", "cpu", "--workers", "0", "--map", "none", "--epochs", "3", "--resume"]
-    evaluate = ["eval", *data, "--map", "none"]
+    evaluate, picture = ["eval", *data, "--map", "none"], str(run.parent / "compare.png")
+    hostile = [*altered, *archives(small(state), run.parent / "code was run")]
     return {
         "eval": [(*each, evaluate) for each in altered],
         "resume": [(*each, [*resume, "--out"]) for each in altered],
+        "report": [(*each, ["report"]) for each in hostile],
+        "runs": [(*each, ["runs"]) for each in hostile],
+        "compare": [(*each, ["compare", "--out", picture]) for each in hostile],
+        "export": [(*each, ["export", "--to", "torch"]) for each in hostile],
     }
 
 
@@ -132,8 +138,8 @@ def main(options) -> int:
             bad += wrong + ["code was run"] * marker.exists()
         for kind, items in by_command(run, images, options.times).items():
             said = apart(command_one, items)
-            print(f"checkpoints, {kind}: {len(items)} altered values, {counted(said)}", flush=True)
-            bad += faults(said, (name for name, *_ in items))
+            print(f"checkpoints, {kind}: {len(items)} files, {counted(said)}; {int(marker.exists())} programs run", flush=True)
+            bad += faults(said, (name for name, *_ in items)) + ["code was run"] * marker.exists()
         shutil.rmtree(folder)
         Path(folder).mkdir()
     print(*bad[: options.examples], sep="\n", end="\n" * bool(bad))

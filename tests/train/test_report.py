@@ -144,8 +144,9 @@ def test_what_is_damaged_is_named_and_left_out(tmp_path, capsys):
         (run / "scores.json").write_text(content)
         assert reported(run) == 0
         said = capsys.readouterr().err
-        assert f"{run / 'scores.json'} cannot be used and is left out" in said and said.count("\n") == 2, content
-        assert f"{run / 'map.png'} is no picture" in said
+        assert f"{run / 'scores.json'} cannot be used and is left out" in said and said.count("\n") == 3, content
+        assert f"{run / 'map.png'} is no picture" in said, content
+        assert f"{run}/csv/version_0/metrics.csv cannot be read and is left out of the report" in said
     page = page_of(run / "report.html")
     assert len(page.of("img")) == 1 and "Attention" in page.words("h2") and "Map of the features" not in page.words("h2")
     (run / "scores.json").unlink()
