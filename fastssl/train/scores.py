@@ -197,8 +197,8 @@ def scores_of(checkpoint: dict[str, Any], name: str, tables: Iterable[Table]) ->
     """
     config, rows, own = config_of(checkpoint), history_of(checkpoint), checkpoint["fastssl"]
     for table in tables:
-        own = (table.question, table.epoch) == (("evaluation", config.data, name), rows[-1]["epoch"])
-        if own and table.columns == ("untrained", "trained"):
+        asked = (table.question, table.epoch) == (("evaluation", config.data, name), rows[-1]["epoch"])
+        if asked and table.columns == ("untrained", "trained"):
             return table
     names = (*RECIPES[config.method].scores, *RECIPES[config.method].watch)
     scored = [row for row in rows if row["epoch"] > 0 and any(row.get(each) is not None for each in names)]
