@@ -10,9 +10,9 @@ from fastssl.functional import sinkhorn, soft_cross_entropy
 from fastssl.kernels import sinkhorn as sinkhorn_kernels
 from fastssl.kernels import soft_cross_entropy as kernels
 from fastssl.kernels import soft_rows
-from tests.support.rotation import every, of_today
+from tests.support.rotation import of_today
 from tests.without_gpu.host import losses
-from tests.without_gpu.host.losses import BF16, F16, F32, LAUNCHES, hopper  # noqa: F401  a fixture
+from tests.without_gpu.host.losses import BF16, F16, F32, LAUNCHES, hopper, not_compiled  # noqa: F401  fixtures
 
 
 def new(*shape, dtype=BF16):
@@ -109,7 +109,7 @@ def test_nothing_of_size_rows_by_prototypes_is_made(monkeypatch):
     assert sum(torch.Size(shape).numel() >= student.numel() // 2 for shape in made) == 1
 
 
-@every(4)
+@pytest.mark.usefixtures("not_compiled")
 def test_every_kernel_is_launched_by_some_step():
     LAUNCHES.clear()
     for step, _ in STEPS.values():
