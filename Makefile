@@ -6,7 +6,7 @@ JOBS ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 
 .PHONY: demo test races bench docs dist dist-check lint setup clean
 
-demo: .venv/.train
+demo: .venv/.built .venv/.train
 	$(BIN)/fastssl train simclr --out runs/demo $(DEMO)
 
 # Two runs, since Triton's interpreter is chosen when Triton is imported. pytest's status 5: PYTEST="-k ..." chose no test of one run.
@@ -56,14 +56,18 @@ setup: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
-.venv/.train: .venv/.built requirements/train.txt
+# pip unpacks on one core: `make -j2 setup` compiles meanwhile.
+.venv/.train: .venv/.base requirements/train.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/train.txt
 	touch $@
 
 # Peers and their image libraries come without dependencies: those would replace torch by a CUDA build.
-.venv/.dev: .venv/.train requirements/dev.txt requirements/peers.txt
+.venv/.packages: .venv/.train requirements/dev.txt requirements/peers.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/peers.txt
+	touch $@
+
+.venv/.dev: .venv/.built .venv/.packages
 	touch $@
 
 .venv/.docs: requirements/docs.txt requirements/dev.txt | .venv/bin/python
