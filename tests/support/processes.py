@@ -34,7 +34,8 @@ def run_processes(work, world: int, folder: Path, *arguments, seconds: float = 3
     start_method = "spawn"
     if "forkserver" in multiprocessing.get_all_start_methods():  # its server imports torch once for all tests of this process
         start_method = "forkserver"
-        multiprocessing.get_context(start_method).set_forkserver_preload(["torch", "fastssl", "fastssl.functional"])
+        once = ["torch", "torch._dynamo", "fastssl", "fastssl.functional"]  # several tests compile in each process
+        multiprocessing.get_context(start_method).set_forkserver_preload(once)
     arguments = (work, world, str(folder / "store"), arguments)
     context = multiprocessing.start_processes(_of_rank, arguments, world, join=False, daemon=True, start_method=start_method)
     deadline = time.monotonic() + seconds

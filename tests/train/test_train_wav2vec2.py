@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.rotation import of_today
+from tests.support.rotation import every, of_today
 from tests.support.training import assert_resumes_bit_for_bit, needs_train, part_of_sounds, train_briefly
 from tests.train.test_sounds import write_tone
 
@@ -11,7 +11,8 @@ NEW = ("wav2vec2",)
 pytestmark = [needs_train, pytest.mark.usefixtures("one_thread")]
 
 
-@pytest.mark.parametrize("name", of_today(NEW, len(NEW)))
+@every(3)
+@pytest.mark.parametrize("name", NEW)
 def test_training_teaches_the_words_of_voices_that_were_never_heard(name):
     """Half of the clips. Chance is 0.01 of the frames. The margin of the probe is below half of the least gain of five seeds."""
     found = train_briefly(name, part=part_of_sounds, share=2, test_share=2, full=True, epochs=4)
