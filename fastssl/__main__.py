@@ -77,7 +77,7 @@ def _usage(command: str) -> int:
     if not command:
         print(USAGE, file=sys.stderr)
         return 2
-    hint = closest(command, COMMANDS) or f"; known: {', '.join(COMMANDS)}"
+    hint = closest(command, (*COMMANDS, "--help", "--version")) or f"; known: {', '.join(COMMANDS)}"
     print(f"fastssl: error: unknown command '{command}'{hint}", file=sys.stderr)
     return 2
 
@@ -85,6 +85,8 @@ def _usage(command: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command -> exit code: 0 done, 1 an error, 2 a wrong command or option, 128 and more: stopped by a signal."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if command == "help" and rest and rest[0] in COMMANDS:
+        command, *rest = *rest, "--help"
     if argv is None:
         lines_at_once()
         if command in HEAVY:

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from ._aside import replace_text
+from ._lines import broken, columns_of
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 RESTARTED = "FASTSSL_RESTARTED"
@@ -159,13 +160,15 @@ def visible(text: str) -> str:
 
 
 def say(text: str = "", *, error: bool = False) -> None:
-    """Prints a line at once.
+    """Prints a line at once; on a terminal, one that is wider is broken between words.
 
     Where a line cannot be written (a closed pipe, a full disk), it and all later lines are dropped: what a run computes is worth
     more than its log.
     """
     stream = sys.stderr if error else sys.stdout
     try:
+        if not error and (width := columns_of(stream)) is not None:  # errors hold commands to be copied
+            text = "\n".join(broken(line, width) for line in text.split("\n"))
         print(text, file=stream, flush=True)
     except OSError:
         drop(stream)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from ._config import Value, read_options
 from ._ending import UsageError
 
+MISSING = "the following arguments are required: "  # argparse's words
 PRINTED = Path("-")  # the file that --json names where it names none
 LARGEST = 2**63 - 1  # whole number that torch takes
 
@@ -49,6 +50,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ")
+        if message.startswith(MISSING):
+            names = message.removeprefix(MISSING).split(", ")
+            what = f"; {self.prog} --help lists " + ("the methods" if names == ["METHOD"] else "what the command takes")
+            raise UsageError(f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} missing{what}")
         raise UsageError(message + self.value_like_an_option(message.partition(":")[0]))
 
     def value_like_an_option(self, flag: str) -> str:

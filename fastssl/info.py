@@ -12,12 +12,16 @@ from math import isqrt
 import torch
 
 from ._devices import why_no_gpu
+from ._lines import broken, columns_of
 from ._options import Parser
 from ._version import __version__
 from .ops import normalize, similarity  # noqa: F401  declare their ops
 from .ops._compiled import CUDA_LIBRARY
 from .ops._register import _C, OWNERS, why_not_cpp, why_not_cuda, why_not_host, why_not_triton
 from .ops.similarity_cross import KEEP_ELEMENTS
+
+#: What a line begins with, below whose end it goes on: an operation and who serves it, or a name.
+STARTS = (re.compile(r"[a-z0-9_]+ {2,}(C\+\+|reference) +\S+ +"), re.compile(r"[^:]{15} (?=\S)"))
 
 #: How losses of the statistics of a batch are computed, which torch's matrix products serve on every device.
 FORMS = "barlow_twins, vicreg: N x N matrices where N < 3/4 D, D x D matrices otherwise (form=); of float32, by torch's products"
@@ -111,7 +115,7 @@ def _gpu_lines() -> list[str]:
 
 def _no(library: str, why: str | None) -> str:
     """A library that is not there at all is explained once, above the table."""
-    return f"no {library}, see above" if why else f"no {library} kernel for it"
+    return f"no {library}, see above" if why else f"no {library} kernel"
 
 
 def _why(key: str, owner: str) -> str:
@@ -119,7 +123,7 @@ def _why(key: str, owner: str) -> str:
         return _no("C++", why_not_cpp)
     if key == "CUDA" and owner == "reference":
         return f"{_no('CUDA C++', why_not_cuda)}; {_no('Triton', why_not_triton)}"
-    return "no CUDA C++ kernel for it" if owner == "Triton" else ""
+    return "no CUDA C++ kernel" if owner == "Triton" else ""
 
 
 def report() -> str:
@@ -152,7 +156,10 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Prints the report, and with ``--measure`` the peaks of this CPU."""
     args = parser().parse_args(argv or [])
-    print(report())
+    width = columns_of(sys.stdout)
+    for line in report().split("\n"):
+        indent = next((len(head[0]) for start in STARTS if (head := start.match(line))), 4)
+        print(line if width is None else broken(line, width, indent))
     if args.measure:
         print("\n".join(_measured()))
     return 0

@@ -7,6 +7,7 @@ for each kind.
 import glob
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from fastssl._aside import replace_text
 from fastssl._ending import PLACE, visible
+from fastssl._lines import columns_of, fitting
 from fastssl._options import PRINTED
 from fastssl.train import UsageError
 from fastssl.train.checkpoints import config_of, history_of, readable_checkpoint
@@ -162,6 +164,8 @@ def shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+FLEXIBLE = (3, 0)  # columns that are shortened where a line is wider than the terminal: the data, then the run
+SPARE = (8, 2, 5)  # that are left out where that is not enough: other scores, encoder, time
 COLUMNS = ("run", "method", "encoder", "data", "epochs", "training", "untrained", "last", "other scores")
 
 
@@ -177,10 +181,9 @@ def cells_of(row: Row) -> tuple[str, ...]:
 
 def print_table(kind: Kind, rows: Sequence[Row]) -> None:
     say(visible(heading_of(kind, rows)))
-    cells = [COLUMNS, *map(cells_of, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        say(visible("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))
+    cells, width = [tuple(map(visible, row)) for row in (COLUMNS, *map(cells_of, rows))], columns_of(sys.stdout)
+    for line in fitting(cells, FLEXIBLE, width and width - 2, SPARE):
+        say(f"  {line}")
 
 
 def draw_compare(kinds: dict[Kind, list[Row]], path: Path) -> None:

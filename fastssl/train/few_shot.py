@@ -128,11 +128,11 @@ def few_shot_table(run: TrainedRun, rows: dict[int, dict[tuple[str, str], Interv
 
 def print_table(rows: dict[int, dict[tuple[str, str], Interval]], knn_k: int) -> None:
     columns = [(name, encoder) for name in PROBES for encoder in ENCODERS]
-    say("  labels a class" + "".join(f"{f'{name}, {encoder}':>20}" for name, encoder in columns))
+    say("  labels    " + "".join(f"{f'{name}, {encoder}':>17}" for name, encoder in columns))
     for number, found in rows.items():
         cells = [f"{found[column].mean:.3f} ± {found[column].half:.3f}" for column in columns]
-        say(f"  {number:<14}" + "".join(f"{cell:>20}" for cell in cells))
-    say(f"  of the kNN as many neighbours vote as a class has labels, at most {knn_k}")
+        say(f"  {number:<10}" + "".join(f"{cell:>17}" for cell in cells))
+    say(f"  labels are those of a class; of the kNN as many neighbours vote, at most {knn_k}")
 
 
 def draw_few_shot(rows: dict[int, dict[tuple[str, str], Interval]], path: Path, *, draws: int, title: str) -> None:

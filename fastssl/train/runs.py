@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 from fastssl._config import read_options
 from fastssl._ending import PLACE, visible
+from fastssl._lines import columns_of, fitting
 from fastssl._options import PRINTED
 from fastssl.train import UsageError
 from fastssl.train.checkpoints import LAST, PREVIOUS, Unreadable, read_checkpoint
@@ -24,6 +24,7 @@ from fastssl.train.recipes._images import WATCH
 from fastssl.train.rundir import CONFIG, EARLIER, ERROR, LOCK, holder, holds_run
 from fastssl.train.scores import read_scores
 
+NEW = Path("runs")  # the default, which the first training makes
 DEEPEST = 4  # folders below the given one that are looked into
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 ORDER = {"newest": lambda run: -run.changed, "name": lambda run: run.run, "size": lambda run: -run.bytes}
@@ -204,26 +205,8 @@ def cells_of(run: Run, folder: Path) -> tuple[str, ...]:
 
 
 HEAD = ("run", "method", "encoder", "data", "epochs", "state", "scores", "size", "age")
+SPARE = (7, 2, 4)  # that are left out where that is not enough: size, encoder, epochs
 FLEXIBLE = (3, 0)  # columns that are shortened where a line is wider than the terminal: the data, then the name
-SHORTEST = 10
-
-
-def fitting(rows: list[tuple[str, ...]], width: int | None) -> list[str]:
-    """The lines of a table, as wide as its cells are, or at most ``width`` as far as the flexible columns allow."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for column in FLEXIBLE:
-        over = sum(widths) + 2 * (len(widths) - 1) - (width or sys.maxsize)
-        if over > 0:
-            widths[column] = max(min(SHORTEST, widths[column]), widths[column] - over)
-    return ["  ".join(shortened(cell, w).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def shortened(text: str, width: int) -> str:
-    """``text``, or its beginning and its end with a mark between them."""
-    if len(text) <= width:
-        return text
-    end = (width - 1) * 2 // 3
-    return f"{text[: width - 1 - end]}~{text[len(text) - end :]}"
 
 
 def runs(argv: list[str]) -> int:
@@ -232,6 +215,8 @@ def runs(argv: list[str]) -> int:
     PLACE.debug = given.debug
     if given.json is not None and given.json.is_dir() and not given.folder.is_dir():  # the word after --json is the folder
         given.folder, given.json = given.json, PRINTED
+    if not given.folder.exists() and given.folder == NEW:
+        raise UsageError("there is no folder runs here, which fastssl train makes; fastssl runs FOLDER lists those of another")
     if not given.folder.is_dir():
         raise UsageError(f"FOLDER {given.folder}: {'is no folder' if given.folder.exists() else 'there is no such folder'}")
     found = in_order((run_of(path) for path in run_folders(given.folder)), given.sort)
@@ -241,9 +226,8 @@ def runs(argv: list[str]) -> int:
     if not found:
         say(visible(f"no runs in {given.folder}"))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         rows = [tuple(map(visible, cells_of(run, given.folder))) for run in found]
-        for line in fitting([HEAD, *rows], width):
+        for line in fitting([HEAD, *rows], FLEXIBLE, columns_of(sys.stdout), SPARE):
             say(line)
     if given.json is not None:
         as_json(found, given.json)

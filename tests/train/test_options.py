@@ -75,6 +75,9 @@ WRONG = {
     "eval ''": "RUN: must be a path",
     "eval /dev/null": "there is no checkpoint in it",
     "info --foo": "--foo",
+    "train": "METHOD is missing; fastssl train --help lists the methods\n",
+    "export": "RUN and --to are missing; fastssl export --help lists what the command takes\n",
+    "--verison": "did you mean --version?\n",
     "bench nt_xnt": "did you mean nt_xent?",
     "bench --rounds 0": "--rounds: must be at least 1",
     "bench --out /dev/null": "--out: is a file, not a directory, got",
@@ -204,3 +207,24 @@ def test_a_gpu_that_is_not_there_is_told_from_one_that_fails(monkeypatch):
     for count, words in ((1, "the only GPU is cuda:0"), (2, "the last of 2 GPUs is cuda:1"), (3, "CUDA error: no kernel image")):
         monkeypatch.setattr(_devices.torch.cuda, "device_count", lambda count=count: count)
         assert _devices.why_not(third, failure) == words
+
+
+def test_a_terminal_gets_lines_that_fit(monkeypatch, capsys):
+    """Errors stay whole, because they may hold commands to be copied, and so does what is written to a file."""
+    from fastssl import _ending
+
+    text = "  probe " + "0.500 " * 12 + "end"
+    for columns, lines in ((40, 3), (200, 1)):
+        monkeypatch.setenv("COLUMNS", f"{columns}")
+        monkeypatch.setattr(_ending.sys.stdout, "isatty", lambda: True, raising=False)
+        _ending.say(text)
+        _ending.say(text, error=True)
+        said = capsys.readouterr()
+        assert said.out.count("\n") == lines and max(map(len, said.out.splitlines())) <= columns and said.err == text + "\n"
+        assert said.out.split() == text.split() and all(line.startswith("    0.5") for line in said.out.splitlines()[1:])
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["info"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "info"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: fastssl info ")

@@ -119,6 +119,15 @@ def test_the_table(many, capsys, monkeypatch):
     assert main(["runs", str(many)]) == 0
     narrow = capsys.readouterr().out.splitlines()
     assert max(map(len, narrow)) == 100 and "~" in narrow[1]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["runs", str(many)]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert (
+        "size" not in head
+        and head.endswith("age")
+        and max(map(len, rows)) <= 80
+        and all(row.endswith((" h", " s")) for row in rows)
+    )
 
 
 def test_a_running_one_comes_first_and_is_not_disturbed(many, capsys):
