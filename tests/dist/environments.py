@@ -20,7 +20,8 @@ FORMS = {
 }
 #: Of tests/test_ops.py, which knows every operation and loss: values and gradients in float32, and inference.
 CHOSEN = "on_every_isa or no_grad"
-CORE = ("__init__.py", "conftest.py", "test_ops.py", "support/rotation.py", "support/saved_tensors.py")
+SUPPORT = tuple(f"support/{name}.py" for name in ("rotation", "saved_tensors", "shared_folders"))
+CORE = ("__init__.py", "conftest.py", "test_ops.py", *SUPPORT)
 
 
 @dataclass(frozen=True)

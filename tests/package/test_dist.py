@@ -127,6 +127,17 @@ def test_counts_are_read_from_the_last_line_of_pytest(line, found):
     assert environments.counts(line) == found
 
 
+def test_the_core_of_the_tests_imports_no_other_file_of_them():
+    """It is copied without the rest."""
+    imports = r"^ *from tests\.([\w.]+) import ([\w, ]+)"
+    for name in environments.CORE:
+        for package, names in re.findall(imports, (ROOT / "tests" / name).read_text(), re.M):
+            place = package.replace(".", "/")
+            inside = [f"{place}/{each}.py" for each in names.split(", ")]
+            wanted = inside if (ROOT / "tests" / place).is_dir() else [f"{place}.py"]
+            assert set(wanted) <= set(environments.CORE), (name, wanted)
+
+
 def test_every_pin_has_hashes_of_its_files():
     """requirements/hashes.txt is made anew by ``python -m tests.dist hashes`` after a change of a pin."""
     packages = re.split(r"^(?=\w)", (ROOT / "requirements" / "hashes.txt").read_text(), flags=re.M)[1:]
