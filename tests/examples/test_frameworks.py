@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from torch import distributed
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -117,3 +118,16 @@ def check_together(rank: int, world: int, folder: Path) -> None:
 def test_scripts_train_in_two_processes(tmp_path):
     module_of("accelerate_vicreg")
     run_processes(check_together, 2, tmp_path, tmp_path)
+
+
+@every(6)
+def test_the_score_of_pixels_is_the_printed_one():
+    """What every score of the index stands against; those of the scripts are above it there."""
+    pytest.importorskip("skimage")
+    from fastssl.train import data, evaluate
+
+    text = (Path(__file__).resolve().parents[2] / "examples" / "README.md").read_text(encoding="utf-8")
+    (printed,) = re.findall(r"The pixels themselves reach ([\d.]+) in the kNN vote", text)
+    assert evaluate.knn_score(torch.nn.Flatten(), data.load_data("photos")) == pytest.approx(float(printed), abs=2e-3)
+    trained = [float(score) for score in re.findall(r"kNN, 18 classes \| [\d.]+ \| ([\d.]+) \|", text)]
+    assert len(trained) == 5 and min(trained) > 2 * float(printed)
