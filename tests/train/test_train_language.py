@@ -27,7 +27,7 @@ def part_of_text(data, share: int, test_share: int):
 TRAINING = {
     "skip_thought": ("bert", 4, 0.007, 0.015, {"task": "skip_thought", "epochs": 3, "batch_size": 16}),
     "quick_thoughts": ("bert", 1, 0.007, None, {"task": "quick_thoughts", "epochs": 3}),
-    "gpt": ("gpt", 4, 0.05, None, {"epochs": 3, "batch_size": 16}),
+    "gpt": ("gpt", 8, 0.045, None, {"epochs": 3, "batch_size": 16}),
     "t5": ("t5", 2, 0.02, None, {"epochs": 2, "batch_size": 16}),
 }
 
