@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ._cpu_library import CpuLibrary
+from ._elf import why_unfit
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CPU_LIBRARY = _PACKAGE / "_cpu.so"
@@ -50,6 +51,8 @@ def load_cpu() -> tuple[CpuLibrary | None, str | None]:
         return None, f"left out when fastssl was installed: {why}" if why else "fastssl/_cpu.so is not built"
     if _minor(torch.__version__) < (2, 11):
         return None, _unused("fastssl/_cpu.so", f"it needs torch 2.11 or newer, and this is torch {torch.__version__}")
+    if unfit := why_unfit(CPU_LIBRARY):
+        return None, _unused("fastssl/_cpu.so", unfit)
     try:
         return CpuLibrary(CPU_LIBRARY), None
     except OSError as error:  # torch's own message names the file alone
@@ -63,13 +66,16 @@ def load_host(library: CpuLibrary | None) -> str | None:
     """
     if library is None:
         return "without the C++ kernels it has nothing to call"
-    if importlib.util.find_spec("fastssl._C") is None:
+    found = importlib.util.find_spec("fastssl._C")
+    if found is None:
         return f"it is not built for Python {sys.version_info.major}.{sys.version_info.minor}"
     built_for = _record().get("torch")
     if not isinstance(built_for, str):
         return f"fastssl/_build.json does not say which torch it was compiled for. {COMPILE_AGAIN}"
     if _minor(built_for) != _minor(torch.__version__):
         return f"it was compiled for torch {built_for}, and this is torch {torch.__version__}. {COMPILE_AGAIN}"
+    if found.origin is not None and (unfit := why_unfit(Path(found.origin))):
+        return _unused("fastssl._C", unfit)
     try:
         library.join(importlib.import_module("fastssl._C"))
     except (ImportError, RuntimeError) as error:
@@ -84,6 +90,8 @@ def load_cuda() -> str | None:
         return f"left out when fastssl was installed: {why}" if why else "fastssl/_cuda.so is not built"
     if torch.version.cuda is None:
         return "torch is built without CUDA"
+    if unfit := why_unfit(CUDA_LIBRARY):
+        return _unused("fastssl/_cuda.so", unfit)
     try:
         torch.ops.load_library(str(CUDA_LIBRARY))
     except OSError as error:  # torch's own message names the file alone

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fastssl.ops import _compiled
+from fastssl.ops._elf import why_unfit
 from fastssl.ops._register import why_not_host
 from tests.support import machine_code
 
@@ -211,6 +212,25 @@ def test_a_library_that_was_left_out_is_not_loaded_and_its_reason_is_told(beside
     (beside / "_build.json").write_text('{"torch": null, "no_cpp": "no C++ compiler (icc)", "no_cuda": "nvcc is away"}')
     assert _compiled.load_cpu() == (None, "left out when fastssl was installed: no C++ compiler (icc)")
     assert _compiled.load_cuda() == "left out when fastssl was installed: nvcc is away"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not (ROOT / "fastssl" / "_cpu.so").exists(), reason="needs a library of Linux")
+def test_a_library_that_is_cut_or_of_another_machine_is_refused_in_words(beside):
+    """The system's loader would end the process with SIGBUS."""
+    whole = (ROOT / "fastssl" / "_cpu.so").read_bytes()
+    machine = 8 if whole[18] != 8 else 62  # MIPS
+    damaged = {
+        "is cut short$": whole[:10],
+        f"is cut short: {len(whole) // 2} bytes of {len(whole)}": whole[: len(whole) // 2],
+        f"is cut short: {len(whole) - 1} bytes of {len(whole)}": whole[:-1],
+        "is no library of Linux": b"MZ" + whole[2:],
+        "is for another machine": whole[:18] + bytes([machine, 0]) + whole[20:],
+    }
+    for why, content in damaged.items():
+        (beside / "_cpu.so").write_bytes(content)
+        with pytest.warns(RuntimeWarning, match=f"fastssl/_cpu.so is not in use: .*{why}"):
+            assert _compiled.load_cpu()[0] is None
+    assert why_unfit(ROOT / "fastssl" / "_cpu.so") is None and why_unfit(beside) == f"{beside} is no file"
 
 
 @pytest.mark.skipif(why_not_host is not None, reason="fastssl._C is not in use")
