@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from fastssl.testing.compare import FLOOR, relative_error
 
 from . import odd
+from .from_bytes import Bytes
 from .table import Case, Maker
 from .values import changed, plain, state, tensors, usual, walk, words
 
@@ -29,11 +30,11 @@ class Verdict:
     judged: bool = False
 
 
-def make(case: Case, seed: int, number: int) -> tuple[dict, list[str]]:
-    """The arguments of a call and how they were spoiled, the same ones each time."""
-    m = Maker(case.name, seed, number)
+def make(case: Case, seed: int | bytes, number: int) -> tuple[dict, list[str]]:
+    """The arguments of a call and how they were spoiled, the same ones each time. Bytes in place of a seed choose all of it."""
+    m = Bytes(seed) if isinstance(seed, bytes) else Maker(case.name, seed, number)
     arguments = case.make(m)
-    spoiled = []
+    spoiled = list(m.spoils)
     for _ in range(m.choice((0, 1, 1, 1, 1, 2))):
         before = dict(arguments)
         try:
@@ -48,7 +49,7 @@ def run(case: Case, arguments: dict):
     return case.call(case.function, arguments)
 
 
-def judge(case: Case, seed: int, number: int) -> Verdict:
+def judge(case: Case, seed: int | bytes, number: int) -> Verdict:
     arguments, spoiled = make(case, seed, number)
     before, random_before = state(arguments), None
     torch.default_generator.manual_seed(5)
@@ -107,7 +108,7 @@ def _refusal(case: Case, arguments: dict, before: dict, error: Exception, spoile
     return verdict
 
 
-def _twice(case: Case, seed: int, number: int, found, after: dict, verdict: Verdict) -> None:
+def _twice(case: Case, seed: int | bytes, number: int, found, after: dict, verdict: Verdict) -> None:
     arguments, _ = make(case, seed, number)
     try:
         again = run(case, arguments)
@@ -153,7 +154,7 @@ def _evaluate(case: Case, arguments: dict, function) -> tuple[list[Tensor], list
     return results, _gradients([t for t in results if t.is_floating_point()], {} if case.writes else arguments)
 
 
-def _truth(case: Case, seed: int, number: int, arguments: dict, spoiled: list[str], verdict: Verdict) -> None:
+def _truth(case: Case, seed: int | bytes, number: int, arguments: dict, spoiled: list[str], verdict: Verdict) -> None:
     if (
         case.truth is None
         or not all(usual(t) for t in tensors(arguments))
@@ -178,7 +179,7 @@ def _truth(case: Case, seed: int, number: int, arguments: dict, spoiled: list[st
         return
     dtypes = [t.dtype for t in tensors(again) if t.is_floating_point()] or [torch.float32]
     floor = max(FLOOR.get(dtype, 1e-6) for dtype in dtypes)
-    others = _others(case, again, seed)
+    others = _others(case, again, number)
     # where the result itself is not finite its gradients are nobody's business; inf in may be NaN out
     finite, given = _finite(truth[0]), _finite(tensors(again))
     strict = given or any(bool(t.detach().double().isnan().any()) for t in tensors(again) if t.is_floating_point())
@@ -195,9 +196,9 @@ def _finite(values: Iterable[Tensor]) -> bool:
     return all(bool(t.detach().double().isfinite().all()) for t in values if t.is_floating_point())
 
 
-def _others(case: Case, arguments: dict, seed: int) -> list:
+def _others(case: Case, arguments: dict, number: int) -> list:
     """The truth in the dtype of the call, and with inputs moved by one rounding: errors that no one can avoid."""
-    noise = [torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 99)]
+    noise = [torch.Generator().manual_seed(number), torch.Generator().manual_seed(number + 99)]
     made = []
     for inputs in (plain(arguments), *(plain(arguments, torch.float64, generator) for generator in noise)):
         try:
@@ -247,7 +248,7 @@ def _wrong(got: Tensor | None, right: Tensor | None, rivals: list, floor: float,
 # --- under fake tensors ------------------------------------------------------------------------------------------------------
 
 
-def _fake(case: Case, seed: int, number: int, found, verdict: Verdict) -> None:
+def _fake(case: Case, seed: int | bytes, number: int, found, verdict: Verdict) -> None:
     """Shapes and dtypes of fake results are those of the real ones; a result without a tensor argument is fake all the same."""
     arguments, _ = make(case, seed, number)
     given = list(tensors(arguments))

@@ -26,7 +26,7 @@ class Report:
     faults: list[tuple[int, int, str, str, str]] = field(default_factory=list)  # seed, call, kind, what, arguments
 
 
-def describe(case: Case, seed: int, number: int) -> str:
+def describe(case: Case, seed: int | bytes, number: int) -> str:
     arguments, spoiled = judge.make(case, seed, number)
     call = ", ".join(f"{name}={words(value)}" for name, value in arguments.items() if value is not None)
     return f"{'; '.join(spoiled) or 'nothing odd'} | {case.name}({call})"

@@ -16,6 +16,7 @@ class Maker(random.Random):
 
     def __init__(self, *words):
         super().__init__("/".join(map(str, words)))
+        self.spoils: list[str] = []  # what it has spoiled on its own
         self.generator = torch.Generator().manual_seed(self.getrandbits(60))
         self.dtype = self.choice((torch.float32,) * 4 + (torch.float64, torch.bfloat16, torch.float16))
 
@@ -31,6 +32,10 @@ class Maker(random.Random):
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         return torch.randint(low, high, shape, generator=self.generator)
+
+    def spoiled(self, x: Tensor) -> tuple[str, Tensor] | None:
+        """A tensor spoiled in a way of this maker's own, and how; None: in one of those that all have."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A slice of ``python -m tests.fuzz``, and that its judge sees what is wrong."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fastssl import functional, masking, momentum
+from tests.fuzz import guided
 from tests.fuzz.cases import CASES
 from tests.fuzz.judge import judge
 from tests.fuzz.run import fuzz
@@ -120,6 +122,19 @@ def test_a_call_that_kills_the_process_costs_itself_alone():
     crashes = [fault for fault in report.faults if fault[2] == "crash"]
     assert crashes and all("signal 9" in fault[3] for fault in crashes)
     assert report.counts["served"] + report.counts["refused"] + len(crashes) == 30
+
+
+def test_bytes_choose_a_call():
+    data = random.Random(4)
+    verdicts = [guided.judged(guided.NAMES, data.randbytes(120))[1] for _ in range(12)]
+    assert {verdict.kind for verdict in verdicts} == {"served", "refused"}
+    assert not [fault for verdict in verdicts for fault in verdict.faults]
+
+
+@pytest.mark.parametrize("function, kind", [(unchecked, "exception"), (wrong, "wrong")])
+def test_a_fault_is_seen_in_calls_of_bytes(function, kind):
+    case, data = Case("double", function, _make, _truth), random.Random(4)
+    assert any(kind in (found for found, _ in judge(case, data.randbytes(60), 1).faults) for _ in range(60))
 
 
 def test_every_public_function_has_a_case():

@@ -19,6 +19,7 @@ CHECKS = {
     "soak": "as long as --minutes: no growth of memory, threads, open files",
     "disks": "full and read-only disks, data and folders that vanish during a run",
     "sanitizers": "the C++ kernels with checks of addresses and undefined behaviour, over the table of cases",
+    "threads": "the C++ kernels with a check of threads, over the table of cases, and races planted in copies of them",
     "workers": "loaders that fork and spawn, Python threads in the losses, OpenMP beside MKL: the same bits",
 }
 
