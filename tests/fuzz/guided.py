@@ -4,8 +4,8 @@ python -m tests.fuzz.guided --minutes 5                                  needs `
 python -m tests.fuzz.guided --minutes 5 --only gather_tokens word_pairs  these
 python -m tests.fuzz.guided --input HEX                                  one call, without atheris
 
-Each call is judged as those of ``python -m tests.fuzz``: refused with a message, or served with the right result. The process of a call
-that kills it is counted as a crash, and another one goes on.
+Each call is judged as those of ``python -m tests.fuzz``: refused with a message, or served with the right result. The process of a
+call that kills it is counted as a crash, and another one goes on.
 """
 
 import argparse
