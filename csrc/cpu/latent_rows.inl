@@ -52,11 +52,11 @@ static T compare_block(const T* x, const Target<T>& h, int64_t first, int n, T v
   using L = LaneOf<T>;
   constexpr int W = L::W, kParts = 4;
   const T* t = h.t + first;
-  T rest = 0;
+  T sum = 0, rest = 0;
   int e = 0;
-  typename L::V part[kParts];
-  for (auto& each : part) each = L::all(T(0));
-  if constexpr (distance != Distance::kPower)  // whose power is not of vectors
+  if constexpr (distance != Distance::kPower) {  // whose power is not of vectors
+    typename L::V part[kParts];
+    for (auto& each : part) each = L::all(T(0));
     for (; e + kParts * W <= n; e += kParts * W)
       for (int r = 0; r < kParts; r++) {
         const int i = e + r * W;
@@ -64,12 +64,14 @@ static T compare_block(const T* x, const Target<T>& h, int64_t first, int n, T v
         part[r] += found.each;
         if (out) L::store(out + i, found.slope);
       }
+    sum = L::sum((part[0] + part[1]) + (part[2] + part[3]));
+  }
   for (; e < n; e++) {
     const auto found = term<distance>(x[e] - (t[e] - h.mean) * h.scale, value, size);
     rest += found.each;
     if (out) out[e] = found.slope;
   }
-  return L::sum((part[0] + part[1]) + (part[2] + part[3])) + rest;
+  return sum + rest;
 }
 
 template <Distance distance, class T>
