@@ -269,8 +269,8 @@ def quiet_hooks() -> Iterator[None]:
 def traceback_kept(error: BaseException, command: str = "train", *, elsewhere: bool = True) -> Path | None:
     """Writes the traceback into the run's folder, or that of temporary files (``elsewhere``) -> its path.
 
-    The name is ``error.txt`` for a training, whose end it tells, and for another command ``error-COMMAND.txt``. A link there is
-    replaced.
+    The name is ``error.txt`` for a training, whose end it tells, and has the command's name for another one, as in
+    ``error-eval.txt``. A link there is replaced.
     """
     text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
     folder = PLACE.folder
