@@ -1,6 +1,7 @@
 // One vector register of floats, as the compiler's own vector type, and one double, with the same source for every instruction set.
 // each_isa.h includes this file once for each instruction set, with FASTSSL_WIDTH floats in a register. There is no include guard,
-// since each inclusion makes new functions.
+// since each inclusion makes new functions. A vector may lie at any address of floats; `auto&` to one in an array forgets that, as
+// do template arguments, so that registers in arrays are named by their places.
 
 struct FloatLane {
   using T = float;

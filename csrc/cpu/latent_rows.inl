@@ -56,7 +56,7 @@ static T compare_block(const T* x, const Target<T>& h, int64_t first, int n, T v
   int e = 0;
   if constexpr (distance != Distance::kPower) {  // whose power is not of vectors
     typename L::V part[kParts];
-    for (auto& each : part) each = L::all(T(0));
+    for (int p = 0; p < kParts; p++) part[p] = L::all(T(0));
     for (; e + kParts * W <= n; e += kParts * W)
       for (int r = 0; r < kParts; r++) {
         const int i = e + r * W;

@@ -52,7 +52,7 @@ static inline __attribute__((always_inline)) T sum_over(int64_t n, const F& f) {
   using L = LaneOf<T>;
   constexpr int W = L::W, kParts = 4;
   typename L::V part[kParts];
-  for (auto& each : part) each = L::all(T(0));
+  for (int p = 0; p < kParts; p++) part[p] = L::all(T(0));
   int64_t e = 0;
   for (; e + kParts * W <= n; e += kParts * W)
     for (int r = 0; r < kParts; r++) part[r] += f.many(e + r * W);

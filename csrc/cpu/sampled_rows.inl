@@ -53,7 +53,7 @@ static inline __attribute__((always_inline)) void combine_columns(const T* table
                                                                   int64_t count, int64_t n, int64_t first, T* sum) {
   using L = LaneOf<T>;
   typename L::V part[P];
-  for (auto& each : part) each = L::all(T(0));
+  for (int p = 0; p < P; p++) part[p] = L::all(T(0));
   for (int64_t e = 0; e < count; e++) {
     const T* row = table + ids[e] * n + first;
     const auto f = L::all(factor[e]);
