@@ -49,6 +49,14 @@ def test_cases_of_uncommitted_changes_are_left_out_and_named(results):
 
 
 def test_a_peer_that_is_thousands_of_times_slower_is_explained(results):
+    slow = {"ms": 4400.0, "peak_mb": 2300.0, "times_ours": 2171.8}
+
+    def slowed(case):
+        for entry in case["entries"]:
+            if entry["implementation"] == "pytorch_metric_learning" and "ms" in entry:
+                entry.update(slow)
+
+    change(results, "nt_xent", slowed)
     text = pages.page(results)
     assert "2171.8x" in text and "grow with the cube of the batch size: 4.4 s and 2.3 GB for 512 rows" in text
 
