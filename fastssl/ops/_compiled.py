@@ -44,7 +44,8 @@ def _unused(library: str, why: str) -> str:
 def load_cpu() -> tuple[CpuLibrary | None, str | None]:
     """``fastssl/_cpu.so``, which registers the C++ kernels for the CPU key; or None, and why.
 
-    It uses torch's stable C interface, as torch 2.11 has it: it serves every later torch, beside any Python.
+    It uses torch's stable C interface, as torch 2.11 has it: it serves every later torch, beside any Python. Raises ImportError
+    where it was compiled from other sources than these; what it has registered by then cannot be taken back.
     """
     if not CPU_LIBRARY.exists():
         why = _record().get("no_cpp")
@@ -55,6 +56,8 @@ def load_cpu() -> tuple[CpuLibrary | None, str | None]:
         return None, _unused("fastssl/_cpu.so", unfit)
     try:
         return CpuLibrary(CPU_LIBRARY), None
+    except AttributeError as error:  # a function that is not there
+        raise ImportError(f"fastssl was compiled from other sources than these: {error}. {COMPILE_AGAIN}") from error
     except OSError as error:  # torch's own message names the file alone
         return None, _unused("fastssl/_cpu.so", str(error.__cause__ or error))
 

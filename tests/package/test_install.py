@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastssl.ops import _compiled
+from fastssl.ops import _compiled, _cpu_library
 from fastssl.ops._elf import why_unfit
 from fastssl.ops._register import why_not_host
 from tests.support import machine_code
@@ -294,3 +294,11 @@ def test_kernels_of_another_version_are_told_from_a_fault(monkeypatch):
     monkeypatch.setattr(_register, "_LIBRARY", SimpleNamespace(define=define))
     with pytest.raises(ImportError, match=r"of another version of it \(similarity_fwd\)\. Compile again"):
         _register.define_op("similarity_fwd", "(Tensor x) -> Tensor", None, "similarity")
+
+
+@pytest.mark.skipif(not _compiled.CPU_LIBRARY.exists(), reason="there are no C++ kernels here")
+def test_kernels_of_other_sources_are_told_from_missing_ones(monkeypatch):
+    """As after new sources without a new build."""
+    monkeypatch.setitem(_cpu_library._QUESTIONS, "later", None)
+    with pytest.raises(ImportError, match=r"other sources than these: .*fastssl_later.* Compile again"):
+        _compiled.load_cpu()
